@@ -1,0 +1,1 @@
+"""Kernels for the Hyena operator with Legendre-polynomial filters and fused gates."""

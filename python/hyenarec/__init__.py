@@ -1,0 +1,1 @@
+"""HyenaRec: sequential recommendation for long histories."""

@@ -1,0 +1,8 @@
+"""The one exception that means: the input is wrong, and the caller can mend it."""
+
+
+class UserError(Exception):
+    """Bad input. The message is one line that says what is wrong, where, and what is allowed.
+
+    The command line prints it after ``error:`` and exits with code 2; library users catch it or read it.
+    """
