@@ -134,7 +134,7 @@ class SequenceModel(nn.Module):
         self.norm = nn.LayerNorm(config.dim)
 
     def forward(self, batch: Batch, *, last_only: bool = False) -> Tensor:
-        x = self.items(batch.items)  # (T, D)
+        x = self.items(batch.items) * self.config.dim**0.5  # (T, D), of unit variance as the mixers' outputs are
         if self.positions is not None:
             x = x + self.positions(batch.packing.positions)
         x = self.dropout(x)

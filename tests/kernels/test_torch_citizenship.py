@@ -83,7 +83,7 @@ def _differentiable(operator: str, layout: str, last_only: bool, taps: int) -> t
 @pytest.mark.parametrize("taps", [3, 8])
 def test_contract_8_gradcheck(operator: str, layout: str, last_only: bool, taps: int, backend: str) -> None:
     function, leaves = _differentiable(operator, layout, last_only, taps)
-    assert torch.autograd.gradcheck(function, leaves)
+    assert torch.autograd.gradcheck(function, leaves, fast_mode=True)  # the oracle checks every entry
 
 
 @pytest.mark.parametrize(("operator", "layout", "last_only"), CALLS)
@@ -177,6 +177,7 @@ def test_contract_8_compile_the_mixer(layout: str, last_only: bool, counter: Com
 def test_contract_8_inductor() -> None:
     """The whole way once, through code generation, with a filter whose taps are part of the graph."""
     torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
     mixer = HyenaMixer(6, 7, filter=CosineFilter)
     compiled = torch.compile(mixer, fullgraph=True, dynamic=True)
     for length in (11, 13):

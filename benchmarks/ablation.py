@@ -1,0 +1,90 @@
+"""Ablation of the hyena mixer on one log: each option changed alone from the defaults, several seeds, one table.
+
+    python benchmarks/ablation.py ../shared/data/ml-100k.parquet runs/ablation
+
+Each run has its own folder and resumes, so an interrupted ablation goes on where it stopped. Writes
+benchmarks/results/ablation-LOG.json.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import tyro
+from hyenarec import environment
+from hyenarec.cli.options import load_source
+from hyenarec.cli.train import summarise, train
+from hyenarec.display import console, show_table
+from hyenarec.files import write_text
+from hyenarec.model import HyenaConfig, ModelConfig
+from hyenarec.training import Source, TrainingConfig
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "defaults": {},
+    "no window": {"window": False},
+    "8 terms": {"terms": 8},
+    "8 terms, no window": {"terms": 8, "window": False},
+    "32 terms": {"terms": 32},
+    "32 terms, no window": {"terms": 32, "window": False},
+    "chebyshev": {"filter": "chebyshev"},
+    "cosine": {"filter": "cosine"},
+    "implicit": {"filter": "implicit"},
+    "explicit": {"filter": "explicit"},
+    "sigmoid gate": {"gate": "sigmoid"},
+    "silu gate": {"gate": "silu"},
+    "short width 3": {"short_width": 3},
+    "order 3": {"order": 3},
+}
+TRAINING = TrainingConfig(
+    epochs=20, batch_size=32, learning_rate=2e-3, schedule="cosine", evaluate_every=5, device="cpu"
+)
+COLUMNS = ("NDCG@10", "Recall@10", "MRR", "s/epoch")
+
+
+@dataclass(frozen=True)
+class Ablation:
+    """Train the hyena mixer with each option changed alone."""
+
+    data: Annotated[Path, tyro.conf.Positional]
+    """Log or store."""
+    runs: Annotated[Path, tyro.conf.Positional]
+    """Folder for the runs."""
+    seeds: tuple[int, ...] = (0, 1)
+    """Seeds of each variant."""
+
+    def run(self) -> None:
+        source = Source(str(self.data))
+        store, split = load_source(source)
+        results: dict[str, list[dict[str, Any]]] = {name: [] for name in VARIANTS}
+        for seed in self.seeds:
+            for name, options in VARIANTS.items():
+                console.rule(f"{name}, seed {seed}")
+                model = ModelConfig(hyena=HyenaConfig(**options))
+                folder = self.runs / f"{name.replace(', ', '-').replace(' ', '-')}-{seed}"
+                results[name].append(train(store, split, model, replace(TRAINING, seed=seed), source, folder))
+        summary = summarise(results)
+        rows = [
+            {"variant": name, **{column: round(values[column]["mean"], 4) for column in COLUMNS}}
+            for name, values in summary.items()
+        ]
+        title = f"hyena on {self.data.stem}, test, mean of seeds {', '.join(map(str, self.seeds))}"
+        show_table(title, ("variant", *COLUMNS), rows)
+        report = {
+            "title": title,
+            "environment": environment.describe(torch.device("cpu")),
+            "training": asdict(TRAINING),
+            "variants": VARIANTS,
+            "validation": {name: [run["validation"]["NDCG@10"] for run in runs] for name, runs in results.items()},
+            "test": summary,
+        }
+        out = Path(__file__).parent / "results" / f"ablation-{self.data.stem}.json"
+        write_text(out, json.dumps(report, indent=2) + "\n")
+        console.print(f"written to {out.name}", highlight=False)
+
+
+if __name__ == "__main__":
+    tyro.cli(Ablation, description=__doc__).run()
