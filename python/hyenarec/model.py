@@ -145,4 +145,5 @@ class SequenceModel(nn.Module):
     def scores(self, batch: Batch) -> Tensor:
         """Scores of every item as the next one after each sequence, (S, V) float32."""
         hidden = self(batch, last_only=True)  # (S, D)
-        return torch.addmm(self.bias, hidden.to(self.bias.dtype), self.items.weight.T)
+        with torch.autocast(hidden.device.type, enabled=False):  # half precision would tie scores that differ
+            return torch.addmm(self.bias, hidden.to(self.bias.dtype), self.items.weight.T)

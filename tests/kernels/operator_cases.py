@@ -232,11 +232,15 @@ def error(got: np.ndarray, want: np.ndarray) -> float:
     return float(np.linalg.norm(got - want) / max(np.linalg.norm(want), 1e-3)) if want.size else 0.0
 
 
-def errors(got: tuple[list[np.ndarray], dict[str, Any]], want: tuple[list[np.ndarray], dict[str, Any]]) -> dict[str, float]:
+def errors(
+    got: tuple[list[np.ndarray], dict[str, Any]], want: tuple[list[np.ndarray], dict[str, Any]]
+) -> dict[str, float]:
     """The worst error of the output and of each gradient: of any sequence, or of a parameter."""
 
     def worst(g: Any, w: Any) -> float:
-        return max((error(a, b) for a, b in zip(g, w, strict=True)), default=0.0) if isinstance(w, list) else error(g, w)
+        return (
+            max((error(a, b) for a, b in zip(g, w, strict=True)), default=0.0) if isinstance(w, list) else error(g, w)
+        )
 
     assert got[1].keys() == want[1].keys()
     return {"output": worst(got[0], want[0])} | {name: worst(got[1][name], want[1][name]) for name in want[1]}

@@ -218,9 +218,7 @@ def _eager_long(x, filter, skip, pre_gate, post_gate, **layout):  # type: ignore
 
 def _eager_legendre(x, coefficients, decay, skip, horizon, **rest):  # type: ignore[no-untyped-def]
     basis = hk.legendre_filter(torch.eye(coefficients.shape[1]), horizon).to(x.dtype)
-    window = torch.exp(
-        -torch.nn.functional.softplus(decay)[:, None] * (torch.arange(horizon) / horizon).to(x.dtype)
-    )
+    window = torch.exp(-torch.nn.functional.softplus(decay)[:, None] * (torch.arange(horizon) / horizon).to(x.dtype))
     return _eager_long(x, coefficients @ basis * window, skip, **rest)
 
 

@@ -55,7 +55,9 @@ CALLS = [c for c in CALLS if c[0] in LONG or not c[2]]
 
 @pytest.mark.parametrize(("operator", "layout", "last_only"), CALLS)
 def test_contract_8_opcheck(operator: str, layout: str, last_only: bool, backend: str) -> None:
-    opcheck(getattr(torch.ops.hyenarec, operator).default, arguments(operator, layout, torch.float32, last_only=last_only))
+    opcheck(
+        getattr(torch.ops.hyenarec, operator).default, arguments(operator, layout, torch.float32, last_only=last_only)
+    )
 
 
 @pytest.mark.parametrize(("operator", "layout", "last_only"), CALLS)
@@ -72,7 +74,9 @@ def test_contract_8_opcheck_backward(operator: str, layout: str, last_only: bool
         opcheck(op, plain, test_utils="test_aot_dispatch_dynamic")
 
 
-def _differentiable(operator: str, layout: str, last_only: bool, taps: int) -> tuple[Callable[..., Tensor], list[Tensor]]:
+def _differentiable(
+    operator: str, layout: str, last_only: bool, taps: int
+) -> tuple[Callable[..., Tensor], list[Tensor]]:
     args = arguments(operator, layout, torch.float64, last_only=last_only, taps=taps)
     leaves = [a for a in args if isinstance(a, Tensor) and a.requires_grad]
     rest = args[len(leaves) :]

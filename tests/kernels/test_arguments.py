@@ -1,0 +1,114 @@
+"""Contract 9: what does not fit is refused in one line that names operator, argument, what was given and what is allowed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+import hyenarec_kernels as hk
+
+X = torch.randn(2, 6, 4)
+PACKED = torch.randn(12, 4)
+TAPS = torch.randn(2, 5)
+I = torch.tensor
+
+
+def long(x: torch.Tensor = X, filter: torch.Tensor = TAPS, skip: Any = None, **options: Any) -> torch.Tensor:
+    return hk.long_conv(x, filter, skip, **options)
+
+
+LAYOUT_ERRORS = [
+    ({"starts": I([0, 1])}, X, "starts was given without lengths"),
+    ({"lengths": I([1, 2, 3])}, X, r"lengths must have one entry a row of x, \(2,\), got \(3,\)"),
+    ({"lengths": I([1, 2]), "starts": I([1])}, X, r"starts must have one entry a row of x, \(2,\), got \(1,\)"),
+    ({"lengths": I([1.0, 2.0])}, X, "lengths must be a 1-D int32 or int64 tensor, got .* torch.float32"),
+    ({"lengths": I([[1], [2]])}, X, r"lengths must be a 1-D int32 or int64 tensor, got \(2, 1\)"),
+    ({"lengths": I([1, 7])}, X, "row 1 runs from 0 to 7 .* within its 6 positions"),
+    ({"lengths": I([1, -1])}, X, "row 1 runs from 0 to -1"),
+    ({"lengths": I([3, 3]), "starts": I([4, 0])}, X, "row 0 runs from 4 to 7"),
+    ({"lengths": I([3, 3]), "starts": I([0, -1])}, X, "row 1 runs from -1 to 2"),
+    ({"cu_seqlens": I([0, 6])}, X, r"padded x \(B, L, D\) takes lengths and starts, not cu_seqlens"),
+    ({}, PACKED, r"packed x \(T, D\) needs cu_seqlens"),
+    ({"cu_seqlens": I([0, 12]), "lengths": I([12])}, PACKED, "takes neither lengths nor starts"),
+    ({"cu_seqlens": I([0.0, 12.0])}, PACKED, "cu_seqlens must be a 1-D int32 or int64"),
+    ({"cu_seqlens": I([], dtype=torch.int64)}, PACKED, "one entry more than there are sequences"),
+    ({"cu_seqlens": I([0, 11])}, PACKED, "must run from 0 to the 12 rows of x, got 0 to 11"),
+    ({"cu_seqlens": I([1, 12])}, PACKED, "must run from 0 to the 12 rows of x, got 1 to 12"),
+    ({"cu_seqlens": I([0, 13])}, PACKED, "must run from 0 to the 12 rows of x, got 0 to 13"),
+    ({"cu_seqlens": I([0, 8, 7, 12])}, PACKED, "must not decrease, but goes from 8 to 7"),
+    ({"cu_seqlens": I([0])}, PACKED, "must run from 0 to the 12 rows of x, got 0 to 0"),
+    ({"lengths": I([1, 2], device="meta")}, X, "lengths is on meta and x on cpu"),
+]
+
+
+@pytest.mark.parametrize("operator", ["short_conv", "long_conv", "legendre_conv"])
+@pytest.mark.parametrize(("layout", "x", "message"), LAYOUT_ERRORS)
+def test_contract_9_layouts(operator: str, layout: dict[str, Any], x: torch.Tensor, message: str) -> None:
+    parameter = torch.randn(4, 3) if operator == "short_conv" else TAPS
+    options = {"horizon": 5} if operator == "legendre_conv" else {}
+    with pytest.raises(ValueError, match=f"^{operator}: .*{message}"):
+        getattr(hk, operator)(x, parameter, **options, **layout)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"x": X[0, 0]}, r"x must be padded \(B, L, D\) or packed \(T, D\) with D >= 1, got \(4,\)"),
+        ({"x": X[..., :0]}, r"x must be padded .* got \(2, 6, 0\)"),
+        ({"x": X.int()}, "x must be float32, bfloat16, float16 or float64, got torch.int32"),
+        ({"x": X.to(torch.complex64)}, "x must be float32, .* got torch.complex64"),
+        ({"filter": torch.randn(3, 5)}, r"filter must be \(G, n\) .* divisor of the 4 channels of x, got \(3, 5\)"),
+        ({"filter": torch.randn(2, 0)}, r"filter must be \(G, n\) with n >= 1"),
+        ({"filter": torch.randn(0, 5)}, r"filter must be \(G, n\)"),
+        ({"filter": torch.randn(5)}, r"filter must be \(G, n\)"),
+        ({"filter": TAPS.double()}, "filter must be torch.float32 beside torch.float32 x, got torch.float64"),
+        ({"filter": TAPS.half(), "x": X.bfloat16()}, "filter must be torch.bfloat16 or torch.float32 beside"),
+        ({"x": X.double()}, "filter must be torch.float64 beside torch.float64 x, got torch.float32"),
+        ({"filter": TAPS.to("meta")}, "filter is on meta and x on cpu; they must share a device"),
+        ({"skip": torch.randn(2)}, r"skip must have shape \(4,\), got \(2,\)"),
+        ({"pre_gate": X[:1]}, r"pre_gate must have shape \(2, 6, 4\), got \(1, 6, 4\)"),
+        ({"pre_gate": X.double()}, "pre_gate must be torch.float32 beside torch.float32 x, got torch.float64"),
+        ({"post_gate": X[:, 0]}, r"post_gate must have shape \(2, 6, 4\), got \(2, 4\)"),
+        ({"post_gate": X, "last_only": True}, r"post_gate must have shape \(2, 4\), got \(2, 6, 4\)"),
+    ],
+)
+def test_contract_9_long_conv(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=f"^long_conv: {message}"):
+        long(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"weight": torch.randn(4)}, r"weight must be \(D, W\) with W >= 1, got \(4,\)"),
+        ({"weight": torch.randn(4, 0)}, r"weight must be \(D, W\) with W >= 1"),
+        ({"weight": torch.randn(2, 3)}, r"weight must have shape \(4, 3\), got \(2, 3\)"),
+        ({"bias": torch.randn(3)}, r"bias must have shape \(4,\), got \(3,\)"),
+        ({"activation": "relu"}, "activation must be None or 'silu', got 'relu'"),
+    ],
+)
+def test_contract_9_short_conv(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=f"^short_conv: {message}"):
+        hk.short_conv(**{"x": X, "weight": torch.randn(4, 3), **arguments})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"horizon": 0}, "horizon must be at least 1, got 0"),
+        ({"decay": torch.randn(4)}, r"decay must have shape \(2,\), got \(4,\)"),
+        ({"coefficients": torch.randn(3, 4)}, r"coefficients must be \(G, n\)"),
+    ],
+)
+def test_contract_9_legendre_conv(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=f"^legendre_conv: {message}"):
+        hk.legendre_conv(**{"x": X, "coefficients": TAPS, "horizon": 5, **arguments})
+
+
+def test_contract_9_each_error_is_one_line() -> None:
+    for layout, x, _ in LAYOUT_ERRORS:
+        with pytest.raises(ValueError) as failure:
+            long(x, **layout)
+        assert "\n" not in str(failure.value)

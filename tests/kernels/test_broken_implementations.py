@@ -1,0 +1,100 @@
+"""Breaks the implementation on purpose, and sees the check of the contract fail that passed before."""
+
+from __future__ import annotations
+
+from importlib import import_module
+
+import pytest
+import torch
+from operator_checks import check_causality, check_gradients, check_padding, check_streaming
+from torch import Tensor
+
+from hyenarec_kernels import backends
+from hyenarec_kernels.nn import HyenaMixer
+from hyenarec_kernels.nn import mixer as mixer_module
+from hyenarec_kernels.reference import direct, fourier
+from hyenarec_kernels.reference.rows import Rows
+
+long_conv_module = import_module("hyenarec_kernels.reference.long_conv")
+
+
+@pytest.fixture(autouse=True)
+def _reference() -> object:
+    with backends.use("reference"):
+        yield
+
+
+def test_causality_fails_with_a_circular_convolution(monkeypatch: pytest.MonkeyPatch) -> None:
+    taps = 9
+    check_causality("long_conv", taps, 1e-12)
+    monkeypatch.setattr(fourier, "fft_size", lambda least: least - (taps - 1))  # no room for the tail: it wraps around
+    with pytest.raises(AssertionError):
+        check_causality("long_conv", taps, 1e-12)
+
+
+def test_causality_fails_with_a_centred_filter(monkeypatch: pytest.MonkeyPatch) -> None:
+    check_causality("short_conv", 3, 0)
+    convolve = direct.convolve
+    monkeypatch.setattr(direct, "convolve", lambda u, taps, rows: convolve(u, taps, rows).roll(-1, 0))
+    with pytest.raises(AssertionError):
+        check_causality("short_conv", 3, 0)
+
+
+@pytest.mark.parametrize("operator", ["short_conv", "long_conv"])
+@pytest.mark.parametrize("layout", ["left", "right"])
+def test_padding_fails_without_the_mask(operator: str, layout: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    check_padding(operator, layout, taps=4)
+    monkeypatch.setattr(Rows, "keep_real", lambda self, values: values)
+    with pytest.raises(AssertionError):
+        check_padding(operator, layout, taps=4)
+
+
+@pytest.mark.parametrize("operator", ["short_conv", "long_conv"])
+def test_padding_fails_when_packed_sequences_see_each_other(operator: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    check_padding(operator, "packed", taps=4)
+    nothing = torch.zeros(0, dtype=torch.int64)
+    monkeypatch.setattr(Rows, "borders", lambda self, width: (nothing, nothing))
+    with pytest.raises(AssertionError):
+        check_padding(operator, "packed", taps=4)
+
+
+def test_streaming_fails_with_a_state_one_event_late(monkeypatch: pytest.MonkeyPatch) -> None:
+    mixer, x = HyenaMixer(4, 6).double(), torch.randn(2, 12, 4, dtype=torch.float64)
+    check_streaming(mixer, x, 5, 1e-11)
+
+    def late(history: Tensor, newest: Tensor, taps: Tensor) -> tuple[Tensor, Tensor]:
+        window = torch.cat([history, newest[:, None]], 1)
+        return (window * taps).sum(1), window[:, :-1]
+
+    monkeypatch.setattr(mixer_module, "advance", late)
+    with pytest.raises(AssertionError, match="worst at position"):
+        check_streaming(mixer, x, 5, 1e-11)
+
+
+def test_streaming_fails_when_prefill_forgets_an_event(monkeypatch: pytest.MonkeyPatch) -> None:
+    mixer, x = HyenaMixer(4, 6).double(), torch.randn(2, 12, 4, dtype=torch.float64)
+    last_rows = mixer_module.last_rows
+    monkeypatch.setattr(mixer_module, "last_rows", lambda v, first, length, n: last_rows(v, first, length - 1, n))
+    with pytest.raises(AssertionError, match="worst at position"):
+        check_streaming(mixer, x, 5, 1e-11)
+
+
+@pytest.mark.parametrize("operator", ["short_conv", "long_conv"])
+def test_gradients_fail_when_transposed(operator: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    check_gradients(operator, 4)
+    monkeypatch.setattr(direct, "correlate", direct.convolve)  # runs forward in time instead of backward
+    with pytest.raises(AssertionError, match="x"):
+        check_gradients(operator, 4)
+
+
+def test_gradients_fail_when_a_spectrum_is_not_conjugated(monkeypatch: pytest.MonkeyPatch) -> None:
+    check_gradients("long_conv", 9)
+    monkeypatch.setattr(torch.Tensor, "conj", lambda self: self)
+    with pytest.raises(AssertionError, match="filter"):
+        check_gradients("long_conv", 9)
+
+
+def test_gradients_fail_when_the_gate_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(long_conv_module, "_gated", lambda x, pre_gate: x.reshape(-1, x.shape[-1]))
+    with pytest.raises(AssertionError, match="skip"):
+        check_gradients("long_conv", 9)

@@ -1,0 +1,106 @@
+"""Filters: scale, spread of memories, and what they convolve with."""
+
+from __future__ import annotations
+
+import numpy as np
+import operator_oracle as oracle
+import pytest
+import torch
+
+import hyenarec_kernels as hk
+from hyenarec_kernels.nn import ChebyshevFilter, CosineFilter, ExplicitFilter, Filter, ImplicitFilter, LegendreFilter
+
+KINDS = [LegendreFilter, ChebyshevFilter, CosineFilter, ImplicitFilter, ExplicitFilter]
+BASES = KINDS[:3]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("horizon", [1, 2, 16, 200, 4096])
+def test_norm_is_about_one_at_any_horizon(kind: type[Filter], horizon: int) -> None:
+    squares = kind(256, horizon)().detach().square().sum(1)
+    assert 0.6 < float(squares.mean()) < 1.6
+    for band in squares.view(4, 64).mean(1):  # slow and fast channels alike
+        assert 0.3 < float(band) < 3
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("horizon", [16, 4096])
+def test_parameters_are_of_unit_scale_at_any_horizon(kind: type[Filter], horizon: int) -> None:
+    filter = kind(64, horizon)
+    for name, parameter in filter.named_parameters():
+        assert 0.05 < float(parameter.detach().double().square().mean().sqrt()) < 10, name
+
+
+@pytest.mark.parametrize("kind", [*BASES, ImplicitFilter])
+def test_memories_spread_from_the_horizon_to_a_few_events(kind: type[Filter]) -> None:
+    filter = kind(64, 400)
+    decay = filter.decay()
+    assert decay is not None
+    memory = 400 / torch.nn.functional.softplus(decay)  # events until the window falls to 1/e
+    torch.testing.assert_close(memory[[0, -1]], torch.tensor([400.0, 4.0]))
+    ratio = memory[1:] / memory[:-1]
+    torch.testing.assert_close(ratio, ratio[:1].expand(63))
+    assert kind(64, 400, window=False).decay() is None
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_taps_are_wide_and_lead_to_every_parameter(kind: type[Filter], dtype: torch.dtype) -> None:
+    filter = kind(3, 21).to(dtype)
+    with torch.autocast("cpu", torch.bfloat16):
+        taps = filter()
+    assert taps.shape == (3, 21)
+    assert taps.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    torch.testing.assert_close(taps, filter(), rtol=0, atol=0)  # autocast does not reach inside
+    taps.square().sum().backward()
+    for name, parameter in filter.named_parameters():
+        assert parameter.grad is not None and parameter.grad.abs().sum() > 0, name
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("last_only", [False, True])
+def test_convolve_is_long_conv_with_the_taps(kind: type[Filter], last_only: bool) -> None:
+    filter = kind(3, 21).double()
+    x, pre = torch.randn(2, 40, 2, 6, dtype=torch.float64).unbind(2)
+    skip, lengths = torch.randn(6, dtype=torch.float64), torch.tensor([33, 40])
+    post = torch.randn(2, 6, dtype=torch.float64) if last_only else pre.flip(1)
+    options = {"pre_gate": pre, "post_gate": post, "lengths": lengths, "last_only": last_only}
+    torch.testing.assert_close(filter.convolve(x, skip, **options), hk.long_conv(x, filter(), skip, **options))
+
+
+@pytest.mark.parametrize("window", [False, True])
+def test_legendre_taps_are_legendre_filter(window: bool) -> None:
+    filter = LegendreFilter(3, 21, terms=5, window=window).double()
+    torch.testing.assert_close(filter(), hk.legendre_filter(filter.coefficients(), 21, filter.decay()))
+
+
+def test_bases_are_what_they_are_called() -> None:
+    cpu, tau = torch.device("cpu"), np.arange(30)
+    grid = 2 * tau / 29 - 1
+    chebyshev = [np.polynomial.chebyshev.chebval(grid, np.eye(6)[n]) * (2**0.5 if n else 1) for n in range(6)]
+    cosine = [np.cos(np.pi * n * (tau + 0.5) / 30) * (2**0.5 if n else 1) for n in range(6)]
+    for kind, want in (
+        (LegendreFilter, oracle.legendre_basis(6, 30)),
+        (ChebyshevFilter, np.stack(chebyshev)),
+        (CosineFilter, np.stack(cosine)),
+    ):
+        np.testing.assert_allclose(kind(1, 30, 6).basis(torch.float64, cpu), want, atol=1e-12)
+
+
+def test_a_filter_survives_its_state_dict() -> None:
+    for kind in KINDS:
+        source, target = kind(3, 21), kind(3, 21)
+        target.load_state_dict(source.state_dict())
+        torch.testing.assert_close(target(), source(), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_filters_refuse_bad_sizes(kind: type[Filter]) -> None:
+    for groups, horizon in ((0, 5), (3, 0)):
+        with pytest.raises(ValueError, match=f"{kind.__name__}: groups and horizon must be at least 1"):
+            kind(groups, horizon)
+
+
+def test_the_base_class_asks_for_forward() -> None:
+    with pytest.raises(NotImplementedError, match="Filter must define forward"):
+        Filter(1, 1, window=False)()
