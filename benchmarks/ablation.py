@@ -27,17 +27,12 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "defaults": {},
     "no window": {"window": False},
     "8 terms": {"terms": 8},
-    "8 terms, no window": {"terms": 8, "window": False},
     "32 terms": {"terms": 32},
-    "32 terms, no window": {"terms": 32, "window": False},
-    "chebyshev": {"filter": "chebyshev"},
     "cosine": {"filter": "cosine"},
     "implicit": {"filter": "implicit"},
     "explicit": {"filter": "explicit"},
-    "sigmoid gate": {"gate": "sigmoid"},
     "silu gate": {"gate": "silu"},
     "short width 3": {"short_width": 3},
-    "order 3": {"order": 3},
 }
 TRAINING = TrainingConfig(
     epochs=20, batch_size=32, learning_rate=2e-3, schedule="cosine", evaluate_every=5, device="cpu"

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shlex
 import statistics
+import sys
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -95,7 +97,8 @@ class Compare:
                 results[name].append(train(store, split, model, training, source, self.out / f"{name}-{seed}"))
         baseline = baseline_rows(store, split, self.model, self.training)
         summary = summarise(results)
-        report = {"results": results, "baselines": baseline, "summary": summary}
+        command = shlex.join(["hyenarec", *sys.argv[1:]])
+        report = {"command": command, "summary": summary, "baselines": baseline, "results": results}
         write_text(self.out / "compare.json", json.dumps(report, indent=2) + "\n")
         rows = [{"model": name, **_mean_cells(values)} for name, values in summary.items()]
         show_table(
