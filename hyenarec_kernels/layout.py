@@ -1,5 +1,4 @@
-"""Where sequences lie: from ``lengths``, ``starts``, ``mask`` or ``cu_seqlens`` to the ``starts`` and ``ends`` that
-operators take.
+"""Where sequences lie: from ``lengths``, ``starts``, ``mask``, ``cu_seqlens`` to the operators' ``starts``, ``ends``.
 
 Padded ``x`` (B, L, D): row ``b`` holds one sequence, ``x[b, starts[b]:ends[b]]``; None means 0 and L.
 Packed ``x`` (T, D): sequence ``s`` is ``x[starts[s]:ends[s]]``; together the sequences cover ``x`` in order.
@@ -66,9 +65,7 @@ def spans(x: Tensor, starts: Tensor | None, ends: Tensor | None) -> tuple[Tensor
 
 
 def last_rows(values: Tensor, first: Tensor, length: Tensor, count: int) -> Tensor:
-    """The last ``count`` rows of every sequence, oldest first, zeros before its start: ``values`` (R, D) to (S, count,
-    D).
-    """
+    """The last ``count`` rows of every sequence, oldest first, zeros before its start: (R, D) to (S, count, D)."""
     if values.shape[0] == 0:
         return values.new_zeros(first.shape[0], count, values.shape[1])
     back = torch.arange(-count, 0, device=values.device)

@@ -44,9 +44,9 @@ def _basis(terms: int, horizon: int, dtype: torch.dtype, device: torch.device) -
     )  # float64 stays on the CPU: not every device has it
 
 
-def window(decay: Tensor, horizon: int, taps: int | None = None) -> Tensor:
-    """``exp(-softplus(decay) * tau / horizon)`` for the first ``taps`` lags (all by default): (G,) to (G, taps)."""
-    tau = torch.arange(horizon if taps is None else taps, device=decay.device, dtype=decay.dtype)
+def window(decay: Tensor, horizon: int, taps: int) -> Tensor:
+    """``exp(-softplus(decay) * tau / horizon)`` for the first ``taps`` lags: (G,) to (G, taps)."""
+    tau = torch.arange(taps, device=decay.device, dtype=decay.dtype)
     return torch.exp(-softplus(decay)[:, None] * (tau / horizon))
 
 
@@ -59,10 +59,10 @@ def legendre_filter(
         coefficients: (G, N), floating point.
         horizon: K >= 1; the filter's support, a constant of the model and not the length of a batch.
         decay: (G,) window parameters ``a_g``; None for no window.
-        taps: return the first ``taps`` lags only; all ``horizon`` by default.
+        taps: return no more than the first ``taps`` lags; all ``horizon`` by default.
 
     Returns:
-        (G, taps) in float64 for float64 coefficients, float32 otherwise. Differentiable.
+        (G, min(taps, K)) in float64 for float64 coefficients, float32 otherwise. Differentiable.
 
     Raises:
         ValueError: wrong shapes, or ``horizon`` below 1.
@@ -82,4 +82,4 @@ def legendre_filter(
     basis = legendre_basis(coefficients.shape[1], horizon, dtype, coefficients.device)[:, :taps]  # (N, K)
     with torch.autocast(coefficients.device.type, enabled=False):  # autocast would round the taps to half precision
         h = coefficients.to(dtype) @ basis  # (G, K)
-        return h if decay is None else h * window(decay.to(dtype), horizon, taps)
+        return h if decay is None else h * window(decay.to(dtype), horizon, h.shape[1])

@@ -70,7 +70,7 @@ class Filter(nn.Module):
     def windowed(self, taps: Tensor) -> Tensor:
         """``taps`` (G, K) times the window, if there is one."""
         decay = self.decay()
-        return taps if decay is None else taps * window(decay.to(taps.dtype), self.horizon)
+        return taps if decay is None else taps * window(decay.to(taps.dtype), self.horizon, self.horizon)
 
     def extra_repr(self) -> str:
         return f"groups={self.groups}, horizon={self.horizon}, window={self.log_rate is not None}"
@@ -79,9 +79,7 @@ class Filter(nn.Module):
 class _BasisFilter(Filter):
     """``terms`` learned coefficients a group over a fixed basis, times the window."""
 
-    scale: (
-        Tensor  # (G,) brings a filter with unit-scale coefficients, under the initial window, to an expected norm of 1
-    )
+    scale: Tensor  # (G,) brings filters of unit-scale coefficients, under the initial window, to an expected norm of 1
 
     def __init__(self, groups: int, horizon: int, terms: int = 16, window: bool = True) -> None:
         super().__init__(groups, horizon, window=window)
@@ -95,7 +93,7 @@ class _BasisFilter(Filter):
 
     def basis(self, dtype: torch.dtype, device: torch.device) -> Tensor:
         """The basis (N, K), each row of mean square about 1; shared, not to be written to."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} must define basis")
 
     def coefficients(self) -> Tensor:
         """What multiplies the basis, (G, N), in float32 (float64 for a float64 module)."""
@@ -112,8 +110,7 @@ class _BasisFilter(Filter):
 
 
 class LegendreFilter(_BasisFilter):
-    """Polynomials over the horizon, orthonormal under a uniform weight (:func:`hyenarec_kernels.legendre_filter`; arXiv
-    2603.25027).
+    """Polynomials orthonormal over the horizon: :func:`hyenarec_kernels.legendre_filter` (arXiv 2603.25027).
 
     :meth:`convolve` hands coefficients to the operator, so the taps need not exist.
     """
@@ -126,9 +123,7 @@ class LegendreFilter(_BasisFilter):
 
 
 class ChebyshevFilter(_BasisFilter):
-    """Chebyshev polynomials of the first kind, ``sqrt(2) T_n(2*tau/(K-1) - 1)`` (``T_0`` itself), for comparison with
-    Legendre's.
-    """
+    """Chebyshev polynomials of the first kind, ``sqrt(2) T_n(2*tau/(K-1) - 1)``, ``T_0`` itself; for comparison."""
 
     def basis(self, dtype: torch.dtype, device: torch.device) -> Tensor:
         x = torch.linspace(-1, 1, self.horizon, dtype=torch.float64) if self.horizon > 1 else -torch.ones(1).double()
@@ -136,9 +131,7 @@ class ChebyshevFilter(_BasisFilter):
 
 
 class CosineFilter(_BasisFilter):
-    """The cosines of the discrete cosine transform (DCT-II), ``sqrt(2) cos(pi n (tau + 1/2) / K)``, for comparison with
-    Legendre's.
-    """
+    """The discrete cosine transform's basis (DCT-II), ``sqrt(2) cos(pi n (tau + 1/2) / K)``; for comparison."""
 
     def basis(self, dtype: torch.dtype, device: torch.device) -> Tensor:
         phase = (torch.arange(self.horizon, dtype=torch.float64) + 0.5) * (math.pi / self.horizon)
@@ -158,14 +151,14 @@ class ExplicitFilter(Filter):
 
 
 class ImplicitFilter(Filter):
-    """The original Hyena filter (arXiv 2302.10866, section 3.3): an MLP with sine activations over positional features,
-    windowed.
+    """The original Hyena filter (arXiv 2302.10866, section 3.3): a windowed MLP of positions, with sine activations.
 
         h = window * MLP(tau/K, cos(2 pi f tau/K), sin(2 pi f tau/K)),    f = 0, ..., bands-1
 
-    The features are real and imaginary parts of complex exponentials. Sines of high ``frequency`` let the MLP fit fine
-    detail.
+    The features are real and imaginary parts of complex exponentials; a high ``frequency`` lets the MLP fit detail.
     """
+
+    scale: Tensor  # (G,) as in _BasisFilter
 
     def __init__(
         self,
@@ -186,8 +179,6 @@ class ImplicitFilter(Filter):
         self.weight = nn.Parameter(torch.randn(groups, width) * (2 / width) ** 0.5)
         with torch.no_grad():
             self.register_buffer("scale", self.windowed(torch.ones(groups, horizon)).square().sum(1).rsqrt())
-
-    scale: Tensor  # (G,) as in _BasisFilter
 
     def forward(self) -> Tensor:
         dtype, device = _wide(self.weight), self.weight.device

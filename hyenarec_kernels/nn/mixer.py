@@ -19,8 +19,7 @@ GATES: dict[str, Callable[[Tensor], Tensor]] = {"identity": lambda q: q, "sigmoi
 
 
 class HyenaMixer(nn.Module):
-    """Causal token mixing without attention (Hyena, arXiv 2302.10866, definition 3.1; Legendre filters, arXiv
-    2603.25027).
+    """Causal token mixing without attention: Hyena (arXiv 2302.10866, definition 3.1), with Legendre filters.
 
         z = short_conv(x W_in);    q_1 .. q_order, v = split(z)
         v <- h_i * (q_i v) + skip_i (q_i v)    for i = 1 .. order-1      (* is causal convolution)
@@ -30,8 +29,8 @@ class HyenaMixer(nn.Module):
         dim: D, channels in and out.
         horizon: K, how many events back the long filters reach.
         order: how many gates, at least 1; there are ``order - 1`` long convolutions.
-        filter: "legendre", "chebyshev", "cosine", "implicit", "explicit", or a callable ``(groups, horizon) ->
-            Filter``.
+        filter: "legendre" (arXiv 2603.25027), "chebyshev", "cosine", "implicit" (Hyena's own), "explicit", or a
+            callable ``(groups, horizon) -> Filter``.
         terms: polynomial or cosine terms a filter.
         groups: filters a convolution, a divisor of ``dim``; one a channel by default.
         window: whether filters decay exponentially (:class:`hyenarec_kernels.nn.Filter`).
@@ -74,8 +73,7 @@ class HyenaMixer(nn.Module):
         self.filters = cast(Sequence[Filter], nn.ModuleList(make(groups, horizon) for _ in range(order - 1)))
         self.skip = nn.Parameter(torch.ones(order - 1, dim))
         self.out_proj = nn.Linear(dim, dim, bias=False)
-        # Unit variance in, unit variance through every product: gates multiply, so torch's default of 1/3 would fade as
-        # 3^-order.
+        # Unit variance through every projection: gates multiply, so torch's default of 1/3 would fade as 3^-order.
         nn.init.normal_(self.in_proj.weight, std=dim**-0.5)
         nn.init.normal_(self.out_proj.weight, std=dim**-0.5)
 
@@ -196,7 +194,7 @@ class HyenaMixer(nn.Module):
     def _mix(self, x: Tensor, layout: Layout) -> tuple[Tensor, Tensor, list[tuple[Tensor, Tensor]]]:
         """The output, the short convolution's input, and the factors ``(q_i, v)`` of each long convolution's input."""
         projected, z = self._project(x, layout, lambda parameter: parameter)
-        *q, v = z.chunk(z.shape[-1] // self.dim, -1)
+        *q, v = z.chunk(self.order + 1, -1)
         v, gated = self._convolve(v, q[:-1], GATES[self.gate](q[-1]), layout)
         return self.out_proj(v), projected, gated
 
@@ -215,21 +213,19 @@ class HyenaMixer(nn.Module):
         # The last gate is needed at the last position only, which depends on W events.
         _, q_last = self._project(*newest(self.short_width), lambda parameter: parameter[gate_channels])
         gate = GATES[self.gate](q_last[:, -1])  # (S, D)
-        # The rest depends on `reach` events; where sequences are shorter than that on the whole, x itself is the
-        # smaller array.
+        # The rest depends on `reach` events of each sequence, unless x as a whole is fewer.
         reach = (self.order - 1) * (self.horizon - 1) + self.short_width
-        if self.order == 1 or first.shape[0] * reach < x.shape[:-1].numel():
-            x, layout = newest(reach)
-        _, z = self._project(x, layout, lambda p: torch.cat([p[: gate_channels.start], p[gate_channels.stop :]]))
-        *q, v = z.chunk(z.shape[-1] // self.dim, -1)
-        v, _ = self._convolve(v if q else v[:, -1], q, gate, layout, last_only=True)
+        shorter = self.order == 1 or first.shape[0] * reach < x.shape[:-1].numel()
+        source = newest(reach) if shorter else (x, layout)
+        _, z = self._project(*source, lambda p: torch.cat([p[: gate_channels.start], p[gate_channels.stop :]]))
+        *q, v = z.chunk(self.order, -1)
+        v, _ = self._convolve(v if q else v[:, -1], q, gate, source[1], last_only=True)
         y: Tensor = self.out_proj(v)
         return y
 
     def _project(self, x: Tensor, layout: Layout, pick: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
         """The channels that ``pick`` takes from each parameter, before and after the short convolution."""
-        # The operators mask by themselves, but in_proj's gradient would multiply their zeros with whatever the padding
-        # holds.
+        # The operators mask by themselves; in_proj's gradient would multiply their zeros with what the padding holds.
         projected = linear(zero_padding(x, layout), pick(self.in_proj.weight))
         return projected, short_conv(projected, pick(self.short_weight), pick(self.short_bias), **layout)
 

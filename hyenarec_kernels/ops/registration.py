@@ -80,9 +80,7 @@ def register(name: str, tensors: Sequence[str], options: str, output_shape: Call
 
 
 def _define(name: str, schema: str, segments: int) -> None:
-    """Defines one operator whose ``starts`` and ``ends`` are arguments ``segments`` and ``segments + 1``; x stands
-    before them.
-    """
+    """Defines one operator, whose ``starts`` and ``ends`` are its arguments ``segments`` and ``segments + 1``."""
     qualified = f"{NAMESPACE}::{name}"
     x_argument = int(name.endswith("_backward"))
 

@@ -60,4 +60,4 @@ def legendre_conv_backward(
 
 def _filter(x: Tensor, coefficients: Tensor, decay: Tensor | None, horizon: int) -> Tensor:
     """The taps that fit into ``x``, in the dtype to compute in: (G, min(K, L))."""
-    return legendre_filter(coefficients.to(wide(x.dtype)), horizon, decay, taps=min(horizon, x.shape[-2]))
+    return legendre_filter(coefficients.to(wide(x.dtype)), horizon, decay, taps=x.shape[-2])

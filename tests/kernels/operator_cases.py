@@ -16,6 +16,8 @@ import hyenarec_kernels as hk
 OPERATORS = ("short_conv", "long_conv", "legendre_conv")
 LAYOUTS = ("full", "right", "left", "middle", "packed")
 TOLERANCE = {torch.float64: 1e-11, torch.float32: 1e-5, torch.float16: 5e-3, torch.bfloat16: 2e-2}
+# Outputs of each sequence; gradients, of each sequence for rows and one array for a parameter.
+Answer = tuple[list[np.ndarray], dict[str, Any]]
 RAGGED = (7, 0, 1, 13, 2)  # with an empty sequence and one of length 1
 
 
@@ -125,7 +127,7 @@ class Case:
             h = oracle.legendre_filter(p["coefficients"], self.options["horizon"], p["decay"])
         return np.repeat(h, self.dim // len(h), 0)
 
-    def expected(self) -> tuple[list[np.ndarray], dict[str, Any]]:
+    def expected(self) -> Answer:
         """Outputs of each sequence, and gradients: of each sequence for rows, one array for parameters."""
         if self.operator == "short_conv":
             return self._expected_short()
@@ -152,7 +154,7 @@ class Case:
             gradients |= oracle.legendre_filter_gradients(dh, p["coefficients"], self.options["horizon"], p["decay"])
         return outputs, gradients
 
-    def _expected_short(self) -> tuple[list[np.ndarray], dict[str, Any]]:
+    def _expected_short(self) -> Answer:
         p, silu = self.parameters, self.options["activation"] == "silu"
         outputs = [oracle.short_conv(x, p["weight"], p["bias"], silu) for x in self.rows["x"]]
         parts = [
@@ -178,7 +180,7 @@ class Case:
         strided: bool = False,
         parameter_dtype: torch.dtype | None = None,
         index_dtype: torch.dtype = torch.int64,
-    ) -> tuple[list[np.ndarray], dict[str, Any]]:
+    ) -> Answer:
         """As :meth:`expected`, from ``function`` (the public operator) in one layout, ``fill`` in all padding."""
         where = Layout(layout, self.lengths)
         out_rows = Layout("packed", [1] * len(self.lengths)) if self.last_only else where
@@ -246,8 +248,6 @@ def errors(
     return {"output": worst(got[0], want[0])} | {name: worst(got[1][name], want[1][name]) for name in want[1]}
 
 
-def assert_close(
-    got: tuple[list[np.ndarray], dict[str, Any]], want: tuple[list[np.ndarray], dict[str, Any]], tolerance: float
-) -> None:
+def assert_close(got: Answer, want: Answer, tolerance: float) -> None:
     wrong = {name: e for name, e in errors(got, want).items() if not e <= tolerance}
     assert not wrong, f"norm-wise errors above {tolerance}: {wrong}"

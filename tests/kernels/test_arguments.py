@@ -1,4 +1,4 @@
-"""Contract 9: what does not fit is refused in one line that names operator, argument, what was given and what is allowed."""
+"""Contract 9: what does not fit is refused in one line naming operator, argument, what was given, what is allowed."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import hyenarec_kernels as hk
 X = torch.randn(2, 6, 4)
 PACKED = torch.randn(12, 4)
 TAPS = torch.randn(2, 5)
-I = torch.tensor
+index = torch.tensor
 
 
 def long(x: torch.Tensor = X, filter: torch.Tensor = TAPS, skip: Any = None, **options: Any) -> torch.Tensor:
@@ -20,26 +20,26 @@ def long(x: torch.Tensor = X, filter: torch.Tensor = TAPS, skip: Any = None, **o
 
 
 LAYOUT_ERRORS = [
-    ({"starts": I([0, 1])}, X, "starts was given without lengths"),
-    ({"lengths": I([1, 2, 3])}, X, r"lengths must have one entry a row of x, \(2,\), got \(3,\)"),
-    ({"lengths": I([1, 2]), "starts": I([1])}, X, r"starts must have one entry a row of x, \(2,\), got \(1,\)"),
-    ({"lengths": I([1.0, 2.0])}, X, "lengths must be a 1-D int32 or int64 tensor, got .* torch.float32"),
-    ({"lengths": I([[1], [2]])}, X, r"lengths must be a 1-D int32 or int64 tensor, got \(2, 1\)"),
-    ({"lengths": I([1, 7])}, X, "row 1 runs from 0 to 7 .* within its 6 positions"),
-    ({"lengths": I([1, -1])}, X, "row 1 runs from 0 to -1"),
-    ({"lengths": I([3, 3]), "starts": I([4, 0])}, X, "row 0 runs from 4 to 7"),
-    ({"lengths": I([3, 3]), "starts": I([0, -1])}, X, "row 1 runs from -1 to 2"),
-    ({"cu_seqlens": I([0, 6])}, X, r"padded x \(B, L, D\) takes lengths and starts, not cu_seqlens"),
+    ({"starts": index([0, 1])}, X, "starts was given without lengths"),
+    ({"lengths": index([1, 2, 3])}, X, r"lengths must have one entry a row of x, \(2,\), got \(3,\)"),
+    ({"lengths": index([1, 2]), "starts": index([1])}, X, r"starts must have one entry a row of x, \(2,\), got \(1,\)"),
+    ({"lengths": index([1.0, 2.0])}, X, "lengths must be a 1-D int32 or int64 tensor, got .* torch.float32"),
+    ({"lengths": index([[1], [2]])}, X, r"lengths must be a 1-D int32 or int64 tensor, got \(2, 1\)"),
+    ({"lengths": index([1, 7])}, X, "row 1 runs from 0 to 7 .* within its 6 positions"),
+    ({"lengths": index([1, -1])}, X, "row 1 runs from 0 to -1"),
+    ({"lengths": index([3, 3]), "starts": index([4, 0])}, X, "row 0 runs from 4 to 7"),
+    ({"lengths": index([3, 3]), "starts": index([0, -1])}, X, "row 1 runs from -1 to 2"),
+    ({"cu_seqlens": index([0, 6])}, X, r"padded x \(B, L, D\) takes lengths and starts, not cu_seqlens"),
     ({}, PACKED, r"packed x \(T, D\) needs cu_seqlens"),
-    ({"cu_seqlens": I([0, 12]), "lengths": I([12])}, PACKED, "takes neither lengths nor starts"),
-    ({"cu_seqlens": I([0.0, 12.0])}, PACKED, "cu_seqlens must be a 1-D int32 or int64"),
-    ({"cu_seqlens": I([], dtype=torch.int64)}, PACKED, "one entry more than there are sequences"),
-    ({"cu_seqlens": I([0, 11])}, PACKED, "must run from 0 to the 12 rows of x, got 0 to 11"),
-    ({"cu_seqlens": I([1, 12])}, PACKED, "must run from 0 to the 12 rows of x, got 1 to 12"),
-    ({"cu_seqlens": I([0, 13])}, PACKED, "must run from 0 to the 12 rows of x, got 0 to 13"),
-    ({"cu_seqlens": I([0, 8, 7, 12])}, PACKED, "must not decrease, but goes from 8 to 7"),
-    ({"cu_seqlens": I([0])}, PACKED, "must run from 0 to the 12 rows of x, got 0 to 0"),
-    ({"lengths": I([1, 2], device="meta")}, X, "lengths is on meta and x on cpu"),
+    ({"cu_seqlens": index([0, 12]), "lengths": index([12])}, PACKED, "takes neither lengths nor starts"),
+    ({"cu_seqlens": index([0.0, 12.0])}, PACKED, "cu_seqlens must be a 1-D int32 or int64"),
+    ({"cu_seqlens": index([], dtype=torch.int64)}, PACKED, "one entry more than there are sequences"),
+    ({"cu_seqlens": index([0, 11])}, PACKED, "must run from 0 to the 12 rows of x, got 0 to 11"),
+    ({"cu_seqlens": index([1, 12])}, PACKED, "must run from 0 to the 12 rows of x, got 1 to 12"),
+    ({"cu_seqlens": index([0, 13])}, PACKED, "must run from 0 to the 12 rows of x, got 0 to 13"),
+    ({"cu_seqlens": index([0, 8, 7, 12])}, PACKED, "must not decrease, but goes from 8 to 7"),
+    ({"cu_seqlens": index([0])}, PACKED, "must run from 0 to the 12 rows of x, got 0 to 0"),
+    ({"lengths": index([1, 2], device="meta")}, X, "lengths is on meta and x on cpu"),
 ]
 
 

@@ -66,7 +66,7 @@ def test_forcing_what_cannot_be(table: dict[str, Backend], monkeypatch: pytest.M
         backends.use("absent").__enter__()
     with backends.use("elsewhere"), pytest.raises(NotImplementedError, match="'elsewhere' does not serve device 'cpu'"):
         hk.long_conv(X, H)
-    with backends.use("marked"), pytest.raises(NotImplementedError, match="short_conv: not implemented .* by backend"):
+    with backends.use("marked"), pytest.raises(NotImplementedError, match=r"short_conv: not implemented .* by backend"):
         hk.short_conv(X, H)
     monkeypatch.setenv("HYENAREC_BACKEND", "absent")
     with pytest.raises(NotImplementedError, match="HYENAREC_BACKEND: backend 'absent' is not available here"):
@@ -85,7 +85,7 @@ def test_environment_variable_forces_and_use_overrides_it(
 def test_contract_10_import_and_report_need_torch_and_numpy_only() -> None:
     program = """
 import sys
-for name in ("triton", "polars", "tyro", "rich", "safetensors", "matplotlib", "scipy", "pandas", "typing_extensions_"):
+for name in ("triton", "polars", "tyro", "rich", "safetensors", "matplotlib", "scipy", "pandas"):
     sys.modules[name] = None
 import runpy
 runpy.run_module("hyenarec_kernels", run_name="__main__")

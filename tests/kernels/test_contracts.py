@@ -1,4 +1,4 @@
-"""The operator's contracts, each on every backend of this machine. Streaming has its own file, and so has torch's side."""
+"""The operator's contracts, on every backend of this machine. Streaming and torch's side have files of their own."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ def test_contract_7_strided_inputs(operator: str, layout: str) -> None:
 @pytest.mark.parametrize("operator", OPERATORS)
 def test_contract_7_empty_batch(operator: str) -> None:
     parameters = {n: torch.as_tensor(v).requires_grad_() for n, v in Case.random(operator).parameters.items()}
-    options = {k: v for k, v in Case.random(operator).options.items()}
+    options = Case.random(operator).options
     for shape, layout in (
         ((0, 7, 6), {}),
         ((0, 7, 6), {"lengths": torch.zeros(0, dtype=torch.int64)}),
@@ -188,7 +188,7 @@ def test_absent_arguments_are_identities(operator: str) -> None:
         )
 
 
-# ---- the same-dtype eager path of contract 6: plain PyTorch, every operation rounded to the inputs' dtype ---------------
+# ---- the same-dtype eager path of contract 6: plain PyTorch, each operation rounded to the inputs' dtype -----------
 
 
 def _by_sequence(function, x, gates, lengths=None, starts=None, cu_seqlens=None):  # type: ignore[no-untyped-def]

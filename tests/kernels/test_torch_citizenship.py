@@ -21,7 +21,7 @@ PADDED, PACKED = "left", "packed"
 
 def arguments(operator: str, layout: str, dtype: torch.dtype, *, last_only: bool = False, taps: int = 5) -> list[Any]:
     """The arguments of ``torch.ops.hyenarec.<operator>``, every tensor that may require a gradient requiring one."""
-    case = Case.random(operator, (4, 0, 1, 6), dim=4, groups=2, taps=taps, terms=3, last_only=last_only)
+    case = Case.random(operator, (4, 0, 1, 14), dim=4, groups=2, taps=taps, terms=3, last_only=last_only)
     where = Layout(layout, case.lengths)
     rows = Layout("packed", case.lengths) if layout == PACKED else where
 
@@ -84,14 +84,14 @@ def _differentiable(
 
 
 @pytest.mark.parametrize(("operator", "layout", "last_only"), CALLS)
-@pytest.mark.parametrize("taps", [3, 8])
+@pytest.mark.parametrize("taps", [3, 14])  # direct, Fourier
 def test_contract_8_gradcheck(operator: str, layout: str, last_only: bool, taps: int, backend: str) -> None:
     function, leaves = _differentiable(operator, layout, last_only, taps)
     assert torch.autograd.gradcheck(function, leaves, fast_mode=True)  # the oracle checks every entry
 
 
 @pytest.mark.parametrize(("operator", "layout", "last_only"), CALLS)
-@pytest.mark.parametrize("taps", [3, 8])
+@pytest.mark.parametrize("taps", [3, 14])  # direct, Fourier
 def test_contract_8_gradgradcheck(operator: str, layout: str, last_only: bool, taps: int, backend: str) -> None:
     function, leaves = _differentiable(operator, layout, last_only, taps)
     assert torch.autograd.gradgradcheck(function, leaves, fast_mode=True)
