@@ -28,11 +28,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "no window": {"window": False},
     "8 terms": {"terms": 8},
     "32 terms": {"terms": 32},
-    "cosine": {"filter": "cosine"},
     "implicit": {"filter": "implicit"},
-    "explicit": {"filter": "explicit"},
     "silu gate": {"gate": "silu"},
-    "short width 3": {"short_width": 3},
 }
 TRAINING = TrainingConfig(
     epochs=20, batch_size=32, learning_rate=2e-3, schedule="cosine", evaluate_every=5, device="cpu"
