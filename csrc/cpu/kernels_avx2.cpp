@@ -1,0 +1,5 @@
+#define HYENAREC_ISA avx2
+#include "kernels.inc"
+
+const hyenarec::Kernels hyenarec::kernels_avx2 = {
+    "avx2", hyenarec::avx2::conv_forward, nullptr, nullptr, nullptr, hyenarec::avx2::peak};

@@ -1,0 +1,5 @@
+#define HYENAREC_ISA avx512
+#include "kernels.inc"
+
+const hyenarec::Kernels hyenarec::kernels_avx512 = {
+    "avx512", hyenarec::avx512::conv_forward, nullptr, nullptr, nullptr, hyenarec::avx512::peak};

@@ -1,0 +1,159 @@
+// The one file that knows torch: reads tensors into plain structs, allocates outputs and registers the ops of namespace
+// hyenarec_cpu through torch's stable ABI. Arguments are checked by the Python side; what is checked here is what would
+// otherwise read out of bounds.
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+
+#include <optional>
+#include <string>
+#include <tuple>
+#include <vector>
+
+#include "cpu/args.h"
+
+namespace {
+
+using hyenarec::ConvArgs;
+using hyenarec::Dtype;
+using hyenarec::Plan;
+using hyenarec::Rows;
+using hyenarec::Sequence;
+using hyenarec::ShortConvArgs;
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+using MaybeTensor = std::optional<Tensor>;
+
+void parallel(int64_t count, hyenarec::Body body, void* context) {
+  torch::stable::parallel_for(0, count, 1, [=](int64_t begin, int64_t end) { body(context, begin, end); });
+}
+
+Dtype dtype_of(const Tensor& x) {
+  switch (x.scalar_type()) {
+    case ScalarType::Float: return Dtype::f32;
+    case ScalarType::Double: return Dtype::f64;
+    case ScalarType::BFloat16: return Dtype::bf16;
+    case ScalarType::Half: return Dtype::f16;
+    default: STD_TORCH_CHECK(false, "x: expected float32, float64, bfloat16 or float16");
+  }
+}
+
+// Kernels read rows whose channels are adjacent; any other layout is copied.
+Tensor unit_stride(const Tensor& t) {
+  return t.dim() == 0 || t.size(t.dim() - 1) <= 1 || t.stride(t.dim() - 1) == 1 ? t : torch::stable::contiguous(t);
+}
+MaybeTensor unit_stride(const MaybeTensor& t) { return t ? MaybeTensor(unit_stride(*t)) : t; }
+
+Rows rows_of(const Tensor& t) {
+  if (t.dim() == 3) return {t.data_ptr(), t.stride(0), t.stride(1)};
+  return {t.data_ptr(), 0, t.stride(0)};
+}
+Rows rows_of(const MaybeTensor& t) { return t ? rows_of(*t) : Rows{}; }
+
+Tensor empty(const Tensor& like, std::vector<int64_t> sizes, ScalarType type) {
+  return torch::stable::new_empty(like, sizes, type);
+}
+ScalarType arithmetic(Dtype dtype) { return dtype == Dtype::f64 ? ScalarType::Double : ScalarType::Float; }
+
+const void* values(const Tensor& t, Dtype dtype, int64_t count, const char* name) {
+  STD_TORCH_CHECK(t.scalar_type() == arithmetic(dtype) && t.is_contiguous() && t.numel() == count, name,
+                  ": expected ", count, " contiguous values of the arithmetic type");
+  return t.data_ptr();
+}
+
+int64_t index_at(const Tensor& t, int64_t i) {
+  return t.scalar_type() == ScalarType::Long ? static_cast<const int64_t*>(t.data_ptr())[i * t.stride(0)]
+                                             : static_cast<const int32_t*>(t.data_ptr())[i * t.stride(0)];
+}
+
+// Sequences by starts and ends: positions in their batch row (padded) or rows of x (packed).
+std::vector<Sequence> sequences_of(const Tensor& x, const MaybeTensor& starts, const MaybeTensor& ends) {
+  bool packed = x.dim() == 2;
+  int64_t rows = x.size(packed ? 0 : 1);
+  int64_t count = ends ? ends->size(0) : packed ? 1 : x.size(0);
+  STD_TORCH_CHECK(packed || count == x.size(0), "ends: expected one a batch row");
+  std::vector<Sequence> sequences(count);
+  for (int64_t s = 0; s < count; ++s) {
+    int64_t start = starts ? index_at(*starts, s) : 0, end = ends ? index_at(*ends, s) : rows;
+    STD_TORCH_CHECK(0 <= start && start <= end && end <= rows, "starts, ends: sequence ", s, " is [", start, ", ", end,
+                    "), outside [0, ", rows, ")");
+    sequences[s] = {packed ? 0 : s, start, end - start};
+  }
+  return sequences;
+}
+
+// The plan as hyenarec_kernels/plan.py lays it out: integers, and offsets into one array of constants.
+Plan plan_of(const std::vector<int64_t>& n, const Tensor& constants) {
+  constexpr size_t kHead = 7, kPerLevel = 10;
+  STD_TORCH_CHECK(n.size() >= kHead && (n.size() - kHead) % kPerLevel == 0, "plan: malformed");
+  Plan plan{n[0], n[1], n[2], n[3], n[4], n[5], n[6], int((n.size() - kHead) / kPerLevel), {}};
+  STD_TORCH_CHECK(plan.num_levels <= hyenarec::kMaxLevels, "plan: more than ", hyenarec::kMaxLevels, " levels");
+  const char* base = static_cast<const char*>(constants.data_ptr());
+  int64_t size = constants.element_size();
+  for (int l = 0; l < plan.num_levels; ++l) {
+    const int64_t* v = n.data() + kHead + l * kPerLevel;
+    plan.levels[l] = {v[0], v[1], v[2], v[3], v[4], v[5], v[6], base + v[7] * size, base + v[8] * size, v[9]};
+  }
+  return plan;
+}
+
+struct Inputs {
+  Tensor x;
+  MaybeTensor pre_gate, post_gate;
+  std::vector<Sequence> sequences;
+  Plan plan;
+  ConvArgs args;
+
+  Inputs(const Tensor& x_, const Tensor& samples, const MaybeTensor& skip, const MaybeTensor& pre,
+         const MaybeTensor& post, const MaybeTensor& starts, const MaybeTensor& ends,
+         const std::vector<int64_t>& numbers, const Tensor& constants)
+      : x(unit_stride(x_)), pre_gate(unit_stride(pre)), post_gate(unit_stride(post)),
+        sequences(sequences_of(x, starts, ends)), plan(plan_of(numbers, constants)) {
+    args.plan = &plan;
+    args.sequences = sequences.data();
+    args.num_sequences = int64_t(sequences.size());
+    args.channels = x.size(x.dim() - 1);
+    args.padded_length = x.dim() == 3 ? x.size(1) : 0;
+    args.dtype = dtype_of(x);
+    args.x = rows_of(x);
+    args.pre_gate = rows_of(pre_gate);
+    args.post_gate = rows_of(post_gate);
+    args.samples = values(samples, args.dtype, plan.num_samples * args.channels, "samples");
+    args.skip = skip ? values(*skip, args.dtype, args.channels, "skip") : nullptr;
+  }
+};
+
+Tensor conv(const Tensor& x, const Tensor& samples, const MaybeTensor& skip, const MaybeTensor& pre_gate,
+            const MaybeTensor& post_gate, const MaybeTensor& starts, const MaybeTensor& ends,
+            std::vector<int64_t> plan, const Tensor& constants) {
+  Inputs in(x, samples, skip, pre_gate, post_gate, starts, ends, plan, constants);
+  Tensor out = empty(x, std::vector<int64_t>(x.sizes().begin(), x.sizes().end()), x.scalar_type());
+  in.args.out = rows_of(out);
+  hyenarec::kernels().conv_forward(in.args, parallel);
+  return out;
+}
+
+std::string isa() { return hyenarec::kernels().name; }
+double peak(int64_t steps) { return hyenarec::kernels().peak(steps, parallel); }
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY(hyenarec_cpu, m) {
+  m.def(
+      "conv(Tensor x, Tensor samples, Tensor? skip, Tensor? pre_gate, Tensor? post_gate, Tensor? starts, Tensor? ends, "
+      "int[] plan, Tensor constants) -> Tensor");
+  m.def("isa() -> str");
+  m.def("peak(int steps) -> float");
+}
+STABLE_TORCH_LIBRARY_IMPL(hyenarec_cpu, CPU, m) { m.impl("conv", TORCH_BOX(&conv)); }
+STABLE_TORCH_LIBRARY_IMPL(hyenarec_cpu, CompositeExplicitAutograd, m) {
+  m.impl("isa", TORCH_BOX(&isa));
+  m.impl("peak", TORCH_BOX(&peak));
+}
+
+#include <Python.h>
+PyMODINIT_FUNC PyInit__cpu() {
+  static PyModuleDef definition = {PyModuleDef_HEAD_INIT, "_cpu", nullptr, -1, nullptr, nullptr, nullptr, nullptr, nullptr};
+  return PyModule_Create(&definition);
+}
