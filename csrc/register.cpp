@@ -85,7 +85,7 @@ std::vector<Sequence> sequences_of(const Tensor& x, const MaybeTensor& starts, c
 
 // The plan as hyenarec_kernels/plan.py lays it out: integers, and offsets into one array of constants.
 Plan plan_of(const std::vector<int64_t>& n, const Tensor& constants) {
-  constexpr size_t kHead = 7, kPerLevel = 10;
+  constexpr size_t kHead = 7, kPerLevel = 12;
   STD_TORCH_CHECK(n.size() >= kHead && (n.size() - kHead) % kPerLevel == 0, "plan: malformed");
   Plan plan{n[0], n[1], n[2], n[3], n[4], n[5], n[6], int((n.size() - kHead) / kPerLevel), {}};
   STD_TORCH_CHECK(plan.num_levels <= hyenarec::kMaxLevels, "plan: more than ", hyenarec::kMaxLevels, " levels");
@@ -93,7 +93,7 @@ Plan plan_of(const std::vector<int64_t>& n, const Tensor& constants) {
   int64_t size = constants.element_size();
   for (int l = 0; l < plan.num_levels; ++l) {
     const int64_t* v = n.data() + kHead + l * kPerLevel;
-    plan.levels[l] = {v[0], v[1], v[2], v[3], v[4], v[5], v[6], base + v[7] * size, base + v[8] * size, v[9]};
+    plan.levels[l] = {v[0], v[1], v[2], v[3], v[4], v[5], v[6], v[7], v[8], base + v[9] * size, base + v[10] * size, v[11]};
   }
   return plan;
 }

@@ -2,8 +2,8 @@
 
 A plan turns a filter into its values at a few lags: every lag of the first chunk, and for each chunk distance the
 Chebyshev nodes of the window of lags that the distance covers. Inside a window the filter is replaced by the polynomial
-through its nodes, which the local polynomial basis of a chunk represents exactly; so the whole error is that of
-interpolation, and it is computed here, in float64, before anything runs.
+through its nodes and written in the local polynomial basis of the two chunks, of which a few entries are kept. What is
+dropped is computed here entry by entry, in float64, before anything runs: the bound is exact, not an estimate.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Array = npt.NDArray[np.float64]
 CHUNKS = (16, 20, 24, 28, 32, 40, 48, 64)  # of the lowest level: multiples of the 4 rows of a register tile
 FANS = (4, 6, 8, 10, 12, 16)  # chunks in a parent: even, so that the two halves of a parent mirror each other
 MAX_RANK = 40
-TOLERANCE = {torch.float64: 1e-13, torch.float32: 1e-6, torch.bfloat16: 1e-3, torch.float16: 2e-4}
+TOLERANCE = {torch.float64: 1e-12, torch.float32: 4e-6, torch.bfloat16: 1e-3, torch.float16: 2e-4}
 # Cycles of a multiply-add in each part, relative to the direct part (measured, AVX-512, two cores): moments and
 # reconstruction pay for folding, the blocks between chunks for table loads.
 COST_DIRECT, COST_FOLDED, COST_PAIRS, COST_ROW = 1.0, 1.2, 1.2, 8.0
@@ -29,11 +29,17 @@ COST_DIRECT, COST_FOLDED, COST_PAIRS, COST_ROW = 1.0, 1.2, 1.2, 8.0
 
 @dataclass(frozen=True)
 class Level:
-    """Chunks of `chunk` rows, `fan` in a parent, `rank` polynomials each; distances 1..near_pairs inside a parent."""
+    """Chunks of `chunk` rows, `fan` in a parent; distances 1..near_pairs inside a parent.
+
+    `rank` local polynomials a chunk; a block keeps entries (r, s) with r, s < rank and r + s < degree; each window of
+    lags is sampled at `nodes` lags.
+    """
 
     chunk: int
     fan: int
     rank: int
+    degree: int
+    nodes: int
     near_pairs: int
     far_first: int
     far_pairs: int
@@ -43,15 +49,11 @@ class Level:
         near = range(1, self.near_pairs + 1)
         return [*near, *range(self.far_first, self.far_first + self.far_pairs)]
 
-    @cached_property
-    def nodes(self) -> Array:
-        """Chebyshev nodes of the window of lags around distance 0, (rank,)."""
-        return (self.chunk - 1) * chebyshev_nodes(self.rank)
-
     @property
     def lags(self) -> Array:
-        """(distances * rank,)"""
-        return (self.chunk * np.array(self.distances, dtype=np.float64)[:, None] + self.nodes).reshape(-1)
+        """(distances * nodes,)"""
+        window = (self.chunk - 1) * chebyshev_nodes(self.nodes)
+        return (self.chunk * np.array(self.distances, dtype=np.float64)[:, None] + window).reshape(-1)
 
 
 @dataclass(frozen=True)
@@ -102,7 +104,8 @@ class Plan:
         row = self.near_taps + (self.far_taps if far_row else 0)
         offset = 0
         for level, (moments, from_nodes, half) in zip(self.levels, self._tables, strict=True):
-            numbers += [level.chunk, level.fan, level.rank, level.near_pairs, level.far_first, level.far_pairs, row]
+            numbers += [level.chunk, level.fan, level.rank, level.degree, level.nodes]
+            numbers += [level.near_pairs, level.far_first, level.far_pairs, row]
             numbers += [offset, offset + moments.size, half]
             offset += moments.size + from_nodes.size
             row += len(level.lags)
@@ -130,7 +133,8 @@ class Plan:
                 inner = local_basis(below.chunk, below.rank)
                 rows = np.einsum("jia,ib->jba", parts, inner).reshape(-1, level.rank)
             folded = np.concatenate([rows[:, 0::2].reshape(-1), rows[:, 1::2].reshape(-1)])
-            tables.append((folded, blocks_from_nodes(level), len(rows)))
+            kept = kept_entries(level.nodes, level.rank, level.degree)
+            tables.append((folded, blocks_from_nodes(level.chunk, level.nodes)[kept], len(rows)))
             below = level
         return tables
 
@@ -146,24 +150,35 @@ def local_basis(chunk: int, rank: int) -> Array:
     return np.linalg.qr(vandermonde)[0]
 
 
-def blocks_from_nodes(level: Level) -> Array:
-    """Maps a window's `rank` filter values to the entries (r, s), r + s < rank, of Q^T T Q, (entries, rank).
+@lru_cache(maxsize=256)
+def blocks_from_nodes(chunk: int, nodes: int) -> Array:
+    """Maps a window's values at `nodes` lags to the entries (r, s), r + s < nodes, of Q^T T Q, (entries, nodes).
 
-    T[i, j] = p(i - j) with p the polynomial through the nodes; p has degree < rank, so the other entries are zero.
+    T[i, j] = p(i - j) with p the polynomial through the nodes; p has degree < nodes, so the other entries are zero.
     """
-    chunk, rank = level.chunk, level.rank
-    basis = local_basis(chunk, rank)
+    basis = local_basis(chunk, nodes)
     size = 1 << (2 * chunk).bit_length()
     spectrum = np.fft.rfft(basis, size, axis=0)
     shifts = np.arange(-(chunk - 1), chunk)
     # values at the nodes -> values at all shifts, through Chebyshev coefficients
-    to_shifts = np.polynomial.chebyshev.chebvander(shifts / (chunk - 1), rank - 1) @ chebyshev_transform(rank)
+    to_shifts = np.polynomial.chebyshev.chebvander(shifts / (chunk - 1), nodes - 1) @ chebyshev_transform(nodes)
     rows = []
-    for r in range(rank):
+    for r in range(nodes):
         # weight of shift d in entry (r, s): sum over i - j = d of Q[i, r] Q[j, s]
-        weights = np.fft.irfft(spectrum[:, r : r + 1] * spectrum.conj()[:, : rank - r], size, axis=0)[shifts]
+        weights = np.fft.irfft(spectrum[:, r : r + 1] * spectrum.conj()[:, : nodes - r], size, axis=0)[shifts]
         rows.append(weights.T @ to_shifts)
     return np.concatenate(rows)
+
+
+def entries(nodes: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """(r, s) of every entry with r + s < nodes, in the order of blocks_from_nodes."""
+    r = np.repeat(np.arange(nodes), np.arange(nodes, 0, -1))
+    return r, np.concatenate([np.arange(nodes - row) for row in range(nodes)])
+
+
+def kept_entries(nodes: int, rank: int, degree: int) -> npt.NDArray[np.bool_]:
+    r, s = entries(nodes)
+    return (r < rank) & (s < rank) & (r + s < degree)
 
 
 def chebyshev_transform(count: int) -> Array:
@@ -184,41 +199,68 @@ def legendre_basis(lags: Array, terms: int, horizon: int) -> Array:
 
 @dataclass(frozen=True)
 class Windows:
-    """Interpolation errors of the basis filters, damped by exp(-rate * lag / K) for the slowest to the fastest rate."""
+    """The blocks of the basis filters, damped by exp(-rate * lag / K) for each of `rates`, on chunks of any size."""
 
     terms: int
     horizon: int
     rates: tuple[float, ...]
 
-    def tails(self, chunk: int, distances: Array) -> Array:
-        """Interpolation error with `rank` nodes of each window and basis filter, (windows, terms, max rank + 1).
+    @property
+    def exact_nodes(self) -> int:
+        """Nodes that determine a window: an undamped filter is a polynomial of degree < terms; damping adds to it
+        coefficients that fall below 1e-13 within 16 more (rate * window / horizon stays of the order of 1)."""
+        return max(self.terms, 2) + (16 if self.rates[-1] > 0 else 0)
 
-        Twice the sum of the dropped Chebyshev coefficients, which bounds the error at every lag of the window. An
-        undamped filter is a polynomial, so its coefficients are exact; damping adds ones that vanish beyond 24 more.
-        """
-        count = max(self.terms, 2) + (24 if self.rates[-1] > 0 else 0)
-        lags = chunk * distances[:, None] + (chunk - 1) * chebyshev_nodes(count)  # (windows, count)
-        values = legendre_basis(lags.reshape(-1), self.terms, self.horizon).reshape(len(distances), count, self.terms)
-        transform, worst = chebyshev_transform(count), np.zeros((len(distances), self.terms, count + 1))
-        for rate in self.rates:
-            damped = values * np.exp(-rate * lags / self.horizon)[..., None]
-            coefficients = np.abs(np.einsum("pc,wcn->wnp", transform, damped))
-            tail = np.cumsum(coefficients[..., ::-1], axis=-1)[..., ::-1]
-            worst[..., :-1] = np.maximum(worst[..., :-1], 2 * tail)
-        return worst
+    def blocks(self, chunk: int, distances: Array, nodes: int, rate: float) -> Array:
+        """Entries (r, s), r + s < nodes, of every window, from `nodes` samples, (windows, entries, terms)."""
+        lags = chunk * distances[:, None] + (chunk - 1) * chebyshev_nodes(nodes)  # (windows, nodes)
+        values = legendre_basis(lags.reshape(-1), self.terms, self.horizon).reshape(len(distances), nodes, self.terms)
+        return blocks_from_nodes(chunk, nodes) @ (values * np.exp(-rate * lags / self.horizon)[..., None])
 
-    def bounds(self, chunk: int, last: int, every: bool) -> Array:
-        """bound(rank) of a level of these chunks with distances 1..last, (max rank + 1,).
+    @lru_cache(maxsize=256)  # noqa: B019 (windows live as long as the search that made them)
+    def energy(self, chunk: int, last: int) -> Array:
+        """Squares of the entries (r, s) summed over basis filters and distances 1..last, worst rate, (entries,).
 
-        A window of error e is a block of Frobenius norm at most chunk * e, and by Cauchy-Schwarz over the windows a
-        chunk of output is off by at most chunk * sqrt(sum e^2) * ||u||. Polynomials turn fastest at both ends of the
-        horizon, so a search looks at the windows there and in the middle; a plan that is kept looks at `every` one.
+        Polynomials turn fastest at both ends of the horizon: beyond 24 windows, 8 at either end and 8 between stand
+        for the rest. This ranks candidates; the bound of a plan that is kept looks at every window.
         """
         distances = np.arange(1, last + 1, dtype=np.float64)
-        if not every and last > 24:
-            distances = distances[np.unique(np.r_[0:8, np.linspace(8, last - 9, 8).astype(int), last - 8 : last])]
-        squares = (self.tails(chunk, distances) ** 2).sum(axis=(0, 1)) * (last / len(distances))
-        return chunk * np.sqrt(squares) / math.sqrt(self.horizon)
+        if last > 24:
+            distances = distances[np.r_[0:8, np.linspace(8, last - 9, 8).astype(int), last - 8 : last]]
+        squares = [np.square(self.blocks(chunk, distances, min(self.exact_nodes, chunk), rate)) for rate in self.rates]
+        return np.max([square.sum(axis=(0, 2)) for square in squares], axis=0) * (last / len(distances))
+
+    def shape(self, chunk: int, last: int, tolerance: float) -> tuple[int, int, int] | None:
+        """Cheapest (rank, degree, nodes) that drop less than `tolerance`, or None."""
+        energy, count = self.energy(chunk, last), min(self.exact_nodes, chunk)
+        best, cheapest = None, math.inf
+        for rank in range(2, min(MAX_RANK, count, chunk // 2) + 1):
+            for degree in range(rank, min(2 * rank, count + 1)):
+                kept = kept_entries(count, rank, degree)
+                weight = 2 * COST_FOLDED * rank + COST_PAIRS * 3 * kept.sum() / chunk
+                if weight < cheapest and energy[~kept].sum() <= tolerance**2 * self.horizon:
+                    best, cheapest = (rank, degree, min(degree + 3, count)), weight
+        return best
+
+    def bound(self, level: Level, last: int) -> float:
+        """What the level's blocks are off by, dropped entries and sampling together.
+
+        For unit coefficients a window is off by at most its Frobenius norm over all basis filters, and by Cauchy-Schwarz
+        over the windows a chunk of output by at most the root of the sum of their squares, times ||u||.
+        """
+        total = 0.0
+        exact_nodes = min(self.exact_nodes, level.chunk)
+        kept = kept_entries(exact_nodes, level.rank, level.degree)
+        sampled = kept_entries(level.nodes, level.rank, level.degree)
+        for rate in self.rates:
+            squares = 0.0
+            for first in range(1, last + 1, 64):
+                distances = np.arange(first, min(first + 64, last + 1), dtype=np.float64)
+                blocks = self.blocks(level.chunk, distances, exact_nodes, rate)
+                blocks[:, kept] -= self.blocks(level.chunk, distances, level.nodes, rate)[:, sampled]
+                squares += float(np.square(blocks).sum())
+            total = max(total, squares)
+        return math.sqrt(total / self.horizon)
 
 
 def direct_plan(horizon: int, length: int) -> Plan:
@@ -227,20 +269,28 @@ def direct_plan(horizon: int, length: int) -> Plan:
     return Plan(horizon, length, chunk, (), 0.0)
 
 
-def make_levels(horizon: int, length: int, chunks: tuple[int, ...], ranks: tuple[int, ...]) -> tuple[Level, ...]:
+Shape = tuple[int, int, int]
+
+
+def make_levels(horizon: int, length: int, chunks: tuple[int, ...], shapes: tuple[Shape, ...]) -> tuple[Level, ...]:
     levels = []
-    for index, (chunk, rank) in enumerate(zip(chunks, ranks, strict=True)):
-        reach = min(-(-length // chunk), horizon // chunk) - 1  # largest distance whose window lies below the horizon
+    for index, (chunk, shape) in enumerate(zip(chunks, shapes, strict=True)):
+        reach = last_distance(horizon, length, chunk)
         if index + 1 == len(chunks):
-            levels.append(Level(chunk, 0, rank, reach, reach + 1, 0))
+            levels.append(Level(chunk, 0, *shape, reach, reach + 1, 0))
             continue
         fan = chunks[index + 1] // chunk
         near = min(fan - 1, reach)
         covered = horizon // chunks[index + 1] - 1  # distances of parents that the levels above take
         limited = -(-length // chunks[index + 1]) - 1 > covered
         first = covered * fan + 1
-        levels.append(Level(chunk, fan, rank, near, first, max(reach - first + 1, 0) if limited else 0))
+        levels.append(Level(chunk, fan, *shape, near, first, max(reach - first + 1, 0) if limited else 0))
     return tuple(levels)
+
+
+def last_distance(horizon: int, length: int, chunk: int) -> int:
+    """The largest chunk distance inside the sequence whose window of lags lies below the horizon."""
+    return min(-(-length // chunk), horizon // chunk) - 1
 
 
 def cost(horizon: int, length: int, levels: tuple[Level, ...]) -> float:
@@ -254,35 +304,42 @@ def cost(horizon: int, length: int, levels: tuple[Level, ...]) -> float:
         chunks = -(-length // level.chunk)
         if index:
             folded += level.rank * levels[index - 1].rank / 2 / levels[index - 1].chunk
-        group = level.fan or chunks
-        near = sum(min(i % group, level.near_pairs) for i in range(chunks))
-        far = sum(max(0, min(i, level.far_first + level.far_pairs - 1) - level.far_first - i % group + 1)
-                  for i in range(level.far_first, chunks)) if level.far_pairs else 0
-        pairs += (near + 2 * far) * level.rank * (level.rank + 1) / 2 / length
+        position = np.arange(chunks)
+        within = position % level.fan if level.fan else position
+        near = np.minimum(within, level.near_pairs).sum()
+        far = 0
+        if level.far_pairs:
+            reach = np.minimum(position, level.far_first + level.far_pairs - 1)
+            far = np.maximum(reach - level.far_first - within + 1, 0).sum()
+        kept = int(kept_entries(level.nodes, level.rank, level.degree).sum())
+        pairs += (near + 2 * far) * kept / length
     return COST_DIRECT * direct + 2 * COST_FOLDED * folded + COST_PAIRS * pairs + COST_ROW
 
 
 @lru_cache(maxsize=256)
 def block_plan(terms: int, horizon: int, length: int, tolerance: float, rate: float) -> Plan | None:
     """The cheapest block plan whose bound is at most `tolerance`, or None. `rate`: fastest softplus(a) served."""
-    windows = Windows(terms, horizon, (0.0,) if rate == 0 else (0.0, *np.geomspace(rate / 64, rate, 13)))
+    windows = Windows(terms, horizon, (0.0,) if rate == 0 else (0.0, *np.geomspace(rate / 16, rate, 5)))
     reach = min(length, horizon)
+    share = tolerance / 4
 
-    @lru_cache(maxsize=None)
-    def rank_of(chunk: int, every: bool = False) -> int | None:
-        last = min(-(-reach // chunk), horizon // chunk) - 1
-        fits = np.flatnonzero(windows.bounds(chunk, max(last, 1), every) <= tolerance / 4)
-        return max(int(fits[0]), 2) if len(fits) and fits[0] <= min(MAX_RANK, chunk // 2) else None
+    def levels_of(chunks: tuple[int, ...]) -> tuple[Level, ...] | None:
+        shapes = []
+        for chunk in chunks:
+            shape = windows.shape(chunk, last_distance(horizon, length, chunk), share)
+            if shape is None:
+                return None
+            shapes.append(shape)
+        return make_levels(horizon, length, chunks, tuple(shapes))
 
-    best: tuple[float, tuple[int, ...]] = (math.inf, ())
+    best: tuple[float, tuple[Level, ...]] = (math.inf, ())
 
     def extend(chunks: tuple[int, ...]) -> None:
         nonlocal best
-        ranks = tuple(rank_of(chunk) for chunk in chunks)
-        if None in ranks:
+        levels = levels_of(chunks)
+        if levels is None:
             return
-        total = cost(horizon, length, make_levels(horizon, length, chunks, ranks))  # type: ignore[arg-type]
-        best = min(best, (total, chunks))
+        best = min(best, (cost(horizon, length, levels), levels), key=lambda pair: pair[0])
         for fan in FANS:
             if chunks[-1] * fan * 2 <= reach and len(chunks) < 4:
                 extend((*chunks, chunks[-1] * fan))
@@ -290,16 +347,11 @@ def block_plan(terms: int, horizon: int, length: int, tolerance: float, rate: fl
     for chunk in CHUNKS:
         if 2 * chunk <= reach:
             extend((chunk,))
-    chunks = best[1]
-    ranks = tuple(rank_of(chunk, True) for chunk in chunks)
-    if not chunks or None in ranks:
+    levels = best[1]
+    if not levels:
         return None
-    levels = make_levels(horizon, length, chunks, ranks)  # type: ignore[arg-type]
-    bound = sum(
-        float(windows.bounds(level.chunk, max(min(-(-reach // level.chunk), horizon // level.chunk) - 1, 1), True)[level.rank])
-        for level in levels
-    )
-    return Plan(horizon, length, chunks[0], levels, bound)
+    bound = sum(windows.bound(level, last_distance(horizon, length, level.chunk)) for level in levels)
+    return Plan(horizon, length, levels[0].chunk, levels, bound)
 
 
 @lru_cache(maxsize=1024)

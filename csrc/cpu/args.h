@@ -18,14 +18,15 @@ struct Sequence {
 };
 
 // One level of the block low-rank form. Chunks of `chunk` rows, `fan` of them in a parent (the whole sequence is the
-// parent at the top level), `rank` local polynomials a chunk. Chunk pairs I - J = k are handled here for
+// parent at the top level), `rank` local polynomials a chunk; a block keeps its
+// entries (r, s) with r + s < degree and is built from filter values at `nodes` lags. Chunk pairs I - J = k are handled here for
 // k in [1, near_pairs] inside one parent and, where the filter ends inside the sequence, for the `far_pairs` lags from
 // far_first on that no higher level covers.
 struct Level {
-  int64_t chunk, fan, rank, near_pairs, far_first, far_pairs;
-  int64_t sample_row;     // first row of `samples` of this level: (near_pairs + far_pairs) x rank filter values
+  int64_t chunk, fan, rank, degree, nodes, near_pairs, far_first, far_pairs;
+  int64_t sample_row;     // first row of `samples` of this level: (near_pairs + far_pairs) x nodes filter values
   const void* moments;    // [rank parity 0 | rank parity 1] folded basis: half x ceil(rank/2), then half x floor(rank/2)
-  const void* from_nodes; // rank(rank+1)/2 x rank: filter values at the window's nodes -> entries of the block
+  const void* from_nodes; // entries x nodes: filter values at a window's nodes -> kept entries of the block, by rows
   int64_t half;           // rows of the folded basis: chunk/2 at the lowest level, fan_below * rank_below / 2 above
 };
 

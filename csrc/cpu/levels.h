@@ -2,7 +2,8 @@
 //
 // Every passage between a basis and its halves uses a mirror: the local basis alternates even and odd about the
 // middle, so with p = front + mirrored back and q = front - mirrored back an even moment is a sum over p alone and an odd one over
-// q alone: half the multiply-adds. Blocks need r + s < rank only: a polynomial of degree < rank in i - j has no other.
+// q alone: half the multiply-adds. A block is nearly a
+// polynomial of low degree in i - j, so its entries with large r + s are zero and left out.
 #pragma once
 #include "nodes.h"
 
@@ -102,11 +103,11 @@ void nu_down(const Plan& plan, int l, const Tree& tree, const Vec<A>* above, Vec
 
 // sum[r][x] += M(r0 + r, s) * mu[x][s] for one block.
 template <class A, int R, int X>
-HYENAREC_INLINE void apply_block(Vec<A> (&sum)[R][X], const Vec<A>* block, int64_t rank, int64_t r0,
+HYENAREC_INLINE void apply_block(Vec<A> (&sum)[R][X], const Vec<A>* block, const Level& level, int64_t r0,
                                  const Vec<A>* const (&mu)[X]) {
   const Vec<A>* m[R];
-  for (int r = 0; r < R; ++r) m[r] = block + triangle_start(rank, r0 + r);
-  int64_t whole = rank - r0 - R + 1;  // columns that all R rows have
+  for (int r = 0; r < R; ++r) m[r] = block + row_start(level, r0 + r);
+  int64_t whole = row_length(level, r0 + R - 1), longest = row_length(level, r0);
   for (int64_t s = 0; s < whole; ++s) {
     Vec<A> v[X];
     for (int x = 0; x < X; ++x) v[x] = mu[x][s];
@@ -115,20 +116,18 @@ HYENAREC_INLINE void apply_block(Vec<A> (&sum)[R][X], const Vec<A>* block, int64
       for (int x = 0; x < X; ++x) sum[r][x] += entry * v[x];
     }
   }
-  for (int tail = 1; tail < R; ++tail) {
-    int64_t s = whole + tail - 1;
-    for (int x = 0; x < X; ++x) {
-      Vec<A> v = mu[x][s];
-      for (int r = 0; r < R - tail; ++r) sum[r][x] += m[r][s] * v;
-    }
-  }
+  for (int64_t s = whole; s < longest; ++s)
+    for (int r = 0; r < R - 1; ++r)
+      if (r0 + r + s < level.degree)
+        for (int x = 0; x < X; ++x) sum[r][x] += m[r][s] * mu[x][s];
 }
 
 // nu[x] (=, or += when adding) sum over k in [first, first + count) of M^(k) mu[x], where mu[x] starts at the source of
 // the first k and the next k's source is one chunk earlier.
 template <class A, int X>
-HYENAREC_INLINE void apply_pairs(const Vec<A>* blocks, int64_t count, int64_t rank, const Vec<A>* const (&mu)[X],
+HYENAREC_INLINE void apply_pairs(const Level& level, const Vec<A>* blocks, int64_t count, const Vec<A>* const (&mu)[X],
                                  Vec<A>* const (&nu)[X], bool adding) {
+  int64_t rank = level.rank, size = entries(level);
   for (int64_t r0 = 0; r0 < rank; r0 += kRows)
     with_count<kRows>(rank - r0, [&](auto rows) __attribute__((always_inline)) {
       constexpr int R = decltype(rows)::value;
@@ -136,7 +135,7 @@ HYENAREC_INLINE void apply_pairs(const Vec<A>* blocks, int64_t count, int64_t ra
       const Vec<A>* source[X];
       for (int x = 0; x < X; ++x) source[x] = mu[x];
       for (int64_t k = 0; k < count; ++k) {
-        apply_block<A, R, X>(sum, blocks + k * triangle(rank), rank, r0, source);
+        apply_block<A, R, X>(sum, blocks + k * size, level, r0, source);
         for (int x = 0; x < X; ++x) source[x] -= rank;
       }
       for (int x = 0; x < X; ++x)
@@ -161,7 +160,7 @@ void near_pairs(const Level& level, const Vec<A>* blocks, int64_t parents, First
         const Vec<A>* source[X];
         Vec<A>* target[X];
         for (int x = 0; x < X; ++x) source[x] = mu + (node[x] - 1) * rank, target[x] = nu + node[x] * rank;
-        apply_pairs<A, X>(blocks, i < level.near_pairs ? i : level.near_pairs, rank, source, target, false);
+        apply_pairs<A, X>(level, blocks, i < level.near_pairs ? i : level.near_pairs, source, target, false);
       });
     }
   }
@@ -171,13 +170,13 @@ void near_pairs(const Level& level, const Vec<A>* blocks, int64_t parents, First
 template <class A>
 void far_pairs(const Level& level, const Vec<A>* blocks, int64_t children, const Vec<A>* mu, Vec<A>* nu) {
   int64_t rank = level.rank, last = level.far_first + level.far_pairs - 1;
-  const Vec<A>* far = blocks + level.near_pairs * triangle(rank);
+  const Vec<A>* far = blocks + level.near_pairs * entries(level);
   for (int64_t i = 0; i < children; ++i) {
     int64_t from = level.far_first + i % level.fan, to = last < i ? last : i;
     if (from > to) continue;
     const Vec<A>* const source[1] = {mu + (i - from) * rank};
     Vec<A>* const target[1] = {nu + i * rank};
-    apply_pairs<A, 1>(far + (from - level.far_first) * triangle(rank), to - from + 1, rank, source, target, true);
+    apply_pairs<A, 1>(level, far + (from - level.far_first) * entries(level), to - from + 1, source, target, true);
   }
 }
 
