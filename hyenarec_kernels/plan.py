@@ -18,8 +18,8 @@ import torch
 
 Array = npt.NDArray[np.float64]
 
-CHUNKS = (16, 20, 24, 28, 32, 40, 48, 64)  # of the lowest level: multiples of the 4 rows of a register tile
-FANS = (4, 6, 8, 10, 12, 16)  # chunks in a parent: even, so that the two halves of a parent mirror each other
+CHUNKS = (16, 24, 32, 40, 48)  # of the lowest level: multiples of the 4 rows of a register tile
+FANS = (4, 8)  # chunks in a parent: even, so that the two halves of a parent mirror each other
 MAX_RANK = 40
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 4e-6, torch.bfloat16: 1e-3, torch.float16: 2e-4}
 # Cycles of a multiply-add in each part, relative to the direct part (measured, AVX-512, two cores): moments and
@@ -154,20 +154,16 @@ def local_basis(chunk: int, rank: int) -> Array:
 def blocks_from_nodes(chunk: int, nodes: int) -> Array:
     """Maps a window's values at `nodes` lags to the entries (r, s), r + s < nodes, of Q^T T Q, (entries, nodes).
 
-    T[i, j] = p(i - j) with p the polynomial through the nodes; p has degree < nodes, so the other entries are zero.
+    T[i, j] = p(i - j) with p the polynomial through the nodes; p has degree < nodes, so the other entries are zero, and
+    p(i - j) is known from its values for i and j on a grid of Chebyshev points of the chunk.
     """
-    basis = local_basis(chunk, nodes)
-    size = 1 << (2 * chunk).bit_length()
-    spectrum = np.fft.rfft(basis, size, axis=0)
-    shifts = np.arange(-(chunk - 1), chunk)
-    # values at the nodes -> values at all shifts, through Chebyshev coefficients
-    to_shifts = np.polynomial.chebyshev.chebvander(shifts / (chunk - 1), nodes - 1) @ chebyshev_transform(nodes)
-    rows = []
-    for r in range(nodes):
-        # weight of shift d in entry (r, s): sum over i - j = d of Q[i, r] Q[j, s]
-        weights = np.fft.irfft(spectrum[:, r : r + 1] * spectrum.conj()[:, : nodes - r], size, axis=0)[shifts]
-        rows.append(weights.T @ to_shifts)
-    return np.concatenate(rows)
+    points, transform = chebyshev_nodes(nodes), chebyshev_transform(nodes)
+    rows = np.polynomial.chebyshev.chebvander(np.linspace(-1, 1, chunk), nodes - 1) @ transform
+    to_basis = local_basis(chunk, nodes).T @ rows  # values on the points -> coefficients in the local basis
+    shifts = (points[:, None] - points[None, :]).reshape(-1) / 2
+    grid = (np.polynomial.chebyshev.chebvander(shifts, nodes - 1) @ transform).reshape(nodes, nodes, nodes)
+    blocks = np.einsum("ra,abp,sb->rsp", to_basis, grid, to_basis, optimize=True)
+    return blocks[entries(nodes)]
 
 
 def entries(nodes: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
@@ -230,6 +226,7 @@ class Windows:
         squares = [np.square(self.blocks(chunk, distances, min(self.exact_nodes, chunk), rate)) for rate in self.rates]
         return np.max([square.sum(axis=(0, 2)) for square in squares], axis=0) * (last / len(distances))
 
+    @lru_cache(maxsize=256)  # noqa: B019
     def shape(self, chunk: int, last: int, tolerance: float) -> tuple[int, int, int] | None:
         """Cheapest (rank, degree, nodes) that drop less than `tolerance`, or None."""
         energy, count = self.energy(chunk, last), min(self.exact_nodes, chunk)

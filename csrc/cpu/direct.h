@@ -6,9 +6,19 @@
 
 namespace hyenarec::HYENAREC_ISA {
 
+// Rows to bring into the cache while a tile computes: a channel block touches 64 bytes of every row, a stride the
+// hardware does not follow. (8 x 4096, forward: FETCH_FIGURE.)
+struct Fetch {
+  const char* data;
+  int64_t stride;
+};
+constexpr int kFetches = 6;
+
 // Lanes of the direct part: contiguous vectors of one channel block.
 template <class A, int X>
 struct Lanes {
+  Fetch fetch[X][kFetches];
+  int fetches;
   const Vec<A>* u[X];        // rows of the chunk
   const Vec<A>* history[X];  // rows from -(horizon - 1), where the far part reads; unused without far taps
   Vec<A>* y[X];
@@ -42,6 +52,9 @@ HYENAREC_INLINE void direct_tile(const Taps<A>& taps, const Lanes<A, X>& lanes, 
   Vec<A> sum[R][X];
   for (int r = 0; r < R; ++r)
     for (int x = 0; x < X; ++x) sum[r][x] = lanes.y[x][t0 + r];
+  for (int x = 0; x < X; ++x)
+    for (int f = 0; f < lanes.fetches; ++f)
+      for (int r = 0; r < R; ++r) __builtin_prefetch(lanes.fetch[x][f].data + (t0 + r) * lanes.fetch[x][f].stride);
   if (taps.history_rows > 0)
     accumulate_taps<A, R, X>(sum, taps.far + t0 + taps.horizon - 1, lanes.history, t0, taps.history_rows);
   int64_t first = t0 - taps.near_taps + 1;

@@ -2,6 +2,8 @@
 // then chunk by chunk reconstruction plus the direct part. Forward runs it on u, backward also on the reversed
 // output gradient.
 #pragma once
+#include <initializer_list>
+
 #include "levels.h"
 
 namespace hyenarec::HYENAREC_ISA {
@@ -13,6 +15,8 @@ struct Engine {
   Reader<A>* readers;  // one a sequence
   Vec<A>*mu[kMaxLevels], *nu[kMaxLevels];
   Vec<A>*u, *y, *history, *fold;
+  Block* touched;  // (sequences, num_touched): what `finish` of near_field will read or write
+  int num_touched;
 
   int64_t chunk_rows() const { return ceil_div(plan->chunk, kTapRows) * kTapRows; }
   int64_t history_rows() const {
@@ -25,6 +29,7 @@ struct Engine {
     plan = &p;
     tree.take(arena, p, sequences, top_nodes);
     readers = arena.take<Reader<A>>(sequences);
+    touched = arena.take<Block>(sequences * kFetches);
     u = arena.take<Vec<A>>(kLanes * chunk_rows());
     y = arena.take<Vec<A>>(kLanes * chunk_rows());
     history = arena.take<Vec<A>>(kLanes * history_rows());
@@ -53,6 +58,37 @@ struct Engine {
     }
   }
 
+  // Names the tensors that `finish` will read or write, in the same order of rows as `read`.
+  void touch(Group group, std::initializer_list<Rows> tensors, int64_t c0, bool reversed) {
+    num_touched = 0;
+    for (const Rows& rows : tensors) {
+      if (!rows.data) continue;
+      for (int64_t s = 0; s < group.count; ++s) {
+        int64_t flip = reversed ? (tree.first[s + 1] - tree.first[s]) * top_chunk(*plan) : 0;
+        touched[s * kFetches + num_touched] =
+            sequence_block(rows, group.sequences[s], c0, readers[s].io->element_size, flip);
+      }
+      ++num_touched;
+    }
+  }
+
+  template <int X>
+  HYENAREC_INLINE void plan_fetches(int64_t n, Lanes<A, X>& lane) const {
+    auto fetch = [&](int x, Block block, int64_t from) {
+      lane.fetch[x][lane.fetches++] = {block.data + from * block.stride, block.stride};
+    };
+    for (int x = 0; x < X; ++x) {
+      lane.fetches = 0;
+      const Chunk& chunk = tree.chunks[n + x];
+      const Chunk& next = tree.chunks[n + x + X < tree.num_chunks ? n + x + X : n + x];
+      const Reader<A>& reader = readers[next.sequence];
+      fetch(x, reader.a, next.index * plan->chunk);
+      if (reader.b.data) fetch(x, reader.b, next.index * plan->chunk);
+      for (int t = 0; t < num_touched; ++t)
+        fetch(x, touched[chunk.sequence * kFetches + t], chunk.index * plan->chunk);
+    }
+  }
+
   void read_chunk(const Chunk& chunk, Vec<A>* dst) const {
     readers[chunk.sequence].read(dst, chunk.index * plan->chunk, plan->chunk);
   }
@@ -67,6 +103,14 @@ struct Engine {
         const Vec<A>*p[X], *q[X];
         Vec<A>* out[X];
         for (int x = 0; x < X; ++x) {
+          if (n + X + x < tree.num_chunks) {
+            const Chunk& next = tree.chunks[n + X + x];
+            const Reader<A>& reader = readers[next.sequence];
+            for (int64_t i = 0; i < plan->chunk; ++i) {
+              __builtin_prefetch(reader.a.data + (next.index * plan->chunk + i) * reader.a.stride);
+              if (reader.b.data) __builtin_prefetch(reader.b.data + (next.index * plan->chunk + i) * reader.b.stride);
+            }
+          }
           Vec<A>* rows = u + x * chunk_rows();
           read_chunk(tree.chunks[n + x], rows);
           Vec<A>*sum = y + x * 2 * level.half, *difference = sum + level.half;
@@ -106,6 +150,7 @@ struct Engine {
           if (history_rows() > 0) reader.read(past, from - (plan->horizon - 1), history_rows());
         }
         longest = longest < plan->chunk ? longest : plan->chunk;
+        plan_fetches<X>(n, lane);
         reconstruct<X>(n, lane);
         direct<A, X>(taps, lane, longest);
         for (int x = 0; x < X; ++x) finish(tree.chunks[n + x], lane.u[x], lane.y[x]);

@@ -30,7 +30,8 @@ struct Grouping {
     begin[0] = 0;
     for (int64_t s = 0; s < args.num_sequences; ++s) {
       rows += args.sequences[s].length, nodes += ceil_div(args.sequences[s].length, top);
-      if (rows >= limit || s + 1 == args.num_sequences) {
+      bool whole_lanes = (s + 1 - begin[count]) % kLanes == 0 || args.sequences[s].length >= limit;
+      if ((rows >= limit && whole_lanes) || s + 1 == args.num_sequences) {
         max_sequences = s + 1 - begin[count] > max_sequences ? s + 1 - begin[count] : max_sequences;
         max_top_nodes = nodes > max_top_nodes ? nodes : max_top_nodes;
         begin[++count] = s + 1;
@@ -101,6 +102,7 @@ void forward_item(const Call<A>& call, Engine<A>& engine, int64_t item) {
   Tables<A> tables = call.tables(block);
   Vec<A> skip = args.skip ? load_channels<A>(args.skip, 0, args.channels, c0) : Vec<A>{};
   engine.read(io, group, args.x, args.pre_gate, c0, valid, false);
+  engine.touch(group, {args.out, args.post_gate}, c0, false);
   engine.far_field(group, tables);
   engine.near_field(tables, [&](const Chunk& chunk, const Vec<A>* u, Vec<A>* y) {
     const Sequence& sequence = group.sequences[chunk.sequence];
