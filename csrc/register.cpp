@@ -134,6 +134,32 @@ Tensor conv(const Tensor& x, const Tensor& samples, const MaybeTensor& skip, con
   return out;
 }
 
+// Gradients of x, samples, skip, pre_gate and post_gate; empty where not needed.
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> conv_backward(
+    const Tensor& grad_, const Tensor& x, const Tensor& samples, const MaybeTensor& skip, const MaybeTensor& pre_gate,
+    const MaybeTensor& post_gate, const MaybeTensor& starts, const MaybeTensor& ends, std::vector<int64_t> plan,
+    const Tensor& constants, std::vector<bool> needs) {
+  Inputs in(x, samples, skip, pre_gate, post_gate, starts, ends, plan, constants);
+  STD_TORCH_CHECK(needs.size() == 5, "needs: expected 5 flags");
+  Tensor grad = unit_stride(grad_);
+  in.args.grad = rows_of(grad);
+  auto like = [&](bool needed, const Tensor& t, ScalarType type) {
+    return empty(x, needed ? std::vector<int64_t>(t.sizes().begin(), t.sizes().end()) : std::vector<int64_t>{0}, type);
+  };
+  ScalarType type = x.scalar_type(), wide = arithmetic(in.args.dtype);
+  Tensor dx = like(needs[0], x, type), dsamples = like(needs[1], samples, wide);
+  Tensor dskip = like(needs[2] && skip, skip ? *skip : x, wide);
+  Tensor dpre = like(needs[3] && pre_gate, x, type), dpost = like(needs[4] && post_gate, x, type);
+  auto rows = [](const Tensor& t) { return t.dim() > 1 ? rows_of(t) : Rows{}; };
+  in.args.dx = rows(dx);
+  in.args.dpre_gate = rows(dpre);
+  in.args.dpost_gate = rows(dpost);
+  in.args.dsamples = needs[1] ? dsamples.data_ptr() : nullptr;
+  in.args.dskip = needs[2] && skip ? dskip.data_ptr() : nullptr;
+  hyenarec::kernels().conv_backward(in.args, parallel);
+  return {dx, dsamples, dskip, dpre, dpost};
+}
+
 std::string isa() { return hyenarec::kernels().name; }
 double peak(int64_t steps) { return hyenarec::kernels().peak(steps, parallel); }
 
@@ -143,10 +169,17 @@ STABLE_TORCH_LIBRARY(hyenarec_cpu, m) {
   m.def(
       "conv(Tensor x, Tensor samples, Tensor? skip, Tensor? pre_gate, Tensor? post_gate, Tensor? starts, Tensor? ends, "
       "int[] plan, Tensor constants) -> Tensor");
+  m.def(
+      "conv_backward(Tensor grad, Tensor x, Tensor samples, Tensor? skip, Tensor? pre_gate, Tensor? post_gate, "
+      "Tensor? starts, Tensor? ends, int[] plan, Tensor constants, bool[] needs) "
+      "-> (Tensor, Tensor, Tensor, Tensor, Tensor)");
   m.def("isa() -> str");
   m.def("peak(int steps) -> float");
 }
-STABLE_TORCH_LIBRARY_IMPL(hyenarec_cpu, CPU, m) { m.impl("conv", TORCH_BOX(&conv)); }
+STABLE_TORCH_LIBRARY_IMPL(hyenarec_cpu, CPU, m) {
+  m.impl("conv", TORCH_BOX(&conv));
+  m.impl("conv_backward", TORCH_BOX(&conv_backward));
+}
 STABLE_TORCH_LIBRARY_IMPL(hyenarec_cpu, CompositeExplicitAutograd, m) {
   m.impl("isa", TORCH_BOX(&isa));
   m.impl("peak", TORCH_BOX(&peak));

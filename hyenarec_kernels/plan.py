@@ -73,12 +73,12 @@ class Plan:
     @property
     def near_taps(self) -> int:
         # Without whole chunks between, the far part starts at the next lag: one run of taps.
-        return min(self.horizon, self.length) if self.shares_taps else min(self.chunk, self.horizon)
+        return self.horizon if self.shares_taps and self.far_taps else min(self.chunk, self.horizon)
 
     @property
     def far_taps(self) -> int:
         """Taps at the filter's end, which lie inside the sequence when a chunk can reach the horizon."""
-        if -(-self.length // self.chunk) * self.chunk <= self.horizon:
+        if -(-self.length // self.chunk) <= max(self.horizon // self.chunk, 1):
             return 0
         return self.horizon - self.far_lag
 

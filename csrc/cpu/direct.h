@@ -54,7 +54,7 @@ HYENAREC_INLINE void direct_tile(const Taps<A>& taps, const Lanes<A, X>& lanes, 
     for (int x = 0; x < X; ++x) sum[r][x] = lanes.y[x][t0 + r];
   for (int x = 0; x < X; ++x)
     for (int f = 0; f < lanes.fetches; ++f)
-      for (int r = 0; r < R; ++r) __builtin_prefetch(lanes.fetch[x][f].data + (t0 + r) * lanes.fetch[x][f].stride);
+      for (int r = 0; r < R; ++r) __builtin_prefetch(lanes.fetch[x][f].data + (t0 + r) * lanes.fetch[x][f].stride, 0, 2);
   if (taps.history_rows > 0)
     accumulate_taps<A, R, X>(sum, taps.far + t0 + taps.horizon - 1, lanes.history, t0, taps.history_rows);
   int64_t first = t0 - taps.near_taps + 1;

@@ -37,7 +37,7 @@ struct Engine {
     for (int l = 1; l < p.num_levels; ++l) widest = p.levels[l].half > widest ? p.levels[l].half : widest;
     fold = arena.take<Vec<A>>(2 * kLanes * widest);
     for (int l = 0; l < p.num_levels; ++l) {
-      int64_t vectors = top_nodes * (top_chunk(p) / p.levels[l].chunk) * p.levels[l].rank;
+      int64_t vectors = top_nodes * (top_chunk(p) / p.levels[l].chunk) * p.levels[l].rank + 4;  // tiles read past
       mu[l] = arena.take<Vec<A>>(vectors);
       nu[l] = arena.take<Vec<A>>(vectors);
     }
@@ -107,8 +107,8 @@ struct Engine {
             const Chunk& next = tree.chunks[n + X + x];
             const Reader<A>& reader = readers[next.sequence];
             for (int64_t i = 0; i < plan->chunk; ++i) {
-              __builtin_prefetch(reader.a.data + (next.index * plan->chunk + i) * reader.a.stride);
-              if (reader.b.data) __builtin_prefetch(reader.b.data + (next.index * plan->chunk + i) * reader.b.stride);
+              __builtin_prefetch(reader.a.data + (next.index * plan->chunk + i) * reader.a.stride, 0, 2);
+              if (reader.b.data) __builtin_prefetch(reader.b.data + (next.index * plan->chunk + i) * reader.b.stride, 0, 2);
             }
           }
           Vec<A>* rows = u + x * chunk_rows();
@@ -124,13 +124,15 @@ struct Engine {
       });
   }
 
-  void far_field(Group group, const Tables<A>& tables) {
+  // Moments at every level, and from them nu where it is wanted.
+  void far_field(Group group, const Tables<A>& tables, bool wants_nu) {
     if (plan->num_levels == 0) return;
     lowest_moments();
-    between_chunks<A>(*plan, group, tree, tables, mu, nu, fold);
+    all_moments<A>(*plan, tree, mu, fold);
+    if (wants_nu) between_chunks<A>(*plan, group, tree, tables, mu, nu);
   }
 
-  // finish(chunk, u rows, y rows) for every chunk that holds rows, after far_field.
+  // finish(chunk, u rows, y rows, history or null) for every chunk that holds rows, after far_field.
   template <class Finish>
   void near_field(const Tables<A>& tables, const Finish& finish) {
     Taps<A> taps{tables.near, plan->near_taps, tables.far_by_lag(*plan), plan->horizon, history_rows()};
@@ -139,6 +141,7 @@ struct Engine {
         constexpr int X = decltype(lanes)::value;
         Lanes<A, X> lane;
         int64_t longest = 0;
+        bool reaches = false;  // some lane has rows a horizon back
         for (int x = 0; x < X; ++x) {
           const Chunk& chunk = tree.chunks[n + x];
           const Reader<A>& reader = readers[chunk.sequence];
@@ -147,14 +150,30 @@ struct Engine {
           Vec<A>* past = history + x * history_rows();
           lane.u[x] = u + x * chunk_rows(), lane.y[x] = y + x * chunk_rows(), lane.history[x] = past;
           read_chunk(chunk, u + x * chunk_rows());
+          reaches |= history_rows() > 0 && from - (plan->horizon - 1) + history_rows() > reader.begin;
           if (history_rows() > 0) reader.read(past, from - (plan->horizon - 1), history_rows());
         }
+        taps.history_rows = reaches ? history_rows() : 0;
         longest = longest < plan->chunk ? longest : plan->chunk;
         plan_fetches<X>(n, lane);
         reconstruct<X>(n, lane);
         direct<A, X>(taps, lane, longest);
-        for (int x = 0; x < X; ++x) finish(tree.chunks[n + x], lane.u[x], lane.y[x]);
+        for (int x = 0; x < X; ++x) finish(tree.chunks[n + x], lane.u[x], lane.y[x], reaches ? lane.history[x] : nullptr);
       });
+  }
+
+  // finish as in near_field, without computing y.
+  template <class Finish>
+  void read_chunks(const Finish& finish) {
+    for (int64_t n = 0; n < tree.num_chunks; ++n) {
+      const Chunk& chunk = tree.chunks[n];
+      const Reader<A>& reader = readers[chunk.sequence];
+      int64_t past = chunk.index * plan->chunk - (plan->horizon - 1);
+      bool reaches = past + history_rows() > reader.begin && history_rows() > 0;
+      read_chunk(chunk, u);
+      if (reaches) reader.read(history, past, history_rows());
+      finish(chunk, u, y, reaches ? history : nullptr);
+    }
   }
 
   template <int X>

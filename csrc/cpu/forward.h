@@ -103,8 +103,8 @@ void forward_item(const Call<A>& call, Engine<A>& engine, int64_t item) {
   Vec<A> skip = args.skip ? load_channels<A>(args.skip, 0, args.channels, c0) : Vec<A>{};
   engine.read(io, group, args.x, args.pre_gate, c0, valid, false);
   engine.touch(group, {args.out, args.post_gate}, c0, false);
-  engine.far_field(group, tables);
-  engine.near_field(tables, [&](const Chunk& chunk, const Vec<A>* u, Vec<A>* y) {
+  engine.far_field(group, tables, true);
+  engine.near_field(tables, [&](const Chunk& chunk, const Vec<A>* u, Vec<A>* y, const Vec<A>*) {
     const Sequence& sequence = group.sequences[chunk.sequence];
     int64_t from = chunk.index * args.plan->chunk, rows = sequence.length - from;
     rows = rows < args.plan->chunk ? rows : args.plan->chunk;

@@ -2,4 +2,4 @@
 #include "kernels.inc"
 
 const hyenarec::Kernels hyenarec::kernels_avx2 = {
-    "avx2", hyenarec::avx2::conv_forward, nullptr, nullptr, nullptr, hyenarec::avx2::peak};
+    "avx2", hyenarec::avx2::conv_forward, hyenarec::avx2::conv_backward, nullptr, nullptr, hyenarec::avx2::peak};

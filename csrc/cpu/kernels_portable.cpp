@@ -2,4 +2,4 @@
 #include "kernels.inc"
 
 const hyenarec::Kernels hyenarec::kernels_portable = {
-    "portable", hyenarec::portable::conv_forward, nullptr, nullptr, nullptr, hyenarec::portable::peak};
+    "portable", hyenarec::portable::conv_forward, hyenarec::portable::conv_backward, nullptr, nullptr, hyenarec::portable::peak};

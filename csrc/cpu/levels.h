@@ -180,16 +180,21 @@ void far_pairs(const Level& level, const Vec<A>* blocks, int64_t children, const
   }
 }
 
-// From the lowest moments mu[0] (zero where no rows are) to nu[0].
+// The moments of every level from the lowest, mu[0] (zero where no rows are).
 template <class A>
-void between_chunks(const Plan& plan, Group group, const Tree& tree, const Tables<A>& tables, Vec<A>* const* mu,
-                    Vec<A>* const* nu, Vec<A>* fold) {
-  int top = plan.num_levels - 1;
-  for (int l = 1; l <= top; ++l) {
+void all_moments(const Plan& plan, const Tree& tree, Vec<A>* const* mu, Vec<A>* fold) {
+  for (int l = 1; l < plan.num_levels; ++l) {
     int64_t nodes = tree.top_nodes * (top_chunk(plan) / plan.levels[l].chunk);
     if (nodes != tree.num_alive[l]) memset((void*)mu[l], 0, nodes * plan.levels[l].rank * sizeof(Vec<A>));
     moments_up<A>(plan, l, tree, mu[l - 1], mu[l], fold);
   }
+}
+
+// From moments to nu[0], what the other chunks contribute to each chunk.
+template <class A>
+void between_chunks(const Plan& plan, Group group, const Tree& tree, const Tables<A>& tables, Vec<A>* const* mu,
+                    Vec<A>* const* nu) {
+  int top = plan.num_levels - 1;
   for (int l = top; l >= 0; --l) {
     const Level& level = plan.levels[l];
     if (l == top) {
