@@ -1,0 +1,23 @@
+"""Modules: long filters, and the Hyena mixer with its streaming state."""
+
+from hyenarec_kernels.nn.filters import (
+    ChebyshevFilter,
+    CosineFilter,
+    ExplicitFilter,
+    Filter,
+    ImplicitFilter,
+    LegendreFilter,
+)
+from hyenarec_kernels.nn.mixer import HyenaMixer
+from hyenarec_kernels.nn.streaming import MixerState
+
+__all__ = [
+    "ChebyshevFilter",
+    "CosineFilter",
+    "ExplicitFilter",
+    "Filter",
+    "HyenaMixer",
+    "ImplicitFilter",
+    "LegendreFilter",
+    "MixerState",
+]

@@ -1,0 +1,1 @@
+"""The operators as PyTorch sees them: argument checks, schemas, fakes and autograd. No arithmetic."""

@@ -1,0 +1,36 @@
+# Two commands set everything up on a fresh machine: `make demo` and `make test`.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+INSTALL := $(BIN)/python -m pip install --quiet --constraint constraints.txt
+
+.PHONY: demo test lint clean
+
+demo: $(VENV)/rec
+	$(BIN)/hyenarec demo
+
+test: $(VENV)/test
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+$(VENV)/base: constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --upgrade pip setuptools
+	$(INSTALL) torch numpy
+	touch $@
+
+$(VENV)/rec: $(VENV)/base pyproject.toml setup.py
+	$(INSTALL) --editable '.[rec]'
+	touch $@
+
+$(VENV)/test: $(VENV)/base pyproject.toml setup.py
+	$(INSTALL) --editable '.[test]'
+	touch $@ $(VENV)/rec
+
+clean:
+	rm -rf $(VENV) build demo *.egg-info

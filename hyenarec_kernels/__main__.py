@@ -1,0 +1,62 @@
+"""``python -m hyenarec_kernels``: what this machine offers, and which backends work on it."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from shutil import which
+
+import torch
+
+from hyenarec_kernels import backends
+
+
+def report() -> str:
+    """The environment report, as aligned plain text."""
+    rows = [
+        ("python", f"{platform.python_version()} on {platform.machine()}"),
+        ("hyenarec", _installed("hyenarec")),
+        ("torch", f"{torch.__version__}, {torch.get_num_threads()} threads"),
+        ("triton", _installed("triton")),
+        ("nvcc", _nvcc()),
+        ("compiled extension", "present" if find_spec("hyenarec_kernels._C") else "not built"),
+        ("GPU", _gpu()),
+        ("forced backend", backends.forced() or "none"),
+    ]
+    for name, backend in backends.BACKENDS.items():
+        devices = "any device" if backend.devices is None else ", ".join(backend.devices)
+        reason = backend.probe()
+        rows.append((f"backend {name}", f"available ({devices})" if reason is None else f"not available: {reason}"))
+    width = max(len(name) for name, _ in rows)
+    return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
+
+
+def _installed(distribution: str) -> str:
+    try:
+        return version(distribution)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def _nvcc() -> str:
+    path = which("nvcc")
+    if path is None:
+        return "not on PATH"
+    lines = subprocess.run([path, "--version"], capture_output=True, text=True, check=False).stdout.splitlines()
+    release = next((line for line in lines if "release" in line), "version unknown")
+    return f"{path}, {release.strip()}"
+
+
+def _gpu() -> str:
+    if not torch.cuda.is_available():
+        return (
+            f"none (torch built for CUDA {torch.version.cuda})" if torch.version.cuda else "none (torch without CUDA)"
+        )
+    names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return f"{', '.join(names)} (CUDA {torch.version.cuda})"
+
+
+if __name__ == "__main__":
+    print(report())

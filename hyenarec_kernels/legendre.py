@@ -1,0 +1,85 @@
+"""The Legendre filter: polynomial basis, exponential window, and the taps they span.
+
+    h[g, tau] = w_g(tau) * sum_{n<N} c[g, n] * sqrt(2n+1) * P_n(2*tau/(K-1) - 1),    0 <= tau < K
+    w_g(tau)  = exp(-softplus(a_g) * tau / K)
+
+``sqrt(2n+1) P_n`` has mean square 1 over [-1, 1], so a coefficient vector of norm ``1/sqrt(K)`` gives taps of norm
+about 1.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+from torch.nn.functional import softplus
+
+
+def legendre_basis(terms: int, horizon: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """``sqrt(2n+1) P_n`` on the grid ``2*tau/(K-1) - 1``; ``K == 1`` is the single point -1.
+
+    Returns (terms, horizon) in ``dtype``, rounded once from float64. The result is cached and shared: do not write to
+    it.
+    """
+    if torch.compiler.is_compiling():  # a cache entry made while tracing would hold a fake tensor
+        return _basis(terms, horizon, dtype, device)
+    return _cached_basis(terms, horizon, dtype, device)
+
+
+@lru_cache(maxsize=64)
+def _cached_basis(terms: int, horizon: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    with torch.inference_mode(False):  # an inference tensor could not be saved for a later backward
+        return _basis(terms, horizon, dtype, device)
+
+
+def _basis(terms: int, horizon: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    x = torch.linspace(-1, 1, horizon, dtype=torch.float64) if horizon > 1 else -torch.ones(1, dtype=torch.float64)
+    rows = [torch.ones_like(x), x][:terms]
+    for n in range(1, terms - 1):  # Bonnet: (n+1) P_{n+1} = (2n+1) x P_n - n P_{n-1}
+        rows.append(((2 * n + 1) * x * rows[n] - n * rows[n - 1]) / (n + 1))
+    norms = torch.arange(1, 2 * terms, 2, dtype=torch.float64).sqrt()  # (N,)
+    return (
+        (torch.stack(rows) * norms[:, None]).to(dtype).to(device)
+    )  # float64 stays on the CPU: not every device has it
+
+
+def window(decay: Tensor, horizon: int, taps: int | None = None) -> Tensor:
+    """``exp(-softplus(decay) * tau / horizon)`` for the first ``taps`` lags (all by default): (G,) to (G, taps)."""
+    tau = torch.arange(horizon if taps is None else taps, device=decay.device, dtype=decay.dtype)
+    return torch.exp(-softplus(decay)[:, None] * (tau / horizon))
+
+
+def legendre_filter(
+    coefficients: Tensor, horizon: int, decay: Tensor | None = None, *, taps: int | None = None
+) -> Tensor:
+    """The taps of Legendre filters (the module's first equation).
+
+    Args:
+        coefficients: (G, N), floating point.
+        horizon: K >= 1; the filter's support, a constant of the model and not the length of a batch.
+        decay: (G,) window parameters ``a_g``; None for no window.
+        taps: return the first ``taps`` lags only; all ``horizon`` by default.
+
+    Returns:
+        (G, taps) in float64 for float64 coefficients, float32 otherwise. Differentiable.
+
+    Raises:
+        ValueError: wrong shapes, or ``horizon`` below 1.
+    """
+    if coefficients.dim() != 2 or not coefficients.is_floating_point() or coefficients.shape[1] < 1:
+        raise ValueError(
+            f"legendre_filter: coefficients must be a floating-point (groups, terms >= 1) tensor, "
+            f"got {tuple(coefficients.shape)} {coefficients.dtype}"
+        )
+    if horizon < 1:
+        raise ValueError(f"legendre_filter: horizon must be at least 1, got {horizon}")
+    if decay is not None and decay.shape != coefficients.shape[:1]:
+        raise ValueError(
+            f"legendre_filter: decay must have one entry a group, ({coefficients.shape[0]},), got {tuple(decay.shape)}"
+        )
+    dtype = torch.float64 if coefficients.dtype == torch.float64 else torch.float32
+    basis = legendre_basis(coefficients.shape[1], horizon, dtype, coefficients.device)[:, :taps]  # (N, K)
+    with torch.autocast(coefficients.device.type, enabled=False):  # autocast would round the taps to half precision
+        h = coefficients.to(dtype) @ basis  # (G, K)
+        return h if decay is None else h * window(decay.to(dtype), horizon, taps)

@@ -1,0 +1,228 @@
+"""Long filters as modules: what a Hyena mixer convolves with.
+
+Stored parameters are of unit scale whatever the horizon; the factor that makes a filter's norm about 1 is applied in
+``forward``. One learning rate therefore suits any horizon.
+"""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import linear
+
+from hyenarec_kernels.layout import Layout
+from hyenarec_kernels.legendre import legendre_basis, window
+from hyenarec_kernels.ops.legendre_conv import legendre_conv
+from hyenarec_kernels.ops.long_conv import long_conv
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+
+class ConvOptions(Layout, total=False):
+    """The keyword arguments of :func:`hyenarec_kernels.long_conv`."""
+
+    pre_gate: Tensor | None
+    post_gate: Tensor | None
+    last_only: bool
+
+
+class Filter(nn.Module):
+    """A bank of ``groups`` causal filters of ``horizon`` taps; subclasses define :meth:`forward`.
+
+    Args:
+        groups: G; group ``g`` serves the channels ``g * D/G`` to ``(g+1) * D/G - 1``.
+        horizon: K, the filter's support in events; a constant of the model, not the length of a batch.
+        window: multiply the taps by ``exp(-rate * tau / K)``, one learned ``rate`` a group. The rates start log-spaced
+            from 1 to K/4 over the groups: some channels remember the whole horizon, others about four events, so that
+            slow drifts and bursts both have theirs. They are stored as logarithms, which one learning rate moves alike
+            at any horizon; leave them out of weight decay, which would pull every memory towards K.
+    """
+
+    def __init__(self, groups: int, horizon: int, *, window: bool) -> None:
+        super().__init__()
+        if groups < 1 or horizon < 1:
+            raise ValueError(
+                f"{type(self).__name__}: groups and horizon must be at least 1, got {groups} and {horizon}"
+            )
+        self.groups, self.horizon = groups, horizon
+        self.log_rate = nn.Parameter(torch.linspace(0, math.log(max(horizon / 4, 1)), groups)) if window else None
+
+    def forward(self) -> Tensor:
+        """The taps (G, K), lag 0 first, in float32 (float64 for a float64 module)."""
+        raise NotImplementedError(f"{type(self).__name__} must define forward")
+
+    def convolve(self, x: Tensor, skip: Tensor | None = None, **options: Unpack[ConvOptions]) -> Tensor:
+        """:func:`hyenarec_kernels.long_conv` of ``x`` with these taps; ``options`` are its keyword arguments."""
+        return long_conv(x, self(), skip, **options)
+
+    def decay(self) -> Tensor | None:
+        """The window as the operators take it: ``a`` (G,) with ``softplus(a) = rate``; None without a window."""
+        if self.log_rate is None:
+            return None
+        rate = self.log_rate.to(_wide(self.log_rate)).exp()
+        return rate + torch.log(-torch.expm1(-rate))
+
+    def windowed(self, taps: Tensor) -> Tensor:
+        """``taps`` (G, K) times the window, if there is one."""
+        decay = self.decay()
+        return taps if decay is None else taps * window(decay.to(taps.dtype), self.horizon)
+
+    def extra_repr(self) -> str:
+        return f"groups={self.groups}, horizon={self.horizon}, window={self.log_rate is not None}"
+
+
+class _BasisFilter(Filter):
+    """``terms`` learned coefficients a group over a fixed basis, times the window."""
+
+    scale: (
+        Tensor  # (G,) brings a filter with unit-scale coefficients, under the initial window, to an expected norm of 1
+    )
+
+    def __init__(self, groups: int, horizon: int, terms: int = 16, window: bool = True) -> None:
+        super().__init__(groups, horizon, window=window)
+        if terms < 1:
+            raise ValueError(f"{type(self).__name__}: terms must be at least 1, got {terms}")
+        self.terms = terms
+        self.weight = nn.Parameter(torch.randn(groups, terms))
+        with torch.no_grad():
+            energy = self.basis(torch.float32, torch.device("cpu")).square().sum(0)  # (K,)
+            self.register_buffer("scale", (self.windowed(torch.ones(groups, horizon)).square() @ energy).rsqrt())
+
+    def basis(self, dtype: torch.dtype, device: torch.device) -> Tensor:
+        """The basis (N, K), each row of mean square about 1; shared, not to be written to."""
+        raise NotImplementedError
+
+    def coefficients(self) -> Tensor:
+        """What multiplies the basis, (G, N), in float32 (float64 for a float64 module)."""
+        dtype = _wide(self.weight)
+        return self.scale.to(dtype)[:, None] * self.weight.to(dtype)
+
+    def forward(self) -> Tensor:
+        coefficients = self.coefficients()
+        with torch.autocast(coefficients.device.type, enabled=False):
+            return self.windowed(coefficients @ self.basis(coefficients.dtype, coefficients.device))
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, terms={self.terms}"
+
+
+class LegendreFilter(_BasisFilter):
+    """Polynomials over the horizon, orthonormal under a uniform weight (:func:`hyenarec_kernels.legendre_filter`; arXiv
+    2603.25027).
+
+    :meth:`convolve` hands coefficients to the operator, so the taps need not exist.
+    """
+
+    def basis(self, dtype: torch.dtype, device: torch.device) -> Tensor:
+        return legendre_basis(self.terms, self.horizon, dtype, device)
+
+    def convolve(self, x: Tensor, skip: Tensor | None = None, **options: Unpack[ConvOptions]) -> Tensor:
+        return legendre_conv(x, self.coefficients(), skip, horizon=self.horizon, decay=self.decay(), **options)
+
+
+class ChebyshevFilter(_BasisFilter):
+    """Chebyshev polynomials of the first kind, ``sqrt(2) T_n(2*tau/(K-1) - 1)`` (``T_0`` itself), for comparison with
+    Legendre's.
+    """
+
+    def basis(self, dtype: torch.dtype, device: torch.device) -> Tensor:
+        x = torch.linspace(-1, 1, self.horizon, dtype=torch.float64) if self.horizon > 1 else -torch.ones(1).double()
+        return _harmonics(x.arccos(), self.terms).to(dtype).to(device)  # T_n(cos t) = cos(n t)
+
+
+class CosineFilter(_BasisFilter):
+    """The cosines of the discrete cosine transform (DCT-II), ``sqrt(2) cos(pi n (tau + 1/2) / K)``, for comparison with
+    Legendre's.
+    """
+
+    def basis(self, dtype: torch.dtype, device: torch.device) -> Tensor:
+        phase = (torch.arange(self.horizon, dtype=torch.float64) + 0.5) * (math.pi / self.horizon)
+        return _harmonics(phase, self.terms).to(dtype).to(device)
+
+
+class ExplicitFilter(Filter):
+    """One learned weight a tap, without a window."""
+
+    def __init__(self, groups: int, horizon: int) -> None:
+        super().__init__(groups, horizon, window=False)
+        self.weight = nn.Parameter(torch.randn(groups, horizon))
+
+    def forward(self) -> Tensor:
+        taps: Tensor = self.weight.to(_wide(self.weight)) * self.horizon**-0.5
+        return taps
+
+
+class ImplicitFilter(Filter):
+    """The original Hyena filter (arXiv 2302.10866, section 3.3): an MLP with sine activations over positional features,
+    windowed.
+
+        h = window * MLP(tau/K, cos(2 pi f tau/K), sin(2 pi f tau/K)),    f = 0, ..., bands-1
+
+    The features are real and imaginary parts of complex exponentials. Sines of high ``frequency`` let the MLP fit fine
+    detail.
+    """
+
+    def __init__(
+        self,
+        groups: int,
+        horizon: int,
+        window: bool = True,
+        *,
+        bands: int = 8,
+        width: int = 64,
+        depth: int = 3,
+        frequency: float = 10.0,
+    ) -> None:
+        super().__init__(groups, horizon, window=window)
+        self.bands, self.frequency = bands, frequency
+        sizes = [1 + 2 * bands] + [width] * depth
+        self.hidden = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(sizes))
+        # A sine's mean square is 1/2, so this gives outputs of unit variance.
+        self.weight = nn.Parameter(torch.randn(groups, width) * (2 / width) ** 0.5)
+        with torch.no_grad():
+            self.register_buffer("scale", self.windowed(torch.ones(groups, horizon)).square().sum(1).rsqrt())
+
+    scale: Tensor  # (G,) as in _BasisFilter
+
+    def forward(self) -> Tensor:
+        dtype, device = _wide(self.weight), self.weight.device
+        age = torch.arange(self.horizon, dtype=dtype, device=device) / self.horizon  # (K,)
+        phase = 2 * math.pi * age[:, None] * torch.arange(self.bands, dtype=dtype, device=device)  # (K, bands)
+        with torch.autocast(device.type, enabled=False):
+            z = torch.cat([age[:, None], phase.cos(), phase.sin()], 1)  # (K, 1 + 2 bands)
+            for layer in self.hidden:
+                assert isinstance(layer, nn.Linear)
+                z = torch.sin(self.frequency * linear(z, layer.weight.to(dtype), layer.bias.to(dtype)))  # (K, width)
+            taps = linear(self.weight.to(dtype), z)  # (G, K)
+        return self.windowed(self.scale.to(dtype)[:, None] * taps)
+
+
+def make_filter(name: str, groups: int, horizon: int, *, terms: int, window: bool) -> Filter:
+    """The filter of a name; ``terms`` and ``window`` go to the kinds that have them."""
+    bases: dict[str, type[_BasisFilter]] = {
+        "legendre": LegendreFilter,
+        "chebyshev": ChebyshevFilter,
+        "cosine": CosineFilter,
+    }
+    if name in bases:
+        return bases[name](groups, horizon, terms, window)
+    if name == "implicit":
+        return ImplicitFilter(groups, horizon, window)
+    if name == "explicit":
+        return ExplicitFilter(groups, horizon)
+    raise ValueError(f"filter must be {', '.join(bases)}, implicit, explicit or a callable, got {name!r}")
+
+
+def _harmonics(phase: Tensor, terms: int) -> Tensor:
+    """``cos(n phase)`` for n < terms, each but the constant times sqrt(2): (K,) to (terms, K)."""
+    rows = math.sqrt(2) * torch.cos(torch.arange(terms, dtype=phase.dtype)[:, None] * phase)
+    return torch.cat([torch.ones_like(rows[:1]), rows[1:]])
+
+
+def _wide(parameter: Tensor) -> torch.dtype:
+    return torch.float64 if parameter.dtype == torch.float64 else torch.float32

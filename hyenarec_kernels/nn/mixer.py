@@ -1,0 +1,251 @@
+"""The Hyena mixer: short convolution, gates and long filters between two projections."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Literal, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import linear, silu
+
+from hyenarec_kernels.layout import Layout, check_segments, from_mask, last_rows, segments, spans, zero_padding
+from hyenarec_kernels.nn.filters import ConvOptions, Filter, make_filter
+from hyenarec_kernels.nn.streaming import MixerState, advance
+from hyenarec_kernels.ops.short_conv import short_conv
+
+GATES: dict[str, Callable[[Tensor], Tensor]] = {"identity": lambda q: q, "sigmoid": torch.sigmoid, "silu": silu}
+
+
+class HyenaMixer(nn.Module):
+    """Causal token mixing without attention (Hyena, arXiv 2302.10866, definition 3.1; Legendre filters, arXiv
+    2603.25027).
+
+        z = short_conv(x W_in);    q_1 .. q_order, v = split(z)
+        v <- h_i * (q_i v) + skip_i (q_i v)    for i = 1 .. order-1      (* is causal convolution)
+        y = (gate(q_order) v) W_out
+
+    Args:
+        dim: D, channels in and out.
+        horizon: K, how many events back the long filters reach.
+        order: how many gates, at least 1; there are ``order - 1`` long convolutions.
+        filter: "legendre", "chebyshev", "cosine", "implicit", "explicit", or a callable ``(groups, horizon) ->
+            Filter``.
+        terms: polynomial or cosine terms a filter.
+        groups: filters a convolution, a divisor of ``dim``; one a channel by default.
+        window: whether filters decay exponentially (:class:`hyenarec_kernels.nn.Filter`).
+        gate: "identity" (Hyena), "sigmoid" or "silu", applied to ``q_order``.
+        short_width: W, taps of the short convolution.
+
+    Raises:
+        ValueError: an argument out of range.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        horizon: int,
+        *,
+        order: int = 2,
+        filter: str | Callable[[int, int], Filter] = "legendre",
+        terms: int = 16,
+        groups: int | None = None,
+        window: bool = True,
+        gate: Literal["identity", "sigmoid", "silu"] = "identity",
+        short_width: int = 3,
+    ) -> None:
+        super().__init__()
+        groups = dim if groups is None else groups
+        for name, value in (("dim", dim), ("horizon", horizon), ("order", order), ("short_width", short_width)):
+            if value < 1:
+                raise ValueError(f"HyenaMixer: {name} must be at least 1, got {value}")
+        if groups < 1 or dim % groups:
+            raise ValueError(f"HyenaMixer: groups must be a divisor of dim {dim}, got {groups}")
+        if gate not in GATES:
+            raise ValueError(f"HyenaMixer: gate must be {', '.join(GATES)}, got {gate!r}")
+        self.dim, self.horizon, self.order, self.gate, self.short_width = dim, horizon, order, gate, short_width
+        channels = (order + 1) * dim
+        # Without biases padding stays exactly 0 from end to end; the short convolution has one where it matters.
+        self.in_proj = nn.Linear(dim, channels, bias=False)
+        self.short_weight = nn.Parameter(torch.randn(channels, short_width) * short_width**-0.5)
+        self.short_bias = nn.Parameter(torch.zeros(channels))
+        make = filter if callable(filter) else partial(make_filter, filter, terms=terms, window=window)
+        self.filters = cast(Sequence[Filter], nn.ModuleList(make(groups, horizon) for _ in range(order - 1)))
+        self.skip = nn.Parameter(torch.ones(order - 1, dim))
+        self.out_proj = nn.Linear(dim, dim, bias=False)
+        # Unit variance in, unit variance through every product: gates multiply, so torch's default of 1/3 would fade as
+        # 3^-order.
+        nn.init.normal_(self.in_proj.weight, std=dim**-0.5)
+        nn.init.normal_(self.out_proj.weight, std=dim**-0.5)
+
+    def forward(
+        self,
+        x: Tensor,
+        *,
+        lengths: Tensor | None = None,
+        starts: Tensor | None = None,
+        mask: Tensor | None = None,
+        cu_seqlens: Tensor | None = None,
+        timestamps: Tensor | None = None,
+        last_only: bool = False,
+    ) -> Tensor:
+        """Mixes sequences, each by itself.
+
+        Args:
+            x: padded (B, L, D) or packed (T, D).
+            lengths, starts: (B,) int32 or int64, as :func:`hyenarec_kernels.long_conv` takes them. Padding may hold
+                anything.
+            mask: (B, L) bool instead of these, True for real positions: one run a row, on either side.
+            cu_seqlens: (S + 1,) int32 or int64 for packed ``x``.
+            timestamps: taken and ignored, so that mixers that know time share this signature.
+            last_only: the last real position of each sequence only; projects and convolves no more than the
+                ``(order-1)*(K-1) + W`` positions it depends on.
+
+        Returns:
+            The shape of ``x``, 0 in padding; with ``last_only`` (B, D) or (S, D), 0 for an empty sequence.
+
+        Raises:
+            ValueError: arguments that do not fit together, or a mask with holes.
+        """
+        layout = self._layout(x, lengths, starts, mask, cu_seqlens)
+        return self._mix_last(x, layout) if last_only else self._mix(x, layout)[0]
+
+    def init_state(self, batch_size: int) -> MixerState:
+        """The state of ``batch_size`` empty sequences; it captures the long filters as they are now.
+
+        Streaming builds autograd graphs as any other code does: serve under ``torch.inference_mode()``.
+        """
+        weight = self.in_proj.weight
+        dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
+        taps = weight.new_zeros(self.order - 1, self.horizon, self.dim, dtype=dtype)
+        if self.filters:
+            taps = torch.stack(
+                [f().to(dtype).repeat_interleave(self.dim // f.groups, 0).flip(1).T for f in self.filters]
+            )
+            taps = torch.cat([taps[:, :-1], taps[:, -1:] + self.skip[:, None].to(dtype)], 1)  # lag 0 stands last
+        return MixerState(
+            projected=taps.new_zeros(batch_size, self.short_width - 1, (self.order + 1) * self.dim),
+            gated=taps.new_zeros(batch_size, self.order - 1, self.horizon - 1, self.dim),
+            taps=taps,
+        )
+
+    def prefill(
+        self,
+        x: Tensor,
+        *,
+        lengths: Tensor | None = None,
+        starts: Tensor | None = None,
+        mask: Tensor | None = None,
+        cu_seqlens: Tensor | None = None,
+    ) -> tuple[Tensor, MixerState]:
+        """:meth:`forward` of whole histories, and the state after each one's last event, for :meth:`step`."""
+        layout = self._layout(x, lengths, starts, mask, cu_seqlens)
+        y, projected, gated = self._mix(x, layout)
+        first, length = spans(x, *segments("HyenaMixer", x, **layout))
+        state = self.init_state(first.shape[0])
+
+        def newest(values: Tensor, count: int) -> Tensor:  # (..., C) to (S, count, C)
+            return last_rows(values.reshape(-1, values.shape[-1]), first, length, count).to(state.taps.dtype)
+
+        histories = [newest(q, self.horizon - 1) * newest(v, self.horizon - 1) for q, v in gated]
+        return y, MixerState(
+            projected=newest(projected, self.short_width - 1),
+            gated=torch.stack(histories, 1) if histories else state.gated,
+            taps=state.taps,
+        )
+
+    def step(self, x: Tensor, state: MixerState) -> tuple[Tensor, MixerState]:
+        """One event of every sequence: ``x`` (B, D) to the output (B, D) and the next state; ``state`` stays as it was.
+
+        Equals :meth:`forward` at that position, for K multiply-adds a channel and no matrix product over the history.
+        """
+        if x.dim() != 2 or x.shape != (state.projected.shape[0], self.dim):
+            raise ValueError(
+                f"HyenaMixer.step: x must be ({state.projected.shape[0]}, {self.dim}) beside this state, "
+                f"got {tuple(x.shape)}"
+            )
+        new = self.in_proj(x)  # (B, (order+1) D)
+        wide = state.taps.dtype
+        z, projected = advance(state.projected, new.to(wide), self.short_weight.to(wide).flip(1).T)
+        *q, v = (z + self.short_bias.to(wide)).to(new.dtype).chunk(self.order + 1, -1)
+        gate = GATES[self.gate](q[-1])
+        histories = []
+        for i in range(self.order - 1):
+            u = q[i].to(wide) * v.to(wide)
+            y, history = advance(state.gated[:, i], u, state.taps[i])
+            histories.append(history)
+            v = (y if i < self.order - 2 else y * gate.to(wide)).to(new.dtype)
+        if not histories:
+            v = gate * v
+        gated = torch.stack(histories, 1) if histories else state.gated
+        return self.out_proj(v), MixerState(projected, gated, state.taps)
+
+    def _layout(
+        self, x: Tensor, lengths: Tensor | None, starts: Tensor | None, mask: Tensor | None, cu_seqlens: Tensor | None
+    ) -> Layout:
+        """Where the sequences of ``x`` lie, after checks."""
+        if x.dim() not in (2, 3) or x.shape[-1] != self.dim:
+            raise ValueError(f"HyenaMixer: x must be (B, L, {self.dim}) or (T, {self.dim}), got {tuple(x.shape)}")
+        if mask is not None:
+            if lengths is not None or starts is not None or cu_seqlens is not None:
+                raise ValueError("HyenaMixer: mask takes the place of lengths, starts and cu_seqlens; give one of them")
+            lengths, starts = from_mask("HyenaMixer", x, mask)
+        return {"lengths": lengths, "starts": starts, "cu_seqlens": cu_seqlens}
+
+    def _mix(self, x: Tensor, layout: Layout) -> tuple[Tensor, Tensor, list[tuple[Tensor, Tensor]]]:
+        """The output, the short convolution's input, and the factors ``(q_i, v)`` of each long convolution's input."""
+        projected, z = self._project(x, layout, lambda parameter: parameter)
+        *q, v = z.chunk(z.shape[-1] // self.dim, -1)
+        v, gated = self._convolve(v, q[:-1], GATES[self.gate](q[-1]), layout)
+        return self.out_proj(v), projected, gated
+
+    def _mix_last(self, x: Tensor, layout: Layout) -> Tensor:
+        """The output at each sequence's last position, (S, D)."""
+        starts, ends = segments("HyenaMixer", x, **layout)
+        if not torch.compiler.is_compiling():
+            check_segments("HyenaMixer", x, starts, ends)
+        first, length = spans(x, starts, ends)
+        gate_channels = slice((self.order - 1) * self.dim, self.order * self.dim)
+
+        def newest(count: int) -> tuple[Tensor, Layout]:  # right-aligned, (S, count, D)
+            kept = length.clamp(max=count)
+            return last_rows(x.reshape(-1, self.dim), first, length, count), {"lengths": kept, "starts": count - kept}
+
+        # The last gate is needed at the last position only, which depends on W events.
+        _, q_last = self._project(*newest(self.short_width), lambda parameter: parameter[gate_channels])
+        gate = GATES[self.gate](q_last[:, -1])  # (S, D)
+        # The rest depends on `reach` events; where sequences are shorter than that on the whole, x itself is the
+        # smaller array.
+        reach = (self.order - 1) * (self.horizon - 1) + self.short_width
+        if self.order == 1 or first.shape[0] * reach < x.shape[:-1].numel():
+            x, layout = newest(reach)
+        _, z = self._project(x, layout, lambda p: torch.cat([p[: gate_channels.start], p[gate_channels.stop :]]))
+        *q, v = z.chunk(z.shape[-1] // self.dim, -1)
+        v, _ = self._convolve(v if q else v[:, -1], q, gate, layout, last_only=True)
+        y: Tensor = self.out_proj(v)
+        return y
+
+    def _project(self, x: Tensor, layout: Layout, pick: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+        """The channels that ``pick`` takes from each parameter, before and after the short convolution."""
+        # The operators mask by themselves, but in_proj's gradient would multiply their zeros with whatever the padding
+        # holds.
+        projected = linear(zero_padding(x, layout), pick(self.in_proj.weight))
+        return projected, short_conv(projected, pick(self.short_weight), pick(self.short_bias), **layout)
+
+    def _convolve(
+        self, v: Tensor, q: Sequence[Tensor], gate: Tensor, layout: Layout, *, last_only: bool = False
+    ) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
+        """The recurrence from ``v`` to ``gate * v``, and the factors of each convolution's input."""
+        gated = []
+        for i, f in enumerate(self.filters):
+            last = i == self.order - 2
+            gated.append((q[i], v))
+            options: ConvOptions = {
+                **layout,
+                "pre_gate": q[i],
+                "post_gate": gate if last else None,
+                "last_only": last and last_only,
+            }
+            v = f.convolve(v, self.skip[i], **options)
+        return (v if self.filters else gate * v), gated

@@ -1,0 +1,61 @@
+"""Checks of the tensors that operators take: shape, dtype, device. Each failure is one line naming operator and
+argument.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+
+def check_input(op: str, x: Tensor) -> None:
+    """``x`` is (B, L, D) or (T, D), D >= 1, in a supported dtype."""
+    if x.dim() not in (2, 3) or x.shape[-1] < 1:
+        raise ValueError(f"{op}: x must be padded (B, L, D) or packed (T, D) with D >= 1, got {tuple(x.shape)}")
+    if x.dtype not in DTYPES:
+        raise ValueError(f"{op}: x must be float32, bfloat16, float16 or float64, got {x.dtype}")
+
+
+def check_groups(op: str, name: str, grouped: Tensor, x: Tensor) -> None:
+    """``grouped`` is (G, n >= 1) where G divides the channels of ``x``, and a parameter beside ``x``."""
+    if grouped.dim() != 2 or grouped.shape[1] < 1 or grouped.shape[0] < 1 or x.shape[-1] % grouped.shape[0]:
+        raise ValueError(
+            f"{op}: {name} must be (G, n) with n >= 1 and G a divisor of the {x.shape[-1]} channels of x, "
+            f"got {tuple(grouped.shape)}"
+        )
+    check_parameter(op, name, grouped, grouped.shape, x)
+
+
+def check_parameter(op: str, name: str, parameter: Tensor | None, shape: Sequence[int], x: Tensor) -> None:
+    """``parameter``, if any, has this shape, and the dtype of ``x`` or float32 (float64 beside float64)."""
+    allowed = {x.dtype, torch.float64 if x.dtype == torch.float64 else torch.float32}
+    _check(op, name, parameter, shape, allowed, x)
+
+
+def check_gate(op: str, name: str, gate: Tensor | None, shape: Sequence[int], x: Tensor) -> None:
+    """``gate``, if any, has this shape and the dtype of ``x``."""
+    _check(op, name, gate, shape, {x.dtype}, x)
+
+
+def autocast(x: Tensor) -> Tensor:
+    """``x`` in the dtype autocast asks for; autocast leaves float64 alone."""
+    device = x.device.type
+    if torch.is_autocast_enabled(device) and x.dtype != torch.float64:
+        return x.to(torch.get_autocast_dtype(device))
+    return x
+
+
+def _check(op: str, name: str, t: Tensor | None, shape: Sequence[int], dtypes: set[torch.dtype], x: Tensor) -> None:
+    if t is None:
+        return
+    if t.shape != torch.Size(shape):
+        raise ValueError(f"{op}: {name} must have shape {tuple(shape)}, got {tuple(t.shape)}")
+    if t.dtype not in dtypes:
+        allowed = " or ".join(sorted(str(d) for d in dtypes))
+        raise ValueError(f"{op}: {name} must be {allowed} beside {x.dtype} x, got {t.dtype}")
+    if t.device != x.device:
+        raise ValueError(f"{op}: {name} is on {t.device} and x on {x.device}; they must share a device")

@@ -1,0 +1,101 @@
+"""Registers an operator and its backward with torch: schema, dispatch to a backend, fake, autograd, double backward.
+
+Every operator of the package has the arguments ``(tensors..., starts, ends, options...)`` and one output. Its backward
+has ``(grad, tensors..., starts, ends, options..., needs)`` and one gradient for each of ``tensors``: an empty ``(0,)``
+tensor where ``needs`` is False or the tensor is absent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hyenarec_kernels import backends, reference
+from hyenarec_kernels.layout import check_segments
+
+NAMESPACE = "hyenarec"
+
+
+def register(name: str, tensors: Sequence[str], options: str, output_shape: Callable[..., Sequence[int]]) -> None:
+    """Defines ``hyenarec::name`` and ``hyenarec::name_backward``.
+
+    Args:
+        name: the operator.
+        tensors: schema of each differentiable argument, ``x`` first.
+        options: schema of the arguments after ``starts`` and ``ends``; none of them a tensor.
+        output_shape: the output's shape, from the operator's arguments.
+    """
+    count = len(tensors)
+    arguments = f"{', '.join(tensors)}, Tensor? starts, Tensor? ends, {options}"
+    gradients = ", ".join(["Tensor"] * count)
+    backward_name = f"{name}_backward"
+    _define(name, f"({arguments}) -> Tensor", count)
+    _define(backward_name, f"(Tensor grad, {arguments}, bool[{count}] needs) -> ({gradients})", count + 1)
+    backward_operator = getattr(torch.ops.hyenarec, backward_name)
+
+    def fake(x: Tensor, *rest: Any) -> Tensor:
+        return x.new_empty(output_shape(x, *rest))
+
+    def fake_backward(grad: Tensor, x: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+        inputs, needs = (x, *rest[: count - 1]), rest[-1]
+        return tuple(
+            t.new_empty(t.shape) if t is not None and need else x.new_empty(0)
+            for t, need in zip(inputs, needs, strict=True)
+        )
+
+    def save(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        tensors = [value for value in inputs if value is None or isinstance(value, Tensor)]
+        ctx.save_for_backward(*tensors)
+        ctx.options = inputs[len(tensors) :]
+
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        needs = list(ctx.needs_input_grad[:count])
+        gradients = backward_operator(grad, *ctx.saved_tensors, *ctx.options, needs)
+        constants = [None] * (len(ctx.needs_input_grad) - count)
+        return *(g if need else None for g, need in zip(gradients, needs, strict=True)), *constants
+
+    def double_backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        create_graph = torch.is_grad_enabled()
+        with torch.enable_grad(), _no_autocast(grads[0].device.type):
+            # Views, so that a tensor given for two arguments gets each one's gradient and not twice their sum.
+            inputs = [None if t is None else t.view_as(t) for t in ctx.saved_tensors]
+            outputs = getattr(reference, backward_name)(*inputs, *ctx.options)
+        pairs = [(o, g) for o, g in zip(outputs, grads, strict=True) if o.requires_grad]
+        wanted = [t for t, need in zip(inputs, ctx.needs_input_grad, strict=False) if need and t is not None]
+        found = iter(
+            torch.autograd.grad(
+                [o for o, _ in pairs], wanted, [g for _, g in pairs], create_graph=create_graph, allow_unused=True
+            )
+        )
+        return tuple(next(found) if need else None for need in ctx.needs_input_grad)
+
+    torch.library.register_fake(f"{NAMESPACE}::{name}", fake)
+    torch.library.register_autograd(f"{NAMESPACE}::{name}", backward, setup_context=save)
+    torch.library.register_fake(f"{NAMESPACE}::{backward_name}", fake_backward)
+    torch.library.register_autograd(f"{NAMESPACE}::{backward_name}", double_backward, setup_context=save)
+
+
+def _define(name: str, schema: str, segments: int) -> None:
+    """Defines one operator whose ``starts`` and ``ends`` are arguments ``segments`` and ``segments + 1``; x stands
+    before them.
+    """
+    qualified = f"{NAMESPACE}::{name}"
+    x_argument = int(name.endswith("_backward"))
+
+    def dispatch(*arguments: Any) -> Any:
+        x: Tensor = arguments[x_argument]
+        check_segments(name, x, arguments[segments], arguments[segments + 1])
+        with _no_autocast(x.device.type):
+            return backends.implementation(name, x.device.type)(*arguments)
+
+    torch.library.define(qualified, schema, tags=(torch.Tag.pt2_compliant_tag,))
+    torch.library.impl(qualified, "default", dispatch)
+
+
+def _no_autocast(device: str) -> AbstractContextManager[Any]:
+    """Backends choose their own precision: autocast must not reach the matrix products inside."""
+    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()

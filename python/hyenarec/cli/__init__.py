@@ -1,0 +1,42 @@
+"""The ``hyenarec`` command: one file for each group of subcommands."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import tyro
+
+from hyenarec.cli.prepare import Prepare
+from hyenarec.cli.serve import Evaluate, Inspect, Recommend
+from hyenarec.cli.train import Compare, Train
+from hyenarec.demo import Demo
+from hyenarec.errors import UserError
+
+Command = (
+    Annotated[Prepare, tyro.conf.subcommand("prepare")]
+    | Annotated[Train, tyro.conf.subcommand("train")]
+    | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
+    | Annotated[Recommend, tyro.conf.subcommand("recommend")]
+    | Annotated[Compare, tyro.conf.subcommand("compare")]
+    | Annotated[Inspect, tyro.conf.subcommand("inspect")]
+    | Annotated[Demo, tyro.conf.subcommand("demo")]
+)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point. Bad input prints one line and exits with code 2."""
+    command = tyro.cli(
+        Command,
+        prog="hyenarec",
+        description="Sequential recommendation for long histories.",
+        args=arguments,
+    )
+    try:
+        command.run()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        sys.exit(130)

@@ -1,0 +1,34 @@
+"""``hyenarec prepare``: read a log once, keep it as a memory-mapped store."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from hyenarec.cli.options import Columns
+from hyenarec.data.reading import read_log
+from hyenarec.display import console
+
+
+@dataclass(frozen=True)
+class Prepare:
+    """Read an interaction log and write a sequence store, which loads at once and needs no polars."""
+
+    log: Annotated[Path, tyro.conf.Positional]
+    """Parquet, CSV, TSV or RecBole .inter file."""
+    store: Annotated[Path, tyro.conf.Positional]
+    """Folder to write."""
+    columns: Annotated[Columns, tyro.conf.arg(name="")] = field(default_factory=Columns)
+
+    def run(self) -> None:
+        with console.status(f"reading {self.log}"):
+            store = read_log(self.log, **dataclasses.asdict(self.columns))
+            store.save(self.store)
+        console.print(
+            f"{self.store}: {store.n_users:,} users, {store.n_items:,} items, {store.n_events:,} events",
+            highlight=False,
+        )

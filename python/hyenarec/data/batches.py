@@ -1,0 +1,112 @@
+"""From a sequence store to packed batches: training windows and evaluation histories."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from hyenarec.data.splits import Split
+from hyenarec.data.store import SequenceStore
+from hyenarec.packing import Packing
+
+IntArray = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Packed sequences of dense item indices.
+
+    ``items`` (T,) int64; ``targets`` int64: the next item of every event, (T,), when training, and the one item to be
+    ranked for each sequence, (S,), when evaluating; ``timestamps`` (T,) int64 where the log has them.
+    """
+
+    items: Tensor
+    packing: Packing
+    timestamps: Tensor | None = None
+    targets: Tensor | None = None
+
+    def to(self, device: torch.device) -> Batch:
+        def move(tensor: Tensor | None) -> Tensor | None:
+            return None if tensor is None else tensor.to(device, non_blocking=True)
+
+        return replace(
+            self,
+            items=self.items.to(device, non_blocking=True),
+            packing=self.packing.to(device),
+            timestamps=move(self.timestamps),
+            targets=move(self.targets),
+        )
+
+
+def pack_histories(histories: list[NDArray[np.int32]], max_length: int) -> Batch:
+    """The last ``max_length`` events of each history, for histories that come from no store."""
+    cut = [np.asarray(history[-max_length:], dtype=np.int64) for history in histories]
+    lengths = torch.tensor([len(history) for history in cut], dtype=torch.int64)
+    return Batch(torch.from_numpy(np.concatenate(cut)), Packing.from_lengths(lengths))
+
+
+def _gather(store: SequenceStore, starts: IntArray, ends: IntArray) -> tuple[IntArray, Batch]:
+    """Pack the events ``starts[s]:ends[s]`` of each sequence; also the event indices themselves, (T,)."""
+    lengths = ends - starts
+    packing = Packing.from_lengths(torch.from_numpy(lengths))
+    first = np.repeat(starts - np.concatenate(([0], lengths.cumsum()[:-1])), lengths)
+    events = first + np.arange(lengths.sum())
+    timestamps = None if store.timestamps is None else torch.from_numpy(store.timestamps[events].astype(np.int64))
+    return events, Batch(torch.from_numpy(store.items[events].astype(np.int64)), packing, timestamps)
+
+
+class TrainingWindows:
+    """Windows of at most ``max_length`` input events, cut from the end of every user's training events.
+
+    Consecutive windows of a user follow each other without overlap of targets, so that an epoch predicts every training
+    event but each user's first exactly once. Windows are a (W, 2) index into the store: no prefix is ever expanded.
+    """
+
+    def __init__(self, store: SequenceStore, split: Split, max_length: int, batch_size: int) -> None:
+        self.store = store
+        self.batch_size = batch_size
+        begins, ends = store.offsets[:-1].astype(np.int64), split.train_ends.astype(np.int64)
+        inputs = np.maximum(ends - begins - 1, 0)  # events that have a next event to predict
+        counts = -(-inputs // max_length)
+        user = np.repeat(np.arange(len(counts)), counts)
+        nth = np.arange(counts.sum()) - np.repeat(counts.cumsum() - counts, counts)  # 0 = the user's latest window
+        self.ends = ends[user] - 1 - nth * max_length  # (W,) one past the last input event
+        self.starts = np.maximum(self.ends - max_length, begins[user])  # (W,)
+
+    @property
+    def tokens(self) -> int:
+        """Predictions in an epoch."""
+        return int((self.ends - self.starts).sum())
+
+    def __len__(self) -> int:
+        """Batches in an epoch."""
+        return -(-len(self.starts) // self.batch_size)
+
+    def epoch(self, seed: int, epoch: int, skip: int = 0) -> Iterator[Batch]:
+        """The batches of one epoch in an order fixed by ``(seed, epoch)``, from batch ``skip`` on."""
+        order = np.random.default_rng((seed, epoch)).permutation(len(self.starts))
+        for first in range(skip * self.batch_size, len(order), self.batch_size):
+            chosen = order[first : first + self.batch_size]
+            events, batch = _gather(self.store, self.starts[chosen], self.ends[chosen])
+            yield replace(batch, targets=torch.from_numpy(self.store.items[events + 1].astype(np.int64)))
+
+
+def evaluation_batches(
+    store: SequenceStore, targets: IntArray, max_length: int, batch_size: int
+) -> Iterator[tuple[IntArray, Batch]]:
+    """Histories that end just before each target event, cut to the last ``max_length``, packed in batches of similar
+    length.
+
+    Yields the places in ``targets`` that the batch covers, (S,), and the batch.
+    """
+    starts = np.maximum(store.offsets[store.users_of(targets)], targets - max_length)
+    by_length = np.argsort(targets - starts, kind="stable")
+    for first in range(0, len(by_length), batch_size):
+        places = by_length[first : first + batch_size]
+        _, batch = _gather(store, starts[places], targets[places])
+        yield places, replace(batch, targets=torch.from_numpy(store.items[targets[places]].astype(np.int64)))

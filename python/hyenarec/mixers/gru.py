@@ -1,0 +1,27 @@
+"""GRU4Rec's mixer: a gated recurrent unit (arXiv 1511.06939)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from torch import Tensor, nn
+
+from hyenarec.mixers.base import Mixer
+from hyenarec.packing import Packing
+
+if TYPE_CHECKING:
+    from hyenarec.model import ModelConfig
+
+
+class GRUMixer(Mixer):
+    """``nn.GRU`` over right-padded rectangles; causal, so the padding never reaches a real row."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__(config)
+        self.gru = nn.GRU(config.dim, config.dim, batch_first=True)
+
+    def forward(
+        self, x: Tensor, packing: Packing, *, timestamps: Tensor | None = None, last_only: bool = False
+    ) -> Tensor:
+        mixed = packing.unpad(self.gru(packing.pad(x))[0])  # (T, D)
+        return mixed[packing.last] if last_only else mixed

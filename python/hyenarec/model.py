@@ -1,0 +1,129 @@
+"""The backbone that all recommenders share; they differ in the mixer alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from hyenarec.data.batches import Batch
+from hyenarec.errors import UserError
+from hyenarec.mixers import MIXERS
+
+
+@dataclass(frozen=True)
+class HyenaConfig:
+    """The hyena mixer. Defaults were chosen by the ablation in benchmarks/results/ablation-ml-100k.json."""
+
+    horizon: int | None = None
+    """Filter taps, in events; default: the model's max_length."""
+    terms: int = 16
+    """Polynomial terms of a filter."""
+    window: bool = True
+    """Multiply each filter by a learned exponential decay."""
+    filter: Literal["legendre", "chebyshev", "cosine", "implicit", "explicit"] = "legendre"
+    """How the long filter is parameterised."""
+    order: int = 2
+    """Gated convolutions: order 2 has one long convolution."""
+    gate: Literal["identity", "sigmoid", "silu"] = "identity"
+    """Function of the last gate."""
+    short_width: int = 4
+    """Taps of the short convolution."""
+
+
+@dataclass(frozen=True)
+class AttentionConfig:
+    """The attention mixer."""
+
+    heads: int = 2
+    """Attention heads."""
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Shape of a model. A checkpoint carries it."""
+
+    mixer: str = "hyena"
+    """Token mixer: hyena (HyenaRec), attention (SASRec) or gru (GRU4Rec)."""
+    dim: int = 64
+    """Channels."""
+    blocks: int = 2
+    """Mixer + feed-forward blocks."""
+    max_length: int = 200
+    """Events of history that the model reads; longer histories are cut to their last events."""
+    dropout: float = 0.2
+    """Dropout on embeddings, mixer outputs and feed-forward layers."""
+    hyena: HyenaConfig = field(default_factory=HyenaConfig)
+    attention: AttentionConfig = field(default_factory=AttentionConfig)
+
+    def __post_init__(self) -> None:
+        if self.mixer not in MIXERS:
+            raise UserError(f"option mixer: {self.mixer!r} is none of {', '.join(MIXERS)}")
+        for name, low in (("dim", 1), ("blocks", 1), ("max_length", 1)):
+            if getattr(self, name) < low:
+                raise UserError(f"option {name}: {getattr(self, name)} is below {low}")
+        if not 0 <= self.dropout < 1:
+            raise UserError(f"option dropout: {self.dropout} is outside [0, 1)")
+        if self.dim % self.attention.heads:
+            raise UserError(f"option attention.heads: {self.attention.heads} does not divide dim {self.dim}")
+
+
+class Block(nn.Module):
+    """Pre-norm residual mixer, then pre-norm residual feed-forward (GELU, 4x)."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.mixer_norm = nn.LayerNorm(config.dim)
+        self.mixer = MIXERS[config.mixer](config)
+        self.ffn_norm = nn.LayerNorm(config.dim)
+        self.ffn = nn.Sequential(
+            nn.Linear(config.dim, 4 * config.dim),
+            nn.GELU(),
+            nn.Dropout(config.dropout),
+            nn.Linear(4 * config.dim, config.dim),
+        )
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x: Tensor, batch: Batch, last_only: bool) -> Tensor:
+        mixed = self.mixer(self.mixer_norm(x), batch.packing, timestamps=batch.timestamps, last_only=last_only)
+        if last_only:
+            x = x[batch.packing.last]  # (S, D)
+        x = x + self.dropout(mixed)
+        return x + self.dropout(self.ffn(self.ffn_norm(x)))  # type: ignore[no-any-return]
+
+
+class SequenceModel(nn.Module):
+    """Item embedding -> dropout -> blocks -> norm; scores are ``h E^T + bias`` with the embedding tied.
+
+    ``forward(batch)`` returns the hidden states (T, D), or (S, D) of each sequence's last event with ``last_only``;
+    :meth:`scores` turns them into scores over the catalogue, (S, V).
+    """
+
+    def __init__(self, config: ModelConfig, n_items: int) -> None:
+        super().__init__()
+        self.config = config
+        self.items = nn.Embedding(n_items, config.dim)
+        nn.init.normal_(self.items.weight, std=config.dim**-0.5)
+        self.bias = nn.Parameter(torch.zeros(n_items))
+        self.positions = nn.Embedding(config.max_length, config.dim) if MIXERS[config.mixer].needs_positions else None
+        if self.positions is not None:
+            nn.init.normal_(self.positions.weight, std=config.dim**-0.5)
+        self.dropout = nn.Dropout(config.dropout)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.blocks))
+        self.norm = nn.LayerNorm(config.dim)
+
+    def forward(self, batch: Batch, *, last_only: bool = False) -> Tensor:
+        x = self.items(batch.items)  # (T, D)
+        if self.positions is not None:
+            x = x + self.positions(batch.packing.positions)
+        x = self.dropout(x)
+        for index, block in enumerate(self.blocks):
+            x = block(x, batch, last_only and index == len(self.blocks) - 1)
+        return self.norm(x)  # type: ignore[no-any-return]
+
+    def scores(self, batch: Batch) -> Tensor:
+        """Scores of every item as the next one after each sequence, (S, V) float32."""
+        hidden = self(batch, last_only=True)  # (S, D)
+        return torch.addmm(self.bias, hidden.to(self.bias.dtype), self.items.weight.T)

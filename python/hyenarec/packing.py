@@ -1,0 +1,70 @@
+"""Packed batches: the one layout in which sequences travel through the model.
+
+A batch of ``S`` sequences with ``T`` events in all is a ``(T, ...)`` array and the offsets ``cu_seqlens``; nothing is
+spent on padding in the embedding, the feed-forward, the norms and the loss. Mixers that need a rectangle (softmax
+attention, recurrent cells) ask for one with :meth:`Packing.pad` and come back with :meth:`Packing.unpad`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Packing:
+    """Where each sequence lies in a packed array: sequence ``s`` is rows ``cu_seqlens[s]:cu_seqlens[s+1]``.
+
+    ``cu_seqlens`` is int64 ``(S+1,)`` on the model's device; ``max_length`` is the longest sequence, known on the host
+    so that no kernel launch waits for the device.
+    """
+
+    cu_seqlens: Tensor
+    max_length: int
+
+    @classmethod
+    def from_lengths(cls, lengths: Tensor) -> Packing:
+        """From the lengths ``(S,)`` int64 on the host."""
+        return cls(torch.nn.functional.pad(lengths.cumsum(0), (1, 0)), int(lengths.max()) if len(lengths) else 0)
+
+    @property
+    def sequences(self) -> int:
+        return self.cu_seqlens.shape[0] - 1
+
+    @cached_property
+    def lengths(self) -> Tensor:  # (S,)
+        return self.cu_seqlens.diff()
+
+    @cached_property
+    def rows(self) -> Tensor:
+        """The sequence of every event, (T,)."""
+        return torch.repeat_interleave(self.lengths)
+
+    @cached_property
+    def positions(self) -> Tensor:
+        """The 0-based place of every event in its sequence, (T,)."""
+        return torch.arange(self.rows.shape[0], device=self.rows.device) - self.cu_seqlens[self.rows]
+
+    @cached_property
+    def last(self) -> Tensor:
+        """The row of every sequence's last event, (S,)."""
+        return self.cu_seqlens[1:] - 1
+
+    @cached_property
+    def _slots(self) -> Tensor:  # (T,) place of every event in the flattened rectangle
+        return self.rows * self.max_length + self.positions
+
+    def pad(self, x: Tensor) -> Tensor:
+        """(T, D) to (S, max_length, D), right-padded with zeros."""
+        flat = x.new_zeros(self.sequences * self.max_length, x.shape[1]).index_copy(0, self._slots, x)
+        return flat.view(self.sequences, self.max_length, x.shape[1])
+
+    def unpad(self, x: Tensor) -> Tensor:
+        """(S, max_length, D) to (T, D)."""
+        return x.reshape(-1, x.shape[-1]).index_select(0, self._slots)
+
+    def to(self, device: torch.device) -> Packing:
+        return Packing(self.cu_seqlens.to(device, non_blocking=True), self.max_length)

@@ -1,0 +1,102 @@
+"""Serving: from the log's own item ids to the log's own item ids."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hyenarec import checkpoint
+from hyenarec.data.batches import Batch, pack_histories
+from hyenarec.data.ids import Ids
+from hyenarec.errors import UserError
+from hyenarec.evaluation import exclude_history
+from hyenarec.model import AttentionConfig, HyenaConfig, ModelConfig, SequenceModel
+from hyenarec.training import BEST
+
+HISTORIES_AT_A_TIME = 256
+
+Item = int | str
+
+
+@dataclass(frozen=True)
+class Recommendation:
+    """An item by the log's own id, and its score (a logit: higher is better, comparable within one history)."""
+
+    item: Item
+    score: float
+
+
+class Recommender:
+    """A trained model with its id maps.
+
+    >>> recommender = Recommender.load("runs/ml")
+    >>> recommender.recommend([[318, 527, 2858]], k=10)
+    """
+
+    def __init__(
+        self, model: SequenceModel, user_ids: Ids, item_ids: Ids, config: dict[str, Any], device: torch.device
+    ) -> None:
+        self.model = model.to(device).eval()
+        self.user_ids, self.item_ids, self.config, self.device = user_ids, item_ids, config, device
+
+    @classmethod
+    def load(cls, path: str | Path, device: str | torch.device = "cpu") -> Recommender:
+        """From a run's folder (its best checkpoint) or one checkpoint file.
+
+        Raises :class:`UserError` where there is none, or it is damaged or of another version.
+        """
+        path = Path(path)
+        tensors, header = checkpoint.load(path / BEST if path.is_dir() else path)
+        config = header["config"]
+        user_ids, item_ids = (
+            Ids.from_arrays({name: tensor.numpy() for name, tensor in checkpoint.without_prefix(role, tensors).items()})
+            for role in ("user_ids", "item_ids")
+        )
+        options = dict(config["model"])
+        hyena, attention = HyenaConfig(**options.pop("hyena")), AttentionConfig(**options.pop("attention"))
+        model = SequenceModel(ModelConfig(hyena=hyena, attention=attention, **options), len(item_ids))
+        model.load_state_dict(checkpoint.without_prefix("model", tensors))
+        return cls(model, user_ids, item_ids, config, torch.device(device))
+
+    def scores(self, batch: Batch) -> Tensor:
+        """Scores of every item as the next one after each packed history, (S, V)."""
+        return self.model.scores(batch)
+
+    @torch.inference_mode()
+    def recommend(
+        self, histories: Sequence[Sequence[Item]], k: int = 10, *, exclude_seen: bool = True
+    ) -> list[list[Recommendation]]:
+        """The best ``k`` next items for each history, oldest event first, of users known or new.
+
+        With ``exclude_seen`` no item of the history (its whole length, not only what the model reads) is recommended.
+        Raises :class:`UserError` for an empty history, an unknown item, or ``k`` larger than what the catalogue leaves.
+        """
+        if k < 1:
+            raise UserError(f"option k: {k} is below 1")
+        encoded = []
+        for number, history in enumerate(histories, 1):
+            if not len(history):
+                raise UserError(f"history {number}: empty; at least one item is needed")
+            try:
+                encoded.append(self.item_ids.encode(history))
+            except UserError as error:
+                raise UserError(f"history {number}: {error}") from error
+            left = len(self.item_ids) - (len(set(encoded[-1].tolist())) if exclude_seen else 0)
+            if k > left:
+                raise UserError(f"option k: {k} items asked for, but history {number} leaves {left} of the catalogue")
+        found: list[list[Recommendation]] = []
+        for first in range(0, len(encoded), HISTORIES_AT_A_TIME):
+            part = encoded[first : first + HISTORIES_AT_A_TIME]
+            scores = self.scores(pack_histories(part, self.model.config.max_length).to(self.device))  # (S, V)
+            if exclude_seen:
+                exclude_history(scores, pack_histories(part, max(map(len, part))).to(self.device))
+            best = scores.topk(k)
+            for values, indices in zip(best.values.tolist(), best.indices.cpu().numpy(), strict=True):
+                items = self.item_ids.decode(indices)
+                found.append([Recommendation(item, value) for item, value in zip(items, values, strict=True)])
+        return found

@@ -1,0 +1,51 @@
+"""Checks of the contracts as functions, so that each can also be seen to fail on a broken implementation."""
+
+from __future__ import annotations
+
+import torch
+from operator_cases import TOLERANCE, Case, assert_close
+from torch import Tensor
+
+from hyenarec_kernels.nn import HyenaMixer
+
+
+def check_causality(operator: str, taps: int, tolerance: float) -> None:
+    """What comes after a position changes nothing at or before it; ``tolerance`` 0 asks for equality bit for bit."""
+    case = Case.random(operator, [23, 23], taps=taps)
+    outputs, _ = case.run("packed")
+    for cut in (0, 1, 11, 21):
+        changed = Case.random(operator, [23, 23], taps=taps)
+        for name in changed.rows.keys() - {"grad"}:
+            for rows in changed.rows[name]:
+                rows[cut + 1 :] *= -3
+        again, _ = changed.run("packed")
+        for before, after in zip(outputs, again, strict=True):
+            assert abs(before - after)[: cut + 1].max() <= tolerance
+            assert abs(before - after)[cut + 1 :].max() > 0.1
+
+
+def check_padding(operator: str, layout: str, **options: int) -> None:
+    """Any layout gives the oracle's values and gradients at real positions, whatever the padding holds."""
+    case = Case.random(operator, **options)
+    for fill in (float("nan"), 1e30):
+        assert_close(case.run(layout, fill=fill), case.expected(), TOLERANCE[torch.float64])
+
+
+def check_gradients(operator: str, taps: int, lengths: tuple[int, ...] = (17, 17)) -> None:
+    """Outputs and every gradient, for a random output gradient, are the oracle's."""
+    case = Case.random(operator, lengths, taps=taps)
+    assert_close(case.run("full"), case.expected(), TOLERANCE[torch.float64])
+
+
+def check_streaming(mixer: HyenaMixer, x: Tensor, prompt: int, tolerance: float) -> None:
+    """``prefill`` of a prompt, then ``step`` by ``step``, gives the forward pass at every position: ``x`` (B, L, D)."""
+    with torch.no_grad():
+        want = mixer(x)
+        y, state = mixer.prefill(x[:, :prompt])
+        outputs = [y]
+        for t in range(prompt, x.shape[1]):
+            out, state = mixer.step(x[:, t], state)
+            outputs.append(out[:, None])
+        got = torch.cat(outputs, 1)
+    distance = (got - want).double().norm(dim=(0, 2)) / want.double().norm(dim=(0, 2))
+    assert distance.max() <= tolerance, f"worst at position {int(distance.argmax())}: {distance.max():.1e}"

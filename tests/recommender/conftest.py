@@ -1,0 +1,41 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hyenarec.data.batches import Batch
+from hyenarec.data.ids import Ids
+from hyenarec.data.store import SequenceStore
+from hyenarec.packing import Packing
+
+
+def make_store(n_users: int = 40, n_items: int = 30, longest: int = 25, seed: int = 0) -> SequenceStore:
+    """Random histories of 1 to ``longest`` events in which each item tends to be followed by the next one."""
+    rng = np.random.default_rng(seed)
+    lengths = rng.integers(1, longest + 1, n_users)
+    lengths[:2] = (1, longest)
+    histories = [(rng.integers(n_items) + np.arange(n).cumsum() % 7) % n_items for n in lengths]
+    times = [np.sort(rng.integers(0, 10_000_000, n)) for n in lengths]
+    return SequenceStore(
+        offsets=np.concatenate(([0], lengths.cumsum())).astype(np.int64),
+        items=np.concatenate(histories).astype(np.int32),
+        timestamps=np.concatenate(times).astype(np.int64),
+        user_ids=Ids.from_values([f"user-{index:03}" for index in range(n_users)]),
+        item_ids=Ids.from_values(list(range(100, 100 + n_items))),
+    )
+
+
+@pytest.fixture
+def store() -> SequenceStore:
+    return make_store()
+
+
+def make_batch(lengths: list[int], n_items: int = 30, seed: int = 0) -> Batch:
+    generator = torch.Generator().manual_seed(seed)
+    total = sum(lengths)
+    return Batch(
+        torch.randint(n_items, (total,), generator=generator),
+        Packing.from_lengths(torch.tensor(lengths)),
+        timestamps=torch.arange(total),
+        targets=torch.randint(n_items, (total,), generator=generator),
+    )

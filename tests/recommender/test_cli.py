@@ -1,0 +1,164 @@
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from conftest import make_store
+from hyenarec.cli import main
+from hyenarec.data.store import SequenceStore
+
+TRAIN = ["--dim", "8", "--blocks", "1", "--max-length", "8", "--epochs", "2", "--batch-size", "16", "--device", "cpu"]
+
+
+def write_csv(path: Path, store: SequenceStore) -> Path:
+    assert store.timestamps is not None
+    lines = ["user_id,item_id,timestamp"]
+    for user in range(store.n_users):
+        name = store.user_ids.decode([user])[0]
+        events = range(store.offsets[user], store.offsets[user + 1])
+        lines += [f"{name},{100 + store.items[event]},{store.timestamps[event]}" for event in events]
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+@pytest.fixture(scope="module")
+def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_csv(tmp_path_factory.mktemp("log") / "log.csv", make_store())
+
+
+@pytest.fixture(scope="module")
+def run(log: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("run") / "run"
+    main(["train", str(log), "--out", str(folder), *TRAIN])
+    return folder
+
+
+@pytest.fixture
+def fails(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """Run a command that must fail with code 2 and one line; returns the line."""
+
+    def check(*arguments: object) -> str:
+        with pytest.raises(SystemExit) as stopped:
+            main([str(argument) for argument in arguments])
+        output = capsys.readouterr()
+        assert stopped.value.code == 2
+        assert output.err.startswith("error: ") and output.err.count("\n") == 1, output.err
+        assert output.out == ""
+        return output.err[len("error: ") : -1]
+
+    return check
+
+
+def test_train_prints_the_table_and_fills_the_folder(
+    log: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main(["train", str(log), "--out", str(tmp_path / "run"), "--mixer", "gru", *TRAIN])
+    out = capsys.readouterr().out
+    for word in ("40 users, 30 items", "epoch   2/2", "NDCG@10", "gru", "popularity", "repeat-last"):
+        assert word in out
+    assert (tmp_path / "run" / "curve.png").stat().st_size > 5_000
+
+
+def test_a_store_trains_to_the_same_weights_as_its_log(log: Path, run: Path, tmp_path: Path) -> None:
+    main(["prepare", str(log), str(tmp_path / "store")])
+    main(["train", str(tmp_path / "store"), "--out", str(tmp_path / "run"), *TRAIN])
+    results = [json.loads((folder / "result.json").read_text()) for folder in (run, tmp_path / "run")]
+    assert results[0]["test"] == results[1]["test"]
+
+
+def test_evaluate_repeats_the_runs_own_test(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["evaluate", str(run), "--json-out", str(tmp_path / "metrics.json")])
+    assert "by history length" in capsys.readouterr().out
+    report = json.loads((tmp_path / "metrics.json").read_text())
+    assert report["metrics"] == json.loads((run / "result.json").read_text())["test"]
+
+
+def test_recommend_by_user_by_history_by_file_and_by_standard_input(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = make_store()
+    history = [str(item) for item in store.item_ids.decode(store.history(4))]
+
+    def answer(*arguments: str) -> list[list[dict[str, float]]]:
+        main(["recommend", str(run), "--k", "3", "--json", *arguments])
+        return [json.loads(line)["recommendations"] for line in capsys.readouterr().out.splitlines()]
+
+    by_user = answer("--users", "user-004")
+    assert len(by_user[0]) == 3 and all(100 <= entry["item"] < 130 for entry in by_user[0])
+    assert answer("--history", *history) == by_user
+    lines = tmp_path / "histories.txt"
+    lines.write_text(" ".join(history) + "\n\n" + json.dumps([int(item) for item in history]) + "\n")
+    assert answer("--histories", str(lines)) == by_user * 2
+    monkeypatch.setattr("sys.stdin", io.StringIO(" ".join(history) + "\n"))
+    assert answer("--histories", "-") == by_user
+    main(["recommend", str(run), "--k", "3", "--users", "user-004"])
+    table = capsys.readouterr().out
+    assert "for user-004" in table and str(by_user[0][0]["item"]) in table
+
+
+def test_compare_writes_mean_and_spread(log: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "comparison"
+    main(["compare", str(log), "--out", str(out), "--mixers", "hyena", "gru", "--seeds", "0", "1", *TRAIN])
+    report = json.loads((out / "compare.json").read_text())
+    values = [run["test"]["NDCG@10"] for run in report["results"]["hyena"]]
+    assert report["summary"]["hyena"]["NDCG@10"]["mean"] == pytest.approx(sum(values) / 2)
+    assert report["summary"]["hyena"]["NDCG@10"]["sd"] == pytest.approx(abs(values[0] - values[1]) / 2**0.5)
+    assert "±" in capsys.readouterr().out
+
+
+def test_inspect_draws_the_filters(run: Path, tmp_path: Path) -> None:
+    main(["inspect", str(run), "--out", str(tmp_path / "filters.png")])
+    assert (tmp_path / "filters.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_every_command_explains_itself(capsys: pytest.CaptureFixture[str]) -> None:
+    for command in ("prepare", "train", "evaluate", "recommend", "compare", "inspect", "demo"):
+        with pytest.raises(SystemExit) as stopped:
+            main([command, "--help"])
+        assert stopped.value.code == 0
+        assert f"usage: hyenarec {command}" in capsys.readouterr().out
+
+
+def test_bad_logs(fails: Callable[..., str], tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    missing = tmp_path / "none.csv"
+    assert str(missing) in fails("train", missing, "--out", out)
+    log = tmp_path / "log.csv"
+    for text, words in (
+        ("user_id,item_id,timestamp\n", ("empty",)),
+        ("user_id,film,timestamp\n1,2,3\n", ("item_id", "film", "option item")),
+        ("user_id,item_id,timestamp\n1,2,noon\n", ("timestamp",)),
+        ("user_id,item_id,timestamp\n1,2,3\n1,4,-5\n", ("timestamp", "row 2", "-5 is no time")),
+        ("user_id,item_id,timestamp\n1,2,3.5\n1,4,nan\n", ("timestamp", "row 2", "NaN")),
+        ("user_id,item_id,timestamp\n1,2,3\n2,4,5\n", ("single event",)),
+    ):
+        log.write_text(text)
+        line = fails("train", log, "--out", out)
+        assert str(log) in line
+        for word in words:
+            assert word.lower() in line.lower(), (word, line)
+    assert not out.exists()
+
+
+def test_bad_options_and_checkpoints(fails: Callable[..., str], log: Path, run: Path, tmp_path: Path) -> None:
+    assert fails("evaluate", tmp_path) == f"{tmp_path}/best.safetensors: no such checkpoint"
+    broken = tmp_path / "broken.safetensors"
+    broken.write_bytes((run / "best.safetensors").read_bytes()[:500])
+    assert fails("recommend", broken, "--history", "100").startswith(f"{broken}: truncated or damaged checkpoint")
+    assert "history 1" in fails("recommend", run, "--history", "100", "999")
+    assert "'nobody'" in fails("recommend", run, "--users", "nobody")
+    assert fails("recommend", run, "--history", "100", "--k", "31").startswith("option k: 31 items asked for")
+    assert fails("recommend", run) == "name exactly one of --users, --history and --histories"
+    assert fails("inspect", run / "best.safetensors", "--out", tmp_path / "no" / "x.png").startswith("cannot save")
+    text = tmp_path / "lines.txt"
+    text.write_text('100 101\n["a",\n')
+    assert f"{text}: line 2: not a JSON list" in fails("recommend", run, "--histories", text)
+    assert "mixers out of hyena, attention, gru" in fails("compare", log, "--out", tmp_path / "c", "--mixers", "lstm")
+
+
+def test_evaluating_on_foreign_items_is_refused(fails: Callable[..., str], run: Path, tmp_path: Path) -> None:
+    other = write_csv(tmp_path / "other.csv", make_store(n_items=20))
+    assert fails("evaluate", run, "--data", other) == f"{other}: its items are not those that the model was trained on"

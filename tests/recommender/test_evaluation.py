@@ -1,0 +1,143 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from conftest import make_store
+from hyenarec.baselines import Popularity, RepeatLast, baselines
+from hyenarec.data.batches import Batch, pack_histories
+from hyenarec.data.splits import leave_one_out
+from hyenarec.errors import UserError
+from hyenarec.evaluation import Ranking, exclude_history, rank_targets, target_ranks
+from torch import Tensor
+from torchmetrics.functional.retrieval import (
+    retrieval_hit_rate,
+    retrieval_normalized_dcg,
+    retrieval_recall,
+    retrieval_reciprocal_rank,
+)
+
+
+class RandomScorer:
+    """Scores that depend on the history alone, so that every call agrees."""
+
+    def __init__(self, n_items: int) -> None:
+        self.n_items = n_items
+
+    def scores(self, batch: Batch) -> Tensor:
+        seeds = torch.zeros(batch.packing.sequences, dtype=torch.int64).index_add_(
+            0, batch.packing.rows, batch.items + 1
+        )
+        return torch.stack([torch.randn(self.n_items, generator=torch.Generator().manual_seed(int(s))) for s in seeds])
+
+
+def test_metrics_agree_with_torchmetrics() -> None:
+    torch.manual_seed(0)
+    scores, targets = torch.rand(50, 40), torch.randint(40, (50,))  # torchmetrics takes scores below 0 as misses
+    metrics = Ranking(target_ranks(scores, targets).numpy(), np.full(50, 7)).metrics((1, 5, 10))
+    relevant = torch.nn.functional.one_hot(targets, 40)
+    pairs = list(zip(scores, relevant, strict=True))
+    for k in (1, 5, 10):
+        for name, function in (
+            ("NDCG", retrieval_normalized_dcg),
+            ("Recall", retrieval_recall),
+            ("HR", retrieval_hit_rate),
+        ):
+            expected = np.mean([float(function(s, r, top_k=k)) for s, r in pairs])
+            assert metrics[f"{name}@{k}"] == pytest.approx(expected, abs=1e-6)
+    assert metrics["MRR"] == pytest.approx(
+        np.mean([float(retrieval_reciprocal_rank(s, r)) for s, r in pairs]), abs=1e-6
+    )
+
+
+def test_ties_count_against_the_target() -> None:
+    assert target_ranks(torch.tensor([[1.0, 1.0, 0.0], [1.0, 2.0, 0.0]]), torch.tensor([0, 0])).tolist() == [1, 1]
+    assert target_ranks(torch.zeros(1, 9), torch.tensor([0])).tolist() == [8]
+
+
+@pytest.mark.parametrize("poison", [float("nan"), float("inf")])
+def test_meaningless_scores_are_refused(poison: float) -> None:
+    scores = torch.zeros(2, 5)
+    scores[1, 3] = poison
+    with pytest.raises(ValueError, match=r"NaN or \+inf"):
+        target_ranks(scores, torch.tensor([3, 3]))
+
+
+def test_excluded_target_ranks_last() -> None:
+    batch = pack_histories([np.array([2, 4], np.int32)], max_length=5)
+    scores = exclude_history(torch.arange(6.0)[None], batch)
+    assert scores.tolist() == [[0, 1, float("-inf"), 3, float("-inf"), 5]]
+    assert target_ranks(scores, torch.tensor([4])).tolist() == [5]
+
+
+@pytest.mark.parametrize("exclude_seen", [True, False])
+def test_rank_targets_against_a_loop_over_users(exclude_seen: bool) -> None:
+    store = make_store()
+    targets = leave_one_out(store).test
+    scorer = RandomScorer(store.n_items)
+    ranking = rank_targets(scorer, store, targets, max_length=6, exclude_seen=exclude_seen)
+    for place, event in enumerate(targets):
+        user = int(np.searchsorted(store.offsets, event, side="right")) - 1
+        history = store.items[store.offsets[user] : event]
+        scores = scorer.scores(pack_histories([history], 6))[0]
+        target = int(store.items[event])
+        allowed = [i for i in range(store.n_items) if not (exclude_seen and i in history[-6:])]
+        better = [i for i in allowed if i != target and scores[i] >= scores[target]]
+        expected = len(better) if target in allowed else store.n_items - 1
+        assert ranking.ranks[place] == expected
+        assert ranking.history_lengths[place] == len(history)
+
+
+def test_buckets_partition_the_targets_and_average_to_the_whole() -> None:
+    rng = np.random.default_rng(0)
+    ranking = Ranking(rng.integers(0, 30, 500), rng.integers(1, 2_000, 500))
+    rows = ranking.by_history_length()
+    assert sum(row["targets"] for row in rows) == 500
+    assert rows[0]["history"] == "1-10" and rows[-1]["history"] == "1001+"
+    for metric, value in ranking.metrics().items():
+        assert sum(row[metric] * row["targets"] for row in rows) / 500 == pytest.approx(value)
+
+
+def test_nothing_to_rank_is_an_error() -> None:
+    store = make_store()
+    with pytest.raises(UserError, match="no targets"):
+        rank_targets(RandomScorer(store.n_items), store, np.empty(0, np.int64), max_length=5)
+
+
+def test_popularity_counts_training_events_only() -> None:
+    store = make_store()
+    split = leave_one_out(store)
+    expected = torch.zeros(store.n_items)
+    for user in range(store.n_users):
+        for item in store.items[store.offsets[user] : split.train_ends[user]]:
+            expected[item] += 1
+    batch = pack_histories([store.history(1), store.history(2)], 5)
+    assert torch.equal(Popularity(store, split).scores(batch), expected.repeat(2, 1))
+
+
+def test_recent_popularity_counts_the_last_days() -> None:
+    store = make_store()
+    split = leave_one_out(store)
+    assert store.timestamps is not None
+    everything = Popularity(store, split).counts
+    recent = Popularity(store, split, days=7).counts
+    newest = max(store.timestamps[: split.train_ends[-1]].max(), 0)
+    assert 0 < recent.sum() < everything.sum() and (recent <= everything).all()
+    assert Popularity(store, split, days=newest).counts.equal(everything)
+
+
+def test_repeat_last_ranks_the_history_backwards_then_by_popularity() -> None:
+    store = make_store()
+    popularity = Popularity(store, leave_one_out(store))
+    batch = pack_histories([np.array([3, 5, 3, 8], np.int32), np.array([1], np.int32)], 10)
+    order = RepeatLast(popularity).scores(batch).argsort(dim=1, descending=True, stable=True)
+    assert order[0, :3].tolist() == [8, 3, 5]
+    rest = [i for i in torch.argsort(popularity.counts, descending=True, stable=True).tolist() if i not in (3, 5, 8)]
+    assert order[0, 3:].tolist() == rest
+    assert order[1, 0] == 1
+
+
+def test_recent_popularity_needs_timestamps() -> None:
+    store = make_store()
+    split = leave_one_out(store)
+    assert set(baselines(store, split)) == {"popularity", "repeat-last", "popularity, 7 days"}

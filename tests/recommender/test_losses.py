@@ -1,0 +1,111 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from hyenarec import losses
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def inputs(tokens: int = 37, items: int = 53, dim: int = 8, seed: int = 0) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    hidden, weight, bias = (
+        torch.randn(*shape, generator=generator).requires_grad_() for shape in ((tokens, dim), (items, dim), (items,))
+    )
+    return hidden, weight, bias, torch.randint(items, (tokens,), generator=generator)
+
+
+def reference(hidden: Tensor, weight: Tensor, bias: Tensor, targets: Tensor) -> tuple[Tensor, list[Tensor]]:
+    parts = [p.detach().double().requires_grad_() for p in (hidden, weight, bias)]
+    loss = F.cross_entropy(parts[0] @ parts[1].T + parts[2], targets)
+    return loss.detach(), list(torch.autograd.grad(loss, parts))
+
+
+@pytest.mark.parametrize("chunk", [1, 53 * 5, 1 << 20], ids=["one token", "five tokens", "all"])
+def test_full_cross_entropy_and_gradients(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(losses, "CHUNK_SCORES", chunk)
+    hidden, weight, bias, targets = inputs()
+    loss = losses.full_cross_entropy(hidden, weight, bias, targets)
+    gradients = torch.autograd.grad(3 * loss, (hidden, weight, bias))  # the factor catches a dropped incoming gradient
+    expected, expected_gradients = reference(hidden, weight, bias, targets)
+    torch.testing.assert_close(loss.double(), expected, rtol=1e-6, atol=0)
+    for got, want in zip(gradients, expected_gradients, strict=True):
+        assert (got - 3 * want).norm() <= 1e-5 * (3 * want).norm()
+
+
+def test_full_cross_entropy_survives_large_scores() -> None:
+    hidden, weight, bias, targets = inputs()
+    hidden = (hidden.detach() * 300).requires_grad_()
+    loss = losses.full_cross_entropy(hidden, weight, bias, targets)
+    torch.testing.assert_close(loss.double(), reference(hidden, weight, bias, targets)[0], rtol=1e-5, atol=0)
+
+
+def test_full_cross_entropy_under_autocast_stays_near_float32() -> None:
+    hidden, weight, bias, targets = inputs(tokens=500)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = losses.full_cross_entropy(hidden, weight, bias, targets)
+    expected, gradients = reference(hidden, weight, bias, targets)
+    assert loss.dtype == torch.float32
+    torch.testing.assert_close(loss.double(), expected, rtol=2e-3, atol=0)
+    got = torch.autograd.grad(loss, weight)[0]
+    assert got.dtype == torch.float32
+    assert (got - gradients[1]).norm() <= 2e-2 * gradients[1].norm()
+
+
+def test_full_cross_entropy_never_holds_the_score_matrix(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(losses, "CHUNK_SCORES", 53 * 4)
+    hidden, weight, bias, targets = inputs()
+    largest = 0
+
+    class Watch(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+            nonlocal largest
+            out = func(*args, **(kwargs or {}))
+            for tensor in out if isinstance(out, tuple | list) else (out,):
+                if isinstance(tensor, Tensor):
+                    largest = max(largest, tensor.numel())
+            return out
+
+    with Watch():
+        losses.full_cross_entropy(hidden, weight, bias, targets).backward()
+    assert largest <= max(53 * 8, 37 * 8)  # weight- or hidden-sized at most; the score matrix is 37 * 53
+    with Watch():
+        F.cross_entropy(hidden @ weight.T + bias, targets)
+    assert largest == 37 * 53  # the watch does see a whole matrix
+
+
+def test_sampled_softmax_estimates_the_full_normaliser_without_bias() -> None:
+    hidden, weight, bias, targets = inputs(tokens=6, items=20)
+    q = torch.rand(20, generator=torch.Generator().manual_seed(1)) + 0.05
+    q /= q.sum()
+    torch.manual_seed(0)
+    negatives = torch.multinomial(q, 400_000, replacement=True)
+    loss = losses.sampled_softmax(hidden, weight, bias, targets, negatives, q.log())
+    full = F.cross_entropy(hidden @ weight.T + bias, targets)
+    torch.testing.assert_close(loss, full, rtol=5e-3, atol=0)
+    uncorrected = losses.sampled_softmax(
+        hidden, weight, bias, targets, negatives, torch.full((20,), -20.0).log1p().nan_to_num()
+    )
+    assert (uncorrected - full).abs() > 0.1 * full  # without logQ the estimate is far off
+
+
+def test_sampled_softmax_drops_accidental_hits() -> None:
+    hidden, weight, bias, targets = inputs(tokens=4, items=20)
+    hits = losses.sampled_softmax(hidden[:1], weight, bias, targets[:1], targets[:1].repeat(5), torch.zeros(20))
+    torch.testing.assert_close(hits, torch.zeros(()))
+
+
+def test_sampled_softmax_gradients() -> None:
+    hidden, weight, bias, targets = inputs(tokens=4, items=9, dim=3)
+    negatives, log_q = torch.tensor([0, 3, 3, 8]), torch.full((9,), 1 / 9, dtype=torch.float64).log()
+    parts = [p.detach().double().requires_grad_() for p in (hidden, weight, bias)]
+    assert parts[0].dtype == torch.float64
+    # The loss is float32 inside by design, so compare with the closed form instead of finite differences.
+    loss = losses.sampled_softmax(*parts, targets, negatives, log_q)
+    scores = parts[0] @ parts[1].T + parts[2]
+    negative = scores[:, negatives] - (log_q[negatives] + torch.log(torch.tensor(4.0, dtype=torch.float64)))
+    negative = negative.masked_fill(targets[:, None] == negatives, float("-inf"))
+    own = scores.gather(1, targets[:, None])
+    expected = (torch.logsumexp(torch.cat((own, negative), 1), 1) - own[:, 0]).mean()
+    for got, want in zip(torch.autograd.grad(loss, parts), torch.autograd.grad(expected, parts), strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-7)

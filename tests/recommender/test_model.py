@@ -1,0 +1,92 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from conftest import make_batch
+from hyenarec.data.batches import Batch
+from hyenarec.errors import UserError
+from hyenarec.mixers import MIXERS
+from hyenarec.mixers.attention import AttentionMixer
+from hyenarec.model import ModelConfig, SequenceModel
+from hyenarec.packing import Packing
+from torch import Tensor
+
+LENGTHS = [1, 9, 4, 13, 2]
+
+
+def make_model(mixer: str) -> SequenceModel:
+    torch.manual_seed(0)
+    return SequenceModel(ModelConfig(mixer=mixer, dim=8, max_length=13), n_items=30).double().eval()
+
+
+def hidden_of_one(model: SequenceModel, batch: Batch, row: int) -> Tensor:
+    begin, end = batch.packing.cu_seqlens[row : row + 2].tolist()
+    return model(Batch(batch.items[begin:end], Packing.from_lengths(torch.tensor([end - begin]))))  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("mixer", MIXERS)
+def test_sequences_of_a_batch_do_not_see_each_other(mixer: str) -> None:
+    model, batch = make_model(mixer), make_batch(LENGTHS)
+    together = model(batch)
+    for row in range(len(LENGTHS)):
+        begin, end = batch.packing.cu_seqlens[row : row + 2].tolist()
+        torch.testing.assert_close(together[begin:end], hidden_of_one(model, batch, row), rtol=1e-9, atol=1e-10)
+
+
+def leak(model: SequenceModel, batch: Batch, event: int) -> float:
+    """How much the hidden states before ``event`` of the longest sequence move when that event's item changes."""
+    begin = int(batch.packing.cu_seqlens[3])
+    items = batch.items.clone()
+    items[begin + event] = (items[begin + event] + 1) % 30
+    before, after = model(batch), model(replace(batch, items=items))
+    assert not torch.allclose(before[begin + event], after[begin + event])
+    return float((before - after)[begin : begin + event].detach().abs().max())
+
+
+@pytest.mark.parametrize("mixer", MIXERS)
+@pytest.mark.parametrize("event", [1, 6, 12])
+def test_causality(mixer: str, event: int) -> None:
+    assert leak(make_model(mixer), make_batch(LENGTHS), event) < 1e-12
+
+
+def test_the_causality_check_catches_a_leak(monkeypatch: pytest.MonkeyPatch) -> None:
+    sdpa = torch.nn.functional.scaled_dot_product_attention
+    monkeypatch.setattr(
+        "hyenarec.mixers.attention.scaled_dot_product_attention",
+        lambda q, k, v, is_causal: sdpa(q, k, v, is_causal=False),
+    )
+    assert AttentionMixer.needs_positions
+    assert leak(make_model("attention"), make_batch(LENGTHS), 6) > 1e-6
+
+
+@pytest.mark.parametrize("mixer", MIXERS)
+def test_last_only_is_the_last_row_of_the_whole(mixer: str) -> None:
+    model, batch = make_model(mixer), make_batch(LENGTHS)
+    torch.testing.assert_close(model(batch, last_only=True), model(batch)[batch.packing.last], rtol=1e-9, atol=1e-10)
+    assert model.scores(batch).shape == (len(LENGTHS), 30)
+
+
+@pytest.mark.parametrize("mixer", MIXERS)
+def test_every_parameter_learns(mixer: str) -> None:
+    model, batch = make_model(mixer), make_batch(LENGTHS)
+    torch.manual_seed(1)
+    hidden = model(batch)
+    (hidden @ model.items.weight.T + model.bias).square().mul(torch.randn(30).double()).sum().backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None and parameter.grad.abs().max() > 0, name
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"mixer": "lstm"}, "option mixer: 'lstm' is none of hyena, attention, gru"),
+        ({"dim": 0}, "option dim: 0 is below 1"),
+        ({"dropout": 1.0}, "option dropout: 1.0 is outside"),
+        ({"dim": 7}, "option attention.heads: 2 does not divide dim 7"),
+    ],
+)
+def test_bad_options_are_one_line(options: dict[str, object], message: str) -> None:
+    with pytest.raises(UserError, match="^" + message.replace("(", r"\(")):
+        ModelConfig(**options)  # type: ignore[arg-type]

@@ -1,0 +1,299 @@
+"""The sequence store in memory and on disk."""
+
+import json
+import os
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hyenarec.data import store as store_module
+from hyenarec.data.ids import Ids
+from hyenarec.data.store import SequenceStore, is_store
+from hyenarec.errors import UserError
+
+
+def make_store(events_each: int = 3, *, timestamps: bool = True, names: bool = False) -> SequenceStore:
+    """Two users and four items."""
+    items = np.arange(2 * events_each, dtype=np.int32) % 4
+    user_ids: list[int | str] = ["ann", "bob"] if names else [10, 20]
+    return SequenceStore(
+        np.array([0, events_each, 2 * events_each]),
+        items,
+        100 + np.arange(len(items)) if timestamps else None,
+        Ids.from_values(user_ids),
+        Ids.from_values([5, 6, 7, 8]),
+    )
+
+
+def assert_same(a: SequenceStore, b: SequenceStore) -> None:
+    for one, other in zip(a._arrays().items(), b._arrays().items(), strict=True):
+        assert one[0] == other[0]
+        assert one[1].dtype == other[1].dtype
+        np.testing.assert_array_equal(one[1], other[1])
+
+
+def test_sizes_histories_and_users_of_events() -> None:
+    store = make_store()
+    assert (store.n_users, store.n_items, store.n_events) == (2, 4, 6)
+    assert store.history(1).tolist() == [3, 0, 1]
+    assert np.shares_memory(store.history(1), store.items)
+    assert store.users_of(np.array([0, 2, 3, 5])).tolist() == [0, 0, 1, 1]
+
+
+def test_users_of_events_skips_users_without_any() -> None:
+    none = SequenceStore(
+        np.array([0, 0, 2, 2]), np.zeros(2, np.int32), None, Ids.from_values([1, 2, 3]), Ids.from_values([0])
+    )
+    assert none.users_of(np.array([0, 1])).tolist() == [1, 1]
+
+
+@pytest.mark.parametrize("timestamps", [True, False])
+@pytest.mark.parametrize("names", [True, False])
+def test_round_trip(tmp_path: Path, timestamps: bool, names: bool) -> None:
+    store = make_store(timestamps=timestamps, names=names)
+    store.save(tmp_path / "new" / "store")
+    loaded = SequenceStore.load(tmp_path / "new" / "store")
+    assert_same(loaded, store)
+    assert os.listdir(tmp_path / "new") == ["store"]
+
+
+def test_loaded_arrays_are_mapped_and_read_only(tmp_path: Path) -> None:
+    make_store().save(tmp_path / "store")
+    loaded = SequenceStore.load(tmp_path / "store")
+    for array in loaded._arrays().values():
+        assert isinstance(array.base, np.memmap)
+        assert type(array) is np.ndarray
+        assert not array.flags.writeable
+
+
+def test_a_store_replaces_a_store_even_its_own(tmp_path: Path) -> None:
+    path = tmp_path / "store"
+    path.mkdir()  # an empty folder may be taken
+    make_store().save(path)
+    make_store(50).save(path)
+    loaded = SequenceStore.load(path)
+    assert loaded.n_events == 100
+    loaded.save(path)
+    assert_same(SequenceStore.load(path), make_store(50))
+    assert os.listdir(tmp_path) == ["store"]
+
+
+@pytest.mark.parametrize("kind", ["file", "folder", "foreign meta.json"])
+def test_nothing_else_is_overwritten(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "precious"
+    inner = path if kind == "file" else path / ("meta.json" if kind == "foreign meta.json" else "thesis.tex")
+    inner.parent.mkdir(exist_ok=True)
+    inner.write_text('{"format": "other"}')
+    with pytest.raises(UserError, match="precious: there already, and not a store"):
+        make_store().save(path)
+    assert inner.read_text() == '{"format": "other"}'
+    assert os.listdir(tmp_path) == ["precious"]
+
+
+FILES = sorted([*(f"{name}.npy" for name in make_store()._arrays()), "meta.json"])
+
+
+@pytest.mark.parametrize("older", [False, True])
+@pytest.mark.parametrize("failing", range(len(FILES)))
+def test_failing_at_any_file_leaves_what_was_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: int, older: bool
+) -> None:
+    path, whole = tmp_path / "store", make_store(7)
+    if older:
+        whole.save(path)
+    real, calls = store_module._write, []
+
+    def write(file: Path, *parts: bytes) -> None:
+        calls.append(file.name)
+        if len(calls) == failing + 1:
+            real(file, b"half")
+            raise OSError(28, "No space left on device")
+        real(file, *parts)
+
+    monkeypatch.setattr(store_module, "_write", write)
+    with pytest.raises(UserError, match=f"^cannot save {path}: No space left on device$"):
+        make_store().save(path)
+    assert os.listdir(tmp_path) == (["store"] if older else [])
+    if older:
+        assert_same(SequenceStore.load(path), whole)
+
+
+def test_a_failing_rename_brings_the_old_store_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, whole = tmp_path / "store", make_store(7)
+    whole.save(path)
+    real = Path.rename
+
+    def rename(self: Path, target: Path) -> Path:
+        if self.name.endswith(".tmp"):
+            raise OSError(5, "Input/output error")
+        return real(self, target)
+
+    monkeypatch.setattr(Path, "rename", rename)
+    with pytest.raises(UserError, match="Input/output error"):
+        make_store().save(path)
+    monkeypatch.undo()
+    assert os.listdir(tmp_path) == ["store"]
+    assert_same(SequenceStore.load(path), whole)
+
+
+def run_python(code: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", code, *map(str, arguments)], capture_output=True, text=True, timeout=120, check=False
+    )
+
+
+def test_a_file_that_the_system_cuts_off_is_reported_with_its_reason(tmp_path: Path) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, hard))  # a write past it fails for real, as on a full disk
+    try:
+        with pytest.raises(UserError, match=f"^cannot save {tmp_path / 'store'}: File too large$"):
+            make_store(200_000).save(tmp_path / "store")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert os.listdir(tmp_path) == []
+
+
+def test_killed_in_the_middle_the_old_store_stays(tmp_path: Path) -> None:
+    make_store().save(tmp_path / "store")
+    killed = """
+import os, signal, sys
+from hyenarec.data import store
+store._sync_folder = lambda path: os.kill(os.getpid(), signal.SIGKILL)  # all files written, nothing renamed
+store.SequenceStore.load(sys.argv[1]).save(sys.argv[1])
+"""
+    assert run_python(killed, tmp_path / "store").returncode == -9
+    assert len(os.listdir(tmp_path)) == 2
+    assert_same(SequenceStore.load(tmp_path / "store"), make_store())
+
+
+def test_leftovers_of_a_killed_process_with_our_number_do_not_matter(tmp_path: Path) -> None:
+    make_store().save(tmp_path / "store")
+    for ending in ("tmp", "old"):
+        leftover = tmp_path / f".store.{os.getpid()}.{ending}"
+        leftover.mkdir()
+        (leftover / "items.npy").touch()
+    make_store(9).save(tmp_path / "store")
+    assert SequenceStore.load(tmp_path / "store").n_events == 18
+    assert os.listdir(tmp_path) == ["store"]
+
+
+def test_a_store_opens_without_polars(tmp_path: Path) -> None:
+    make_store().save(tmp_path / "store")
+    code = """
+import sys
+sys.modules["polars"] = None  # importing it fails
+from hyenarec.data import open_data
+from hyenarec.errors import UserError
+print(open_data(sys.argv[1]).history(0).tolist())
+open(sys.argv[2], "w").write("user_id,item_id,timestamp\\n1,2,3\\n1,3,4\\n")
+try:
+    open_data(sys.argv[2])
+except UserError as error:
+    print(error)
+"""
+    log = tmp_path / "log.csv"
+    done = run_python(code, tmp_path / "store", log)
+    assert done.stdout.splitlines() == [
+        "[0, 1, 2]",
+        f"{log}: reading a log needs polars: install hyenarec[rec], or prepare a store where it is installed",
+    ], done.stderr
+
+
+# Damage -------------------------------------------------------------------------------------------
+
+
+def edit_meta(path: Path, **changes: object) -> None:
+    meta = json.loads((path / "meta.json").read_text())
+    (path / "meta.json").write_text(json.dumps(meta | changes))
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    make_store().save(tmp_path / "store")
+    return tmp_path / "store"
+
+
+@pytest.mark.parametrize("name", [name for name in FILES if name.endswith(".npy")])
+@pytest.mark.parametrize("left", [0, 50, -1])
+def test_truncated_arrays_are_noticed(saved: Path, name: str, left: int) -> None:
+    data = (saved / name).read_bytes()
+    (saved / name).write_bytes(data[:left])
+    with pytest.raises(UserError, match=f"^{saved}: truncated or damaged store"):
+        SequenceStore.load(saved)
+
+
+@pytest.mark.parametrize("name", [name for name in FILES if name.endswith(".npy")])
+def test_missing_arrays_are_named(saved: Path, name: str) -> None:
+    (saved / name).unlink()
+    with pytest.raises(UserError, match=f"^{saved}: damaged store: {name} is missing$"):
+        SequenceStore.load(saved)
+
+
+def test_arrays_of_another_store_are_noticed(saved: Path) -> None:
+    np.save(saved / "items.npy", np.zeros(5, np.int32))
+    with pytest.raises(UserError, match=r"damaged store \(items: expected shape \(6,\) int32, got 5 int32\)"):
+        SequenceStore.load(saved)
+    np.save(saved / "items.npy", np.zeros(6, np.int32))
+    np.save(saved / "item_ids.values.npy", np.arange(3))
+    with pytest.raises(UserError, match=r"meta\.json and the arrays disagree"):
+        SequenceStore.load(saved)
+
+
+def test_pickles_are_refused(saved: Path) -> None:
+    np.save(saved / "items.npy", np.array([object()] * 6), allow_pickle=True)
+    with pytest.raises(UserError, match="damaged store"):
+        SequenceStore.load(saved)
+
+
+def test_another_version_is_refused_and_may_be_replaced(saved: Path) -> None:
+    edit_meta(saved, version=99)
+    with pytest.raises(
+        UserError, match=f"^{saved}: store format 99, but this hyenarec reads format 1; prepare it again$"
+    ):
+        SequenceStore.load(saved)
+    make_store().save(saved)
+    assert_same(SequenceStore.load(saved), make_store())
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"format": "x", "version": 1}', '{"format": "hyenarec-store"}'])
+def test_foreign_or_broken_meta(saved: Path, content: str) -> None:
+    (saved / "meta.json").write_text(content)
+    assert not is_store(saved)
+    with pytest.raises(UserError, match=f"^{saved}: not a store: "):
+        SequenceStore.load(saved)
+
+
+def test_meta_without_its_entries(saved: Path) -> None:
+    (saved / "meta.json").write_text('{"format": "hyenarec-store", "version": 1}')
+    with pytest.raises(UserError, match=f"^{saved}: truncated or damaged store"):
+        SequenceStore.load(saved)
+
+
+def test_no_store_at_all(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="nowhere: no such store"):
+        SequenceStore.load(tmp_path / "nowhere")
+    with pytest.raises(UserError, match=r"not a store: meta\.json is missing"):
+        SequenceStore.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"offsets": np.array([0, 3])}, r"offsets: expected shape \(3,\) int64, got 2 int64"),
+        ({"offsets": np.array([0, 3, 6], np.int32)}, "offsets: expected .* got 3 int32"),
+        ({"offsets": np.array([1, 3, 6])}, "offsets: must start at 0 and never fall"),
+        ({"offsets": np.array([0, 7, 6])}, "offsets: must start at 0 and never fall"),
+        ({"offsets": np.array([0, 3, 5])}, r"items: expected shape \(5,\) int32, got 6 int32"),
+        ({"items": np.zeros(6, np.int64)}, r"items: expected shape \(6,\) int32, got 6 int64"),
+        ({"items": np.zeros((6, 1), np.int32)}, r"items: expected shape \(6,\) int32, got 6x1 int32"),
+        ({"timestamps": np.zeros(5, np.int64)}, r"timestamps: expected shape \(6,\) int64, got 5 int64"),
+    ],
+)
+def test_arrays_that_do_not_fit_are_refused(change: dict[str, np.ndarray], message: str) -> None:
+    store = make_store()
+    fields = {name: getattr(store, name) for name in ("offsets", "items", "timestamps", "user_ids", "item_ids")}
+    with pytest.raises(ValueError, match=message):
+        SequenceStore(**(fields | change))

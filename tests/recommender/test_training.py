@@ -1,0 +1,194 @@
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import make_store
+from hyenarec import checkpoint
+from hyenarec.data.splits import leave_one_out
+from hyenarec.data.store import SequenceStore
+from hyenarec.errors import UserError
+from hyenarec.mixers import MIXERS
+from hyenarec.model import ModelConfig
+from hyenarec.training import BEST, LAST, Run, Source, TrainingConfig, read_history
+
+MODEL = ModelConfig(dim=8, max_length=8, blocks=1)
+CONFIG = TrainingConfig(epochs=3, batch_size=4, warmup_steps=4, learning_rate=1e-2, exclude_seen=False, device="cpu")
+SOURCE = Source("generated")
+
+
+def train(folder: Path, store: SequenceStore, **options: Any) -> dict[str, Any]:
+    model = replace(MODEL, **{name: options.pop(name) for name in ("mixer", "dropout") if name in options})
+    return Run(folder, store, leave_one_out(store), model, replace(CONFIG, **options), SOURCE).train()
+
+
+def weights(folder: Path, name: str = LAST) -> dict[str, torch.Tensor]:
+    return checkpoint.without_prefix("model", checkpoint.load(folder / name)[0])
+
+
+def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.mark.parametrize("mixer", MIXERS)
+@pytest.mark.parametrize("options", [{}, {"loss": "sampled", "negatives": 16}, {"bf16": True, "schedule": "cosine"}])
+def test_training_lowers_the_loss_and_writes_its_folder(mixer: str, options: dict[str, Any], tmp_path: Path) -> None:
+    result = train(tmp_path / "run", make_store(), mixer=mixer, epochs=5, **options)
+    history = read_history(tmp_path / "run")
+    assert len(history) == result["epochs"]
+    assert history[-1]["loss"] < history[0]["loss"]
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {
+        "config.json", "metrics.jsonl", "metrics.csv", "result.json", LAST, BEST,
+    }  # fmt: skip
+    assert json.loads((tmp_path / "run" / "result.json").read_text()) == result
+    assert result["test"]["HR@10"] == result["test"]["Recall@10"] > 0
+    best = max(range(len(history)), key=lambda row: history[row]["validation"]["Recall@10"])
+    assert result["best_epoch"] == best + 1
+    csv = (tmp_path / "run" / "metrics.csv").read_text().splitlines()
+    assert csv[0].startswith("epoch,step,loss") and len(csv) == len(history) + 1
+
+
+def test_two_runs_agree_to_the_bit_and_another_seed_does_not(tmp_path: Path) -> None:
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        train(tmp_path / name, make_store(), seed=seed)
+    assert same(weights(tmp_path / "a"), weights(tmp_path / "b"))
+    assert not same(weights(tmp_path / "a"), weights(tmp_path / "c"))
+
+
+KILLED = """
+import sys
+from pathlib import Path
+sys.path.insert(0, {tests!r})
+from conftest import make_store
+from test_training import train
+train(Path({folder!r}), make_store(n_users=400), epochs=6, checkpoint_minutes=1e-9)
+"""
+
+
+def test_killed_runs_resume_to_the_same_bits(tmp_path: Path) -> None:
+    """Killed outright several times, at whatever moment, mid-epoch and mid-save included."""
+    tests = str(Path(__file__).parent)
+    program = [sys.executable, "-c", KILLED.format(tests=tests, folder=str(tmp_path / "killed"))]
+    kills = 0
+    for delay in (0.05, 0.2, 0.35, 0.5):
+        process = subprocess.Popen(program, stdout=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "2"})
+        path = tmp_path / "killed" / LAST
+        seen = path.stat().st_mtime_ns if path.exists() else 0
+        while process.poll() is None and (not path.exists() or path.stat().st_mtime_ns == seen):
+            time.sleep(0.01)
+        time.sleep(delay)
+        if process.poll() is None:
+            kills += 1
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert kills >= 2
+    progress = checkpoint.load(tmp_path / "killed" / LAST)[1]["progress"]
+    assert progress["step"] > 0
+    environment = {**os.environ, "OMP_NUM_THREADS": "2"}
+    subprocess.run(program, check=True, stdout=subprocess.DEVNULL, env=environment)
+    whole = [sys.executable, "-c", KILLED.format(tests=tests, folder=str(tmp_path / "whole"))]
+    subprocess.run(whole, check=True, stdout=subprocess.DEVNULL, env=environment)
+    for name in (LAST, BEST):
+        assert same(weights(tmp_path / "killed", name), weights(tmp_path / "whole", name))
+    optimizers = [checkpoint.load(tmp_path / name / LAST)[0] for name in ("killed", "whole")]
+    assert same(*optimizers)
+
+    def losses(name: str) -> list[float]:
+        return [row["loss"] for row in read_history(tmp_path / name)]
+
+    assert losses("killed") == losses("whole")
+
+
+def test_the_resume_check_catches_lost_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the optimiser's state a resumed run ends elsewhere, so the check above can fail."""
+    store = make_store()
+    train(tmp_path / "whole", store)
+    run = Run(tmp_path / "broken", store, leave_one_out(store), MODEL, CONFIG, SOURCE)
+    monkeypatch.setattr(Run, "_end_epoch", interrupt_after_one_epoch(Run._end_epoch))
+    with pytest.raises(KeyboardInterrupt):
+        run.train()
+    monkeypatch.undo()
+    monkeypatch.setattr(checkpoint, "restore_optimizer", lambda *_: None)
+    train(tmp_path / "broken", store)
+    assert not same(weights(tmp_path / "whole"), weights(tmp_path / "broken"))
+
+
+def interrupt_after_one_epoch(end_epoch: Any) -> Any:
+    def ended(self: Run, *args: Any) -> None:
+        end_epoch(self, *args)
+        raise KeyboardInterrupt
+
+    return ended
+
+
+def test_a_finished_run_is_not_trained_again(tmp_path: Path) -> None:
+    store = make_store()
+    first = train(tmp_path, store)
+    stamp = (tmp_path / LAST).stat().st_mtime_ns
+    assert train(tmp_path, store) == first
+    assert (tmp_path / LAST).stat().st_mtime_ns == stamp
+
+
+def test_another_configuration_in_the_same_folder_is_refused(tmp_path: Path) -> None:
+    train(tmp_path, make_store())
+    with pytest.raises(
+        UserError, match=r"other options \(model.dropout: 0.2 there, 0.5 here; training.seed: 0 there, 3 here\)"
+    ):
+        train(tmp_path, make_store(), dropout=0.5, seed=3)
+    with pytest.raises(UserError, match=r"data\.checksum"):
+        train(tmp_path, make_store(seed=9))
+
+
+def test_early_stopping_keeps_the_best(tmp_path: Path) -> None:
+    result = train(tmp_path, make_store(), epochs=60, learning_rate=0.05, patience=2)
+    history = read_history(tmp_path)
+    values = [row["validation"]["Recall@10"] for row in history]
+    assert len(history) < 60 and result["best_epoch"] == len(history) - 2
+    assert max(values) == values[result["best_epoch"] - 1] == result["validation"]["Recall@10"]
+
+
+def test_schedules() -> None:
+    constant, cosine = (
+        TrainingConfig(warmup_steps=10, schedule=name, learning_rate=1.0) for name in ("constant", "cosine")
+    )  # type: ignore[arg-type]
+    assert constant.rate(0, 100) == pytest.approx(0.1) and constant.rate(9, 100) == constant.rate(99, 100) == 1.0
+    assert cosine.rate(50, 100) == pytest.approx(0.5) and cosine.rate(99, 100) < 1e-3
+    assert cosine.rate(0, 100) == pytest.approx(0.1)
+
+
+def test_vectors_are_not_decayed(tmp_path: Path) -> None:
+    store = make_store()
+    run = Run(tmp_path, store, leave_one_out(store), MODEL, CONFIG, SOURCE)
+    decayed, free = run.optimizer.param_groups
+    assert decayed["weight_decay"] == CONFIG.weight_decay and free["weight_decay"] == 0
+    assert all(p.ndim >= 2 for p in decayed["params"]) and all(p.ndim < 2 for p in free["params"])
+    assert sum(len(g["params"]) for g in (decayed, free)) == len(list(run.model.parameters()))
+
+
+def test_divergence_is_said_in_one_line(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"training diverged: epoch 1 has loss (nan|inf); lower learning_rate"):
+        train(tmp_path, make_store(), learning_rate=1e30, clip_norm=0.0, warmup_steps=0)
+
+
+def test_nothing_to_learn_from(tmp_path: Path) -> None:
+    store = make_store(longest=2)
+    with pytest.raises(UserError, match="no user has the three events"):
+        train(tmp_path / "run", store)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(("option", "value"), [("epochs", 0), ("weight_decay", -1.0), ("learning_rate", 0.0)])
+def test_bad_options_are_one_line(option: str, value: float) -> None:
+    with pytest.raises(UserError, match=f"option {option}: {value} is"):
+        TrainingConfig(**{option: value})
+    assert math.isfinite(value)
