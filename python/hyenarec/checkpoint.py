@@ -7,8 +7,6 @@ version, configuration, progress) travels in the file's own header, so weights, 
 from __future__ import annotations
 
 import json
-import os
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,40 +16,24 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from hyenarec.errors import UserError
+from hyenarec.files import write_atomically
 
 FORMAT = "hyenarec-checkpoint"
 VERSION = 1
-
-
-def write_atomically(path: Path, write: Any) -> None:
-    """Call ``write(temporary_path)``, then put the result at ``path`` in one step; nothing is left behind on failure.
-
-    Raises :class:`UserError` with the system's reason when the disk is full or the folder cannot be written.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        write(temporary)
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
-        directory = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
-    except (OSError, SafetensorError) as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        raise UserError(f"cannot save {path}: {reason}") from error
-    finally:
-        with suppress(OSError):
-            temporary.unlink()
 
 
 def save(path: Path, tensors: dict[str, Tensor], header: dict[str, Any]) -> None:
     """Write ``tensors`` and the JSON-serialisable ``header`` to ``path`` atomically."""
     metadata = {"format": FORMAT, "version": str(VERSION), "header": json.dumps(header)}
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    write_atomically(path, lambda temporary: save_file(contiguous, temporary, metadata))
+
+    def write(temporary: Path) -> None:
+        try:
+            save_file(contiguous, temporary, metadata)
+        except SafetensorError as error:
+            raise OSError(str(error)) from error
+
+    write_atomically(path, write)
 
 
 def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -102,8 +84,3 @@ def restore_optimizer(model: torch.nn.Module, optimizer: torch.optim.Optimizer, 
         parameter = parameters[name]
         # AdamW keeps its step counter beside the parameter when fused, and so do we.
         optimizer.state[parameter][key] = value.to(parameter.device)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a small text file atomically."""
-    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))

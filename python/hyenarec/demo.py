@@ -36,7 +36,7 @@ class Demo:
             f"{log}: {store.n_users:,} users, {store.n_items:,} items, {store.n_events:,} events", highlight=False
         )
         # People come back to the same items here, as in music or shopping, so seen items stay eligible.
-        training = TrainingConfig(epochs=15, schedule="cosine", learning_rate=3e-3, exclude_seen=False)
+        training = TrainingConfig(epochs=15, batch_size=32, schedule="cosine", learning_rate=3e-3, exclude_seen=False)
         base = ModelConfig(max_length=200)
         rows, histories = [], {}
         for mixer, name in (("hyena", "HyenaRec"), ("attention", "SASRec")):

@@ -70,6 +70,25 @@ class ModelConfig:
             raise UserError(f"option attention.heads: {self.attention.heads} does not divide dim {self.dim}")
 
 
+class Dropout(nn.Module):
+    """Dropout whose probability is rounded to 1/256, so that one 64-bit random number decides eight elements.
+
+    Torch's own draws one number an element on one thread, and is three times slower on two cores (40 ms against 13 on
+    15,000 x 256 elements); it took a fifth of a training step at d=64.
+    """
+
+    def __init__(self, probability: float) -> None:
+        super().__init__()
+        self.dropped = round(256 * probability)  # of 256 byte values
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or not self.dropped:
+            return x
+        words = torch.empty(-(-x.numel() // 8), dtype=torch.int64, device=x.device).random_(-(2**63), None)
+        keep = words.view(torch.uint8)[: x.numel()].view(x.shape) >= self.dropped
+        return x * keep.to(x.dtype).mul_(256 / (256 - self.dropped))
+
+
 class Block(nn.Module):
     """Pre-norm residual mixer, then pre-norm residual feed-forward (GELU, 4x)."""
 
@@ -81,10 +100,10 @@ class Block(nn.Module):
         self.ffn = nn.Sequential(
             nn.Linear(config.dim, 4 * config.dim),
             nn.GELU(),
-            nn.Dropout(config.dropout),
+            Dropout(config.dropout),
             nn.Linear(4 * config.dim, config.dim),
         )
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
 
     def forward(self, x: Tensor, batch: Batch, last_only: bool) -> Tensor:
         mixed = self.mixer(self.mixer_norm(x), batch.packing, timestamps=batch.timestamps, last_only=last_only)
@@ -110,7 +129,7 @@ class SequenceModel(nn.Module):
         self.positions = nn.Embedding(config.max_length, config.dim) if MIXERS[config.mixer].needs_positions else None
         if self.positions is not None:
             nn.init.normal_(self.positions.weight, std=config.dim**-0.5)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.blocks))
         self.norm = nn.LayerNorm(config.dim)
 

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from hyenarec.checkpoint import write_atomically
 from hyenarec.errors import UserError
+from hyenarec.files import write_atomically
 from hyenarec.mixers.hyena import HyenaMixer
 from hyenarec.model import SequenceModel
 

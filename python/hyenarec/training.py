@@ -27,6 +27,7 @@ from hyenarec.data.store import SequenceStore
 from hyenarec.display import TrainingDisplay, training_display
 from hyenarec.errors import UserError
 from hyenarec.evaluation import Ranking, rank_targets
+from hyenarec.files import write_text
 from hyenarec.losses import full_cross_entropy, sampled_softmax
 from hyenarec.model import ModelConfig, SequenceModel
 
@@ -162,7 +163,7 @@ class Run:
     def train(self) -> dict[str, Any]:
         """Train to the end (or from where the folder's run stopped) and return the result that ``result.json``
         holds."""
-        checkpoint.write_text(self.folder / "config.json", json.dumps(self.description, indent=2) + "\n")
+        write_text(self.folder / "config.json", json.dumps(self.description, indent=2) + "\n")
         with training_display() as display:
             while not self.progress.finished:
                 self._epoch(display)
@@ -296,11 +297,11 @@ class Run:
 
     def _write_metrics(self) -> None:
         history = self.progress.history
-        checkpoint.write_text(self.folder / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in history))
+        write_text(self.folder / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in history))
         flat = [{**row, **row.get("validation", {})} for row in history]
         columns = list(dict.fromkeys(key for row in flat for key in row if key != "validation"))
         lines = [",".join(columns), *(",".join(str(row.get(column, "")) for column in columns) for row in flat)]
-        checkpoint.write_text(self.folder / "metrics.csv", "\n".join(lines) + "\n")
+        write_text(self.folder / "metrics.csv", "\n".join(lines) + "\n")
 
     def _finish(self) -> dict[str, Any]:
         self._write_metrics()
@@ -319,7 +320,7 @@ class Run:
             "test": test.metrics(),
             "test_by_history_length": test.by_history_length(),
         }
-        checkpoint.write_text(self.folder / "result.json", json.dumps(result, indent=2) + "\n")
+        write_text(self.folder / "result.json", json.dumps(result, indent=2) + "\n")
         return result
 
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from hyenarec import checkpoint
 from hyenarec.errors import UserError
+from hyenarec.files import write_text
 from safetensors.torch import save_file
 
 
@@ -54,6 +55,7 @@ import resource, signal, torch
 from pathlib import Path
 from hyenarec import checkpoint
 from hyenarec.errors import UserError
+from hyenarec.files import write_text
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
 try:
@@ -70,7 +72,7 @@ except UserError as error:
 def test_unwritable_folder_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"cannot save .*Not a directory"):
-        checkpoint.write_text(tmp_path / "file" / "x.json", json.dumps({}))
+        write_text(tmp_path / "file" / "x.json", json.dumps({}))
 
 
 def test_optimizer_state_round_trip() -> None:

@@ -9,7 +9,7 @@ from hyenarec.data.batches import Batch
 from hyenarec.errors import UserError
 from hyenarec.mixers import MIXERS
 from hyenarec.mixers.attention import AttentionMixer
-from hyenarec.model import ModelConfig, SequenceModel
+from hyenarec.model import Dropout, ModelConfig, SequenceModel
 from hyenarec.packing import Packing
 from torch import Tensor
 
@@ -90,3 +90,24 @@ def test_every_parameter_learns(mixer: str) -> None:
 def test_bad_options_are_one_line(options: dict[str, object], message: str) -> None:
     with pytest.raises(UserError, match="^" + message.replace("(", r"\(")):
         ModelConfig(**options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("probability", [0.2, 0.5, 0.01])
+def test_dropout_drops_independently_and_keeps_the_mean(probability: float) -> None:
+    torch.manual_seed(0)
+    x = torch.ones(1000, 333, requires_grad=True)
+    y = Dropout(probability)(x)
+    dropped, kept = y.unique().tolist()
+    assert dropped == 0 and kept == pytest.approx(1 / (1 - probability), rel=0.01)
+    assert (y == 0).double().mean() == pytest.approx(probability, rel=0.05, abs=0.002)
+    assert y.mean() == pytest.approx(1, rel=0.01)
+    columns = (y == 0).double().view(-1)[: 333_000 // 8 * 8].view(-1, 8).mean(0)  # the eight bytes of a word
+    torch.testing.assert_close(columns, columns.mean().expand(8), rtol=0.1, atol=0.003)
+    y.sum().backward()
+    assert torch.equal(x.grad, y.detach())  # type: ignore[arg-type]
+
+
+def test_dropout_is_the_identity_when_evaluating() -> None:
+    x = torch.randn(5, 3)
+    assert Dropout(0.5).eval()(x) is x
+    assert Dropout(0.0)(x) is x

@@ -161,7 +161,7 @@ def test_killed_in_the_middle_the_old_store_stays(tmp_path: Path) -> None:
     killed = """
 import os, signal, sys
 from hyenarec.data import store
-store._sync_folder = lambda path: os.kill(os.getpid(), signal.SIGKILL)  # all files written, nothing renamed
+store.sync_folder = lambda path: os.kill(os.getpid(), signal.SIGKILL)  # all files written, nothing renamed
 store.SequenceStore.load(sys.argv[1]).save(sys.argv[1])
 """
     assert run_python(killed, tmp_path / "store").returncode == -9

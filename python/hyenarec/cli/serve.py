@@ -11,13 +11,13 @@ from typing import Annotated, Literal
 import numpy as np
 import tyro
 
-from hyenarec import checkpoint
 from hyenarec.cli.options import load_source
 from hyenarec.data.reading import open_data
 from hyenarec.data.store import SequenceStore
 from hyenarec.display import console, show_table
 from hyenarec.errors import UserError
 from hyenarec.evaluation import rank_targets
+from hyenarec.files import write_text
 from hyenarec.plots import learned_filters
 from hyenarec.recommendation import Item, Recommendation, Recommender
 from hyenarec.training import Source
@@ -56,7 +56,7 @@ class Evaluate:
         show_table(f"{self.part}, {Path(source.data).name}, by history length", columns, [*rows, everyone])
         if self.json_out:
             report = {"part": self.part, "metrics": metrics, "by_history_length": rows}
-            checkpoint.write_text(self.json_out, json.dumps(report, indent=2) + "\n")
+            write_text(self.json_out, json.dumps(report, indent=2) + "\n")
 
 
 @dataclass(frozen=True)

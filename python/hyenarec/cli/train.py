@@ -11,7 +11,6 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from hyenarec import checkpoint
 from hyenarec.baselines import baselines
 from hyenarec.cli.options import Columns, DataPath, load_source
 from hyenarec.data.splits import Split
@@ -19,6 +18,7 @@ from hyenarec.data.store import SequenceStore
 from hyenarec.display import console, show_table
 from hyenarec.errors import UserError
 from hyenarec.evaluation import rank_targets
+from hyenarec.files import write_text
 from hyenarec.mixers import MIXERS
 from hyenarec.model import ModelConfig
 from hyenarec.plots import training_curves
@@ -96,7 +96,7 @@ class Compare:
         baseline = baseline_rows(store, split, self.model, self.training)
         summary = summarise(results)
         report = {"results": results, "baselines": baseline, "summary": summary}
-        checkpoint.write_text(self.out / "compare.json", json.dumps(report, indent=2) + "\n")
+        write_text(self.out / "compare.json", json.dumps(report, indent=2) + "\n")
         rows = [{"model": name, **_mean_cells(values)} for name, values in summary.items()]
         show_table(
             f"test, {self.data.name}, {len(self.seeds)} seeds, mean ± s.d.", ("model", *COLUMNS), rows + baseline

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from hyenarec.data.ids import Ids
 from hyenarec.errors import UserError
+from hyenarec.files import sync_folder
 
 FORMAT = "hyenarec-store"
 VERSION = 1
@@ -91,7 +92,7 @@ class SequenceStore:
             for name, array in arrays.items():
                 _write_array(temporary / f"{name}.npy", array)
             _write(temporary / META, json.dumps(meta, indent=2).encode() + b"\n")
-            _sync_folder(temporary)
+            sync_folder(temporary)
             _put_in_place(temporary, path)
         except OSError as error:
             raise UserError(f"cannot save {path}: {error.strerror or error}") from error
@@ -191,14 +192,6 @@ def _write_array(path: Path, array: NDArray[Any]) -> None:
     _write(path, header.getvalue(), np.ascontiguousarray(array).data)
 
 
-def _sync_folder(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def _put_in_place(temporary: Path, path: Path) -> None:
     """Rename ``temporary`` to ``path``; an older store there goes away only once the new one is in its place."""
     if not is_store(path):
@@ -213,4 +206,4 @@ def _put_in_place(temporary: Path, path: Path) -> None:
             old.rename(path)
             raise
         shutil.rmtree(old, ignore_errors=True)
-    _sync_folder(path.parent)
+    sync_folder(path.parent)
