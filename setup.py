@@ -71,7 +71,7 @@ class Build(build_ext):
 def extension() -> Extension:
     extra = os.environ.get("HYENAREC_CXXFLAGS", "").split()  # the sanitizer build
     return Extension(
-        "hyenarec_kernels._cpu",
+        "hyenarec_kernels._C",
         sources(),
         depends=[str(path) for path in Path("csrc").rglob("*") if path.suffix in (".h", ".inc", ".cpp")],
         include_dirs=[str(TORCH / "include"), sysconfig.get_path("include")],

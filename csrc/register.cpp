@@ -46,6 +46,7 @@ Tensor unit_stride(const Tensor& t) {
 MaybeTensor unit_stride(const MaybeTensor& t) { return t ? MaybeTensor(unit_stride(*t)) : t; }
 
 Rows rows_of(const Tensor& t) {
+  if (t.numel() == 0) return {};
   if (t.dim() == 3) return {t.data_ptr(), t.stride(0), t.stride(1)};
   return {t.data_ptr(), 0, t.stride(0)};
 }
@@ -160,6 +161,67 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> conv_backward(
   return {dx, dsamples, dskip, dpre, dpost};
 }
 
+// x (B, L, D) or (T, D) to the last row of each sequence, (sequences, D); `taps` (k, D), lag 0 first.
+Tensor conv_last(const Tensor& x, const Tensor& taps, const MaybeTensor& skip, const MaybeTensor& pre_gate,
+                 const MaybeTensor& post_gate, const MaybeTensor& starts, const MaybeTensor& ends) {
+  Inputs in(x, taps, skip, pre_gate, post_gate, starts, ends, {0, 0, 0, 0, 0, 0, taps.size(0)}, taps);
+  Tensor out = empty(x, {in.args.num_sequences, in.args.channels}, x.scalar_type());
+  in.args.out = rows_of(out);
+  hyenarec::kernels().conv_last(in.args, parallel);
+  return out;
+}
+
+// What short_conv and its backward share. `weight` is (width, D), lag 0 first.
+struct ShortInputs {
+  Tensor x;
+  std::vector<Sequence> sequences;
+  ShortConvArgs args{};
+
+  ShortInputs(const Tensor& x_, const Tensor& weight, const MaybeTensor& bias, const MaybeTensor& starts,
+              const MaybeTensor& ends, bool silu)
+      : x(unit_stride(x_)), sequences(sequences_of(x, starts, ends)) {
+    args.sequences = sequences.data();
+    args.num_sequences = int64_t(sequences.size());
+    args.channels = x.size(x.dim() - 1);
+    args.padded_length = x.dim() == 3 ? x.size(1) : 0;
+    args.width = weight.size(0);
+    args.silu = silu;
+    args.dtype = dtype_of(x);
+    args.x = rows_of(x);
+    args.weight = values(weight, args.dtype, args.width * args.channels, "weight");
+    args.bias = bias ? values(*bias, args.dtype, args.channels, "bias") : nullptr;
+  }
+};
+
+Tensor short_conv(const Tensor& x, const Tensor& weight, const MaybeTensor& bias, const MaybeTensor& starts,
+                  const MaybeTensor& ends, bool silu) {
+  ShortInputs in(x, weight, bias, starts, ends, silu);
+  Tensor out = empty(x, std::vector<int64_t>(x.sizes().begin(), x.sizes().end()), x.scalar_type());
+  in.args.out = rows_of(out);
+  hyenarec::kernels().short_conv(in.args, false, parallel);
+  return out;
+}
+
+// Gradients of x, weight and bias; empty where not needed.
+std::tuple<Tensor, Tensor, Tensor> short_conv_backward(const Tensor& grad_, const Tensor& x, const Tensor& weight,
+                                                       const MaybeTensor& bias, const MaybeTensor& starts,
+                                                       const MaybeTensor& ends, bool silu, std::vector<bool> needs) {
+  ShortInputs in(x, weight, bias, starts, ends, silu);
+  STD_TORCH_CHECK(needs.size() == 3, "needs: expected 3 flags");
+  Tensor grad = unit_stride(grad_);
+  in.args.grad = rows_of(grad);
+  auto like = [&](bool needed, const Tensor& t) {
+    return empty(t, needed ? std::vector<int64_t>(t.sizes().begin(), t.sizes().end()) : std::vector<int64_t>{0},
+                 t.scalar_type());
+  };
+  Tensor dx = like(needs[0], x), dweight = like(needs[1], weight), dbias = like(needs[2] && bias, bias ? *bias : weight);
+  in.args.dx = needs[0] ? rows_of(dx) : Rows{};
+  in.args.dweight = needs[1] ? dweight.data_ptr() : nullptr;
+  in.args.dbias = needs[2] && bias ? dbias.data_ptr() : nullptr;
+  hyenarec::kernels().short_conv(in.args, true, parallel);
+  return {dx, dweight, dbias};
+}
+
 std::string isa() { return hyenarec::kernels().name; }
 double peak(int64_t steps) { return hyenarec::kernels().peak(steps, parallel); }
 
@@ -173,12 +235,22 @@ STABLE_TORCH_LIBRARY(hyenarec_cpu, m) {
       "conv_backward(Tensor grad, Tensor x, Tensor samples, Tensor? skip, Tensor? pre_gate, Tensor? post_gate, "
       "Tensor? starts, Tensor? ends, int[] plan, Tensor constants, bool[] needs) "
       "-> (Tensor, Tensor, Tensor, Tensor, Tensor)");
+  m.def(
+      "conv_last(Tensor x, Tensor taps, Tensor? skip, Tensor? pre_gate, Tensor? post_gate, Tensor? starts, "
+      "Tensor? ends) -> Tensor");
+  m.def("short_conv(Tensor x, Tensor weight, Tensor? bias, Tensor? starts, Tensor? ends, bool silu) -> Tensor");
+  m.def(
+      "short_conv_backward(Tensor grad, Tensor x, Tensor weight, Tensor? bias, Tensor? starts, Tensor? ends, bool silu, "
+      "bool[] needs) -> (Tensor, Tensor, Tensor)");
   m.def("isa() -> str");
   m.def("peak(int steps) -> float");
 }
 STABLE_TORCH_LIBRARY_IMPL(hyenarec_cpu, CPU, m) {
   m.impl("conv", TORCH_BOX(&conv));
   m.impl("conv_backward", TORCH_BOX(&conv_backward));
+  m.impl("conv_last", TORCH_BOX(&conv_last));
+  m.impl("short_conv", TORCH_BOX(&short_conv));
+  m.impl("short_conv_backward", TORCH_BOX(&short_conv_backward));
 }
 STABLE_TORCH_LIBRARY_IMPL(hyenarec_cpu, CompositeExplicitAutograd, m) {
   m.impl("isa", TORCH_BOX(&isa));
@@ -186,7 +258,7 @@ STABLE_TORCH_LIBRARY_IMPL(hyenarec_cpu, CompositeExplicitAutograd, m) {
 }
 
 #include <Python.h>
-PyMODINIT_FUNC PyInit__cpu() {
-  static PyModuleDef definition = {PyModuleDef_HEAD_INIT, "_cpu", nullptr, -1, nullptr, nullptr, nullptr, nullptr, nullptr};
+PyMODINIT_FUNC PyInit__C() {
+  static PyModuleDef definition = {PyModuleDef_HEAD_INIT, "_C", nullptr, -1, nullptr, nullptr, nullptr, nullptr, nullptr};
   return PyModule_Create(&definition);
 }

@@ -359,5 +359,5 @@ def plan_for(terms: int, horizon: int, length: int, dtype: torch.dtype, rate: fl
     direct_cost = COST_DIRECT * (taps - taps * (taps - 1) / 2 / length) + COST_ROW / 2
     if direct_cost < 40:
         return direct
-    block = block_plan(terms, horizon, length, TOLERANCE[dtype], rate)
+    block = block_plan(terms, horizon, length, TOLERANCE[dtype], rate) if rate < horizon else None
     return block if block and cost(horizon, length, block.levels) < direct_cost else direct

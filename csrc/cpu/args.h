@@ -81,8 +81,8 @@ struct Kernels {
   const char* name;
   void (*conv_forward)(const ConvArgs&, ParallelFor);
   void (*conv_backward)(const ConvArgs&, ParallelFor);
-  void (*short_conv_forward)(const ShortConvArgs&, ParallelFor);
-  void (*short_conv_backward)(const ShortConvArgs&, ParallelFor);
+  void (*conv_last)(const ConvArgs&, ParallelFor);
+  void (*short_conv)(const ShortConvArgs&, bool backward, ParallelFor);
   double (*peak)(int64_t steps, ParallelFor);  // multiply-adds done by a register-only loop
 };
 

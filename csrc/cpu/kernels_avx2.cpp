@@ -1,5 +1,6 @@
 #define HYENAREC_ISA avx2
 #include "kernels.inc"
 
+namespace isa = hyenarec::avx2;
 const hyenarec::Kernels hyenarec::kernels_avx2 = {
-    "avx2", hyenarec::avx2::conv_forward, hyenarec::avx2::conv_backward, nullptr, nullptr, hyenarec::avx2::peak};
+    "avx2", isa::conv_forward, isa::conv_backward, isa::conv_last, isa::short_conv_of_type, isa::peak};

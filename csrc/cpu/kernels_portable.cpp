@@ -1,5 +1,6 @@
 #define HYENAREC_ISA portable
 #include "kernels.inc"
 
+namespace isa = hyenarec::portable;
 const hyenarec::Kernels hyenarec::kernels_portable = {
-    "portable", hyenarec::portable::conv_forward, hyenarec::portable::conv_backward, nullptr, nullptr, hyenarec::portable::peak};
+    "portable", isa::conv_forward, isa::conv_backward, isa::conv_last, isa::short_conv_of_type, isa::peak};
