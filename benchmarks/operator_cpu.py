@@ -214,7 +214,9 @@ def scratch(batch: int, length: int) -> float:
 
 
 def machine() -> dict[str, Any]:
-    names = [line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line]
+    names = [
+        line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line
+    ]
     revision = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
     changed = subprocess.run(["git", "status", "--porcelain"], capture_output=True, text=True, check=False).stdout
     return {
@@ -236,7 +238,19 @@ def ratio(times: dict[str, dict[str, float]], slow: str, fast: str) -> str:
 
 
 def table(result: dict[str, Any]) -> list[list[str]]:
-    head = "B x L|ms|FFT|attention|copy|fwd+bwd ms|FFT fwd+bwd|mul-adds|of peak|ns/element|scratch".split("|")
+    head = [
+        "B x L",
+        "ms",
+        "FFT",
+        "attention",
+        "copy",
+        "fwd+bwd ms",
+        "FFT fwd+bwd",
+        "mul-adds",
+        "of peak",
+        "ns/element",
+        "scratch",
+    ]
     rows = [head]
     for row in result["rows"]:
         times = row["times"]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from functools import lru_cache
+from importlib import import_module
 from importlib.util import find_spec
 
 import torch
@@ -33,8 +34,7 @@ def _probe() -> str | None:
     if find_spec("hyenarec_kernels._C") is None:
         return "the compiled extension was not built (no C++ compiler, no torch beside pip, or HYENAREC_BUILD=0)"
     try:
-        import hyenarec_kernels._C  # noqa: F401
-
+        import_module("hyenarec_kernels._C")
         torch.ops.hyenarec_cpu.isa()
     except (ImportError, OSError, RuntimeError) as error:
         return str(error).strip().splitlines()[0]
@@ -44,9 +44,10 @@ def _probe() -> str | None:
 def short_conv(
     x: Tensor, weight: Tensor, bias: Tensor | None, starts: Tensor | None, ends: Tensor | None, activation: str
 ) -> Tensor:
-    return torch.ops.hyenarec_cpu.short_conv(
+    out: Tensor = torch.ops.hyenarec_cpu.short_conv(
         x, _lag_major(weight, x), _wide(bias, x), starts, ends, activation == "silu"
     )
+    return out
 
 
 def short_conv_backward(
@@ -80,11 +81,11 @@ def long_conv(
     longest = _longest(x, starts, ends)
     taps = min(filter.shape[1], longest)
     if last_only:
-        return _last(x, _per_channel(_wide(filter[:, :taps], x).T, x), skip, pre_gate, post_gate, starts, ends)
+        return _last(x, _per_channel(_lag_major(filter[:, :taps], x), x), skip, pre_gate, post_gate, starts, ends)
     if not 0 < taps <= DIRECT_TAPS:
         return reference.long_conv(x, filter, skip, pre_gate, post_gate, starts, ends, last_only)
     plan = direct_plan(taps, longest)
-    samples = _per_channel(_wide(filter[:, :taps], x).T, x)
+    samples = _per_channel(_lag_major(filter[:, :taps], x), x)
     return _conv(x, samples, skip, pre_gate, post_gate, starts, ends, plan)
 
 
@@ -103,11 +104,9 @@ def long_conv_backward(
     longest = _longest(x, starts, ends)
     taps = min(filter.shape[1], longest)
     if last_only or not 0 < taps <= DIRECT_TAPS:
-        return reference.long_conv_backward(
-            grad, x, filter, skip, pre_gate, post_gate, starts, ends, last_only, needs
-        )
+        return reference.long_conv_backward(grad, x, filter, skip, pre_gate, post_gate, starts, ends, last_only, needs)
     plan = direct_plan(taps, longest)
-    samples = _per_channel(_wide(filter[:, :taps], x).T, x)
+    samples = _per_channel(_lag_major(filter[:, :taps], x), x)
     dx, dsamples, dskip, dpre, dpost = _conv_backward(
         grad, x, samples, skip, pre_gate, post_gate, starts, ends, plan, needs
     )
@@ -136,9 +135,9 @@ def legendre_conv(
             x, coefficients, decay, skip, pre_gate, post_gate, starts, ends, horizon, last_only
         )
     if last_only:
-        plan = _taps_plan(min(horizon, longest), horizon)
-        samples = _per_channel(_sample(plan, coefficients, decay, x.dtype)[0], x)
-        return _last(x, samples, skip, pre_gate, post_gate, starts, ends)
+        every = _taps_plan(min(horizon, longest), horizon)
+        taps = _per_channel(_sample(every, coefficients, decay, x.dtype)[0], x)
+        return _last(x, taps, skip, pre_gate, post_gate, starts, ends)
     plan = _plan(x, coefficients, decay, horizon, longest)
     if plan is None:
         return reference.legendre_conv(
@@ -223,9 +222,7 @@ def _age(plan: Plan, dtype: torch.dtype) -> Tensor:
         return torch.from_numpy(plan.lags / plan.horizon).to(dtype)
 
 
-def _sample(
-    plan: Plan, coefficients: Tensor, decay: Tensor | None, dtype: torch.dtype
-) -> tuple[Tensor, Tensor | None]:
+def _sample(plan: Plan, coefficients: Tensor, decay: Tensor | None, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
     """The filter at the plan's lags and its window there, (Q, G) in arithmetic type."""
     arithmetic = wide(dtype)
     with torch.autocast("cpu", enabled=False):
@@ -246,9 +243,10 @@ def _conv(
     ends: Tensor | None,
     plan: Plan,
 ) -> Tensor:
-    return torch.ops.hyenarec_cpu.conv(
+    out: Tensor = torch.ops.hyenarec_cpu.conv(
         x, samples, _wide(skip, x), pre_gate, post_gate, starts, ends, plan.numbers, plan.constants(wide(x.dtype))
     )
+    return out
 
 
 def _conv_backward(
@@ -288,7 +286,8 @@ def _last(
     starts: Tensor | None,
     ends: Tensor | None,
 ) -> Tensor:
-    return torch.ops.hyenarec_cpu.conv_last(x, taps, _wide(skip, x), pre_gate, post_gate, starts, ends)
+    out: Tensor = torch.ops.hyenarec_cpu.conv_last(x, taps, _wide(skip, x), pre_gate, post_gate, starts, ends)
+    return out
 
 
 def _longest(x: Tensor, starts: Tensor | None, ends: Tensor | None) -> int:

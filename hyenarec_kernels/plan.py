@@ -53,7 +53,8 @@ class Level:
     def lags(self) -> Array:
         """(distances * nodes,)"""
         window = (self.chunk - 1) * chebyshev_nodes(self.nodes)
-        return (self.chunk * np.array(self.distances, dtype=np.float64)[:, None] + window).reshape(-1)
+        lags: Array = (self.chunk * np.array(self.distances, dtype=np.float64)[:, None] + window).reshape(-1)
+        return lags
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,9 @@ class Plan:
     def lags(self) -> Array:
         """The lags at which the filter is sampled, (samples,)."""
         far = [] if self.shares_taps else [self.far_lag + np.arange(self.far_taps)]
-        return np.concatenate([np.arange(self.near_taps), *far, *(level.lags for level in self.levels)]).astype(np.float64)
+        return np.concatenate([np.arange(self.near_taps), *far, *(level.lags for level in self.levels)]).astype(
+            np.float64
+        )
 
     @cached_property
     def numbers(self) -> list[int]:
@@ -140,14 +143,16 @@ class Plan:
 
 
 def chebyshev_nodes(count: int) -> Array:
-    return np.cos(np.pi * (np.arange(count) + 0.5) / count)
+    nodes: Array = np.cos(np.pi * (np.arange(count) + 0.5) / count)
+    return nodes
 
 
 @lru_cache(maxsize=64)
 def local_basis(chunk: int, rank: int) -> Array:
-    """Orthonormal polynomials of degree < rank on `chunk` points, even and odd about the middle in turn, (chunk, rank)."""
+    """Orthonormal polynomials of degree < rank on `chunk` points, even and odd in turn, (chunk, rank)."""
     vandermonde = np.polynomial.legendre.legvander(np.linspace(-1, 1, chunk), rank - 1)
-    return np.linalg.qr(vandermonde)[0]
+    basis: Array = np.linalg.qr(vandermonde)[0].astype(np.float64)
+    return basis
 
 
 @lru_cache(maxsize=256)
@@ -162,7 +167,7 @@ def blocks_from_nodes(chunk: int, nodes: int) -> Array:
     to_basis = local_basis(chunk, nodes).T @ rows  # values on the points -> coefficients in the local basis
     shifts = (points[:, None] - points[None, :]).reshape(-1) / 2
     grid = (np.polynomial.chebyshev.chebvander(shifts, nodes - 1) @ transform).reshape(nodes, nodes, nodes)
-    blocks = np.einsum("ra,abp,sb->rsp", to_basis, grid, to_basis, optimize=True)
+    blocks: Array = np.einsum("ra,abp,sb->rsp", to_basis, grid, to_basis, optimize=True)
     return blocks[entries(nodes)]
 
 
@@ -179,7 +184,7 @@ def kept_entries(nodes: int, rank: int, degree: int) -> npt.NDArray[np.bool_]:
 
 def chebyshev_transform(count: int) -> Array:
     """Values at chebyshev_nodes(count) -> Chebyshev coefficients, (count, count)."""
-    transform = 2 / count * np.polynomial.chebyshev.chebvander(chebyshev_nodes(count), count - 1).T
+    transform: Array = 2 / count * np.polynomial.chebyshev.chebvander(chebyshev_nodes(count), count - 1).T
     transform[0] /= 2
     return transform
 
@@ -242,8 +247,8 @@ class Windows:
     def bound(self, level: Level, last: int) -> float:
         """What the level's blocks are off by, dropped entries and sampling together.
 
-        For unit coefficients a window is off by at most its Frobenius norm over all basis filters, and by Cauchy-Schwarz
-        over the windows a chunk of output by at most the root of the sum of their squares, times ||u||.
+        For unit coefficients a window is off by at most its Frobenius norm over all basis filters, and by
+        Cauchy-Schwarz over the windows a chunk of output by at most the root of the sum of their squares, times ||u||.
         """
         total = 0.0
         exact_nodes = min(self.exact_nodes, level.chunk)

@@ -7,7 +7,7 @@
 namespace hyenarec::HYENAREC_ISA {
 
 // Rows to bring into the cache while a tile computes: a channel block touches 64 bytes of every row, a stride the
-// hardware does not follow. (8 x 4096, forward: FETCH_FIGURE.)
+// hardware does not follow. (Forward, 32 x 1024: 67 cycles a vector instead of 70; 8 x 4096: 68 instead of 74.)
 struct Fetch {
   const char* data;
   int64_t stride;

@@ -11,8 +11,9 @@ const Io<A>& io_of(Dtype dtype) {
   else return dtype == Dtype::bf16 ? kIo<float, Bf16> : dtype == Dtype::f16 ? kIo<float, F16> : kIo<float, float>;
 }
 
-// Groups of consecutive sequences with about `target` rows each: enough lanes to share table loads, few enough rows for
-// a core's own cache (1024 rows of 16 float32 channels are 64 KiB a tensor). A function of the shape alone.
+// Groups of consecutive sequences with about `target` rows each: enough lanes to share table loads, few enough for a
+// core's own cache to hold them from one channel block to the next: 65,536 values are 256 KiB a tensor (32 x 1024: 65
+// cycles a vector, 80 with four times as many). A function of the shape alone.
 struct Grouping {
   const Sequence* sequences;
   int64_t *begin, count, max_sequences, max_top_nodes;
@@ -21,7 +22,9 @@ struct Grouping {
     int64_t rows = 0;
     for (int64_t s = 0; s < args.num_sequences; ++s) rows += args.sequences[s].length;
     int64_t share = rows * channel_blocks / 8;  // at least 8 items where there are rows for them
-    return share < 1024 ? share : 1024;
+    int64_t cached = 65536 / args.channels;
+    cached = cached < 256 ? 256 : cached;
+    return share < cached ? share : cached;
   }
 
   Grouping(const ConvArgs& args, int64_t channel_blocks, int64_t* storage) : sequences(args.sequences), begin(storage) {

@@ -66,7 +66,7 @@ def errors(plan: Plan, terms: int, batch: int, length: int, dim: int, dtype: tor
 def check(plan: Plan, terms: int, batch: int, length: int, dim: int, dtype: torch.dtype) -> None:
     found = errors(plan, terms, batch, length, dim, dtype)
     worst = max(found, key=lambda name: found[name])
-    assert found[worst] < LIMIT[dtype], f"{worst}: {found[worst]:.1e} at length {length}, horizon {plan.horizon}, {plan}"
+    assert found[worst] < LIMIT[dtype], f"{worst}: {found[worst]:.1e} at length {length}, {plan}"
 
 
 @pytest.mark.parametrize("first", range(1, 300, 30))
@@ -89,7 +89,10 @@ def test_direct_with_a_horizon_inside_the_sequence(horizon: int, length: int, dt
     check(direct_plan(horizon, length), 3, 3, length, 5, dtype)
 
 
-@pytest.mark.parametrize(("terms", "horizon", "length"), [(4, 100, 230), (8, 333, 700), (16, 600, 600), (8, 1000, 1024)])
+SEVERAL_LEVELS = [(4, 100, 230), (8, 333, 700), (16, 600, 600), (8, 1000, 1024)]
+
+
+@pytest.mark.parametrize(("terms", "horizon", "length"), SEVERAL_LEVELS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_block_with_several_levels_and_ends(terms: int, horizon: int, length: int, dtype: torch.dtype) -> None:
     plan = block_plan(terms, horizon, length, {torch.float32: 1e-6, torch.float64: 1e-12}[dtype], 0.0)
