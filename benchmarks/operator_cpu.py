@@ -12,7 +12,6 @@ import argparse
 import json
 import os
 import platform
-import resource
 import statistics
 import subprocess
 import time
@@ -132,6 +131,8 @@ def operator_row(batch: int, length: int, seconds: float) -> dict[str, Any]:
         "levels": [[level.chunk, level.rank, level.degree] for level in plan.levels],
         "bound": plan.bound,
         "multiply_adds_per_element": work / x.numel(),
+        "scratch": scratch(contestants["ours"], 4 * x.numel()),
+        "scratch_training": scratch(train, 4 * x.numel()),
         "rate": work / ours["median"] / 1e6,
         "nanoseconds_per_element": 1e6 * ours["median"] / x.numel(),
     }
@@ -197,20 +198,11 @@ def peak() -> float:
     return max(once() for _ in range(9)) / 1e9
 
 
-def scratch(batch: int, length: int) -> float:
-    """Bytes beyond input and output that a forward holds, over the input's: growth of the peak resident set in a child."""
-    child = os.fork()
-    if child == 0:
-        x, c = torch.randn(batch, length, DIM), torch.randn(DIM, TERMS)
-        arguments = (c, None, None, None, None, None, None, length, False)
-        cpu.legendre_conv(x[:1, :1], c, None, None, None, None, None, None, 1, False)
-        cpu._sample(cpu._plan(x, c, None, length, length), c, None, x.dtype)  # type: ignore[arg-type]
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        out = cpu.legendre_conv(x, *arguments)
-        grown = 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
-        size = x.numel() * 4
-        os._exit(min(max(round(100 * (grown - out.numel() * 4) / size), 0), 255))
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) / 100
+def scratch(run: Callable[[], Any], size: int) -> float:
+    """Most bytes the kernels hold at once beside inputs and outputs over the input's."""
+    torch.ops.hyenarec_cpu.scratch_peak()
+    run()
+    return float(torch.ops.hyenarec_cpu.scratch_peak()) / size
 
 
 def machine() -> dict[str, Any]:
@@ -321,10 +313,9 @@ def main() -> None:
     reason = cpu.probe()
     if reason is not None:
         parser.exit(2, f"error: {reason}\n")
-    shares = {shape: scratch(*shape) for shape in SHAPES}  # before any thread pool starts: children are forked
     torch.set_num_threads(arguments.threads)
     result: dict[str, Any] = {"machine": machine(), "peak": peak()}
-    result["rows"] = [operator_row(*shape, arguments.seconds) | {"scratch": shares[shape]} for shape in SHAPES]
+    result["rows"] = [operator_row(*shape, arguments.seconds) for shape in SHAPES]
     result["short_conv"], result["step"] = short_row(arguments.seconds), step_row(arguments.seconds / 4)
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     arguments.out.with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n")

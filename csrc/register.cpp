@@ -223,6 +223,7 @@ std::tuple<Tensor, Tensor, Tensor> short_conv_backward(const Tensor& grad_, cons
 }
 
 std::string isa() { return hyenarec::kernels().name; }
+int64_t scratch_peak() { return hyenarec::scratch_peak(); }
 double peak(int64_t steps) { return hyenarec::kernels().peak(steps, parallel); }
 
 }  // namespace
@@ -243,6 +244,7 @@ STABLE_TORCH_LIBRARY(hyenarec_cpu, m) {
       "short_conv_backward(Tensor grad, Tensor x, Tensor weight, Tensor? bias, Tensor? starts, Tensor? ends, bool silu, "
       "bool[] needs) -> (Tensor, Tensor, Tensor)");
   m.def("isa() -> str");
+  m.def("scratch_peak() -> int");
   m.def("peak(int steps) -> float");
 }
 STABLE_TORCH_LIBRARY_IMPL(hyenarec_cpu, CPU, m) {
@@ -254,6 +256,7 @@ STABLE_TORCH_LIBRARY_IMPL(hyenarec_cpu, CPU, m) {
 }
 STABLE_TORCH_LIBRARY_IMPL(hyenarec_cpu, CompositeExplicitAutograd, m) {
   m.impl("isa", TORCH_BOX(&isa));
+  m.impl("scratch_peak", TORCH_BOX(&scratch_peak));
   m.impl("peak", TORCH_BOX(&peak));
 }
 

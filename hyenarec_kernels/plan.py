@@ -167,7 +167,7 @@ def blocks_from_nodes(chunk: int, nodes: int) -> Array:
     to_basis = local_basis(chunk, nodes).T @ rows  # values on the points -> coefficients in the local basis
     shifts = (points[:, None] - points[None, :]).reshape(-1) / 2
     grid = (np.polynomial.chebyshev.chebvander(shifts, nodes - 1) @ transform).reshape(nodes, nodes, nodes)
-    blocks: Array = np.einsum("ra,abp,sb->rsp", to_basis, grid, to_basis, optimize=True)
+    blocks = np.einsum("ra,abp,sb->rsp", to_basis, grid, to_basis, optimize=True)
     return blocks[entries(nodes)]
 
 

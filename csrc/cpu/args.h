@@ -87,6 +87,9 @@ struct Kernels {
 };
 
 extern const Kernels kernels_avx512, kernels_avx2, kernels_portable;
+void count_scratch(int64_t bytes);  // of every allocation, negative when it is given back
+int64_t scratch_peak();             // most bytes held at once since the last call
+
 const Kernels& kernels();  // the one for this machine, or the one HYENAREC_CPU_ISA names
 
 }  // namespace hyenarec

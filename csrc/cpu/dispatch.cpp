@@ -1,4 +1,5 @@
 // The best instruction set this machine has, or the one HYENAREC_CPU_ISA names.
+#include <atomic>
 #include <cstdlib>
 #include <stdexcept>
 #include <string>
@@ -39,6 +40,18 @@ const Kernels& choose() {
 }
 
 }  // namespace
+
+namespace {
+std::atomic<int64_t> held{0}, most{0};
+}
+
+void count_scratch(int64_t bytes) {
+  int64_t now = held.fetch_add(bytes) + bytes, seen = most.load();
+  while (now > seen && !most.compare_exchange_weak(seen, now)) {
+  }
+}
+
+int64_t scratch_peak() { return most.exchange(held.load()); }
 
 const Kernels& kernels() {
   static const Kernels& chosen = choose();

@@ -3,13 +3,21 @@
 #include <cstdint>
 #include <new>
 
+#include "args.h"
+
 namespace hyenarec::HYENAREC_ISA {
 
 class Arena {
  public:
   Arena() = default;
-  explicit Arena(int64_t bytes) : base_(static_cast<char*>(::operator new(bytes, std::align_val_t{64}))) {}
-  ~Arena() { ::operator delete(base_, std::align_val_t{64}); }
+  explicit Arena(int64_t bytes)
+      : base_(static_cast<char*>(::operator new(bytes, std::align_val_t{64}))), size_(bytes) {
+    count_scratch(size_);
+  }
+  ~Arena() {
+    count_scratch(-size_);
+    ::operator delete(base_, std::align_val_t{64});
+  }
   Arena(const Arena&) = delete;
   Arena& operator=(const Arena&) = delete;
 
@@ -23,7 +31,7 @@ class Arena {
 
  private:
   char* base_ = nullptr;
-  int64_t used_ = 0;
+  int64_t size_ = 0, used_ = 0;
 };
 
 }  // namespace hyenarec::HYENAREC_ISA
