@@ -39,6 +39,9 @@ class Backend:
 
 # Order of preference; the reference serves whatever nothing above it does.
 BACKENDS: dict[str, Backend] = {
+    "cpu": Backend(
+        ("cpu",), lambda: import_module("hyenarec_kernels.cpu").probe(), lambda: import_module("hyenarec_kernels.cpu")
+    ),
     "reference": Backend(None, lambda: None, lambda: import_module("hyenarec_kernels.reference")),
 }
 

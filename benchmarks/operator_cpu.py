@@ -1,0 +1,327 @@
+"""The operator on a CPU against torch: FFT, attention, depthwise convolution and a plain copy of the same tensors.
+
+    python benchmarks/operator_cpu.py [--out benchmarks/results/operator-cpu] [--seconds 8] [--threads 2]
+
+One process; the contestants of a row take turns in an order that alternates, and each row gives medians and quartiles
+of the rounds. `best FFT` is the fastest of contiguous and channels-first inputs at 5-smooth and power-of-two sizes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import time
+from collections.abc import Callable
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from hyenarec_kernels import cpu
+from hyenarec_kernels.plan import Plan
+
+SHAPES = ((128, 50), (128, 200), (32, 1024), (8, 4096), (2, 16384), (1, 1024))
+DIM, TERMS = 64, 32
+Contestants = dict[str, Callable[[], Any]]
+
+
+def measure(contestants: Contestants, seconds: float, rounds: int = 9) -> dict[str, dict[str, float]]:
+    """Milliseconds of each: median, quartiles and best, rounds alternating in order."""
+    times: dict[str, list[float]] = {name: [] for name in contestants}
+    for run in contestants.values():
+        run()
+    names, end = list(contestants), time.perf_counter() + seconds
+    while len(times[names[0]]) < rounds or (time.perf_counter() < end and len(times[names[0]]) < 400):
+        for name in names:
+            start = time.perf_counter()
+            contestants[name]()
+            times[name].append(1e3 * (time.perf_counter() - start))
+        names.reverse()
+    return {name: summary(values) for name, values in times.items()}
+
+
+def summary(values: list[float]) -> dict[str, float]:
+    low, middle, high = statistics.quantiles(values, n=4)
+    return {"median": middle, "q1": low, "q3": high, "min": min(values), "rounds": len(values)}
+
+
+def fft_sizes(length: int) -> list[int]:
+    """The smallest power of two and the smallest 5-smooth number that hold 2 L - 1."""
+    smooth = [2**a * 3**b * 5**c for a in range(18) for b in range(8) for c in range(5)]
+    need = 2 * length - 1
+    return sorted({min(n for n in smooth if n >= need), 1 << (need - 1).bit_length()})
+
+
+def fft(x: Tensor, h: Tensor, size: int, dim: int) -> Tensor:
+    y = torch.fft.irfft(torch.fft.rfft(x, size, dim=dim) * torch.fft.rfft(h, size, dim=dim), size, dim=dim)
+    return y.narrow(dim, 0, x.shape[dim])
+
+
+def fft_paths(batch: int, length: int) -> Contestants:
+    """Every way to call torch's FFT on this shape: (B, L, D) as it is, or (B, D, L) contiguous."""
+    last, middle = torch.randn(batch, DIM, length), torch.randn(batch, length, DIM)
+    h_last, h_middle = torch.randn(DIM, length), torch.randn(length, DIM)
+    paths: Contestants = {}
+    for n in fft_sizes(length):
+        paths[f"FFT {n}, (B, D, L)"] = lambda n=n: fft(last, h_last, n, -1)
+        paths[f"FFT {n}, (B, L, D)"] = lambda n=n: fft(middle, h_middle, n, -2)
+    return paths
+
+
+def fft_training(name: str, batch: int, length: int, basis: Tensor) -> Callable[[], None]:
+    """Forward and backward through gates, coefficients and the FFT path of that name."""
+    size, dim = int(name.split()[1].rstrip(",")), -1 if name.endswith("(B, D, L)") else -2
+    shape = (batch, DIM, length) if dim == -1 else (batch, length, DIM)
+    x, pre, post = (torch.randn(shape, requires_grad=True) for _ in range(3))
+    c, grad = torch.randn(DIM, TERMS, requires_grad=True), torch.randn(shape)
+
+    def run() -> None:
+        h = c @ basis if dim == -1 else (c @ basis).T
+        out = post * fft(pre * x, h, size, dim)
+        torch.autograd.grad(out, (x, pre, post, c), grad)
+
+    return run
+
+
+def operator_row(batch: int, length: int, seconds: float) -> dict[str, Any]:
+    torch.manual_seed(0)
+    x, pre, post, grad = (torch.randn(batch, length, DIM) for _ in range(4))
+    c = torch.randn(DIM, TERMS)
+    tail = (None, None, length, False)
+    bare, gated = (x, c, None, None, None, None, *tail), (x, c, None, None, pre, post, *tail)
+    query = torch.randn(batch, 1, length, DIM)
+    target = torch.empty_like(x)
+
+    def train() -> None:
+        cpu.legendre_conv(*gated)
+        cpu.legendre_conv_backward(grad, *gated, [True, True, False, False, True, True])
+
+    paths = fft_paths(batch, length)
+    trial = measure(paths, seconds / 4, 3)
+    fastest = min(trial, key=lambda name: trial[name]["median"])
+    basis = torch.randn(TERMS, length)
+    contestants: Contestants = {
+        "ours": lambda: cpu.legendre_conv(*bare),
+        "best FFT": paths[fastest],
+        "ours, gated": lambda: cpu.legendre_conv(*gated),
+        "copy": lambda: target.copy_(x),
+        "ours, forward + backward": train,
+        "best FFT, forward + backward": fft_training(fastest, batch, length, basis),
+    }
+    if length <= 4096:
+        contestants["attention"] = lambda: F.scaled_dot_product_attention(query, query, query, is_causal=True)
+    times = measure(contestants, seconds)
+    plan = cpu._plan(x, c, None, length, length)
+    assert plan is not None
+    work = multiply_adds(plan, length) * x.numel()
+    ours = times["ours"]
+    return {
+        "batch": batch,
+        "length": length,
+        "fft": fastest,
+        "times": times,
+        "levels": [[level.chunk, level.rank, level.degree] for level in plan.levels],
+        "bound": plan.bound,
+        "multiply_adds_per_element": work / x.numel(),
+        "scratch": scratch(contestants["ours"], 4 * x.numel()),
+        "scratch_training": scratch(train, 4 * x.numel()),
+        "rate": work / ours["median"] / 1e6,
+        "nanoseconds_per_element": 1e6 * ours["median"] / x.numel(),
+    }
+
+
+def multiply_adds(plan: Plan, length: int) -> float:
+    """Multiply-adds the kernels do for an element: table building and gates not counted."""
+    if not plan.levels:
+        return (length + 1) / 2
+    lowest, total = plan.levels[0], (plan.levels[0].chunk + 1) / 2
+    for index, level in enumerate(plan.levels):
+        chunks, below = -(-length // level.chunk), plan.levels[index - 1]
+        half = level.chunk / 2 if index == 0 else below.fan * below.rank / 2
+        total += 2 * half * level.rank * chunks / length
+        kept = sum(min(level.rank, level.degree - r) for r in range(level.rank))
+        group = level.fan or chunks
+        total += kept * sum(min(i % group, level.near_pairs) for i in range(chunks)) / length
+    assert lowest.chunk
+    return total
+
+
+def short_row(seconds: float) -> dict[str, Any]:
+    """Width 4 with SiLU on 192 channels, forward and backward."""
+    batch, length, dim, width = 128, 200, 3 * DIM, 4
+    x, grad = torch.randn(batch, length, dim), torch.randn(batch, length, dim)
+    weight, bias = torch.randn(dim, width), torch.randn(dim)
+    leaves = [t.clone().requires_grad_() for t in (x.transpose(1, 2).contiguous(), weight[:, None], bias)]
+    grad_last = grad.transpose(1, 2).contiguous()
+
+    def ours() -> None:
+        cpu.short_conv(x, weight, bias, None, None, "silu")
+        cpu.short_conv_backward(grad, x, weight, bias, None, None, "silu", [True] * 3)
+
+    def conv1d() -> None:
+        out = F.silu(F.conv1d(leaves[0], leaves[1], leaves[2], padding=width - 1, groups=dim)[..., :length])
+        torch.autograd.grad(out, leaves, grad_last)
+
+    return {"times": measure({"ours": ours, "nn.Conv1d + SiLU": conv1d}, seconds)}
+
+
+def step_row(seconds: float) -> dict[str, Any]:
+    """The next output of one sequence of 1,024 events, against its whole forward."""
+    x, c = torch.randn(1, 1024, DIM), torch.randn(DIM, TERMS)
+    arguments = (x, c, None, None, None, None, None, None, 1024)
+    return {
+        "times": measure(
+            {
+                "step": lambda: cpu.legendre_conv(*arguments, True),
+                "forward": lambda: cpu.legendre_conv(*arguments, False),
+            },
+            seconds,
+        )
+    }
+
+
+def peak() -> float:
+    """Multiply-adds a second of all threads, in 1e9: the best of a few register-only loops of the same binary."""
+
+    def once() -> float:
+        start = time.perf_counter()
+        return torch.ops.hyenarec_cpu.peak(1_000_000) / (time.perf_counter() - start)
+
+    return max(once() for _ in range(9)) / 1e9
+
+
+def scratch(run: Callable[[], Any], size: int) -> float:
+    """Most bytes the kernels hold at once beside inputs and outputs over the input's."""
+    torch.ops.hyenarec_cpu.scratch_peak()
+    run()
+    return float(torch.ops.hyenarec_cpu.scratch_peak()) / size
+
+
+def machine() -> dict[str, Any]:
+    names = [
+        line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line
+    ]
+    revision = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
+    changed = subprocess.run(["git", "status", "--porcelain"], capture_output=True, text=True, check=False).stdout
+    return {
+        "cpu": names[0] if names else platform.processor(),
+        "cores": os.cpu_count(),
+        "load": os.getloadavg()[0],
+        "instruction_set": torch.ops.hyenarec_cpu.isa(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "python": platform.python_version(),
+        "revision": revision + ("+" if changed else ""),
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    }
+
+
+def ratio(times: dict[str, dict[str, float]], slow: str, fast: str) -> str:
+    return f"{times[slow]['median'] / times[fast]['median']:.1f}x" if slow in times else "-"
+
+
+def table(result: dict[str, Any]) -> list[list[str]]:
+    head = [
+        "B x L",
+        "ms",
+        "FFT",
+        "attention",
+        "copy",
+        "fwd+bwd ms",
+        "FFT fwd+bwd",
+        "mul-adds",
+        "of peak",
+        "ns/element",
+        "scratch",
+    ]
+    rows = [head]
+    for row in result["rows"]:
+        times = row["times"]
+        both = "ours, forward + backward"
+        rows.append(
+            [
+                f"{row['batch']} x {row['length']}",
+                f"{times['ours']['median']:.3f}",
+                ratio(times, "best FFT", "ours"),
+                ratio(times, "attention", "ours"),
+                ratio(times, "copy", "ours"),
+                f"{times[both]['median']:.3f}",
+                ratio(times, "best FFT, forward + backward", both),
+                f"{row['multiply_adds_per_element']:.0f}",
+                f"{100 * row['rate'] / result['peak']:.0f}%",
+                f"{row['nanoseconds_per_element']:.2f}",
+                f"{100 * row['scratch']:.0f}%",
+            ]
+        )
+    return rows
+
+
+def show(result: dict[str, Any]) -> None:
+    rows = table(result)
+    try:
+        from rich.console import Console
+        from rich.table import Table
+    except ImportError:
+        print("\n".join("  ".join(f"{cell:>12}" for cell in row) for row in rows))
+    else:
+        grid = Table(*rows[0], title="legendre_conv, float32, D=64, N=32; other columns: how many times slower")
+        for row in rows[1:]:
+            grid.add_row(*row)
+        Console(width=140).print(grid)
+    short, step = result["short_conv"]["times"], result["step"]["times"]
+    print(f"short_conv 4 + SiLU, 128 x 200 x 192, forward + backward: {short['ours']['median']:.2f} ms,", end=" ")
+    print(f"nn.Conv1d {ratio(short, 'nn.Conv1d + SiLU', 'ours')}")
+    print(f"step, K=1024: {1e3 * step['step']['median']:.0f} us; a full forward takes {ratio(step, 'forward', 'step')}")
+    print(f"peak {result['peak']:.0f}e9 multiply-adds/s; {result['machine']}")
+
+
+def plot(result: dict[str, Any], path: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    rows = result["rows"]
+    figure, axes = pyplot.subplots(figsize=(8, 4.5), layout="constrained")
+    for name in ("copy", "ours", "best FFT", "attention", "ours, forward + backward", "best FFT, forward + backward"):
+        points = [(i, row["times"][name]) for i, row in enumerate(rows) if name in row["times"]]
+        middle = [t["median"] for _, t in points]
+        spread = [[t["median"] - t["q1"] for _, t in points], [t["q3"] - t["median"] for _, t in points]]
+        axes.errorbar([i for i, _ in points], middle, spread, marker="o", capsize=3, label=name)
+    axes.set_xticks(range(len(rows)), [f"{row['batch']} x {row['length']}" for row in rows])
+    axes.set(yscale="log", xlabel="batch x length", ylabel="milliseconds (median, quartiles)")
+    axes.set_title(f"float32, D={DIM}, N={TERMS}, {result['machine']['threads']} threads")
+    axes.legend(frameon=False, fontsize=8)
+    figure.savefig(path, dpi=150)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/operator-cpu"))
+    parser.add_argument("--seconds", type=float, default=8.0, help="for each row")
+    parser.add_argument("--threads", type=int, default=2)
+    arguments = parser.parse_args()
+    reason = cpu.probe()
+    if reason is not None:
+        parser.exit(2, f"error: {reason}\n")
+    torch.set_num_threads(arguments.threads)
+    result: dict[str, Any] = {"machine": machine(), "peak": peak()}
+    result["rows"] = [operator_row(*shape, arguments.seconds) for shape in SHAPES]
+    result["short_conv"], result["step"] = short_row(arguments.seconds), step_row(arguments.seconds / 4)
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    arguments.out.with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n")
+    plot(result, arguments.out.with_suffix(".png"))
+    show(result)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,95 @@
+// What crosses from the torch side to the kernels: plain structs, no torch and no instruction set.
+#pragma once
+#include <cstdint>
+
+namespace hyenarec {
+
+enum class Dtype { f32, f64, bf16, f16 };
+
+// A tensor seen as rows of channels: element (batch, t, d) is at data + batch * batch_stride + t * row_stride + d.
+struct Rows {
+  void* data = nullptr;
+  int64_t batch_stride = 0, row_stride = 0;
+};
+
+// One sequence: rows [start, start + length) of a batch row (packed input is one batch row).
+struct Sequence {
+  int64_t batch, start, length;
+};
+
+// One level of the block low-rank form. Chunks of `chunk` rows, `fan` of them in a parent (the whole sequence is the
+// parent at the top level), `rank` local polynomials a chunk; a block keeps its
+// entries (r, s) with r + s < degree and is built from filter values at `nodes` lags. Chunk pairs I - J = k are handled here for
+// k in [1, near_pairs] inside one parent and, where the filter ends inside the sequence, for the `far_pairs` lags from
+// far_first on that no higher level covers.
+struct Level {
+  int64_t chunk, fan, rank, degree, nodes, near_pairs, far_first, far_pairs;
+  int64_t sample_row;     // first row of `samples` of this level: (near_pairs + far_pairs) x nodes filter values
+  const void* moments;    // [rank parity 0 | rank parity 1] folded basis: half x ceil(rank/2), then half x floor(rank/2)
+  const void* from_nodes; // entries x nodes: filter values at a window's nodes -> kept entries of the block, by rows
+  int64_t half;           // rows of the folded basis: chunk/2 at the lowest level, fan_below * rank_below / 2 above
+};
+
+constexpr int kMaxLevels = 8;
+
+struct Plan {
+  int64_t horizon;    // K: taps of the filter
+  int64_t chunk;      // rows a lane of the direct part handles
+  int64_t near_taps;  // lags [0, near_taps) are sampled one by one
+  int64_t far_lag;    // lags [far_lag, far_lag + far_taps) too: the filter's end, where it lies inside the sequence
+  int64_t far_taps;   // 0: the filter outlives every sequence
+  int64_t far_row;    // row of `samples` of lag far_lag; 0 (and far_lag 0): the near taps hold every lag of the far part
+  int64_t num_samples;
+  int num_levels;
+  Level levels[kMaxLevels];
+};
+
+struct ConvArgs {
+  const Plan* plan;
+  const Sequence* sequences;
+  int64_t num_sequences;
+  int64_t channels;
+  int64_t padded_length;  // rows of a batch row, whose padding is written as zeros; 0 for packed input
+  Dtype dtype;            // of x, gates and outputs; arithmetic and `samples`, `skip` are float32 (float64 for f64)
+  Rows x, pre_gate, post_gate, out;
+  const void* samples;  // (num_samples, channels): the filter at the plan's lags
+  const void* skip;     // (channels,) or null
+  // backward only; a null output is not wanted
+  Rows grad, dx, dpre_gate, dpost_gate;
+  void* dsamples;  // (num_samples, channels)
+  void* dskip;     // (channels,)
+};
+
+struct ShortConvArgs {
+  const Sequence* sequences;
+  int64_t num_sequences, channels, padded_length, width;
+  bool silu;
+  Dtype dtype;
+  Rows x, out, grad, dx;
+  const void* weight;  // (width, channels), arithmetic type
+  const void* bias;    // (channels,) or null
+  void* dweight;       // (width, channels)
+  void* dbias;         // (channels,)
+};
+
+// Runs body(context, begin, end) over a partition of [0, count).
+using Body = void (*)(void* context, int64_t begin, int64_t end);
+using ParallelFor = void (*)(int64_t count, Body body, void* context);
+
+// One instruction set's kernels.
+struct Kernels {
+  const char* name;
+  void (*conv_forward)(const ConvArgs&, ParallelFor);
+  void (*conv_backward)(const ConvArgs&, ParallelFor);
+  void (*conv_last)(const ConvArgs&, ParallelFor);
+  void (*short_conv)(const ShortConvArgs&, bool backward, ParallelFor);
+  double (*peak)(int64_t steps, ParallelFor);  // multiply-adds done by a register-only loop
+};
+
+extern const Kernels kernels_avx512, kernels_avx2, kernels_portable;
+void count_scratch(int64_t bytes);  // of every allocation, negative when it is given back
+int64_t scratch_peak();             // most bytes held at once since the last call
+
+const Kernels& kernels();  // the one for this machine, or the one HYENAREC_CPU_ISA names
+
+}  // namespace hyenarec

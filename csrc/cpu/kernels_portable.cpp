@@ -1,0 +1,6 @@
+#define HYENAREC_ISA portable
+#include "kernels.inc"
+
+namespace isa = hyenarec::portable;
+const hyenarec::Kernels hyenarec::kernels_portable = {
+    "portable", isa::conv_forward, isa::conv_backward, isa::conv_last, isa::short_conv_of_type, isa::peak};

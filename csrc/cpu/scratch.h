@@ -1,0 +1,37 @@
+// One aligned allocation, handed out in pieces. Sized by a dry run of the same code: `take` on a null base only counts.
+#pragma once
+#include <cstdint>
+#include <new>
+
+#include "args.h"
+
+namespace hyenarec::HYENAREC_ISA {
+
+class Arena {
+ public:
+  Arena() = default;
+  explicit Arena(int64_t bytes)
+      : base_(static_cast<char*>(::operator new(bytes, std::align_val_t{64}))), size_(bytes) {
+    count_scratch(size_);
+  }
+  ~Arena() {
+    count_scratch(-size_);
+    ::operator delete(base_, std::align_val_t{64});
+  }
+  Arena(const Arena&) = delete;
+  Arena& operator=(const Arena&) = delete;
+
+  template <class T>
+  T* take(int64_t count) {
+    int64_t at = used_;
+    used_ += (count * int64_t(sizeof(T)) + 63) / 64 * 64;
+    return base_ ? reinterpret_cast<T*>(base_ + at) : nullptr;
+  }
+  int64_t used() const { return used_; }
+
+ private:
+  char* base_ = nullptr;
+  int64_t size_ = 0, used_ = 0;
+};
+
+}  // namespace hyenarec::HYENAREC_ISA

@@ -1,0 +1,139 @@
+// Vectors of channels. The same source is compiled once an instruction set, in its own namespace HYENAREC_ISA, with
+// the compiler's vector extension: no intrinsics outside the float16 conversion.
+#pragma once
+#include <cstdint>
+#include <cstring>
+
+#include "args.h"
+
+#if defined(__AVX512F__)
+#define HYENAREC_VECTOR_BYTES 64
+#elif defined(__AVX2__)
+#define HYENAREC_VECTOR_BYTES 32
+#else
+#define HYENAREC_VECTOR_BYTES 16
+#endif
+#if defined(__F16C__) || defined(__AVX512F__)
+#include <immintrin.h>
+#endif
+#define HYENAREC_INLINE inline __attribute__((always_inline))
+
+namespace hyenarec::HYENAREC_ISA {
+
+template <class A>
+struct VectorOf;
+template <>
+struct VectorOf<float> {
+  typedef float type __attribute__((vector_size(HYENAREC_VECTOR_BYTES), may_alias));
+  typedef int32_t bits __attribute__((vector_size(HYENAREC_VECTOR_BYTES), may_alias));
+};
+template <>
+struct VectorOf<double> {
+  typedef double type __attribute__((vector_size(HYENAREC_VECTOR_BYTES), may_alias));
+  typedef int64_t bits __attribute__((vector_size(HYENAREC_VECTOR_BYTES), may_alias));
+};
+template <class A>
+using Vec = typename VectorOf<A>::type;
+template <class A>
+constexpr int64_t kWidth = HYENAREC_VECTOR_BYTES / sizeof(A);
+
+// Rows of a register tile of 4 lanes: 32 registers hold 6 x 4 sums (loads stay below half of the multiply-adds),
+// 16 registers hold 2 x 4.
+#if defined(__AVX512F__) || defined(__aarch64__)
+constexpr int kRows = 6, kTapRows = 4;
+#else
+constexpr int kRows = 2, kTapRows = 2;
+#endif
+constexpr int kLanes = 4;
+
+template <class A>
+HYENAREC_INLINE Vec<A> splat(A value) {
+  return value - Vec<A>{};
+}
+
+struct Bf16 { uint16_t bits; };
+struct F16 { uint16_t bits; };
+
+HYENAREC_INLINE float from_bits(uint32_t bits) { float f; memcpy(&f, &bits, 4); return f; }
+HYENAREC_INLINE uint32_t to_bits(float f) { uint32_t bits; memcpy(&bits, &f, 4); return bits; }
+
+HYENAREC_INLINE float widen(float v) { return v; }
+HYENAREC_INLINE double widen(double v) { return v; }
+HYENAREC_INLINE float widen(Bf16 v) { return from_bits(uint32_t(v.bits) << 16); }
+HYENAREC_INLINE float widen(F16 v) {
+  // Exponent re-biased by a multiplication, which also renormalises subnormals; Inf and NaN keep their mantissa.
+  uint32_t sign = uint32_t(v.bits & 0x8000) << 16, rest = uint32_t(v.bits & 0x7fff) << 13;
+  float value = rest >= 0x0f800000 ? from_bits(rest | 0x7f800000) : from_bits(rest) * 0x1p112f;
+  return from_bits(to_bits(value) | sign);
+}
+
+HYENAREC_INLINE void narrow(float v, float& out) { out = v; }
+HYENAREC_INLINE void narrow(double v, double& out) { out = v; }
+HYENAREC_INLINE void narrow(float v, Bf16& out) {
+  uint32_t bits = to_bits(v);
+  uint32_t rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;  // to nearest even
+  out.bits = uint16_t((bits & 0x7fffffff) > 0x7f800000 ? (bits >> 16) | 0x40 : rounded);
+}
+HYENAREC_INLINE void narrow(float v, F16& out) {
+  uint32_t bits = to_bits(v), sign = (bits >> 16) & 0x8000, rest = bits & 0x7fffffff;
+  uint32_t half;
+  if (rest > 0x7f800000) half = 0x7e00;                       // NaN
+  else if (rest >= 0x477ff000) half = 0x7c00;                 // rounds to 65536 or more: Inf
+  else if (rest < 0x38800000) half = to_bits(from_bits(rest) + 0.5f) - 0x3f000000;  // subnormal: the adder rounds
+  else half = (rest - 0x38000000 + 0xfff + ((rest >> 13) & 1)) >> 13;
+  out.bits = uint16_t(sign | half);
+}
+
+// Whole vectors. The loops over W compile to vector code; float16 needs its instruction.
+template <class A, class T>
+HYENAREC_INLINE Vec<A> load_full(const T* p) {
+  Vec<A> v;
+  if constexpr (sizeof(T) == sizeof(A)) {
+    memcpy(&v, p, sizeof v);
+  } else {
+#if defined(__AVX512F__)
+    if constexpr (sizeof(A) == 4 && __is_same(T, F16))
+      return (Vec<A>)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)p));
+#elif defined(__F16C__)
+    if constexpr (sizeof(A) == 4 && __is_same(T, F16))
+      return (Vec<A>)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)p));
+#endif
+    A lanes[kWidth<A>];
+    for (int c = 0; c < kWidth<A>; ++c) lanes[c] = widen(p[c]);
+    memcpy(&v, lanes, sizeof v);
+  }
+  return v;
+}
+
+template <class A, class T>
+HYENAREC_INLINE void store_full(T* p, Vec<A> v) {
+  if constexpr (sizeof(T) == sizeof(A)) {
+    memcpy(p, &v, sizeof v);
+  } else {
+#if defined(__AVX512F__)
+    if constexpr (sizeof(A) == 4 && __is_same(T, F16))
+      return _mm256_storeu_si256((__m256i*)p, _mm512_cvtps_ph((__m512)v, 0));
+#elif defined(__F16C__)
+    if constexpr (sizeof(A) == 4 && __is_same(T, F16))
+      return _mm_storeu_si128((__m128i*)p, _mm256_cvtps_ph((__m256)v, 0));
+#endif
+    A lanes[kWidth<A>];
+    memcpy(lanes, &v, sizeof v);
+    for (int c = 0; c < kWidth<A>; ++c) narrow(lanes[c], p[c]);
+  }
+}
+
+// The first `valid` channels only (the last channel block of a D that is no multiple of W); the others read as 0.
+template <class A, class T>
+HYENAREC_INLINE Vec<A> load_some(const T* p, int64_t valid) {
+  A lanes[kWidth<A>] = {};
+  for (int64_t c = 0; c < valid; ++c) lanes[c] = widen(p[c]);
+  return load_full<A>(lanes);
+}
+
+template <class A, class T>
+HYENAREC_INLINE void store_some(T* p, Vec<A> v, int64_t valid) {
+  for (int64_t c = 0; c < valid; ++c) narrow(v[c], p[c]);
+}
+
+}  // namespace hyenarec::HYENAREC_ISA

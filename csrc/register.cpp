@@ -1,0 +1,267 @@
+// The one file that knows torch: reads tensors into plain structs, allocates outputs and registers the ops of namespace
+// hyenarec_cpu through torch's stable ABI. Arguments are checked by the Python side; what is checked here is what would
+// otherwise read out of bounds.
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+
+#include <optional>
+#include <string>
+#include <tuple>
+#include <vector>
+
+#include "cpu/args.h"
+
+namespace {
+
+using hyenarec::ConvArgs;
+using hyenarec::Dtype;
+using hyenarec::Plan;
+using hyenarec::Rows;
+using hyenarec::Sequence;
+using hyenarec::ShortConvArgs;
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+using MaybeTensor = std::optional<Tensor>;
+
+void parallel(int64_t count, hyenarec::Body body, void* context) {
+  torch::stable::parallel_for(0, count, 1, [=](int64_t begin, int64_t end) { body(context, begin, end); });
+}
+
+Dtype dtype_of(const Tensor& x) {
+  switch (x.scalar_type()) {
+    case ScalarType::Float: return Dtype::f32;
+    case ScalarType::Double: return Dtype::f64;
+    case ScalarType::BFloat16: return Dtype::bf16;
+    case ScalarType::Half: return Dtype::f16;
+    default: STD_TORCH_CHECK(false, "x: expected float32, float64, bfloat16 or float16");
+  }
+}
+
+// Kernels read rows whose channels are adjacent; any other layout is copied.
+Tensor unit_stride(const Tensor& t) {
+  return t.dim() == 0 || t.size(t.dim() - 1) <= 1 || t.stride(t.dim() - 1) == 1 ? t : torch::stable::contiguous(t);
+}
+MaybeTensor unit_stride(const MaybeTensor& t) { return t ? MaybeTensor(unit_stride(*t)) : t; }
+
+Rows rows_of(const Tensor& t) {
+  if (t.numel() == 0) return {};
+  if (t.dim() == 3) return {t.data_ptr(), t.stride(0), t.stride(1)};
+  return {t.data_ptr(), 0, t.stride(0)};
+}
+Rows rows_of(const MaybeTensor& t) { return t ? rows_of(*t) : Rows{}; }
+
+Tensor empty(const Tensor& like, std::vector<int64_t> sizes, ScalarType type) {
+  return torch::stable::new_empty(like, sizes, type);
+}
+ScalarType arithmetic(Dtype dtype) { return dtype == Dtype::f64 ? ScalarType::Double : ScalarType::Float; }
+
+const void* values(const Tensor& t, Dtype dtype, int64_t count, const char* name) {
+  STD_TORCH_CHECK(t.scalar_type() == arithmetic(dtype) && t.is_contiguous() && t.numel() == count, name,
+                  ": expected ", count, " contiguous values of the arithmetic type");
+  return t.data_ptr();
+}
+
+int64_t index_at(const Tensor& t, int64_t i) {
+  return t.scalar_type() == ScalarType::Long ? static_cast<const int64_t*>(t.data_ptr())[i * t.stride(0)]
+                                             : static_cast<const int32_t*>(t.data_ptr())[i * t.stride(0)];
+}
+
+// Sequences by starts and ends: positions in their batch row (padded) or rows of x (packed).
+std::vector<Sequence> sequences_of(const Tensor& x, const MaybeTensor& starts, const MaybeTensor& ends) {
+  bool packed = x.dim() == 2;
+  int64_t rows = x.size(packed ? 0 : 1);
+  int64_t count = ends ? ends->size(0) : packed ? 1 : x.size(0);
+  STD_TORCH_CHECK(packed || count == x.size(0), "ends: expected one a batch row");
+  std::vector<Sequence> sequences(count);
+  for (int64_t s = 0; s < count; ++s) {
+    int64_t start = starts ? index_at(*starts, s) : 0, end = ends ? index_at(*ends, s) : rows;
+    STD_TORCH_CHECK(0 <= start && start <= end && end <= rows, "starts, ends: sequence ", s, " is [", start, ", ", end,
+                    "), outside [0, ", rows, ")");
+    sequences[s] = {packed ? 0 : s, start, end - start};
+  }
+  return sequences;
+}
+
+// The plan as hyenarec_kernels/plan.py lays it out: integers, and offsets into one array of constants.
+Plan plan_of(const std::vector<int64_t>& n, const Tensor& constants) {
+  constexpr size_t kHead = 7, kPerLevel = 12;
+  STD_TORCH_CHECK(n.size() >= kHead && (n.size() - kHead) % kPerLevel == 0, "plan: malformed");
+  Plan plan{n[0], n[1], n[2], n[3], n[4], n[5], n[6], int((n.size() - kHead) / kPerLevel), {}};
+  STD_TORCH_CHECK(plan.num_levels <= hyenarec::kMaxLevels, "plan: more than ", hyenarec::kMaxLevels, " levels");
+  const char* base = static_cast<const char*>(constants.data_ptr());
+  int64_t size = constants.element_size();
+  for (int l = 0; l < plan.num_levels; ++l) {
+    const int64_t* v = n.data() + kHead + l * kPerLevel;
+    plan.levels[l] = {v[0], v[1], v[2], v[3], v[4], v[5], v[6], v[7], v[8], base + v[9] * size, base + v[10] * size, v[11]};
+  }
+  return plan;
+}
+
+struct Inputs {
+  Tensor x;
+  MaybeTensor pre_gate, post_gate;
+  std::vector<Sequence> sequences;
+  Plan plan;
+  ConvArgs args;
+
+  Inputs(const Tensor& x_, const Tensor& samples, const MaybeTensor& skip, const MaybeTensor& pre,
+         const MaybeTensor& post, const MaybeTensor& starts, const MaybeTensor& ends,
+         const std::vector<int64_t>& numbers, const Tensor& constants)
+      : x(unit_stride(x_)), pre_gate(unit_stride(pre)), post_gate(unit_stride(post)),
+        sequences(sequences_of(x, starts, ends)), plan(plan_of(numbers, constants)) {
+    args.plan = &plan;
+    args.sequences = sequences.data();
+    args.num_sequences = int64_t(sequences.size());
+    args.channels = x.size(x.dim() - 1);
+    args.padded_length = x.dim() == 3 ? x.size(1) : 0;
+    args.dtype = dtype_of(x);
+    args.x = rows_of(x);
+    args.pre_gate = rows_of(pre_gate);
+    args.post_gate = rows_of(post_gate);
+    args.samples = values(samples, args.dtype, plan.num_samples * args.channels, "samples");
+    args.skip = skip ? values(*skip, args.dtype, args.channels, "skip") : nullptr;
+  }
+};
+
+Tensor conv(const Tensor& x, const Tensor& samples, const MaybeTensor& skip, const MaybeTensor& pre_gate,
+            const MaybeTensor& post_gate, const MaybeTensor& starts, const MaybeTensor& ends,
+            std::vector<int64_t> plan, const Tensor& constants) {
+  Inputs in(x, samples, skip, pre_gate, post_gate, starts, ends, plan, constants);
+  Tensor out = empty(x, std::vector<int64_t>(x.sizes().begin(), x.sizes().end()), x.scalar_type());
+  in.args.out = rows_of(out);
+  hyenarec::kernels().conv_forward(in.args, parallel);
+  return out;
+}
+
+// Gradients of x, samples, skip, pre_gate and post_gate; empty where not needed.
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> conv_backward(
+    const Tensor& grad_, const Tensor& x, const Tensor& samples, const MaybeTensor& skip, const MaybeTensor& pre_gate,
+    const MaybeTensor& post_gate, const MaybeTensor& starts, const MaybeTensor& ends, std::vector<int64_t> plan,
+    const Tensor& constants, std::vector<bool> needs) {
+  Inputs in(x, samples, skip, pre_gate, post_gate, starts, ends, plan, constants);
+  STD_TORCH_CHECK(needs.size() == 5, "needs: expected 5 flags");
+  Tensor grad = unit_stride(grad_);
+  in.args.grad = rows_of(grad);
+  auto like = [&](bool needed, const Tensor& t, ScalarType type) {
+    return empty(x, needed ? std::vector<int64_t>(t.sizes().begin(), t.sizes().end()) : std::vector<int64_t>{0}, type);
+  };
+  ScalarType type = x.scalar_type(), wide = arithmetic(in.args.dtype);
+  Tensor dx = like(needs[0], x, type), dsamples = like(needs[1], samples, wide);
+  Tensor dskip = like(needs[2] && skip, skip ? *skip : x, wide);
+  Tensor dpre = like(needs[3] && pre_gate, x, type), dpost = like(needs[4] && post_gate, x, type);
+  auto rows = [](const Tensor& t) { return t.dim() > 1 ? rows_of(t) : Rows{}; };
+  in.args.dx = rows(dx);
+  in.args.dpre_gate = rows(dpre);
+  in.args.dpost_gate = rows(dpost);
+  in.args.dsamples = needs[1] ? dsamples.data_ptr() : nullptr;
+  in.args.dskip = needs[2] && skip ? dskip.data_ptr() : nullptr;
+  hyenarec::kernels().conv_backward(in.args, parallel);
+  return {dx, dsamples, dskip, dpre, dpost};
+}
+
+// x (B, L, D) or (T, D) to the last row of each sequence, (sequences, D); `taps` (k, D), lag 0 first.
+Tensor conv_last(const Tensor& x, const Tensor& taps, const MaybeTensor& skip, const MaybeTensor& pre_gate,
+                 const MaybeTensor& post_gate, const MaybeTensor& starts, const MaybeTensor& ends) {
+  Inputs in(x, taps, skip, pre_gate, post_gate, starts, ends, {0, 0, 0, 0, 0, 0, taps.size(0)}, taps);
+  Tensor out = empty(x, {in.args.num_sequences, in.args.channels}, x.scalar_type());
+  in.args.out = rows_of(out);
+  hyenarec::kernels().conv_last(in.args, parallel);
+  return out;
+}
+
+// What short_conv and its backward share. `weight` is (width, D), lag 0 first.
+struct ShortInputs {
+  Tensor x;
+  std::vector<Sequence> sequences;
+  ShortConvArgs args{};
+
+  ShortInputs(const Tensor& x_, const Tensor& weight, const MaybeTensor& bias, const MaybeTensor& starts,
+              const MaybeTensor& ends, bool silu)
+      : x(unit_stride(x_)), sequences(sequences_of(x, starts, ends)) {
+    args.sequences = sequences.data();
+    args.num_sequences = int64_t(sequences.size());
+    args.channels = x.size(x.dim() - 1);
+    args.padded_length = x.dim() == 3 ? x.size(1) : 0;
+    args.width = weight.size(0);
+    args.silu = silu;
+    args.dtype = dtype_of(x);
+    args.x = rows_of(x);
+    args.weight = values(weight, args.dtype, args.width * args.channels, "weight");
+    args.bias = bias ? values(*bias, args.dtype, args.channels, "bias") : nullptr;
+  }
+};
+
+Tensor short_conv(const Tensor& x, const Tensor& weight, const MaybeTensor& bias, const MaybeTensor& starts,
+                  const MaybeTensor& ends, bool silu) {
+  ShortInputs in(x, weight, bias, starts, ends, silu);
+  Tensor out = empty(x, std::vector<int64_t>(x.sizes().begin(), x.sizes().end()), x.scalar_type());
+  in.args.out = rows_of(out);
+  hyenarec::kernels().short_conv(in.args, false, parallel);
+  return out;
+}
+
+// Gradients of x, weight and bias; empty where not needed.
+std::tuple<Tensor, Tensor, Tensor> short_conv_backward(const Tensor& grad_, const Tensor& x, const Tensor& weight,
+                                                       const MaybeTensor& bias, const MaybeTensor& starts,
+                                                       const MaybeTensor& ends, bool silu, std::vector<bool> needs) {
+  ShortInputs in(x, weight, bias, starts, ends, silu);
+  STD_TORCH_CHECK(needs.size() == 3, "needs: expected 3 flags");
+  Tensor grad = unit_stride(grad_);
+  in.args.grad = rows_of(grad);
+  auto like = [&](bool needed, const Tensor& t) {
+    return empty(t, needed ? std::vector<int64_t>(t.sizes().begin(), t.sizes().end()) : std::vector<int64_t>{0},
+                 t.scalar_type());
+  };
+  Tensor dx = like(needs[0], x), dweight = like(needs[1], weight), dbias = like(needs[2] && bias, bias ? *bias : weight);
+  in.args.dx = needs[0] ? rows_of(dx) : Rows{};
+  in.args.dweight = needs[1] ? dweight.data_ptr() : nullptr;
+  in.args.dbias = needs[2] && bias ? dbias.data_ptr() : nullptr;
+  hyenarec::kernels().short_conv(in.args, true, parallel);
+  return {dx, dweight, dbias};
+}
+
+std::string isa() { return hyenarec::kernels().name; }
+int64_t scratch_peak() { return hyenarec::scratch_peak(); }
+double peak(int64_t steps) { return hyenarec::kernels().peak(steps, parallel); }
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY(hyenarec_cpu, m) {
+  m.def(
+      "conv(Tensor x, Tensor samples, Tensor? skip, Tensor? pre_gate, Tensor? post_gate, Tensor? starts, Tensor? ends, "
+      "int[] plan, Tensor constants) -> Tensor");
+  m.def(
+      "conv_backward(Tensor grad, Tensor x, Tensor samples, Tensor? skip, Tensor? pre_gate, Tensor? post_gate, "
+      "Tensor? starts, Tensor? ends, int[] plan, Tensor constants, bool[] needs) "
+      "-> (Tensor, Tensor, Tensor, Tensor, Tensor)");
+  m.def(
+      "conv_last(Tensor x, Tensor taps, Tensor? skip, Tensor? pre_gate, Tensor? post_gate, Tensor? starts, "
+      "Tensor? ends) -> Tensor");
+  m.def("short_conv(Tensor x, Tensor weight, Tensor? bias, Tensor? starts, Tensor? ends, bool silu) -> Tensor");
+  m.def(
+      "short_conv_backward(Tensor grad, Tensor x, Tensor weight, Tensor? bias, Tensor? starts, Tensor? ends, bool silu, "
+      "bool[] needs) -> (Tensor, Tensor, Tensor)");
+  m.def("isa() -> str");
+  m.def("scratch_peak() -> int");
+  m.def("peak(int steps) -> float");
+}
+STABLE_TORCH_LIBRARY_IMPL(hyenarec_cpu, CPU, m) {
+  m.impl("conv", TORCH_BOX(&conv));
+  m.impl("conv_backward", TORCH_BOX(&conv_backward));
+  m.impl("conv_last", TORCH_BOX(&conv_last));
+  m.impl("short_conv", TORCH_BOX(&short_conv));
+  m.impl("short_conv_backward", TORCH_BOX(&short_conv_backward));
+}
+STABLE_TORCH_LIBRARY_IMPL(hyenarec_cpu, CompositeExplicitAutograd, m) {
+  m.impl("isa", TORCH_BOX(&isa));
+  m.impl("scratch_peak", TORCH_BOX(&scratch_peak));
+  m.impl("peak", TORCH_BOX(&peak));
+}
+
+#include <Python.h>
+PyMODINIT_FUNC PyInit__C() {
+  static PyModuleDef definition = {PyModuleDef_HEAD_INIT, "_C", nullptr, -1, nullptr, nullptr, nullptr, nullptr, nullptr};
+  return PyModule_Create(&definition);
+}

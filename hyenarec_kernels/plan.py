@@ -1,0 +1,368 @@
+"""Plans of the CPU convolution: chunk sizes, ranks and the guaranteed error of the block low-rank form.
+
+A plan turns a filter into its values at a few lags: every lag of the first chunk, and for each chunk distance the
+Chebyshev nodes of the window of lags that the distance covers. Inside a window the filter is replaced by the polynomial
+through its nodes and written in the local polynomial basis of the two chunks, of which a few entries are kept. What is
+dropped is computed here entry by entry, in float64, before anything runs: the bound is exact, not an estimate.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+Array = npt.NDArray[np.float64]
+
+CHUNKS = (16, 24, 32, 40, 48)  # of the lowest level: multiples of the 4 rows of a register tile
+FANS = (4, 8)  # chunks in a parent: even, so that the two halves of a parent mirror each other
+MAX_RANK = 40
+TOLERANCE = {torch.float64: 1e-12, torch.float32: 4e-6, torch.bfloat16: 1e-3, torch.float16: 2e-4}
+# Cycles of a multiply-add in each part, relative to the direct part (measured, AVX-512, two cores): moments and
+# reconstruction pay for folding, the blocks between chunks for table loads.
+COST_DIRECT, COST_FOLDED, COST_PAIRS, COST_ROW = 1.0, 1.2, 1.2, 8.0
+
+
+@dataclass(frozen=True)
+class Level:
+    """Chunks of `chunk` rows, `fan` in a parent; distances 1..near_pairs inside a parent.
+
+    `rank` local polynomials a chunk; a block keeps entries (r, s) with r, s < rank and r + s < degree; each window of
+    lags is sampled at `nodes` lags.
+    """
+
+    chunk: int
+    fan: int
+    rank: int
+    degree: int
+    nodes: int
+    near_pairs: int
+    far_first: int
+    far_pairs: int
+
+    @property
+    def distances(self) -> list[int]:
+        near = range(1, self.near_pairs + 1)
+        return [*near, *range(self.far_first, self.far_first + self.far_pairs)]
+
+    @property
+    def lags(self) -> Array:
+        """(distances * nodes,)"""
+        window = (self.chunk - 1) * chebyshev_nodes(self.nodes)
+        lags: Array = (self.chunk * np.array(self.distances, dtype=np.float64)[:, None] + window).reshape(-1)
+        return lags
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How to convolve sequences of up to `length` rows with a filter of `horizon` taps.
+
+    `bound`: for coefficients c of a filter sum_n c_n h_n, any input u and any chunk I of the output,
+    ||error_I|| <= bound * sqrt(horizon) * ||c|| * ||u|| (2-norms, per channel), rounding apart; 0 for a direct plan.
+    """
+
+    horizon: int
+    length: int
+    chunk: int
+    levels: tuple[Level, ...]
+    bound: float
+
+    @property
+    def near_taps(self) -> int:
+        # Without whole chunks between, the far part starts at the next lag: one run of taps.
+        return self.horizon if self.shares_taps and self.far_taps else min(self.chunk, self.horizon)
+
+    @property
+    def far_taps(self) -> int:
+        """Taps at the filter's end, which lie inside the sequence when a chunk can reach the horizon."""
+        if -(-self.length // self.chunk) <= max(self.horizon // self.chunk, 1):
+            return 0
+        return self.horizon - self.far_lag
+
+    @property
+    def shares_taps(self) -> bool:
+        return self.horizon // self.chunk <= 1 and not self.levels
+
+    @property
+    def far_lag(self) -> int:
+        return 0 if self.shares_taps else (self.horizon // self.chunk - 1) * self.chunk + 1
+
+    @cached_property
+    def lags(self) -> Array:
+        """The lags at which the filter is sampled, (samples,)."""
+        far = [] if self.shares_taps else [self.far_lag + np.arange(self.far_taps)]
+        return np.concatenate([np.arange(self.near_taps), *far, *(level.lags for level in self.levels)]).astype(
+            np.float64
+        )
+
+    @cached_property
+    def numbers(self) -> list[int]:
+        """The integers csrc/register.cpp reads."""
+        far_row = self.near_taps if self.far_taps and not self.shares_taps else 0
+        numbers = [self.horizon, self.chunk, self.near_taps, self.far_lag, self.far_taps, far_row, len(self.lags)]
+        row = self.near_taps + (self.far_taps if far_row else 0)
+        offset = 0
+        for level, (moments, from_nodes, half) in zip(self.levels, self._tables, strict=True):
+            numbers += [level.chunk, level.fan, level.rank, level.degree, level.nodes]
+            numbers += [level.near_pairs, level.far_first, level.far_pairs, row]
+            numbers += [offset, offset + moments.size, half]
+            offset += moments.size + from_nodes.size
+            row += len(level.lags)
+        return numbers
+
+    def constants(self, dtype: torch.dtype) -> torch.Tensor:
+        """Folded bases and node-to-block maps of all levels, one after the other, in the arithmetic type."""
+        return self._constants[dtype]
+
+    @cached_property
+    def _constants(self) -> dict[torch.dtype, torch.Tensor]:
+        parts = [part.reshape(-1) for moments, from_nodes, _ in self._tables for part in (moments, from_nodes)]
+        whole = torch.from_numpy(np.concatenate([np.zeros(0), *parts]))
+        return {torch.float64: whole, torch.float32: whole.float()}
+
+    @cached_property
+    def _tables(self) -> list[tuple[Array, Array, int]]:
+        tables, below = [], None
+        for level in self.levels:
+            basis = local_basis(level.chunk, level.rank)
+            if below is None:
+                rows = basis[: level.chunk // 2]
+            else:
+                parts = basis.reshape(-1, below.chunk, level.rank)[: level.chunk // below.chunk // 2]
+                inner = local_basis(below.chunk, below.rank)
+                rows = np.einsum("jia,ib->jba", parts, inner).reshape(-1, level.rank)
+            folded = np.concatenate([rows[:, 0::2].reshape(-1), rows[:, 1::2].reshape(-1)])
+            kept = kept_entries(level.nodes, level.rank, level.degree)
+            tables.append((folded, blocks_from_nodes(level.chunk, level.nodes)[kept], len(rows)))
+            below = level
+        return tables
+
+
+def chebyshev_nodes(count: int) -> Array:
+    nodes: Array = np.cos(np.pi * (np.arange(count) + 0.5) / count)
+    return nodes
+
+
+@lru_cache(maxsize=64)
+def local_basis(chunk: int, rank: int) -> Array:
+    """Orthonormal polynomials of degree < rank on `chunk` points, even and odd in turn, (chunk, rank)."""
+    vandermonde = np.polynomial.legendre.legvander(np.linspace(-1, 1, chunk), rank - 1)
+    basis: Array = np.linalg.qr(vandermonde)[0].astype(np.float64)
+    return basis
+
+
+@lru_cache(maxsize=256)
+def blocks_from_nodes(chunk: int, nodes: int) -> Array:
+    """Maps a window's values at `nodes` lags to the entries (r, s), r + s < nodes, of Q^T T Q, (entries, nodes).
+
+    T[i, j] = p(i - j) with p the polynomial through the nodes; p has degree < nodes, so the other entries are zero, and
+    p(i - j) is known from its values for i and j on a grid of Chebyshev points of the chunk.
+    """
+    points, transform = chebyshev_nodes(nodes), chebyshev_transform(nodes)
+    rows = np.polynomial.chebyshev.chebvander(np.linspace(-1, 1, chunk), nodes - 1) @ transform
+    to_basis = local_basis(chunk, nodes).T @ rows  # values on the points -> coefficients in the local basis
+    shifts = (points[:, None] - points[None, :]).reshape(-1) / 2
+    grid = (np.polynomial.chebyshev.chebvander(shifts, nodes - 1) @ transform).reshape(nodes, nodes, nodes)
+    blocks = np.einsum("ra,abp,sb->rsp", to_basis, grid, to_basis, optimize=True)
+    return blocks[entries(nodes)]
+
+
+def entries(nodes: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """(r, s) of every entry with r + s < nodes, in the order of blocks_from_nodes."""
+    r = np.repeat(np.arange(nodes), np.arange(nodes, 0, -1))
+    return r, np.concatenate([np.arange(nodes - row) for row in range(nodes)])
+
+
+def kept_entries(nodes: int, rank: int, degree: int) -> npt.NDArray[np.bool_]:
+    r, s = entries(nodes)
+    return (r < rank) & (s < rank) & (r + s < degree)
+
+
+def chebyshev_transform(count: int) -> Array:
+    """Values at chebyshev_nodes(count) -> Chebyshev coefficients, (count, count)."""
+    transform: Array = 2 / count * np.polynomial.chebyshev.chebvander(chebyshev_nodes(count), count - 1).T
+    transform[0] /= 2
+    return transform
+
+
+def legendre_basis(lags: Array, terms: int, horizon: int) -> Array:
+    """sqrt(2n+1) P_n(2 lag / (K-1) - 1) by the three-term recurrence, (lags, terms)."""
+    x = 2 * lags / max(horizon - 1, 1) - 1
+    columns = [np.ones_like(x), x]
+    for n in range(2, terms):
+        columns.append(((2 * n - 1) * x * columns[-1] - (n - 1) * columns[-2]) / n)
+    return np.stack([math.sqrt(2 * n + 1) * columns[n] for n in range(terms)], axis=1)
+
+
+@dataclass(frozen=True)
+class Windows:
+    """The blocks of the basis filters, damped by exp(-rate * lag / K) for each of `rates`, on chunks of any size."""
+
+    terms: int
+    horizon: int
+    rates: tuple[float, ...]
+
+    @property
+    def exact_nodes(self) -> int:
+        """Nodes that determine a window: an undamped filter is a polynomial of degree < terms; damping adds to it
+        coefficients that fall below 1e-13 within 16 more (rate * window / horizon stays of the order of 1)."""
+        return max(self.terms, 2) + (16 if self.rates[-1] > 0 else 0)
+
+    def blocks(self, chunk: int, distances: Array, nodes: int, rate: float) -> Array:
+        """Entries (r, s), r + s < nodes, of every window, from `nodes` samples, (windows, entries, terms)."""
+        lags = chunk * distances[:, None] + (chunk - 1) * chebyshev_nodes(nodes)  # (windows, nodes)
+        values = legendre_basis(lags.reshape(-1), self.terms, self.horizon).reshape(len(distances), nodes, self.terms)
+        return blocks_from_nodes(chunk, nodes) @ (values * np.exp(-rate * lags / self.horizon)[..., None])
+
+    @lru_cache(maxsize=256)  # noqa: B019 (windows live as long as the search that made them)
+    def energy(self, chunk: int, last: int) -> Array:
+        """Squares of the entries (r, s) summed over basis filters and distances 1..last, worst rate, (entries,).
+
+        Polynomials turn fastest at both ends of the horizon: beyond 24 windows, 8 at either end and 8 between stand
+        for the rest. This ranks candidates; the bound of a plan that is kept looks at every window.
+        """
+        distances = np.arange(1, last + 1, dtype=np.float64)
+        if last > 24:
+            distances = distances[np.r_[0:8, np.linspace(8, last - 9, 8).astype(int), last - 8 : last]]
+        squares = [np.square(self.blocks(chunk, distances, min(self.exact_nodes, chunk), rate)) for rate in self.rates]
+        return np.max([square.sum(axis=(0, 2)) for square in squares], axis=0) * (last / len(distances))
+
+    @lru_cache(maxsize=256)  # noqa: B019
+    def shape(self, chunk: int, last: int, tolerance: float) -> tuple[int, int, int] | None:
+        """Cheapest (rank, degree, nodes) that drop less than `tolerance`, or None."""
+        energy, count = self.energy(chunk, last), min(self.exact_nodes, chunk)
+        best, cheapest = None, math.inf
+        for rank in range(2, min(MAX_RANK, count, chunk // 2) + 1):
+            for degree in range(rank, min(2 * rank, count + 1)):
+                kept = kept_entries(count, rank, degree)
+                weight = 2 * COST_FOLDED * rank + COST_PAIRS * 3 * kept.sum() / chunk
+                if weight < cheapest and energy[~kept].sum() <= tolerance**2 * self.horizon:
+                    best, cheapest = (rank, degree, min(degree + 3, count)), weight
+        return best
+
+    def bound(self, level: Level, last: int) -> float:
+        """What the level's blocks are off by, dropped entries and sampling together.
+
+        For unit coefficients a window is off by at most its Frobenius norm over all basis filters, and by
+        Cauchy-Schwarz over the windows a chunk of output by at most the root of the sum of their squares, times ||u||.
+        """
+        total = 0.0
+        exact_nodes = min(self.exact_nodes, level.chunk)
+        kept = kept_entries(exact_nodes, level.rank, level.degree)
+        sampled = kept_entries(level.nodes, level.rank, level.degree)
+        for rate in self.rates:
+            squares = 0.0
+            for first in range(1, last + 1, 64):
+                distances = np.arange(first, min(first + 64, last + 1), dtype=np.float64)
+                blocks = self.blocks(level.chunk, distances, exact_nodes, rate)
+                blocks[:, kept] -= self.blocks(level.chunk, distances, level.nodes, rate)[:, sampled]
+                squares += float(np.square(blocks).sum())
+            total = max(total, squares)
+        return math.sqrt(total / self.horizon)
+
+
+def direct_plan(horizon: int, length: int) -> Plan:
+    """Every tap one by one. Long filters over longer sequences go in chunks of the filter's size."""
+    chunk = -(-min(max(horizon, 64), length) // 4) * 4
+    return Plan(horizon, length, chunk, (), 0.0)
+
+
+Shape = tuple[int, int, int]
+
+
+def make_levels(horizon: int, length: int, chunks: tuple[int, ...], shapes: tuple[Shape, ...]) -> tuple[Level, ...]:
+    levels = []
+    for index, (chunk, shape) in enumerate(zip(chunks, shapes, strict=True)):
+        reach = last_distance(horizon, length, chunk)
+        if index + 1 == len(chunks):
+            levels.append(Level(chunk, 0, *shape, reach, reach + 1, 0))
+            continue
+        fan = chunks[index + 1] // chunk
+        near = min(fan - 1, reach)
+        covered = horizon // chunks[index + 1] - 1  # distances of parents that the levels above take
+        limited = -(-length // chunks[index + 1]) - 1 > covered
+        first = covered * fan + 1
+        levels.append(Level(chunk, fan, *shape, near, first, max(reach - first + 1, 0) if limited else 0))
+    return tuple(levels)
+
+
+def last_distance(horizon: int, length: int, chunk: int) -> int:
+    """The largest chunk distance inside the sequence whose window of lags lies below the horizon."""
+    return min(-(-length // chunk), horizon // chunk) - 1
+
+
+def cost(horizon: int, length: int, levels: tuple[Level, ...]) -> float:
+    """Multiply-adds an element, weighted."""
+    lowest = levels[0]
+    direct = (lowest.chunk + 1) / 2
+    if length > horizon:
+        direct += lowest.chunk / 2 + horizon % lowest.chunk
+    folded, pairs = lowest.rank + 2.0, 0.0
+    for index, level in enumerate(levels):
+        chunks = -(-length // level.chunk)
+        if index:
+            folded += level.rank * levels[index - 1].rank / 2 / levels[index - 1].chunk
+        position = np.arange(chunks)
+        within = position % level.fan if level.fan else position
+        near = np.minimum(within, level.near_pairs).sum()
+        far = 0
+        if level.far_pairs:
+            reach = np.minimum(position, level.far_first + level.far_pairs - 1)
+            far = np.maximum(reach - level.far_first - within + 1, 0).sum()
+        kept = int(kept_entries(level.nodes, level.rank, level.degree).sum())
+        pairs += (near + 2 * far) * kept / length
+    return COST_DIRECT * direct + 2 * COST_FOLDED * folded + COST_PAIRS * pairs + COST_ROW
+
+
+@lru_cache(maxsize=256)
+def block_plan(terms: int, horizon: int, length: int, tolerance: float, rate: float) -> Plan | None:
+    """The cheapest block plan whose bound is at most `tolerance`, or None. `rate`: fastest softplus(a) served."""
+    windows = Windows(terms, horizon, (0.0,) if rate == 0 else (0.0, *np.geomspace(rate / 16, rate, 5)))
+    reach = min(length, horizon)
+    share = tolerance / 4
+
+    def levels_of(chunks: tuple[int, ...]) -> tuple[Level, ...] | None:
+        shapes = []
+        for chunk in chunks:
+            shape = windows.shape(chunk, last_distance(horizon, length, chunk), share)
+            if shape is None:
+                return None
+            shapes.append(shape)
+        return make_levels(horizon, length, chunks, tuple(shapes))
+
+    best: tuple[float, tuple[Level, ...]] = (math.inf, ())
+
+    def extend(chunks: tuple[int, ...]) -> None:
+        nonlocal best
+        levels = levels_of(chunks)
+        if levels is None:
+            return
+        best = min(best, (cost(horizon, length, levels), levels), key=lambda pair: pair[0])
+        for fan in FANS:
+            if chunks[-1] * fan * 2 <= reach and len(chunks) < 4:
+                extend((*chunks, chunks[-1] * fan))
+
+    for chunk in CHUNKS:
+        if 2 * chunk <= reach:
+            extend((chunk,))
+    levels = best[1]
+    if not levels:
+        return None
+    bound = sum(windows.bound(level, last_distance(horizon, length, level.chunk)) for level in levels)
+    return Plan(horizon, length, levels[0].chunk, levels, bound)
+
+
+@lru_cache(maxsize=1024)
+def plan_for(terms: int, horizon: int, length: int, dtype: torch.dtype, rate: float = 0.0) -> Plan:
+    """The cheapest plan for sequences of up to `length` rows, among direct and block low-rank."""
+    taps = min(horizon, length)
+    direct = direct_plan(horizon, length)
+    direct_cost = COST_DIRECT * (taps - taps * (taps - 1) / 2 / length) + COST_ROW / 2
+    if direct_cost < 40:
+        return direct
+    block = block_plan(terms, horizon, length, TOLERANCE[dtype], rate) if rate < horizon else None
+    return block if block and cost(horizon, length, block.levels) < direct_cost else direct

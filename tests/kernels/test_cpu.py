@@ -1,0 +1,217 @@
+"""The compiled CPU kernels by themselves: every form against the dense float64 definition, on every instruction set."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from hyenarec_kernels import cpu
+from hyenarec_kernels.plan import Plan, block_plan, direct_plan, legendre_basis
+
+pytestmark = pytest.mark.skipif(cpu.probe() is not None, reason=f"cpu backend: {cpu.probe()}")
+
+LIMIT = {torch.float32: 5e-6, torch.float64: 1e-10}
+NAMES = ("x", "coefficients", "skip", "pre_gate", "post_gate")
+
+
+def dense(x: Tensor, taps: Tensor, skip: Tensor, pre: Tensor, post: Tensor, real: Tensor) -> Tensor:
+    """The definition, (B, L, D) float64; taps (K, D)."""
+    length, horizon = x.shape[1], taps.shape[0]
+    lag = torch.arange(length)[:, None] - torch.arange(length)
+    toeplitz = torch.where(((lag >= 0) & (lag < horizon))[..., None], taps[lag.clamp(0, horizon - 1)], 0)
+    u = torch.where(real, pre * x, 0)
+    return torch.where(real, post * (torch.einsum("tsd,bsd->btd", toeplitz, u) + skip * u), 0)
+
+
+def errors(plan: Plan, terms: int, batch: int, length: int, dim: int, dtype: torch.dtype) -> dict[str, float]:
+    """Relative error of the output and of every gradient; padding rows hold NaN."""
+    starts = torch.randint(0, length // 2 + 1, (batch,))
+    ends = torch.maximum(starts, torch.randint(length // 2, length + 1, (batch,)))
+    starts[0], ends[0] = 0, length
+    position = torch.arange(length)
+    real = ((position >= starts[:, None]) & (position < ends[:, None]))[..., None]
+
+    def draw(*shape: int) -> Tensor:
+        return torch.randn(*shape).to(dtype).double().requires_grad_()
+
+    x, pre, post = (draw(batch, length, dim) for _ in range(3))
+    coefficients, skip, grad = draw(dim, terms), draw(dim), torch.randn(batch, length, dim).to(dtype)
+    taps = torch.from_numpy(legendre_basis(np.arange(plan.horizon), terms, plan.horizon)) @ coefficients.T
+    out = dense(x, taps, skip, pre, post, real)
+    inputs = (x, coefficients, skip, pre, post)
+    expected = dict(zip(NAMES, torch.autograd.grad(out, inputs, grad.double()), strict=True)) | {"out": out.detach()}
+
+    basis = torch.from_numpy(legendre_basis(plan.lags, terms, plan.horizon)).to(dtype)
+    poison = [torch.where(real, t.detach().to(dtype), torch.nan) for t in (x, pre, post, grad)]
+    nx, npre, npost, ngrad = poison
+    samples = (basis @ coefficients.detach().to(dtype).T).contiguous()
+    arguments = (nx, samples, skip.detach().to(dtype), npre, npost, starts, ends, plan)
+    found = {"out": cpu._conv(*arguments)}
+    dx, dsamples, dskip, dpre, dpost = cpu._conv_backward(ngrad, *arguments, [True] * 5)
+    found |= dict(zip(NAMES, (dx, dsamples.T @ basis, dskip, dpre, dpost), strict=True))
+    for name in ("out", "x", "pre_gate", "post_gate"):
+        assert not torch.where(real, 0, found[name]).any(), f"{name} has values in its padding"
+    return {
+        name: float((found[name].double() - value).norm() / value.norm().clamp_min(1e-30))
+        for name, value in expected.items()
+    }
+
+
+def check(plan: Plan, terms: int, batch: int, length: int, dim: int, dtype: torch.dtype) -> None:
+    found = errors(plan, terms, batch, length, dim, dtype)
+    worst = max(found, key=lambda name: found[name])
+    assert found[worst] < LIMIT[dtype], f"{worst}: {found[worst]:.1e} at length {length}, {plan}"
+
+
+@pytest.mark.parametrize("first", range(1, 300, 30))
+def test_direct_at_every_length(first: int) -> None:
+    for length in range(first, first + 30):
+        check(direct_plan(length, length), 4, 2, length, 3, torch.float32)
+
+
+@pytest.mark.parametrize("first", range(32, 300, 67))
+def test_block_at_many_lengths(first: int) -> None:
+    for length in range(first, first + 67, 9):
+        plan = block_plan(4, length, length, 1e-6, 0.0)
+        assert plan is not None
+        check(plan, 4, 2, length, 3, torch.float32)
+
+
+@pytest.mark.parametrize(("horizon", "length"), [(1, 9), (2, 70), (5, 64), (64, 200), (65, 200), (130, 300)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_direct_with_a_horizon_inside_the_sequence(horizon: int, length: int, dtype: torch.dtype) -> None:
+    check(direct_plan(horizon, length), 3, 3, length, 5, dtype)
+
+
+SEVERAL_LEVELS = [(4, 100, 230), (8, 333, 700), (16, 600, 600), (8, 1000, 1024)]
+
+
+@pytest.mark.parametrize(("terms", "horizon", "length"), SEVERAL_LEVELS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_block_with_several_levels_and_ends(terms: int, horizon: int, length: int, dtype: torch.dtype) -> None:
+    plan = block_plan(terms, horizon, length, {torch.float32: 1e-6, torch.float64: 1e-12}[dtype], 0.0)
+    assert plan is not None
+    check(plan, terms, 2, length, 4, dtype)
+
+
+@pytest.mark.parametrize("dim", [1, 3, 16, 64, 100])
+def test_any_number_of_channels(dim: int) -> None:
+    check(direct_plan(50, 50), 8, 5, 50, dim, torch.float32)
+    plan = block_plan(8, 200, 200, 1e-6, 0.0)
+    assert plan is not None
+    check(plan, 8, 3, 200, dim, torch.float32)
+
+
+def test_random_larger_shapes() -> None:
+    generator = np.random.default_rng(0)
+    for _ in range(4):
+        length = int(generator.integers(300, 1500))
+        horizon = int(generator.integers(length // 3, 2 * length))
+        plan = block_plan(8, horizon, length, 1e-6, 0.0)
+        assert plan is not None
+        check(plan, 8, 1, length, 2, torch.float32)
+
+
+def test_error_stays_under_the_plans_bound() -> None:
+    """In float64 rounding plays no part: what is left is what the plan promised, chunk by chunk."""
+    terms, length, dim = 16, 768, 8
+    plan = block_plan(terms, length, length, 1e-4, 0.0)
+    assert plan is not None
+    x, c = torch.randn(1, length, dim, dtype=torch.float64), torch.randn(dim, terms, dtype=torch.float64)
+    exact = direct_plan(length, length)
+    found = [
+        cpu._conv(x, torch.from_numpy(legendre_basis(p.lags, terms, length)) @ c.T, None, None, None, None, None, p)
+        for p in (plan, exact)
+    ]
+    error = (found[0] - found[1])[0].view(-1, plan.chunk, dim).norm(dim=1)  # (chunks, D)
+    allowed = plan.bound * length**0.5 * c.norm(dim=1) * x[0].norm(dim=0)
+    assert (error <= allowed).all()
+    assert error.max() > 1e-9  # the coarse plan does approximate
+
+
+@pytest.mark.parametrize("horizon", [64, 512])
+def test_same_bits_for_one_and_two_threads(horizon: int) -> None:
+    def run(threads: int) -> list[Tensor]:
+        torch.set_num_threads(threads)
+        torch.manual_seed(1)
+        x, grad, pre, post = (torch.randn(9, horizon, 20) for _ in range(4))
+        weight, bias = torch.randn(20, 4), torch.randn(20)
+        tail = (None, None, horizon, False)
+        arguments = (x, torch.randn(20, 8), torch.randn(20), torch.randn(20), pre, post, *tail)
+        out = [cpu.legendre_conv(*arguments), *cpu.legendre_conv_backward(grad, *arguments, [True] * 6)]
+        short = (x, weight, bias, None, None, "silu")
+        return [*out, cpu.short_conv(*short), *cpu.short_conv_backward(grad, *short, [True] * 3)]
+
+    before = torch.get_num_threads()
+    try:
+        one, two = run(1), run(2)
+    finally:
+        torch.set_num_threads(before)
+    for a, b in zip(one, two, strict=True):
+        assert a.numel() and torch.equal(a, b)
+
+
+def test_strided_views_read_in_place() -> None:
+    wide = torch.randn(4, 70, 3 * 18)
+    x, pre, post = wide.split(18, -1)
+    arguments = (torch.randn(18, 4), None, torch.randn(18))
+    tail = (None, None, 70, False)
+    found = cpu.legendre_conv(x, *arguments, pre, post, *tail)
+    packed = [t.contiguous() for t in (x, pre, post)]
+    assert torch.equal(found, cpu.legendre_conv(packed[0], *arguments, *packed[1:], *tail))
+    flipped = x.transpose(1, 2).contiguous().transpose(1, 2)  # channels not adjacent: copied
+    assert torch.equal(found, cpu.legendre_conv(flipped, *arguments, pre, post, *tail))
+
+
+@pytest.mark.parametrize("width", [1, 2, 3, 4, 7])
+@pytest.mark.parametrize("activation", ["", "silu"])
+def test_short_conv(width: int, activation: str) -> None:
+    batch, length, dim = 3, 150, 21
+    x, weight, bias = (torch.randn(*s, dtype=torch.float64) for s in ((batch, length, dim), (dim, width), (dim,)))
+    grad = torch.randn(batch, length, dim, dtype=torch.float64)
+    leaves = [t.float().double().requires_grad_() for t in (x, weight, bias)]
+    z = torch.nn.functional.conv1d(
+        leaves[0].transpose(1, 2), leaves[1].flip(1)[:, None], leaves[2], padding=width - 1, groups=dim
+    )[..., :length].transpose(1, 2)
+    out = torch.nn.functional.silu(z) if activation else z
+    expected = [out.detach(), *torch.autograd.grad(out, leaves, grad.float().double())]
+    arguments = (*(t.float() for t in (x, weight, bias)), None, None, activation)
+    found = [cpu.short_conv(*arguments), *cpu.short_conv_backward(grad.float(), *arguments, [True] * 3)]
+    for f, e in zip(found, expected, strict=True):
+        assert float((f.double() - e).norm() / e.norm()) < 2e-6
+
+
+def test_silu_far_from_zero() -> None:
+    x = torch.tensor([-200.0, -90.0, -87.5, -1e-30, 0.0, 1e-30, 87.5, 90.0, 200.0, torch.inf, torch.nan]).view(1, -1, 1)
+    found = cpu.short_conv(x, torch.ones(1, 1), None, None, None, "silu")
+    expected = torch.nn.functional.silu(x)
+    assert torch.allclose(found, expected, rtol=1e-6, atol=1e-30, equal_nan=True)
+
+
+@pytest.mark.parametrize("isa", ["avx512", "avx2", "portable"])
+def test_each_instruction_set(isa: str) -> None:
+    """The short checks of this file in a process of their own, with the instruction set forced."""
+    environment = os.environ | {"HYENAREC_CPU_ISA": isa}
+    probe = "import torch, hyenarec_kernels._C; print(torch.ops.hyenarec_cpu.isa())"
+    found = subprocess.run([sys.executable, "-c", probe], env=environment, capture_output=True, text=True, check=False)
+    if found.returncode != 0:
+        assert "this machine has no" in found.stderr or "allowed are" in found.stderr
+        pytest.skip(f"this machine has no {isa}")
+    assert found.stdout.strip() == isa
+    selected = "channels or short_conv or same_bits"
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__, "-k", selected]
+    ran = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stdout[-3000:]
+
+
+def test_an_unknown_instruction_set_is_named() -> None:
+    code = "from hyenarec_kernels import cpu; print(cpu.probe())"
+    environment = os.environ | {"HYENAREC_CPU_ISA": "sse9"}
+    ran = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert "HYENAREC_CPU_ISA=sse9" in ran.stdout and "avx512, avx2 and portable" in ran.stdout

@@ -1,0 +1,121 @@
+"""Plans of the CPU convolution: the bound they promise, what they cover, and when they are direct."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from hyenarec_kernels.plan import (
+    Plan,
+    block_plan,
+    blocks_from_nodes,
+    direct_plan,
+    entries,
+    kept_entries,
+    legendre_basis,
+    local_basis,
+    plan_for,
+)
+
+
+def far_part(plan: Plan, terms: int, length: int) -> np.ndarray:
+    """The matrix (length, length, terms) that the plan's taps and blocks stand for, from its own samples."""
+    samples = legendre_basis(plan.lags, terms, plan.horizon)
+    size = -(-length // plan.levels[-1].chunk) * plan.levels[-1].chunk
+    matrix = np.zeros((size, size, terms))
+    chunk = plan.chunk
+    for i in range(size):
+        for j in range(i // chunk * chunk, i + 1):
+            if i - j < plan.near_taps:
+                matrix[i, j] = samples[i - j]
+        if plan.far_taps:
+            for lag in range(plan.far_lag + i % chunk, plan.horizon):
+                if lag <= i:
+                    matrix[i, i - lag] = samples[plan.near_taps + lag - plan.far_lag]
+    row = plan.near_taps + plan.far_taps
+    projector = np.eye(size)
+    for level in plan.levels:
+        basis = local_basis(level.chunk, level.rank)
+        r, s = (index[kept_entries(level.nodes, level.rank, level.degree)] for index in entries(level.nodes))
+        from_nodes = blocks_from_nodes(level.chunk, level.nodes)[kept_entries(level.nodes, level.rank, level.degree)]
+        for distance in level.distances:
+            block = np.zeros((level.rank, level.rank, terms))
+            block[r, s] = from_nodes @ samples[row : row + level.nodes]
+            row += level.nodes
+            dense = np.einsum("ia,abn,jb->ijn", basis, block, basis)
+            for i in range(distance, size // level.chunk):
+                place = i % level.fan if level.fan else i
+                near = distance <= level.near_pairs
+                if place < distance if near else level.far_first + place > distance:
+                    continue
+                rows, columns = slice(i * level.chunk, (i + 1) * level.chunk), (i - distance) * level.chunk
+                lower = projector_below(projector, level.chunk, i, i - distance)
+                matrix[rows, columns : columns + level.chunk] += lower(dense)
+        projector = projector @ np.kron(np.eye(size // level.chunk), basis @ basis.T)
+    return matrix[:length, :length]
+
+
+def projector_below(projector: np.ndarray, chunk: int, i: int, j: int):  # type: ignore[no-untyped-def]
+    """What a level's block becomes after the levels below it have projected both sides."""
+    left = projector[i * chunk : (i + 1) * chunk, i * chunk : (i + 1) * chunk]
+    right = projector[j * chunk : (j + 1) * chunk, j * chunk : (j + 1) * chunk]
+    return lambda dense: np.einsum("ia,abn,jb->ijn", left, dense, right)
+
+
+@pytest.mark.parametrize(("terms", "horizon", "length"), [(8, 256, 256), (8, 200, 256), (16, 300, 300), (4, 500, 900)])
+def test_bound_holds_for_every_filter_input_and_chunk(terms: int, horizon: int, length: int) -> None:
+    plan = block_plan(terms, horizon, length, 1e-5, 0.0)
+    assert plan is not None and plan.levels
+    taps = legendre_basis(np.arange(horizon, dtype=np.float64), terms, horizon)
+    lag = np.arange(length)[:, None] - np.arange(length)
+    exact = np.where(((lag >= 0) & (lag < horizon))[..., None], taps[np.clip(lag, 0, horizon - 1)], 0)
+    error = far_part(plan, terms, length) - exact
+    worst = 0.0
+    for start in range(0, length, plan.chunk):
+        # the largest response of one chunk of rows to any input and any coefficients of norm 1 is at most this
+        worst = max(worst, float(np.linalg.norm(error[start : start + plan.chunk])))
+    assert 0 < worst <= plan.bound * np.sqrt(horizon) + 1e-11  # few terms are represented exactly, rounding apart
+    assert plan.bound <= 1e-5
+
+
+def test_bound_fails_with_a_rank_one_too_small() -> None:
+    """The margin is real: the chosen shape is not far above what the tolerance needs."""
+    tight, loose = block_plan(16, 512, 512, 1e-6, 0.0), block_plan(16, 512, 512, 1e-3, 0.0)
+    assert tight is not None and loose is not None
+    assert loose.bound > tight.bound
+    assert 1e-6 >= tight.bound > 1e-10
+
+
+@pytest.mark.parametrize("rate", [1.0, 8.0, 32.0])
+def test_damped_filters_stay_within_the_tolerance(rate: float) -> None:
+    plan = block_plan(8, 512, 512, 1e-5, rate)
+    assert plan is not None
+    assert plan.bound <= 1e-5
+
+
+def test_lags_lie_within_the_horizon() -> None:
+    for horizon, length in [(1000, 1000), (1021, 1021), (300, 1000), (96, 1000), (1024, 1024)]:
+        plan = block_plan(16, horizon, length, 1e-5, 0.0)
+        assert plan is not None
+        assert plan.lags.min() >= 0
+        assert plan.lags.max() <= horizon - 1 + 1e-9
+
+
+def test_short_sequences_are_direct_and_long_ones_are_not() -> None:
+    assert not plan_for(32, 50, 50, torch.float32).levels
+    assert plan_for(32, 1024, 1024, torch.float32).levels
+    assert plan_for(32, 1024, 1024, torch.float32) is plan_for(32, 1024, 1024, torch.float32)
+
+
+def test_coarser_dtypes_get_smaller_ranks() -> None:
+    fine, coarse = plan_for(32, 1024, 1024, torch.float32), plan_for(32, 1024, 1024, torch.bfloat16)
+    assert coarse.levels[0].rank < fine.levels[0].rank
+
+
+@pytest.mark.parametrize(("horizon", "length"), [(1, 1), (3, 40), (64, 1000), (50, 50), (7, 5)])
+def test_direct_plan_samples_every_lag_that_can_be_used(horizon: int, length: int) -> None:
+    plan = direct_plan(horizon, length)
+    needed = set(range(min(horizon, length)))
+    assert needed <= set(plan.lags.astype(int).tolist())
+    assert plan.bound == 0
