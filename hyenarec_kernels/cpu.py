@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.functional import pad, softplus
 
 from hyenarec_kernels import reference
-from hyenarec_kernels.plan import Plan, direct_plan, legendre_basis, plan_for
+from hyenarec_kernels.plan import Plan, direct_plan, plan_for, sampled_basis
 from hyenarec_kernels.reference.rows import wide
 
 # Explicit filters of more taps than this go through the reference's FFT. Both take about 4 ns an element at 1,024 taps
@@ -213,7 +213,7 @@ def _taps_plan(taps: int, horizon: int) -> Plan:
 @lru_cache(maxsize=64)
 def _basis(plan: Plan, terms: int, dtype: torch.dtype) -> Tensor:
     with torch.inference_mode(False):
-        return torch.from_numpy(legendre_basis(plan.lags, terms, plan.horizon)).to(dtype)
+        return torch.from_numpy(sampled_basis(plan.lags, terms, plan.horizon)).to(dtype)
 
 
 @lru_cache(maxsize=64)

@@ -34,14 +34,18 @@ def _cached_basis(terms: int, horizon: int, dtype: torch.dtype, device: torch.de
 
 
 def _basis(terms: int, horizon: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    x = torch.linspace(-1, 1, horizon, dtype=torch.float64) if horizon > 1 else -torch.ones(1, dtype=torch.float64)
+    lags = torch.arange(horizon, dtype=torch.float64)
+    return legendre_at(lags, terms, horizon).to(dtype).to(device)  # in two steps: not every device has float64
+
+
+def legendre_at(lags: Tensor, terms: int, horizon: int) -> Tensor:
+    """``sqrt(2n+1) P_n(2 lag / (K-1) - 1)`` at any lags, whole or not: (P,) float64 to (terms, P) float64."""
+    x = 2 * lags / max(horizon - 1, 1) - 1
     rows = [torch.ones_like(x), x][:terms]
     for n in range(1, terms - 1):  # Bonnet: (n+1) P_{n+1} = (2n+1) x P_n - n P_{n-1}
         rows.append(((2 * n + 1) * x * rows[n] - n * rows[n - 1]) / (n + 1))
     norms = torch.arange(1, 2 * terms, 2, dtype=torch.float64).sqrt()  # (N,)
-    return (
-        (torch.stack(rows) * norms[:, None]).to(dtype).to(device)
-    )  # float64 stays on the CPU: not every device has it
+    return torch.stack(rows) * norms[:, None]
 
 
 def window(decay: Tensor, horizon: int, taps: int) -> Tensor:

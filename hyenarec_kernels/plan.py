@@ -16,13 +16,15 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from hyenarec_kernels.legendre import legendre_at
+
 Array = npt.NDArray[np.float64]
 
 CHUNKS = (16, 24, 32, 40, 48)  # of the lowest level: multiples of the 4 rows of a register tile
 FANS = (4, 8)  # chunks in a parent: even, so that the two halves of a parent mirror each other
 MAX_RANK = 40
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 4e-6, torch.bfloat16: 1e-3, torch.float16: 2e-4}
-# Cycles of a multiply-add in each part, relative to the direct part (measured, AVX-512, two cores): moments and
+# Weights of a multiply-add in each part, relative to the direct part, set by hand and not yet calibrated: moments and
 # reconstruction pay for folding, the blocks between chunks for table loads.
 COST_DIRECT, COST_FOLDED, COST_PAIRS, COST_ROW = 1.0, 1.2, 1.2, 8.0
 
@@ -95,9 +97,9 @@ class Plan:
     def lags(self) -> Array:
         """The lags at which the filter is sampled, (samples,)."""
         far = [] if self.shares_taps else [self.far_lag + np.arange(self.far_taps)]
-        return np.concatenate([np.arange(self.near_taps), *far, *(level.lags for level in self.levels)]).astype(
-            np.float64
-        )
+        parts = [np.arange(self.near_taps), *far, *(level.lags for level in self.levels)]
+        lags: Array = np.concatenate(parts).astype(np.float64)
+        return lags
 
     @cached_property
     def numbers(self) -> list[int]:
@@ -168,7 +170,8 @@ def blocks_from_nodes(chunk: int, nodes: int) -> Array:
     shifts = (points[:, None] - points[None, :]).reshape(-1) / 2
     grid = (np.polynomial.chebyshev.chebvander(shifts, nodes - 1) @ transform).reshape(nodes, nodes, nodes)
     blocks = np.einsum("ra,abp,sb->rsp", to_basis, grid, to_basis, optimize=True)
-    return blocks[entries(nodes)]
+    kept: Array = blocks[entries(nodes)]
+    return kept
 
 
 def entries(nodes: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
@@ -184,18 +187,15 @@ def kept_entries(nodes: int, rank: int, degree: int) -> npt.NDArray[np.bool_]:
 
 def chebyshev_transform(count: int) -> Array:
     """Values at chebyshev_nodes(count) -> Chebyshev coefficients, (count, count)."""
-    transform: Array = 2 / count * np.polynomial.chebyshev.chebvander(chebyshev_nodes(count), count - 1).T
-    transform[0] /= 2
+    weights = np.where(np.arange(count) == 0, 1.0, 2.0)[:, None]
+    transform: Array = np.polynomial.chebyshev.chebvander(chebyshev_nodes(count), count - 1).T * (weights / count)
     return transform
 
 
-def legendre_basis(lags: Array, terms: int, horizon: int) -> Array:
-    """sqrt(2n+1) P_n(2 lag / (K-1) - 1) by the three-term recurrence, (lags, terms)."""
-    x = 2 * lags / max(horizon - 1, 1) - 1
-    columns = [np.ones_like(x), x]
-    for n in range(2, terms):
-        columns.append(((2 * n - 1) * x * columns[-1] - (n - 1) * columns[-2]) / n)
-    return np.stack([math.sqrt(2 * n + 1) * columns[n] for n in range(terms)], axis=1)
+def sampled_basis(lags: Array, terms: int, horizon: int) -> Array:
+    """The Legendre basis at any lags, (lags, terms)."""
+    basis: Array = legendre_at(torch.from_numpy(lags), terms, horizon).T.numpy()
+    return basis
 
 
 @dataclass(frozen=True)
@@ -215,8 +215,9 @@ class Windows:
     def blocks(self, chunk: int, distances: Array, nodes: int, rate: float) -> Array:
         """Entries (r, s), r + s < nodes, of every window, from `nodes` samples, (windows, entries, terms)."""
         lags = chunk * distances[:, None] + (chunk - 1) * chebyshev_nodes(nodes)  # (windows, nodes)
-        values = legendre_basis(lags.reshape(-1), self.terms, self.horizon).reshape(len(distances), nodes, self.terms)
-        return blocks_from_nodes(chunk, nodes) @ (values * np.exp(-rate * lags / self.horizon)[..., None])
+        values = sampled_basis(lags.reshape(-1), self.terms, self.horizon).reshape(len(distances), nodes, self.terms)
+        blocks: Array = blocks_from_nodes(chunk, nodes) @ (values * np.exp(-rate * lags / self.horizon)[..., None])
+        return blocks
 
     @lru_cache(maxsize=256)  # noqa: B019 (windows live as long as the search that made them)
     def energy(self, chunk: int, last: int) -> Array:
@@ -229,7 +230,8 @@ class Windows:
         if last > 24:
             distances = distances[np.r_[0:8, np.linspace(8, last - 9, 8).astype(int), last - 8 : last]]
         squares = [np.square(self.blocks(chunk, distances, min(self.exact_nodes, chunk), rate)) for rate in self.rates]
-        return np.max([square.sum(axis=(0, 2)) for square in squares], axis=0) * (last / len(distances))
+        energy: Array = np.max([square.sum(axis=(0, 2)) for square in squares], axis=0) * (last / len(distances))
+        return energy
 
     @lru_cache(maxsize=256)  # noqa: B019
     def shape(self, chunk: int, last: int, tolerance: float) -> tuple[int, int, int] | None:

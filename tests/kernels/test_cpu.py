@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from hyenarec_kernels import cpu
-from hyenarec_kernels.plan import Plan, block_plan, direct_plan, legendre_basis
+from hyenarec_kernels.plan import Plan, block_plan, direct_plan, sampled_basis
 
 pytestmark = pytest.mark.skipif(cpu.probe() is not None, reason=f"cpu backend: {cpu.probe()}")
 
@@ -42,12 +42,14 @@ def errors(plan: Plan, terms: int, batch: int, length: int, dim: int, dtype: tor
 
     x, pre, post = (draw(batch, length, dim) for _ in range(3))
     coefficients, skip, grad = draw(dim, terms), draw(dim), torch.randn(batch, length, dim).to(dtype)
-    taps = torch.from_numpy(legendre_basis(np.arange(plan.horizon), terms, plan.horizon)) @ coefficients.T
+    taps = (
+        torch.from_numpy(sampled_basis(np.arange(plan.horizon, dtype=np.float64), terms, plan.horizon)) @ coefficients.T
+    )
     out = dense(x, taps, skip, pre, post, real)
     inputs = (x, coefficients, skip, pre, post)
     expected = dict(zip(NAMES, torch.autograd.grad(out, inputs, grad.double()), strict=True)) | {"out": out.detach()}
 
-    basis = torch.from_numpy(legendre_basis(plan.lags, terms, plan.horizon)).to(dtype)
+    basis = torch.from_numpy(sampled_basis(plan.lags, terms, plan.horizon)).to(dtype)
     poison = [torch.where(real, t.detach().to(dtype), torch.nan) for t in (x, pre, post, grad)]
     nx, npre, npost, ngrad = poison
     samples = (basis @ coefficients.detach().to(dtype).T).contiguous()
@@ -126,7 +128,7 @@ def test_error_stays_under_the_plans_bound() -> None:
     x, c = torch.randn(1, length, dim, dtype=torch.float64), torch.randn(dim, terms, dtype=torch.float64)
     exact = direct_plan(length, length)
     found = [
-        cpu._conv(x, torch.from_numpy(legendre_basis(p.lags, terms, length)) @ c.T, None, None, None, None, None, p)
+        cpu._conv(x, torch.from_numpy(sampled_basis(p.lags, terms, length)) @ c.T, None, None, None, None, None, p)
         for p in (plan, exact)
     ]
     error = (found[0] - found[1])[0].view(-1, plan.chunk, dim).norm(dim=1)  # (chunks, D)

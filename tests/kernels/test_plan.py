@@ -13,15 +13,15 @@ from hyenarec_kernels.plan import (
     direct_plan,
     entries,
     kept_entries,
-    legendre_basis,
     local_basis,
     plan_for,
+    sampled_basis,
 )
 
 
 def far_part(plan: Plan, terms: int, length: int) -> np.ndarray:
     """The matrix (length, length, terms) that the plan's taps and blocks stand for, from its own samples."""
-    samples = legendre_basis(plan.lags, terms, plan.horizon)
+    samples = sampled_basis(plan.lags, terms, plan.horizon)
     size = -(-length // plan.levels[-1].chunk) * plan.levels[-1].chunk
     matrix = np.zeros((size, size, terms))
     chunk = plan.chunk
@@ -67,7 +67,7 @@ def projector_below(projector: np.ndarray, chunk: int, i: int, j: int):  # type:
 def test_bound_holds_for_every_filter_input_and_chunk(terms: int, horizon: int, length: int) -> None:
     plan = block_plan(terms, horizon, length, 1e-5, 0.0)
     assert plan is not None and plan.levels
-    taps = legendre_basis(np.arange(horizon, dtype=np.float64), terms, horizon)
+    taps = sampled_basis(np.arange(horizon, dtype=np.float64), terms, horizon)
     lag = np.arange(length)[:, None] - np.arange(length)
     exact = np.where(((lag >= 0) & (lag < horizon))[..., None], taps[np.clip(lag, 0, horizon - 1)], 0)
     error = far_part(plan, terms, length) - exact

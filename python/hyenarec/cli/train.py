@@ -100,10 +100,9 @@ class Compare:
         command = shlex.join(["hyenarec", *sys.argv[1:]])
         report = {"command": command, "summary": summary, "baselines": baseline, "results": results}
         write_text(self.out / "compare.json", json.dumps(report, indent=2) + "\n")
-        rows = [{"model": name, **_mean_cells(values)} for name, values in summary.items()]
-        show_table(
-            f"test, {self.data.name}, {len(self.seeds)} seeds, mean ± s.d.", ("model", *COLUMNS), rows + baseline
-        )
+        rows = [{"model": name, **_mean_cells(values, len(self.seeds))} for name, values in summary.items()]
+        title = f"test, {self.data.name}, mean ± s.d. of seeds {', '.join(map(str, self.seeds))}"
+        show_table(title, ("model", *COLUMNS), rows + baseline)
 
 
 def train(
@@ -147,12 +146,14 @@ def test_cells(result: dict[str, Any]) -> dict[str, Any]:
     return {**result["test"], "s/epoch": round(result["seconds_per_epoch"], 2)}
 
 
-def _mean_cells(summary: dict[str, dict[str, float]]) -> dict[str, str]:
-    digits = {"s/epoch": 1}
-    return {
-        metric: f"{value['mean']:.{digits.get(metric, 4)}f} ± {value['sd']:.{digits.get(metric, 4)}f}"
-        for metric, value in summary.items()
-    }
+def _mean_cells(summary: dict[str, dict[str, float]], seeds: int) -> dict[str, str]:
+    """Mean and spread, narrow enough for four columns on an 80-column terminal; the mean alone of a single seed."""
+    cells = {}
+    for metric, value in summary.items():
+        digits = 1 if metric == "s/epoch" else 4
+        spread = f"{value['sd']:.{digits}f}".removeprefix("0")
+        cells[metric] = f"{value['mean']:.{digits}f}" + (f" ±{spread}" if seeds > 1 else "")
+    return cells
 
 
 def _describe(store: SequenceStore) -> None:
