@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import subprocess
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,22 @@ def describe(device: torch.device) -> dict[str, Any]:
     """Processor or GPU, threads and versions, as JSON: every recorded figure carries them."""
     return {
         "hyenarec": version("hyenarec"),
+        "revision": _revision(),
         "torch": torch.__version__,
         "numpy": np.__version__,
         "python": platform.python_version(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else _processor(),
         "threads": torch.get_num_threads(),
     }
+
+
+def _revision() -> str | None:
+    """The commit of the checkout that this package is imported from; None for an installed copy."""
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
 
 
 def _processor() -> str:

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 # Scores held at a time. On 2 cores of a Sapphire Rapids Xeon 1M (4 MiB of float32, about the L2 caches) is within 5% of
-# the fastest in float32 and bfloat16, and 3 to 4 times faster than scoring everything at once or torch's
+# the fastest in float32 and bfloat16, and 3 to 3.5 times faster than scoring everything at once or torch's
 # linear_cross_entropy: benchmarks/losses.py.
 CHUNK_SCORES = 1 << 20
 
