@@ -2,10 +2,9 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-
 INSTALL := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint sanitize clean
 
 demo: $(VENV)/rec
 	$(BIN)/hyenarec demo
@@ -17,6 +16,10 @@ lint: $(VENV)/test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# The CPU kernels' tests under address and undefined-behaviour checks.
+sanitize: $(VENV)/test
+	PYTHON=$(CURDIR)/$(BIN)/python csrc/sanitize.sh tests/kernels/test_cpu.py
 
 $(VENV)/base: constraints.txt
 	$(PYTHON) -m venv $(VENV)
