@@ -18,9 +18,9 @@ import tyro
 from hyenarec import environment
 from hyenarec.cli.options import load_source
 from hyenarec.cli.train import summarise, train
+from hyenarec.config import HyenaConfig, ModelConfig
 from hyenarec.display import console, show_table
 from hyenarec.files import write_text
-from hyenarec.model import HyenaConfig, ModelConfig
 from hyenarec.training import Source, TrainingConfig
 
 VARIANTS: dict[str, dict[str, Any]] = {

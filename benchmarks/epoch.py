@@ -21,9 +21,9 @@ import torch
 import tyro
 from hyenarec import environment
 from hyenarec.cli.options import load_source
+from hyenarec.config import ModelConfig
 from hyenarec.display import console, show_table
 from hyenarec.files import write_text
-from hyenarec.model import ModelConfig
 from hyenarec.training import Run, Source, TrainingConfig
 
 from hyenarec_kernels import backends

@@ -8,9 +8,9 @@ from pathlib import Path
 from hyenarec.cli.options import load_source
 from hyenarec.cli.serve import show_recommendations
 from hyenarec.cli.train import COLUMNS, baseline_rows, test_cells, train
+from hyenarec.config import ModelConfig
 from hyenarec.data.synthetic import write_synthetic_log
 from hyenarec.display import console, show_table
-from hyenarec.model import ModelConfig
 from hyenarec.plots import learned_filters, training_curves
 from hyenarec.recommendation import Recommender
 from hyenarec.training import Source, TrainingConfig, read_history

@@ -11,11 +11,12 @@ import torch
 from torch import Tensor
 
 from hyenarec import checkpoint
+from hyenarec.config import AttentionConfig, HyenaConfig, ModelConfig
 from hyenarec.data.batches import Batch, pack_histories
 from hyenarec.data.ids import Ids
 from hyenarec.errors import UserError
 from hyenarec.evaluation import exclude_history
-from hyenarec.model import AttentionConfig, HyenaConfig, ModelConfig, SequenceModel
+from hyenarec.model import SequenceModel
 from hyenarec.training import BEST
 
 HISTORIES_AT_A_TIME = 256

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from hyenarec import checkpoint, environment
 from hyenarec.baselines import Popularity
+from hyenarec.config import ModelConfig
 from hyenarec.data.batches import Batch, TrainingWindows
 from hyenarec.data.splits import Split
 from hyenarec.data.store import SequenceStore
@@ -29,7 +30,7 @@ from hyenarec.errors import UserError
 from hyenarec.evaluation import Ranking, rank_targets
 from hyenarec.files import write_text
 from hyenarec.losses import full_cross_entropy, sampled_softmax
-from hyenarec.model import ModelConfig, SequenceModel
+from hyenarec.model import SequenceModel
 
 LAST, BEST = "last.safetensors", "best.safetensors"
 

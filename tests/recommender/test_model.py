@@ -5,11 +5,12 @@ from dataclasses import replace
 import pytest
 import torch
 from conftest import make_batch
+from hyenarec.config import ModelConfig
 from hyenarec.data.batches import Batch
 from hyenarec.errors import UserError
 from hyenarec.mixers import MIXERS
 from hyenarec.mixers.attention import AttentionMixer
-from hyenarec.model import Dropout, ModelConfig, SequenceModel
+from hyenarec.model import Dropout, SequenceModel
 from hyenarec.packing import Packing
 from torch import Tensor
 
@@ -81,7 +82,6 @@ def test_every_parameter_learns(mixer: str) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"mixer": "lstm"}, "option mixer: 'lstm' is none of hyena, attention, gru"),
         ({"dim": 0}, "option dim: 0 is below 1"),
         ({"dropout": 1.0}, "option dropout: 1.0 is outside"),
         ({"dim": 7}, "option attention.heads: 2 does not divide dim 7"),
@@ -90,6 +90,11 @@ def test_every_parameter_learns(mixer: str) -> None:
 def test_bad_options_are_one_line(options: dict[str, object], message: str) -> None:
     with pytest.raises(UserError, match="^" + message.replace("(", r"\(")):
         ModelConfig(**options)  # type: ignore[arg-type]
+
+
+def test_an_unknown_mixer_is_one_line() -> None:
+    with pytest.raises(UserError, match=r"^option mixer: 'lstm' is none of hyena, attention, gru$"):
+        SequenceModel(ModelConfig(mixer="lstm"), n_items=5)
 
 
 @pytest.mark.parametrize("probability", [0.2, 0.5, 0.01])

@@ -15,11 +15,11 @@ import pytest
 import torch
 from conftest import make_store
 from hyenarec import checkpoint
+from hyenarec.config import ModelConfig
 from hyenarec.data.splits import leave_one_out
 from hyenarec.data.store import SequenceStore
 from hyenarec.errors import UserError
 from hyenarec.mixers import MIXERS
-from hyenarec.model import ModelConfig
 from hyenarec.training import BEST, LAST, Run, Source, TrainingConfig, read_history
 
 MODEL = ModelConfig(dim=8, max_length=8, blocks=1)

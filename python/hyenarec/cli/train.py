@@ -15,6 +15,7 @@ import tyro
 
 from hyenarec.baselines import baselines
 from hyenarec.cli.options import Columns, DataPath, load_source
+from hyenarec.config import ModelConfig
 from hyenarec.data.splits import Split
 from hyenarec.data.store import SequenceStore
 from hyenarec.display import console, show_table
@@ -22,7 +23,6 @@ from hyenarec.errors import UserError
 from hyenarec.evaluation import rank_targets
 from hyenarec.files import write_text
 from hyenarec.mixers import MIXERS
-from hyenarec.model import ModelConfig
 from hyenarec.plots import training_curves
 from hyenarec.training import Run, Source, TrainingConfig
 

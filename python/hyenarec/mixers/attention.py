@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
+from hyenarec.config import ModelConfig
 from hyenarec.mixers.base import Mixer
 from hyenarec.packing import Packing
-
-if TYPE_CHECKING:
-    from hyenarec.model import ModelConfig
 
 
 class AttentionMixer(Mixer):

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from torch import Tensor, nn
 
+from hyenarec.config import ModelConfig
 from hyenarec.packing import Packing
-
-if TYPE_CHECKING:
-    from hyenarec.model import ModelConfig
 
 
 class Mixer(nn.Module):

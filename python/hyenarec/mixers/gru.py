@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from torch import Tensor, nn
 
+from hyenarec.config import ModelConfig
 from hyenarec.mixers.base import Mixer
 from hyenarec.packing import Packing
-
-if TYPE_CHECKING:
-    from hyenarec.model import ModelConfig
 
 
 class GRUMixer(Mixer):
