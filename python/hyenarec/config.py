@@ -10,7 +10,7 @@ from hyenarec.errors import UserError
 
 @dataclass(frozen=True)
 class HyenaConfig:
-    """The hyena mixer. Defaults were chosen by the ablation in benchmarks/results/ablation-ml-100k.json."""
+    """The hyena mixer. Defaults lead the one-seed ablation in benchmarks/results/ablation-ml-100k.json."""
 
     horizon: int | None = None
     """Filter taps, in events; default: the model's max_length."""
