@@ -1,7 +1,7 @@
 """Reading logs: formats, id and time types, order, and every complaint."""
 
 from collections.abc import Callable
-from datetime import date, datetime, timezone
+from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
 
@@ -159,7 +159,7 @@ NOON = 1_704_110_400  # 2024-01-01 12:00 UTC
         ([datetime(2024, 1, 1, 12, 0, 0, us) for us in (750_000, 500_000, 2)], [NOON] * 3),
         ([datetime(2024, 1, 1, 12, minute) for minute in (2, 1, 0)], [NOON, NOON + 60, NOON + 120]),
         (
-            [datetime(2024, 1, 1, 12, minute, tzinfo=timezone.utc) for minute in (2, 1, 0)],
+            [datetime(2024, 1, 1, 12, minute, tzinfo=UTC) for minute in (2, 1, 0)],
             [NOON, NOON + 60, NOON + 120],
         ),
         ([date(2024, 1, 3), date(2024, 1, 2), date(1970, 1, 1)], [0, NOON + 43_200, NOON + 129_600]),
