@@ -45,7 +45,7 @@ def learned_filters(model: SequenceModel, path: Path, channels: int = 6) -> None
     mixers = [block.mixer for block in model.blocks]
     filters = [taps for mixer in mixers if isinstance(mixer, HyenaMixer) for taps in mixer.taps()]  # (G, K) each
     if not filters:
-        raise UserError(f"a {model.config.mixer} model has no long filters to plot (only hyena has)")
+        raise UserError(f"mixer {model.config.mixer} has no long filters to plot; only hyena has")
     figure = Figure(figsize=(11, 3.6 * len(filters)), layout="constrained")
     grid = figure.subplots(len(filters), 2, squeeze=False)
     for index, (taps, (map_axes, curve_axes)) in enumerate(zip(filters, grid, strict=True)):

@@ -84,7 +84,7 @@ class Recommender:
             if not len(history):
                 raise UserError(f"history {number}: empty; at least one item is needed")
             try:
-                encoded.append(self.item_ids.encode(history))
+                encoded.append(self.item_ids.encode(history, "item"))
             except UserError as error:
                 raise UserError(f"history {number}: {error}") from error
             left = len(self.item_ids) - (len(set(encoded[-1].tolist())) if exclude_seen else 0)

@@ -104,7 +104,7 @@ class Recommend:
             return [f"line {number}" for number, _ in lines], [history for _, history in lines]
         source = _source(recommender, self.data)
         store = open_data(Path(source.data), user=source.user, item=source.item, timestamp=source.timestamp)
-        chosen = store.user_ids.encode(self.users)
+        chosen = store.user_ids.encode(self.users, "user")
         return list(self.users), [store.item_ids.decode(store.history(int(user))) for user in chosen]
 
 
