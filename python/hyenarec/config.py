@@ -10,7 +10,7 @@ from hyenarec.errors import UserError
 
 @dataclass(frozen=True)
 class HyenaConfig:
-    """The hyena mixer. Defaults lead the one-seed ablation in benchmarks/results/ablation-ml-100k.json."""
+    """The hyena mixer. benchmarks/results/ablation-ml-100k.json has what each option is worth."""
 
     horizon: int | None = None
     """Filter taps, in events; default: the model's max_length."""
