@@ -62,7 +62,7 @@ class Epoch:
                     run.model.train()
                     with backends.use(backend) if backend else nullcontext():
                         began = time.perf_counter()
-                        run._step(batch, TRAINING.learning_rate)
+                        run.step(batch, TRAINING.learning_rate)
                         times[mixer, backend].append(time.perf_counter() - began)
                 order.reverse()
             for (mixer, backend), seconds in times.items():

@@ -20,7 +20,7 @@ from hyenarec_kernels.plan import Plan, direct_plan, plan_for, sampled_basis
 from hyenarec_kernels.reference.rows import wide
 
 # Explicit filters of more taps than this go through the reference's FFT. Both take about 4 ns an element at 1,024 taps
-# (two AVX-512 cores, float32); the direct form's chunks leave the first-level cache well before.
+# (two AVX-512 cores, busy with other work, float32); the direct form's chunks leave the first-level cache well before.
 DIRECT_TAPS = 512
 
 

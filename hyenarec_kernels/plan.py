@@ -1,9 +1,10 @@
-"""Plans of the CPU convolution: chunk sizes, ranks and the guaranteed error of the block low-rank form.
+"""Plans of the CPU convolution: chunk sizes, ranks and the error bound of the block low-rank form.
 
 A plan turns a filter into its values at a few lags: every lag of the first chunk, and for each chunk distance the
 Chebyshev nodes of the window of lags that the distance covers. Inside a window the filter is replaced by the polynomial
 through its nodes and written in the local polynomial basis of the two chunks, of which a few entries are kept. What is
-dropped is computed here entry by entry, in float64, before anything runs: the bound is exact, not an estimate.
+dropped is computed here entry by entry, in float64, before anything runs. Without a window the bound is guaranteed;
+with one it is the worst of six decay rates from none to the fastest, an estimate between them.
 """
 
 from __future__ import annotations

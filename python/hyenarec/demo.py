@@ -7,7 +7,7 @@ from pathlib import Path
 
 from hyenarec.cli.options import load_source
 from hyenarec.cli.serve import show_recommendations
-from hyenarec.cli.train import COLUMNS, baseline_rows, test_cells, train
+from hyenarec.cli.train import COLUMNS, baseline_rows, result_cells, train
 from hyenarec.config import ModelConfig
 from hyenarec.data.synthetic import write_synthetic_log
 from hyenarec.display import console, show_table
@@ -43,7 +43,7 @@ class Demo:
             console.rule(name)
             model = replace(base, mixer=mixer)
             result = train(store, split, model, training, source, self.out / mixer)
-            rows.append({"model": name, **test_cells(result)})
+            rows.append({"model": name, **result_cells(result)})
             histories[name] = read_history(self.out / mixer)
         console.rule("results")
         rows += baseline_rows(store, split, base, training)

@@ -112,6 +112,7 @@ class Progress:
     stale: int = 0  # evaluations since the best
     finished: bool = False
     history: list[dict[str, Any]] = field(default_factory=list)  # a row an epoch
+    environment: dict[str, Any] = field(default_factory=dict)  # where training began: evaluating again leaves it alone
 
 
 @dataclass(frozen=True)
@@ -158,7 +159,7 @@ class Run:
         self.model = SequenceModel(model_config, store.n_items).to(self.device)
         self.optimizer = _optimizer(self.model, config)
         self.loss = self._make_loss()
-        self.progress = Progress()
+        self.progress = Progress(environment=environment.describe(self.device))
         self._resume()
 
     def train(self) -> dict[str, Any]:
@@ -194,7 +195,7 @@ class Run:
         before = progress.epoch_seconds
         for batch in self.windows.epoch(config.seed, progress.epoch, progress.batch):
             rate = config.rate(progress.step, steps)
-            loss_sum += self._step(batch.to(self.device), rate) * len(batch.items)
+            loss_sum += self.step(batch.to(self.device), rate) * len(batch.items)
             progress.step += 1
             progress.batch += 1
             display.advance()
@@ -213,7 +214,8 @@ class Run:
         row = {"epoch": progress.epoch + 1, "step": progress.step, "loss": mean_loss, "seconds": seconds}
         self._end_epoch(row, display)
 
-    def _step(self, batch: Batch, rate: float) -> Tensor:
+    def step(self, batch: Batch, rate: float) -> Tensor:
+        """One optimiser step at learning rate ``rate``; the batch's mean loss."""
         torch.manual_seed(self.config.seed * 1_000_000_007 + self.progress.step)  # dropout and negatives of this step
         for group in self.optimizer.param_groups:
             group["lr"] = rate
@@ -312,7 +314,7 @@ class Run:
         seconds = sorted(row["seconds"] for row in self.progress.history)
         result = {
             **self.description,
-            "environment": environment.describe(self.device),
+            "environment": self.progress.environment,
             "parameters": sum(p.numel() for p in self.model.parameters()),
             "epochs": self.progress.epoch,
             "best_epoch": self.progress.best_epoch,

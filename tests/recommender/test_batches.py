@@ -4,7 +4,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from conftest import make_store
+from generated import make_store
 from hyenarec.data.batches import TrainingWindows, evaluation_batches, pack_histories
 from hyenarec.data.splits import leave_one_out
 

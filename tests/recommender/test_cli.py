@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import make_store
+from generated import make_store
 from hyenarec.cli import main
 from hyenarec.data.store import SequenceStore
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from conftest import make_store
+from generated import make_store
 from hyenarec.baselines import Popularity, RepeatLast, baselines
 from hyenarec.data.batches import Batch, pack_histories
 from hyenarec.data.splits import leave_one_out

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import make_batch
+from generated import make_batch
 from hyenarec.config import ModelConfig
 from hyenarec.data.batches import Batch
 from hyenarec.errors import UserError

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import make_store
+from generated import make_store
 from hyenarec.data.batches import pack_histories
 from hyenarec.data.splits import leave_one_out
 from hyenarec.data.store import SequenceStore

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import make_store
+from generated import make_store
 from hyenarec import checkpoint
 from hyenarec.config import ModelConfig
 from hyenarec.data.splits import leave_one_out
@@ -69,7 +69,7 @@ KILLED = """
 import sys
 from pathlib import Path
 sys.path.insert(0, {tests!r})
-from conftest import make_store
+from generated import make_store
 from test_training import train
 train(Path({folder!r}), make_store(n_users=150), epochs=4, checkpoint_minutes=1e-9)
 """

@@ -53,7 +53,7 @@ class Train:
         _describe(store)
         result = train(store, split, self.model, self.training, source, self.out)
         rows = [
-            {"model": self.model.mixer, **test_cells(result)},
+            {"model": self.model.mixer, **result_cells(result)},
             *baseline_rows(store, split, self.model, self.training),
         ]
         show_table(f"test, {self.data.name}", ("model", *COLUMNS), rows)
@@ -141,7 +141,7 @@ def summarise(results: dict[str, list[dict[str, Any]]]) -> dict[str, dict[str, d
     return summary
 
 
-def test_cells(result: dict[str, Any]) -> dict[str, Any]:
+def result_cells(result: dict[str, Any]) -> dict[str, Any]:
     """A run's result as a row of the table with ``COLUMNS``."""
     return {**result["test"], "s/epoch": round(result["seconds_per_epoch"], 2)}
 

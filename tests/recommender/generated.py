@@ -1,7 +1,8 @@
+"""Data that the recommender's tests generate."""
+
 from __future__ import annotations
 
 import numpy as np
-import pytest
 import torch
 from hyenarec.data.batches import Batch
 from hyenarec.data.ids import Ids
@@ -23,11 +24,6 @@ def make_store(n_users: int = 40, n_items: int = 30, longest: int = 25, seed: in
         user_ids=Ids.from_values([f"user-{index:03}" for index in range(n_users)]),
         item_ids=Ids.from_values(list(range(100, 100 + n_items))),
     )
-
-
-@pytest.fixture
-def store() -> SequenceStore:
-    return make_store()
 
 
 def make_batch(lengths: list[int], n_items: int = 30, seed: int = 0) -> Batch:
