@@ -89,6 +89,7 @@ Plan plan_of(const std::vector<int64_t>& n, const Tensor& constants) {
   constexpr size_t kHead = 7, kPerLevel = 12;
   STD_TORCH_CHECK(n.size() >= kHead && (n.size() - kHead) % kPerLevel == 0, "plan: malformed");
   Plan plan{n[0], n[1], n[2], n[3], n[4], n[5], n[6], int((n.size() - kHead) / kPerLevel), {}};
+  STD_TORCH_CHECK(plan.chunk % 8 == 0, "plan: chunks of ", plan.chunk, " rows are no whole tiles of 8");
   STD_TORCH_CHECK(plan.num_levels <= hyenarec::kMaxLevels, "plan: more than ", hyenarec::kMaxLevels, " levels");
   const char* base = static_cast<const char*>(constants.data_ptr());
   int64_t size = constants.element_size();
@@ -116,6 +117,7 @@ struct Inputs {
     args.num_sequences = int64_t(sequences.size());
     args.channels = x.size(x.dim() - 1);
     args.padded_length = x.dim() == 3 ? x.size(1) : 0;
+    args.threads = torch::stable::get_num_threads();
     args.dtype = dtype_of(x);
     args.x = rows_of(x);
     args.pre_gate = rows_of(pre_gate);

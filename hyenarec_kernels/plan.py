@@ -21,8 +21,9 @@ from hyenarec_kernels.legendre import legendre_at
 
 Array = npt.NDArray[np.float64]
 
-CHUNKS = (16, 24, 32, 40, 48)  # of the lowest level: multiples of the 4 rows of a register tile
-FANS = (4, 8)  # chunks in a parent: even, so that the two halves of a parent mirror each other
+ROWS = 8  # of a register tile of the direct part: chunks are whole tiles
+CHUNKS = (16, 24, 32, 40, 48)  # of the lowest level
+FANS = (4, 8)  # chunks in a parent: whole segments of 4, whose two halves mirror each other
 MAX_RANK = 40
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 4e-6, torch.bfloat16: 1e-3, torch.float16: 2e-4}
 # Weights of a multiply-add in each part, relative to the direct part, set by hand and not yet calibrated: moments and
@@ -270,7 +271,7 @@ class Windows:
 
 def direct_plan(horizon: int, length: int) -> Plan:
     """Every tap one by one. Long filters over longer sequences go in chunks of the filter's size."""
-    chunk = -(-min(max(horizon, 64), length) // 4) * 4
+    chunk = -(-min(max(horizon, 64), length) // ROWS) * ROWS
     return Plan(horizon, length, chunk, (), 0.0)
 
 

@@ -50,6 +50,7 @@ struct ConvArgs {
   int64_t num_sequences;
   int64_t channels;
   int64_t padded_length;  // rows of a batch row, whose padding is written as zeros; 0 for packed input
+  int64_t threads;        // that the work can be shared among
   Dtype dtype;            // of x, gates and outputs; arithmetic and `samples`, `skip` are float32 (float64 for f64)
   Rows x, pre_gate, post_gate, out;
   const void* samples;  // (num_samples, channels): the filter at the plan's lags

@@ -1,7 +1,10 @@
-// Backward: the same pass over the time-reversed output gradient gives du; the filter's gradient is a correlation of
-// output gradient and u for the sampled taps and an outer product of their moments for the blocks, so no gradient of
-// K taps exists. Sums over sequences are split into `parts` by the shape alone and added in order: the same bits for any number of threads.
+// Backward: the same pass over the time-reversed output gradient gives du. A pass over u beside one over the output
+// gradient gives the rest, segment by segment: y for the post gate, correlations of the two for the sampled taps, outer
+// products of their moments for the blocks, so no gradient of K taps exists; skip is a part of the tap at lag 0. Sums
+// over sequences are split into the call's groups and added in order: the same bits for any number of threads.
 #pragma once
+#include <initializer_list>
+
 #include "correlate.h"
 #include "forward.h"
 
@@ -9,146 +12,145 @@ namespace hyenarec::HYENAREC_ISA {
 
 template <class A>
 struct BackwardCall : Call<A> {
-  using Call<A>::args, Call<A>::channel_blocks, Call<A>::table_size, Call<A>::groups;
+  using Call<A>::args, Call<A>::channel_blocks, Call<A>::table_size, Call<A>::num_groups, Call<A>::rows;
   int64_t parts;
-  Arena sums;
-  Vec<A>* gradients;  // (parts, channel_blocks, table_size + 1): of the tables, then of skip
+  Arena arena;
+  Vec<A>* sums;  // (parts, channel_blocks, table_size): gradients of the tables
 
-  // As many parts as fit in a twentieth of x, at most 16, so that scratch stays small beside the input.
-  static int64_t count_parts(const Call<A>& call) {
-    int64_t rows = 0;
-    for (int64_t s = 0; s < call.args.num_sequences; ++s) rows += call.args.sequences[s].length;
-    int64_t fit = rows / (20 * (call.table_size + 1)), most = call.groups.count < 16 ? call.groups.count : 16;
-    fit = fit < 2 ? 2 : fit;
-    return most < fit ? (most > 0 ? most : 1) : fit;
-  }
+  // As many parts as fit in a twentieth of x, so that scratch stays small beside the input.
   explicit BackwardCall(const ConvArgs& a)
       : Call<A>(a),
-        parts(count_parts(*this)),
-        sums(parts * channel_blocks * (table_size + 1) * int64_t(sizeof(Vec<A>))),
-        gradients(sums.template take<Vec<A>>(parts * channel_blocks * (table_size + 1))) {}
-
-  Vec<A>* gradient(int64_t part, int64_t block) const {
-    return gradients + (part * channel_blocks + block) * (table_size + 1);
+        parts(count_parts()),
+        arena(parts * channel_blocks * table_size * int64_t(sizeof(Vec<A>))),
+        sums(arena.template take<Vec<A>>(parts * channel_blocks * table_size)) {}
+  int64_t count_parts() const {
+    int64_t fit = rows / (20 * table_size), least = num_groups < 2 ? 1 : 2;
+    return fit < least ? least : fit < num_groups ? fit : num_groups;
   }
+  Vec<A>* sum(int64_t part, int64_t block) const { return sums + (part * channel_blocks + block) * table_size; }
+  bool wants_du() const { return args.dx.data || args.dpre_gate.data; }
+  bool wants_taps() const { return args.dsamples || args.dskip; }
 };
 
 template <class A>
-struct BackwardWorkspace {
-  Engine<A> u, dy;
-  Vec<A>* dy_rows;  // kLanes chunks of the output gradient in forward order
-  MomentPair<A>* pairs;
+struct BackwardPasses {
+  Pass<A> u, dy;
 
   void take(Arena& arena, const BackwardCall<A>& call) {
-    const Plan& plan = *call.args.plan;
-    u.take(arena, plan, call.groups.max_sequences, call.groups.max_top_nodes);
-    dy.take(arena, plan, call.groups.max_sequences, call.groups.max_top_nodes);
-    dy_rows = arena.take<Vec<A>>(kLanes * u.chunk_rows());
-    if (plan.num_levels > 0)
-      pairs = arena.take<MomentPair<A>>(call.groups.max_top_nodes * (top_chunk(plan) / plan.chunk));
+    u.take(arena, *call.args.plan, call.tile_blocks, call.longest, false);
+    dy.take(arena, *call.args.plan, call.tile_blocks, call.longest, true);
   }
 };
 
 // dx = (du + skip dy) pre_gate and dpre_gate = (du + skip dy) x, with du from the reversed pass.
 template <class A>
-void input_gradients(const BackwardCall<A>& call, BackwardWorkspace<A>& work, Group group, const Tables<A>& tables,
-                     int64_t c0, int64_t valid, Vec<A> skip) {
+void input_gradients(const BackwardCall<A>& call, Pass<A>& pass, const Sequence& sequence, int64_t t) {
   const ConvArgs& args = call.args;
-  const Io<A>& io = io_of<A>(args.dtype);
-  Engine<A>& engine = work.dy;
-  engine.touch(group, {args.dx, args.dpre_gate, args.dpre_gate.data ? args.x : Rows{}, args.pre_gate}, c0, true);
-  engine.near_field(tables, [&](const Chunk& chunk, const Vec<A>* dy, Vec<A>* du, const Vec<A>*) {
-    const Sequence& sequence = group.sequences[chunk.sequence];
-    const Reader<A>& reader = engine.readers[chunk.sequence];
-    int64_t from = chunk.index * args.plan->chunk, skipped = reader.begin > from ? reader.begin - from : 0;
-    int64_t rows = args.plan->chunk - skipped, reversed_rows = reader.end;
-    if (args.skip)
-      for (int64_t i = skipped; i < args.plan->chunk; ++i) du[i] += skip * dy[i];
-    auto block = [&](Rows tensor) {
-      Block b = sequence_block(tensor, sequence, c0, io.element_size, reversed_rows);
-      return b.data ? Reader<A>::at(b, from + skipped) : b;
+  auto block = [&](Rows rows) { return call.block(sequence, rows, t, true); };
+  Block dx = block(args.dx), dpre = block(args.dpre_gate), pre = block(args.pre_gate), x = block(args.x);
+  pass.begin(call.reader(sequence, args.grad, args.post_gate, t, true), call.tables + call.first_block(t));
+  for (int64_t from = 0; from < sequence.length; from += pass.segment_rows()) {
+    int64_t left = sequence.length - from, rows = left < pass.segment_rows() ? left : pass.segment_rows();
+    int64_t n = ceil_div(rows, args.plan->chunk), chunk = from / args.plan->chunk;
+    pass.read(from, n);
+    pass.read_history(from, n);
+    pass.descend(chunk);
+    pass.convolve(from, n, rows);
+    auto store = [&](Block out, Block factor) {
+      if (out.data)
+        pass.reader.io->store(at(out, from), pass.y, pass.stride(), factor.data ? at(factor, from) : factor, rows, pass.reader.tile);
     };
-    if (args.dx.data) io.store(block(args.dx), du + skipped, block(args.pre_gate), rows, valid);
-    if (args.dpre_gate.data) io.store(block(args.dpre_gate), du + skipped, block(args.x), rows, valid);
-  });
-}
-
-// dpost_gate = grad * (conv(u) + skip u); the gradients of taps and skip by correlation, chunk by chunk.
-template <class A>
-void output_side(const BackwardCall<A>& call, BackwardWorkspace<A>& work, Group group, const Tables<A>& tables,
-                 int64_t c0, int64_t valid, Vec<A> skip, const Tables<A>& sums, Vec<A>* dskip) {
-  const ConvArgs& args = call.args;
-  const Io<A>& io = io_of<A>(args.dtype);
-  Engine<A>& engine = work.u;
-  engine.touch(group, {args.dpost_gate, args.grad, args.post_gate}, c0, false);
-  auto finish = [&](const Chunk& chunk, const Vec<A>* u, Vec<A>* y, const Vec<A>* history) {
-    const Sequence& sequence = group.sequences[chunk.sequence];
-    int64_t from = chunk.index * args.plan->chunk, rows = sequence.length - from;
-    rows = rows < args.plan->chunk ? rows : args.plan->chunk;
-    auto block = [&](Rows tensor) {
-      Block b = sequence_block(tensor, sequence, c0, io.element_size, 0);
-      return b.data ? Reader<A>::at(b, from) : b;
-    };
-    if (args.dpost_gate.data) {
-      if (args.skip)
-        for (int64_t i = 0; i < rows; ++i) y[i] += skip * u[i];
-      io.store(block(args.dpost_gate), y, block(args.grad), rows, valid);
-    }
-    if (!args.dsamples && !args.dskip) return;
-    Vec<A>* dy = work.dy_rows;
-    io.load(dy, block(args.grad), block(args.post_gate), rows, valid);
-    int64_t padded = ceil_div(rows, kTapRows) * kTapRows;
-    for (int64_t i = rows; i < padded; ++i) dy[i] = Vec<A>{};
-    if (args.dskip) {
-      Vec<A> sum{};
-      for (int64_t i = 0; i < rows; ++i) sum += dy[i] * u[i];
-      *dskip += sum;
-    }
-    if (args.dsamples) {
-      correlate_near<A>(sums.near, args.plan->near_taps, dy, u, padded);
-      if (history) correlate_far<A>(sums.far - args.plan->far_lag, args.plan->horizon, engine.history_rows(), dy, history, rows);
-    }
-  };
-  if (args.dpost_gate.data) engine.near_field(tables, finish);
-  else engine.read_chunks(finish);
-}
-
-template <class A>
-void backward_item(const BackwardCall<A>& call, BackwardWorkspace<A>& work, int64_t g, int64_t block, Vec<A>* gradient) {
-  const ConvArgs& args = call.args;
-  const Plan& plan = *args.plan;
-  const Io<A>& io = io_of<A>(args.dtype);
-  int64_t c0 = call.first_channel(block), valid = call.valid(block);
-  Group group = call.groups[g];
-  Tables<A> tables = call.tables(block), sums(plan, gradient);
-  Vec<A> skip = args.skip ? load_channels<A>(args.skip, 0, args.channels, c0) : Vec<A>{};
-  work.dy.read(io, group, args.grad, args.post_gate, c0, valid, true);
-  work.u.read(io, group, args.x, args.pre_gate, c0, valid, false);
-  bool wants_du = args.dx.data || args.dpre_gate.data;
-  if (plan.num_levels > 0) {
-    work.dy.far_field(group, tables, wants_du);
-    work.u.far_field(group, tables, args.dpost_gate.data != nullptr);
-    if (args.dsamples)
-      for (int l = 0; l < plan.num_levels; ++l) correlate_level<A>(plan, l, group, work.u, work.dy, sums.blocks[l], work.pairs);
+    store(dx, pre);
+    store(dpre, x);
+    if (left > rows) pass.ascend(chunk + n, false);
   }
-  if (wants_du) input_gradients<A>(call, work, group, tables, c0, valid, skip);
-  if (args.dpost_gate.data || args.dsamples || args.dskip)
-    output_side<A>(call, work, group, tables, c0, valid, skip, sums, gradient + call.table_size);
-  for (int64_t s = 0; s < group.count; ++s)
-    for (Rows rows : {args.dx, args.dpre_gate, args.dpost_gate})
-      clear_padding<A>(args, rows, group.sequences[s], c0, valid, io.element_size);
+}
+
+// Adds the gradients of one segment's taps and of the blocks whose targets it completes.
+template <class A>
+void table_gradients(const BackwardCall<A>& call, Pass<A>& u, Pass<A>& dy, int64_t from, int64_t n, int64_t rows,
+                     bool last, const Tables<A>* sums) {
+  const Plan& plan = *call.args.plan;
+  int64_t chunk = from / plan.chunk, history_rows = u.chunk_history();
+  for (int64_t c = 0; c < u.reader.tile.blocks; ++c)
+    for (int64_t x = 0; x < n; ++x) {
+      int64_t first = x * plan.chunk, used = rows - first < plan.chunk ? rows - first : plan.chunk;
+      const Vec<A>*grad = dy.u + c * dy.stride() + first, *input = u.u + c * u.stride() + first;
+      correlate_near<A>(sums[c].near, plan.near_taps, grad, input, ceil_div(used, kTapRows) * kTapRows);
+      if (u.reaches(from, n))
+        correlate_far<A>(sums[c].far - plan.far_lag, plan.horizon, history_rows, grad, u.past(c, first), used);
+    }
+  for (int l = 0; l < plan.num_levels; ++l) {
+    int64_t done = ceil_div(chunk + n, u.ratio(l)), begin = l ? (done - 1) / kLanes * kLanes : chunk;
+    if (l && !last && ((chunk + n) % u.ratio(l) || done % kLanes)) break;  // nodes go in fours
+    with_count<kLanes>(done - begin, [&](auto lanes) {
+      for (int64_t c = 0; c < u.reader.tile.blocks; ++c)
+        correlate_nodes<A, decltype(lanes)::value>(plan.levels[l], dy.mu[l], u.mu[l], c, begin, sums[c].blocks[l]);
+    });
+  }
+}
+
+// dpost_gate = grad * (conv(u) + skip u), and the gradients of the tables.
+template <class A>
+void output_side(const BackwardCall<A>& call, Pass<A>& u, Pass<A>& dy, const Sequence& sequence, int64_t t,
+                 const Tables<A>* sums) {
+  const ConvArgs& args = call.args;
+  Block dpost = call.block(sequence, args.dpost_gate, t), grad = call.block(sequence, args.grad, t);
+  const Tables<A>* tables = call.tables + call.first_block(t);
+  u.begin(call.reader(sequence, args.x, args.pre_gate, t), tables);
+  dy.begin(call.reader(sequence, args.grad, args.post_gate, t), tables);
+  for (int64_t from = 0; from < sequence.length; from += u.segment_rows()) {
+    int64_t left = sequence.length - from, rows = left < u.segment_rows() ? left : u.segment_rows();
+    int64_t n = ceil_div(rows, args.plan->chunk), chunk = from / args.plan->chunk;
+    bool last = left == rows;
+    u.read(from, n);
+    u.read_history(from, n);
+    if (dpost.data) {
+      u.descend(chunk);
+      u.convolve(from, n, rows);
+      u.reader.io->store(at(dpost, from), u.y, u.stride(), at(grad, from), rows, u.reader.tile);
+    }
+    if (!dpost.data)
+      for (int64_t c = 0; c < u.reader.tile.blocks; ++c) u.moments(c, chunk, n);
+    if (!last) u.ascend(chunk + n, false);
+    if (!call.wants_taps()) continue;
+    dy.read(from, n);
+    for (int64_t c = 0; c < dy.reader.tile.blocks; ++c) dy.moments(c, chunk, n);
+    dy.ascend(chunk + n, last);
+    table_gradients<A>(call, u, dy, from, n, rows, last, sums);
+  }
+}
+
+template <class A>
+void backward_part(const BackwardCall<A>& call, BackwardPasses<A>& passes, int64_t part, int64_t t) {
+  const ConvArgs& args = call.args;
+  Tile tile = call.tile(t);
+  Tables<A> sums[kTileBlocks];
+  for (int64_t c = 0; c < tile.blocks; ++c) {
+    Vec<A>* at = call.sum(part, call.first_block(t) + c);
+    memset((void*)at, 0, call.table_size * sizeof(Vec<A>));
+    sums[c] = Tables<A>(*args.plan, at);
+  }
+  int64_t first = part * call.num_groups / call.parts, last = (part + 1) * call.num_groups / call.parts;
+  for (int64_t s = call.group_begin[first]; s < call.group_begin[last]; ++s) {
+    const Sequence& sequence = args.sequences[s];
+    if (args.dpost_gate.data || call.wants_taps()) output_side<A>(call, passes.u, passes.dy, sequence, t, sums);
+    if (call.wants_du()) input_gradients<A>(call, passes.dy, sequence, t);
+    for (Rows rows : {args.dx, args.dpre_gate, args.dpost_gate}) call.clear_padding(rows, sequence, t);
+  }
 }
 
 // Adds up the parts and takes the tables' gradients back to the samples.
 template <class A>
 void finish_gradients(const BackwardCall<A>& call, int64_t block) {
   const ConvArgs& args = call.args;
-  Vec<A>* total = call.gradient(0, block);
+  Vec<A>* total = call.sum(0, block);
   for (int64_t part = 1; part < call.parts; ++part)
-    for (int64_t i = 0; i <= call.table_size; ++i) total[i] += call.gradient(part, block)[i];
-  int64_t c0 = call.first_channel(block), valid = call.valid(block);
-  if (args.dsamples) samples_gradient<A>(*args.plan, Tables<A>(*args.plan, total), args.dsamples, args.channels, c0, valid);
-  if (args.dskip) store_some<A>(static_cast<A*>(args.dskip) + c0, total[call.table_size], valid);
+    for (int64_t i = 0; i < call.table_size; ++i) total[i] += call.sum(part, block)[i];
+  int64_t c0 = block * kWidth<A>, valid = args.channels - c0 < kWidth<A> ? args.channels - c0 : kWidth<A>;
+  Tables<A> tables(*args.plan, total);
+  if (args.dskip) store_some<A>(static_cast<A*>(args.dskip) + c0, tables.near[0], valid);
+  if (args.dsamples) samples_gradient<A>(*args.plan, tables, args.dsamples, args.channels, c0, valid);
 }
 
 template <class A>
@@ -157,20 +159,15 @@ void backward(const ConvArgs& args, ParallelFor parallel) {
   call.build(parallel);
   auto body = [](void* context, int64_t begin, int64_t end) {
     const BackwardCall<A>& call = *static_cast<const BackwardCall<A>*>(context);
-    BackwardWorkspace<A> work;
+    BackwardPasses<A> passes;
     Arena count;
-    work.take(count, call);
+    passes.take(count, call);
     Arena arena(count.used());
-    work.take(arena, call);
-    for (int64_t item = begin; item < end; ++item) {
-      int64_t part = item / call.channel_blocks, block = item % call.channel_blocks;
-      Vec<A>* gradient = call.gradient(part, block);
-      memset((void*)gradient, 0, (call.table_size + 1) * sizeof(Vec<A>));
-      int64_t first = part * call.groups.count / call.parts, last = (part + 1) * call.groups.count / call.parts;
-      for (int64_t g = first; g < last; ++g) backward_item<A>(call, work, g, block, gradient);
-    }
+    passes.take(arena, call);
+    for (int64_t item = begin; item < end; ++item) backward_part<A>(call, passes, item / call.tiles, item % call.tiles);
   };
-  parallel(call.parts * call.channel_blocks, body, &call);
+  parallel(call.parts * call.tiles, body, &call);
+  if (!call.wants_taps()) return;
   auto finish = [](void* context, int64_t begin, int64_t end) {
     const BackwardCall<A>& call = *static_cast<const BackwardCall<A>*>(context);
     for (int64_t block = begin; block < end; ++block) finish_gradients<A>(call, block);

@@ -1,104 +1,99 @@
 // Gradients of the tables: correlations of output gradient and input for taps, outer products of moments for blocks.
 #pragma once
-#include "engine.h"
+#include "pass.h"
 
 namespace hyenarec::HYENAREC_ISA {
 
-// A tile of kLags lags and kSteps rows takes kLags + kSteps - 1 rows of u and kSteps of dy from memory for
-// kLags * kSteps multiply-adds, all in registers: 23 of 32, or 13 of 16.
-#if defined(__AVX512F__) || defined(__aarch64__)
-constexpr int kLags = 8, kSteps = 4, kOuter = 4;
-#else
-constexpr int kLags = 6, kSteps = 2, kOuter = 2;
-#endif
-
-// dtap[lag] += sum over t in [lag, rows) of dy[t] u[t - lag], lag < min(lags, rows).
+// dtap[lag] += sum over t in [lag, rows) of dy[t] u[t - lag], lag < min(lags, rows); rows a multiple of kTapRows.
 template <class A>
 void correlate_near(Vec<A>* dtap, int64_t lags, const Vec<A>* dy, const Vec<A>* u, int64_t rows) {
+  constexpr int R = kTapRows;
   if (lags > rows) lags = rows;
-  for (int64_t lag = 0; lag < lags; lag += kLags) {
-    Vec<A> sum[kLags] = {};
-    int64_t t = lag;
-    for (; t < lag + kLags - 1 && t < rows; ++t)
-      for (int r = 0; r < kLags; ++r)
-        if (lag + r <= t) sum[r] += dy[t] * u[t - lag - r];
-    for (; t + kSteps <= rows; t += kSteps) {
-      Vec<A> window[kLags + kSteps - 1], step[kSteps];
-      for (int i = 0; i < kLags + kSteps - 1; ++i) window[i] = u[t - lag - (kLags - 1) + i];
-      for (int j = 0; j < kSteps; ++j) step[j] = dy[t + j];
-      for (int j = 0; j < kSteps; ++j)
-        for (int r = 0; r < kLags; ++r) sum[r] += step[j] * window[j + kLags - 1 - r];
-    }
-    for (; t < rows; ++t)
-      for (int r = 0; r < kLags; ++r) sum[r] += dy[t] * u[t - lag - r];
-    for (int r = 0; r < kLags; ++r)
+  for (int64_t lag = 0; lag < lags; lag += R) {
+    Vec<A> sum[R] = {};
+    repeat<R>([&](auto j) __attribute__((always_inline)) {
+      repeat<j.value + 1>([&](auto r) __attribute__((always_inline)) {
+        sum[r.value] += dy[lag + j.value] * u[j.value - r.value];
+      });
+    });
+    slide<-1, A, R>(sum, u + R, dy + lag + R, rows - lag - R);
+    for (int r = 0; r < R; ++r)
       if (lag + r < lags) dtap[lag + r] += sum[r];
   }
 }
 
 // dtap[horizon - 1 - back] += sum over t of dy[t] history[t + back]: the far end, where history row 0 lies a horizon
-// less one before the chunk.
+// less one before the chunk. kTapRows readable vectors of zeros or earlier rows come before the history.
 template <class A>
 void correlate_far(Vec<A>* dtap, int64_t horizon, int64_t history_rows, const Vec<A>* dy, const Vec<A>* history,
                    int64_t rows) {
-  for (int64_t back = 0; back < history_rows; back += kLags) {
-    Vec<A> sum[kLags] = {};
-    int64_t whole = history_rows - back - (kLags - 1), t = 0;
-    whole = whole < rows ? whole : rows;
-    for (; t < whole; ++t)
-      for (int r = 0; r < kLags; ++r) sum[r] += dy[t] * history[t + back + r];
+  constexpr int R = kTapRows;
+  for (int64_t back = 0; back < history_rows; back += R) {
+    Vec<A> sum[R] = {};  // sum[r] goes with history[t + back + R - 1 - r]
+    int64_t whole = (history_rows - back - (R - 1)) / R * R, t = 0;
+    whole = whole < rows ? whole : rows / R * R;
+    if (whole > 0) slide<-1, A, R>(sum, history + back + R - 1, dy, whole), t = whole;
     for (; t < rows; ++t)
-      for (int r = 0; r < kLags; ++r)
-        if (t + back + r < history_rows) sum[r] += dy[t] * history[t + back + r];
-    for (int r = 0; r < kLags; ++r)
-      if (back + r < history_rows) dtap[horizon - 1 - back - r] += sum[r];
+      for (int r = 0; r < R; ++r)
+        if (t + back + R - 1 - r < history_rows) sum[r] += dy[t] * history[t + back + R - 1 - r];
+    for (int r = 0; r < R; ++r)
+      if (back + R - 1 - r < history_rows) dtap[horizon - 1 - back - (R - 1 - r)] += sum[r];
   }
 }
 
-template <class A>
-struct MomentPair {
-  const Vec<A>*target, *source;  // moments of the reversed output gradient of I, and of the input of I - k
-};
-
-// dblock(r, s) += sum over pairs of (-1)^r target[r] source[s]; the sign undoes the reversal inside the chunk.
-template <class A>
-void outer_products(const Level& level, const MomentPair<A>* pairs, int64_t count, Vec<A>* dblock) {
-  for (int64_t r0 = 0; r0 < level.rank; r0 += kOuter)
-    for (int64_t s0 = 0; s0 < row_length(level, r0); s0 += 4) {
-      Vec<A> sum[kOuter][4] = {};
-      for (int64_t n = 0; n < count; ++n) {
-        const Vec<A>*target = pairs[n].target + r0, *source = pairs[n].source + s0;
-        Vec<A> v[4] = {source[0], source[1], source[2], source[3]};
-        for (int r = 0; r < kOuter; ++r)
-          for (int s = 0; s < 4; ++s) sum[r][s] += target[r] * v[s];
-      }
-      for (int r = 0; r < kOuter && r0 + r < level.rank; ++r)
-        for (int s = 0; s < 4 && s0 + s < row_length(level, r0 + r); ++s) {
-          Vec<A>& out = dblock[row_start(level, r0 + r) + s0 + s];
-          out = (r0 + r) % 2 ? out - sum[r][s] : out + sum[r][s];
+// block(r, s) += sum over pairs of target[n][r] source[n][s].
+template <class A, int N>
+HYENAREC_INLINE void outer_products(const Level& level, const Vec<A>* const (&target)[N],
+                                    const Vec<A>* const (&source)[N], Vec<A>* block) {
+  constexpr int kHalf = kRows > 2 ? kRows / 2 : kRows;
+  each_tile(level, [&](auto, int64_t r0, int64_t width, int64_t offset) __attribute__((always_inline)) {
+    for (int64_t r = r0; r < r0 + kRows && r < level.rank; r += kHalf)
+      for (int64_t s0 = 0; s0 < width; s0 += 4) {
+        Vec<A> sum[kHalf][4] = {};
+        for (int n = 0; n < N; ++n) {
+          Vec<A> v[4] = {source[n][s0], source[n][s0 + 1], source[n][s0 + 2], source[n][s0 + 3]};
+          for (int i = 0; i < kHalf; ++i) {
+            Vec<A> t = target[n][r + i];
+            for (int s = 0; s < 4; ++s) sum[i][s] += t * v[s];
+          }
         }
-    }
+        int64_t count = width - s0 < 4 ? width - s0 : 4;
+        for (int i = 0; i < kHalf && r + i < level.rank; ++i) {
+          Vec<A>* out = block + offset + (r + i - r0) * width + s0;
+          with_count<4>(count, [&](auto entries) __attribute__((always_inline)) {
+            for (int s = 0; s < entries.value; ++s) out[s] += sum[i][s];
+          });
+        }
+      }
+  });
 }
 
-// Gradients of a level's blocks from the moments that both engines hold.
-template <class A>
-void correlate_level(const Plan& plan, int l, Group group, const Engine<A>& u, const Engine<A>& dy, Vec<A>* dblocks,
-                     MomentPair<A>* pairs) {
-  const Level& level = plan.levels[l];
-  int64_t ratio = top_chunk(plan) / level.chunk, rank = level.rank;
-  for (int64_t p = 0; p < num_pairs(level); ++p) {
-    bool far = p >= level.near_pairs;
-    int64_t k = far ? level.far_first + p - level.near_pairs : p + 1, count = 0;
-    for (int64_t s = 0; s < group.count; ++s) {
-      int64_t first = u.tree.first[s] * ratio, last = u.tree.first[s + 1] * ratio - 1;
-      int64_t used = ceil_div(group.sequences[s].length, level.chunk);
-      for (int64_t i = k; i < used; ++i) {
-        int64_t place = level.fan ? i % level.fan : i;  // in the parent: near pairs stay inside, far ones lie outside
-        if (far ? level.far_first + place > k : place < k) continue;
-        pairs[count++] = {dy.mu[l] + (last - i) * rank, u.mu[l] + (first + i - k) * rank};
-      }
+// Gradients of a level's blocks from X neighbouring nodes of the output gradient, the first at `index`.
+template <class A, int X>
+void correlate_nodes(const Level& level, const Moments<A>& dy, const Moments<A>& u, int64_t block, int64_t index,
+                     Vec<A>* dblocks) {
+  int64_t before = level.fan ? index % level.fan : index, size = entries(level);
+  int64_t reach = level.near_pairs, all = before < reach ? before : reach;
+  auto pairs = [&](auto first, int64_t k, Vec<A>* out) __attribute__((always_inline)) {  // lanes from `first` on
+    constexpr int kFirst = decltype(first)::value;
+    const Vec<A>*target[X - kFirst], *source[X - kFirst];
+    for (int x = kFirst; x < X; ++x)
+      target[x - kFirst] = dy.node(block, index + x), source[x - kFirst] = u.node(block, index + x - k);
+    outer_products<A, X - kFirst>(level, target, source, out);
+  };
+  for (int64_t k = 1; k <= all; ++k) pairs(Int<0>{}, k, dblocks + (k - 1) * size);
+  repeat<X - 1>([&](auto lane) __attribute__((always_inline)) {
+    int64_t k = before + 1 + lane.value;
+    if (k <= reach) pairs(Int<lane.value + 1>{}, k, dblocks + (k - 1) * size);
+  });
+  if (level.far_pairs == 0) return;
+  for (int x = 0; x < X; ++x) {
+    FarRange range(level, index + x);
+    const Vec<A>* const target[1] = {dy.node(block, index + x)};
+    for (int64_t k = range.first; k <= range.last; ++k) {
+      const Vec<A>* const source[1] = {u.node(block, index + x - k)};
+      outer_products<A, 1>(level, target, source, dblocks + (level.near_pairs + k - level.far_first) * size);
     }
-    outer_products<A>(level, pairs, count, dblocks + p * entries(level));
   }
 }
 
@@ -117,8 +112,12 @@ void samples_gradient(const Plan& plan, const Tables<A>& sums, void* dsamples, i
     int64_t size = entries(level);
     Scalars<A> map{static_cast<const A*>(level.from_nodes), 1, level.nodes};
     for (int64_t k = 0; k < num_pairs(level); ++k) {
-      const Vec<A>* const in[1] = {sums.blocks[l] + k * size};
-      multiply_rows<A, 1>(level.nodes, map, size, in, 1,
+      Vec<A>* block = sums.blocks[l] + k * size;
+      int64_t kept = 0;
+      for (int64_t r = 0; r < level.rank; ++r)  // a row's own entries, one row after the other as in the map
+        for (int64_t s = 0; s < row_length(level, r); ++s) block[kept++] = block[row_start(level, r) + s];
+      const Vec<A>* const in[1] = {block};
+      multiply_rows<A, 1>(level.nodes, map, kept, in, 1,
                           [&](int64_t p, int, Vec<A> v) { store(level.sample_row + k * level.nodes + p, v); });
     }
   }

@@ -10,12 +10,28 @@ struct Block {
   int64_t stride;  // bytes between rows
 };
 
+HYENAREC_INLINE Block at(Block block, int64_t i) { return {block.data + i * block.stride, block.stride}; }
+
+// The rows of one sequence of a tensor from channel c0 on, forwards or from the last row down.
+inline Block sequence_block(Rows rows, const Sequence& sequence, int64_t c0, int64_t element, bool reversed = false) {
+  if (!rows.data) return {nullptr, 0};
+  int64_t first = sequence.start + (reversed ? sequence.length - 1 : 0), stride = rows.row_stride * element;
+  char* data = static_cast<char*>(rows.data) + sequence.batch * rows.batch_stride * element + first * stride + c0 * element;
+  return {data, reversed ? -stride : stride};
+}
+
+// Neighbouring channel blocks, worked on together so that whole cache lines are read in order.
+struct Tile {
+  int64_t blocks, valid;  // valid: channels of the last block
+};
+constexpr int64_t kTileBlocks = 4;
+
 template <class A>
 struct Io {
-  // dst[i] = a[i] (* b[i]), i < rows
-  void (*load)(Vec<A>* dst, Block a, Block b, int64_t rows, int64_t valid);
-  // dst[i] = src[i] (* b[i])
-  void (*store)(Block dst, const Vec<A>* src, Block b, int64_t rows, int64_t valid);
+  // dst[c * stride + i] = a[i] (* b[i]) for rows i < rows and blocks c of the tile
+  void (*load)(Vec<A>* dst, int64_t stride, Block a, Block b, int64_t rows, Tile tile);
+  // dst[i] = src[c * stride + i] (* b[i])
+  void (*store)(Block dst, const Vec<A>* src, int64_t stride, Block b, int64_t rows, Tile tile);
   int64_t element_size;
 };
 
@@ -25,29 +41,35 @@ HYENAREC_INLINE const T* row(Block b, int64_t i) {
 }
 
 template <class A, class T>
-void load_rows(Vec<A>* dst, Block a, Block b, int64_t rows, int64_t valid) {
-  if (valid < kWidth<A>) {
-    for (int64_t i = 0; i < rows; ++i) {
-      dst[i] = load_some<A>(row<A, T>(a, i), valid);
-      if (b.data) dst[i] *= load_some<A>(row<A, T>(b, i), valid);
+void load_rows(Vec<A>* dst, int64_t stride, Block a, Block b, int64_t rows, Tile tile) {
+  int64_t whole = tile.valid < kWidth<A> ? tile.blocks - 1 : tile.blocks;
+  for (int64_t i = 0; i < rows; ++i) {
+    const T *p = row<A, T>(a, i), *q = row<A, T>(b, i);
+    for (int64_t c = 0; c < whole; ++c) {
+      Vec<A> v = load_full<A>(p + c * kWidth<A>);
+      dst[c * stride + i] = b.data ? v * load_full<A>(q + c * kWidth<A>) : v;
     }
-  } else if (b.data) {
-    for (int64_t i = 0; i < rows; ++i) dst[i] = load_full<A>(row<A, T>(a, i)) * load_full<A>(row<A, T>(b, i));
-  } else {
-    for (int64_t i = 0; i < rows; ++i) dst[i] = load_full<A>(row<A, T>(a, i));
+    if (whole < tile.blocks) {
+      Vec<A> v = load_some<A>(p + whole * kWidth<A>, tile.valid);
+      dst[whole * stride + i] = b.data ? v * load_some<A>(q + whole * kWidth<A>, tile.valid) : v;
+    }
   }
 }
 
 template <class A, class T>
-void store_rows(Block dst, const Vec<A>* src, Block b, int64_t rows, int64_t valid) {
-  auto at = [&](int64_t i) { return const_cast<T*>(row<A, T>(dst, i)); };
-  if (valid < kWidth<A>) {
-    for (int64_t i = 0; i < rows; ++i)
-      store_some<A>(at(i), b.data ? src[i] * load_some<A>(row<A, T>(b, i), valid) : src[i], valid);
-  } else if (b.data) {
-    for (int64_t i = 0; i < rows; ++i) store_full<A>(at(i), src[i] * load_full<A>(row<A, T>(b, i)));
-  } else {
-    for (int64_t i = 0; i < rows; ++i) store_full<A>(at(i), src[i]);
+void store_rows(Block dst, const Vec<A>* src, int64_t stride, Block b, int64_t rows, Tile tile) {
+  int64_t whole = tile.valid < kWidth<A> ? tile.blocks - 1 : tile.blocks;
+  for (int64_t i = 0; i < rows; ++i) {
+    T* p = const_cast<T*>(row<A, T>(dst, i));
+    const T* q = row<A, T>(b, i);
+    for (int64_t c = 0; c < whole; ++c) {
+      Vec<A> v = src[c * stride + i];
+      store_full<A>(p + c * kWidth<A>, b.data ? v * load_full<A>(q + c * kWidth<A>) : v);
+    }
+    if (whole < tile.blocks) {
+      Vec<A> v = src[whole * stride + i];
+      store_some<A>(p + whole * kWidth<A>, b.data ? v * load_some<A>(q + whole * kWidth<A>, tile.valid) : v, tile.valid);
+    }
   }
 }
 

@@ -22,12 +22,12 @@ void last_rows(const ConvArgs& args, ParallelFor parallel) {
       int64_t valid = args.channels - c0 < kWidth<A> ? args.channels - c0 : kWidth<A>;
       const Sequence& sequence = args.sequences[s];
       int64_t taps = sequence.length < args.plan->num_samples ? sequence.length : args.plan->num_samples;
-      Block x = sequence_block(args.x, sequence, c0, io.element_size, 0);
+      Block x = sequence_block(args.x, sequence, c0, io.element_size);
       Block gate = sequence_block(args.pre_gate, sequence, c0, io.element_size, 0);
       Vec<A> y{};
       for (int64_t from = sequence.length - taps; from < sequence.length; from += kRowsAtOnce) {
         int64_t rows = sequence.length - from < kRowsAtOnce ? sequence.length - from : kRowsAtOnce;
-        io.load(u, Reader<A>::at(x, from), gate.data ? Reader<A>::at(gate, from) : gate, rows, valid);
+        io.load(u, 0, at(x, from), gate.data ? at(gate, from) : gate, rows, {1, valid});
         for (int64_t i = 0; i < rows; ++i)
           y += u[i] * load_channels<A>(args.samples, sequence.length - 1 - from - i, args.channels, c0);
         if (args.skip && from + rows == sequence.length)
@@ -37,7 +37,7 @@ void last_rows(const ConvArgs& args, ParallelFor parallel) {
       Block out = sequence_block(args.out, target, c0, io.element_size, 0);
       Block post = sequence_block(args.post_gate, target, c0, io.element_size, 0);
       if (sequence.length == 0) clear_rows(out, 1, valid * io.element_size);
-      else io.store(out, &y, post, 1, valid);
+      else io.store(out, &y, 0, post, 1, {1, valid});
     }
   };
   parallel(args.num_sequences * context.blocks, body, &context);

@@ -21,6 +21,17 @@ HYENAREC_INLINE void with_count(int64_t n, const F& f) {
   }
 }
 
+// Calls f(Int<0>), ..., f(Int<Count - 1>): a loop that is unrolled for certain.
+template <int Count, int At = 0, class F>
+HYENAREC_INLINE void repeat(const F& f) {
+  if constexpr (At < Count) {
+    f(Int<At>{});
+    repeat<Count, At + 1>(f);
+  }
+}
+
+inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
 // A matrix of scalars read as element (row, k) = data[row * row_stride + k * k_stride].
 template <class A>
 struct Scalars {

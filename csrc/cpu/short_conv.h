@@ -1,6 +1,8 @@
 // The short depthwise convolution with bias and SiLU, forward and backward, in one pass over memory each. Blocks of 64
 // rows go through all channel blocks in turn, so that whole rows are read while they are in the cache.
 #pragma once
+#include <initializer_list>
+
 #include "forward.h"
 
 namespace hyenarec::HYENAREC_ISA {
@@ -178,7 +180,7 @@ struct ShortConvCall {
     Block block = sequence_block(rows, {sequence.batch, 0, args.padded_length}, 0, sizeof(T), 0);
     int64_t end = sequence.start + sequence.length, bytes = args.channels * int64_t(sizeof(T));
     clear_rows(block, sequence.start, bytes);
-    clear_rows(Reader<A>::at(block, end), args.padded_length - end, bytes);
+    clear_rows(at(block, end), args.padded_length - end, bytes);
   }
   void finish() const {
     const ShortConvArgs& args = conv.args;

@@ -38,12 +38,13 @@ template <class A>
 constexpr int64_t kWidth = HYENAREC_VECTOR_BYTES / sizeof(A);
 
 // Rows of a register tile of 4 lanes: 32 registers hold 6 x 4 sums (loads stay below half of the multiply-adds),
-// 16 registers hold 2 x 4.
+// 16 registers hold 2 x 4. Rows of a tile of the direct part, which holds as many taps besides.
 #if defined(__AVX512F__) || defined(__aarch64__)
-constexpr int kRows = 6, kTapRows = 4;
+constexpr int kRows = 6, kTapRows = 8;
 #else
-constexpr int kRows = 2, kTapRows = 2;
+constexpr int kRows = 2, kTapRows = 4;
 #endif
+constexpr int kTapPad = 2 * kTapRows;
 constexpr int kLanes = 4;
 
 template <class A>

@@ -1,18 +1,21 @@
 // From filter values at the plan's lags to what the inner loops read, for one channel block: taps, and for every chunk
 // distance k the kept entries of the block M^(k) in the local polynomial basis, row by row: row r has the entries
-// s < min(rank, degree - r). The map from samples to entries is the same for every k and channel.
+// s < min(rank, degree - r). The map from samples to entries is the same for every k and channel. The rows of a register
+// tile are as wide as its first, with zeros after their own entries.
 #pragma once
 #include "direct.h"
 
 namespace hyenarec::HYENAREC_ISA {
 
+constexpr int kMaxEntries = 40 * 40;
+
 inline int64_t row_length(const Level& level, int64_t r) {
   return level.rank < level.degree - r ? level.rank : level.degree - r;
 }
 inline int64_t row_start(const Level& level, int64_t r) {
-  int64_t whole = level.degree - level.rank;  // rows r <= whole keep all `rank` entries, each later one fewer
-  int64_t cut = r > whole ? r - whole : 0;
-  return r * level.rank - cut * (cut - 1) / 2;
+  int64_t start = 0, r0 = 0;
+  for (; r0 + kRows <= r; r0 += kRows) start += kRows * row_length(level, r0);
+  return start + (r - r0) * row_length(level, r0);
 }
 inline int64_t entries(const Level& level) { return row_start(level, level.rank); }
 inline int64_t num_pairs(const Level& level) { return level.near_pairs + level.far_pairs; }
@@ -24,9 +27,10 @@ struct Tables {
   Vec<A>* far;  // lag far_lag first; `near` itself where that holds every lag
   Vec<A>* blocks[kMaxLevels];
 
+  Tables() = default;
   Tables(const Plan& plan, Vec<A>* at) : near(at), far(at) {
-    at += plan.near_taps + kTapRows;
-    if (plan.far_row > 0) far = at, at += plan.far_taps + kTapRows;
+    at += plan.near_taps + kTapPad;
+    if (plan.far_row > 0) far = at, at += plan.far_taps + kTapPad;
     for (int l = 0; l < plan.num_levels; ++l)
       blocks[l] = at, at += num_pairs(plan.levels[l]) * entries(plan.levels[l]);
   }
@@ -34,7 +38,7 @@ struct Tables {
 };
 
 inline int64_t table_vectors(const Plan& plan) {
-  int64_t vectors = plan.near_taps + kTapRows + (plan.far_row > 0 ? plan.far_taps + kTapRows : 0);
+  int64_t vectors = plan.near_taps + kTapPad + (plan.far_row > 0 ? plan.far_taps + kTapPad : 0);
   for (int l = 0; l < plan.num_levels; ++l) vectors += num_pairs(plan.levels[l]) * entries(plan.levels[l]);
   return vectors;
 }
@@ -46,18 +50,23 @@ HYENAREC_INLINE Vec<A> load_channels(const void* rows, int64_t index, int64_t ch
 }
 
 template <class A>
-void build_tables(const Plan& plan, const void* samples, int64_t channels, int64_t c0, const Tables<A>& tables) {
+void build_tables(const Plan& plan, const void* samples, const void* skip, int64_t channels, int64_t c0, const Tables<A>& tables) {
   auto taps = [&](Vec<A>* out, int64_t row, int64_t count) {
     for (int64_t i = 0; i < count; ++i) out[i] = load_channels<A>(samples, row + i, channels, c0);
-    for (int64_t i = 0; i < kTapRows; ++i) out[count + i] = Vec<A>{};
+    for (int64_t i = 0; i < kTapPad; ++i) out[count + i] = Vec<A>{};
   };
   taps(tables.near, 0, plan.near_taps);
+  if (skip) tables.near[0] += load_channels<A>(skip, 0, channels, c0);
   if (plan.far_row > 0) taps(tables.far, plan.far_row, plan.far_taps);
   for (int l = 0; l < plan.num_levels; ++l) {
     const Level& level = plan.levels[l];
     int64_t count = level.nodes, size = entries(level), pairs = num_pairs(level);
     Scalars<A> map{static_cast<const A*>(level.from_nodes), count, 1};
+    memset((void*)tables.blocks[l], 0, pairs * size * sizeof(Vec<A>));
     Vec<A> nodes[kLanes * 64];
+    int32_t place[kMaxEntries], kept = 0;
+    for (int64_t r = 0; r < level.rank; ++r)
+      for (int64_t s = 0; s < row_length(level, r); ++s) place[kept++] = int32_t(row_start(level, r) + s);
     for (int64_t k0 = 0; k0 < pairs; k0 += kLanes)
       with_count<kLanes>(pairs - k0, [&](auto lanes) __attribute__((always_inline)) {
         constexpr int X = decltype(lanes)::value;
@@ -68,7 +77,7 @@ void build_tables(const Plan& plan, const void* samples, int64_t channels, int64
             nodes[x * count + p] = load_channels<A>(samples, level.sample_row + (k0 + x) * count + p, channels, c0);
         }
         Vec<A>* out = tables.blocks[l] + k0 * size;
-        multiply_rows<A, X>(size, map, count, in, 1, [&](int64_t e, int x, Vec<A> v) { out[x * size + e] = v; });
+        multiply_rows<A, X>(kept, map, count, in, 1, [&](int64_t e, int x, Vec<A> v) { out[x * size + place[e]] = v; });
       });
   }
 }

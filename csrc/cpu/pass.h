@@ -1,0 +1,191 @@
+// One pass of the convolution along one sequence and a tile of channel blocks, segment by segment: what the past still
+// says is held in the moments of the latest nodes of every level, so rows are read once and scratch does not grow with
+// the sequence. A segment is kLanes chunks, which share every load of a basis and of a block; without levels it is one.
+#pragma once
+#include "io.h"
+#include "levels.h"
+
+namespace hyenarec::HYENAREC_ISA {
+
+// Reads a * b (b may be absent) of one sequence; rows outside read as zero.
+template <class A>
+struct Reader {
+  const Io<A>* io;
+  Block a, b;
+  int64_t length;
+  Tile tile;
+
+  // rows [from, from + rows) of block c at dst + c * stride
+  void read(Vec<A>* dst, int64_t stride, int64_t from, int64_t rows) const {
+    int64_t low = from < 0 ? -from : 0, high = length - from < rows ? length - from : rows;
+    low = low < rows ? low : rows, high = high > low ? high : low;
+    if (low < high) io->load(dst + low, stride, at(a, from + low), b.data ? at(b, from + low) : b, high - low, tile);
+    for (int64_t c = 0; c < tile.blocks; ++c) {
+      for (int64_t i = 0; i < low; ++i) dst[c * stride + i] = Vec<A>{};
+      for (int64_t i = high; i < rows; ++i) dst[c * stride + i] = Vec<A>{};
+    }
+  }
+};
+
+template <class A>
+struct Pass {
+  const Plan* plan;
+  Reader<A> reader;
+  const Tables<A>* tables;  // one a channel block of the tile
+  Moments<A> mu[kMaxLevels];
+  Vec<A>* nu[kMaxLevels];  // (blocks, nodes of one parent, rank): of the lowest level without a parent, of one segment
+  Vec<A>* u;        // (blocks, stride())
+  Vec<A>* y;        // likewise; may be u itself
+  Vec<A>* history;  // (blocks, history_stride())
+  Vec<A>* work;     // folded rows, then what other chunks contribute: small, so that it stays in the first-level cache
+
+  int top() const { return plan->num_levels - 1; }
+  int64_t lanes() const { return plan->num_levels ? kLanes : 1; }
+  int64_t segment_rows() const { return lanes() * plan->chunk; }
+  int64_t stride() const { return segment_rows() + kTapRows; }
+  int64_t nu_nodes(int l) const { return plan->levels[l].fan ? plan->levels[l].fan : l ? 1 : kLanes; }
+  int64_t ratio(int l) const { return plan->levels[l].chunk / plan->chunk; }
+  int64_t chunk_history() const {
+    if (plan->far_taps == 0) return 0;
+    int64_t whole = plan->horizon / plan->chunk;
+    return plan->horizon - 1 - ((whole > 1 ? whole : 1) - 1) * plan->chunk;
+  }
+  int64_t history_stride() const { return kTapRows + (lanes() - 1) * plan->chunk + chunk_history(); }
+
+  void take(Arena& arena, const Plan& p, int64_t blocks, int64_t longest, bool in_place) {
+    plan = &p;
+    u = arena.take<Vec<A>>(blocks * stride());
+    y = in_place ? u : arena.take<Vec<A>>(blocks * stride());
+    history = chunk_history() ? arena.take<Vec<A>>(blocks * history_stride()) : nullptr;
+    int64_t widest = 0;
+    for (int l = 0; l < p.num_levels; ++l) {
+      const Level& level = p.levels[l];
+      widest = level.half > widest ? level.half : widest;
+      int64_t reach = level.far_pairs ? level.far_first + level.far_pairs - 1 : level.fan ? 0 : level.near_pairs;
+      int64_t family = level.fan > kLanes ? level.fan : kLanes, all = ceil_div(ceil_div(longest, level.chunk), family) * family;
+      int64_t kept = reach == 0 ? 0 : reach + kLanes - 1 > family ? reach + kLanes - 1 : family;
+      int64_t slots = 2 * kept + family < all ? 2 * kept + family : all;
+      mu[l] = {arena.take<Vec<A>>(blocks * slots * level.rank + 4), level.rank, kept, slots};  // tiles read past the end
+      nu[l] = arena.take<Vec<A>>(blocks * nu_nodes(l) * level.rank + 1);
+    }
+    work = arena.take<Vec<A>>(2 * kLanes * widest);
+  }
+
+  void begin(const Reader<A>& from, const Tables<A>* of) {
+    reader = from, tables = of;
+    for (int l = 0; l < plan->num_levels; ++l) mu[l].first = 0;
+  }
+
+  Vec<A>* nu_node(int l, int64_t block, int64_t index) const {
+    const Level& level = plan->levels[l];
+    return nu[l] + (block * nu_nodes(l) + (level.fan ? index % level.fan : 0)) * level.rank;
+  }
+  int64_t before(int l, int64_t index) const { return plan->levels[l].fan ? index % plan->levels[l].fan : index; }
+
+  void read(int64_t from, int64_t n) {
+    reader.read(u, stride(), from, segment_rows());
+    if (plan->num_levels) mu[0].reserve(reader.tile.blocks, from / plan->chunk, n);
+  }
+
+  // Moments of the segment's n chunks.
+  HYENAREC_INLINE void moments(int64_t c, int64_t chunk, int64_t n) {
+    if (plan->num_levels == 0) return;
+    with_count<kLanes>(n, [&](auto lanes) __attribute__((always_inline)) {
+      constexpr int X = decltype(lanes)::value;
+      const Vec<A>* rows[X];
+      Vec<A>* out[X];
+      for (int x = 0; x < X; ++x)
+        rows[x] = u + c * stride() + x * plan->chunk, out[x] = mu[0].node(c, chunk + x);
+      chunk_moments<A, X>(plan->levels[0], rows, work, out);
+    });
+  }
+
+  // nu of the nodes above the lowest level that begin at this chunk, and what it leaves to their children.
+  void descend(int64_t chunk) {
+    for (int l = top(); l > 0; --l) {
+      if (chunk % ratio(l)) continue;
+      const Level &level = plan->levels[l], &child = plan->levels[l - 1];
+      int64_t index = chunk / ratio(l);
+      with_count<kTileBlocks>(reader.tile.blocks, [&](auto blocks) __attribute__((always_inline)) {
+        constexpr int X = decltype(blocks)::value;
+        const Vec<A>* from[X];
+        Vec<A>* to[X];
+        for (int c = 0; c < X; ++c) {
+          Vec<A>* out = nu_node(l, c, index);
+          const Vec<A>* moments = mu[l].node(c, index);
+          apply_pairs<A, 1>(level, tables[c].blocks[l], before(l, index), level.near_pairs, moments, out, l < top());
+          apply_far_pairs<A>(level, tables[c].blocks[l], index, moments, out);
+          from[c] = out, to[c] = nu_node(l - 1, c, 0);
+        }
+        nu_down<A, X>(level, child, from, to);
+      });
+    }
+  }
+
+  // Rows a horizon back, where the filter ends inside the sequence and the segment's n chunks reach so far.
+  bool reaches(int64_t from, int64_t n) const {
+    return chunk_history() > 0 && from + (n - 1) * plan->chunk - (plan->horizon - 1) + chunk_history() > 0;
+  }
+  Vec<A>* past(int64_t c, int64_t first) const { return history + c * history_stride() + kTapRows + first; }
+  void read_history(int64_t from, int64_t n) {
+    if (!reaches(from, n)) return;
+    for (int64_t c = 0; c < reader.tile.blocks; ++c)
+      for (int64_t i = 1; i <= kTapRows; ++i) past(c, 0)[-i] = Vec<A>{};
+    reader.read(past(0, 0), history_stride(), from - (plan->horizon - 1), history_stride() - kTapRows);
+  }
+
+  // Moments and y of the segment's n chunks, `rows` of which exist: from other chunks, then the chunks' own taps.
+  void convolve(int64_t from, int64_t n, int64_t rows) {
+    int64_t chunk = from / plan->chunk, history_rows = reaches(from, n) ? chunk_history() : 0;
+    for (int64_t c = 0; c < reader.tile.blocks; ++c) {
+      moments(c, chunk, n);
+      if (plan->num_levels) from_other_chunks(c, chunk, n);
+      Taps<A> taps{tables[c].near, plan->near_taps, tables[c].far_by_lag(*plan), plan->horizon};
+      for (int64_t x = 0; x < n; ++x) {
+        int64_t first = x * plan->chunk, used = rows - first < plan->chunk ? rows - first : plan->chunk;
+        direct<A>(taps, u + c * stride() + first, past(c, first), history_rows, plan->num_levels ? work + first : nullptr,
+                  y + c * stride() + first, used);
+      }
+    }
+  }
+
+  HYENAREC_INLINE void from_other_chunks(int64_t c, int64_t chunk, int64_t n) {
+    const Level& level = plan->levels[0];
+    with_count<kLanes>(n, [&](auto lanes) __attribute__((always_inline)) {
+      constexpr int X = decltype(lanes)::value;
+      Vec<A>* first = nu_node(0, c, chunk);
+      const Vec<A>* moments = mu[0].node(c, chunk);
+      apply_pairs<A, X>(level, tables[c].blocks[0], before(0, chunk), level.near_pairs, moments, first, top() > 0);
+      const Vec<A>* from[X];
+      Vec<A>* to[X];
+      for (int x = 0; x < X; ++x) {
+        apply_far_pairs<A>(level, tables[c].blocks[0], chunk + x, moments + x * level.rank, first + x * level.rank);
+        from[x] = first + x * level.rank, to[x] = work + x * plan->chunk;
+      }
+      reconstruct<A, X>(level, from, to);
+    });
+  }
+
+  // Moments of the nodes above the lowest level that end before this chunk; when `last`, also of those it cuts short.
+  void ascend(int64_t chunk, bool last) {
+    for (int l = 1; l <= top() && (last || chunk % ratio(l) == 0); ++l) {
+      const Level &level = plan->levels[l], &child = plan->levels[l - 1];
+      int64_t index = (chunk - 1) / ratio(l), children = ceil_div(chunk, ratio(l - 1));
+      mu[l].reserve(reader.tile.blocks, index, 1);
+      mu[l - 1].reserve(reader.tile.blocks, children, (index + 1) * child.fan - children);
+      with_count<kTileBlocks>(reader.tile.blocks, [&](auto blocks) __attribute__((always_inline)) {
+        constexpr int X = decltype(blocks)::value;
+        const Vec<A>* from[X];
+        Vec<A>* to[X];
+        for (int c = 0; c < X; ++c) {
+          for (int64_t i = children; i < (index + 1) * child.fan; ++i)
+            memset((void*)mu[l - 1].node(c, i), 0, child.rank * sizeof(Vec<A>));
+          from[c] = mu[l - 1].node(c, index * child.fan), to[c] = mu[l].node(c, index);
+        }
+        moments_up<A, X>(level, child, from, work, to);
+      });
+    }
+  }
+};
+
+}  // namespace hyenarec::HYENAREC_ISA
