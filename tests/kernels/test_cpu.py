@@ -171,10 +171,10 @@ def test_strided_views_read_in_place() -> None:
     assert torch.equal(found, cpu.legendre_conv(flipped, *arguments, pre, post, *tail))
 
 
-@pytest.mark.parametrize("width", [1, 2, 3, 4, 7])
+@pytest.mark.parametrize("width", [1, 2, 3, 4, 7, 40])
 @pytest.mark.parametrize("activation", ["", "silu"])
 def test_short_conv(width: int, activation: str) -> None:
-    batch, length, dim = 3, 150, 21
+    batch, length, dim = 2, 1100, 21  # longer than the rows a thread takes at once
     x, weight, bias = (torch.randn(*s, dtype=torch.float64) for s in ((batch, length, dim), (dim, width), (dim,)))
     grad = torch.randn(batch, length, dim, dtype=torch.float64)
     leaves = [t.float().double().requires_grad_() for t in (x, weight, bias)]
