@@ -120,8 +120,8 @@ struct ShortConv {
     store_rows<A, T>(out, work.values, {}, tile.rows, tile.valid);
   }
 
-  // The tile's dx, and what it adds to dweight and dbias (sums[width]). Tiles come last first: `behind` has the slopes of
-  // the width - 1 rows behind this tile, then of its own first ones. Without `sums` nothing else is wanted.
+  // The tile's dx, and what it adds to dweight and dbias (sums[width]). Tiles come last first: `behind` has the slopes
+  // of the width - 1 rows behind this tile, then of its own first ones. Without `sums` nothing else is wanted.
   void backward(const ShortTile& tile, ShortWorkspace<A>& work, Vec<A>* behind, Vec<A>* sums) const {
     Vec<A> fixed[W ? 2 * W : 1], *w = W ? fixed : work.w, *dw = W ? fixed + W : work.dw;
     Vec<A> bias = this->bias(tile), dbias{};
