@@ -189,8 +189,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> conv_last_backward(
   return gradients(hyenarec::kernels().conv_last_backward, in, grad, x, taps, skip, pre_gate, post_gate, needs);
 }
 
-// x (B, D), the newest row of each sequence, to (B, D); `history` (B, k, D) are rings, `taps` (k + 1, D), the largest lag
-// first, `steps` (B,) int64.
+// x (B, D), the newest row of each sequence, to (B, D); `history` (B, k, D) are rings, written to; `taps` (k + 1, D), the
+// largest lag first; `steps` (B,) int64.
 Tensor conv_step(const Tensor& x_, const Tensor& history, const Tensor& taps, const Tensor& steps,
                  const MaybeTensor& pre_gate_, const MaybeTensor& post_gate_) {
   Tensor x = unit_stride(x_), out = empty(x, {x.size(0), x.size(1)}, x.scalar_type());

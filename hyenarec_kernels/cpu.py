@@ -162,10 +162,10 @@ def legendre_conv_backward(
     needs: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     longest = _longest(x, starts, ends)
-    plan = None
-    if longest > 0:
-        every = _taps_plan(min(horizon, longest), horizon)
-        plan = every if last_only else _plan(x, coefficients, decay, horizon, longest)
+    if last_only and longest > 0:
+        plan: Plan | None = _taps_plan(min(horizon, longest), horizon)
+    else:
+        plan = _plan(x, coefficients, decay, horizon, longest) if longest > 0 else None
     if plan is None:
         return reference.legendre_conv_backward(
             grad, x, coefficients, decay, skip, pre_gate, post_gate, starts, ends, horizon, last_only, needs

@@ -51,7 +51,7 @@ void last_rows_backward(const ConvArgs& args, ParallelFor parallel) {
     const ConvArgs& args = *static_cast<const ConvArgs*>(context);
     const Io<A>& io = io_of<A>(args.dtype);
     const int64_t num_taps = args.plan->num_samples;
-    Arena arena((2 * num_taps + 1) * int64_t(sizeof(Vec<A>)) + 128);
+    Arena arena(2 * (num_taps * int64_t(sizeof(Vec<A>)) + 64));
     Vec<A>*dtaps = arena.take<Vec<A>>(num_taps), *taps = arena.take<Vec<A>>(num_taps);
     for (int64_t b = begin; b < end; ++b) {
       int64_t c0 = b * kWidth<A>, valid = args.channels - c0 < kWidth<A> ? args.channels - c0 : kWidth<A>;

@@ -21,11 +21,10 @@ HYENAREC_INLINE void sigmoid(Vec<float>* s, const Vec<float>* z) {
   constexpr int X = kSideBySide;
   const float magic = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer in the low bits
   V r[X], n[X], p[X];
-  for (int x = 0; x < X; ++x) r[x] = z[x] * -1.44269504f;
-  for (int x = 0; x < X; ++x) r[x] = r[x] < splat(126.0f) ? r[x] : splat(126.0f);
-  for (int x = 0; x < X; ++x) r[x] = r[x] > splat(-126.0f) ? r[x] : splat(-126.0f);
-  for (int x = 0; x < X; ++x) n[x] = r[x] + magic;
-  for (int x = 0; x < X; ++x) r[x] -= n[x] - magic;
+  for (int x = 0; x < X; ++x) r[x] = z[x] < splat(87.0f) ? z[x] : splat(87.0f);
+  for (int x = 0; x < X; ++x) r[x] = r[x] > splat(-87.0f) ? r[x] : splat(-87.0f);
+  for (int x = 0; x < X; ++x) n[x] = r[x] * -1.44269504f + magic;
+  for (int x = 0; x < X; ++x) r[x] = r[x] * -1.44269504f - (n[x] - magic);
   for (int x = 0; x < X; ++x) p[x] = splat(0x1.5c08e4p-10f);
   for (float c : {0x1.3d0c52p-7f, 0x1.c6b6e4p-5f, 0x1.ebf918p-3f, 0x1.62e428p-1f, 0x1.000002p+0f})
     for (int x = 0; x < X; ++x) p[x] = p[x] * r[x] + c;
