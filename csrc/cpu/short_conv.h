@@ -168,7 +168,8 @@ struct ShortConvCall {
 
   static int64_t count_units(const ShortConvArgs& args) {
     int64_t units = 0;
-    for (int64_t s = 0; s < args.num_sequences; ++s) units += ceil_div(args.sequences[s].length, kUnitRows) + (args.sequences[s].length == 0);
+    for (int64_t s = 0; s < args.num_sequences; ++s)
+      units += ceil_div(args.sequences[s].length, kUnitRows) + (args.sequences[s].length == 0);
     return units;
   }
   int64_t part_sums() const { return channel_blocks * (conv.width() + 1); }
