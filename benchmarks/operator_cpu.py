@@ -26,6 +26,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from hyenarec_kernels import cpu
+from hyenarec_kernels.ops.conv_step import conv_step
 from hyenarec_kernels.plan import Plan
 
 SHAPES = ((128, 50), (128, 200), (32, 1024), (8, 4096), (2, 16384), (1, 1024))
@@ -174,13 +175,16 @@ def short_row(seconds: float) -> dict[str, Any]:
 
 
 def step_row(seconds: float) -> dict[str, Any]:
-    """The next output of one sequence of 1,024 events, against its whole forward."""
+    """The next output of one sequence of 1,024 events: a streaming step, the last row from scratch, a whole forward."""
     x, c = torch.randn(1, 1024, DIM), torch.randn(DIM, TERMS)
     arguments = (x, c, None, None, None, None, None, None, 1024)
+    history, taps, steps = torch.randn(1, 1023, DIM), torch.randn(1024, DIM), torch.tensor([500])
+    row = torch.randn(1, DIM)
     return {
         "times": measure(
             {
-                "step": lambda: cpu.legendre_conv(*arguments, True),
+                "step": lambda: conv_step(row, history, taps, steps, pre_gate=row, post_gate=row),
+                "last row": lambda: cpu.legendre_conv(*arguments, True),
                 "forward": lambda: cpu.legendre_conv(*arguments, False),
             },
             seconds,
@@ -280,7 +284,8 @@ def show(result: dict[str, Any]) -> None:
     short, step = result["short_conv"]["times"], result["step"]["times"]
     print(f"short_conv 4 + SiLU, 128 x 200 x 192, forward + backward: {short['ours']['median']:.2f} ms,", end=" ")
     print(f"nn.Conv1d {ratio(short, 'nn.Conv1d + SiLU', 'ours')}")
-    print(f"step, K=1024: {1e3 * step['step']['median']:.0f} us; a full forward takes {ratio(step, 'forward', 'step')}")
+    print(f"step, K=1024: {1e3 * step['step']['median']:.0f} us; the last row from scratch", end=" ")
+    print(f"{ratio(step, 'last row', 'step')}, a full forward {ratio(step, 'forward', 'step')}")
     print(f"peak {result['peak']:.0f}e9 multiply-adds/s; {result['machine']}")
 
 

@@ -21,6 +21,7 @@ using hyenarec::Plan;
 using hyenarec::Rows;
 using hyenarec::Sequence;
 using hyenarec::ShortConvArgs;
+using hyenarec::StepArgs;
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 using MaybeTensor = std::optional<Tensor>;
@@ -137,12 +138,11 @@ Tensor conv(const Tensor& x, const Tensor& samples, const MaybeTensor& skip, con
   return out;
 }
 
-// Gradients of x, samples, skip, pre_gate and post_gate; empty where not needed.
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> conv_backward(
-    const Tensor& grad_, const Tensor& x, const Tensor& samples, const MaybeTensor& skip, const MaybeTensor& pre_gate,
-    const MaybeTensor& post_gate, const MaybeTensor& starts, const MaybeTensor& ends, std::vector<int64_t> plan,
-    const Tensor& constants, std::vector<bool> needs) {
-  Inputs in(x, samples, skip, pre_gate, post_gate, starts, ends, plan, constants);
+// Gradients of x, samples, skip, pre_gate and post_gate by one kernel; empty where not needed.
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> gradients(
+    void (*kernel)(const ConvArgs&, hyenarec::ParallelFor), Inputs& in, const Tensor& grad_, const Tensor& x,
+    const Tensor& samples, const MaybeTensor& skip, const MaybeTensor& pre_gate, const MaybeTensor& post_gate,
+    const std::vector<bool>& needs) {
   STD_TORCH_CHECK(needs.size() == 5, "needs: expected 5 flags");
   Tensor grad = unit_stride(grad_);
   in.args.grad = rows_of(grad);
@@ -152,24 +152,62 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> conv_backward(
   ScalarType type = x.scalar_type(), wide = arithmetic(in.args.dtype);
   Tensor dx = like(needs[0], x, type), dsamples = like(needs[1], samples, wide);
   Tensor dskip = like(needs[2] && skip, skip ? *skip : x, wide);
-  Tensor dpre = like(needs[3] && pre_gate, x, type), dpost = like(needs[4] && post_gate, x, type);
+  Tensor dpre = like(needs[3] && pre_gate, x, type), dpost = like(needs[4] && post_gate, grad, type);
   auto rows = [](const Tensor& t) { return t.dim() > 1 ? rows_of(t) : Rows{}; };
   in.args.dx = rows(dx);
   in.args.dpre_gate = rows(dpre);
   in.args.dpost_gate = rows(dpost);
   in.args.dsamples = needs[1] ? dsamples.data_ptr() : nullptr;
   in.args.dskip = needs[2] && skip ? dskip.data_ptr() : nullptr;
-  hyenarec::kernels().conv_backward(in.args, parallel);
+  kernel(in.args, parallel);
   return {dx, dsamples, dskip, dpre, dpost};
 }
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> conv_backward(
+    const Tensor& grad, const Tensor& x, const Tensor& samples, const MaybeTensor& skip, const MaybeTensor& pre_gate,
+    const MaybeTensor& post_gate, const MaybeTensor& starts, const MaybeTensor& ends, std::vector<int64_t> plan,
+    const Tensor& constants, std::vector<bool> needs) {
+  Inputs in(x, samples, skip, pre_gate, post_gate, starts, ends, plan, constants);
+  return gradients(hyenarec::kernels().conv_backward, in, grad, x, samples, skip, pre_gate, post_gate, needs);
+}
+
+// A plan for the forms that use every tap: `taps` (k, D), lag 0 first, are its samples.
+std::vector<int64_t> plan_of_taps(const Tensor& taps) { return {0, 0, 0, 0, 0, 0, taps.size(0)}; }
 
 // x (B, L, D) or (T, D) to the last row of each sequence, (sequences, D); `taps` (k, D), lag 0 first.
 Tensor conv_last(const Tensor& x, const Tensor& taps, const MaybeTensor& skip, const MaybeTensor& pre_gate,
                  const MaybeTensor& post_gate, const MaybeTensor& starts, const MaybeTensor& ends) {
-  Inputs in(x, taps, skip, pre_gate, post_gate, starts, ends, {0, 0, 0, 0, 0, 0, taps.size(0)}, taps);
+  Inputs in(x, taps, skip, pre_gate, post_gate, starts, ends, plan_of_taps(taps), taps);
   Tensor out = empty(x, {in.args.num_sequences, in.args.channels}, x.scalar_type());
   in.args.out = rows_of(out);
   hyenarec::kernels().conv_last(in.args, parallel);
+  return out;
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> conv_last_backward(
+    const Tensor& grad, const Tensor& x, const Tensor& taps, const MaybeTensor& skip, const MaybeTensor& pre_gate,
+    const MaybeTensor& post_gate, const MaybeTensor& starts, const MaybeTensor& ends, std::vector<bool> needs) {
+  Inputs in(x, taps, skip, pre_gate, post_gate, starts, ends, plan_of_taps(taps), taps);
+  return gradients(hyenarec::kernels().conv_last_backward, in, grad, x, taps, skip, pre_gate, post_gate, needs);
+}
+
+// x (B, D), the newest row of each sequence, to (B, D); `history` (B, k, D) are rings, written to; `taps` (k + 1, D), the
+// largest lag first; `steps` (B,) int64.
+Tensor conv_step(const Tensor& x_, const Tensor& history, const Tensor& taps, const Tensor& steps,
+                 const MaybeTensor& pre_gate_, const MaybeTensor& post_gate_) {
+  Tensor x = unit_stride(x_), out = empty(x, {x.size(0), x.size(1)}, x.scalar_type());
+  MaybeTensor pre_gate = unit_stride(pre_gate_), post_gate = unit_stride(post_gate_);
+  Dtype dtype = dtype_of(x);
+  int64_t batch = x.size(0), channels = x.size(1), slots = history.size(1);
+  STD_TORCH_CHECK(history.dim() == 3 && history.size(0) == batch && history.size(2) == channels &&
+                      (channels == 1 || history.stride(2) == 1) && history.scalar_type() == arithmetic(dtype),
+                  "history: expected (", batch, ", k, ", channels, ") of the arithmetic type, adjacent channels");
+  STD_TORCH_CHECK(steps.scalar_type() == ScalarType::Long && steps.is_contiguous() && steps.numel() == batch,
+                  "steps: expected ", batch, " contiguous int64");
+  StepArgs args{batch, channels, slots, dtype, rows_of(x), rows_of(pre_gate), rows_of(post_gate), rows_of(out),
+                rows_of(history), values(taps, dtype, (slots + 1) * channels, "taps"),
+                static_cast<const int64_t*>(steps.data_ptr())};
+  hyenarec::kernels().conv_step(args, parallel);
   return out;
 }
 
@@ -241,6 +279,11 @@ STABLE_TORCH_LIBRARY(hyenarec_cpu, m) {
   m.def(
       "conv_last(Tensor x, Tensor taps, Tensor? skip, Tensor? pre_gate, Tensor? post_gate, Tensor? starts, "
       "Tensor? ends) -> Tensor");
+  m.def(
+      "conv_last_backward(Tensor grad, Tensor x, Tensor taps, Tensor? skip, Tensor? pre_gate, Tensor? post_gate, "
+      "Tensor? starts, Tensor? ends, bool[] needs) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
+  m.def(
+      "conv_step(Tensor x, Tensor(a!) history, Tensor taps, Tensor steps, Tensor? pre_gate, Tensor? post_gate) -> Tensor");
   m.def("short_conv(Tensor x, Tensor weight, Tensor? bias, Tensor? starts, Tensor? ends, bool silu) -> Tensor");
   m.def(
       "short_conv_backward(Tensor grad, Tensor x, Tensor weight, Tensor? bias, Tensor? starts, Tensor? ends, bool silu, "
@@ -253,6 +296,8 @@ STABLE_TORCH_LIBRARY_IMPL(hyenarec_cpu, CPU, m) {
   m.impl("conv", TORCH_BOX(&conv));
   m.impl("conv_backward", TORCH_BOX(&conv_backward));
   m.impl("conv_last", TORCH_BOX(&conv_last));
+  m.impl("conv_last_backward", TORCH_BOX(&conv_last_backward));
+  m.impl("conv_step", TORCH_BOX(&conv_step));
   m.impl("short_conv", TORCH_BOX(&short_conv));
   m.impl("short_conv_backward", TORCH_BOX(&short_conv_backward));
 }

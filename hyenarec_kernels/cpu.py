@@ -103,9 +103,9 @@ def long_conv_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     longest = _longest(x, starts, ends)
     taps = min(filter.shape[1], longest)
-    if last_only or not 0 < taps <= DIRECT_TAPS:
+    if taps == 0 or (taps > DIRECT_TAPS and not last_only):
         return reference.long_conv_backward(grad, x, filter, skip, pre_gate, post_gate, starts, ends, last_only, needs)
-    plan = direct_plan(taps, longest)
+    plan = None if last_only else direct_plan(taps, longest)
     samples = _per_channel(_lag_major(filter[:, :taps], x), x)
     dx, dsamples, dskip, dpre, dpost = _conv_backward(
         grad, x, samples, skip, pre_gate, post_gate, starts, ends, plan, needs
@@ -162,7 +162,10 @@ def legendre_conv_backward(
     needs: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     longest = _longest(x, starts, ends)
-    plan = None if last_only or longest == 0 else _plan(x, coefficients, decay, horizon, longest)
+    if last_only and longest > 0:
+        plan: Plan | None = _taps_plan(min(horizon, longest), horizon)
+    else:
+        plan = _plan(x, coefficients, decay, horizon, longest) if longest > 0 else None
     if plan is None:
         return reference.legendre_conv_backward(
             grad, x, coefficients, decay, skip, pre_gate, post_gate, starts, ends, horizon, last_only, needs
@@ -170,7 +173,16 @@ def legendre_conv_backward(
     values, window = _sample(plan, coefficients, decay, x.dtype)  # (Q, G)
     kernel_needs = [needs[0], needs[1] or (needs[2] and decay is not None), *needs[3:]]
     dx, dsamples, dskip, dpre, dpost = _conv_backward(
-        grad, x, _per_channel(values, x), skip, pre_gate, post_gate, starts, ends, plan, kernel_needs
+        grad,
+        x,
+        _per_channel(values, x),
+        skip,
+        pre_gate,
+        post_gate,
+        starts,
+        ends,
+        None if last_only else plan,
+        kernel_needs,
     )
     dcoefficients, ddecay = x.new_empty(0), x.new_empty(0)
     if kernel_needs[1]:
@@ -184,6 +196,13 @@ def legendre_conv_backward(
             slope = decay.to(values.dtype).sigmoid()
             ddecay = (-slope * (age * values * dvalues).sum(0)).to(decay.dtype)
     return dx, dcoefficients, ddecay, dskip, dpre, dpost
+
+
+def conv_step(
+    x: Tensor, history: Tensor, taps: Tensor, steps: Tensor, pre_gate: Tensor | None, post_gate: Tensor | None
+) -> Tensor:
+    out: Tensor = torch.ops.hyenarec_cpu.conv_step(x, history, taps, steps, pre_gate, post_gate)
+    return out
 
 
 def _plan(x: Tensor, coefficients: Tensor, decay: Tensor | None, horizon: int, longest: int) -> Plan | None:
@@ -258,22 +277,17 @@ def _conv_backward(
     post_gate: Tensor | None,
     starts: Tensor | None,
     ends: Tensor | None,
-    plan: Plan,
+    plan: Plan | None,
     needs: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    dx, dsamples, dskip, dpre, dpost = torch.ops.hyenarec_cpu.conv_backward(
-        grad,
-        x,
-        samples,
-        _wide(skip, x),
-        pre_gate,
-        post_gate,
-        starts,
-        ends,
-        plan.numbers,
-        plan.constants(wide(x.dtype)),
-        list(needs),
-    )
+    """Without a plan: of the last rows alone, whose samples are all the taps."""
+    inputs = (grad, x, samples, _wide(skip, x), pre_gate, post_gate, starts, ends)
+    if plan is None:
+        dx, dsamples, dskip, dpre, dpost = torch.ops.hyenarec_cpu.conv_last_backward(*inputs, list(needs))
+    else:
+        dx, dsamples, dskip, dpre, dpost = torch.ops.hyenarec_cpu.conv_backward(
+            *inputs, plan.numbers, plan.constants(wide(x.dtype)), list(needs)
+        )
     return dx, dsamples, dskip if skip is None else dskip.to(skip.dtype), dpre, dpost
 
 

@@ -73,6 +73,16 @@ struct ShortConvArgs {
   void* dbias;         // (channels,)
 };
 
+// One event more of each sequence; rows of x, gates and out are one a sequence.
+struct StepArgs {
+  int64_t num_sequences, channels, slots;
+  Dtype dtype;  // of x, gates and out
+  Rows x, pre_gate, post_gate, out;
+  Rows history;          // (num_sequences, slots, channels), arithmetic type: rings, read and written
+  const void* taps;      // (slots + 1, channels), arithmetic type, the largest lag first
+  const int64_t* steps;  // rows each ring has taken since its oldest row stood first
+};
+
 // Runs body(context, begin, end) over a partition of [0, count).
 using Body = void (*)(void* context, int64_t begin, int64_t end);
 using ParallelFor = void (*)(int64_t count, Body body, void* context);
@@ -83,6 +93,8 @@ struct Kernels {
   void (*conv_forward)(const ConvArgs&, ParallelFor);
   void (*conv_backward)(const ConvArgs&, ParallelFor);
   void (*conv_last)(const ConvArgs&, ParallelFor);
+  void (*conv_last_backward)(const ConvArgs&, ParallelFor);
+  void (*conv_step)(const StepArgs&, ParallelFor);
   void (*short_conv)(const ShortConvArgs&, bool backward, ParallelFor);
   double (*peak)(int64_t steps, ParallelFor);  // multiply-adds done by a register-only loop
 };

@@ -3,4 +3,12 @@
 
 namespace isa = hyenarec::portable;
 const hyenarec::Kernels hyenarec::kernels_portable = {
-    "portable", isa::conv_forward, isa::conv_backward, isa::conv_last, isa::short_conv_of_type, isa::peak};
+    "portable",
+    isa::conv_forward,
+    isa::conv_backward,
+    isa::conv_last,
+    isa::conv_last_backward,
+    isa::conv_step,
+    isa::short_conv_of_type,
+    isa::peak,
+};

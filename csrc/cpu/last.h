@@ -1,8 +1,10 @@
-// Only the last row of each sequence: horizon multiply-adds a channel.
+// Only the last row of each sequence, and its gradients: horizon multiply-adds a channel.
 #pragma once
 #include "forward.h"
 
 namespace hyenarec::HYENAREC_ISA {
+
+constexpr int64_t kRowsAtOnce = 32;
 
 // args.samples holds every tap the longest sequence can use; args.out and post_gate are (sequences, channels).
 template <class A>
@@ -12,7 +14,6 @@ void last_rows(const ConvArgs& args, ParallelFor parallel) {
     int64_t blocks;
   } context{args, ceil_div(args.channels, kWidth<A>)};
   auto body = [](void* self, int64_t begin, int64_t end) {
-    constexpr int64_t kRowsAtOnce = 32;
     const Context& c = *static_cast<const Context*>(self);
     const ConvArgs& args = c.args;
     const Io<A>& io = io_of<A>(args.dtype);
@@ -41,6 +42,61 @@ void last_rows(const ConvArgs& args, ParallelFor parallel) {
     }
   };
   parallel(args.num_sequences * context.blocks, body, &context);
+}
+
+// Gradients of last_rows, one channel block after another: `dsamples` and `dskip` add up over the sequences in order.
+template <class A>
+void last_rows_backward(const ConvArgs& args, ParallelFor parallel) {
+  auto body = [](void* context, int64_t begin, int64_t end) {
+    const ConvArgs& args = *static_cast<const ConvArgs*>(context);
+    const Io<A>& io = io_of<A>(args.dtype);
+    const int64_t num_taps = args.plan->num_samples;
+    Arena arena(2 * (num_taps * int64_t(sizeof(Vec<A>)) + 64));
+    Vec<A>*dtaps = arena.take<Vec<A>>(num_taps), *taps = arena.take<Vec<A>>(num_taps);
+    for (int64_t b = begin; b < end; ++b) {
+      int64_t c0 = b * kWidth<A>, valid = args.channels - c0 < kWidth<A> ? args.channels - c0 : kWidth<A>;
+      Vec<A> skip = args.skip ? load_channels<A>(args.skip, 0, args.channels, c0) : Vec<A>{}, dskip{};
+      for (int64_t t = 0; t < num_taps; ++t)
+        dtaps[t] = Vec<A>{}, taps[t] = load_channels<A>(args.samples, t, args.channels, c0);
+      for (int64_t s = 0; s < args.num_sequences; ++s) {
+        const Sequence& sequence = args.sequences[s];
+        Sequence target{0, s, 1};
+        int64_t reach = sequence.length < num_taps ? sequence.length : num_taps, from = sequence.length - reach;
+        auto block = [&](Rows rows) { return sequence_block(rows, sequence, c0, io.element_size, 0); };
+        auto at = [&](Rows rows, int64_t t) { return rows.data ? Reader<A>::at(block(rows), t) : Block{}; };
+        auto last = [&](Rows rows) { return sequence_block(rows, target, c0, io.element_size, 0); };
+        Vec<A> dy, y{}, u[kRowsAtOnce], du[kRowsAtOnce];
+        io.load(&dy, last(args.grad), last(args.post_gate), 1, valid);
+        for (int64_t t = from; t < sequence.length; t += kRowsAtOnce) {
+          int64_t rows = sequence.length - t < kRowsAtOnce ? sequence.length - t : kRowsAtOnce;
+          io.load(u, at(args.x, t), at(args.pre_gate, t), rows, valid);
+          for (int64_t i = 0; i < rows; ++i) {
+            int64_t lag = sequence.length - 1 - t - i;
+            Vec<A> h = lag == 0 ? taps[0] + skip : taps[lag];
+            y += h * u[i];
+            du[i] = h * dy;
+            dtaps[lag] += dy * u[i];
+          }
+          if (args.dx.data) io.store(at(args.dx, t), du, at(args.pre_gate, t), rows, valid);
+          if (args.dpre_gate.data) io.store(at(args.dpre_gate, t), du, at(args.x, t), rows, valid);
+          if (t + rows == sequence.length) dskip += dy * u[rows - 1];
+        }
+        if (args.dpost_gate.data) {
+          if (sequence.length == 0) clear_rows(last(args.dpost_gate), 1, valid * io.element_size);
+          else io.store(last(args.dpost_gate), &y, last(args.grad), 1, valid);
+        }
+        for (Rows rows : {args.dx, args.dpre_gate}) {
+          if (rows.data) clear_rows(block(rows), from, valid * io.element_size);
+          clear_padding<A>(args, rows, sequence, c0, valid, io.element_size);
+        }
+      }
+      if (args.dsamples)
+        for (int64_t t = 0; t < num_taps; ++t)
+          store_some<A>(static_cast<A*>(args.dsamples) + t * args.channels + c0, dtaps[t], valid);
+      if (args.dskip) store_some<A>(static_cast<A*>(args.dskip) + c0, dskip, valid);
+    }
+  };
+  parallel(ceil_div(args.channels, kWidth<A>), body, const_cast<ConvArgs*>(&args));
 }
 
 }  // namespace hyenarec::HYENAREC_ISA

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Literal, cast
 
@@ -12,7 +13,8 @@ from torch.nn.functional import linear, silu
 
 from hyenarec_kernels.layout import Layout, check_segments, from_mask, last_rows, segments, spans, zero_padding
 from hyenarec_kernels.nn.filters import ConvOptions, Filter, make_filter
-from hyenarec_kernels.nn.streaming import MixerState, advance
+from hyenarec_kernels.nn.streaming import MixerState
+from hyenarec_kernels.ops.conv_step import conv_step
 from hyenarec_kernels.ops.short_conv import short_conv
 
 GATES: dict[str, Callable[[Tensor], Tensor]] = {"identity": lambda q: q, "sigmoid": torch.sigmoid, "silu": silu}
@@ -109,11 +111,9 @@ class HyenaMixer(nn.Module):
         layout = self._layout(x, lengths, starts, mask, cu_seqlens)
         return self._mix_last(x, layout) if last_only else self._mix(x, layout)[0]
 
+    @torch.no_grad()
     def init_state(self, batch_size: int) -> MixerState:
-        """The state of ``batch_size`` empty sequences; it captures the long filters as they are now.
-
-        Streaming builds autograd graphs as any other code does: serve under ``torch.inference_mode()``.
-        """
+        """The state of ``batch_size`` empty sequences; it captures the filters as they are now."""
         weight = self.in_proj.weight
         dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
         taps = weight.new_zeros(self.order - 1, self.horizon, self.dim, dtype=dtype)
@@ -125,6 +125,8 @@ class HyenaMixer(nn.Module):
         return MixerState(
             projected=taps.new_zeros(batch_size, self.short_width - 1, (self.order + 1) * self.dim),
             gated=taps.new_zeros(batch_size, self.order - 1, self.horizon - 1, self.dim),
+            steps=taps.new_zeros(batch_size, dtype=torch.int64),
+            short_taps=self.short_weight.to(dtype).flip(1).T.contiguous(),
             taps=taps,
         )
 
@@ -137,26 +139,33 @@ class HyenaMixer(nn.Module):
         mask: Tensor | None = None,
         cu_seqlens: Tensor | None = None,
     ) -> tuple[Tensor, MixerState]:
-        """:meth:`forward` of whole histories, and the state after each one's last event, for :meth:`step`."""
+        """:meth:`forward` of whole histories, and the state after each one's last event, for :meth:`step`.
+
+        The output has gradients, the state has none.
+        """
         layout = self._layout(x, lengths, starts, mask, cu_seqlens)
         y, projected, gated = self._mix(x, layout)
         first, length = spans(x, *segments("HyenaMixer", x, **layout))
         state = self.init_state(first.shape[0])
 
         def newest(values: Tensor, count: int) -> Tensor:  # (..., C) to (S, count, C)
-            return last_rows(values.reshape(-1, values.shape[-1]), first, length, count).to(state.taps.dtype)
+            rows = values.detach().reshape(-1, values.shape[-1])
+            return last_rows(rows, first, length, count).to(state.taps.dtype)
 
         histories = [newest(q, self.horizon - 1) * newest(v, self.horizon - 1) for q, v in gated]
-        return y, MixerState(
+        return y, replace(
+            state,
             projected=newest(projected, self.short_width - 1),
             gated=torch.stack(histories, 1) if histories else state.gated,
-            taps=state.taps,
         )
 
+    @torch.no_grad()
     def step(self, x: Tensor, state: MixerState) -> tuple[Tensor, MixerState]:
-        """One event of every sequence: ``x`` (B, D) to the output (B, D) and the next state; ``state`` stays as it was.
+        """One event of every sequence: ``x`` (B, D) to the output (B, D) and ``state`` itself, moved on by that event.
 
         Equals :meth:`forward` at that position, for K multiply-adds a channel and no matrix product over the history.
+        The state is written to, not copied: continue one history in two ways from two ``state.index`` copies. Without
+        gradients.
         """
         if x.dim() != 2 or x.shape != (state.projected.shape[0], self.dim):
             raise ValueError(
@@ -164,20 +173,15 @@ class HyenaMixer(nn.Module):
                 f"got {tuple(x.shape)}"
             )
         new = self.in_proj(x)  # (B, (order+1) D)
-        wide = state.taps.dtype
-        z, projected = advance(state.projected, new.to(wide), self.short_weight.to(wide).flip(1).T)
-        *q, v = (z + self.short_bias.to(wide)).to(new.dtype).chunk(self.order + 1, -1)
+        z = conv_step(new.to(state.taps.dtype), state.projected, state.short_taps, state.steps)
+        *q, v = (z + self.short_bias).to(new.dtype).chunk(self.order + 1, -1)
         gate = GATES[self.gate](q[-1])
-        histories = []
         for i in range(self.order - 1):
-            u = q[i].to(wide) * v.to(wide)
-            y, history = advance(state.gated[:, i], u, state.taps[i])
-            histories.append(history)
-            v = (y if i < self.order - 2 else y * gate.to(wide)).to(new.dtype)
-        if not histories:
-            v = gate * v
-        gated = torch.stack(histories, 1) if histories else state.gated
-        return self.out_proj(v), MixerState(projected, gated, state.taps)
+            post_gate = gate if i == self.order - 2 else None
+            history, taps = state.gated[:, i], state.taps[i]
+            v = conv_step(v, history, taps, state.steps, pre_gate=q[i], post_gate=post_gate)
+        state.steps.add_(1)
+        return self.out_proj(v if self.filters else gate * v), state
 
     def _layout(
         self, x: Tensor, lengths: Tensor | None, starts: Tensor | None, mask: Tensor | None, cu_seqlens: Tensor | None

@@ -7,11 +7,13 @@ as the taps reach, with many over the whole of both (see :mod:`~hyenarec_kernels
 the lengths.
 """
 
+from hyenarec_kernels.reference.conv_step import conv_step
 from hyenarec_kernels.reference.legendre_conv import legendre_conv, legendre_conv_backward
 from hyenarec_kernels.reference.long_conv import long_conv, long_conv_backward
 from hyenarec_kernels.reference.short_conv import short_conv, short_conv_backward
 
 __all__ = [
+    "conv_step",
     "legendre_conv",
     "legendre_conv_backward",
     "long_conv",

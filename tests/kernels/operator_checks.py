@@ -6,7 +6,10 @@ import torch
 from operator_cases import TOLERANCE, Case, assert_close
 from torch import Tensor
 
+import hyenarec_kernels as hk
+from hyenarec_kernels import backends
 from hyenarec_kernels.nn import HyenaMixer
+from hyenarec_kernels.ops.conv_step import conv_step
 
 
 def check_causality(operator: str, taps: int, tolerance: float) -> None:
@@ -35,6 +38,25 @@ def check_gradients(operator: str, taps: int, lengths: tuple[int, ...] = (17, 17
     """Outputs and every gradient, for a random output gradient, are the oracle's."""
     case = Case.random(operator, lengths, taps=taps)
     assert_close(case.run("full"), case.expected(), TOLERANCE[torch.float64])
+
+
+def check_step(dim: int, taps: int, batch: int, dtype: torch.dtype, *, gated: bool = True) -> None:
+    """``conv_step`` by ``conv_step`` gives ``long_conv`` at every position; rings stand in different places."""
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    length = 2 * taps + 3
+    x, pre, post = torch.randn(batch, length, 3 * dim, dtype=torch.float64).to(dtype).split(dim, -1)
+    gates = {"pre_gate": pre, "post_gate": post} if gated else {}
+    filter = torch.randn(dim, taps, dtype=wide)
+    with backends.use("reference"):
+        want = hk.long_conv(x.double(), filter.double(), **{name: gate.double() for name, gate in gates.items()})
+    history = torch.full((batch, 2, taps - 1, dim), float("nan"), dtype=wide)[:, 1].zero_()  # strided
+    steps = torch.arange(batch) * 5
+    for t in range(length):
+        now = {name: gate[:, t] for name, gate in gates.items()}
+        got = conv_step(x[:, t], history, filter.flip(1).T.contiguous(), steps + t, **now)
+        assert got.dtype == dtype
+        error = (got.double() - want[:, t]).norm() / want[:, t].norm()
+        assert error <= TOLERANCE[dtype], f"worst at position {t}: {error:.1e}"
 
 
 def check_streaming(mixer: HyenaMixer, x: Tensor, prompt: int, tolerance: float) -> None:

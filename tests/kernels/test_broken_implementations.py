@@ -6,10 +6,10 @@ from importlib import import_module
 
 import pytest
 import torch
-from operator_checks import check_causality, check_gradients, check_padding, check_streaming
+from operator_checks import check_causality, check_gradients, check_padding, check_step, check_streaming
 from torch import Tensor
 
-from hyenarec_kernels import backends
+from hyenarec_kernels import backends, reference
 from hyenarec_kernels.nn import HyenaMixer
 from hyenarec_kernels.nn import mixer as mixer_module
 from hyenarec_kernels.reference import direct, fourier
@@ -62,11 +62,16 @@ def test_streaming_fails_with_a_state_one_event_late(monkeypatch: pytest.MonkeyP
     mixer, x = HyenaMixer(4, 6).double(), torch.randn(2, 12, 4, dtype=torch.float64)
     check_streaming(mixer, x, 5, 1e-11)
 
-    def late(history: Tensor, newest: Tensor, taps: Tensor) -> tuple[Tensor, Tensor]:
-        window = torch.cat([history, newest[:, None]], 1)
-        return (window * taps).sum(1), window[:, :-1]
+    conv_step = reference.conv_step
 
-    monkeypatch.setattr(mixer_module, "advance", late)
+    def late(x: Tensor, history: Tensor, taps: Tensor, steps: Tensor, *gates: Tensor | None) -> Tensor:
+        return conv_step(x, history, taps, steps - 1, *gates)
+
+    check_step(4, 6, 2, torch.float64)
+    monkeypatch.setattr(reference, "conv_step", lambda x, history, *rest: conv_step(x, history.clone(), *rest))
+    with pytest.raises(AssertionError, match="worst at position 1"):
+        check_step(4, 6, 2, torch.float64)
+    monkeypatch.setattr(reference, "conv_step", late)
     with pytest.raises(AssertionError, match="worst at position"):
         check_streaming(mixer, x, 5, 1e-11)
 

@@ -49,8 +49,9 @@ def test_contract_3_prefix_consistency(operator: str) -> None:
 @pytest.mark.parametrize("operator", LONG)
 @pytest.mark.parametrize("taps", [1, 5, 13, 64])
 def test_contract_5_last_position_only(operator: str, taps: int) -> None:
-    case = Case.random(operator, (31, 1, 12), taps=taps, last_only=True)
-    assert_close(case.run("packed"), case.expected(), TOLERANCE[torch.float64])
+    case = Case.random(operator, (71, 1, 12), dim=36, taps=taps, last_only=True)
+    for strided in (False, True):
+        assert_close(case.run("packed", strided=strided), case.expected(), TOLERANCE[torch.float64])
 
 
 @pytest.mark.parametrize("operator", OPERATORS)

@@ -147,6 +147,8 @@ def test_same_bits_for_one_and_two_threads(horizon: int) -> None:
         tail = (None, None, horizon, False)
         arguments = (x, torch.randn(20, 8), torch.randn(20), torch.randn(20), pre, post, *tail)
         out = [cpu.legendre_conv(*arguments), *cpu.legendre_conv_backward(grad, *arguments, [True] * 6)]
+        last = (*arguments[:5], post[:, 0], None, None, horizon, True)
+        out += [cpu.legendre_conv(*last), *cpu.legendre_conv_backward(grad[:, 0], *last, [True] * 6)]
         short = (x, weight, bias, None, None, "silu")
         return [*out, cpu.short_conv(*short), *cpu.short_conv_backward(grad, *short, [True] * 3)]
 
@@ -171,10 +173,10 @@ def test_strided_views_read_in_place() -> None:
     assert torch.equal(found, cpu.legendre_conv(flipped, *arguments, pre, post, *tail))
 
 
-@pytest.mark.parametrize("width", [1, 2, 3, 4, 7])
+@pytest.mark.parametrize("width", [1, 2, 3, 4, 7, 40])
 @pytest.mark.parametrize("activation", ["", "silu"])
 def test_short_conv(width: int, activation: str) -> None:
-    batch, length, dim = 3, 150, 21
+    batch, length, dim = 2, 1100, 21  # longer than the rows a thread takes at once
     x, weight, bias = (torch.randn(*s, dtype=torch.float64) for s in ((batch, length, dim), (dim, width), (dim,)))
     grad = torch.randn(batch, length, dim, dtype=torch.float64)
     leaves = [t.float().double().requires_grad_() for t in (x, weight, bias)]
@@ -194,6 +196,15 @@ def test_silu_far_from_zero() -> None:
     found = cpu.short_conv(x, torch.ones(1, 1), None, None, None, "silu")
     expected = torch.nn.functional.silu(x)
     assert torch.allclose(found, expected, rtol=1e-6, atol=1e-30, equal_nan=True)
+
+
+def test_silu_is_accurate() -> None:
+    x = torch.linspace(-80, 80, 100_001)
+    found = cpu.short_conv(x[None, :, None], torch.ones(1, 1), None, None, None, "silu").flatten().double()
+    expected = torch.nn.functional.silu(x.double())
+    error = ((found - expected) / expected).abs().nan_to_num(0)  # 0 / 0 at 0
+    assert error[x.abs() < 5].max() < 5e-7
+    assert error.max() < 4e-6  # where exp(-x) is large its exponent's rounding shows
 
 
 @pytest.mark.parametrize("isa", ["avx512", "avx2", "portable"])

@@ -6,13 +6,53 @@ from typing import Any
 
 import pytest
 import torch
-from operator_checks import check_streaming
+from operator_cases import TOLERANCE
+from operator_checks import check_step, check_streaming
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from hyenarec_kernels import reference
 from hyenarec_kernels.nn import CosineFilter, HyenaMixer, MixerState
+from hyenarec_kernels.ops.conv_step import conv_step
 
-TOLERANCE = {torch.float64: 1e-11, torch.float32: 1e-5, torch.float16: 5e-3, torch.bfloat16: 2e-2}
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize(("dim", "batch"), [(1, 1), (7, 3), (16, 2), (64, 1), (131, 4)])
+@pytest.mark.parametrize("taps", [1, 2, 5, 32])
+def test_contract_4_step(dtype: torch.dtype, dim: int, batch: int, taps: int, backend: str) -> None:
+    check_step(dim, taps, batch, dtype)
+    check_step(dim, taps, batch, dtype, gated=False)
+
+
+def test_contract_4_step_of_many_channels(backend: str) -> None:
+    """Enough work for more threads than one."""
+    check_step(512, 220, 2, torch.float32)
+
+
+@torch.no_grad()
+def test_contract_9_step_keeps_nan_in_its_channel_and_sequence(backend: str) -> None:
+    history, taps, steps = torch.randn(2, 4, 40), torch.randn(5, 40), torch.tensor([1, 2])
+    history[1, 3, 17] = torch.nan
+    for t in range(4):
+        out = conv_step(torch.randn(2, 40), history, taps, steps + t)
+        bad = out.isnan().nonzero().tolist()
+        assert bad == ([[1, 17]] if t < 2 else [])  # row 3 of the ring is the oldest at the second step, then gone
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"taps": torch.randn(4, 6)}, r"history must be \(2, 3, 6\) torch.float32 .* and 4 taps, got \(2, 4, 6\)"),
+        ({"taps": torch.randn(5, 5)}, r"taps must be \(5, 6\) torch.float32 beside \(2, 6\)"),
+        ({"history": torch.zeros(2, 4, 6).double()}, "history must be .* torch.float32 .* got .* torch.float64"),
+        ({"steps": torch.zeros(2)}, r"steps must be \(2,\) torch.int64 .* got \(2,\) torch.float32"),
+        ({"pre_gate": torch.randn(2, 5)}, r"pre_gate must have shape \(2, 6\), got \(2, 5\)"),
+    ],
+)
+def test_contract_9_step_refuses_what_does_not_fit(arguments: dict[str, Tensor], message: str) -> None:
+    given = {"x": torch.randn(2, 6), "history": torch.zeros(2, 4, 6), "taps": torch.randn(5, 6)}
+    with pytest.raises(ValueError, match=f"^conv_step: {message}"):
+        conv_step(**{**given, "steps": torch.zeros(2, dtype=torch.int64), **arguments})
 
 
 @pytest.mark.parametrize("order", [1, 2, 3])
@@ -41,19 +81,16 @@ def test_contract_4_streaming_under_autocast() -> None:
 @torch.no_grad()
 @pytest.mark.parametrize("layout", ["right", "left", "mask", "packed"])
 def test_contract_4_prefill_of_every_layout(layout: str, backend: str) -> None:
-    """A ragged prefill leaves each sequence, an empty one too, in the state that steps alone would have reached."""
+    """A ragged prefill leaves each sequence, an empty one too, where steps alone would have left it."""
     mixer = HyenaMixer(6, 5, order=3, terms=3).double()
     lengths = torch.tensor([9, 0, 1, 4])
     x = torch.randn(4, 9, 6, dtype=torch.float64)
-    state = mixer.init_state(4)
-    for t in range(9):
-        _, ahead = mixer.step(x[:, t], state)
-        live = lengths > t
-        state = MixerState(
-            torch.where(live[:, None, None], ahead.projected, state.projected),
-            torch.where(live[:, None, None, None], ahead.gated, state.gated),
-            state.taps,
-        )
+    alone = [mixer.init_state(1) for _ in lengths]
+    for state, row, n in zip(alone, x, lengths, strict=True):
+        for event in row[:n]:
+            mixer.step(event[None], state)
+    stepped = MixerState.cat(alone)
+    assert stepped.steps.tolist() == lengths.tolist()
     real = torch.arange(9) < lengths[:, None]
     shifted = torch.stack([row.roll(9 - int(n), 0) for row, n in zip(x, lengths, strict=True)])
     arguments: dict[str, tuple[Tensor, dict[str, Tensor]]] = {
@@ -63,22 +100,23 @@ def test_contract_4_prefill_of_every_layout(layout: str, backend: str) -> None:
         "packed": (x[real], {"cu_seqlens": torch.tensor([0, 9, 9, 10, 14])}),
     }
     inputs, where = arguments[layout]
-    y, got = mixer.prefill(inputs, **where)
+    y, prefilled = mixer.prefill(inputs, **where)
     torch.testing.assert_close(y, mixer(inputs, **where), rtol=0, atol=0)
-    torch.testing.assert_close(got.projected, state.projected)
-    torch.testing.assert_close(got.gated, state.gated)
+    for _ in range(7):  # more than the rings hold
+        event = torch.randn(4, 6, dtype=torch.float64)
+        torch.testing.assert_close(mixer.step(event, prefilled)[0], mixer.step(event, stepped)[0])
 
 
 @torch.no_grad()
 def test_contract_4_state_size_does_not_grow() -> None:
     mixer = HyenaMixer(6, 5, order=3, short_width=4)
     state = mixer.init_state(2)
-    sizes = (2, 3, 4 * 6), (2, 2, 4, 6), (2, 5, 6)
+    sizes = [(2, 3, 4 * 6), (2, 2, 4, 6), (2,), (4, 4 * 6), (2, 5, 6)]
     for _ in range(12):
-        assert (state.projected.shape, state.gated.shape, state.taps.shape) == sizes
+        assert [t.shape for t in vars(state).values()] == sizes
         _, state = mixer.step(torch.randn(2, 6), state)
     _, state = mixer.prefill(torch.randn(2, 50, 6))
-    assert (state.projected.shape, state.gated.shape, state.taps.shape) == sizes
+    assert [t.shape for t in vars(state).values()] == sizes
 
 
 @torch.no_grad()
@@ -98,24 +136,29 @@ def test_contract_4_step_has_no_matmul_over_history() -> None:
     with Largest() as seen:
         mixer.step(torch.randn(3, 8), state)
     assert seen.products == 2  # in_proj and out_proj
-    assert seen.largest == 3 * 64 * 8  # one pass over K events a channel
+    x = torch.randn(3, 8)
+    with Largest() as seen:  # the operator seen from inside
+        reference.conv_step(x, state.gated[:, 0], state.taps[0], state.steps, x, x)
+    assert seen.products == 0
+    assert seen.largest == 3 * 63 * 8  # one pass over K events a channel
 
 
 @torch.no_grad()
 def test_states_can_be_joined_and_picked() -> None:
-    """Users whose histories differ in length share a batch; stepping leaves the given state alone."""
+    """Users whose histories differ in length share a batch; a copy can go another way."""
     mixer = HyenaMixer(6, 5, filter=CosineFilter)
     parts = [mixer.prefill(torch.randn(n, length, 6))[1] for n, length in ((1, 3), (2, 11))]
     joined = MixerState.cat(parts)
     x = torch.randn(3, 6)
-    y, after = mixer.step(x, joined)
-    again, _ = mixer.step(x, joined)
-    torch.testing.assert_close(y, again, rtol=0, atol=0)
-    alone = torch.cat([mixer.step(x[:1], parts[0])[0], mixer.step(x[1:], parts[1])[0]])
-    torch.testing.assert_close(y, alone)
-    for rows in (torch.tensor([2, 0]), torch.tensor([True, False, True])):
-        picked, _ = mixer.step(x[rows], after.index(rows))
-        torch.testing.assert_close(picked, mixer.step(x, after)[0][rows])
+    everyone = torch.arange(3)
+    for _ in range(6):  # around the rings, whose rows stand in different places
+        y, copied = mixer.step(x, joined.index(everyone))
+        assert torch.equal(y, mixer.step(x, joined)[0])  # the copy's step left its source alone
+        alone = torch.cat([mixer.step(x[:1], parts[0])[0], mixer.step(x[1:], parts[1])[0]])
+        torch.testing.assert_close(y, alone)
+        for rows in (torch.tensor([2, 0]), torch.tensor([True, False, True])):
+            picked, _ = mixer.step(x[rows], copied.index(rows))
+            torch.testing.assert_close(picked, mixer.step(x, copied.index(everyone))[0][rows])
 
 
 def test_step_refuses_a_state_of_another_batch() -> None:

@@ -74,6 +74,13 @@ def test_contract_8_opcheck_backward(operator: str, layout: str, last_only: bool
         opcheck(op, plain, test_utils="test_aot_dispatch_dynamic")
 
 
+@pytest.mark.parametrize("gated", [False, True])
+def test_contract_8_opcheck_step(gated: bool, backend: str) -> None:
+    gates = (torch.randn(3, 4), torch.randn(3, 4)) if gated else (None, None)
+    call = (torch.randn(3, 4), torch.randn(3, 5, 4), torch.randn(6, 4), torch.tensor([0, 7, 2]), *gates)
+    opcheck(torch.ops.hyenarec.conv_step.default, call)
+
+
 def _differentiable(
     operator: str, layout: str, last_only: bool, taps: int
 ) -> tuple[Callable[..., Tensor], list[Tensor]]:

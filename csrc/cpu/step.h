@@ -1,0 +1,65 @@
+// One event more of each sequence: horizon multiply-adds a channel over a ring of past rows, in which the new row then
+// takes the place of the oldest. A ring is read in order of memory: from its oldest row to the end, then from the start.
+#pragma once
+#include "forward.h"
+
+namespace hyenarec::HYENAREC_ISA {
+
+// X channel blocks of one sequence from channel c0 on; the last may be partial, `valid` wide, where X is 1.
+template <class A, int X>
+void step_blocks(const StepArgs& args, int64_t sequence, int64_t c0, int64_t valid) {
+  const Io<A>& io = io_of<A>(args.dtype);
+  const int64_t stride = args.history.row_stride, channels = args.channels, slots = args.slots;
+  A* ring = slots ? static_cast<A*>(args.history.data) + sequence * args.history.batch_stride + c0 : nullptr;
+  const A* taps = static_cast<const A*>(args.taps) + c0;  // the largest lag first
+  auto load = [&](const A* p) __attribute__((always_inline)) {
+    return X > 1 || valid == kWidth<A> ? load_full<A>(p) : load_some<A>(p, valid);
+  };
+  Vec<A> sum[2][X] = {};  // of even and odd rows: X sums alone would wait for each other
+  auto add = [&](const A* rows, const A* lags, int64_t count) __attribute__((always_inline)) {
+    auto row = [&](Vec<A>* into, int64_t t) __attribute__((always_inline)) {
+      for (int x = 0; x < X; ++x)
+        into[x] += load(rows + t * stride + x * kWidth<A>) * load(lags + t * channels + x * kWidth<A>);
+    };
+    int64_t t = 0;
+    for (; t + 1 < count; t += 2) row(sum[0], t), row(sum[1], t + 1);
+    if (t < count) row(sum[0], t);
+  };
+  int64_t oldest = slots ? int64_t(uint64_t(args.steps[sequence]) % uint64_t(slots)) : 0;
+  add(ring + oldest * stride, taps, slots - oldest);
+  add(ring, taps + (slots - oldest) * channels, oldest);
+  for (int x = 0; x < X; ++x) {
+    auto block = [&](Rows rows) {
+      return sequence_block(rows, {0, sequence, 1}, c0 + x * kWidth<A>, io.element_size, 0);
+    };
+    Vec<A> u;
+    io.load(&u, block(args.x), block(args.pre_gate), 1, valid);
+    Vec<A> y = sum[0][x] + sum[1][x] + u * load(taps + slots * channels + x * kWidth<A>);
+    io.store(block(args.out), &y, block(args.post_gate), 1, valid);
+    if (slots) store_some<A>(ring + oldest * stride + x * kWidth<A>, u, valid);
+  }
+}
+
+template <class A>
+void step(const StepArgs& args, ParallelFor parallel) {
+  constexpr int64_t kGroup = kLanes * kWidth<A>;  // channels of an item: whole cache lines of a row
+  auto body = [](void* context, int64_t begin, int64_t end) {
+    const StepArgs& args = *static_cast<const StepArgs*>(context);
+    int64_t groups = ceil_div(args.channels, kGroup);
+    for (int64_t item = begin; item < end; ++item) {
+      int64_t sequence = item / groups, c0 = item % groups * kGroup;
+      int64_t left = args.channels - c0 < kGroup ? args.channels - c0 : kGroup, whole = left / kWidth<A>;
+      if (whole > 0)
+        with_count<kLanes>(whole, [&](auto count) {
+          step_blocks<A, decltype(count)::value>(args, sequence, c0, kWidth<A>);
+        });
+      if (left % kWidth<A>) step_blocks<A, 1>(args, sequence, c0 + whole * kWidth<A>, left % kWidth<A>);
+    }
+  };
+  int64_t items = args.num_sequences * ceil_div(args.channels, kGroup);
+  // Waking a second thread costs as much as a pass over 100,000 values.
+  if (items * kGroup * args.slots < 200000) body(const_cast<StepArgs*>(&args), 0, items);
+  else parallel(items, body, const_cast<StepArgs*>(&args));
+}
+
+}  // namespace hyenarec::HYENAREC_ISA

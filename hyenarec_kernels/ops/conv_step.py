@@ -1,0 +1,73 @@
+"""One event more of a gated causal convolution: what streaming computes."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from hyenarec_kernels import backends
+from hyenarec_kernels.ops.checks import check_gate
+from hyenarec_kernels.ops.registration import NAMESPACE
+
+
+def conv_step(
+    x: Tensor,
+    history: Tensor,
+    taps: Tensor,
+    steps: Tensor,
+    *,
+    pre_gate: Tensor | None = None,
+    post_gate: Tensor | None = None,
+) -> Tensor:
+    """The next output of :func:`hyenarec_kernels.long_conv` for each of B sequences, K multiply-adds a channel.
+
+        u = pre_gate * x
+        y[b, d] = taps[K-1, d] * u[b, d] + sum_{0 < lag < K} taps[K-1-lag, d] * (the u of `lag` events ago)[b, d]
+        out = post_gate * y
+
+    Not differentiable.
+
+    Args:
+        x: (B, D), the newest event of each sequence.
+        history: (B, K-1, D), float32 (float64 beside float64): rings of past ``u``. Written to: ``u`` takes the place
+            of its ring's oldest row, the one at ``steps[b] % (K-1)``.
+        taps: (K, D) in the dtype of ``history``, the largest lag first, ``skip`` included at lag 0.
+        steps: (B,) int64; the caller counts on, one a call.
+        pre_gate, post_gate: the shape and dtype of ``x``.
+
+    Returns:
+        (B, D) in the dtype of ``x``.
+
+    Raises:
+        ValueError: an argument has a shape or dtype that does not fit.
+    """
+    op = "conv_step"
+    slots, wide = taps.shape[0] - 1, torch.float64 if x.dtype == torch.float64 else torch.float32
+    for name, given, shape, dtype in (
+        ("taps", taps, (slots + 1, x.shape[1]), wide),
+        ("history", history, (x.shape[0], slots, x.shape[1]), wide),
+        ("steps", steps, (x.shape[0],), torch.int64),
+    ):
+        if given.shape != shape or given.dtype != dtype:
+            raise ValueError(
+                f"{op}: {name} must be {shape} {dtype} beside {tuple(x.shape)} {x.dtype} x and {slots + 1} taps, "
+                f"got {tuple(given.shape)} {given.dtype}"
+            )
+    check_gate(op, "pre_gate", pre_gate, x.shape, x)
+    check_gate(op, "post_gate", post_gate, x.shape, x)
+    out: Tensor = torch.ops.hyenarec.conv_step(x, history, taps, steps, pre_gate, post_gate)
+    return out
+
+
+def _dispatch(x: Tensor, *rest: Tensor | None) -> Tensor:
+    out: Tensor = backends.implementation("conv_step", x.device.type)(x, *rest)
+    return out
+
+
+torch.library.define(
+    f"{NAMESPACE}::conv_step",
+    "(Tensor x, Tensor(a!) history, Tensor taps, Tensor steps, Tensor? pre_gate, Tensor? post_gate) -> Tensor",
+    tags=(torch.Tag.pt2_compliant_tag,),
+)
+torch.library.impl(f"{NAMESPACE}::conv_step", "default", _dispatch)
+torch.library.register_fake(f"{NAMESPACE}::conv_step", lambda x, *rest: x.new_empty(x.shape))
