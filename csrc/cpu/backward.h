@@ -136,7 +136,7 @@ void backward_part(const BackwardCall<A>& call, BackwardPasses<A>& passes, int64
     const Sequence& sequence = args.sequences[s];
     if (args.dpost_gate.data || call.wants_taps()) output_side<A>(call, passes.u, passes.dy, sequence, t, sums);
     if (call.wants_du()) input_gradients<A>(call, passes.dy, sequence, t);
-    for (Rows rows : {args.dx, args.dpre_gate, args.dpost_gate}) call.clear_padding(rows, sequence, t);
+    for (Rows rows : {args.dx, args.dpre_gate, args.dpost_gate}) call.clear_padding_of(rows, sequence, t);
   }
 }
 

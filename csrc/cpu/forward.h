@@ -11,6 +11,16 @@ const Io<A>& io_of(Dtype dtype) {
   else return dtype == Dtype::bf16 ? kIo<float, Bf16> : dtype == Dtype::f16 ? kIo<float, F16> : kIo<float, float>;
 }
 
+// Zeros over the rows of a batch row that are no part of the sequence, in channels [c0, c0 + channels).
+inline void clear_padding(const ConvArgs& args, Rows tensor, const Sequence& sequence, int64_t c0, int64_t channels,
+                          int64_t element) {
+  if (!tensor.data || args.padded_length == 0) return;
+  Block whole = sequence_block(tensor, {sequence.batch, 0, args.padded_length}, c0, element);
+  int64_t end = sequence.start + sequence.length;
+  clear_rows(whole, sequence.start, channels * element);
+  clear_rows(at(whole, end), args.padded_length - end, channels * element);
+}
+
 // What every item of a call needs, built once: the tables of every channel block, and the division of the work. Groups
 // are consecutive sequences with about the same number of rows in all, by the shape alone; tiles are of channel blocks.
 template <class A>
@@ -79,15 +89,9 @@ struct Call {
   Block block(const Sequence& sequence, Rows rows, int64_t t, bool reversed = false) const {
     return sequence_block(rows, sequence, first_channel(t), io_of<A>(args.dtype).element_size, reversed);
   }
-
-  // Zeros over the rows of a batch row that are no part of the sequence.
-  void clear_padding(Rows tensor, const Sequence& sequence, int64_t t) const {
-    if (!tensor.data || args.padded_length == 0) return;
-    int64_t element = io_of<A>(args.dtype).element_size, end = sequence.start + sequence.length;
-    Block whole = block({sequence.batch, 0, args.padded_length}, tensor, t);
-    int64_t bytes = ((tile(t).blocks - 1) * kWidth<A> + tile(t).valid) * element;
-    clear_rows(whole, sequence.start, bytes);
-    clear_rows(at(whole, end), args.padded_length - end, bytes);
+  void clear_padding_of(Rows tensor, const Sequence& sequence, int64_t t) const {
+    int64_t channels = (tile(t).blocks - 1) * kWidth<A> + tile(t).valid;
+    clear_padding(args, tensor, sequence, first_channel(t), channels, io_of<A>(args.dtype).element_size);
   }
 };
 
@@ -106,7 +110,7 @@ void forward_sequence(const Call<A>& call, Pass<A>& pass, const Sequence& sequen
     pass.reader.io->store(at(out, from), pass.y, pass.stride(), gate.data ? at(gate, from) : gate, rows, pass.reader.tile);
     if (left > rows) pass.ascend(chunk + n, false);
   }
-  call.clear_padding(args.out, sequence, t);
+  call.clear_padding_of(args.out, sequence, t);
 }
 
 template <class A>

@@ -24,7 +24,7 @@ void last_rows(const ConvArgs& args, ParallelFor parallel) {
       const Sequence& sequence = args.sequences[s];
       int64_t taps = sequence.length < args.plan->num_samples ? sequence.length : args.plan->num_samples;
       Block x = sequence_block(args.x, sequence, c0, io.element_size);
-      Block gate = sequence_block(args.pre_gate, sequence, c0, io.element_size, 0);
+      Block gate = sequence_block(args.pre_gate, sequence, c0, io.element_size);
       Vec<A> y{};
       for (int64_t from = sequence.length - taps; from < sequence.length; from += kRowsAtOnce) {
         int64_t rows = sequence.length - from < kRowsAtOnce ? sequence.length - from : kRowsAtOnce;
@@ -35,8 +35,8 @@ void last_rows(const ConvArgs& args, ParallelFor parallel) {
           y += u[rows - 1] * load_channels<A>(args.skip, 0, args.channels, c0);
       }
       Sequence target{0, s, 1};
-      Block out = sequence_block(args.out, target, c0, io.element_size, 0);
-      Block post = sequence_block(args.post_gate, target, c0, io.element_size, 0);
+      Block out = sequence_block(args.out, target, c0, io.element_size);
+      Block post = sequence_block(args.post_gate, target, c0, io.element_size);
       if (sequence.length == 0) clear_rows(out, 1, valid * io.element_size);
       else io.store(out, &y, 0, post, 1, {1, valid});
     }
@@ -62,14 +62,14 @@ void last_rows_backward(const ConvArgs& args, ParallelFor parallel) {
         const Sequence& sequence = args.sequences[s];
         Sequence target{0, s, 1};
         int64_t reach = sequence.length < num_taps ? sequence.length : num_taps, from = sequence.length - reach;
-        auto block = [&](Rows rows) { return sequence_block(rows, sequence, c0, io.element_size, 0); };
-        auto at = [&](Rows rows, int64_t t) { return rows.data ? Reader<A>::at(block(rows), t) : Block{}; };
-        auto last = [&](Rows rows) { return sequence_block(rows, target, c0, io.element_size, 0); };
+        auto block = [&](Rows rows) { return sequence_block(rows, sequence, c0, io.element_size); };
+        auto from_row = [&](Rows rows, int64_t t) { return rows.data ? at(block(rows), t) : Block{}; };
+        auto last = [&](Rows rows) { return sequence_block(rows, target, c0, io.element_size); };
         Vec<A> dy, y{}, u[kRowsAtOnce], du[kRowsAtOnce];
-        io.load(&dy, last(args.grad), last(args.post_gate), 1, valid);
+        io.load(&dy, 0, last(args.grad), last(args.post_gate), 1, {1, valid});
         for (int64_t t = from; t < sequence.length; t += kRowsAtOnce) {
           int64_t rows = sequence.length - t < kRowsAtOnce ? sequence.length - t : kRowsAtOnce;
-          io.load(u, at(args.x, t), at(args.pre_gate, t), rows, valid);
+          io.load(u, 0, from_row(args.x, t), from_row(args.pre_gate, t), rows, {1, valid});
           for (int64_t i = 0; i < rows; ++i) {
             int64_t lag = sequence.length - 1 - t - i;
             Vec<A> h = lag == 0 ? taps[0] + skip : taps[lag];
@@ -77,17 +77,17 @@ void last_rows_backward(const ConvArgs& args, ParallelFor parallel) {
             du[i] = h * dy;
             dtaps[lag] += dy * u[i];
           }
-          if (args.dx.data) io.store(at(args.dx, t), du, at(args.pre_gate, t), rows, valid);
-          if (args.dpre_gate.data) io.store(at(args.dpre_gate, t), du, at(args.x, t), rows, valid);
+          if (args.dx.data) io.store(from_row(args.dx, t), du, 0, from_row(args.pre_gate, t), rows, {1, valid});
+          if (args.dpre_gate.data) io.store(from_row(args.dpre_gate, t), du, 0, from_row(args.x, t), rows, {1, valid});
           if (t + rows == sequence.length) dskip += dy * u[rows - 1];
         }
         if (args.dpost_gate.data) {
           if (sequence.length == 0) clear_rows(last(args.dpost_gate), 1, valid * io.element_size);
-          else io.store(last(args.dpost_gate), &y, last(args.grad), 1, valid);
+          else io.store(last(args.dpost_gate), &y, 0, last(args.grad), 1, {1, valid});
         }
         for (Rows rows : {args.dx, args.dpre_gate}) {
           if (rows.data) clear_rows(block(rows), from, valid * io.element_size);
-          clear_padding<A>(args, rows, sequence, c0, valid, io.element_size);
+          clear_padding(args, rows, sequence, c0, valid, io.element_size);
         }
       }
       if (args.dsamples)

@@ -30,12 +30,12 @@ void step_blocks(const StepArgs& args, int64_t sequence, int64_t c0, int64_t val
   add(ring, taps + (slots - oldest) * channels, oldest);
   for (int x = 0; x < X; ++x) {
     auto block = [&](Rows rows) {
-      return sequence_block(rows, {0, sequence, 1}, c0 + x * kWidth<A>, io.element_size, 0);
+      return sequence_block(rows, {0, sequence, 1}, c0 + x * kWidth<A>, io.element_size);
     };
     Vec<A> u;
-    io.load(&u, block(args.x), block(args.pre_gate), 1, valid);
+    io.load(&u, 0, block(args.x), block(args.pre_gate), 1, {1, valid});
     Vec<A> y = sum[0][x] + sum[1][x] + u * load(taps + slots * channels + x * kWidth<A>);
-    io.store(block(args.out), &y, block(args.post_gate), 1, valid);
+    io.store(block(args.out), &y, 0, block(args.post_gate), 1, {1, valid});
     if (slots) store_some<A>(ring + oldest * stride + x * kWidth<A>, u, valid);
   }
 }
