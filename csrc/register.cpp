@@ -96,6 +96,8 @@ Plan plan_of(const std::vector<int64_t>& n, const Tensor& constants) {
   int64_t size = constants.element_size();
   for (int l = 0; l < plan.num_levels; ++l) {
     const int64_t* v = n.data() + kHead + l * kPerLevel;
+    STD_TORCH_CHECK(v[2] <= hyenarec::kMaxRank && v[4] <= hyenarec::kMaxNodes, "plan: rank ", v[2], " or ", v[4],
+                    " nodes too large");
     plan.levels[l] = {v[0], v[1], v[2], v[3], v[4], v[5], v[6], v[7], v[8], base + v[9] * size, base + v[10] * size, v[11]};
   }
   return plan;

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.functional import pad, softplus
 
 from hyenarec_kernels import reference
-from hyenarec_kernels.plan import Plan, direct_plan, plan_for, sampled_basis
+from hyenarec_kernels.plan import MANY_ROWS, Plan, direct_plan, plan_for, sampled_basis
 from hyenarec_kernels.reference.rows import wide
 
 # Explicit filters of more taps than this go through the reference's FFT. Both take about 4 ns an element at 1,024 taps
@@ -213,7 +213,8 @@ def _plan(x: Tensor, coefficients: Tensor, decay: Tensor | None, horizon: int, l
         fastest = float(softplus(decay.detach().double()).max())
         rate = 2.0 ** math.ceil(math.log2(max(fastest, 1.0))) if math.isfinite(fastest) else math.inf
     length = min(_bucket(longest), horizon) if longest <= horizon else _bucket(longest)
-    plan = plan_for(coefficients.shape[1], horizon, length, x.dtype, rate)
+    rows = min(1 << (x.numel() // x.shape[-1]).bit_length(), MANY_ROWS)
+    plan = plan_for(coefficients.shape[1], horizon, length, x.dtype, rate, rows)
     return plan if plan.levels or min(horizon, longest) <= DIRECT_TAPS else None
 
 
@@ -322,7 +323,8 @@ def _lag_major(weight: Tensor, x: Tensor) -> Tensor:  # (D, W) -> (W, D)
 
 
 def _per_channel(values: Tensor, x: Tensor) -> Tensor:  # (Q, G) -> (Q, D)
-    return values.repeat_interleave(x.shape[-1] // values.shape[1], 1).contiguous()
+    shared = x.shape[-1] // values.shape[1]
+    return values if shared == 1 else values.repeat_interleave(shared, 1)
 
 
 def _per_group(values: Tensor, groups: int) -> Tensor:  # (Q, D) -> (Q, G)

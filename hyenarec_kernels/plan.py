@@ -22,14 +22,17 @@ from hyenarec_kernels.legendre import legendre_at
 Array = npt.NDArray[np.float64]
 
 ROWS = 8  # of a register tile of the direct part: chunks are whole tiles
-CHUNKS = (16, 24, 32, 40, 48)  # of the lowest level
+CHUNKS = (16, 32, 64)  # of the lowest level
 FANS = (4, 8)  # chunks in a parent: whole segments of 4, whose two halves mirror each other
 MAX_RANK = 40
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 4e-6, torch.bfloat16: 1e-3, torch.float16: 2e-4}
-# Weights of a multiply-add in each part, relative to the direct part, set by hand and not yet calibrated: moments and
-# reconstruction pay for folding, the blocks between chunks for table loads.
-COST_DIRECT, COST_FOLDED, COST_PAIRS, COST_ROW = 1.0, 1.2, 1.2, 8.0
-
+# Nanoseconds of a multiply-add of 16 channels in each part, and of a row besides: fitted to 190 plans of 10 shapes on a
+# core with AVX-512 (float32; half are within 8%). Taps of whole sequences run near the core's peak, those of chunks in
+# short loops; bases pay for folding; blocks of a level without parents, and those above the lowest, come from the
+# second-level cache.
+NS_TAP, NS_CHUNK_TAP, NS_BASIS, NS_TRANSFER, NS_TABLE, NS_ROW = 0.15, 0.2, 0.4, 0.8, 0.7, 8.6
+NS_NEAR_PAIR, NS_TOP_PAIR, NS_PAIR = 0.4, 0.6, 1.0
+MANY_ROWS = 1 << 20  # of all sequences together: building tables costs nothing beside them
 
 @dataclass(frozen=True)
 class Level:
@@ -140,8 +143,7 @@ class Plan:
                 inner = local_basis(below.chunk, below.rank)
                 rows = np.einsum("jia,ib->jba", parts, inner).reshape(-1, level.rank)
             folded = np.concatenate([rows[:, 0::2].reshape(-1), rows[:, 1::2].reshape(-1)])
-            kept = kept_entries(level.nodes, level.rank, level.degree)
-            tables.append((folded, blocks_from_nodes(level.chunk, level.nodes)[kept], len(rows)))
+            tables.append((folded, folded_map(level), len(rows)))
             below = level
         return tables
 
@@ -185,6 +187,19 @@ def entries(nodes: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
 def kept_entries(nodes: int, rank: int, degree: int) -> npt.NDArray[np.bool_]:
     r, s = entries(nodes)
     return (r < rank) & (s < rank) & (r + s < degree)
+
+
+def folded_map(level: Level) -> Array:
+    """The map of blocks_from_nodes for what a level keeps, applied to sums (entries with even r + s, first) and
+    differences (odd) of values at mirrored nodes: half the multiply-adds, (entries, (nodes + 1) // 2)."""
+    kept = kept_entries(level.nodes, level.rank, level.degree)
+    r, s = entries(level.nodes)
+    parity = (r + s)[kept] % 2
+    order = np.argsort(parity, kind="stable")
+    folded: Array = blocks_from_nodes(level.chunk, level.nodes)[kept][order, : (level.nodes + 1) // 2].copy()
+    if level.nodes % 2:  # the middle node is its own mirror image
+        folded[:, -1] /= 2
+    return folded
 
 
 def chebyshev_transform(count: int) -> Array:
@@ -243,7 +258,7 @@ class Windows:
         for rank in range(2, min(MAX_RANK, count, chunk // 2) + 1):
             for degree in range(rank, min(2 * rank, count + 1)):
                 kept = kept_entries(count, rank, degree)
-                weight = 2 * COST_FOLDED * rank + COST_PAIRS * 3 * kept.sum() / chunk
+                weight = NS_BASIS * rank + NS_PAIR * 3 * kept.sum() / chunk
                 if weight < cheapest and energy[~kept].sum() <= tolerance**2 * self.horizon:
                     best, cheapest = (rank, degree, min(degree + 3, count)), weight
         return best
@@ -299,31 +314,34 @@ def last_distance(horizon: int, length: int, chunk: int) -> int:
     return min(-(-length // chunk), horizon // chunk) - 1
 
 
-def cost(horizon: int, length: int, levels: tuple[Level, ...]) -> float:
-    """Multiply-adds an element, weighted."""
+def cost(horizon: int, length: int, rows: int, levels: tuple[Level, ...]) -> float:
+    """Nanoseconds a row and 16 channels, of `rows` in all, by the weights above."""
     lowest = levels[0]
-    direct = (lowest.chunk + 1) / 2
+    taps = (lowest.chunk + 1) / 2
     if length > horizon:
-        direct += lowest.chunk / 2 + horizon % lowest.chunk
-    folded, pairs = lowest.rank + 2.0, 0.0
+        taps += lowest.chunk / 2 + horizon % lowest.chunk
+    padded = -(-length // lowest.chunk) * lowest.chunk / length  # the last chunk is computed whole
+    total = NS_ROW + NS_CHUNK_TAP * taps + NS_BASIS * lowest.rank * padded
     for index, level in enumerate(levels):
-        chunks = -(-length // level.chunk)
         if index:
-            folded += level.rank * levels[index - 1].rank / 2 / levels[index - 1].chunk
-        position = np.arange(chunks)
+            total += NS_TRANSFER * level.rank * levels[index - 1].rank / levels[index - 1].chunk
+        position = np.arange(-(-length // level.chunk))
         within = position % level.fan if level.fan else position
-        near = np.minimum(within, level.near_pairs).sum()
-        far = 0
+        near, far = np.minimum(within, level.near_pairs).sum(), 0
         if level.far_pairs:
             reach = np.minimum(position, level.far_first + level.far_pairs - 1)
             far = np.maximum(reach - level.far_first - within + 1, 0).sum()
         kept = int(kept_entries(level.nodes, level.rank, level.degree).sum())
-        pairs += (near + 2 * far) * kept / length
-    return COST_DIRECT * direct + 2 * COST_FOLDED * folded + COST_PAIRS * pairs + COST_ROW
+        pair = NS_PAIR if index else NS_NEAR_PAIR if level.fan else NS_TOP_PAIR
+        total += (pair * near + 2 * NS_PAIR * far) * kept / length
+        total += NS_TABLE * kept * ((level.nodes + 1) // 2) * (level.near_pairs + level.far_pairs) / rows
+    return total
 
 
 @lru_cache(maxsize=256)
-def block_plan(terms: int, horizon: int, length: int, tolerance: float, rate: float) -> Plan | None:
+def block_plan(
+    terms: int, horizon: int, length: int, tolerance: float, rate: float, rows: int = MANY_ROWS
+) -> Plan | None:
     """The cheapest block plan whose bound is at most `tolerance`, or None. `rate`: fastest softplus(a) served."""
     windows = Windows(terms, horizon, (0.0,) if rate == 0 else (0.0, *np.geomspace(rate / 16, rate, 5)))
     reach = min(length, horizon)
@@ -345,7 +363,7 @@ def block_plan(terms: int, horizon: int, length: int, tolerance: float, rate: fl
         levels = levels_of(chunks)
         if levels is None:
             return
-        best = min(best, (cost(horizon, length, levels), levels), key=lambda pair: pair[0])
+        best = min(best, (cost(horizon, length, rows, levels), levels), key=lambda pair: pair[0])
         for fan in FANS:
             if chunks[-1] * fan * 2 <= reach and len(chunks) < 4:
                 extend((*chunks, chunks[-1] * fan))
@@ -361,12 +379,13 @@ def block_plan(terms: int, horizon: int, length: int, tolerance: float, rate: fl
 
 
 @lru_cache(maxsize=1024)
-def plan_for(terms: int, horizon: int, length: int, dtype: torch.dtype, rate: float = 0.0) -> Plan:
-    """The cheapest plan for sequences of up to `length` rows, among direct and block low-rank."""
+def plan_for(
+    terms: int, horizon: int, length: int, dtype: torch.dtype, rate: float = 0.0, rows: int = MANY_ROWS
+) -> Plan:
+    """The cheapest plan, direct or block low-rank, for sequences of up to `length` rows, `rows` in all."""
     taps = min(horizon, length)
-    direct = direct_plan(horizon, length)
-    direct_cost = COST_DIRECT * (taps - taps * (taps - 1) / 2 / length) + COST_ROW / 2
-    if direct_cost < 40:
-        return direct
-    block = block_plan(terms, horizon, length, TOLERANCE[dtype], rate) if rate < horizon else None
-    return block if block and cost(horizon, length, block.levels) < direct_cost else direct
+    direct_cost = NS_ROW + NS_TAP * (taps - taps * (taps - 1) / 2 / length)
+    block = None
+    if direct_cost > 2 * NS_ROW and rate < horizon:
+        block = block_plan(terms, horizon, length, TOLERANCE[dtype], rate, rows)
+    return block if block and cost(horizon, length, rows, block.levels) < direct_cost else direct_plan(horizon, length)

@@ -26,11 +26,12 @@ struct Level {
   int64_t chunk, fan, rank, degree, nodes, near_pairs, far_first, far_pairs;
   int64_t sample_row;     // first row of `samples` of this level: (near_pairs + far_pairs) x nodes filter values
   const void* moments;    // [rank parity 0 | rank parity 1] folded basis: half x ceil(rank/2), then half x floor(rank/2)
-  const void* from_nodes; // entries x nodes: filter values at a window's nodes -> kept entries of the block, by rows
+  const void* from_nodes; // entries x (nodes + 1) / 2: kept entries of the block, those with even r + s first, from sums
+                          // (odd r + s: differences) of the filter's values at mirrored nodes of a window
   int64_t half;           // rows of the folded basis: chunk/2 at the lowest level, fan_below * rank_below / 2 above
 };
 
-constexpr int kMaxLevels = 8;
+constexpr int kMaxLevels = 8, kMaxRank = 40, kMaxNodes = 2 * kMaxRank + 4;
 
 struct Plan {
   int64_t horizon;    // K: taps of the filter

@@ -99,26 +99,34 @@ void correlate_nodes(const Level& level, const Moments<A>& dy, const Moments<A>&
 
 // Back from tables to samples, the transpose of build_tables; called for one channel block.
 template <class A>
-void samples_gradient(const Plan& plan, const Tables<A>& sums, void* dsamples, int64_t channels, int64_t c0,
+void samples_gradient(const Plan& plan, const Tables<A>& tables, void* dsamples, int64_t channels, int64_t c0,
                       int64_t valid) {
   auto store = [&](int64_t row, Vec<A> v) {
     store_some<A>(static_cast<A*>(dsamples) + row * channels + c0, v, valid);
   };
-  for (int64_t i = 0; i < plan.near_taps; ++i) store(i, sums.near[i]);
+  for (int64_t i = 0; i < plan.near_taps; ++i) store(i, tables.near[i]);
   if (plan.far_row > 0)
-    for (int64_t i = 0; i < plan.far_taps; ++i) store(plan.far_row + i, sums.far[i]);
+    for (int64_t i = 0; i < plan.far_taps; ++i) store(plan.far_row + i, tables.far[i]);
   for (int l = 0; l < plan.num_levels; ++l) {
     const Level& level = plan.levels[l];
-    int64_t size = entries(level);
-    Scalars<A> map{static_cast<const A*>(level.from_nodes), 1, level.nodes};
+    int64_t size = entries(level), half = (level.nodes + 1) / 2;
+    const A* map = static_cast<const A*>(level.from_nodes);
+    EntryPlaces places(level);
+    Vec<A> in_order[kMaxRank * kMaxRank], sums[kMaxNodes / 2], differences[kMaxNodes / 2];
     for (int64_t k = 0; k < num_pairs(level); ++k) {
-      Vec<A>* block = sums.blocks[l] + k * size;
-      int64_t kept = 0;
-      for (int64_t r = 0; r < level.rank; ++r)  // a row's own entries, one row after the other as in the map
-        for (int64_t s = 0; s < row_length(level, r); ++s) block[kept++] = block[row_start(level, r) + s];
-      const Vec<A>* const in[1] = {block};
-      multiply_rows<A, 1>(level.nodes, map, kept, in, 1,
-                          [&](int64_t p, int, Vec<A> v) { store(level.sample_row + k * level.nodes + p, v); });
+      for (int64_t e = 0; e < places.count; ++e) in_order[e] = tables.blocks[l][k * size + places.of[e]];
+      const Vec<A>* const even[1] = {in_order};
+      const Vec<A>* const odd[1] = {in_order + places.even};
+      int64_t num_odd = places.count - places.even;
+      multiply_rows<A, 1>(half, {map, 1, half}, places.even, even, 1, [&](int64_t p, int, Vec<A> v) { sums[p] = v; });
+      multiply_rows<A, 1>(half, {map + places.even * half, 1, half}, num_odd, odd, 1,
+                          [&](int64_t p, int, Vec<A> v) { differences[p] = v; });
+      int64_t row = level.sample_row + k * level.nodes;
+      for (int64_t p = 0; p < half; ++p) {
+        bool middle = 2 * p + 1 == level.nodes;  // its own mirror image: the two contributions are its gradient's halves
+        store(row + p, middle ? sums[p] + sums[p] : sums[p] + differences[p]);
+        if (!middle) store(row + level.nodes - 1 - p, sums[p] - differences[p]);
+      }
     }
   }
 }

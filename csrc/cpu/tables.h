@@ -3,11 +3,11 @@
 // s < min(rank, degree - r). The map from samples to entries is the same for every k and channel. The rows of a register
 // tile are as wide as its first, with zeros after their own entries.
 #pragma once
+#include <initializer_list>
+
 #include "direct.h"
 
 namespace hyenarec::HYENAREC_ISA {
-
-constexpr int kMaxEntries = 40 * 40;
 
 inline int64_t row_length(const Level& level, int64_t r) {
   return level.rank < level.degree - r ? level.rank : level.degree - r;
@@ -18,6 +18,21 @@ inline int64_t row_start(const Level& level, int64_t r) {
   return start + (r - r0) * row_length(level, r0);
 }
 inline int64_t entries(const Level& level) { return row_start(level, level.rank); }
+
+// Where a block holds its entries, in the order of the map: even r + s first.
+struct EntryPlaces {
+  int32_t of[kMaxRank * kMaxRank];
+  int64_t even = 0, count = 0;
+
+  explicit EntryPlaces(const Level& level) {
+    for (int parity : {0, 1}) {
+      for (int64_t r = 0; r < level.rank; ++r)
+        for (int64_t s = 0; s < row_length(level, r); ++s)
+          if ((r + s) % 2 == parity) of[count++] = int32_t(row_start(level, r) + s);
+      if (parity == 0) even = count;
+    }
+  }
+};
 inline int64_t num_pairs(const Level& level) { return level.near_pairs + level.far_pairs; }
 
 // Where a plan's tables lie in one channel block's storage of table_vectors(plan) vectors.
@@ -60,24 +75,30 @@ void build_tables(const Plan& plan, const void* samples, const void* skip, int64
   if (plan.far_row > 0) taps(tables.far, plan.far_row, plan.far_taps);
   for (int l = 0; l < plan.num_levels; ++l) {
     const Level& level = plan.levels[l];
-    int64_t count = level.nodes, size = entries(level), pairs = num_pairs(level);
-    Scalars<A> map{static_cast<const A*>(level.from_nodes), count, 1};
+    int64_t count = level.nodes, half = (count + 1) / 2, size = entries(level), pairs = num_pairs(level);
+    const A* map = static_cast<const A*>(level.from_nodes);
     memset((void*)tables.blocks[l], 0, pairs * size * sizeof(Vec<A>));
-    Vec<A> nodes[kLanes * 64];
-    int32_t place[kMaxEntries], kept = 0;
-    for (int64_t r = 0; r < level.rank; ++r)
-      for (int64_t s = 0; s < row_length(level, r); ++s) place[kept++] = int32_t(row_start(level, r) + s);
+    Vec<A> sums[kLanes * kMaxNodes / 2], differences[kLanes * kMaxNodes / 2];
+    EntryPlaces places(level);
     for (int64_t k0 = 0; k0 < pairs; k0 += kLanes)
       with_count<kLanes>(pairs - k0, [&](auto lanes) __attribute__((always_inline)) {
         constexpr int X = decltype(lanes)::value;
-        const Vec<A>* in[X];
+        const Vec<A>*even[X], *odd[X];
         for (int x = 0; x < X; ++x) {
-          in[x] = nodes + x * count;
-          for (int64_t p = 0; p < count; ++p)
-            nodes[x * count + p] = load_channels<A>(samples, level.sample_row + (k0 + x) * count + p, channels, c0);
+          int64_t row = level.sample_row + (k0 + x) * count;
+          for (int64_t p = 0; p < half; ++p) {
+            Vec<A> a = load_channels<A>(samples, row + p, channels, c0);
+            Vec<A> b = load_channels<A>(samples, row + count - 1 - p, channels, c0);
+            sums[x * half + p] = a + b, differences[x * half + p] = a - b;
+          }
+          even[x] = sums + x * half, odd[x] = differences + x * half;
         }
         Vec<A>* out = tables.blocks[l] + k0 * size;
-        multiply_rows<A, X>(kept, map, count, in, 1, [&](int64_t e, int x, Vec<A> v) { out[x * size + place[e]] = v; });
+        auto store = [&](int64_t first) {
+          return [=, &places](int64_t e, int x, Vec<A> v) { out[x * size + places.of[first + e]] = v; };
+        };
+        multiply_rows<A, X>(places.even, {map, half, 1}, half, even, 1, store(0));
+        multiply_rows<A, X>(places.count - places.even, {map + places.even * half, half, 1}, half, odd, 1, store(places.even));
       });
   }
 }
