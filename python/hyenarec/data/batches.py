@@ -22,13 +22,15 @@ class Batch:
     """Packed sequences of dense item indices.
 
     ``items`` (T,) int64; ``targets`` int64: the next item of every event, (T,), when training, and the one item to be
-    ranked for each sequence, (S,), when evaluating; ``timestamps`` (T,) int64 where the log has them.
+    ranked for each sequence, (S,), when evaluating; ``timestamps`` (T,) int64 where the log has them. ``masked`` (P,)
+    int64: rows of which a bidirectional model sees only that something is there, for :mod:`hyenarec.cloze`.
     """
 
     items: Tensor
     packing: Packing
     timestamps: Tensor | None = None
     targets: Tensor | None = None
+    masked: Tensor | None = None
 
     def to(self, device: torch.device) -> Batch:
         def move(tensor: Tensor | None) -> Tensor | None:
@@ -40,6 +42,7 @@ class Batch:
             packing=self.packing.to(device),
             timestamps=move(self.timestamps),
             targets=move(self.targets),
+            masked=move(self.masked),
         )
 
 
