@@ -41,8 +41,8 @@ class ModelConfig:
     """Shape of a model. A checkpoint carries it."""
 
     mixer: str = "hyena"
-    """Token mixer: hyena (HyenaRec), attention (SASRec), bert4rec, gru (GRU4Rec), lru (LRURec), linoss (LinOSS), hydra or
-    hydra_bidirectional (HydraRec), hytrec (HyTRec), fuxi_linear (FuXi-Linear), grela (RecGRELA) or elastic (ELASTIC)."""
+    """Token mixer: hyena (HyenaRec), attention (SASRec), bert4rec, gru (GRU4Rec), lru (LRURec), linoss (LinOSS), hydra
+    or hydra_bidirectional (HydraRec), hytrec, fuxi_linear, grela (RecGRELA) or elastic."""
     dim: int = 64
     """Channels."""
     blocks: int = 2

@@ -164,7 +164,9 @@ class Run:
         self.progress = Progress(environment=environment.describe(self.device))
         self._resume()
         if MIXERS[model_config.mixer].knows_time and store.timestamps is None:
-            console.print(f"{model_config.mixer}: the log has no timestamps; positions take their place", highlight=False)
+            console.print(
+                f"{model_config.mixer}: the log has no timestamps; positions take their place", highlight=False
+            )
 
     def train(self) -> dict[str, Any]:
         """Train to the end (or from where the folder's run stopped) and return the result that ``result.json``

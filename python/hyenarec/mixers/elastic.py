@@ -20,7 +20,7 @@ from torch.nn.functional import normalize
 from hyenarec.config import ModelConfig
 from hyenarec.mixers.base import Mixer
 from hyenarec.packing import Packing
-from hyenarec.recurrences.linear_attention import linear_attention
+from hyenarec.recurrences.linear_attention import at_least_float32, linear_attention
 
 INTERESTS = 16  # a head
 
@@ -45,7 +45,7 @@ class ElasticMixer(Mixer):
         size = q.shape[-1]
         dispatch = torch.einsum("smhd,hjd->smhj", q, self.interests * size**-0.5).softmax(-1)
         unit = normalize(self.interests, dim=-1) * size**0.5
-        weights = torch.einsum("smhd,hjd->smhj", normalize(k, dim=-1), unit).float().exp()  # (S, M, H, J)
+        weights = at_least_float32(torch.einsum("smhd,hjd->smhj", normalize(k, dim=-1), unit)).exp()  # (S, M, H, J)
         mixed = linear_attention(dispatch / weights.cumsum(1), weights, v)
         mixed = packing.unpad(mixed).flatten(1)  # (T, D)
         return self.out(mixed[packing.last] if last_only else mixed)  # type: ignore[no-any-return]

@@ -48,7 +48,9 @@ class GRELAMixer(Mixer):
         q, k = (elu(self.query_key(v)) + 1).chunk(2, -1)
         angles = packing.positions[:, None] * self.frequencies  # (T, D/2)
         parts = torch.stack((_turn(q, angles), _turn(k, angles), q, k, v.to(q.dtype)), 1)  # (T, 5, D)
-        turned_q, turned_k, q, k, values = packing.pad(parts).unflatten(-1, (self.heads, -1)).unbind(2)  # (S, M, H, D/H)
+        turned_q, turned_k, q, k, values = (
+            packing.pad(parts).unflatten(-1, (self.heads, -1)).unbind(2)
+        )  # (S, M, H, D/H)
         mixed = linear_attention(turned_q, turned_k, values)
         weight = (q * k.cumsum(1)).sum(-1, keepdim=True)  # (S, M, H, 1), positive but in padding
         mixed = packing.unpad(mixed / weight.clamp_min(1e-6)).flatten(1)  # (T, D)

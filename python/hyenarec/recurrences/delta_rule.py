@@ -26,9 +26,7 @@ def gated_delta_rule(q: Tensor, k: Tensor, v: Tensor, beta: Tensor, log_decay: T
     """
     if chunk_gated_delta_rule is not None and q.is_cuda and torch.is_autocast_enabled("cuda"):
         q, k, v = (x[None].to(torch.get_autocast_dtype("cuda")) for x in (q, k, v))
-        out, _ = chunk_gated_delta_rule(
-            q, k, v, log_decay[None], beta[None], scale=1.0, cu_seqlens=packing.cu_seqlens
-        )
+        out, _ = chunk_gated_delta_rule(q, k, v, log_decay[None], beta[None], scale=1.0, cu_seqlens=packing.cu_seqlens)
         return out[0]  # type: ignore[no-any-return]
     out = chunked_gated_delta_rule(*(packing.pad(x) for x in (q, k, v, beta, log_decay)))
     return packing.unpad(out)
@@ -54,11 +52,13 @@ def chunked_gated_delta_rule(q: Tensor, k: Tensor, v: Tensor, beta: Tensor, log_
             (v.shape[-1], k.shape[-1]), -1
         )
         scores = (q @ k.mT) * decay
-        read, write = q * since, k * decay[..., -1, :, None]
-        state = torch.zeros_like(v[:, :, 0, 0, :, None] * k[:, :, 0, 0, None, :])  # (B, H, V, K)
+        read, write, fade = q * since, k * decay[..., -1, :, None], since[..., -1:, :]
+        state = v.new_zeros(*v.shape[:2], v.shape[-1], k.shape[-1])  # (B, H, V, K)
         out = []
-        for n in range(q.shape[2]):
-            u = fresh[:, :, n] - known[:, :, n] @ state.mT  # (B, H, C, V)
-            out.append(read[:, :, n] @ state.mT + scores[:, :, n] @ u)
-            state = since[:, :, n, -1:] * state + u.mT @ write[:, :, n]
+        # unbind: the gradient of indexing a chunk would be as large as all chunks, and the whole quadratic in L.
+        chunks = (x.unbind(2) for x in (read, scores, fresh, known, write, fade))
+        for read_n, scores_n, fresh_n, known_n, write_n, fade_n in zip(*chunks, strict=True):
+            u = fresh_n - known_n @ state.mT  # (B, H, C, V)
+            out.append(read_n @ state.mT + scores_n @ u)
+            state = fade_n * state + u.mT @ write_n
     return from_chunks(torch.stack(out, 2), length)

@@ -27,17 +27,21 @@ def linear_attention(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor | None =
         added = (k * decay[..., -1, :, None]).mT @ v  # (B, H, N, K, V), what a chunk adds, seen from its end
         total = g.sum(-1)[..., None, None].exp()
         states = [torch.zeros_like(added[:, :, 0])]
-        for chunk in range(added.shape[2] - 1):
-            states.append(total[:, :, chunk] * states[-1] + added[:, :, chunk])
+        # unbind: the gradient of indexing a chunk would be as large as all chunks, and the whole quadratic in L.
+        for fade, more in zip(total.unbind(2)[:-1], added.unbind(2)[:-1], strict=True):
+            states.append(fade * states[-1] + more)
         out = out + (q * g.cumsum(-1)[..., None].exp()) @ torch.stack(states, 2)
     return from_chunks(out, length)
 
 
 def by_chunk(x: Tensor) -> Tensor:
     """(B, L, H, ·) to (B, H, N, CHUNK, ·), zeros after the end, in at least float32."""
-    x = x if x.dtype == torch.float64 else x.float()
-    x = pad(x, (0, 0, 0, 0, 0, -x.shape[1] % CHUNK))
+    x = pad(at_least_float32(x), (0, 0, 0, 0, 0, -x.shape[1] % CHUNK))
     return x.unflatten(1, (-1, CHUNK)).permute(0, 3, 1, 2, 4)
+
+
+def at_least_float32(x: Tensor) -> Tensor:
+    return x if x.dtype == torch.float64 else x.float()
 
 
 def from_chunks(x: Tensor, length: int) -> Tensor:
