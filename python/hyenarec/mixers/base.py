@@ -42,7 +42,7 @@ class Mixer(nn.Module):
         ``mask`` (B, L) bool, True for real events, at least one a row; ``timestamps`` (B, L) int64.
         """
         packing = Packing.from_lengths(mask.sum(1).cpu()).to(x.device)
-        mixed = self(x[mask], packing, timestamps=None if timestamps is None else timestamps[mask])  # (T, D)
+        mixed: Tensor = self(x[mask], packing, timestamps=None if timestamps is None else timestamps[mask])  # (T, D)
         out = mixed.new_zeros(x.shape)
         out[mask] = mixed
         return out

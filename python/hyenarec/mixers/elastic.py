@@ -40,7 +40,7 @@ class ElasticMixer(Mixer):
     def forward(
         self, x: Tensor, packing: Packing, *, timestamps: Tensor | None = None, last_only: bool = False
     ) -> Tensor:
-        qkv = packing.pad(self.qkv(x)).unflatten(-1, (3, self.heads, -1))
+        qkv = packing.pad(self.qkv(x).view(len(x), 3, self.heads, -1))
         q, k, v = qkv.unbind(2)  # (S, M, H, D/H) each
         size = q.shape[-1]
         dispatch = torch.einsum("smhd,hjd->smhj", q, self.interests * size**-0.5).softmax(-1)

@@ -28,6 +28,8 @@ ROPE_BASE = 10_000
 class GRELAMixer(Mixer):
     """Linear attention with rotary positions, a short convolution beside it and a gate after both."""
 
+    frequencies: Tensor
+
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__(config, layer)
         if config.dim % 2:
@@ -48,9 +50,8 @@ class GRELAMixer(Mixer):
         q, k = (elu(self.query_key(v)) + 1).chunk(2, -1)
         angles = packing.positions[:, None] * self.frequencies  # (T, D/2)
         parts = torch.stack((_turn(q, angles), _turn(k, angles), q, k, v.to(q.dtype)), 1)  # (T, 5, D)
-        turned_q, turned_k, q, k, values = (
-            packing.pad(parts).unflatten(-1, (self.heads, -1)).unbind(2)
-        )  # (S, M, H, D/H)
+        parts = packing.pad(parts.view(len(x), 5, self.heads, -1))
+        turned_q, turned_k, q, k, values = parts.unbind(2)  # (S, M, H, D/H) each
         mixed = linear_attention(turned_q, turned_k, values)
         weight = (q * k.cumsum(1)).sum(-1, keepdim=True)  # (S, M, H, 1), positive but in padding
         mixed = packing.unpad(mixed / weight.clamp_min(1e-6)).flatten(1)  # (T, D)
@@ -62,6 +63,6 @@ class GRELAMixer(Mixer):
 
 def _turn(x: Tensor, angles: Tensor) -> Tensor:
     """Turn the pairs of neighbouring features of ``x`` (T, D) by ``angles`` (T, D/2)."""
-    even, odd = x.unflatten(-1, (-1, 2)).unbind(-1)
+    even, odd = x.view(len(x), -1, 2).unbind(-1)
     cos, sin = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
     return torch.stack((even * cos - odd * sin, even * sin + odd * cos), -1).flatten(-2)

@@ -42,7 +42,7 @@ class HyTRecMixer(Mixer):
         self, x: Tensor, packing: Packing, *, timestamps: Tensor | None = None, last_only: bool = False
     ) -> Tensor:
         days = packing.elapsed(packing.positions if timestamps is None else timestamps).to(x.dtype)
-        mixed = self.part(x, packing, days if timestamps is None else days / DAY)  # (T, D)
+        mixed: Tensor = self.part(x, packing, days if timestamps is None else days / DAY)  # (T, D)
         return mixed[packing.last] if last_only else mixed
 
 
@@ -61,7 +61,7 @@ class DecayingMemory(nn.Module):
 
     def forward(self, x: Tensor, packing: Packing, days: Tensor) -> Tensor:
         qkv, gate = self.qkv_gate(x).split((3 * x.shape[1], x.shape[1]), -1)
-        q, k, v = silu(qkv).unflatten(-1, (3, self.heads, -1)).unbind(1)  # (T, H, D/H) each
+        q, k, v = silu(qkv).view(len(x), 3, self.heads, -1).unbind(1)  # (T, H, D/H) each
         decay, beta = self.decay_beta(x).chunk(2, -1)  # (T, H) each
         log_decay = -softplus(decay) - softplus(self.rate) * days[:, None]
         read = gated_delta_rule(normalize(q, dim=-1), normalize(k, dim=-1), v, beta.sigmoid(), log_decay, packing)

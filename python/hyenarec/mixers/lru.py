@@ -39,7 +39,7 @@ class LRUMixer(Mixer):
         self, x: Tensor, packing: Packing, *, timestamps: Tensor | None = None, last_only: bool = False
     ) -> Tensor:
         size, angle = (-self.nu.exp()).exp(), self.theta.exp()
-        driven = self.input(x).unflatten(-1, (2, -1)) * self.gamma.exp()  # (T, 2, 2D)
+        driven = self.input(x).view(len(x), 2, -1) * self.gamma.exp()  # (T, 2, 2D)
         h = linear_scan(complex_matrix(size * angle.cos(), size * angle.sin()), driven, packing)
         if last_only:
             h = h[packing.last]
