@@ -95,5 +95,5 @@ class FuXiLinearMixer(Mixer):
         v = self.positional_value(x)
         p = self.positions[None, : packing.max_length, None]  # (1, M, 1, E), common to all sequences
         mixed = linear_attention(p, p / (POSITION_FEATURES // 2), packing.pad(v)[:, :, None])
-        alpha, beta = self.positional_mix.unbind()
-        return alpha * packing.unpad(mixed).flatten(1) + beta * v
+        summed = packing.unpad(mixed).flatten(1)
+        return torch.addcmul(self.positional_mix[1] * v, self.positional_mix[0], summed)
