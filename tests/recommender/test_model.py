@@ -170,6 +170,19 @@ def test_dropout_is_the_identity_when_evaluating() -> None:
     assert Dropout(0.0)(x) is x
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("mixer", MIXERS)
+def test_half_precision_stays_close_over_long_histories(mixer: str) -> None:
+    """Within a few roundings to bfloat16 (1/256 each): nothing may be added up in it."""
+    torch.manual_seed(0)
+    model = SequenceModel(ModelConfig(mixer=mixer, dim=16, max_length=2000), n_items=30).eval()
+    batch = make_batch([2000, 500])
+    want = model(batch)
+    with torch.autocast("cpu", torch.bfloat16):
+        got = model(batch)
+    assert float((got - want).norm() / want.norm()) < 0.02
+
+
 def test_scores_stay_float32_under_autocast() -> None:
     model, batch = make_model("hyena").float(), make_batch(LENGTHS)
     with torch.autocast("cpu", torch.bfloat16):

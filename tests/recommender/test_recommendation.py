@@ -60,7 +60,7 @@ def test_a_batch_answers_as_each_history_alone(
 def test_models_that_know_time_take_it(tmp_path: Path) -> None:
     """The times of each user's own events, cut with them, in the scores; without them a warning and positions."""
     store, folder = make_store(), tmp_path / "run"
-    model = replace(MODEL, mixer="hytrec", blocks=2)
+    model = replace(MODEL, mixer="hytrec")
     assert store.timestamps is not None
     Run(folder, store, leave_one_out(store), model, replace(CONFIG, epochs=1), SOURCE).train()
     recommender, users = Recommender.load(folder), [3, 1, 5]  # user 1 has 25 events, and the model reads 8

@@ -20,7 +20,8 @@ from torch.nn.functional import normalize
 from hyenarec.config import ModelConfig
 from hyenarec.mixers.base import Mixer
 from hyenarec.packing import Packing
-from hyenarec.recurrences.linear_attention import at_least_float32, linear_attention
+from hyenarec.recurrences import at_least_float32
+from hyenarec.recurrences.linear_attention import linear_attention
 
 INTERESTS = 16  # a head
 

@@ -1,4 +1,4 @@
-"""FuXi-Linear's mixer: three linear channels (arXiv 2602.23671, section 4).
+"""FuXi-Linear's mixer: three linear channels (arXiv 2602.23671 and its authors' code).
 
     u, q, k, v = SiLU(W x)
     retention:   q, k, v with a constant decay a head
@@ -29,9 +29,7 @@ from hyenarec.recurrences.linear_attention import linear_attention
 
 PERIODS = 8  # 1, 16, 16^2 .. seconds, up to 8.5 years; fewer where the channels do not divide into twice as many heads
 PERIOD_BASE = 16
-TEMPORAL_CHUNK = (
-    16  # its many heads are narrow: 0.14 s against 0.29 for chunks of 32 (25,600 events, D = 64, one thread)
-)
+TEMPORAL_CHUNK = 16  # for many narrow heads: 0.14 s against 0.29 for 32, at 25,600 events, D = 64, one thread
 POSITION_FEATURES = 32
 SINUSOID_BASE = 10_000
 

@@ -1,11 +1,12 @@
-"""RecGRELA's mixer: gated rotary-enhanced linear attention (arXiv 2506.13315, section 4), made causal.
+"""RecGRELA's mixer: gated rotary-enhanced linear attention (arXiv 2506.13315 and its authors' code),
+made causal.
 
     v = W_v x,  q, k = elu(W_q v) + 1, elu(W_k v) + 1,  gate = SiLU(W_g x)
     o_t = rope(q_t) (sum_s rope(k_s) v_s^T) / (q_t . sum_s k_s) + conv(v)_t,    y = W (gate * o)
 
 rope turns pairs of features by angles that grow with the position; conv is a causal depthwise convolution of four
-taps. The paper sums over the whole sequence: trained at all positions that would show each event its own answer. Here s
-<= t, which is ours; the model of the last event is the same.
+taps. The paper sums over the whole sequence: trained at all positions, that would show each event its own answer. Here
+s <= t, which is ours; what the last event sees is the same.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from hyenarec.config import ModelConfig
 from hyenarec.errors import UserError
 from hyenarec.mixers.base import Mixer
 from hyenarec.packing import Packing
+from hyenarec.recurrences import at_least_float32
 from hyenarec.recurrences.linear_attention import linear_attention
 from hyenarec_kernels import short_conv
 
@@ -47,7 +49,7 @@ class GRELAMixer(Mixer):
         self, x: Tensor, packing: Packing, *, timestamps: Tensor | None = None, last_only: bool = False
     ) -> Tensor:
         gate, v = self.gate_value(x).chunk(2, -1)  # (T, D) each
-        q, k = (elu(self.query_key(v)) + 1).chunk(2, -1)
+        q, k = (elu(at_least_float32(self.query_key(v))) + 1).chunk(2, -1)
         angles = packing.positions[:, None] * self.frequencies  # (T, D/2)
         parts = torch.stack((_turn(q, angles), _turn(k, angles), q, k, v.to(q.dtype)), 1)  # (T, 5, D)
         parts = packing.pad(parts.view(len(x), 5, self.heads, -1))
@@ -64,5 +66,5 @@ class GRELAMixer(Mixer):
 def _turn(x: Tensor, angles: Tensor) -> Tensor:
     """Turn the pairs of neighbouring features of ``x`` (T, D) by ``angles`` (T, D/2)."""
     even, odd = x.view(len(x), -1, 2).unbind(-1)
-    cos, sin = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
+    cos, sin = angles.cos(), angles.sin()
     return torch.stack((even * cos - odd * sin, even * sin + odd * cos), -1).flatten(-2)

@@ -1,5 +1,4 @@
-"""HydraRec's mixers: attention with as many heads as features (arXiv 2501.01242; Hydra attention, arXiv 2209.07484,
-section 3).
+"""HydraRec's mixers: attention with as many heads as features (arXiv 2501.01242; Hydra attention, arXiv 2209.07484).
 
     y_t = W (q^_t * sum_s k^_s * v_s),    q^, k^ of unit length over the features, * elementwise
 
@@ -15,6 +14,7 @@ from torch.nn.functional import normalize
 from hyenarec.config import ModelConfig
 from hyenarec.mixers.base import Mixer
 from hyenarec.packing import Packing
+from hyenarec.recurrences import at_least_float32
 
 
 class HydraMixer(Mixer):
@@ -31,7 +31,7 @@ class HydraMixer(Mixer):
         self, x: Tensor, packing: Packing, *, timestamps: Tensor | None = None, last_only: bool = False
     ) -> Tensor:
         q, k, v = self.qkv(x).chunk(3, -1)  # (T, D) each
-        q, memory = normalize(q, dim=-1), normalize(k, dim=-1) * v
+        q, memory = normalize(q, dim=-1), at_least_float32(normalize(k, dim=-1) * v)
         if self.causal and not last_only:
             return self.out(q * packing.unpad(packing.pad(memory).cumsum(1)))  # type: ignore[no-any-return]
         total = memory.new_zeros(packing.sequences, memory.shape[1]).index_add(0, packing.rows, memory)  # (S, D)

@@ -7,8 +7,8 @@ how long ago things happened. The memory is the gated delta rule (:mod:`hyenarec
 
 dt_t being the days since the event before and lambda > 0 learned for every head. Ours: this form of the decay; keys,
 queries and values, the norm and the gate after the memory as Gated DeltaNet has them (arXiv 2412.06464, section 3.4)
-but without its short convolutions; the last block of a model of fewer than four is the attention, so that both parts
-are there; the width of the window. Without timestamps each event counts as a day.
+but without its short convolutions; that a model of two or three blocks ends with the attention, so that both parts are
+there; the width of the window. Without timestamps each event counts as a day.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class HyTRecMixer(Mixer):
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__(config, layer)
-        recent = layer == config.blocks - 1 if config.blocks < PERIOD else layer % PERIOD == PERIOD - 1
+        recent = layer % PERIOD == PERIOD - 1 or (1 < config.blocks < PERIOD and layer == config.blocks - 1)
         self.part = RecentAttention(config) if recent else DecayingMemory(config)
 
     def forward(

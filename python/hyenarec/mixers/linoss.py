@@ -1,4 +1,4 @@
-"""LinOSS as a mixer: forced harmonic oscillators (arXiv 2410.03943, LinOSS-IMEX, section 2).
+"""LinOSS as a mixer: forced harmonic oscillators (arXiv 2410.03943, LinOSS-IMEX).
 
 x'' = -A x + B u, discretised implicitly in the position and explicitly in the speed:
 

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from hyenarec.recurrences import at_least_float32
+
 CHUNK = 32  # events that attend to each other directly; what is older is read from the state
 
 
@@ -33,10 +35,6 @@ def linear_attention(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor | None =
             states.append(fade * states[-1] + more)
         out = out + (q * g.cumsum(-1)[..., None].exp()) @ torch.stack(states, 2)
     return from_chunks(out, length)
-
-
-def at_least_float32(x: Tensor) -> Tensor:
-    return x if x.dtype == torch.float64 else x.float()
 
 
 def by_chunk(x: Tensor, chunk: int = CHUNK) -> Tensor:

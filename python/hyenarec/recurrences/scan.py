@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from hyenarec.packing import Packing
+from hyenarec.recurrences import at_least_float32
 
 CHUNK = 32  # steps that follow one another; the chunks of a packed batch take each of them at once
 
@@ -24,9 +25,9 @@ def linear_scan(matrix: Tensor, x: Tensor, packing: Packing) -> Tensor:
     ``x`` is). Linear in T: chunks advance side by side, then the scan of their last states, by the same function,
     carries each chunk into the next. Powers of A must stay bounded.
     """
-    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
-    keep = (packing.positions > 0).to(dtype)  # 0 at the start of a sequence
-    return _LinearScan.apply(matrix.to(dtype), x.to(dtype), keep)  # type: ignore[no-any-return,no-untyped-call]
+    x = at_least_float32(x)
+    keep = (packing.positions > 0).to(x.dtype)  # 0 at the start of a sequence
+    return _LinearScan.apply(matrix.to(x.dtype), x, keep)  # type: ignore[no-any-return,no-untyped-call]
 
 
 def complex_matrix(real: Tensor, imaginary: Tensor) -> Tensor:
