@@ -17,6 +17,7 @@ from hyenarec.mixers import MIXERS
 from hyenarec.model import SequenceModel
 from hyenarec.recommendation import Recommender
 from hyenarec.training import Run, Source, TrainingConfig
+from test_training import interrupt_after_one_epoch, same, train, weights
 
 LENGTHS = [1, 9, 4, 13, 2]
 BIDIRECTIONAL = [name for name, mixer in MIXERS.items() if not mixer.causal]
@@ -132,6 +133,16 @@ def test_checkpoint_round_trip(mixer: str, tmp_path: Path) -> None:
     with torch.inference_mode():
         assert torch.equal(recommender.scores(batch), run.model.scores(batch))
     assert len(recommender.recommend([[100, 101]], k=5)[0]) == 5
+
+
+def test_an_interrupted_run_hides_the_same_events(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = make_store()
+    train(tmp_path / "whole", store, mixer="bert4rec")
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Run, "_end_epoch", interrupt_after_one_epoch(Run._end_epoch))
+        train(tmp_path / "resumed", store, mixer="bert4rec")
+    train(tmp_path / "resumed", store, mixer="bert4rec")
+    assert same(weights(tmp_path / "whole"), weights(tmp_path / "resumed"))
 
 
 def test_windows_hold_every_training_event() -> None:

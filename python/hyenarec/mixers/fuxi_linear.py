@@ -8,9 +8,9 @@
                  direct path: alpha sum + beta W_p x
     y = W_o (u * [norm(retention), norm(temporal), norm(positional)])
 
-Ours: the query's time is the event's own, where the paper uses the next event's, which is unknown when serving from a
-log; g is learned for every period in every block. The residual and the feed-forward are the backbone's (the paper's
-has RMSNorm and SwiGLU). Without timestamps positions are the times.
+Ours: the query's time is the event's own, where the authors' code takes the next event's: no other system here is told
+when that happens. g is learned for every period in every block. The residual and the feed-forward are the backbone's
+(the paper's has RMSNorm and SwiGLU). Without timestamps positions are the times.
 """
 
 from __future__ import annotations

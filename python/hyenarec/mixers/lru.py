@@ -1,5 +1,4 @@
-"""LRURec's mixer: the linear recurrent unit (arXiv 2310.02367 and its authors' code; LRU, arXiv
-2303.06349).
+"""LRURec's mixer: the linear recurrent unit (arXiv 2310.02367 and its authors' code; LRU, arXiv 2303.06349).
 
     h_t = lambda h_{t-1} + gamma (B x_t + b),    lambda = exp(-exp(nu) + i exp(theta))
     y_t = Re(C h_t) + c
