@@ -1,5 +1,4 @@
-"""RecGRELA's mixer: gated rotary-enhanced linear attention (arXiv 2506.13315 and its authors' code),
-made causal.
+"""RecGRELA's mixer: gated rotary-enhanced linear attention (arXiv 2506.13315 and its authors' code), made causal.
 
     v = W_v x,  q, k = elu(W_q v) + 1, elu(W_k v) + 1,  gate = SiLU(W_g x)
     o_t = rope(q_t) (sum_s rope(k_s) v_s^T) / (q_t . sum_s k_s) + conv(v)_t,    y = W (gate * o)
