@@ -30,10 +30,10 @@ class HyenaConfig:
 
 @dataclass(frozen=True)
 class AttentionConfig:
-    """The attention mixer."""
+    """Mixers with heads: attention, bert4rec, hytrec, fuxi_linear, grela, elastic."""
 
     heads: int = 2
-    """Attention heads."""
+    """Heads; a divisor of dim."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,8 @@ class ModelConfig:
     """Shape of a model. A checkpoint carries it."""
 
     mixer: str = "hyena"
-    """Token mixer: hyena (HyenaRec), attention (SASRec) or gru (GRU4Rec)."""
+    """Token mixer: hyena (HyenaRec), attention (SASRec), bert4rec, gru (GRU4Rec), lru (LRURec), linoss (LinOSS), hydra
+    or hydra_bidirectional (HydraRec), hytrec, fuxi_linear, grela (RecGRELA) or elastic."""
     dim: int = 64
     """Channels."""
     blocks: int = 2

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from hyenarec.cloze import hide_next
 from hyenarec.config import ModelConfig
 from hyenarec.data.batches import Batch
 from hyenarec.errors import UserError
@@ -33,10 +34,10 @@ class Dropout(nn.Module):
 class Block(nn.Module):
     """Pre-norm residual mixer, then pre-norm residual feed-forward (GELU, 4x)."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
         self.mixer_norm = nn.LayerNorm(config.dim)
-        self.mixer = MIXERS[config.mixer](config)
+        self.mixer = MIXERS[config.mixer](config, layer)
         self.ffn_norm = nn.LayerNorm(config.dim)
         self.ffn = nn.Sequential(
             nn.Linear(config.dim, 4 * config.dim),
@@ -58,7 +59,8 @@ class SequenceModel(nn.Module):
     """Item embedding -> dropout -> blocks -> norm; scores are ``h E^T + bias`` with the embedding tied.
 
     ``forward(batch)`` returns the hidden states (T, D), or (S, D) of each sequence's last event with ``last_only``;
-    :meth:`scores` turns them into scores over the catalogue, (S, V).
+    :meth:`scores` turns them into scores over the catalogue, (S, V). A model whose mixer is not causal has a ``mask``
+    that stands for the batch's masked items, and is asked for the next item by a masked one after the history.
     """
 
     def __init__(self, config: ModelConfig, n_items: int) -> None:
@@ -69,15 +71,21 @@ class SequenceModel(nn.Module):
         self.items = nn.Embedding(n_items, config.dim)
         nn.init.normal_(self.items.weight, std=config.dim**-0.5)
         self.bias = nn.Parameter(torch.zeros(n_items))
-        self.positions = nn.Embedding(config.max_length, config.dim) if MIXERS[config.mixer].needs_positions else None
+        mixer = MIXERS[config.mixer]
+        self.mask = None if mixer.causal else nn.Parameter(torch.randn(config.dim))
+        length = config.max_length if mixer.causal else config.max_length + 1  # the history and the masked item
+        self.positions = nn.Embedding(length, config.dim) if mixer.needs_positions else None
         if self.positions is not None:
             nn.init.normal_(self.positions.weight, std=config.dim**-0.5)
         self.dropout = Dropout(config.dropout)
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.blocks))
+        self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.blocks))
         self.norm = nn.LayerNorm(config.dim)
 
     def forward(self, batch: Batch, *, last_only: bool = False) -> Tensor:
         x = self.items(batch.items) * self.config.dim**0.5  # (T, D), of unit variance as the mixers' outputs are
+        if batch.masked is not None:
+            assert self.mask is not None
+            x = x.index_copy(0, batch.masked, self.mask.expand(len(batch.masked), -1))
         if self.positions is not None:
             x = x + self.positions(batch.packing.positions)
         x = self.dropout(x)
@@ -87,6 +95,6 @@ class SequenceModel(nn.Module):
 
     def scores(self, batch: Batch) -> Tensor:
         """Scores of every item as the next one after each sequence, (S, V) float32."""
-        hidden = self(batch, last_only=True)  # (S, D)
+        hidden = self(batch if self.mask is None else hide_next(batch), last_only=True)  # (S, D)
         with torch.autocast(hidden.device.type, enabled=False):  # half precision would tie scores that differ
             return torch.addmm(self.bias, hidden.to(self.bias.dtype), self.items.weight.T)

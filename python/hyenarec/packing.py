@@ -58,13 +58,17 @@ class Packing:
         return self.rows * self.max_length + self.positions
 
     def pad(self, x: Tensor) -> Tensor:
-        """(T, D) to (S, max_length, D), right-padded with zeros."""
-        flat = x.new_zeros(self.sequences * self.max_length, x.shape[1]).index_copy(0, self._slots, x)
-        return flat.view(self.sequences, self.max_length, x.shape[1])
+        """(T, ...) to (S, max_length, ...), right-padded with zeros."""
+        flat = x.new_zeros(self.sequences * self.max_length, *x.shape[1:]).index_copy(0, self._slots, x)
+        return flat.view(self.sequences, self.max_length, *x.shape[1:])
 
     def unpad(self, x: Tensor) -> Tensor:
-        """(S, max_length, D) to (T, D)."""
-        return x.reshape(-1, x.shape[-1]).index_select(0, self._slots)
+        """(S, max_length, ...) to (T, ...)."""
+        return x.flatten(0, 1).index_select(0, self._slots)
+
+    def elapsed(self, times: Tensor) -> Tensor:
+        """From ``times`` (T,) to the time since the event before in the same sequence, 0 for the first, (T,)."""
+        return times.diff(prepend=times[:1]) * (self.positions > 0)
 
     def to(self, device: torch.device) -> Packing:
         return Packing(self.cu_seqlens.to(device, non_blocking=True), self.max_length)

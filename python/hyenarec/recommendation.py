@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from hyenarec import checkpoint
@@ -16,6 +19,7 @@ from hyenarec.data.batches import Batch, pack_histories
 from hyenarec.data.ids import Ids
 from hyenarec.errors import UserError
 from hyenarec.evaluation import exclude_history
+from hyenarec.mixers import MIXERS
 from hyenarec.model import SequenceModel
 from hyenarec.training import BEST
 
@@ -70,15 +74,24 @@ class Recommender:
 
     @torch.inference_mode()
     def recommend(
-        self, histories: Sequence[Sequence[Item]], k: int = 10, *, exclude_seen: bool = True
+        self,
+        histories: Sequence[Sequence[Item]],
+        k: int = 10,
+        *,
+        timestamps: Sequence[Sequence[int]] | None = None,
+        exclude_seen: bool = True,
     ) -> list[list[Recommendation]]:
         """The best ``k`` next items for each history, oldest event first, of users known or new.
 
-        With ``exclude_seen`` no item of the history (its whole length, not only what the model reads) is recommended.
-        Raises :class:`UserError` for an empty history, an unknown item, or ``k`` larger than what the catalogue leaves.
+        ``timestamps``, one for each event in the log's own unit, are for models that know time (hytrec, fuxi_linear);
+        without them such a model takes positions in their place and a warning says so. With ``exclude_seen`` no item of
+        the history (its whole length, not only what the model reads) is recommended.
+        Raises :class:`UserError` for an empty history, an unknown item, timestamps that are not as many as the events,
+        or ``k`` larger than what the catalogue leaves.
         """
         if k < 1:
             raise UserError(f"option k: {k} is below 1")
+        times = self._times(histories, timestamps)
         encoded = []
         for number, history in enumerate(histories, 1):
             if not len(history):
@@ -93,7 +106,9 @@ class Recommender:
         found: list[list[Recommendation]] = []
         for first in range(0, len(encoded), HISTORIES_AT_A_TIME):
             part = encoded[first : first + HISTORIES_AT_A_TIME]
-            scores = self.scores(pack_histories(part, self.model.config.max_length).to(self.device))  # (S, V)
+            part_times = None if times is None else times[first : first + HISTORIES_AT_A_TIME]
+            batch = pack_histories(part, self.model.config.max_length, part_times)
+            scores = self.scores(batch.to(self.device))  # (S, V)
             if exclude_seen:
                 exclude_history(scores, pack_histories(part, max(map(len, part))).to(self.device))
             best = scores.topk(k)
@@ -101,3 +116,16 @@ class Recommender:
                 items = self.item_ids.decode(indices)
                 found.append([Recommendation(item, value) for item, value in zip(items, values, strict=True)])
         return found
+
+    def _times(
+        self, histories: Sequence[Sequence[Item]], timestamps: Sequence[Sequence[int]] | None
+    ) -> list[NDArray[np.int64]] | None:
+        mixer = self.model.config.mixer
+        if not MIXERS[mixer].knows_time:
+            return None
+        if timestamps is None:
+            warnings.warn(f"{mixer}: no timestamps given; positions take their place", stacklevel=3)
+            return None
+        if [len(row) for row in timestamps] != [len(history) for history in histories]:
+            raise UserError("timestamps: one is needed for each event of each history")
+        return [np.asarray(row, dtype=np.int64) for row in timestamps]

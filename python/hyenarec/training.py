@@ -21,15 +21,17 @@ from torch import Tensor
 
 from hyenarec import checkpoint, environment
 from hyenarec.baselines import Popularity
+from hyenarec.cloze import hide_events
 from hyenarec.config import ModelConfig
 from hyenarec.data.batches import Batch, TrainingWindows
 from hyenarec.data.splits import Split
 from hyenarec.data.store import SequenceStore
-from hyenarec.display import TrainingDisplay, training_display
+from hyenarec.display import TrainingDisplay, console, training_display
 from hyenarec.errors import UserError
 from hyenarec.evaluation import Ranking, rank_targets
 from hyenarec.files import write_text
 from hyenarec.losses import full_cross_entropy, sampled_softmax
+from hyenarec.mixers import MIXERS
 from hyenarec.model import SequenceModel
 
 LAST, BEST = "last.safetensors", "best.safetensors"
@@ -161,6 +163,10 @@ class Run:
         self.loss = self._make_loss()
         self.progress = Progress(environment=environment.describe(self.device))
         self._resume()
+        if MIXERS[model_config.mixer].knows_time and store.timestamps is None:
+            console.print(
+                f"{model_config.mixer}: the log has no timestamps; positions take their place", highlight=False
+            )
 
     def train(self) -> dict[str, Any]:
         """Train to the end (or from where the folder's run stopped) and return the result that ``result.json``
@@ -220,7 +226,11 @@ class Run:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.bf16):
+            if self.model.mask is not None:
+                batch = hide_events(batch)
             hidden = self.model(batch)  # (T, D)
+            if batch.masked is not None:
+                hidden = hidden[batch.masked]  # (P, D)
             assert batch.targets is not None
             loss = self.loss(hidden, batch.targets)
         self.optimizer.zero_grad(set_to_none=True)

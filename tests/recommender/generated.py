@@ -27,11 +27,12 @@ def make_store(n_users: int = 40, n_items: int = 30, longest: int = 25, seed: in
 
 
 def make_batch(lengths: list[int], n_items: int = 30, seed: int = 0) -> Batch:
+    """Random items and targets; times with ties."""
     generator = torch.Generator().manual_seed(seed)
     total = sum(lengths)
     return Batch(
         torch.randint(n_items, (total,), generator=generator),
         Packing.from_lengths(torch.tensor(lengths)),
-        timestamps=torch.arange(total),
+        timestamps=torch.randint(3, (total,), generator=generator).cumsum(0) * 1000,
         targets=torch.randint(n_items, (total,), generator=generator),
     )

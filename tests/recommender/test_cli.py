@@ -9,6 +9,7 @@ import pytest
 from generated import make_store
 from hyenarec.cli import main
 from hyenarec.data.store import SequenceStore
+from hyenarec.mixers import MIXERS
 
 TRAIN = ["--dim", "8", "--blocks", "1", "--max-length", "8", "--epochs", "2", "--batch-size", "16", "--device", "cpu"]
 
@@ -156,7 +157,7 @@ def test_bad_options_and_checkpoints(fails: Callable[..., str], log: Path, run: 
     text = tmp_path / "lines.txt"
     text.write_text('100 101\n["a",\n')
     assert f"{text}: line 2: not a JSON list" in fails("recommend", run, "--histories", text)
-    assert "mixers out of hyena, attention, gru" in fails("compare", log, "--out", tmp_path / "c", "--mixers", "lstm")
+    assert f"mixers out of {', '.join(MIXERS)}" in fails("compare", log, "--out", tmp_path / "c", "--mixers", "lstm")
 
 
 def test_evaluating_on_foreign_items_is_refused(fails: Callable[..., str], run: Path, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 from generated import make_batch
+from hyenarec.cloze import hide_events
 from hyenarec.config import ModelConfig
 from hyenarec.data.batches import Batch
 from hyenarec.errors import UserError
@@ -15,6 +16,7 @@ from hyenarec.packing import Packing
 from torch import Tensor
 
 LENGTHS = [1, 9, 4, 13, 2]
+CAUSAL = [name for name, mixer in MIXERS.items() if mixer.causal]
 
 
 def make_model(mixer: str) -> SequenceModel:
@@ -24,7 +26,9 @@ def make_model(mixer: str) -> SequenceModel:
 
 def hidden_of_one(model: SequenceModel, batch: Batch, row: int) -> Tensor:
     begin, end = batch.packing.cu_seqlens[row : row + 2].tolist()
-    return model(Batch(batch.items[begin:end], Packing.from_lengths(torch.tensor([end - begin]))))  # type: ignore[no-any-return]
+    assert batch.timestamps is not None
+    packing = Packing.from_lengths(torch.tensor([end - begin]))
+    return model(Batch(batch.items[begin:end], packing, batch.timestamps[begin:end]))  # type: ignore[no-any-return]
 
 
 @pytest.mark.parametrize("mixer", MIXERS)
@@ -36,20 +40,68 @@ def test_sequences_of_a_batch_do_not_see_each_other(mixer: str) -> None:
         torch.testing.assert_close(together[begin:end], hidden_of_one(model, batch, row), rtol=1e-9, atol=1e-10)
 
 
-def leak(model: SequenceModel, batch: Batch, event: int) -> float:
-    """How much the hidden states before ``event`` of the longest sequence move when that event's item changes."""
-    begin = int(batch.packing.cu_seqlens[3])
-    items = batch.items.clone()
-    items[begin + event] = (items[begin + event] + 1) % 30
-    before, after = model(batch), model(replace(batch, items=items))
+@pytest.mark.parametrize("mixer", MIXERS)
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_a_padded_batch_is_mixed_as_the_packed_one(mixer: str, side: str) -> None:
+    """Whatever the padding holds, however wide it is."""
+    module, batch = make_model(mixer).blocks[-1].mixer, make_batch(LENGTHS)
+    x, times = torch.randn(len(batch.items), 8).double(), batch.timestamps
+    want = module(x, batch.packing, timestamps=times)
+    for width in (max(LENGTHS), max(LENGTHS) + 3):
+        place = torch.arange(width) if side == "right" else width - 1 - torch.arange(width)
+        mask = place < batch.packing.lengths[:, None]
+        padded, padded_times = (
+            torch.full((len(LENGTHS), width, 8), torch.nan).double(),
+            torch.full(mask.shape, -(2**60)),
+        )
+        padded[mask], padded_times[mask] = x, times
+        got = module.mix_padded(padded, mask, timestamps=padded_times)
+        torch.testing.assert_close(got[mask], want, rtol=1e-9, atol=1e-10)
+        assert not got[~mask].any()
+
+
+def leak(model: SequenceModel, batch: Batch, event: int, change: str = "items") -> float:
+    """How much the hidden states before ``event`` of the longest sequence move when that event changes."""
+    begin, end = batch.packing.cu_seqlens[3:5].tolist()
+    if change == "items":
+        items = batch.items.clone()
+        items[begin + event] = (items[begin + event] + 1) % 30
+        changed = replace(batch, items=items)
+    else:
+        assert batch.timestamps is not None
+        timestamps = batch.timestamps.clone()
+        timestamps[begin + event : end] += 700
+        changed = replace(batch, timestamps=timestamps)
+    before, after = model(batch), model(changed)
     assert not torch.allclose(before[begin + event], after[begin + event])
     return float((before - after)[begin : begin + event].detach().abs().max())
 
 
-@pytest.mark.parametrize("mixer", MIXERS)
+@pytest.mark.parametrize("mixer", CAUSAL)
 @pytest.mark.parametrize("event", [1, 6, 12])
 def test_causality(mixer: str, event: int) -> None:
     assert leak(make_model(mixer), make_batch(LENGTHS), event) < 1e-12
+
+
+@pytest.mark.parametrize("mixer", [name for name, mixer in MIXERS.items() if mixer.knows_time])
+def test_causality_in_time(mixer: str) -> None:
+    assert leak(make_model(mixer), make_batch(LENGTHS), 6, "timestamps") < 1e-12
+
+
+@pytest.mark.parametrize("mixer", [name for name in MIXERS if name not in CAUSAL])
+def test_bidirectional_mixers_see_both_ways(mixer: str) -> None:
+    assert leak(make_model(mixer), make_batch(LENGTHS), 6) > 1e-6
+
+
+@pytest.mark.parametrize("mixer", MIXERS)
+def test_only_mixers_that_know_time_use_it(mixer: str) -> None:
+    """Those fall back to positions without it."""
+    model, batch = make_model(mixer), make_batch(LENGTHS)
+    with_times, without = model(batch), model(replace(batch, timestamps=None))
+    assert torch.equal(with_times, without) != MIXERS[mixer].knows_time
+    if MIXERS[mixer].knows_time:
+        day = 86_400 if mixer == "hytrec" else 1
+        torch.testing.assert_close(without, model(replace(batch, timestamps=batch.packing.positions * day)))
 
 
 def test_the_causality_check_catches_a_leak(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -73,7 +125,7 @@ def test_last_only_is_the_last_row_of_the_whole(mixer: str) -> None:
 def test_every_parameter_learns(mixer: str) -> None:
     model, batch = make_model(mixer), make_batch(LENGTHS)
     torch.manual_seed(1)
-    hidden = model(batch)
+    hidden = model(batch if MIXERS[mixer].causal else hide_events(batch))
     (hidden @ model.items.weight.T + model.bias).square().mul(torch.randn(30).double()).sum().backward()
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None and parameter.grad.abs().max() > 0, name
@@ -93,7 +145,7 @@ def test_bad_options_are_one_line(options: dict[str, object], message: str) -> N
 
 
 def test_an_unknown_mixer_is_one_line() -> None:
-    with pytest.raises(UserError, match=r"^option mixer: 'lstm' is none of hyena, attention, gru$"):
+    with pytest.raises(UserError, match=rf"^option mixer: 'lstm' is none of {', '.join(MIXERS)}$"):
         SequenceModel(ModelConfig(mixer="lstm"), n_items=5)
 
 
@@ -116,6 +168,19 @@ def test_dropout_is_the_identity_when_evaluating() -> None:
     x = torch.randn(5, 3)
     assert Dropout(0.5).eval()(x) is x
     assert Dropout(0.0)(x) is x
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("mixer", MIXERS)
+def test_half_precision_stays_close_over_long_histories(mixer: str) -> None:
+    """Within a few roundings to bfloat16 (1/256 each): nothing may be added up in it."""
+    torch.manual_seed(0)
+    model = SequenceModel(ModelConfig(mixer=mixer, dim=16, max_length=2000), n_items=30).eval()
+    batch = make_batch([2000, 500])
+    want = model(batch)
+    with torch.autocast("cpu", torch.bfloat16):
+        got = model(batch)
+    assert float((got - want).norm() / want.norm()) < 0.02
 
 
 def test_scores_stay_float32_under_autocast() -> None:

@@ -1,14 +1,17 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from generated import make_store
-from hyenarec.data.batches import pack_histories
+from hyenarec.data.batches import Batch, pack_histories
 from hyenarec.data.splits import leave_one_out
 from hyenarec.data.store import SequenceStore
 from hyenarec.errors import UserError
+from hyenarec.packing import Packing
 from hyenarec.plots import learned_filters, training_curves
 from hyenarec.recommendation import Recommender
 from hyenarec.training import Run, read_history
@@ -52,6 +55,30 @@ def test_a_batch_answers_as_each_history_alone(
         alone = recommender.recommend([history], k=3)[0]
         assert [entry.item for entry in alone] == [entry.item for entry in answer]
         assert [entry.score for entry in alone] == pytest.approx([entry.score for entry in answer], abs=1e-4)
+
+
+def test_models_that_know_time_take_it(tmp_path: Path) -> None:
+    """The times of each user's own events, cut with them, in the scores; without them a warning and positions."""
+    store, folder = make_store(), tmp_path / "run"
+    model = replace(MODEL, mixer="hytrec")
+    assert store.timestamps is not None
+    Run(folder, store, leave_one_out(store), model, replace(CONFIG, epochs=1), SOURCE).train()
+    recommender, users = Recommender.load(folder), [3, 1, 5]  # user 1 has 25 events, and the model reads 8
+    rows = [slice(store.offsets[user], store.offsets[user + 1]) for user in users]
+    histories = [store.item_ids.decode(store.items[row]) for row in rows]
+    times = [store.timestamps[row].tolist() for row in rows]
+    answers = recommender.recommend(histories, k=3, timestamps=times, exclude_seen=False)
+    with pytest.warns(UserWarning, match="^hytrec: no timestamps given; positions take their place$"):
+        untimed = recommender.recommend(histories, k=3, exclude_seen=False)
+    assert answers != untimed
+    for row, answer in zip(rows, answers, strict=True):
+        part = slice(max(row.start, row.stop - 8), row.stop)
+        packing = Packing.from_lengths(torch.tensor([part.stop - part.start]))
+        items = torch.from_numpy(store.items[part].astype(np.int64))
+        scores = recommender.scores(Batch(items, packing, torch.from_numpy(store.timestamps[part])))
+        assert [entry.score for entry in answer] == pytest.approx(scores[0].topk(3).values.tolist(), abs=1e-5)
+    with pytest.raises(UserError, match=r"^timestamps: one is needed for each event of each history$"):
+        recommender.recommend(histories, k=3, timestamps=[row[1:] for row in times])
 
 
 def test_bad_requests_are_one_line(trained: tuple[Path, SequenceStore]) -> None:

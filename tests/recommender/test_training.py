@@ -41,7 +41,7 @@ def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
 
 
 @pytest.mark.parametrize("mixer", MIXERS)
-@pytest.mark.parametrize("options", [{}, {"loss": "sampled", "negatives": 16}, {"bf16": True, "schedule": "cosine"}])
+@pytest.mark.parametrize("options", [{}, {"loss": "sampled", "negatives": 16, "bf16": True, "schedule": "cosine"}])
 def test_training_lowers_the_loss_and_writes_its_folder(mixer: str, options: dict[str, Any], tmp_path: Path) -> None:
     result = train(tmp_path / "run", make_store(), mixer=mixer, epochs=5, **options)
     history = read_history(tmp_path / "run")
@@ -178,6 +178,19 @@ def test_vectors_are_not_decayed(tmp_path: Path) -> None:
 def test_divergence_is_said_in_one_line(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"training diverged: epoch 1 has loss (nan|inf); lower learning_rate"):
         train(tmp_path, make_store(), learning_rate=1e30, clip_norm=0.0, warmup_steps=0)
+
+
+@pytest.mark.parametrize("mixer", ["hytrec", "fuxi_linear", "gru"])
+def test_a_log_without_times_is_said_in_one_line(
+    mixer: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = replace(make_store(), timestamps=None)
+    result = train(tmp_path / "without", store, mixer=mixer, epochs=1)
+    line = f"{mixer}: the log has no timestamps; positions take their place\n"
+    assert (line in capsys.readouterr().out) == MIXERS[mixer].knows_time
+    assert 0 < result["test"]["MRR"] <= 1
+    train(tmp_path / "with", make_store(), mixer=mixer, epochs=1)
+    assert "positions" not in capsys.readouterr().out
 
 
 def test_nothing_to_learn_from(tmp_path: Path) -> None:

@@ -87,8 +87,8 @@ class Recommend:
         if sum(map(bool, (self.users, self.history, self.histories))) != 1:
             raise UserError("name exactly one of --users, --history and --histories")
         recommender = Recommender.load(self.run_path)
-        names, histories = self._histories(recommender)
-        answers = recommender.recommend(histories, self.k, exclude_seen=self.exclude_seen)
+        names, histories, timestamps = self._histories(recommender)
+        answers = recommender.recommend(histories, self.k, timestamps=timestamps, exclude_seen=self.exclude_seen)
         for name, answer in zip(names, answers, strict=True):
             if self.json:
                 items = [{"item": entry.item, "score": round(entry.score, 4)} for entry in answer]
@@ -96,16 +96,21 @@ class Recommend:
             else:
                 show_recommendations(f"for {name}", answer)
 
-    def _histories(self, recommender: Recommender) -> tuple[list[str], list[list[Item]]]:
+    def _histories(self, recommender: Recommender) -> tuple[list[str], list[list[Item]], list[list[int]] | None]:
+        """Names, items and, of users of a log that has them, times."""
         if self.history:
-            return ["the given history"], [list(self.history)]
+            return ["the given history"], [list(self.history)], None
         if self.histories:
             lines = _read_lines(self.histories)
-            return [f"line {number}" for number, _ in lines], [history for _, history in lines]
+            return [f"line {number}" for number, _ in lines], [history for _, history in lines], None
         source = _source(recommender, self.data)
         store = open_data(Path(source.data), user=source.user, item=source.item, timestamp=source.timestamp)
         chosen = store.user_ids.encode(self.users, "user")
-        return list(self.users), [store.item_ids.decode(store.history(int(user))) for user in chosen]
+        histories = [store.item_ids.decode(store.history(int(user))) for user in chosen]
+        times = store.timestamps
+        if times is None:
+            return list(self.users), histories, None
+        return list(self.users), histories, [times[store.offsets[u] : store.offsets[u + 1]].tolist() for u in chosen]
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,13 +23,15 @@ class Batch:
     """Packed sequences of dense item indices.
 
     ``items`` (T,) int64; ``targets`` int64: the next item of every event, (T,), when training, and the one item to be
-    ranked for each sequence, (S,), when evaluating; ``timestamps`` (T,) int64 where the log has them.
+    ranked for each sequence, (S,), when evaluating; ``timestamps`` (T,) int64 where the log has them. ``masked`` (P,)
+    int64: rows of which a bidirectional model sees only that something is there, for :mod:`hyenarec.cloze`.
     """
 
     items: Tensor
     packing: Packing
     timestamps: Tensor | None = None
     targets: Tensor | None = None
+    masked: Tensor | None = None
 
     def to(self, device: torch.device) -> Batch:
         def move(tensor: Tensor | None) -> Tensor | None:
@@ -40,14 +43,22 @@ class Batch:
             packing=self.packing.to(device),
             timestamps=move(self.timestamps),
             targets=move(self.targets),
+            masked=move(self.masked),
         )
 
 
-def pack_histories(histories: list[NDArray[np.int32]], max_length: int) -> Batch:
-    """The last ``max_length`` events of each history, for histories that come from no store."""
-    cut = [np.asarray(history[-max_length:], dtype=np.int64) for history in histories]
-    lengths = torch.tensor([len(history) for history in cut], dtype=torch.int64)
-    return Batch(torch.from_numpy(np.concatenate(cut)), Packing.from_lengths(lengths))
+def pack_histories(
+    histories: Sequence[NDArray[np.int32]], max_length: int, timestamps: Sequence[NDArray[np.int64]] | None = None
+) -> Batch:
+    """The last ``max_length`` events of each history, for histories that come from no store, with their times."""
+
+    def pack(rows: Sequence[NDArray[Any]]) -> Tensor:
+        return torch.from_numpy(np.concatenate([np.asarray(row[-max_length:], dtype=np.int64) for row in rows]))
+
+    lengths = torch.tensor([min(len(history), max_length) for history in histories], dtype=torch.int64)
+    return Batch(
+        pack(histories), Packing.from_lengths(lengths), timestamps=None if timestamps is None else pack(timestamps)
+    )
 
 
 def _gather(store: SequenceStore, starts: IntArray, ends: IntArray) -> tuple[IntArray, Batch]:

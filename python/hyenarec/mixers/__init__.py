@@ -2,9 +2,30 @@
 
 from hyenarec.mixers.attention import AttentionMixer
 from hyenarec.mixers.base import Mixer
+from hyenarec.mixers.bert4rec import Bert4RecMixer
+from hyenarec.mixers.elastic import ElasticMixer
+from hyenarec.mixers.fuxi_linear import FuXiLinearMixer
+from hyenarec.mixers.grela import GRELAMixer
 from hyenarec.mixers.gru import GRUMixer
+from hyenarec.mixers.hydra import BidirectionalHydraMixer, HydraMixer
 from hyenarec.mixers.hyena import HyenaMixer
+from hyenarec.mixers.hytrec import HyTRecMixer
+from hyenarec.mixers.linoss import LinOSSMixer
+from hyenarec.mixers.lru import LRUMixer
 
-MIXERS: dict[str, type[Mixer]] = {"hyena": HyenaMixer, "attention": AttentionMixer, "gru": GRUMixer}
+MIXERS: dict[str, type[Mixer]] = {
+    "hyena": HyenaMixer,
+    "attention": AttentionMixer,
+    "bert4rec": Bert4RecMixer,
+    "gru": GRUMixer,
+    "lru": LRUMixer,
+    "linoss": LinOSSMixer,
+    "hydra": HydraMixer,
+    "hydra_bidirectional": BidirectionalHydraMixer,
+    "hytrec": HyTRecMixer,
+    "fuxi_linear": FuXiLinearMixer,
+    "grela": GRELAMixer,
+    "elastic": ElasticMixer,
+}
 
 __all__ = ["MIXERS", "Mixer"]

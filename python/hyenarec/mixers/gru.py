@@ -12,8 +12,8 @@ from hyenarec.packing import Packing
 class GRUMixer(Mixer):
     """``nn.GRU`` over right-padded rectangles; causal, so the padding never reaches a real row."""
 
-    def __init__(self, config: ModelConfig) -> None:
-        super().__init__(config)
+    def __init__(self, config: ModelConfig, layer: int) -> None:
+        super().__init__(config, layer)
         self.gru = nn.GRU(config.dim, config.dim, batch_first=True)
 
     def forward(

@@ -19,8 +19,8 @@ INITIAL_GAIN = 0.2
 class HyenaMixer(Mixer):
     """``hyenarec_kernels.nn.HyenaMixer`` over packed sequences; needs no positions."""
 
-    def __init__(self, config: ModelConfig) -> None:
-        super().__init__(config)
+    def __init__(self, config: ModelConfig, layer: int) -> None:
+        super().__init__(config, layer)
         options = config.hyena
         self.operator = kernels.HyenaMixer(
             config.dim,

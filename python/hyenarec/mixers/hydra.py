@@ -1,0 +1,44 @@
+"""HydraRec's mixers: attention with as many heads as features (arXiv 2501.01242; Hydra attention, arXiv 2209.07484).
+
+    y_t = W (q^_t * sum_s k^_s * v_s),    q^, k^ of unit length over the features, * elementwise
+
+with the sum over s <= t (causal), or over the whole sequence (bidirectional). The rest of the block is the backbone's;
+projecting the result once more, as softmax attention does, is ours.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+
+from hyenarec.config import ModelConfig
+from hyenarec.mixers.base import Mixer
+from hyenarec.packing import Packing
+from hyenarec.recurrences import at_least_float32
+
+
+class HydraMixer(Mixer):
+    """Causal Hydra attention: a running sum."""
+
+    needs_positions = True
+
+    def __init__(self, config: ModelConfig, layer: int) -> None:
+        super().__init__(config, layer)
+        self.qkv = nn.Linear(config.dim, 3 * config.dim)
+        self.out = nn.Linear(config.dim, config.dim)
+
+    def forward(
+        self, x: Tensor, packing: Packing, *, timestamps: Tensor | None = None, last_only: bool = False
+    ) -> Tensor:
+        q, k, v = self.qkv(x).chunk(3, -1)  # (T, D) each
+        q, memory = normalize(q, dim=-1), at_least_float32(normalize(k, dim=-1) * v)
+        if self.causal and not last_only:
+            return self.out(q * packing.unpad(packing.pad(memory).cumsum(1)))  # type: ignore[no-any-return]
+        total = memory.new_zeros(packing.sequences, memory.shape[1]).index_add(0, packing.rows, memory)  # (S, D)
+        return self.out(q[packing.last] * total if last_only else q * total[packing.rows])  # type: ignore[no-any-return]
+
+
+class BidirectionalHydraMixer(HydraMixer):
+    """Hydra attention over the whole sequence, for masked-item training as BERT4Rec's."""
+
+    causal = False

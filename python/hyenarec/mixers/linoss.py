@@ -1,0 +1,49 @@
+"""LinOSS as a mixer: forced harmonic oscillators (arXiv 2410.03943, LinOSS-IMEX).
+
+x'' = -A x + B u, discretised implicitly in the position and explicitly in the speed:
+
+    z_t = z_{t-1} + dt (-A x_{t-1} + B u_t)
+    x_t = x_{t-1} + dt z_t
+    y_t = C x_t + D u_t
+
+and the paper's block after it, GELU and a gated linear unit. A and dt in (0, 1) are learned for every oscillator. Ours:
+D real oscillators where the paper's B and C are complex, and A held in [0, 4], which with dt < 1 keeps every
+oscillation from growing.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import gelu, glu
+
+from hyenarec.config import ModelConfig
+from hyenarec.mixers.base import Mixer
+from hyenarec.packing import Packing
+from hyenarec.recurrences.scan import linear_scan
+
+
+class LinOSSMixer(Mixer):
+    """Oscillators as 2 x 2 linear recurrences of speed and position."""
+
+    def __init__(self, config: ModelConfig, layer: int) -> None:
+        super().__init__(config, layer)
+        dim = config.dim
+        self.stiffness = nn.Parameter(torch.rand(dim))
+        self.step = nn.Parameter(torch.randn(dim) / 2)  # before the sigmoid
+        self.input = nn.Linear(dim, dim, bias=False)
+        self.output = nn.Linear(dim, dim, bias=False)
+        self.skip = nn.Parameter(torch.randn(dim))
+        self.glu = nn.Linear(dim, 2 * dim)
+
+    def forward(
+        self, x: Tensor, packing: Packing, *, timestamps: Tensor | None = None, last_only: bool = False
+    ) -> Tensor:
+        dt, a = self.step.sigmoid(), self.stiffness.clamp(0, 4)
+        one = torch.ones_like(dt)
+        matrix = torch.stack((torch.stack((one, -dt * a)), torch.stack((dt, one - dt * dt * a))))  # (2, 2, D)
+        force = self.input(x)[:, None] * torch.stack((dt, dt * dt))  # (T, 2, D)
+        position = linear_scan(matrix, force, packing)[:, 1]
+        if last_only:
+            position, x = position[packing.last], x[packing.last]
+        return glu(self.glu(gelu(self.output(position) + self.skip * x)), -1)

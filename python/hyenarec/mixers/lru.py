@@ -1,0 +1,46 @@
+"""LRURec's mixer: the linear recurrent unit (arXiv 2310.02367 and its authors' code; LRU, arXiv 2303.06349).
+
+    h_t = lambda h_{t-1} + gamma (B x_t + b),    lambda = exp(-exp(nu) + i exp(theta))
+    y_t = Re(C h_t) + c
+
+with a complex state of 2 D channels, |lambda| drawn from [0.8, 0.99] and gamma learned from sqrt(1 - |lambda|^2).
+Where the residual and the norm stand is the backbone's choice: the paper's block is post-norm.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from hyenarec.config import ModelConfig
+from hyenarec.mixers.base import Mixer
+from hyenarec.packing import Packing
+from hyenarec.recurrences.scan import complex_matrix, linear_scan
+
+SMALLEST, LARGEST = 0.8, 0.99  # |lambda| at the start
+
+
+class LRUMixer(Mixer):
+    """Complex diagonal linear recurrence; real and imaginary parts are held side by side."""
+
+    def __init__(self, config: ModelConfig, layer: int) -> None:
+        super().__init__(config, layer)
+        channels = 2 * config.dim
+        size = torch.empty(channels).uniform_(SMALLEST**2, LARGEST**2).sqrt()  # even over the ring's area
+        self.nu = nn.Parameter((-size.log()).log())
+        self.theta = nn.Parameter((2 * math.pi * torch.rand(channels)).log())
+        self.gamma = nn.Parameter((1 - size**2).log() / 2)  # a logarithm, as nu and theta are
+        self.input = nn.Linear(config.dim, 2 * channels)
+        self.out = nn.Linear(2 * channels, config.dim)
+
+    def forward(
+        self, x: Tensor, packing: Packing, *, timestamps: Tensor | None = None, last_only: bool = False
+    ) -> Tensor:
+        size, angle = (-self.nu.exp()).exp(), self.theta.exp()
+        driven = self.input(x).view(len(x), 2, -1) * self.gamma.exp()  # (T, 2, 2D)
+        h = linear_scan(complex_matrix(size * angle.cos(), size * angle.sin()), driven, packing)
+        if last_only:
+            h = h[packing.last]
+        return self.out(h.flatten(1))  # type: ignore[no-any-return]
