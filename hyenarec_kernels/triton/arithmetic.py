@@ -1,0 +1,68 @@
+"""In which types and tiles the kernels work."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import triton.language as tl
+from torch import Tensor
+
+from hyenarec_kernels.reference.rows import wide
+from hyenarec_kernels.triton import INTERPRETED
+
+SERVED = (torch.float32, torch.float16, torch.float64 if INTERPRETED else torch.bfloat16)
+
+
+@dataclass(frozen=True)
+class Arithmetic:
+    """How an input dtype is computed with.
+
+    Sums are float32. A matrix product takes bfloat16 as it is. float16 goes through TF32, which has its 11 bits and the
+    range that windows need; float32 through three TF32 products, which keep 22 bits.
+    """
+
+    dtype: torch.dtype
+
+    @property
+    def wide(self) -> torch.dtype:
+        return wide(self.dtype)
+
+    @property
+    def operand(self) -> torch.dtype:
+        return torch.bfloat16 if self.dtype == torch.bfloat16 else self.wide
+
+    @property
+    def precision(self) -> str:
+        return {torch.float16: "tf32", torch.float32: "tf32x3"}.get(self.dtype, "ieee")
+
+    @property
+    def precision_of_moments(self) -> str:
+        return "ieee" if self.dtype == torch.float64 else "tf32x3"
+
+    @property
+    def kernel_dtype(self) -> Any:
+        return tl.float64 if self.dtype == torch.float64 else tl.float32
+
+
+def served(x: Tensor) -> bool:
+    """Whether the kernels take this dtype; what they do not take goes to the reference."""
+    return x.dtype in SERVED
+
+
+def tile_channels(channels: int) -> int:
+    """Channels of a tile: as many as divide D well, for no tile may be mostly empty."""
+    return min((64, 32, 16), key=lambda tile: (-(-channels // tile) * tile, -tile))
+
+
+def as_rows(t: Tensor | None) -> Tensor | None:
+    """(..., D) to (R, D) with adjacent channels; a view unless strides forbid."""
+    if t is None:
+        return None
+    rows = t.reshape(-1, t.shape[-1])
+    return rows if rows.stride(1) == 1 or rows.shape[1] == 1 else rows.contiguous()
+
+
+def row_stride(t: Tensor | None) -> int:
+    return 0 if t is None else t.stride(0)
