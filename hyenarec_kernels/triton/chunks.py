@@ -15,6 +15,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from hyenarec_kernels.triton.direct import store_gradients
 from hyenarec_kernels.triton.moments import gated
 from hyenarec_kernels.triton.rows import locate, written
 
@@ -110,8 +111,8 @@ def chunks(
     )
     if rate is not None:
         y *= tl.exp(-centred)
+    exists = inside & (index * CHUNK < length)
     if nu is not None:
-        exists = inside & (index * CHUNK < length)
         far = reconstructed(basis, nu, slot, channel, exists, channels, RANK, PADDED, CHUNK, ACC, PRECISION)
         if rate is not None:
             far *= tl.exp(-a[None, :] * i)
@@ -120,7 +121,7 @@ def chunks(
         if tl.max(tl.where(index * CHUNK < length, index, 0), 0) >= edge_first:
             cut = tl.zeros_like(y)
             for b in range(2):
-                reaches = real & (index >= edge_first + b)[None, :]
+                reaches = (exists & (index >= edge_first + b))[None, :] & (i >= 0)
                 source = gated(
                     x, x_row, pre, pre_row, row - (edge_first + b) * CHUNK, channel[None, :], reaches, ACC
                 )
@@ -137,9 +138,11 @@ def chunks(
         y += tl.load(skip + channel, mask=inside, other=0)[None, :] * u
     if post is not None:
         y *= tl.load(post + row * post_row + channel[None, :], mask=real, other=0).to(ACC)
-    to, exists = written(position, sequence[None, :], first[None, :], length[None, :], slot[None, :], slots, columns, PACKED)
+    to, exists_to = written(
+        position, sequence[None, :], first[None, :], length[None, :], slot[None, :], slots, columns, PACKED
+    )
     y = tl.where(real, y, 0)
-    tl.store(out + to * channels + channel[None, :], y.to(out.dtype.element_ty), mask=exists & inside[None, :])
+    tl.store(out + to * channels + channel[None, :], y.to(out.dtype.element_ty), mask=exists_to & inside[None, :])
 
 
 @triton.jit(do_not_specialize=LENGTHS)
@@ -251,7 +254,7 @@ def chunks_backward(
                 y_cut, du_cut = tl.zeros_like(y), tl.zeros_like(du)
                 for b in range(2):
                     back = (edge_first + b) * CHUNK
-                    earlier = real & (index >= edge_first + b)[None, :]
+                    earlier = (exists & (index >= edge_first + b))[None, :] & (i >= 0)
                     before = gated(x, x_row, pre, pre_row, row - back, channel[None, :], earlier, ACC)
                     later = (position + back < length[None, :]) & inside[None, :]
                     after = gated(grad, grad_row, post, post_row, row + back, channel[None, :], later, ACC)
@@ -282,18 +285,10 @@ def chunks_backward(
         to, exists_to = written(
             position, sequence[None, :], first[None, :], length[None, :], slot[None, :], slots, columns, PACKED
         )
-        to, exists_to = to * channels + channel[None, :], exists_to & inside[None, :]
-        if dx is not None:
-            value = du
-            if pre is not None:
-                value = du * tl.load(pre + row * pre_row + channel[None, :], mask=real, other=0).to(ACC)
-            tl.store(dx + to, tl.where(real, value, 0).to(dx.dtype.element_ty), mask=exists_to)
-        if dpre is not None:
-            value = du * tl.load(x + row * x_row + channel[None, :], mask=real, other=0).to(ACC)
-            tl.store(dpre + to, tl.where(real, value, 0).to(dpre.dtype.element_ty), mask=exists_to)
-        if dpost is not None:
-            value = y * tl.load(grad + row * grad_row + channel[None, :], mask=real, other=0).to(ACC)
-            tl.store(dpost + to, tl.where(real, value, 0).to(dpost.dtype.element_ty), mask=exists_to)
+        store_gradients(
+            y, du, grad, grad_row, x, x_row, pre, pre_row, dx, dpre, dpost, row, channel[None, :], real,
+            to * channels + channel[None, :], exists_to & inside[None, :], ACC,
+        )  # fmt: skip
     channel = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
     share = tl.program_id(0).to(tl.int64)
     if dnear is not None:

@@ -37,7 +37,8 @@ TABLE: dict[tuple[int, int], dict[str, Config]] = {
         "across_gradient": Config(16),
         "chunks": Config(128),
         "chunks_backward": Config(64),
-        "direct": Config(64),
+        "direct": Config(128),
+        "short": Config(128),
     },
     (9, 0): {
         "moments": Config(128),
@@ -46,7 +47,8 @@ TABLE: dict[tuple[int, int], dict[str, Config]] = {
         "across_gradient": Config(16),
         "chunks": Config(128),
         "chunks_backward": Config(64),
-        "direct": Config(64),
+        "direct": Config(128),
+        "short": Config(128),
     },
 }
 

@@ -18,6 +18,7 @@ from hyenarec_kernels.triton.rows import Rows, Slots, launch
 from hyenarec_kernels.triton.tables import Constants
 
 SHARES = 32  # programs that split the sum over chunks in a table's gradient
+SHARED_SLOTS = 32  # chunks they take at a time
 
 
 @dataclass(frozen=True)
@@ -117,13 +118,14 @@ class Far:
         gradients = []
         for index, level in enumerate(self.levels):
             distances = level.near_pairs + level.far_pairs
-            shape = (SHARES, distances, level.rank, level.rank, self.channels)
+            parts = min(SHARES, triton.cdiv(self.slots[index].count, SHARED_SLOTS))
+            shape = (parts, distances, level.rank, level.rank, self.channels)
             shares = torch.empty(shape, dtype=mu[index].dtype, device=mu[index].device)
             tuned = config("across_gradient", shares.device)
             tile = min(tuned.columns, 4096 // padded(level.rank) ** 2)
             launch(
                 kernels.across_gradient,
-                (distances, triton.cdiv(self.channels, tile), SHARES),
+                (distances, triton.cdiv(self.channels, tile), parts),
                 mu[index],
                 eta[index],
                 shares,
@@ -135,7 +137,7 @@ class Far:
                 FAN=level.fan,
                 **self._level(index),
                 PRECISION=self.arithmetic.precision_of_moments,
-                SLOTS=32,
+                SLOTS=SHARED_SLOTS,
                 CHANNELS=tile,
                 **tuned.options,
             )

@@ -12,20 +12,32 @@ of one chunk needs the third group alone.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import triton
 from torch import Tensor
 
 from hyenarec_kernels import reference
+from hyenarec_kernels.legendre import legendre_filter
+from hyenarec_kernels.reference.legendre_conv import filter_gradients
+from hyenarec_kernels.reference.rows import wide
 from hyenarec_kernels.triton import chunks as kernels
-from hyenarec_kernels.triton.arithmetic import Arithmetic, as_rows, row_stride, served, tile_channels
+from hyenarec_kernels.triton.arithmetic import Arithmetic, as_rows, served, tile_channels
 from hyenarec_kernels.triton.configs import config
 from hyenarec_kernels.triton.far import Far
-from hyenarec_kernels.triton.long_conv import DIRECT_TAPS, convolve, convolve_backward, convolve_last
+from hyenarec_kernels.triton.long_conv import (
+    DIRECT_TAPS,
+    convolve,
+    convolve_backward,
+    convolve_last,
+    row_gradients,
+    wide_parameter,
+    with_strides,
+)
 from hyenarec_kernels.triton.plan import CHUNK, GpuPlan, fastest, padded, plan_for
 from hyenarec_kernels.triton.rows import Rows, Slots, launch
-from hyenarec_kernels.triton.tables import Constants, Filter, constants
+from hyenarec_kernels.triton.tables import Constants, Filter, Tables, constants
 
 # Programs that share the sums over rows in the backward pass; a constant, so that a sum's order is the same anywhere.
 PROGRAMS = 1024
@@ -49,9 +61,8 @@ def legendre_conv(
         )
     rows = Rows.of(x, starts, ends)
     if last_only or horizon <= DIRECT_TAPS:
-        run = convolve_last if last_only else convolve
-        taps = every_tap(coefficients, decay, min(horizon, rows.columns), horizon, x.dtype)
-        return run(x, taps, skip, pre_gate, post_gate, rows)
+        taps = legendre_filter(coefficients.to(wide(x.dtype)), horizon, decay, taps=rows.columns)
+        return (convolve_last if last_only else convolve)(x, taps, skip, pre_gate, post_gate, rows)
     return BlockLowRank.of(x, coefficients, decay, rows, horizon).forward(x, skip, pre_gate, post_gate)
 
 
@@ -74,3 +85,173 @@ def legendre_conv_backward(
             grad, x, coefficients, decay, skip, pre_gate, post_gate, starts, ends, horizon, last_only, needs
         )
     rows = Rows.of(x, starts, ends)
+    if horizon <= DIRECT_TAPS:
+        taps = legendre_filter(coefficients.to(wide(x.dtype)), horizon, decay, taps=rows.columns)
+        wanted = [needs[0], needs[1] or needs[2], *needs[3:]]
+        dx, dtaps, dskip, dpre, dpost = convolve_backward(grad, x, taps, skip, pre_gate, post_gate, rows, wanted)
+        dcoefficients, ddecay = x.new_empty(0), x.new_empty(0)
+        if wanted[1]:
+            both = filter_gradients(dtaps, taps, coefficients, decay, horizon)
+            dcoefficients = both[0] if needs[1] else dcoefficients
+            ddecay = both[1] if needs[2] and both[1] is not None else ddecay
+        return dx, dcoefficients, ddecay, dskip, dpre, dpost
+    return BlockLowRank.of(x, coefficients, decay, rows, horizon).backward(
+        grad, x, coefficients, decay, skip, pre_gate, post_gate, needs
+    )
+
+
+@dataclass(frozen=True)
+class BlockLowRank:
+    """One call: its plan, tables and where its chunks lie."""
+
+    plan: GpuPlan
+    constants: Constants
+    filter: Filter
+    tables: Tables
+    rate: Tensor | None  # (D,) decay an event
+    rows: Rows
+    chunks: Slots
+    far: Far | None
+    edge_rank: int
+    arithmetic: Arithmetic
+
+    @classmethod
+    def of(cls, x: Tensor, coefficients: Tensor, decay: Tensor | None, rows: Rows, horizon: int) -> BlockLowRank:
+        plan = plan_for(coefficients.shape[1], horizon, decay is not None, rows.columns > horizon, x.dtype)
+        return cls.planned(plan, x, coefficients, decay, rows)
+
+    @classmethod
+    def planned(
+        cls, plan: GpuPlan, x: Tensor, coefficients: Tensor, decay: Tensor | None, rows: Rows
+    ) -> BlockLowRank:
+        arithmetic, channels = Arithmetic(x.dtype), x.shape[-1]
+        held = constants(plan, arithmetic.wide, arithmetic.operand, x.device)
+        filter = Filter.of(plan, held, coefficients, decay, x.dtype)
+        rate = filter.rate
+        if rate is not None:
+            rate = rate.repeat_interleave(channels // rate.shape[0])
+        levels = plan.reached(rows.columns)
+        chunks, *above = rows.slots([CHUNK, *(level.chunk for level in levels[1:])])
+        far = Far(levels, [chunks, *above], rows, held, rate, channels, arithmetic) if levels else None
+        edge_rank = plan.edge_rank if plan.has_edge(rows.columns) else 0
+        return cls(plan, held, filter, filter.tables(channels), rate, rows, chunks, far, edge_rank, arithmetic)
+
+    def forward(self, x: Tensor, skip: Tensor | None, pre_gate: Tensor | None, post_gate: Tensor | None) -> Tensor:
+        nu = None
+        if self.far:
+            moments = self.far.moments(as_rows(x), as_rows(pre_gate), reverse=False)
+            nu = self.far.across(moments, self.tables.levels, reverse=False)
+        out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+        tuned, tile = config("chunks", x.device), tile_channels(x.shape[-1])
+        wide = tuned.columns // tile
+        launch(
+            kernels.chunks,
+            (triton.cdiv(self.chunks.count, wide), triton.cdiv(x.shape[-1], tile)),
+            *with_strides(x, pre_gate, post_gate),
+            self.constants.toeplitz,
+            self.tables.near,
+            self.constants.basis,
+            nu,
+            self.constants.edges,
+            self.tables.edge,
+            wide_parameter(skip, x),
+            self.rate,
+            fastest(self.arithmetic.wide),
+            out,
+            *self._where(x),
+            **self._options(),
+            SLOTS=wide,
+            CHANNELS=tile,
+            **tuned.options,
+        )
+        return out
+
+    def backward(
+        self,
+        grad: Tensor,
+        x: Tensor,
+        coefficients: Tensor,
+        decay: Tensor | None,
+        skip: Tensor | None,
+        pre_gate: Tensor | None,
+        post_gate: Tensor | None,
+        needs: list[bool],
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+        need_x, need_coefficients, need_decay, need_skip, need_pre, need_post = needs
+        need_filter = need_coefficients or (need_decay and decay is not None)
+        dx, dpre, dpost = outputs = row_gradients(x, [need_x, need_pre, need_post], pre_gate, post_gate)
+        wanted = [t if t.numel() else None for t in outputs]
+        nu, xi, dlevels = None, None, []
+        if self.far:
+            mu = self.far.moments(as_rows(x), as_rows(pre_gate), reverse=False)
+            eta = self.far.moments(as_rows(grad), as_rows(post_gate), reverse=True)
+            if wanted[2] is not None:
+                nu = self.far.across(mu, self.tables.levels, reverse=False)
+            if wanted[0] is not None or wanted[1] is not None:
+                xi = self.far.across(eta, self.tables.levels, reverse=True)
+            dlevels = self.far.tables_gradient(mu, eta) if need_filter else []
+        channels = x.shape[-1]
+        tuned, tile = config("chunks_backward", x.device), tile_channels(channels)
+        wide, blocks = max(tuned.columns // tile, 1), triton.cdiv(channels, tile)
+        programs = min(triton.cdiv(self.chunks.count, wide), max(PROGRAMS // blocks, 1))
+
+        def shares(rank: int) -> Tensor:
+            return torch.empty(programs, rank, channels, dtype=self.arithmetic.wide, device=x.device)
+
+        dnear = shares(self.plan.near_rank) if need_filter else None
+        dedge = shares(self.edge_rank) if need_filter and self.edge_rank else None
+        dskip = shares(1) if need_skip and skip is not None else None
+        launch(
+            kernels.chunks_backward,
+            (programs, blocks),
+            *with_strides(grad, x, pre_gate, post_gate),
+            self.constants.toeplitz,
+            self.tables.near,
+            self.constants.basis,
+            nu,
+            xi,
+            self.constants.edges,
+            self.tables.edge,
+            wide_parameter(skip, x),
+            self.rate,
+            fastest(self.arithmetic.wide),
+            *wanted,
+            dnear,
+            dedge,
+            dskip,
+            *self._where(x),
+            **self._options(),
+            NEAR_PADDED=triton.next_power_of_2(self.plan.near_rank),
+            EDGE_PADDED=triton.next_power_of_2(max(self.edge_rank, 1)),
+            SLOTS=wide,
+            CHANNELS=tile,
+            **tuned.options,
+        )
+        dcoefficients, ddecay = x.new_empty(0), x.new_empty(0)
+        if dnear is not None:
+            total = torch.zeros_like(self.tables.edge) if dedge is None else dedge.sum(0)
+            unreached = [torch.zeros_like(table) for table in self.tables.levels[len(dlevels) :]]
+            dc, drate = self.filter.backward(dnear.sum(0), total, [*dlevels, *unreached])
+            dcoefficients = dc.to(coefficients.dtype) if need_coefficients else dcoefficients
+            if need_decay and decay is not None and drate is not None:
+                ddecay = (drate * decay.to(drate.dtype).sigmoid()).to(decay.dtype)
+        dskip = x.new_empty(0) if dskip is None or skip is None else dskip.sum(0)[0].to(skip.dtype)
+        return dx, dcoefficients, ddecay, dskip, dpre, dpost
+
+    def _where(self, x: Tensor) -> tuple[Any, ...]:
+        slots = self.chunks
+        located = (slots.sequences, self.rows.starts, self.rows.ends, slots.count, self.rows.columns, slots.per_row)
+        return (*located, x.shape[-1], self.plan.edge_first)
+
+    def _options(self) -> dict[str, Any]:
+        rank = self.plan.levels[0].rank if self.far else 1
+        return {
+            "PACKED": self.rows.packed,
+            "CHUNK": CHUNK,
+            "NEAR_RANK": self.plan.near_rank,
+            "RANK": rank,
+            "PADDED": padded(rank),
+            "EDGE_RANK": self.edge_rank,
+            "ACC": self.arithmetic.kernel_dtype,
+            "PRECISION": self.arithmetic.precision,
+        }

@@ -136,10 +136,14 @@ def padded(rank: int) -> int:
 
 
 @lru_cache(maxsize=256)
-def plan_for(terms: int, horizon: int, beyond: bool, dtype: torch.dtype) -> GpuPlan:
-    """The cheapest plan for filters of `horizon` taps; `beyond`: sequences may be longer than that."""
-    tolerance = TOLERANCE[dtype] / 4
-    windows = Windows(terms, horizon, (0.0,))
+def plan_for(terms: int, horizon: int, windowed: bool, beyond: bool, dtype: torch.dtype) -> GpuPlan:
+    """The cheapest plan for filters of `horizon` taps.
+
+    `windowed`: they have a window; the gradient of its decay is a filter too, ``tau / K`` times the first and thus of
+    one more term. `beyond`: sequences may be longer than the horizon.
+    """
+    tolerance, degree = TOLERANCE[dtype] / 4, terms + windowed
+    windows = Windows(degree, horizon, (0.0,))
     length = 4 * horizon + 4 * CHUNK if beyond else horizon
     best: tuple[float, tuple[Level, ...]] = (math.inf, ())
 
@@ -156,11 +160,12 @@ def plan_for(terms: int, horizon: int, beyond: bool, dtype: torch.dtype) -> GpuP
     if 2 * CHUNK <= horizon:
         extend((CHUNK,), ())
     levels = best[1]
-    # Fewer polynomials could not stand in for the fastest decays (`near_fits`).
-    least = 6 if dtype in (torch.bfloat16, torch.float16) else 8
-    near_rank, near_error = _run(terms, horizon, np.arange(min(CHUNK, horizon)), tolerance, least)
+    least = 1
+    if windowed:  # fewer polynomials could not stand in for the fastest decays (`near_fits`)
+        least = 6 if dtype in (torch.bfloat16, torch.float16) else 8
+    near_rank, near_error = _run(degree, horizon, np.arange(min(CHUNK, horizon)), tolerance, least)
     edge_lag = (max(horizon // CHUNK, 1) - 1) * CHUNK + 1
-    edge_rank, edge_error = _run(terms, horizon, np.arange(edge_lag, horizon), tolerance, 1)
+    edge_rank, edge_error = _run(degree, horizon, np.arange(edge_lag, horizon), tolerance, 1)
     bound = sum(windows.bound(level, last_distance(horizon, length, level.chunk)) for level in levels)
     return GpuPlan(terms, horizon, levels, near_rank, edge_rank, bound + near_error + edge_error)
 

@@ -28,6 +28,19 @@ from hyenarec_kernels.triton import INTERPRETED
 
 
 @triton.jit
+def span(sequence, exists, starts, ends, columns, PACKED: tl.constexpr):
+    """The first row (int64) of sequences (n,) and their lengths; 0 and 0 of one that does not exist."""
+    start = tl.zeros_like(sequence).to(tl.int64)
+    if starts is not None:
+        start = tl.load(starts + sequence, mask=exists, other=0).to(tl.int64)
+    end = tl.zeros_like(start) + columns
+    if ends is not None:
+        end = tl.load(ends + sequence, mask=exists, other=0).to(tl.int64)
+    first = start if PACKED else start + sequence.to(tl.int64) * columns
+    return first, tl.where(exists, end - start, 0).to(tl.int32)
+
+
+@triton.jit
 def first_slot(sequence, first, per_row, CHUNK: tl.constexpr, PACKED: tl.constexpr):
     """The slot of a sequence's chunk 0."""
     if PACKED:
@@ -39,27 +52,15 @@ def first_slot(sequence, first, per_row, CHUNK: tl.constexpr, PACKED: tl.constex
 def locate(slot, slots, sequences, starts, ends, columns, per_row, CHUNK: tl.constexpr, PACKED: tl.constexpr):
     """Of slots (n,): the sequence, its first row (int64), its length, and the chunk's number in it.
 
-    A slot that does not exist is chunk 0 of a sequence of length 0.
+    A slot that does not exist is a chunk of a sequence of length 0.
     """
     exists = slot < slots
     if PACKED:
         sequence = tl.load(sequences + slot, mask=exists, other=0)
-        first = tl.load(starts + sequence, mask=exists, other=0).to(tl.int64)
-        last = tl.load(ends + sequence, mask=exists, other=0).to(tl.int64)
-        index = slot - first_slot(sequence, first, per_row, CHUNK, PACKED)
-        length = (last - first).to(tl.int32)
     else:
         sequence = slot // per_row
-        index = slot - sequence * per_row
-        first = sequence.to(tl.int64) * columns
-        start = tl.zeros_like(slot)
-        if starts is not None:
-            start = tl.load(starts + sequence, mask=exists, other=0).to(tl.int32)
-        length = tl.zeros_like(slot) + columns - start
-        if ends is not None:
-            length = tl.load(ends + sequence, mask=exists, other=0).to(tl.int32) - start
-        first += start
-    return sequence, first, tl.where(exists, length, 0), tl.where(exists, index, 0)
+    first, length = span(sequence, exists, starts, ends, columns, PACKED)
+    return sequence, first, length, slot - first_slot(sequence, first, per_row, CHUNK, PACKED)
 
 
 @triton.jit

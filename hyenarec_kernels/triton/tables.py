@@ -142,7 +142,8 @@ class Filter:
         if self.rate is not None:
             near = torch.where(self.too_fast(), self.constants.fit @ taps, near)
         repeat = channels // near.shape[1]
-        near, edge, *blocks = (t.repeat_interleave(repeat, 1).contiguous() for t in (near, edge, *blocks))
+        if repeat > 1:
+            near, edge, *blocks = (t.repeat_interleave(repeat, 1) for t in (near, edge, *blocks))
         return Tables(near, edge, blocks)
 
     def backward(self, near: Tensor, edge: Tensor, blocks: list[Tensor]) -> tuple[Tensor, Tensor | None]:
