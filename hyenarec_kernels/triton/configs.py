@@ -29,26 +29,29 @@ class Config:
 
 
 # By the least compute capability they are for: 8.0 (A100 and the smaller 8.x), 9.0 (H100, H200 and later).
+# `chunks` takes 16-bit inputs, `chunks_edge` those of them whose filter ends inside a sequence, `chunks_wide` float32.
 TABLE: dict[tuple[int, int], dict[str, Config]] = {
     (8, 0): {
         "moments": Config(128),
         "up": Config(128),
         "across": Config(128),
         "across_gradient": Config(16),
-        "chunks": Config(128),
-        "chunks_backward": Config(64),
-        "direct": Config(128),
-        "short": Config(128),
+        "chunks": Config(64),
+        "chunks_edge": Config(64, num_warps=8),
+        "chunks_wide": Config(64, num_warps=8),
+        "direct": Config(64, num_warps=8),
+        "short": Config(64),
     },
     (9, 0): {
         "moments": Config(128),
         "up": Config(128),
         "across": Config(128),
         "across_gradient": Config(16),
-        "chunks": Config(128),
-        "chunks_backward": Config(64),
-        "direct": Config(128),
-        "short": Config(128),
+        "chunks": Config(64),
+        "chunks_edge": Config(64),
+        "chunks_wide": Config(64, num_warps=8),
+        "direct": Config(64, num_warps=8),
+        "short": Config(64),
     },
 }
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from hyenarec_kernels.triton.moments import gated
+from hyenarec_kernels.triton.moments import gated, store_scaled
 from hyenarec_kernels.triton.rows import locate, span, written
 
 LENGTHS = ["slots", "columns", "per_row", "count"]
@@ -45,24 +45,23 @@ def direct(
     channel = tl.program_id(1) * CHANNELS + column % CHANNELS
     inside = channel < channels
     sequence, first, length, index = locate(slot, slots, sequences, starts, ends, columns, per_row, CHUNK, PACKED)
-    position = index[None, :] * CHUNK + tl.arange(0, CHUNK)[:, None]
+    i = tl.arange(0, CHUNK)[:, None]
+    position = index[None, :] * CHUNK + i
     real = (position < length[None, :]) & inside[None, :]
-    row = first[None, :] + position
+    row = (first + index * CHUNK)[None, :]
     y = tl.zeros((CHUNK, SLOTS * CHANNELS), ACC)
     for lag in range(count):
         weight = tl.load(taps + lag * channels + channel, mask=inside, other=0)
         reached = real & (position >= lag)
-        y += weight[None, :] * gated(x, x_row, pre, pre_row, row - lag, channel[None, :], reached, ACC)
+        y += weight[None, :] * gated(x, x_row, pre, pre_row, row - lag, i, channel[None, :], reached, ACC)
     if skip is not None:
         weight = tl.load(skip + channel, mask=inside, other=0)
-        y += weight[None, :] * gated(x, x_row, pre, pre_row, row, channel[None, :], real, ACC)
-    if post is not None:
-        y *= tl.load(post + row * post_row + channel[None, :], mask=real, other=0).to(ACC)
-    to, exists = written(
+        y += weight[None, :] * gated(x, x_row, pre, pre_row, row, i, channel[None, :], real, ACC)
+    to, here = written(
         position, sequence[None, :], first[None, :], length[None, :], slot[None, :], slots, columns, PACKED
     )
-    y = tl.where(real, y, 0)
-    tl.store(out + to * channels + channel[None, :], y.to(out.dtype.element_ty), mask=exists & inside[None, :])
+    to, here = to * channels + channel[None, :], here & inside[None, :]
+    store_scaled(out, y, post, post_row, row, i, channel[None, :], real, to, here, ACC)
 
 
 @triton.jit(do_not_specialize=LENGTHS)
@@ -100,47 +99,30 @@ def direct_backward(
     channel = tl.program_id(1) * CHANNELS + column % CHANNELS
     inside = channel < channels
     sequence, first, length, index = locate(slot, slots, sequences, starts, ends, columns, per_row, CHUNK, PACKED)
-    position = index[None, :] * CHUNK + tl.arange(0, CHUNK)[:, None]
+    i = tl.arange(0, CHUNK)[:, None]
+    position = index[None, :] * CHUNK + i
     real = (position < length[None, :]) & inside[None, :]
-    row = first[None, :] + position
+    row = (first + index * CHUNK)[None, :]
     y, du = tl.zeros((CHUNK, SLOTS * CHANNELS), ACC), tl.zeros((CHUNK, SLOTS * CHANNELS), ACC)
     for lag in range(count):
         weight = tl.load(taps + lag * channels + channel, mask=inside, other=0)[None, :]
         if dpost is not None:
             reached = real & (position >= lag)
-            y += weight * gated(x, x_row, pre, pre_row, row - lag, channel[None, :], reached, ACC)
+            y += weight * gated(x, x_row, pre, pre_row, row - lag, i, channel[None, :], reached, ACC)
         if dx is not None or dpre is not None:
             reached = (position + lag < length[None, :]) & inside[None, :]
-            du += weight * gated(grad, grad_row, post, post_row, row + lag, channel[None, :], reached, ACC)
+            du += weight * gated(grad, grad_row, post, post_row, row + lag, i, channel[None, :], reached, ACC)
     if skip is not None:
         weight = tl.load(skip + channel, mask=inside, other=0)[None, :]
-        y += weight * gated(x, x_row, pre, pre_row, row, channel[None, :], real, ACC)
-        du += weight * gated(grad, grad_row, post, post_row, row, channel[None, :], real, ACC)
-    to, exists = written(
+        y += weight * gated(x, x_row, pre, pre_row, row, i, channel[None, :], real, ACC)
+        du += weight * gated(grad, grad_row, post, post_row, row, i, channel[None, :], real, ACC)
+    to, here = written(
         position, sequence[None, :], first[None, :], length[None, :], slot[None, :], slots, columns, PACKED
     )
-    store_gradients(
-        y, du, grad, grad_row, x, x_row, pre, pre_row, dx, dpre, dpost, row, channel[None, :], real,
-        to * channels + channel[None, :], exists & inside[None, :], ACC,
-    )  # fmt: skip
-
-
-@triton.jit
-def store_gradients(
-    y, du, grad, grad_row, x, x_row, pre, pre_row, dx, dpre, dpost, row, channel, real, to, exists, ACC: tl.constexpr
-):
-    """dx = pre du, dpre = x du, dpost = grad y, those that are wanted; 0 in padding."""
-    if dx is not None:
-        value = du
-        if pre is not None:
-            value = du * tl.load(pre + row * pre_row + channel, mask=real, other=0).to(ACC)
-        tl.store(dx + to, tl.where(real, value, 0).to(dx.dtype.element_ty), mask=exists)
-    if dpre is not None:
-        value = du * tl.load(x + row * x_row + channel, mask=real, other=0).to(ACC)
-        tl.store(dpre + to, tl.where(real, value, 0).to(dpre.dtype.element_ty), mask=exists)
-    if dpost is not None:
-        value = y * tl.load(grad + row * grad_row + channel, mask=real, other=0).to(ACC)
-        tl.store(dpost + to, tl.where(real, value, 0).to(dpost.dtype.element_ty), mask=exists)
+    to, here = to * channels + channel[None, :], here & inside[None, :]
+    store_scaled(dpost, y, grad, grad_row, row, i, channel[None, :], real, to, here, ACC)
+    store_scaled(dx, du, pre, pre_row, row, i, channel[None, :], real, to, here, ACC)
+    store_scaled(dpre, du, x, x_row, row, i, channel[None, :], real, to, here, ACC)
 
 
 @triton.jit(do_not_specialize=LENGTHS)
@@ -172,15 +154,16 @@ def tap_gradient(
     column = tl.arange(0, SLOTS * CHANNELS)
     channel = tl.program_id(1) * CHANNELS + column % CHANNELS
     inside = channel < channels
+    i = tl.arange(0, CHUNK)[:, None]
     total = tl.zeros((SLOTS * CHANNELS,), ACC)
     for tile in range(share, tl.cdiv(slots, SLOTS), tl.num_programs(2)):
         slot = tile * SLOTS + column // CHANNELS
         _, first, length, index = locate(slot, slots, sequences, starts, ends, columns, per_row, CHUNK, PACKED)
-        position = index[None, :] * CHUNK + tl.arange(0, CHUNK)[:, None]
+        position = index[None, :] * CHUNK + i
         real = (position < length[None, :]) & (position >= lag) & inside[None, :]
-        row = first[None, :] + position
-        dy = gated(grad, grad_row, post, post_row, row, channel[None, :], real, ACC)
-        u = gated(x, x_row, pre, pre_row, row - lag, channel[None, :], real, ACC)
+        row = (first + index * CHUNK)[None, :]
+        dy = gated(grad, grad_row, post, post_row, row, i, channel[None, :], real, ACC)
+        u = gated(x, x_row, pre, pre_row, row - lag, i, channel[None, :], real, ACC)
         total += tl.sum(dy * u, 0)
     channel = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
     at = (share * tl.num_programs(0) + lag).to(tl.int64) * channels + channel
@@ -219,12 +202,12 @@ def last(
         lag = begin + tl.arange(0, CHUNK)[:, None]
         real = (lag < count) & (lag < length) & inside
         weight = tl.load(taps + lag.to(tl.int64) * channels + channel, mask=real, other=0)
-        total += weight * gated(x, x_row, pre, pre_row, first + length - 1 - lag, channel, real, ACC)
+        total += weight * gated(x, x_row, pre, pre_row, first + length - 1, -lag, channel, real, ACC)
     y = tl.sum(total, 0)[None, :]
     real = inside & (length > 0)
     if skip is not None:
         weight = tl.load(skip + channel, mask=inside, other=0)
-        y += weight * gated(x, x_row, pre, pre_row, first + length - 1, channel, real, ACC)
+        y += weight * gated(x, x_row, pre, pre_row, first + length - 1, 0, channel, real, ACC)
     at = tl.program_id(0).to(tl.int64)
     if post is not None:
         y *= tl.load(post + at * post_row + channel, mask=real, other=0).to(ACC)

@@ -18,7 +18,7 @@ from hyenarec_kernels.triton.rows import Rows, Slots, launch
 from hyenarec_kernels.triton.tables import Constants
 
 SHARES = 32  # programs that split the sum over chunks in a table's gradient
-SHARED_SLOTS = 32  # chunks they take at a time
+SHARED_SLOTS = 16  # chunks they take at a time
 
 
 @dataclass(frozen=True)
@@ -162,8 +162,8 @@ class Far:
         """Grid, tile and launch options of a kernel on (rank, slots, channels) tiles."""
         tuned = config(kernel, self.constants.rows.device)
         tile = min(tile_channels(self.channels), 32)
-        # 4,096 elements: 32 registers a thread of 4 warps.
-        deep = max(min(tuned.columns // tile, 4096 // padded(self.levels[index].rank) // tile), 1)
+        # 2,048 elements: 16 registers a thread of 4 warps; with 4,096 some ranks spilled.
+        deep = max(min(tuned.columns, 2048 // padded(self.levels[index].rank)) // tile, 1)
         grid = (triton.cdiv(self.slots[index].count, deep), triton.cdiv(self.channels, tile))
         return grid, {"SLOTS": deep, "CHANNELS": tile}, tuned.options
 

@@ -12,7 +12,6 @@ of one chunk needs the third group alone.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import triton
@@ -38,9 +37,6 @@ from hyenarec_kernels.triton.long_conv import (
 from hyenarec_kernels.triton.plan import CHUNK, GpuPlan, fastest, padded, plan_for
 from hyenarec_kernels.triton.rows import Rows, Slots, launch
 from hyenarec_kernels.triton.tables import Constants, Filter, Tables, constants
-
-# Programs that share the sums over rows in the backward pass; a constant, so that a sum's order is the same anywhere.
-PROGRAMS = 1024
 
 
 def legendre_conv(
@@ -142,28 +138,7 @@ class BlockLowRank:
             moments = self.far.moments(as_rows(x), as_rows(pre_gate), reverse=False)
             nu = self.far.across(moments, self.tables.levels, reverse=False)
         out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-        tuned, tile = config("chunks", x.device), tile_channels(x.shape[-1])
-        wide = tuned.columns // tile
-        launch(
-            kernels.chunks,
-            (triton.cdiv(self.chunks.count, wide), triton.cdiv(x.shape[-1], tile)),
-            *with_strides(x, pre_gate, post_gate),
-            self.constants.toeplitz,
-            self.tables.near,
-            self.constants.basis,
-            nu,
-            self.constants.edges,
-            self.tables.edge,
-            wide_parameter(skip, x),
-            self.rate,
-            fastest(self.arithmetic.wide),
-            out,
-            *self._where(x),
-            **self._options(),
-            SLOTS=wide,
-            CHANNELS=tile,
-            **tuned.options,
-        )
+        self._chunks((x, pre_gate), [(post_gate, out)], nu, skip)
         return out
 
     def backward(
@@ -178,80 +153,103 @@ class BlockLowRank:
         needs: list[bool],
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
         need_x, need_coefficients, need_decay, need_skip, need_pre, need_post = needs
-        need_filter = need_coefficients or (need_decay and decay is not None)
-        dx, dpre, dpost = outputs = row_gradients(x, [need_x, need_pre, need_post], pre_gate, post_gate)
-        wanted = [t if t.numel() else None for t in outputs]
+        need_filter = need_coefficients or need_decay
+        dx, dpre, dpost = row_gradients(x, [need_x, need_pre, need_post], pre_gate, post_gate)
+        need_input, need_output = dx.numel() or dpre.numel(), dpost.numel() or need_filter or need_skip
         nu, xi, dlevels = None, None, []
         if self.far:
             mu = self.far.moments(as_rows(x), as_rows(pre_gate), reverse=False)
             eta = self.far.moments(as_rows(grad), as_rows(post_gate), reverse=True)
-            if wanted[2] is not None:
-                nu = self.far.across(mu, self.tables.levels, reverse=False)
-            if wanted[0] is not None or wanted[1] is not None:
-                xi = self.far.across(eta, self.tables.levels, reverse=True)
+            nu = self.far.across(mu, self.tables.levels, reverse=False) if dpost.numel() else None
+            xi = self.far.across(eta, self.tables.levels, reverse=True) if need_input else None
             dlevels = self.far.tables_gradient(mu, eta) if need_filter else []
-        channels = x.shape[-1]
-        tuned, tile = config("chunks_backward", x.device), tile_channels(channels)
-        wide, blocks = max(tuned.columns // tile, 1), triton.cdiv(channels, tile)
-        programs = min(triton.cdiv(self.chunks.count, wide), max(PROGRAMS // blocks, 1))
+        if need_input:
+            self._chunks((grad, post_gate), [(pre_gate, dx), (x, dpre)], xi, skip, reverse=True)
+        dcoefficients, ddecay, dskip = (x.new_empty(0) for _ in range(3))
+        if need_output:
+            sums = self._chunks((x, pre_gate), [(grad, dpost)], nu, skip, weigh=(grad, post_gate))
+            near, edge, totals = (t.sum(0) for t in sums)
+            if need_filter:
+                unreached = self.tables.levels[len(dlevels) :]
+                dc, drate = self.filter.backward(
+                    near,
+                    edge if self.edge_rank else torch.zeros_like(self.tables.edge),
+                    [*dlevels, *map(torch.zeros_like, unreached)],
+                )
+                dcoefficients = dc.to(coefficients.dtype) if need_coefficients else dcoefficients
+                if need_decay and decay is not None and drate is not None:
+                    ddecay = (drate * decay.to(drate.dtype).sigmoid()).to(decay.dtype)
+            if need_skip and skip is not None:
+                dskip = totals[0].to(skip.dtype)
+        return dx, dcoefficients, ddecay, dskip, dpre, dpost
 
-        def shares(rank: int) -> Tensor:
-            return torch.empty(programs, rank, channels, dtype=self.arithmetic.wide, device=x.device)
+    def _chunks(
+        self,
+        source: tuple[Tensor, Tensor | None],
+        outputs: list[tuple[Tensor | None, Tensor]],
+        nu: Tensor | None,
+        skip: Tensor | None,
+        *,
+        weigh: tuple[Tensor, Tensor | None] | None = None,
+        reverse: bool = False,
+    ) -> list[Tensor]:
+        """One pass of the kernel: each output is its factor times the convolution of the source's product.
 
-        dnear = shares(self.plan.near_rank) if need_filter else None
-        dedge = shares(self.edge_rank) if need_filter and self.edge_rank else None
-        dskip = shares(1) if need_skip and skip is not None else None
+        An empty output is not wanted. With ``weigh``, the factors of the output's gradient, returns the programs'
+        shares of the gradients of near, edge and skip, (programs, rank, D) each.
+        """
+        x, channels = source[0], source[0].shape[-1]
+        variant = "_wide" if x.element_size() > 2 else "_edge" if self.edge_rank else ""
+        tuned, tile = config(f"chunks{variant}", x.device), tile_channels(channels)
+        wide = max(tuned.columns // tile, 1)
+        grid = (triton.cdiv(self.chunks.count, wide), triton.cdiv(channels, tile))
+        sums: list[Tensor] = []
+        if weigh is not None:
+            for rank in (self.plan.near_rank, self.edge_rank, 1):
+                sums.append(torch.empty(grid[0], rank, channels, dtype=self.arithmetic.wide, device=x.device))
+        (after, out), (other, other_out) = (outputs + [(None, x.new_empty(0))])[:2]
+        rank = self.plan.levels[0].rank if self.far else 1
+        located = self.chunks
         launch(
-            kernels.chunks_backward,
-            (programs, blocks),
-            *with_strides(grad, x, pre_gate, post_gate),
+            kernels.chunks,
+            grid,
+            *with_strides(*source),
+            *with_strides(after if out.numel() else None),
+            out if out.numel() else None,
+            *with_strides(other if other_out.numel() else None),
+            other_out if other_out.numel() else None,
+            *with_strides(*(weigh or (None, None))),
+            *(sums or (None, None, None)),
             self.constants.toeplitz,
             self.tables.near,
             self.constants.basis,
             nu,
-            xi,
             self.constants.edges,
             self.tables.edge,
             wide_parameter(skip, x),
             self.rate,
             fastest(self.arithmetic.wide),
-            *wanted,
-            dnear,
-            dedge,
-            dskip,
-            *self._where(x),
-            **self._options(),
+            located.sequences,
+            self.rows.starts,
+            self.rows.ends,
+            located.count,
+            self.rows.columns,
+            located.per_row,
+            channels,
+            self.plan.edge_first,
+            REVERSE=reverse,
+            PACKED=self.rows.packed,
+            CHUNK=CHUNK,
+            NEAR_RANK=self.plan.near_rank,
             NEAR_PADDED=triton.next_power_of_2(self.plan.near_rank),
+            RANK=rank,
+            PADDED=padded(rank),
+            EDGE_RANK=self.edge_rank,
             EDGE_PADDED=triton.next_power_of_2(max(self.edge_rank, 1)),
+            ACC=self.arithmetic.kernel_dtype,
+            PRECISION=self.arithmetic.precision,
             SLOTS=wide,
             CHANNELS=tile,
             **tuned.options,
         )
-        dcoefficients, ddecay = x.new_empty(0), x.new_empty(0)
-        if dnear is not None:
-            total = torch.zeros_like(self.tables.edge) if dedge is None else dedge.sum(0)
-            unreached = [torch.zeros_like(table) for table in self.tables.levels[len(dlevels) :]]
-            dc, drate = self.filter.backward(dnear.sum(0), total, [*dlevels, *unreached])
-            dcoefficients = dc.to(coefficients.dtype) if need_coefficients else dcoefficients
-            if need_decay and decay is not None and drate is not None:
-                ddecay = (drate * decay.to(drate.dtype).sigmoid()).to(decay.dtype)
-        dskip = x.new_empty(0) if dskip is None or skip is None else dskip.sum(0)[0].to(skip.dtype)
-        return dx, dcoefficients, ddecay, dskip, dpre, dpost
-
-    def _where(self, x: Tensor) -> tuple[Any, ...]:
-        slots = self.chunks
-        located = (slots.sequences, self.rows.starts, self.rows.ends, slots.count, self.rows.columns, slots.per_row)
-        return (*located, x.shape[-1], self.plan.edge_first)
-
-    def _options(self) -> dict[str, Any]:
-        rank = self.plan.levels[0].rank if self.far else 1
-        return {
-            "PACKED": self.rows.packed,
-            "CHUNK": CHUNK,
-            "NEAR_RANK": self.plan.near_rank,
-            "RANK": rank,
-            "PADDED": padded(rank),
-            "EDGE_RANK": self.edge_rank,
-            "ACC": self.arithmetic.kernel_dtype,
-            "PRECISION": self.arithmetic.precision,
-        }
+        return sums

@@ -22,12 +22,30 @@ LENGTHS = ["slots", "columns", "per_row", "per_row_below", "per_row_above"]
 
 
 @triton.jit
-def gated(x, x_row, gate, gate_row, row, channel, real, ACC: tl.constexpr):
-    """gate * x at (row, channel), 0 where not `real`, whatever stands there."""
-    u = tl.load(x + row * x_row + channel, mask=real, other=0).to(ACC)
+def rows_of(x, x_row, row, i, channel, real, ACC: tl.constexpr):
+    """x at (row + i, channel), 0 where not `real`, whatever stands there: row and channel (1, n), i (m, 1).
+
+    Only `row` is 64 bits wide: a tile of wide offsets would take as many registers as two tiles of values.
+    """
+    return tl.load(x + (row * x_row + channel) + i * x_row, mask=real, other=0).to(ACC)
+
+
+@triton.jit
+def gated(x, x_row, gate, gate_row, row, i, channel, real, ACC: tl.constexpr):
+    """gate * x, as `rows_of`."""
+    u = rows_of(x, x_row, row, i, channel, real, ACC)
     if gate is not None:
-        u *= tl.load(gate + row * gate_row + channel, mask=real, other=0).to(ACC)
+        u *= rows_of(gate, gate_row, row, i, channel, real, ACC)
     return u
+
+
+@triton.jit
+def store_scaled(out, y, factor, factor_row, row, i, channel, real, to, written_here, ACC: tl.constexpr):
+    """Writes factor * y, 0 in padding; nothing where `out` is None."""
+    if out is not None:
+        if factor is not None:
+            y *= rows_of(factor, factor_row, row, i, channel, real, ACC)
+        tl.store(out + to, tl.where(real, y, 0).to(out.dtype.element_ty), mask=written_here)
 
 
 @triton.jit(do_not_specialize=LENGTHS)
@@ -62,9 +80,9 @@ def moments(
     channel = tl.program_id(1) * CHANNELS + column % CHANNELS
     _, first, length, index = locate(slot, slots, sequences, starts, ends, columns, per_row, CHUNK, PACKED)
     j = tl.arange(0, CHUNK)[:, None]
-    position = index[None, :] * CHUNK + j
-    real = (position < length[None, :]) & (channel < channels)[None, :]
-    u = gated(x, x_row, gate, gate_row, first[None, :] + position, channel[None, :], real, ACC)
+    real = (index[None, :] * CHUNK + j < length[None, :]) & (channel < channels)[None, :]
+    row = (first + index * CHUNK)[None, :]
+    u = gated(x, x_row, gate, gate_row, row, j, channel[None, :], real, ACC)
     if rate is not None:
         a = tl.load(rate + channel, mask=channel < channels, other=0)
         u *= tl.exp(-a[None, :] * (j if REVERSE else CHUNK - j))

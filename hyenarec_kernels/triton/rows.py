@@ -131,7 +131,7 @@ class Rows:
         names = torch.empty(len(chunks), max(counts), dtype=torch.int32, device=self.starts.device)
         sizes = on_device(tuple(chunks), names.device)
         if self.batch:
-            launch(_name_slots, (self.batch, len(chunks)), names, self.starts, self.ends, sizes, max(counts), BLOCK=64)
+            launch(_name_slots, (self.batch, len(chunks)), names, self.starts, self.ends, sizes, max(counts), BLOCK=32, num_warps=1)
         return [Slots(count, 0, names[i]) for i, count in enumerate(counts)]
 
 

@@ -27,15 +27,15 @@ LENGTHS = ["slots", "columns", "per_row"]
 
 @triton.jit
 def preactivation(
-    x, x_row, weight, bias, row, position, length, channel, channels, TAPS: tl.constexpr, ACC: tl.constexpr
+    x, x_row, weight, bias, row, i, position, length, channel, channels, TAPS: tl.constexpr, ACC: tl.constexpr
 ):
-    """sum_j weight[j] x[row - j] + bias: x (R, D), weight (D, TAPS)."""
+    """sum_j weight[j] x[row + i - j] + bias: x (R, D), weight (D, TAPS)."""
     inside = channel < channels
-    z = tl.zeros(row.shape, ACC)
+    z = tl.zeros(position.shape, ACC)
     for j in tl.static_range(TAPS):
         real = (position >= j) & (position - j < length) & inside
         tap = tl.load(weight + channel * TAPS + j, mask=inside, other=0)
-        z += tap * gated(x, x_row, None, 0, row - j, channel, real, ACC)
+        z += tap * gated(x, x_row, None, 0, row - j, i, channel, real, ACC)
     if bias is not None:
         z += tl.load(bias + channel, mask=inside, other=0)
     return z
@@ -68,10 +68,9 @@ def short(
     channel = (tl.program_id(1) * CHANNELS + column % CHANNELS)[None, :]
     sequence, first, length, index = locate(slot, slots, sequences, starts, ends, columns, per_row, CHUNK, PACKED)
     first, length = first[None, :], length[None, :]
-    position = index[None, :] * CHUNK + tl.arange(0, CHUNK)[:, None]
-    z = preactivation(
-        x, x_row, weight, bias, first + position, position, length, channel, channels, TAPS, ACC
-    )
+    i = tl.arange(0, CHUNK)[:, None]
+    row, position = first + index[None, :] * CHUNK, index[None, :] * CHUNK + i
+    z = preactivation(x, x_row, weight, bias, row, i, position, length, channel, channels, TAPS, ACC)
     if SILU:
         z = z / (1 + tl.exp(-z))
     to, exists = written(position, sequence[None, :], first, length, slot[None, :], slots, columns, PACKED)
@@ -110,21 +109,21 @@ def short_backward(
     column = tl.arange(0, SLOTS * CHANNELS)
     channel = (tl.program_id(1) * CHANNELS + column % CHANNELS)[None, :]
     inside = channel < channels
-    taps = tl.arange(0, PADDED)[:, None]
+    i, taps = tl.arange(0, CHUNK)[:, None], tl.arange(0, PADDED)[:, None]
     weight_total = tl.zeros((PADDED, SLOTS * CHANNELS), ACC)
     bias_total = tl.zeros((1, SLOTS * CHANNELS), ACC)
     for tile in range(tl.program_id(0), tl.cdiv(slots, SLOTS), tl.num_programs(0)):
         slot = tile * SLOTS + column // CHANNELS
         sequence, first, length, index = locate(slot, slots, sequences, starts, ends, columns, per_row, CHUNK, PACKED)
         first, length = first[None, :], length[None, :]
-        position = index[None, :] * CHUNK + tl.arange(0, CHUNK)[:, None]
+        position = index[None, :] * CHUNK + i
         total = tl.zeros((CHUNK, SLOTS * CHANNELS), ACC)
         for j in tl.static_range(TAPS):
-            row, at = first + position + j, position + j
+            row, at = first + index[None, :] * CHUNK + j, position + j
             real = (at < length) & inside
-            dz = gated(grad, grad_row, None, 0, row, channel, real, ACC)
+            dz = gated(grad, grad_row, None, 0, row, i, channel, real, ACC)
             if SILU:
-                z = preactivation(x, x_row, weight, bias, row, at, length, channel, channels, TAPS, ACC)
+                z = preactivation(x, x_row, weight, bias, row, i, at, length, channel, channels, TAPS, ACC)
                 gate = 1 / (1 + tl.exp(-z))
                 dz *= gate * (1 + z * (1 - gate))
                 dz = tl.where(real, dz, 0)
@@ -134,7 +133,7 @@ def short_backward(
                     bias_total += tl.sum(dz, 0)[None, :]
                 if dweight is not None:
                     for lag in tl.static_range(TAPS):
-                        before = gated(x, x_row, None, 0, row - lag, channel, real & (position >= lag), ACC)
+                        before = gated(x, x_row, None, 0, row - lag, i, channel, real & (position >= lag), ACC)
                         weight_total += tl.where(taps == lag, tl.sum(dz * before, 0)[None, :], 0)
         if dx is not None:
             to, exists = written(position, sequence[None, :], first, length, slot[None, :], slots, columns, PACKED)
