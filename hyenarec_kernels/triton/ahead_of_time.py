@@ -58,10 +58,8 @@ def launches(capability: int) -> Iterator[list[Launch]]:
 def compiled(launch: Launch, capability: int) -> dict[str, Any]:
     """What a launch compiles to: registers, bytes spilled, shared memory, tensor-core instructions."""
     kernel, arguments, options = launch
-    launch_options = {name: options[name] for name in ("num_warps", "num_stages") if name in options}
-    values = dict(zip(kernel.arg_names, arguments, strict=False)) | {
-        name: value for name, value in options.items() if name not in launch_options
-    }
+    launch_options = {name: value for name, value in options.items() if name in ("num_warps", "num_stages", "maxnreg")}
+    values = dict(zip(kernel.arg_names, arguments, strict=False)) | options
     signature, constants, attributes = {}, {}, {}
     for index, parameter in enumerate(kernel.params):
         name, value = parameter.name, values[parameter.name]
