@@ -44,9 +44,7 @@ BACKENDS: dict[str, Backend] = {
     "cpu": Backend(
         ("cpu",), lambda: import_module("hyenarec_kernels.cpu").probe(), lambda: import_module("hyenarec_kernels.cpu")
     ),
-    "triton": Backend(
-        triton.DEVICES, triton.probe, lambda: import_module("hyenarec_kernels.triton.operators")
-    ),
+    "triton": Backend(triton.DEVICES, triton.probe, lambda: import_module("hyenarec_kernels.triton.operators")),
     "reference": Backend(None, lambda: None, lambda: import_module("hyenarec_kernels.reference")),
 }
 

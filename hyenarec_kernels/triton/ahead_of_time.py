@@ -9,8 +9,8 @@ from __future__ import annotations
 import re
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 from unittest import mock
 
@@ -44,15 +44,11 @@ def launches(capability: int) -> Iterator[list[Launch]]:
     def write_down(kernel: Any, grid: tuple[int, ...], *arguments: Any, **options: Any) -> None:
         found.append((kernel, arguments, options))
 
-    with mock.patch.object(configs, "_capability", lambda device: divmod(capability, 10)):
-        patches = [mock.patch.object(m, "launch", write_down) for m in (far, legendre_conv, long_conv, rows, short_conv)]
-        for patch in patches:
-            patch.start()
-        try:
-            yield found
-        finally:
-            for patch in patches:
-                patch.stop()
+    with ExitStack() as patches:
+        patches.enter_context(mock.patch.object(configs, "_capability", lambda device: divmod(capability, 10)))
+        for module in (far, legendre_conv, long_conv, rows, short_conv):
+            patches.enter_context(mock.patch.object(module, "launch", write_down))
+        yield found
 
 
 def compiled(launch: Launch, capability: int) -> dict[str, Any]:

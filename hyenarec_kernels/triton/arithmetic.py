@@ -56,13 +56,12 @@ def tile_channels(channels: int) -> int:
     return min((64, 32, 16), key=lambda tile: (-(-channels // tile) * tile, -tile))
 
 
-def as_rows(t: Tensor | None) -> Tensor | None:
-    """(..., D) to (R, D) with adjacent channels; a view unless strides forbid."""
-    if t is None:
-        return None
+def with_strides(*tensors: Tensor | None) -> list[Any]:
+    """Each tensor (..., D) as rows (R, D) with adjacent channels, a view unless strides forbid, and its row stride."""
+    return [value for t in tensors for value in ((None, 0) if t is None else _rows(t))]
+
+
+def _rows(t: Tensor) -> tuple[Tensor, int]:
     rows = t.reshape(-1, t.shape[-1])
-    return rows if rows.stride(1) == 1 or rows.shape[1] == 1 else rows.contiguous()
-
-
-def row_stride(t: Tensor | None) -> int:
-    return 0 if t is None else t.stride(0)
+    rows = rows if rows.stride(1) == 1 or rows.shape[1] == 1 else rows.contiguous()
+    return rows, rows.stride(0)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from hyenarec_kernels.plan import Level
 from hyenarec_kernels.triton import moments as kernels
-from hyenarec_kernels.triton.arithmetic import Arithmetic, tile_channels
+from hyenarec_kernels.triton.arithmetic import Arithmetic, tile_channels, with_strides
 from hyenarec_kernels.triton.configs import config
 from hyenarec_kernels.triton.plan import padded
 from hyenarec_kernels.triton.rows import Rows, Slots, launch
@@ -34,17 +34,14 @@ class Far:
     arithmetic: Arithmetic
 
     def moments(self, x: Tensor, gate: Tensor | None, *, reverse: bool) -> list[Tensor]:
-        """mu of every level, (slots, rank, D) each; x, gate as rows (R, D)."""
+        """mu of gate * x at every level, (slots, rank, D) each."""
         tuned, tile = config("moments", x.device), tile_channels(self.channels)
         held = [self._empty(level, slots, x) for level, slots in zip(self.levels, self.slots, strict=True)]
-        rank, wide = self.levels[0].rank, tuned.columns // tile
+        wide = tuned.columns // tile
         launch(
             kernels.moments,
             (triton.cdiv(self.slots[0].count, wide), triton.cdiv(self.channels, tile)),
-            x,
-            x.stride(0),
-            gate,
-            None if gate is None else gate.stride(0),
+            *with_strides(x, gate),
             self.constants.basis,
             self.rate,
             held[0],
@@ -57,9 +54,8 @@ class Far:
             CHANNELS=tile,
             **tuned.options,
         )
-        assert rank == held[0].shape[1]
         for index in range(1, len(self.levels)):
-            level, below = self.levels[index], self.levels[index - 1]
+            below = self.levels[index - 1]
             grid, shape, options = self._tile("up", index)
             options |= self._level(index) | {"FAN": below.fan}
             launch(

@@ -22,7 +22,7 @@ from hyenarec_kernels.legendre import legendre_filter
 from hyenarec_kernels.reference.legendre_conv import filter_gradients
 from hyenarec_kernels.reference.rows import wide
 from hyenarec_kernels.triton import chunks as kernels
-from hyenarec_kernels.triton.arithmetic import Arithmetic, as_rows, served, tile_channels
+from hyenarec_kernels.triton.arithmetic import Arithmetic, served, tile_channels, with_strides
 from hyenarec_kernels.triton.configs import config
 from hyenarec_kernels.triton.far import Far
 from hyenarec_kernels.triton.long_conv import (
@@ -32,7 +32,6 @@ from hyenarec_kernels.triton.long_conv import (
     convolve_last,
     row_gradients,
     wide_parameter,
-    with_strides,
 )
 from hyenarec_kernels.triton.plan import CHUNK, GpuPlan, fastest, padded, plan_for
 from hyenarec_kernels.triton.rows import Rows, Slots, launch
@@ -117,9 +116,7 @@ class BlockLowRank:
         return cls.planned(plan, x, coefficients, decay, rows)
 
     @classmethod
-    def planned(
-        cls, plan: GpuPlan, x: Tensor, coefficients: Tensor, decay: Tensor | None, rows: Rows
-    ) -> BlockLowRank:
+    def planned(cls, plan: GpuPlan, x: Tensor, coefficients: Tensor, decay: Tensor | None, rows: Rows) -> BlockLowRank:
         arithmetic, channels = Arithmetic(x.dtype), x.shape[-1]
         held = constants(plan, arithmetic.wide, arithmetic.operand, x.device)
         filter = Filter.of(plan, held, coefficients, decay, x.dtype)
@@ -135,7 +132,7 @@ class BlockLowRank:
     def forward(self, x: Tensor, skip: Tensor | None, pre_gate: Tensor | None, post_gate: Tensor | None) -> Tensor:
         nu = None
         if self.far:
-            moments = self.far.moments(as_rows(x), as_rows(pre_gate), reverse=False)
+            moments = self.far.moments(x, pre_gate, reverse=False)
             nu = self.far.across(moments, self.tables.levels, reverse=False)
         out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
         self._chunks((x, pre_gate), [(post_gate, out)], nu, skip)
@@ -158,8 +155,8 @@ class BlockLowRank:
         need_input, need_output = dx.numel() or dpre.numel(), dpost.numel() or need_filter or need_skip
         nu, xi, dlevels = None, None, []
         if self.far:
-            mu = self.far.moments(as_rows(x), as_rows(pre_gate), reverse=False)
-            eta = self.far.moments(as_rows(grad), as_rows(post_gate), reverse=True)
+            mu = self.far.moments(x, pre_gate, reverse=False)
+            eta = self.far.moments(grad, post_gate, reverse=True)
             nu = self.far.across(mu, self.tables.levels, reverse=False) if dpost.numel() else None
             xi = self.far.across(eta, self.tables.levels, reverse=True) if need_input else None
             dlevels = self.far.tables_gradient(mu, eta) if need_filter else []
@@ -203,11 +200,9 @@ class BlockLowRank:
         tuned, tile = config(f"chunks{variant}", x.device), tile_channels(channels)
         wide = max(tuned.columns // tile, 1)
         grid = (triton.cdiv(self.chunks.count, wide), triton.cdiv(channels, tile))
-        sums: list[Tensor] = []
-        if weigh is not None:
-            for rank in (self.plan.near_rank, self.edge_rank, 1):
-                sums.append(torch.empty(grid[0], rank, channels, dtype=self.arithmetic.wide, device=x.device))
-        (after, out), (other, other_out) = (outputs + [(None, x.new_empty(0))])[:2]
+        ranks = (self.plan.near_rank, self.edge_rank, 1) if weigh else ()
+        sums = [torch.empty(grid[0], rank, channels, dtype=self.arithmetic.wide, device=x.device) for rank in ranks]
+        (after, out), (other, other_out) = [*outputs, (None, x.new_empty(0))][:2]
         rank = self.plan.levels[0].rank if self.far else 1
         located = self.chunks
         launch(

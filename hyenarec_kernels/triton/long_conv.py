@@ -11,7 +11,7 @@ from torch.nn.functional import pad
 
 from hyenarec_kernels import reference
 from hyenarec_kernels.triton import direct as kernels
-from hyenarec_kernels.triton.arithmetic import Arithmetic, as_rows, row_stride, served, tile_channels
+from hyenarec_kernels.triton.arithmetic import Arithmetic, served, tile_channels, with_strides
 from hyenarec_kernels.triton.configs import config
 from hyenarec_kernels.triton.rows import Rows, launch
 
@@ -152,11 +152,6 @@ def row_gradients(
         for t, need in zip(present, needs, strict=True)
     )
     return dx, dpre, dpost
-
-
-def with_strides(*tensors: Tensor | None) -> list[Any]:
-    """Each tensor as rows, followed by its row stride."""
-    return [value for t in map(as_rows, tensors) for value in (t, row_stride(t))]
 
 
 def _tiles(x: Tensor, rows: Rows) -> tuple[tuple[int, int], tuple[Any, ...], dict[str, Any]]:

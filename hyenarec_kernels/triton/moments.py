@@ -130,7 +130,7 @@ def up(
     for j in range(FAN):
         real = (index * CHUNK + j * (CHUNK // FAN) < length)[None, :, None] & (channel < channels)
         part = tl.zeros((PADDED, SLOTS, CHANNELS), ACC)
-        for s in tl.range(0, RANK_BELOW, loop_unroll_factor=4):
+        for s in tl.range(0, RANK_BELOW, loop_unroll_factor=2):
             weight = tl.load(transfer + (j * RANK_BELOW + s) * RANK + r, mask=r < RANK, other=0)
             at = ((child + j).to(tl.int64)[None, :, None] * RANK_BELOW + s) * channels + channel
             part += weight * tl.load(below + at, mask=real, other=0)
@@ -200,7 +200,7 @@ def across(
         source = slot + distance if REVERSE else slot - distance
         meets = paired(later, distance, near_pairs, far_first, far_pairs, FAN) & (later < count)
         if tl.max(meets.to(tl.int32), 0) > 0:
-            for s in tl.range(0, RANK, loop_unroll_factor=4):
+            for s in tl.range(0, RANK, loop_unroll_factor=2):
                 entry = (number * RANK * RANK + (s * RANK + r if REVERSE else r * RANK + s)) * channels
                 weight = tl.load(tables + entry + channel, mask=(r < RANK) & inside, other=0)
                 at = (source.to(tl.int64)[None, :, None] * RANK + s) * channels + channel
@@ -210,10 +210,8 @@ def across(
         place = index % FAN
         parent = first_slot(sequence, first, per_row_above, CHUNK * FAN, PACKED) + index // FAN
         part = tl.zeros((PADDED, SLOTS, CHANNELS), ACC)
-        for s in tl.range(0, RANK_ABOVE, loop_unroll_factor=4):
-            weight = tl.load(
-                transfer + (place[None, :, None] * RANK + r) * RANK_ABOVE + s, mask=r < RANK, other=0
-            )
+        for s in tl.range(0, RANK_ABOVE, loop_unroll_factor=2):
+            weight = tl.load(transfer + (place[None, :, None] * RANK + r) * RANK_ABOVE + s, mask=r < RANK, other=0)
             at = (parent.to(tl.int64)[None, :, None] * RANK_ABOVE + s) * channels + channel
             part += weight * tl.load(above + at, mask=real, other=0)
         if rate is not None:

@@ -16,8 +16,10 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from hyenarec_kernels.plan import (
@@ -157,7 +159,7 @@ def plan_for(terms: int, horizon: int, windowed: bool, beyond: bool, dtype: torc
             if 2 * fan * chunk <= horizon:
                 extend((*chunks, fan * chunk), shapes)
 
-    if 2 * CHUNK <= horizon:
+    if horizon >= 2 * CHUNK:
         extend((CHUNK,), ())
     levels = best[1]
     least = 1
@@ -180,7 +182,7 @@ def _shape(windows: Windows, chunk: int, last: int, tolerance: float) -> Shape:
     raise AssertionError("the full rank drops nothing")
 
 
-def _run(terms: int, horizon: int, lags: Array, tolerance: float, least: int) -> tuple[int, float]:
+def _run(terms: int, horizon: int, lags: npt.NDArray[Any], tolerance: float, least: int) -> tuple[int, float]:
     """The rank that a run of taps needs, at least `least` where there are so many taps, and its error bound."""
     samples = sampled_basis(lags.astype(np.float64), terms, horizon)
     for rank in range(min(least, len(lags)), len(lags) + 1):
@@ -202,4 +204,3 @@ def _cost(levels: tuple[Level, ...]) -> float:
         if index + 1 < len(levels):
             total += 2 * level.rank * padded(levels[index + 1].rank) / level.chunk / SCALAR
     return total
-

@@ -23,9 +23,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from hyenarec_kernels.reference.rows import wide
-from hyenarec_kernels.triton import INTERPRETED
-
 
 @triton.jit
 def span(sequence, exists, starts, ends, columns, PACKED: tl.constexpr):
@@ -55,10 +52,7 @@ def locate(slot, slots, sequences, starts, ends, columns, per_row, CHUNK: tl.con
     A slot that does not exist is a chunk of a sequence of length 0.
     """
     exists = slot < slots
-    if PACKED:
-        sequence = tl.load(sequences + slot, mask=exists, other=0)
-    else:
-        sequence = slot // per_row
+    sequence = tl.load(sequences + slot, mask=exists, other=0) if PACKED else slot // per_row
     first, length = span(sequence, exists, starts, ends, columns, PACKED)
     return sequence, first, length, slot - first_slot(sequence, first, per_row, CHUNK, PACKED)
 
@@ -76,7 +70,7 @@ def written(position, sequence, first, length, slot, slots, columns, PACKED: tl.
     return tl.where(row < end, row, row - columns), (position < columns) & (slot < slots)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["width"])
 def _name_slots(sequences, starts, ends, chunks, width, BLOCK: tl.constexpr):
     """Writes each sequence's number into its slots: one program a sequence and chunk size."""
     sequence, level = tl.program_id(0), tl.program_id(1)
@@ -116,6 +110,8 @@ class Rows:
 
     @classmethod
     def of(cls, x: Tensor, starts: Tensor | None, ends: Tensor | None) -> Rows:
+        starts = None if starts is None else starts.contiguous()
+        ends = None if ends is None else ends.contiguous()
         if x.dim() == 2:
             assert starts is not None
             return cls(starts, ends, x.shape[0], starts.shape[0], True)
@@ -131,7 +127,8 @@ class Rows:
         names = torch.empty(len(chunks), max(counts), dtype=torch.int32, device=self.starts.device)
         sizes = on_device(tuple(chunks), names.device)
         if self.batch:
-            launch(_name_slots, (self.batch, len(chunks)), names, self.starts, self.ends, sizes, max(counts), BLOCK=32, num_warps=1)
+            sequences = (names, self.starts, self.ends, sizes, max(counts))
+            launch(_name_slots, (self.batch, len(chunks)), *sequences, BLOCK=32, num_warps=1)
         return [Slots(count, 0, names[i]) for i, count in enumerate(counts)]
 
 

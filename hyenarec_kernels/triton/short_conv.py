@@ -14,9 +14,9 @@ import triton.language as tl
 from torch import Tensor
 
 from hyenarec_kernels import reference
-from hyenarec_kernels.triton.arithmetic import Arithmetic, served, tile_channels
+from hyenarec_kernels.triton.arithmetic import Arithmetic, served, tile_channels, with_strides
 from hyenarec_kernels.triton.configs import config
-from hyenarec_kernels.triton.long_conv import CHUNK, wide_parameter, with_strides
+from hyenarec_kernels.triton.long_conv import CHUNK, wide_parameter
 from hyenarec_kernels.triton.moments import gated
 from hyenarec_kernels.triton.rows import Rows, launch, locate, written
 

@@ -70,7 +70,9 @@ def constants(plan: GpuPlan, dtype: torch.dtype, operand: torch.dtype, device: t
         (first, exact, [0.0] * len(exact)),
         (cut, plan.edge_basis.T, [float(plan.edge_lag - 1)] * plan.edge_rank),
     ]
-    rows, aged, offsets = [], [], []
+    rows: list[Array] = []
+    aged: list[Array] = []
+    offsets: list[float] = []
     for lags, fit, offset in parts:
         for target, values in zip((rows, aged), sampled(lags), strict=True):
             target.append(fit @ values)

@@ -1,13 +1,21 @@
-"""Runs the operator tests on every backend that works on this machine's CPU."""
+"""Runs the operator tests on every backend that works on this machine's CPU.
+
+Without a GPU the Triton kernels run in Triton's interpreter, which has to be asked for before anything imports them.
+"""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
+from importlib.util import find_spec
 
 import pytest
 import torch
 
-from hyenarec_kernels import backends
+if find_spec("triton") is not None and not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"
+
+from hyenarec_kernels import backends  # noqa: E402
 
 
 @pytest.fixture(params=backends.available("cpu"))
