@@ -46,7 +46,7 @@ TABLE: dict[tuple[int, int], dict[str, Config]] = {
         "chunks_edge": Config(64, num_warps=8),
         "chunks_wide": Config(64, num_warps=8),
         "direct": Config(64, num_warps=8),
-        "short": Config(64),
+        "short": Config(64, num_warps=8),
     },
     (9, 0): {
         "moments": Config(128),
@@ -57,7 +57,7 @@ TABLE: dict[tuple[int, int], dict[str, Config]] = {
         "chunks_edge": Config(64),
         "chunks_wide": Config(64, num_warps=8),
         "direct": Config(64, num_warps=8),
-        "short": Config(64),
+        "short": Config(64, num_warps=8),
     },
 }
 

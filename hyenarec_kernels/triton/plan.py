@@ -112,7 +112,7 @@ def near_fits(plan: GpuPlan, dtype: torch.dtype) -> tuple[Array, Array]:
     each tap by what it will be multiplied with.
     """
     weight = np.exp(-fastest(dtype) * np.arange(plan.near_taps))
-    weighted = np.linalg.pinv(weight[:, None] * plan.near_basis, rcond=1e-7)
+    weighted = np.linalg.pinv(weight[:, None] * plan.near_basis, rcond=torch.finfo(dtype).eps)
     return plan.near_basis.T, weighted * weight
 
 
