@@ -258,10 +258,10 @@ def table(result: dict[str, Any]) -> list[str]:
             f"{row['memory']['training']:.2f}x",
         )
         lines.append("  ".join(f"{cell:>10}" for cell in cells))
-    for row in result["drawn"]:
-        lines.append(
-            f"packed {row['drawn']}, D={row['dim']}: {100 * row['relative']:.0f}% of the dense tokens a second"
-        )
+    lines += [
+        f"packed {row['drawn']}, D={row['dim']}: {100 * row['relative']:.0f}% of the dense tokens a second"
+        for row in result["drawn"]
+    ]
     for row in result["mixer"]:
         times = row["times"]
         lines.append(f"mixer L={row['length']} D={row['dim']}: attention takes {ratio(times, 'attention', 'mixer')}")

@@ -19,8 +19,9 @@ from hyenarec_kernels import backends
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    # The interpreter computes on NumPy arrays, which say so where a GPU would quietly give NaN.
-    config.addinivalue_line("filterwarnings", "ignore::RuntimeWarning:triton.runtime.interpreter")
+    # The interpreter computes on NumPy arrays, which say so where a GPU would quietly give NaN, and converts some.
+    for category in ("RuntimeWarning", "DeprecationWarning"):
+        config.addinivalue_line("filterwarnings", f"ignore::{category}:triton.runtime.interpreter")
 
 
 @pytest.fixture(params=backends.available("cpu"))

@@ -85,7 +85,7 @@ def _differentiable(
 
 @pytest.mark.parametrize(("operator", "layout", "last_only"), CALLS)
 @pytest.mark.parametrize("taps", [3, 14])  # direct, Fourier
-def test_contract_8_gradcheck(operator: str, layout: str, last_only: bool, taps: int, backend: str) -> None:
+def test_contract_8_gradcheck(operator: str, layout: str, last_only: bool, taps: int, compiled_backend: str) -> None:
     function, leaves = _differentiable(operator, layout, last_only, taps)
     assert torch.autograd.gradcheck(function, leaves, fast_mode=True)  # the oracle checks every entry
 
