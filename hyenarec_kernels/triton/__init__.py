@@ -31,7 +31,11 @@ def probe() -> str | None:
 
 @lru_cache(maxsize=1)
 def _probe() -> str | None:
-    if find_spec("triton") is None:
+    try:
+        installed = find_spec("triton") is not None
+    except ModuleNotFoundError:  # an import hook that refuses it
+        installed = False
+    if not installed:
         return "triton is not installed (pip install triton)"
     if INTERPRETED:
         return None

@@ -199,9 +199,9 @@ def last(
     first, length = tl.sum(first, 0), tl.sum(length, 0)
     total = tl.zeros((CHUNK, CHANNELS), ACC)
     for begin in range(0, tl.minimum(count, length), CHUNK):
-        lag = begin + tl.arange(0, CHUNK)[:, None]
+        lag = (begin + tl.arange(0, CHUNK)[:, None]).to(tl.int64)
         real = (lag < count) & (lag < length) & inside
-        weight = tl.load(taps + lag.to(tl.int64) * channels + channel, mask=real, other=0)
+        weight = tl.load(taps + lag * channels + channel, mask=real, other=0)
         total += weight * gated(x, x_row, pre, pre_row, first + length - 1, -lag, channel, real, ACC)
     y = tl.sum(total, 0)[None, :]
     real = inside & (length > 0)
