@@ -36,7 +36,16 @@ DIM, TERMS = 64, 32
 Contestants = dict[str, Callable[[], Any]]
 
 
-def measure(contestants: Contestants, seconds: float, rounds: int = 9) -> dict[str, dict[str, float]]:
+def wall_clock(run: Callable[[], Any]) -> float:
+    """Milliseconds of one call."""
+    start = time.perf_counter()
+    run()
+    return 1e3 * (time.perf_counter() - start)
+
+
+def measure(
+    contestants: Contestants, seconds: float, rounds: int = 9, clock: Callable[[Callable[[], Any]], float] = wall_clock
+) -> dict[str, dict[str, float]]:
     """Milliseconds of each: median, quartiles and best, rounds alternating in order."""
     times: dict[str, list[float]] = {name: [] for name in contestants}
     for run in contestants.values():
@@ -44,9 +53,7 @@ def measure(contestants: Contestants, seconds: float, rounds: int = 9) -> dict[s
     names, end = list(contestants), time.perf_counter() + seconds
     while len(times[names[0]]) < rounds or (time.perf_counter() < end and len(times[names[0]]) < 400):
         for name in names:
-            start = time.perf_counter()
-            contestants[name]()
-            times[name].append(1e3 * (time.perf_counter() - start))
+            times[name].append(clock(contestants[name]))
         names.reverse()
     return {name: summary(values) for name, values in times.items()}
 
@@ -218,23 +225,29 @@ def keep_freed_memory() -> bool:
     return mallopt is not None and bool(mallopt(mmap_max, 0)) and bool(mallopt(trim_threshold, 2**31 - 1))
 
 
+def software() -> dict[str, Any]:
+    revision = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
+    changed = subprocess.run(["git", "status", "--porcelain"], capture_output=True, text=True, check=False).stdout
+    return {
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "python": platform.python_version(),
+        "revision": revision + ("+" if changed else ""),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
 def machine() -> dict[str, Any]:
     names = [
         line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line
     ]
-    revision = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
-    changed = subprocess.run(["git", "status", "--porcelain"], capture_output=True, text=True, check=False).stdout
     return {
         "cpu": names[0] if names else platform.processor(),
         "cores": os.cpu_count(),
         "load": os.getloadavg()[0],
         "instruction_set": torch.ops.hyenarec_cpu.isa(),
         "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "numpy": np.__version__,
-        "python": platform.python_version(),
-        "revision": revision + ("+" if changed else ""),
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        **software(),
     }
 
 
