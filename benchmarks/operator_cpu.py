@@ -4,7 +4,8 @@
 
 One process; the contestants of a row take turns in an order that alternates, and each row gives medians and quartiles
 of the rounds. Freed memory is kept for the next call, as a training loop's steady state keeps it: fresh pages cost 0.2
-to 0.9 us each, and would decide most rows for whoever happens to be given old ones. `best FFT` is the fastest of contiguous and channels-first inputs at 5-smooth and power-of-two sizes.
+to 0.9 us each, and would decide most rows for whoever happens to be given old ones. `best FFT` is the fastest of
+contiguous and channels-first inputs at 5-smooth and power-of-two sizes.
 """
 
 from __future__ import annotations
