@@ -21,7 +21,7 @@ lint: $(VENV)/test
 # compilers and of the reference.
 sanitize: $(VENV)/test
 	PYTHON=$(CURDIR)/$(BIN)/python csrc/sanitize.sh tests/kernels \
-		-k "not reference and not plan and not compile and not export and not inductor and not opcheck"
+		-k "not reference and not triton and not plan and not compile and not export and not inductor and not opcheck"
 
 $(VENV)/base: constraints.txt
 	$(PYTHON) -m venv $(VENV)

@@ -98,7 +98,8 @@ Plan plan_of(const std::vector<int64_t>& n, const Tensor& constants) {
     const int64_t* v = n.data() + kHead + l * kPerLevel;
     STD_TORCH_CHECK(v[2] <= hyenarec::kMaxRank && v[4] <= hyenarec::kMaxNodes, "plan: rank ", v[2], " or ", v[4],
                     " nodes too large");
-    plan.levels[l] = {v[0], v[1], v[2], v[3], v[4], v[5], v[6], v[7], v[8], base + v[9] * size, base + v[10] * size, v[11]};
+    const char *moments = base + v[9] * size, *from_nodes = base + v[10] * size;
+    plan.levels[l] = {v[0], v[1], v[2], v[3], v[4], v[5], v[6], v[7], v[8], moments, from_nodes, v[11]};
   }
   return plan;
 }
@@ -193,8 +194,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> conv_last_backward(
   return gradients(hyenarec::kernels().conv_last_backward, in, grad, x, taps, skip, pre_gate, post_gate, needs);
 }
 
-// x (B, D), the newest row of each sequence, to (B, D); `history` (B, k, D) are rings, written to; `taps` (k + 1, D), the
-// largest lag first; `steps` (B,) int64.
+// x (B, D), the newest row of each sequence, to (B, D); `history` (B, k, D) are rings, written to; `taps` (k + 1, D),
+// the largest lag first; `steps` (B,) int64.
 Tensor conv_step(const Tensor& x_, const Tensor& history, const Tensor& taps, const Tensor& steps,
                  const MaybeTensor& pre_gate_, const MaybeTensor& post_gate_) {
   Tensor x = unit_stride(x_), out = empty(x, {x.size(0), x.size(1)}, x.scalar_type());
@@ -256,7 +257,8 @@ std::tuple<Tensor, Tensor, Tensor> short_conv_backward(const Tensor& grad_, cons
     return empty(t, needed ? std::vector<int64_t>(t.sizes().begin(), t.sizes().end()) : std::vector<int64_t>{0},
                  t.scalar_type());
   };
-  Tensor dx = like(needs[0], x), dweight = like(needs[1], weight), dbias = like(needs[2] && bias, bias ? *bias : weight);
+  Tensor dx = like(needs[0], x), dweight = like(needs[1], weight);
+  Tensor dbias = like(needs[2] && bias, bias ? *bias : weight);
   in.args.dx = needs[0] ? rows_of(dx) : Rows{};
   in.args.dweight = needs[1] ? dweight.data_ptr() : nullptr;
   in.args.dbias = needs[2] && bias ? dbias.data_ptr() : nullptr;
@@ -285,11 +287,12 @@ STABLE_TORCH_LIBRARY(hyenarec_cpu, m) {
       "conv_last_backward(Tensor grad, Tensor x, Tensor taps, Tensor? skip, Tensor? pre_gate, Tensor? post_gate, "
       "Tensor? starts, Tensor? ends, bool[] needs) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
   m.def(
-      "conv_step(Tensor x, Tensor(a!) history, Tensor taps, Tensor steps, Tensor? pre_gate, Tensor? post_gate) -> Tensor");
+      "conv_step(Tensor x, Tensor(a!) history, Tensor taps, Tensor steps, Tensor? pre_gate, Tensor? post_gate) "
+      "-> Tensor");
   m.def("short_conv(Tensor x, Tensor weight, Tensor? bias, Tensor? starts, Tensor? ends, bool silu) -> Tensor");
   m.def(
-      "short_conv_backward(Tensor grad, Tensor x, Tensor weight, Tensor? bias, Tensor? starts, Tensor? ends, bool silu, "
-      "bool[] needs) -> (Tensor, Tensor, Tensor)");
+      "short_conv_backward(Tensor grad, Tensor x, Tensor weight, Tensor? bias, Tensor? starts, Tensor? ends, "
+      "bool silu, bool[] needs) -> (Tensor, Tensor, Tensor)");
   m.def("isa() -> str");
   m.def("scratch_peak() -> int");
   m.def("peak(int steps) -> float");
@@ -311,6 +314,7 @@ STABLE_TORCH_LIBRARY_IMPL(hyenarec_cpu, CompositeExplicitAutograd, m) {
 
 #include <Python.h>
 PyMODINIT_FUNC PyInit__C() {
-  static PyModuleDef definition = {PyModuleDef_HEAD_INIT, "_C", nullptr, -1, nullptr, nullptr, nullptr, nullptr, nullptr};
+  static PyModuleDef definition = {PyModuleDef_HEAD_INIT, "_C", nullptr, -1, nullptr, nullptr, nullptr, nullptr,
+                                   nullptr};
   return PyModule_Create(&definition);
 }

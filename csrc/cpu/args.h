@@ -18,15 +18,15 @@ struct Sequence {
 };
 
 // One level of the block low-rank form. Chunks of `chunk` rows, `fan` of them in a parent (the whole sequence is the
-// parent at the top level), `rank` local polynomials a chunk; a block keeps its
-// entries (r, s) with r + s < degree and is built from filter values at `nodes` lags. Chunk pairs I - J = k are handled here for
-// k in [1, near_pairs] inside one parent and, where the filter ends inside the sequence, for the `far_pairs` lags from
-// far_first on that no higher level covers.
+// parent at the top level), `rank` local polynomials a chunk; a block keeps its entries (r, s) with r + s < degree and
+// is built from filter values at `nodes` lags. Chunk pairs I - J = k are handled here for k in [1, near_pairs] inside
+// one parent and, where the filter ends inside the sequence, for the `far_pairs` lags from far_first on that no higher
+// level covers.
 struct Level {
   int64_t chunk, fan, rank, degree, nodes, near_pairs, far_first, far_pairs;
   int64_t sample_row;     // first row of `samples` of this level: (near_pairs + far_pairs) x nodes filter values
-  const void* moments;    // [rank parity 0 | rank parity 1] folded basis: half x ceil(rank/2), then half x floor(rank/2)
-  const void* from_nodes; // entries x (nodes + 1) / 2: kept entries of the block, those with even r + s first, from sums
+  const void* moments;    // folded basis: even polynomials, half x ceil(rank/2), then odd ones, half x floor(rank/2)
+  const void* from_nodes; // entries x (nodes + 1) / 2: kept entries of the block, even r + s first, from sums
                           // (odd r + s: differences) of the filter's values at mirrored nodes of a window
   int64_t half;           // rows of the folded basis: chunk/2 at the lowest level, fan_below * rank_below / 2 above
 };
@@ -39,7 +39,7 @@ struct Plan {
   int64_t near_taps;  // lags [0, near_taps) are sampled one by one
   int64_t far_lag;    // lags [far_lag, far_lag + far_taps) too: the filter's end, where it lies inside the sequence
   int64_t far_taps;   // 0: the filter outlives every sequence
-  int64_t far_row;    // row of `samples` of lag far_lag; 0 (and far_lag 0): the near taps hold every lag of the far part
+  int64_t far_row;    // row of `samples` of lag far_lag; 0 (and far_lag 0): the near taps hold every far lag
   int64_t num_samples;
   int num_levels;
   Level levels[kMaxLevels];

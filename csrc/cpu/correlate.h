@@ -123,7 +123,7 @@ void samples_gradient(const Plan& plan, const Tables<A>& tables, void* dsamples,
                           [&](int64_t p, int, Vec<A> v) { differences[p] = v; });
       int64_t row = level.sample_row + k * level.nodes;
       for (int64_t p = 0; p < half; ++p) {
-        bool middle = 2 * p + 1 == level.nodes;  // its own mirror image: the two contributions are its gradient's halves
+        bool middle = 2 * p + 1 == level.nodes;  // its own mirror image: two halves of its gradient
         store(row + p, middle ? sums[p] + sums[p] : sums[p] + differences[p]);
         if (!middle) store(row + level.nodes - 1 - p, sums[p] - differences[p]);
       }

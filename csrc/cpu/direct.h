@@ -1,5 +1,5 @@
 // The direct part: taps sampled one by one, applied inside a chunk (lags below the chunk's start) and, where the filter
-// ends inside the sequence, to the rows around its far end. A tile of kTapRows outputs stays in registers, and so do the
+// ends inside the sequence, to the rows around its far end. A tile of kTapRows outputs stays in registers, so do the
 // kTapRows taps that one row of u meets: the next row of u meets the same taps moved by one, so that each multiply-add
 // costs a fraction 2 / kTapRows of a load. (AVX-512, chunks of 32 in the first-level cache: 82e9 multiply-adds a second
 // of the core's 100e9.)
@@ -42,9 +42,9 @@ struct Taps {
   int64_t horizon;
 };
 
-// y[t] = rest[t] (absent: 0) + the sum over the lags below near_taps of taps.near[lag] * u[t - lag] inside the chunk, and
-// with a history (rows from -(horizon - 1) of the chunk, kTapRows readable vectors before it) over the far lags. Rows are
-// rounded up to whole tiles and go downwards, so that y may be u.
+// y[t] = rest[t] (absent: 0) + the sum over the lags below near_taps of taps.near[lag] * u[t - lag] inside the chunk,
+// and with a history (rows from -(horizon - 1) of the chunk, kTapRows readable vectors before it) over the far lags.
+// Rows are rounded up to whole tiles and go downwards, so that y may be u.
 template <class A>
 void direct(const Taps<A>& taps, const Vec<A>* u, const Vec<A>* history, int64_t history_rows, const Vec<A>* rest,
             Vec<A>* y, int64_t rows) {

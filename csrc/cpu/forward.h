@@ -95,7 +95,8 @@ struct Call {
     store(at(out, from), pass.y, pass.stride(), factor.data ? at(factor, from) : factor, count, pass.reader.tile);
   }
   Reader<A> reader(const Sequence& sequence, Rows a, Rows b, int64_t t, bool reversed = false) const {
-    return {&io_of<A>(args.dtype), block(sequence, a, t, reversed), block(sequence, b, t, reversed), sequence.length, tile(t)};
+    Block first = block(sequence, a, t, reversed), second = block(sequence, b, t, reversed);
+    return {&io_of<A>(args.dtype), first, second, sequence.length, tile(t)};
   }
   Block block(const Sequence& sequence, Rows rows, int64_t t, bool reversed = false) const {
     return sequence_block(rows, sequence, first_channel(t), io_of<A>(args.dtype).element_size, reversed);

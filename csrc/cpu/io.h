@@ -16,7 +16,7 @@ HYENAREC_INLINE Block at(Block block, int64_t i) { return {block.data + i * bloc
 inline Block sequence_block(Rows rows, const Sequence& sequence, int64_t c0, int64_t element, bool reversed = false) {
   if (!rows.data) return {nullptr, 0};
   int64_t first = sequence.start + (reversed ? sequence.length - 1 : 0), stride = rows.row_stride * element;
-  char* data = static_cast<char*>(rows.data) + sequence.batch * rows.batch_stride * element + first * stride + c0 * element;
+  char* data = static_cast<char*>(rows.data) + (sequence.batch * rows.batch_stride + c0) * element + first * stride;
   return {data, reversed ? -stride : stride};
 }
 
@@ -72,7 +72,8 @@ HYENAREC_INLINE void store_rows_as(Block dst, const Vec<A>* src, int64_t stride,
     }
     if (whole < tile.blocks) {
       Vec<A> v = src[whole * stride + i];
-      store_some<A>(p + whole * kWidth<A>, b.data ? v * load_some<A>(q + whole * kWidth<A>, tile.valid) : v, tile.valid);
+      if (b.data) v *= load_some<A>(q + whole * kWidth<A>, tile.valid);
+      store_some<A>(p + whole * kWidth<A>, v, tile.valid);
     }
   }
 }

@@ -48,7 +48,9 @@ HYENAREC_INLINE void folded_rows(const Level& level, int64_t begin, int64_t coun
     with_count<kHalfRows>(count - i0, [&](auto rows) __attribute__((always_inline)) {
       constexpr int R = decltype(rows)::value;
       Vec<A> even_sum[R][X] = {}, odd_sum[R][X] = {};
-      auto from = [&](Scalars<A> m) { return Scalars<A>{m.data + (begin + i0) * m.row_stride, m.row_stride, m.k_stride}; };
+      auto from = [&](Scalars<A> m) {
+        return Scalars<A>{m.data + (begin + i0) * m.row_stride, m.row_stride, m.k_stride};
+      };
       multiply<A, R, X>(even_sum, from(even_rows), evens(level.rank), nu, 2);
       multiply<A, R, X>(odd_sum, from(odd_rows), level.rank / 2, odd, 2);
       for (int r = 0; r < R; ++r)
@@ -84,8 +86,8 @@ HYENAREC_INLINE void reconstruct(const Level& level, const Vec<A>* const (&nu)[X
 
 // Moments of a node of `level` from those of its children, fan x child.rank vectors.
 template <class A, int X>
-HYENAREC_INLINE void moments_up(const Level& level, const Level& child, const Vec<A>* const (&children)[X], Vec<A>* fold,
-                                Vec<A>* const (&out)[X]) {
+HYENAREC_INLINE void moments_up(const Level& level, const Level& child, const Vec<A>* const (&children)[X],
+                                Vec<A>* fold, Vec<A>* const (&out)[X]) {
   const Vec<A>*p[X], *q[X];
   int64_t rank = child.rank;
   for (int x = 0; x < X; ++x) {

@@ -62,10 +62,10 @@ struct Pass {
       const Level& level = p.levels[l];
       widest = level.half > widest ? level.half : widest;
       int64_t reach = level.far_pairs ? level.far_first + level.far_pairs - 1 : level.fan ? 0 : level.near_pairs;
-      int64_t family = level.fan > kLanes ? level.fan : kLanes, all = ceil_div(ceil_div(longest, level.chunk), family) * family;
+      int64_t family = level.fan > kLanes ? level.fan : kLanes, all = ceil_div(longest, level.chunk * family) * family;
       int64_t kept = reach == 0 ? 0 : reach + kLanes - 1 > family ? reach + kLanes - 1 : family;
       int64_t slots = 2 * kept + family < all ? 2 * kept + family : all;
-      mu[l] = {arena.take<Vec<A>>(blocks * slots * level.rank + 4), level.rank, kept, slots};  // tiles read past the end
+      mu[l] = {arena.take<Vec<A>>(blocks * slots * level.rank + 4), level.rank, kept, slots};  // + 4: tiles read on
       nu[l] = arena.take<Vec<A>>(blocks * nu_nodes(l) * level.rank + 1);
     }
     work = arena.take<Vec<A>>(2 * kLanes * widest);
@@ -143,8 +143,8 @@ struct Pass {
       Taps<A> taps{tables[c].near, plan->near_taps, tables[c].far_by_lag(*plan), plan->horizon};
       for (int64_t x = 0; x < n; ++x) {
         int64_t first = x * plan->chunk, used = rows - first < plan->chunk ? rows - first : plan->chunk;
-        direct<A>(taps, u + c * stride() + first, past(c, first), history_rows, plan->num_levels ? work + first : nullptr,
-                  y + c * stride() + first, used);
+        const Vec<A>* rest = plan->num_levels ? work + first : nullptr;
+        direct<A>(taps, u + c * stride() + first, past(c, first), history_rows, rest, y + c * stride() + first, used);
       }
     }
   }

@@ -1,5 +1,6 @@
 // One event more of each sequence: horizon multiply-adds a channel over a ring of past rows, in which the new row then
-// takes the place of the oldest. A ring is read in order of memory: from its oldest row to the end, then from the start.
+// takes the place of the oldest. A ring is read in order of memory: from its oldest row to its end, then from its
+// start.
 #pragma once
 #include "forward.h"
 

@@ -1,7 +1,7 @@
 // From filter values at the plan's lags to what the inner loops read, for one channel block: taps, and for every chunk
 // distance k the kept entries of the block M^(k) in the local polynomial basis, row by row: row r has the entries
-// s < min(rank, degree - r). The map from samples to entries is the same for every k and channel. The rows of a register
-// tile are as wide as its first, with zeros after their own entries.
+// s < min(rank, degree - r). The map from samples to entries is the same for every k and channel. The rows of a
+// register tile are as wide as its first, with zeros after their own entries.
 #pragma once
 #include <initializer_list>
 
@@ -65,7 +65,8 @@ HYENAREC_INLINE Vec<A> load_channels(const void* rows, int64_t index, int64_t ch
 }
 
 template <class A>
-void build_tables(const Plan& plan, const void* samples, const void* skip, int64_t channels, int64_t c0, const Tables<A>& tables) {
+void build_tables(const Plan& plan, const void* samples, const void* skip, int64_t channels, int64_t c0,
+                  const Tables<A>& tables) {
   auto taps = [&](Vec<A>* out, int64_t row, int64_t count) {
     for (int64_t i = 0; i < count; ++i) out[i] = load_channels<A>(samples, row + i, channels, c0);
     for (int64_t i = 0; i < kTapPad; ++i) out[count + i] = Vec<A>{};
@@ -98,7 +99,8 @@ void build_tables(const Plan& plan, const void* samples, const void* skip, int64
           return [=, &places](int64_t e, int x, Vec<A> v) { out[x * size + places.of[first + e]] = v; };
         };
         multiply_rows<A, X>(places.even, {map, half, 1}, half, even, 1, store(0));
-        multiply_rows<A, X>(places.count - places.even, {map + places.even * half, half, 1}, half, odd, 1, store(places.even));
+        const A* odd_map = map + places.even * half;
+        multiply_rows<A, X>(places.count - places.even, {odd_map, half, 1}, half, odd, 1, store(places.even));
       });
   }
 }
