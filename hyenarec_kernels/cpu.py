@@ -16,7 +16,8 @@ from torch import Tensor
 from torch.nn.functional import pad, softplus
 
 from hyenarec_kernels import reference
-from hyenarec_kernels.plan import MANY_ROWS, Plan, direct_plan, plan_for, sampled_basis
+from hyenarec_kernels.blocks import sampled_basis
+from hyenarec_kernels.plan import MANY_ROWS, Plan, direct_plan, plan_for
 from hyenarec_kernels.reference.rows import wide
 
 # Explicit filters of more taps than this go through the reference's FFT. Both take about 4 ns an element at 1,024 taps

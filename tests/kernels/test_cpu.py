@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from hyenarec_kernels import cpu
-from hyenarec_kernels.plan import Plan, block_plan, direct_plan, sampled_basis
+from hyenarec_kernels.blocks import sampled_basis
+from hyenarec_kernels.plan import Plan, block_plan, direct_plan
 
 pytestmark = pytest.mark.skipif(cpu.probe() is not None, reason=f"cpu backend: {cpu.probe()}")
 
