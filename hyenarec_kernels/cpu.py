@@ -22,8 +22,8 @@ from hyenarec_kernels.plan import CHUNKS, MANY_ROWS, TOLERANCE, Plan, direct_pla
 from hyenarec_kernels.reference.rows import wide
 
 # Explicit filters of more taps than this go as blocks where they are smooth, otherwise through the reference's FFT. The
-# direct form and the FFT both take about 4 ns an element at 1,024 taps
-# (two AVX-512 cores, busy with other work, float32); the direct form's chunks leave the first-level cache well before.
+# direct form and the FFT both take about 4 ns an element at 1,024 taps (two AVX-512 cores, busy with other work,
+# float32); the direct form's chunks leave the first-level cache well before.
 DIRECT_TAPS = 512
 
 
@@ -120,7 +120,7 @@ def long_conv_backward(
         if sampled is None:
             return reference.long_conv_backward(*arguments, needs)
         plan, samples = sampled
-    every = plan is None or not plan.levels
+    every = plan is None or not plan.levels  # the samples are all the taps
     dx, dfilter, dskip, dpre, dpost = _conv_backward(
         grad, x, samples, skip, pre_gate, post_gate, starts, ends, plan, [needs[0], needs[1] and every, *needs[2:]]
     )
