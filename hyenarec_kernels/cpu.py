@@ -16,11 +16,14 @@ from torch import Tensor
 from torch.nn.functional import pad, softplus
 
 from hyenarec_kernels import reference
-from hyenarec_kernels.plan import MANY_ROWS, Plan, direct_plan, plan_for, sampled_basis
+from hyenarec_kernels.blocks import sampled_basis
+from hyenarec_kernels.fit import condition, fits, gram_at
+from hyenarec_kernels.plan import CHUNKS, MANY_ROWS, TOLERANCE, Plan, direct_plan, plan_for
 from hyenarec_kernels.reference.rows import wide
 
-# Explicit filters of more taps than this go through the reference's FFT. Both take about 4 ns an element at 1,024 taps
-# (two AVX-512 cores, busy with other work, float32); the direct form's chunks leave the first-level cache well before.
+# Explicit filters of more taps than this go as blocks where they are smooth, otherwise through the reference's FFT. The
+# direct form and the FFT both take about 4 ns an element at 1,024 taps (two AVX-512 cores, busy with other work,
+# float32); the direct form's chunks leave the first-level cache well before.
 DIRECT_TAPS = 512
 
 
@@ -82,10 +85,10 @@ def long_conv(
     taps = min(filter.shape[1], longest)
     if last_only:
         return _last(x, _per_channel(_lag_major(filter[:, :taps], x), x), skip, pre_gate, post_gate, starts, ends)
-    if not 0 < taps <= DIRECT_TAPS:
+    sampled = _sample_taps(x, filter, longest)
+    if sampled is None:
         return reference.long_conv(x, filter, skip, pre_gate, post_gate, starts, ends, last_only)
-    plan = direct_plan(taps, longest)
-    samples = _per_channel(_lag_major(filter[:, :taps], x), x)
+    plan, samples = sampled
     return _conv(x, samples, skip, pre_gate, post_gate, starts, ends, plan)
 
 
@@ -101,19 +104,31 @@ def long_conv_backward(
     last_only: bool,
     needs: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Many taps get their gradient from the FFT, smooth or not.
+
+    The gradient of a smooth filter is as rough as the data; taken back from the blocks' samples it would be the
+    polynomial part of it alone.
+    """
     longest = _longest(x, starts, ends)
     taps = min(filter.shape[1], longest)
-    if taps == 0 or (taps > DIRECT_TAPS and not last_only):
-        return reference.long_conv_backward(grad, x, filter, skip, pre_gate, post_gate, starts, ends, last_only, needs)
-    plan = None if last_only else direct_plan(taps, longest)
-    samples = _per_channel(_lag_major(filter[:, :taps], x), x)
-    dx, dsamples, dskip, dpre, dpost = _conv_backward(
-        grad, x, samples, skip, pre_gate, post_gate, starts, ends, plan, needs
+    arguments = (grad, x, filter, skip, pre_gate, post_gate, starts, ends, last_only)
+    plan: Plan | None = None
+    if last_only and taps > 0:
+        samples = _per_channel(_lag_major(filter[:, :taps], x), x)
+    else:
+        sampled = _sample_taps(x, filter, longest)
+        if sampled is None:
+            return reference.long_conv_backward(*arguments, needs)
+        plan, samples = sampled
+    every = plan is None or not plan.levels  # the samples are all the taps
+    dx, dfilter, dskip, dpre, dpost = _conv_backward(
+        grad, x, samples, skip, pre_gate, post_gate, starts, ends, plan, [needs[0], needs[1] and every, *needs[2:]]
     )
-    dfilter = dsamples
-    if needs[1]:
+    if needs[1] and every:
         unused = filter.shape[1] - taps
-        dfilter = pad(_per_group(dsamples, filter.shape[0]).T, (0, unused)).contiguous()
+        dfilter = pad(_per_group(dfilter, filter.shape[0]).T, (0, unused)).contiguous()
+    elif needs[1]:
+        dfilter = reference.long_conv_backward(*arguments, [False, True, False, False, False])[1]
     return dx, dfilter.to(filter.dtype), dskip, dpre, dpost
 
 
@@ -138,7 +153,7 @@ def legendre_conv(
         every = _taps_plan(min(horizon, longest), horizon)
         taps = _per_channel(_sample(every, coefficients, decay, x.dtype)[0], x)
         return _last(x, taps, skip, pre_gate, post_gate, starts, ends)
-    plan = _plan(x, coefficients, decay, horizon, longest)
+    plan = _plan(x, coefficients.shape[1], _rate(decay), horizon, longest)
     if plan is None:
         return reference.legendre_conv(
             x, coefficients, decay, skip, pre_gate, post_gate, starts, ends, horizon, last_only
@@ -165,7 +180,7 @@ def legendre_conv_backward(
     if last_only and longest > 0:
         plan: Plan | None = _taps_plan(min(horizon, longest), horizon)
     else:
-        plan = _plan(x, coefficients, decay, horizon, longest) if longest > 0 else None
+        plan = _plan(x, coefficients.shape[1], _rate(decay), horizon, longest) if longest > 0 else None
     if plan is None:
         return reference.legendre_conv_backward(
             grad, x, coefficients, decay, skip, pre_gate, post_gate, starts, ends, horizon, last_only, needs
@@ -205,17 +220,20 @@ def conv_step(
     return out
 
 
-def _plan(x: Tensor, coefficients: Tensor, decay: Tensor | None, horizon: int, longest: int) -> Plan | None:
+def _plan(x: Tensor, terms: int, rate: float, horizon: int, longest: int) -> Plan | None:
     """The plan of a Legendre convolution; None where neither form of this backend beats the FFT."""
-    rate = 0.0
-    if decay is not None:
-        # Plans are made for the fastest decay, rounded up to a power of two so that training keeps its plan.
-        fastest = float(softplus(decay.detach().double()).max())
-        rate = 2.0 ** math.ceil(math.log2(max(fastest, 1.0))) if math.isfinite(fastest) else math.inf
     length = min(_bucket(longest), horizon) if longest <= horizon else _bucket(longest)
     rows = min(1 << (x.numel() // x.shape[-1]).bit_length(), MANY_ROWS)
-    plan = plan_for(coefficients.shape[1], horizon, length, x.dtype, rate, rows)
+    plan = plan_for(terms, horizon, length, x.dtype, rate, rows)
     return plan if plan.levels or min(horizon, longest) <= DIRECT_TAPS else None
+
+
+def _rate(decay: Tensor | None) -> float:
+    """The fastest decay that a plan is to serve, rounded up to a power of two so that training keeps its plan."""
+    if decay is None:
+        return 0.0
+    fastest = float(softplus(decay.detach().double()).max())
+    return 2.0 ** math.ceil(math.log2(max(fastest, 1.0))) if math.isfinite(fastest) else math.inf
 
 
 def _bucket(length: int) -> int:
@@ -251,6 +269,39 @@ def _sample(plan: Plan, coefficients: Tensor, decay: Tensor | None, dtype: torch
             return values, None
         window = torch.exp(-_age(plan, arithmetic)[:, None] * softplus(decay.to(arithmetic)))
         return values * window, window
+
+
+def _sample_taps(x: Tensor, filter: Tensor, longest: int) -> tuple[Plan, Tensor] | None:
+    """A plan and an explicit filter's samples there, (Q, D): all of few taps, those of a polynomial in place of many.
+
+    None where no polynomial is as good: one that changes a chunk I of the output by at most twice the tolerance of the
+    dtype, ||error_I|| <= 2 tolerance ||h|| ||u||, whatever the input, `h` the taps that the longest sequence uses. What
+    the fit leaves of the taps reaches each row of a chunk by Cauchy-Schwarz; the plan's own error is within its bound.
+    """
+    taps = min(filter.shape[1], longest)
+    if taps == 0:
+        return None
+    if taps <= DIRECT_TAPS:
+        return direct_plan(taps, longest), _per_channel(_lag_major(filter[:, :taps], x), x)
+    horizon, arithmetic = filter.shape[1], wide(x.dtype)
+    with torch.autocast("cpu", enabled=False):
+        h = filter.to(arithmetic)
+        allowed = TOLERANCE[x.dtype] * h[:, :taps].norm(dim=1)
+        for coefficients in fits(h, allowed / CHUNKS[-1] ** 0.5):
+            terms = coefficients.shape[1]
+            plan = _plan(x, terms, 0.0, horizon, longest)
+            if plan is None:
+                continue
+            bound = plan.bound * condition(horizon, terms) * coefficients.norm(dim=1)
+            if (bound <= allowed).all():
+                return plan, _per_channel(_gram(plan, terms, arithmetic) @ coefficients.T, x)
+    return None
+
+
+@lru_cache(maxsize=64)
+def _gram(plan: Plan, terms: int, dtype: torch.dtype) -> Tensor:
+    with torch.inference_mode(False):
+        return torch.from_numpy(gram_at(plan.lags, terms, plan.horizon)).to(dtype)
 
 
 def _conv(

@@ -3,23 +3,29 @@
 A plan turns a filter into its values at a few lags: every lag of the first chunk, and for each chunk distance the
 Chebyshev nodes of the window of lags that the distance covers. Inside a window the filter is replaced by the polynomial
 through its nodes and written in the local polynomial basis of the two chunks, of which a few entries are kept. What is
-dropped is computed here entry by entry, in float64, before anything runs. Without a window the bound is guaranteed;
-with one it is the worst of six decay rates from none to the fastest, an estimate between them.
+dropped is computed here entry by entry, in float64, before anything runs; the bound holds for every filter of the basis
+and, with a window, for every decay rate from none to the fastest.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
-from hyenarec_kernels.legendre import legendre_at
-
-Array = npt.NDArray[np.float64]
+from hyenarec_kernels.blocks import (
+    Array,
+    blocks_from_nodes,
+    chebyshev_nodes,
+    entries,
+    kept_entries,
+    local_basis,
+    sampled_basis,
+)
 
 ROWS = 8  # of a register tile of the direct part: chunks are whole tiles
 CHUNKS = (16, 32, 64)  # of the lowest level
@@ -71,6 +77,7 @@ class Plan:
 
     `bound`: for coefficients c of a filter sum_n c_n h_n, any input u and any chunk I of the output,
     ||error_I|| <= bound * sqrt(horizon) * ||c|| * ||u|| (2-norms, per channel), rounding apart; 0 for a direct plan.
+    Filters damped at any rate the plan serves have the same bound.
     """
 
     horizon: int
@@ -149,47 +156,6 @@ class Plan:
         return tables
 
 
-def chebyshev_nodes(count: int) -> Array:
-    nodes: Array = np.cos(np.pi * (np.arange(count) + 0.5) / count)
-    return nodes
-
-
-@lru_cache(maxsize=64)
-def local_basis(chunk: int, rank: int) -> Array:
-    """Orthonormal polynomials of degree < rank on `chunk` points, even and odd in turn, (chunk, rank)."""
-    vandermonde = np.polynomial.legendre.legvander(np.linspace(-1, 1, chunk), rank - 1)
-    basis: Array = np.linalg.qr(vandermonde)[0].astype(np.float64)
-    return basis
-
-
-@lru_cache(maxsize=256)
-def blocks_from_nodes(chunk: int, nodes: int) -> Array:
-    """Maps a window's values at `nodes` lags to the entries (r, s), r + s < nodes, of Q^T T Q, (entries, nodes).
-
-    T[i, j] = p(i - j) with p the polynomial through the nodes; p has degree < nodes, so the other entries are zero, and
-    p(i - j) is known from its values for i and j on a grid of Chebyshev points of the chunk.
-    """
-    points, transform = chebyshev_nodes(nodes), chebyshev_transform(nodes)
-    rows = np.polynomial.chebyshev.chebvander(np.linspace(-1, 1, chunk), nodes - 1) @ transform
-    to_basis = local_basis(chunk, nodes).T @ rows  # values on the points -> coefficients in the local basis
-    shifts = (points[:, None] - points[None, :]).reshape(-1) / 2
-    grid = (np.polynomial.chebyshev.chebvander(shifts, nodes - 1) @ transform).reshape(nodes, nodes, nodes)
-    blocks = np.einsum("ra,abp,sb->rsp", to_basis, grid, to_basis, optimize=True)
-    kept: Array = blocks[entries(nodes)]
-    return kept
-
-
-def entries(nodes: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """(r, s) of every entry with r + s < nodes, in the order of blocks_from_nodes."""
-    r = np.repeat(np.arange(nodes), np.arange(nodes, 0, -1))
-    return r, np.concatenate([np.arange(nodes - row) for row in range(nodes)])
-
-
-def kept_entries(nodes: int, rank: int, degree: int) -> npt.NDArray[np.bool_]:
-    r, s = entries(nodes)
-    return (r < rank) & (s < rank) & (r + s < degree)
-
-
 def folded_map(level: Level) -> Array:
     """The map of blocks_from_nodes for what a level keeps, applied to sums (entries with even r + s, first) and
     differences (odd) of values at mirrored nodes: half the multiply-adds, (entries, (nodes + 1) // 2)."""
@@ -203,58 +169,75 @@ def folded_map(level: Level) -> Array:
     return folded
 
 
-def chebyshev_transform(count: int) -> Array:
-    """Values at chebyshev_nodes(count) -> Chebyshev coefficients, (count, count)."""
-    weights = np.where(np.arange(count) == 0, 1.0, 2.0)[:, None]
-    transform: Array = np.polynomial.chebyshev.chebvander(chebyshev_nodes(count), count - 1).T * (weights / count)
-    return transform
+def damping_error(width: float, nodes: int) -> float:
+    """What the polynomial through `nodes` Chebyshev nodes of an interval of `width` in y >= 0 misses of exp(-y).
+
+    At most 2 (width / 4)^nodes / nodes!: the remainder of Chebyshev interpolation for derivatives of at most 1.
+    """
+    return 2 * math.exp(nodes * math.log(width / 4) - math.lgamma(nodes + 1))
 
 
-def sampled_basis(lags: Array, terms: int, horizon: int) -> Array:
-    """The Legendre basis at any lags, (lags, terms)."""
-    basis: Array = legendre_at(torch.from_numpy(lags), terms, horizon).T.numpy()
-    return basis
+def damping_nodes(width: float, tolerance: float) -> int:
+    """The fewest that bring `damping_error` down to `tolerance`."""
+    return next(nodes for nodes in itertools.count(1) if damping_error(width, nodes) <= tolerance)
 
 
 @dataclass(frozen=True)
 class Windows:
-    """The blocks of the basis filters, damped by exp(-rate * lag / K) for each of `rates`, on chunks of any size."""
+    """The blocks of the basis filters, damped by exp(-a * lag / K) with any a in [0, rate], on chunks of any size.
+
+    `tolerance`: of the plan they are for; where damping is replaced by a polynomial, that adds 1% of it at most.
+    """
 
     terms: int
     horizon: int
-    rates: tuple[float, ...]
+    rate: float
+    tolerance: float
 
-    @property
-    def exact_nodes(self) -> int:
-        """Nodes that determine a window: an undamped filter is a polynomial of degree < terms; damping adds to it
-        coefficients that fall below 1e-13 within 16 more (rate * window / horizon stays of the order of 1)."""
-        return max(self.terms, 2) + (16 if self.rates[-1] > 0 else 0)
+    @cached_property
+    def damping_tolerance(self) -> float:
+        """For `damping_error`. An error of 1 everywhere in exp(-a * lag / K) changes a chunk's blocks, over all basis
+        filters (|sqrt(2n+1) P_n| <= sqrt(2n+1), N^2 in all) and windows (chunk * windows <= K), by at most
+        N sqrt(K chunk) in the true ones and 5 times that in those through nodes (the Lebesgue constant of 500 nodes is
+        below 5); `bound` counts it four times, in units of sqrt(K), and chunks are at most K / 2."""
+        return self.tolerance / (100 * 4 * 6 * self.terms * math.sqrt(self.horizon / 2))
 
-    def blocks(self, chunk: int, distances: Array, nodes: int, rate: float) -> Array:
-        """Entries (r, s), r + s < nodes, of every window, from `nodes` samples, (windows, entries, terms)."""
-        lags = chunk * distances[:, None] + (chunk - 1) * chebyshev_nodes(nodes)  # (windows, nodes)
-        values = sampled_basis(lags.reshape(-1), self.terms, self.horizon).reshape(len(distances), nodes, self.terms)
-        blocks: Array = blocks_from_nodes(chunk, nodes) @ (values * np.exp(-rate * lags / self.horizon)[..., None])
-        return blocks
+    def exact_nodes(self, chunk: int) -> int:
+        """Nodes that determine a window: an undamped filter is a polynomial of degree < terms; so many more do for the
+        damping inside a window."""
+        if self.rate == 0:
+            return max(self.terms, 2)
+        return self.terms + damping_nodes(2 * self.rate * chunk / self.horizon, self.damping_tolerance)
+
+    def samples(self, chunk: int, distances: Array, nodes: Array) -> tuple[Array, Array]:
+        """The lags of `nodes` in [-1, 1] in every window over K, (windows, nodes, 1), and the undamped basis filters
+        there, (windows, nodes, terms)."""
+        lags = chunk * distances[:, None] + (chunk - 1) * nodes  # (windows, nodes)
+        values = sampled_basis(lags.reshape(-1), self.terms, self.horizon).reshape(*lags.shape, self.terms)
+        return lags[..., None] / self.horizon, values
 
     @lru_cache(maxsize=256)  # noqa: B019 (windows live as long as the search that made them)
     def energy(self, chunk: int, last: int) -> Array:
-        """Squares of the entries (r, s) summed over basis filters and distances 1..last, worst rate, (entries,).
+        """Squares of the entries (r, s) summed over basis filters and distances 1..last, worst of 6 rates, (entries,).
 
         Polynomials turn fastest at both ends of the horizon: beyond 24 windows, 8 at either end and 8 between stand
-        for the rest. This ranks candidates; the bound of a plan that is kept looks at every window.
+        for the rest. This ranks candidates; the bound of a plan that is kept looks at every window and rate.
         """
         distances = np.arange(1, last + 1, dtype=np.float64)
         if last > 24:
             distances = distances[np.r_[0:8, np.linspace(8, last - 9, 8).astype(int), last - 8 : last]]
-        squares = [np.square(self.blocks(chunk, distances, min(self.exact_nodes, chunk), rate)) for rate in self.rates]
-        energy: Array = np.max([square.sum(axis=(0, 2)) for square in squares], axis=0) * (last / len(distances))
-        return energy
+        nodes = min(self.exact_nodes(chunk), chunk)
+        rates = (0.0,) if self.rate == 0 else (0.0, *np.geomspace(self.rate / 16, self.rate, 5))
+        to_blocks = blocks_from_nodes(chunk, nodes)
+        ages, values = self.samples(chunk, distances, chebyshev_nodes(nodes))
+        blocks = (to_blocks @ (values * np.exp(-rate * ages)) for rate in rates)
+        energy: Array = np.max([np.square(block).sum(axis=(0, 2)) for block in blocks], axis=0)
+        return energy * (last / len(distances))
 
     @lru_cache(maxsize=256)  # noqa: B019
     def shape(self, chunk: int, last: int, tolerance: float) -> tuple[int, int, int] | None:
         """Cheapest (rank, degree, nodes) that drop less than `tolerance`, or None."""
-        energy, count = self.energy(chunk, last), min(self.exact_nodes, chunk)
+        energy, count = self.energy(chunk, last), min(self.exact_nodes(chunk), chunk)
         best, cheapest = None, math.inf
         for rank in range(2, min(MAX_RANK, count, chunk // 2) + 1):
             for degree in range(rank, min(2 * rank, count + 1)):
@@ -269,20 +252,38 @@ class Windows:
 
         For unit coefficients a window is off by at most its Frobenius norm over all basis filters, and by
         Cauchy-Schwarz over the windows a chunk of output by at most the root of the sum of their squares, times ||u||.
+
+        Every rate: the error E(a) is linear in exp(-a * lag / K), hence within r = `damping_error` (times a constant,
+        see `damping_tolerance`) of a polynomial of degree < m in a, and polynomials of degree < m are at most
+        1 / cos(pi / 4) larger on an interval than on 2m Chebyshev nodes of it (Ehlich and Zeller, Math. Z. 86, 1964):
+        sup ||E|| <= sqrt(2) (max_j ||E(a_j)|| + r) + r.
         """
-        total = 0.0
-        exact_nodes = min(self.exact_nodes, level.chunk)
-        kept = kept_entries(exact_nodes, level.rank, level.degree)
-        sampled = kept_entries(level.nodes, level.rank, level.degree)
-        for rate in self.rates:
-            squares = 0.0
-            for first in range(1, last + 1, 64):
-                distances = np.arange(first, min(first + 64, last + 1), dtype=np.float64)
-                blocks = self.blocks(level.chunk, distances, exact_nodes, rate)
-                blocks[:, kept] -= self.blocks(level.chunk, distances, level.nodes, rate)[:, sampled]
-                squares += float(np.square(blocks).sum())
-            total = max(total, squares)
-        return math.sqrt(total / self.horizon)
+        exact = self.exact_nodes(level.chunk)
+        nodes = np.concatenate([chebyshev_nodes(exact), chebyshev_nodes(level.nodes)])
+        off = error_map(level, exact)
+        rates = np.zeros(1)
+        if self.rate > 0:
+            count = 2 * damping_nodes(self.rate, self.damping_tolerance)
+            rates = self.rate * (1 + chebyshev_nodes(count)) / 2
+        squares = np.zeros(len(rates))
+        for first in range(1, last + 1, 64):
+            distances = np.arange(first, min(first + 64, last + 1), dtype=np.float64)
+            ages, values = self.samples(level.chunk, distances, nodes)
+            squares += [np.square(off @ (values * np.exp(-rate * ages))).sum() for rate in rates]
+        worst = math.sqrt(squares.max() / self.horizon)
+        return worst if self.rate == 0 else math.sqrt(2) * worst + self.tolerance / 100
+
+
+def error_map(level: Level, exact: int) -> Array:
+    """Maps a window's values at `exact` nodes that determine it, then at its own, to what a level's block is off by.
+
+    Only its Frobenius norm is kept: the triangle of the map's QR, (at most exact + nodes, exact + nodes).
+    """
+    kept = kept_entries(exact, level.rank, level.degree)
+    sampled = np.zeros((len(kept), level.nodes))
+    from_nodes = blocks_from_nodes(level.chunk, level.nodes)
+    sampled[kept] = from_nodes[kept_entries(level.nodes, level.rank, level.degree)]
+    return np.linalg.qr(np.hstack([blocks_from_nodes(level.chunk, exact), -sampled]))[1].astype(np.float64)
 
 
 def direct_plan(horizon: int, length: int) -> Plan:
@@ -344,9 +345,19 @@ def block_plan(
     terms: int, horizon: int, length: int, tolerance: float, rate: float, rows: int = MANY_ROWS
 ) -> Plan | None:
     """The cheapest block plan whose bound is at most `tolerance`, or None. `rate`: fastest softplus(a) served."""
-    windows = Windows(terms, horizon, (0.0,) if rate == 0 else (0.0, *np.geomspace(rate / 16, rate, 5)))
+    windows = Windows(terms, horizon, rate, tolerance)
+    for share in (tolerance / 4, tolerance / 8, tolerance / 16):  # of one level, as far as the search can tell
+        levels = cheapest_levels(windows, length, rows, share)
+        bound = sum(windows.bound(level, last_distance(horizon, length, level.chunk)) for level in levels)
+        if levels and bound <= tolerance:
+            return Plan(horizon, length, levels[0].chunk, levels, bound)
+    return None
+
+
+def cheapest_levels(windows: Windows, length: int, rows: int, share: float) -> tuple[Level, ...]:
+    """The cheapest whose levels drop less than `share` each; empty where there are none."""
+    horizon = windows.horizon
     reach = min(length, horizon)
-    share = tolerance / 4
 
     def levels_of(chunks: tuple[int, ...]) -> tuple[Level, ...] | None:
         shapes = []
@@ -372,11 +383,7 @@ def block_plan(
     for chunk in CHUNKS:
         if 2 * chunk <= reach:
             extend((chunk,))
-    levels = best[1]
-    if not levels:
-        return None
-    bound = sum(windows.bound(level, last_distance(horizon, length, level.chunk)) for level in levels)
-    return Plan(horizon, length, levels[0].chunk, levels, bound)
+    return best[1]
 
 
 @lru_cache(maxsize=1024)

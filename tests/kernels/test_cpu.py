@@ -11,8 +11,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from hyenarec_kernels import cpu
-from hyenarec_kernels.plan import Plan, block_plan, direct_plan, sampled_basis
+from hyenarec_kernels import cpu, fit, long_conv, reference
+from hyenarec_kernels.blocks import sampled_basis
+from hyenarec_kernels.legendre import legendre_at
+from hyenarec_kernels.plan import TOLERANCE, Plan, block_plan, direct_plan, plan_for
 
 pytestmark = pytest.mark.skipif(cpu.probe() is not None, reason=f"cpu backend: {cpu.probe()}")
 
@@ -135,6 +137,104 @@ def test_error_stays_under_the_plans_bound() -> None:
     allowed = plan.bound * length**0.5 * c.norm(dim=1) * x[0].norm(dim=0)
     assert (error <= allowed).all()
     assert error.max() > 1e-9  # the coarse plan does approximate
+
+
+def smooth_filters(kind: str, groups: int, taps: int) -> Tensor:
+    """(groups, taps) float64."""
+    if kind == "exponential":
+        age = torch.arange(taps, dtype=torch.float64) / taps
+        return torch.randn(groups, 1, dtype=torch.float64) * torch.exp(-torch.linspace(0, 30, groups)[:, None] * age)
+    terms = int(kind.removesuffix(" terms"))
+    lags = torch.arange(taps, dtype=torch.float64)
+    return torch.randn(groups, terms, dtype=torch.float64) @ legendre_at(lags, terms, taps)
+
+
+SHAPES = [(1021, 1021, 6), (1000, 700, 2), (600, 1500, 3)]
+SMOOTH = [
+    *((kind, dtype, 2, *shape) for kind in ("12 terms", "28 terms") for dtype in LIMIT for shape in SHAPES),
+    *(("exponential", torch.float32, 2, *shape) for shape in SHAPES),
+    ("50 terms", torch.float32, 20, 1021, 1021, 6),  # rows enough to pay for the tables
+]
+
+
+@pytest.mark.parametrize(("kind", "dtype", "batch", "taps", "length", "groups"), SMOOTH)
+def test_smooth_taps_go_as_blocks(
+    kind: str, dtype: torch.dtype, batch: int, taps: int, length: int, groups: int
+) -> None:
+    dim = 6
+    filter = smooth_filters(kind, groups, taps).to(dtype).double().requires_grad_()
+    x, pre, post = (torch.randn(batch, length, dim).to(dtype).double().requires_grad_() for _ in range(3))
+    skip = torch.randn(dim).to(dtype).double().requires_grad_()
+    grad = torch.randn(batch, length, dim).to(dtype)
+    starts, ends = torch.arange(batch) * 5, torch.full((batch,), length)
+    position = torch.arange(length)
+    real = ((position >= starts[:, None]) & (position < ends[:, None]))[..., None]
+    out = dense(x, filter.repeat_interleave(dim // groups, 0).T, skip, pre, post, real)
+    inputs = (x, filter, skip, pre, post)
+    expected = [out.detach(), *torch.autograd.grad(out, inputs, grad.double())]
+
+    arguments = (*(t.detach().to(dtype) for t in inputs), starts, ends)
+    sampled = cpu._sample_taps(arguments[0], arguments[1], length)
+    assert sampled is not None and sampled[0].levels, "not taken for smooth"
+    found = [cpu.long_conv(*arguments, False), *cpu.long_conv_backward(grad, *arguments, False, [True] * 5)]
+    for f, e in zip(found, expected, strict=True):
+        assert float((f.double() - e).norm() / e.norm()) < LIMIT[dtype]
+
+
+def test_rough_taps_go_through_the_fft() -> None:
+    x, grad, filter = torch.randn(2, 800, 4), torch.randn(2, 800, 4), torch.randn(4, 800)
+    filter[:3] = smooth_filters("12 terms", 3, 800)  # one rough filter is enough
+    arguments = (x, filter, torch.randn(4), None, None, None, None, False)
+    assert torch.equal(cpu.long_conv(*arguments), reference.long_conv(*arguments))
+    needs = [True, True, True, False, False]
+    found = cpu.long_conv_backward(grad, *arguments, needs)
+    for f, e in zip(found, reference.long_conv_backward(grad, *arguments, needs), strict=True):
+        assert torch.equal(f, e)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("at", [0, 100, 511, 800, 1023])
+def test_one_tap_out_of_line_is_not_smooth(dtype: torch.dtype, at: int) -> None:
+    filter, x = smooth_filters("12 terms", 3, 1024).to(dtype), torch.randn(2, 1024, 3, dtype=dtype)
+    assert cpu._sample_taps(x, filter, 1024) is not None
+    filter[1, at] += filter[1].norm() * 4 * TOLERANCE[dtype]
+    assert cpu._sample_taps(x, filter, 1024) is None
+    filter[1, at] = torch.nan
+    assert cpu._sample_taps(x, filter, 1024) is None
+
+
+def test_what_is_taken_for_smooth_stays_within_twice_the_tolerance(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At a coarse tolerance in float64, with as much of the taps left by the fit as is allowed."""
+    length, dim, tolerance = 1024, 8, 1e-3
+    x = torch.randn(1, length, dim, dtype=torch.float64)
+    smooth = smooth_filters("12 terms", dim, length)
+    basis = fit.gram_polynomials(length, torch.float64)
+    noise = torch.randn(dim, length, dtype=torch.float64)
+    noise -= noise @ basis @ basis.T  # what no polynomial takes up
+    noise *= smooth.norm(dim=1, keepdim=True) / noise.norm(dim=1, keepdim=True) * tolerance / 8
+    plan_for.cache_clear()
+    monkeypatch.setitem(TOLERANCE, torch.float64, tolerance)
+    assert cpu._sample_taps(x, smooth + 1.1 * noise, length) is None
+    filter = smooth + 0.99 * noise
+    sampled = cpu._sample_taps(x, filter, length)
+    plan_for.cache_clear()
+    assert sampled is not None
+    plan, samples = sampled
+    exact = cpu._conv(x, filter.T.contiguous(), None, None, None, None, None, direct_plan(length, length))
+    found = cpu._conv(x, samples, None, None, None, None, None, plan)
+    error = (found - exact)[0].view(-1, plan.chunk, dim).norm(dim=1)  # (chunks, D)
+    assert (error <= 2 * tolerance * filter.norm(dim=1) * x[0].norm(dim=0)).all()
+    assert error.max() > 1e-6
+
+
+def test_gradients_of_smooth_taps() -> None:
+    """Of the filter too, although a filter moved in one tap is no longer smooth and goes through the FFT."""
+    x = torch.randn(1, 520, 1, dtype=torch.float64, requires_grad=True)
+    filter = smooth_filters("12 terms", 1, 520).requires_grad_()
+    sampled = cpu._sample_taps(x, filter.detach(), 520)
+    assert sampled is not None and sampled[0].levels
+    # one output in 40, or the numbers would fill the time of the suite
+    assert torch.autograd.gradcheck(lambda *t: long_conv(*t)[:, ::40], (x, filter))
 
 
 @pytest.mark.parametrize("horizon", [64, 512])
