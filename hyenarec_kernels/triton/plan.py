@@ -22,20 +22,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from hyenarec_kernels.plan import (
-    TOLERANCE,
-    Array,
-    Level,
-    Shape,
-    Windows,
-    blocks_from_nodes,
-    entries,
-    kept_entries,
-    last_distance,
-    local_basis,
-    make_levels,
-    sampled_basis,
-)
+from hyenarec_kernels.blocks import Array, blocks_from_nodes, entries, kept_entries, local_basis, sampled_basis
+from hyenarec_kernels.plan import TOLERANCE, Level, Shape, Windows, last_distance, make_levels
 
 # Rows of the lowest chunk. A window is divided out of the first chunk around its middle, exp(+-a * CHUNK / 2), which
 # must stay in range: with more rows fewer decays fit, and the ranks that stand in for the others double.
@@ -145,7 +133,7 @@ def plan_for(terms: int, horizon: int, windowed: bool, beyond: bool, dtype: torc
     one more term. `beyond`: sequences may be longer than the horizon.
     """
     tolerance, degree = TOLERANCE[dtype] / 4, terms + windowed
-    windows = Windows(degree, horizon, (0.0,))
+    windows = Windows(degree, horizon, 0.0, tolerance)
     length = 4 * horizon + 4 * CHUNK if beyond else horizon
     best: tuple[float, tuple[Level, ...]] = (math.inf, ())
 
@@ -174,7 +162,7 @@ def plan_for(terms: int, horizon: int, windowed: bool, beyond: bool, dtype: torc
 
 def _shape(windows: Windows, chunk: int, last: int, tolerance: float) -> Shape:
     """The smallest (rank, degree, nodes) that drops less than `tolerance`; with every entry kept nothing is dropped."""
-    energy, count = windows.energy(chunk, last), min(windows.exact_nodes, chunk)
+    energy, count = windows.energy(chunk, last), min(windows.exact_nodes(chunk), chunk)
     for rank in range(1, count + 1):
         degree = min(2 * rank - 1, count)
         if energy[~kept_entries(count, rank, degree)].sum() <= tolerance**2 * windows.horizon:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from hyenarec_kernels.plan import Array, local_basis, sampled_basis
+from hyenarec_kernels.blocks import Array, local_basis, sampled_basis
 from hyenarec_kernels.reference.rows import wide
 from hyenarec_kernels.triton.plan import CHUNK, GpuPlan, block_map, fastest, near_fits, padded, toeplitz, transfer
 
