@@ -1,13 +1,14 @@
-"""What the benchmarks share: contestants that take turns, a process of one's own, and the report on disk."""
+"""What the benchmarks share: contestants that take turns, a process of one's own, freed memory, the report on disk."""
 
 from __future__ import annotations
 
+import ctypes
 import json
 import shlex
 import statistics
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -23,18 +24,19 @@ MOST_ROUNDS = 400
 
 P = ParamSpec("P")
 T = TypeVar("T")
+Name = TypeVar("Name", bound=Hashable)
 
 
 def take_turns(
-    contestants: Mapping[str, Callable[[], Any]], seconds: float, rounds: int = 9
-) -> dict[str, dict[str, float]]:
+    contestants: Mapping[Name, Callable[[], Any]], seconds: float, rounds: int = 9
+) -> dict[Name, dict[str, float]]:
     """Milliseconds of each contestant: median, quartiles and best of at least ``rounds`` rounds, and of as many as fit
     into ``seconds``.
 
     Each runs once before the first round; the order of a round is the reverse of the round before. Work that a
     contestant hands to a GPU must have ended when it returns.
     """
-    times: dict[str, list[float]] = {name: [] for name in contestants}
+    times: dict[Name, list[float]] = {name: [] for name in contestants}
     for run in contestants.values():
         run()
     names, done, end = list(contestants), 0, time.perf_counter() + seconds
@@ -54,6 +56,13 @@ def summary(values: list[float]) -> dict[str, float]:
     return {"median": middle, "q1": low, "q3": high, "min": min(values), "rounds": len(values)}
 
 
+def keep_freed_memory() -> bool:
+    """Asks glibc's malloc to give nothing back to the system; False where that is not the allocator."""
+    trim_threshold, mmap_max = -1, -4  # of malloc.h
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    return mallopt is not None and bool(mallopt(mmap_max, 0)) and bool(mallopt(trim_threshold, 2**31 - 1))
+
+
 def in_fresh_process(function: Callable[P, T], *arguments: P.args, **options: P.kwargs) -> T:
     """``function(*arguments)`` in a process that has done nothing before: peak memory is a process's own."""
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
@@ -68,6 +77,5 @@ def write_report(path: Path, title: str, content: Mapping[str, Any], device: tor
         "environment": environment.describe(device or torch.device("cpu")),
         **content,
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, json.dumps(report, indent=2) + "\n")
     console.print(f"written to {path.name}", highlight=False)
