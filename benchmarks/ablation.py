@@ -18,7 +18,7 @@ from hyenarec.cli.train import summarise, train
 from hyenarec.config import HyenaConfig, ModelConfig
 from hyenarec.display import console, show_table
 from hyenarec.training import Source, TrainingConfig
-from measuring import RESULTS, write_report
+from recording import RESULTS, write_report
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "defaults": {},

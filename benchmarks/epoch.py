@@ -20,7 +20,8 @@ from hyenarec.cli.options import load_source
 from hyenarec.config import ModelConfig
 from hyenarec.display import show_table
 from hyenarec.training import Run, Source, TrainingConfig
-from measuring import RESULTS, take_turns, write_report
+from measuring import take_turns
+from recording import RESULTS, write_report
 
 from hyenarec_kernels import backends
 

@@ -22,7 +22,8 @@ import numpy as np
 import torch
 from hyenarec import environment
 from hyenarec.data.reading import read_log
-from measuring import RESULTS, in_fresh_process
+from measuring import in_fresh_process
+from recording import RESULTS
 
 RESULT = RESULTS / "loading.json"
 USERS, ITEMS = 200_000, 100_000

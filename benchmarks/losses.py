@@ -15,7 +15,8 @@ from unittest import mock
 import torch
 from hyenarec import losses
 from hyenarec.display import show_table
-from measuring import RESULTS, take_turns, write_report
+from measuring import take_turns
+from recording import RESULTS, write_report
 from torch import Tensor
 from torch.nn import functional as F
 

@@ -191,23 +191,29 @@ def scratch(run: Callable[[], Any], size: int) -> float:
     return float(torch.ops.hyenarec_cpu.scratch_peak()) / size
 
 
+def software() -> dict[str, Any]:
+    revision = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
+    changed = subprocess.run(["git", "status", "--porcelain"], capture_output=True, text=True, check=False).stdout
+    return {
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "python": platform.python_version(),
+        "revision": revision + ("+" if changed else ""),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
 def machine() -> dict[str, Any]:
     names = [
         line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line
     ]
-    revision = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
-    changed = subprocess.run(["git", "status", "--porcelain"], capture_output=True, text=True, check=False).stdout
     return {
         "cpu": names[0] if names else platform.processor(),
         "cores": os.cpu_count(),
         "load": os.getloadavg()[0],
         "instruction_set": torch.ops.hyenarec_cpu.isa(),
         "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "numpy": np.__version__,
-        "python": platform.python_version(),
-        "revision": revision + ("+" if changed else ""),
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        **software(),
     }
 
 

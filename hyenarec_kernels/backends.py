@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
+from hyenarec_kernels import triton
+
 ENVIRONMENT_VARIABLE = "HYENAREC_BACKEND"
 
 
@@ -42,6 +44,7 @@ BACKENDS: dict[str, Backend] = {
     "cpu": Backend(
         ("cpu",), lambda: import_module("hyenarec_kernels.cpu").probe(), lambda: import_module("hyenarec_kernels.cpu")
     ),
+    "triton": Backend(triton.DEVICES, triton.probe, lambda: import_module("hyenarec_kernels.triton.operators")),
     "reference": Backend(None, lambda: None, lambda: import_module("hyenarec_kernels.reference")),
 }
 

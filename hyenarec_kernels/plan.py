@@ -34,6 +34,7 @@ NS_TAP, NS_CHUNK_TAP, NS_BASIS, NS_TRANSFER, NS_TABLE, NS_ROW = 0.15, 0.2, 0.4, 
 NS_NEAR_PAIR, NS_TOP_PAIR, NS_PAIR = 0.4, 0.6, 1.0
 MANY_ROWS = 1 << 20  # of all sequences together: building tables costs nothing beside them
 
+
 @dataclass(frozen=True)
 class Level:
     """Chunks of `chunk` rows, `fan` in a parent; distances 1..near_pairs inside a parent.

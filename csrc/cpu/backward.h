@@ -56,12 +56,8 @@ void input_gradients(const BackwardCall<A>& call, Pass<A>& pass, const Sequence&
     pass.read_history(from, n);
     pass.descend(chunk);
     pass.convolve(from, n, rows);
-    auto store = [&](Block out, Block factor) {
-      if (out.data)
-        pass.reader.io->store(at(out, from), pass.y, pass.stride(), factor.data ? at(factor, from) : factor, rows, pass.reader.tile);
-    };
-    store(dx, pre);
-    store(dpre, x);
+    call.store(dx, pass, pre, from, rows);
+    call.store(dpre, pass, x, from, rows);
     if (left > rows) pass.ascend(chunk + n, false);
   }
 }
@@ -108,7 +104,7 @@ void output_side(const BackwardCall<A>& call, Pass<A>& u, Pass<A>& dy, const Seq
     if (dpost.data) {
       u.descend(chunk);
       u.convolve(from, n, rows);
-      u.reader.io->store(at(dpost, from), u.y, u.stride(), at(grad, from), rows, u.reader.tile);
+      call.store(dpost, u, grad, from, rows);
     }
     if (!dpost.data)
       for (int64_t c = 0; c < u.reader.tile.blocks; ++c) u.moments(c, chunk, n);
@@ -165,6 +161,7 @@ void backward(const ConvArgs& args, ParallelFor parallel) {
     Arena arena(count.used());
     passes.take(arena, call);
     for (int64_t item = begin; item < end; ++item) backward_part<A>(call, passes, item / call.tiles, item % call.tiles);
+    end_streaming();
   };
   parallel(call.parts * call.tiles, body, &call);
   if (!call.wants_taps()) return;

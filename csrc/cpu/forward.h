@@ -26,6 +26,10 @@ inline void clear_padding(const ConvArgs& args, Rows tensor, const Sequence& seq
 template <class A>
 struct Call {
   static constexpr int64_t kItems = 16;
+  // Outputs larger than the cores' own caches go past them, which saves reading each line before it is written.
+  // (32 x 1024 after other work: forward 1.7 ms instead of 2.1, gradients 5.3 instead of 6.6; with the matrix product
+  // that follows in a model 5 to 9% less; 1.6 MB, the smallest measured, lost 10% there.)
+  static constexpr int64_t kStreamBytes = 4 << 20;
 
   const ConvArgs& args;
   int64_t channel_blocks, table_size, tile_blocks, tiles, num_groups, rows = 0, longest = 0;
@@ -83,6 +87,13 @@ struct Call {
     };
     parallel(channel_blocks, body, this);
   }
+  // out = y (* factor) for the segment of `pass` that starts at row `from`.
+  void store(Block out, const Pass<A>& pass, Block factor, int64_t from, int64_t count) const {
+    if (!out.data) return;
+    const Io<A>& io = *pass.reader.io;
+    auto store = rows * args.channels * io.element_size > kStreamBytes ? io.stream : io.store;
+    store(at(out, from), pass.y, pass.stride(), factor.data ? at(factor, from) : factor, count, pass.reader.tile);
+  }
   Reader<A> reader(const Sequence& sequence, Rows a, Rows b, int64_t t, bool reversed = false) const {
     return {&io_of<A>(args.dtype), block(sequence, a, t, reversed), block(sequence, b, t, reversed), sequence.length, tile(t)};
   }
@@ -107,7 +118,7 @@ void forward_sequence(const Call<A>& call, Pass<A>& pass, const Sequence& sequen
     pass.read_history(from, n);
     pass.descend(chunk);
     pass.convolve(from, n, rows);
-    pass.reader.io->store(at(out, from), pass.y, pass.stride(), gate.data ? at(gate, from) : gate, rows, pass.reader.tile);
+    call.store(out, pass, gate, from, rows);
     if (left > rows) pass.ascend(chunk + n, false);
   }
   call.clear_padding_of(args.out, sequence, t);
@@ -129,6 +140,7 @@ void forward(const ConvArgs& args, ParallelFor parallel) {
       for (int64_t s = call.group_begin[group]; s < call.group_begin[group + 1]; ++s)
         forward_sequence<A>(call, pass, call.args.sequences[s], item % call.tiles);
     }
+    end_streaming();
   };
   parallel(call.num_groups * call.tiles, body, &call);
 }

@@ -32,6 +32,8 @@ struct Io {
   void (*load)(Vec<A>* dst, int64_t stride, Block a, Block b, int64_t rows, Tile tile);
   // dst[i] = src[c * stride + i] (* b[i])
   void (*store)(Block dst, const Vec<A>* src, int64_t stride, Block b, int64_t rows, Tile tile);
+  // the same past the caches, to be followed by end_streaming() before another thread reads
+  void (*stream)(Block dst, const Vec<A>* src, int64_t stride, Block b, int64_t rows, Tile tile);
   int64_t element_size;
 };
 
@@ -56,15 +58,17 @@ void load_rows(Vec<A>* dst, int64_t stride, Block a, Block b, int64_t rows, Tile
   }
 }
 
-template <class A, class T>
-void store_rows(Block dst, const Vec<A>* src, int64_t stride, Block b, int64_t rows, Tile tile) {
+template <class A, class T, bool Stream>
+HYENAREC_INLINE void store_rows_as(Block dst, const Vec<A>* src, int64_t stride, Block b, int64_t rows, Tile tile) {
   int64_t whole = tile.valid < kWidth<A> ? tile.blocks - 1 : tile.blocks;
   for (int64_t i = 0; i < rows; ++i) {
     T* p = const_cast<T*>(row<A, T>(dst, i));
     const T* q = row<A, T>(b, i);
     for (int64_t c = 0; c < whole; ++c) {
       Vec<A> v = src[c * stride + i];
-      store_full<A>(p + c * kWidth<A>, b.data ? v * load_full<A>(q + c * kWidth<A>) : v);
+      if (b.data) v *= load_full<A>(q + c * kWidth<A>);
+      if constexpr (Stream) stream_full(p + c * kWidth<A>, v);
+      else store_full<A>(p + c * kWidth<A>, v);
     }
     if (whole < tile.blocks) {
       Vec<A> v = src[whole * stride + i];
@@ -74,7 +78,20 @@ void store_rows(Block dst, const Vec<A>* src, int64_t stride, Block b, int64_t r
 }
 
 template <class A, class T>
-constexpr Io<A> kIo = {load_rows<A, T>, store_rows<A, T>, sizeof(T)};
+void store_rows(Block dst, const Vec<A>* src, int64_t stride, Block b, int64_t rows, Tile tile) {
+  store_rows_as<A, T, false>(dst, src, stride, b, rows, tile);
+}
+
+template <class A, class T>
+void stream_rows(Block dst, const Vec<A>* src, int64_t stride, Block b, int64_t rows, Tile tile) {
+  bool aligned = (uintptr_t(dst.data) | uintptr_t(dst.stride)) % sizeof(Vec<A>) == 0;
+  if constexpr (sizeof(T) == sizeof(A))
+    if (aligned) return store_rows_as<A, T, true>(dst, src, stride, b, rows, tile);
+  store_rows<A, T>(dst, src, stride, b, rows, tile);
+}
+
+template <class A, class T>
+constexpr Io<A> kIo = {load_rows<A, T>, store_rows<A, T>, stream_rows<A, T>, sizeof(T)};
 
 // Writes zeros over `rows` rows.
 inline void clear_rows(Block b, int64_t rows, int64_t bytes) {

@@ -1,5 +1,5 @@
 // Vectors of channels. The same source is compiled once an instruction set, in its own namespace HYENAREC_ISA, with
-// the compiler's vector extension: no intrinsics outside the float16 conversion.
+// the compiler's vector extension: intrinsics only for float16 and for stores past the caches.
 #pragma once
 #include <cstdint>
 #include <cstring>
@@ -13,7 +13,7 @@
 #else
 #define HYENAREC_VECTOR_BYTES 16
 #endif
-#if defined(__F16C__) || defined(__AVX512F__)
+#if defined(__SSE2__)
 #include <immintrin.h>
 #endif
 #define HYENAREC_INLINE inline __attribute__((always_inline))
@@ -122,6 +122,25 @@ HYENAREC_INLINE void store_full(T* p, Vec<A> v) {
     memcpy(lanes, &v, sizeof v);
     for (int c = 0; c < kWidth<A>; ++c) narrow(lanes[c], p[c]);
   }
+}
+
+// A whole vector to an aligned address, not through the caches where the machine has such a store.
+template <class A>
+HYENAREC_INLINE void stream_full(A* p, Vec<A> v) {
+#if defined(__AVX512F__)
+  _mm512_stream_si512((__m512i*)p, (__m512i)v);
+#elif defined(__AVX2__)
+  _mm256_stream_si256((__m256i*)p, (__m256i)v);
+#elif defined(__SSE2__)
+  _mm_stream_si128((__m128i*)p, (__m128i)v);
+#else
+  store_full<A>(p, v);
+#endif
+}
+inline void end_streaming() {
+#if defined(__SSE2__)
+  _mm_sfence();
+#endif
 }
 
 // The first `valid` channels only (the last channel block of a D that is no multiple of W); the others read as 0.

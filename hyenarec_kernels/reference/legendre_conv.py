@@ -47,15 +47,25 @@ def legendre_conv_backward(
         grad, x, h, skip, pre_gate, post_gate, starts, ends, last_only, wanted
     )
     dcoefficients, ddecay = x.new_empty(0), x.new_empty(0)
-    taps = h.shape[1]
-    if need_coefficients:
-        basis = legendre_basis(coefficients.shape[1], horizon, h.dtype, h.device)[:, :taps]  # (N, k)
-        weighted = dh if decay is None else dh * window(decay.to(h.dtype), horizon, taps)
-        dcoefficients = (weighted @ basis.T).to(coefficients.dtype)
-    if need_decay and decay is not None:
-        age = torch.arange(taps, device=h.device, dtype=h.dtype) / horizon
-        ddecay = (-(dh * h * age).sum(1) * decay.to(h.dtype).sigmoid()).to(decay.dtype)
+    if need_coefficients or need_decay:
+        full_coefficients, full_decay = filter_gradients(dh, h, coefficients, decay, horizon)
+        dcoefficients = full_coefficients if need_coefficients else dcoefficients
+        ddecay = full_decay if need_decay and full_decay is not None else ddecay
     return dx, dcoefficients, ddecay, dskip, dpre, dpost
+
+
+def filter_gradients(
+    dh: Tensor, h: Tensor, coefficients: Tensor, decay: Tensor | None, horizon: int
+) -> tuple[Tensor, Tensor | None]:
+    """Gradients of coefficients and decay from that of the first taps ``h`` (G, k)."""
+    taps = h.shape[1]
+    basis = legendre_basis(coefficients.shape[1], horizon, h.dtype, h.device)[:, :taps]  # (N, k)
+    if decay is None:
+        return (dh @ basis.T).to(coefficients.dtype), None
+    dcoefficients = (dh * window(decay.to(h.dtype), horizon, taps)) @ basis.T
+    age = torch.arange(taps, device=h.device, dtype=h.dtype) / horizon
+    ddecay = -(dh * h * age).sum(1) * decay.to(h.dtype).sigmoid()
+    return dcoefficients.to(coefficients.dtype), ddecay.to(decay.dtype)
 
 
 def _filter(x: Tensor, coefficients: Tensor, decay: Tensor | None, horizon: int) -> Tensor:

@@ -72,7 +72,7 @@ def legendre_basis(terms: int, horizon: int) -> Array:
 
 
 def window(decay: Array, horizon: int) -> Array:
-    return np.exp(-np.log1p(np.exp(decay))[:, None] * np.arange(horizon) / horizon)
+    return np.exp(-np.logaddexp(0, decay)[:, None] * np.arange(horizon) / horizon)
 
 
 def legendre_filter(coefficients: Array, horizon: int, decay: Array) -> Array:

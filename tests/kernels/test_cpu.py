@@ -228,3 +228,23 @@ def test_an_unknown_instruction_set_is_named() -> None:
     environment = os.environ | {"HYENAREC_CPU_ISA": "sse9"}
     ran = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     assert "HYENAREC_CPU_ISA=sse9" in ran.stdout and "avx512, avx2 and portable" in ran.stdout
+
+
+@pytest.mark.parametrize("dim", [64, 80])
+def test_large_outputs_equal_those_of_their_parts(dim: int) -> None:
+    """Outputs past 4 MiB leave by another way than small ones: bit for bit the same, whole and partial blocks."""
+    batch, length = 6, 4001
+    plan = block_plan(8, length, length, 1e-5, 0.0)
+    assert plan is not None
+    x, pre, post, grad = (torch.randn(batch, length, dim) for _ in range(4))
+    assert x.nbytes > 4 << 20 > x[0].nbytes
+    samples = torch.randn(len(plan.lags), dim)
+
+    def run(rows: slice) -> tuple[Tensor, ...]:
+        arguments = (x[rows], samples, None, pre[rows], post[rows], None, None, plan)
+        dx, _, _, dpre, dpost = cpu._conv_backward(grad[rows], *arguments, [True, False, False, True, True])
+        return cpu._conv(*arguments), dx, dpre, dpost
+
+    parts = [run(slice(i, i + 1)) for i in range(batch)]
+    for whole, *pieces in zip(run(slice(None)), *parts, strict=True):
+        assert torch.equal(whole, torch.cat(pieces))

@@ -92,14 +92,16 @@ def _differentiable(
 
 @pytest.mark.parametrize(("operator", "layout", "last_only"), CALLS)
 @pytest.mark.parametrize("taps", [3, 14])  # direct, Fourier
-def test_contract_8_gradcheck(operator: str, layout: str, last_only: bool, taps: int, backend: str) -> None:
+def test_contract_8_gradcheck(operator: str, layout: str, last_only: bool, taps: int, compiled_backend: str) -> None:
     function, leaves = _differentiable(operator, layout, last_only, taps)
     assert torch.autograd.gradcheck(function, leaves, fast_mode=True)  # the oracle checks every entry
 
 
 @pytest.mark.parametrize(("operator", "layout", "last_only"), CALLS)
 @pytest.mark.parametrize("taps", [3, 14])  # direct, Fourier
-def test_contract_8_gradgradcheck(operator: str, layout: str, last_only: bool, taps: int, backend: str) -> None:
+def test_contract_8_gradgradcheck(
+    operator: str, layout: str, last_only: bool, taps: int, compiled_backend: str
+) -> None:
     function, leaves = _differentiable(operator, layout, last_only, taps)
     assert torch.autograd.gradgradcheck(function, leaves, fast_mode=True)
 
@@ -147,7 +149,7 @@ def counter() -> CompileCounterWithBackend:
 @pytest.mark.parametrize("layout", ["full", "right", "left", "packed"])
 @pytest.mark.parametrize("operator", OPERATORS)
 def test_contract_8_compile_without_recompiling(
-    operator: str, layout: str, backend: str, counter: CompileCounterWithBackend
+    operator: str, layout: str, compiled_backend: str, counter: CompileCounterWithBackend
 ) -> None:
     """One graph serves 20 lengths, forward and backward."""
     case = Case.random(operator, dim=6, dtype=torch.float32)

@@ -1,0 +1,107 @@
+"""Compiles every Triton kernel in every shipped configuration, without a GPU, and records what comes out.
+
+    python benchmarks/triton_aot.py [--out benchmarks/results/triton-aot.json] [--few]
+
+For sm_80 and sm_90: registers, spilled bytes, shared memory, tensor-core instructions, of whatever the operators launch
+at the CASES below. `--few` leaves out the shapes that only change ranks.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+if os.environ.pop("TRITON_INTERPRET", None):
+    raise SystemExit("error: TRITON_INTERPRET is set; the interpreter compiles nothing")
+
+import torch
+import triton
+
+from hyenarec_kernels.triton import operators
+from hyenarec_kernels.triton.ahead_of_time import SHARED, compiled, launches
+
+ARCHITECTURES = (80, 90)
+# dtype, channels, sequence length, horizon, terms, packed, window. The first three use every kernel and configuration.
+CASES = (
+    (torch.bfloat16, 64, 4096, 4096, 32, False, True),
+    (torch.float16, 64, 4096, 4000, 32, True, True),
+    (torch.float32, 128, 1024, 1000, 16, True, True),
+    (torch.bfloat16, 256, 200, 200, 32, False, True),
+    (torch.bfloat16, 128, 65536, 65536, 32, False, False),
+    (torch.bfloat16, 16, 1024, 1024, 64, True, True),
+    (torch.float32, 96, 200, 256, 16, False, False),
+    (torch.float32, 64, 16384, 16384, 32, False, True),
+)
+FEW = 3
+
+
+def call(dtype: torch.dtype, dim: int, length: int, horizon: int, terms: int, packed: bool, window: bool) -> None:
+    """Every operator once, forward and backward; the tensors are empty, for nothing is run."""
+    shape = (2 * length,) if packed else (2, length)
+    wide = torch.empty(*shape, 3 * dim, dtype=dtype)
+    x, pre, post = wide.chunk(3, -1)
+    bounds = torch.tensor([0, length, 2 * length])
+    where = (bounds[:-1], bounds[1:]) if packed else (None, None)
+
+    def parameter(*size: int) -> torch.Tensor:
+        return torch.zeros(size, dtype=dtype)
+
+    legendre = (x, parameter(dim, terms), parameter(dim) if window else None, parameter(dim), pre, post, *where)
+    operators.legendre_conv(*legendre, horizon, False)
+    operators.legendre_conv_backward(x, *legendre, horizon, False, [True] * 6)
+    explicit = (x, parameter(dim, 50), parameter(dim), pre, post, *where)
+    operators.long_conv(*explicit, False)
+    operators.long_conv_backward(x, *explicit, False, [True] * 5)
+    last = wide[..., :2, :dim].reshape(-1, dim)[:2]
+    operators.long_conv(*explicit[:4], last, *where, True)
+    short = (wide, parameter(3 * dim, 4), parameter(3 * dim), *where, "silu")
+    operators.short_conv(*short)
+    operators.short_conv_backward(wide, *short, [True] * 3)
+
+
+def rows(cases: tuple[Any, ...]) -> Iterator[dict[str, Any]]:
+    for capability in ARCHITECTURES:
+        for case in cases:
+            with launches(capability) as found:
+                call(*case)
+            seen = set()
+            for launch in found:
+                kernel, arguments, options = launch
+                variant = (kernel.__name__, str(options), tuple(a is None for a in arguments))
+                if variant in seen:
+                    continue
+                seen.add(variant)
+                row = compiled(launch, capability)
+                shapes = ("RANK", "NEAR_RANK", "EDGE_RANK", "REVERSE", "PACKED", "SLOTS", "CHANNELS")
+                yield {
+                    "dtype": str(case[0]).removeprefix("torch."),
+                    **row,
+                    **{name.lower(): options[name] for name in shapes if name in options},
+                    "shared_limit": SHARED[capability],
+                }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/triton-aot.json"))
+    parser.add_argument("--few", action="store_true")
+    arguments = parser.parse_args()
+    result = {"triton": triton.__version__, "rows": list(rows(CASES[:FEW] if arguments.few else CASES))}
+    lines = ",\n".join(json.dumps(row) for row in result["rows"])
+    arguments.out.write_text(f'{{"triton": "{triton.__version__}", "rows": [\n{lines}\n]}}\n')
+    for row in result["rows"]:
+        if row["spilled"] or row["shared"] > row["shared_limit"]:
+            print("over:", row)
+    print(
+        f"{len(result['rows'])} kernels: at most {max(r['registers'] for r in result['rows'])} registers, "
+        f"{max(r['spilled'] for r in result['rows'])} bytes spilled, "
+        f"{max(r['shared'] for r in result['rows'])} bytes of shared memory"
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,47 @@
+"""The ``triton`` backend: the operators' functions as Triton kernels for NVIDIA GPUs.
+
+Served: float32, bfloat16 and float16 on CUDA devices of compute capability 8.0 and later; float64 goes to the
+reference. With ``TRITON_INTERPRET=1`` set before the first import the same kernels run on CPU tensors, slowly, to be
+tested without a GPU: then float64 is served too, and bfloat16, which the interpreter gets wrong, is not.
+
+No call waits for the device, so that all of it can be captured in a CUDA graph: where the host needs the longest
+sequence it takes what the shape allows, L for padded and T for packed input. Gradients are sums in a fixed order, the
+same run to run. NaN and Inf stay within their channel and sequence; backwards in time they reach the start of their
+chunk of 32.
+"""
+
+from __future__ import annotations
+
+import os
+from functools import lru_cache
+from importlib.util import find_spec
+
+import torch
+
+# Triton decides this when its functions are defined; so does this package, when it is first imported.
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+DEVICES = ("cuda", "cpu") if INTERPRETED else ("cuda",)
+CAPABILITY = (8, 0)
+
+
+def probe() -> str | None:
+    """None where the kernels run, otherwise the reason why not."""
+    return _probe()
+
+
+@lru_cache(maxsize=1)
+def _probe() -> str | None:
+    try:
+        installed = find_spec("triton") is not None
+    except ModuleNotFoundError:  # an import hook that refuses it
+        installed = False
+    if not installed:
+        return "triton is not installed (pip install triton)"
+    if INTERPRETED:
+        return None
+    if not torch.cuda.is_available() or torch.version.cuda is None:
+        return "no NVIDIA GPU (TRITON_INTERPRET=1 runs the kernels on CPU tensors, slowly)"
+    capability = min(torch.cuda.get_device_capability(i) for i in range(torch.cuda.device_count()))
+    if capability < CAPABILITY:
+        return f"it needs compute capability 8.0, this GPU has {capability[0]}.{capability[1]}"
+    return None

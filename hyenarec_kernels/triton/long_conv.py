@@ -1,0 +1,165 @@
+"""The gated long convolution: explicit taps one by one where they are few, otherwise the reference's FFT."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+from torch.nn.functional import pad
+
+from hyenarec_kernels import reference
+from hyenarec_kernels.triton import direct as kernels
+from hyenarec_kernels.triton.arithmetic import Arithmetic, served, tile_channels, with_strides
+from hyenarec_kernels.triton.configs import config
+from hyenarec_kernels.triton.rows import Rows, launch
+
+DIRECT_TAPS = 64  # by operation counts, not measured: 64 reads from cache take about as long as an FFT's passes
+CHUNK = 32
+SHARES = 64  # programs that split the sum over rows of one tap's gradient
+
+
+def long_conv(
+    x: Tensor,
+    filter: Tensor,
+    skip: Tensor | None,
+    pre_gate: Tensor | None,
+    post_gate: Tensor | None,
+    starts: Tensor | None,
+    ends: Tensor | None,
+    last_only: bool,
+) -> Tensor:
+    rows = Rows.of(x, starts, ends)
+    taps = filter[:, : rows.columns]
+    if not served(x) or (not last_only and taps.shape[1] > DIRECT_TAPS):
+        return reference.long_conv(x, filter, skip, pre_gate, post_gate, starts, ends, last_only)
+    return (convolve_last if last_only else convolve)(x, taps, skip, pre_gate, post_gate, rows)
+
+
+def long_conv_backward(
+    grad: Tensor,
+    x: Tensor,
+    filter: Tensor,
+    skip: Tensor | None,
+    pre_gate: Tensor | None,
+    post_gate: Tensor | None,
+    starts: Tensor | None,
+    ends: Tensor | None,
+    last_only: bool,
+    needs: list[bool],
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    rows = Rows.of(x, starts, ends)
+    taps = filter[:, : rows.columns]
+    if last_only or not served(x) or taps.shape[1] > DIRECT_TAPS:
+        return reference.long_conv_backward(grad, x, filter, skip, pre_gate, post_gate, starts, ends, last_only, needs)
+    dx, dtaps, dskip, dpre, dpost = convolve_backward(grad, x, taps, skip, pre_gate, post_gate, rows, needs)
+    if needs[1]:
+        dtaps = pad(dtaps, (0, filter.shape[1] - taps.shape[1])).to(filter.dtype)
+    return dx, dtaps, dskip, dpre, dpost
+
+
+def convolve(
+    x: Tensor, taps: Tensor, skip: Tensor | None, pre_gate: Tensor | None, post_gate: Tensor | None, rows: Rows
+) -> Tensor:
+    """The convolution with taps (G, k), k as large as one likes."""
+    out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    grid, where, options = _tiles(x, rows)
+    weights = _lag_major(taps, x)
+    inputs = with_strides(x, pre_gate, post_gate)
+    launch(kernels.direct, grid, *inputs, weights, len(weights), wide_parameter(skip, x), out, *where, **options)
+    return out
+
+
+def convolve_backward(
+    grad: Tensor,
+    x: Tensor,
+    taps: Tensor,
+    skip: Tensor | None,
+    pre_gate: Tensor | None,
+    post_gate: Tensor | None,
+    rows: Rows,
+    needs: list[bool],
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of x, taps (in arithmetic type), skip and the gates."""
+    need_x, need_taps, need_skip, need_pre, need_post = needs
+    dtaps, dskip = x.new_empty(0), x.new_empty(0)
+    dx, dpre, dpost = outputs = row_gradients(x, [need_x, need_pre, need_post], pre_gate, post_gate)
+    wanted = [t if t.numel() else None for t in outputs]
+    weights = _lag_major(taps, x)
+    grid, where, options = _tiles(x, rows)
+    inputs = with_strides(grad, x, pre_gate, post_gate)
+    if any(t is not None for t in wanted):
+        arguments = (*inputs, weights, len(weights), wide_parameter(skip, x), *wanted)
+        launch(kernels.direct_backward, grid, *arguments, *where, **options)
+    if need_taps or (need_skip and skip is not None):
+        # Lag 0 is the gradient of the skip, whether or not the other lags are wanted.
+        count = len(weights) if need_taps else 1
+        shares = torch.empty(min(SHARES, grid[0]), count, x.shape[-1], dtype=Arithmetic(x.dtype).wide, device=x.device)
+        launch(kernels.tap_gradient, (count, grid[1], len(shares)), *inputs, shares, *where, **options)
+        total = shares.sum(0)  # (count, D)
+        if need_taps:
+            dtaps = total.T.reshape(taps.shape[0], -1, count).sum(1)  # (G, count)
+        if need_skip and skip is not None:
+            dskip = total[0].to(skip.dtype)
+    return dx, dtaps, dskip, dpre, dpost
+
+
+def convolve_last(
+    x: Tensor, taps: Tensor, skip: Tensor | None, pre_gate: Tensor | None, post_gate: Tensor | None, rows: Rows
+) -> Tensor:
+    """Each sequence's last output, (S, D)."""
+    channels = x.shape[-1]
+    out = torch.empty(rows.batch, channels, dtype=x.dtype, device=x.device)
+    tuned, tile, weights = config("direct", x.device), tile_channels(channels), _lag_major(taps, x)
+    launch(
+        kernels.last,
+        (rows.batch, triton.cdiv(channels, tile)),
+        *with_strides(x, pre_gate, post_gate),
+        weights,
+        len(weights),
+        wide_parameter(skip, x),
+        out,
+        rows.starts,
+        rows.ends,
+        rows.columns,
+        channels,
+        PACKED=rows.packed,
+        CHUNK=CHUNK,
+        ACC=Arithmetic(x.dtype).kernel_dtype,
+        CHANNELS=tile,
+        **tuned.options,
+    )
+    return out
+
+
+def wide_parameter(parameter: Tensor | None, x: Tensor) -> Tensor | None:
+    return None if parameter is None else parameter.to(Arithmetic(x.dtype).wide).contiguous()
+
+
+def _lag_major(taps: Tensor, x: Tensor) -> Tensor:  # (G, k) to (k, D)
+    wide = taps.to(Arithmetic(x.dtype).wide)
+    return wide.repeat_interleave(x.shape[-1] // taps.shape[0], 0).T.contiguous()
+
+
+def row_gradients(
+    x: Tensor, needs: list[bool], pre_gate: Tensor | None, post_gate: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Room for the gradients of x and the gates; (0,) for those that are absent or not wanted."""
+    present = (x, pre_gate, post_gate)
+    dx, dpre, dpost = (
+        torch.empty(x.shape if need and t is not None else (0,), dtype=x.dtype, device=x.device)
+        for t, need in zip(present, needs, strict=True)
+    )
+    return dx, dpre, dpost
+
+
+def _tiles(x: Tensor, rows: Rows) -> tuple[tuple[int, int], tuple[Any, ...], dict[str, Any]]:
+    """Grid, the arguments that locate rows, and options of the kernels on tiles of chunks times channels."""
+    channels = x.shape[-1]
+    (slots,), tuned, tile = rows.slots([CHUNK]), config("direct", x.device), tile_channels(channels)
+    wide = max(tuned.columns // tile, 1)
+    grid = (triton.cdiv(slots.count, wide), triton.cdiv(channels, tile))
+    where = (slots.sequences, rows.starts, rows.ends, slots.count, rows.columns, slots.per_row, channels)
+    options = {"PACKED": rows.packed, "CHUNK": CHUNK, "ACC": Arithmetic(x.dtype).kernel_dtype}
+    return grid, where, options | {"SLOTS": wide, "CHANNELS": tile} | tuned.options

@@ -1,0 +1,151 @@
+"""The Triton backend on a CUDA device: the operator suite's cases, and what only a device can show."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import pytest
+import torch
+from operator_cases import LAYOUTS, OPERATORS, TOLERANCE, Case, assert_close
+from torch import Tensor
+
+import hyenarec_kernels as hk
+from hyenarec_kernels import backends
+from hyenarec_kernels.nn import HyenaMixer
+
+pytestmark = pytest.mark.skipif(
+    not torch.cuda.is_available() or backends.BACKENDS["triton"].probe() is not None,
+    reason="no CUDA device that the triton backend runs on",
+)
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+@pytest.fixture(autouse=True)
+def _triton() -> Iterator[None]:
+    with backends.use("triton"):
+        yield
+
+
+def on_device(operator: str, device: str = "cuda") -> Callable[..., Tensor]:
+    """The operator for a case's CPU tensors: autograd carries them there and their gradients back."""
+
+    def call(**arguments: object) -> Tensor:
+        moved = {name: a.to(device) if isinstance(a, Tensor) else a for name, a in arguments.items()}
+        out: Tensor = getattr(hk, operator)(**moved)
+        return out.cpu()
+
+    return call
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("operator", OPERATORS)
+@pytest.mark.parametrize("taps", [3, 40, 101])
+def test_oracle(operator: str, layout: str, dtype: torch.dtype, taps: int) -> None:
+    lengths = (140, 140) if layout == "full" else (100, 0, 1, 140, 70)
+    case = Case.random(operator, lengths, taps=taps, dtype=dtype)
+    got = case.run(layout, dtype, function=on_device(operator), strided=layout == "left")
+    assert_close(got, case.expected(), TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_several_levels(dtype: torch.dtype) -> None:
+    case = Case.random("legendre_conv", (1100, 3, 300), dim=4, groups=2, taps=1024, terms=16, dtype=dtype)
+    got = case.run("packed", dtype, function=on_device("legendre_conv"))
+    assert_close(got, case.expected(), TOLERANCE[dtype])
+
+
+def test_ten_thousand_sequences() -> None:
+    lengths = torch.randint(0, 60, (10_000,))
+    bounds = torch.nn.functional.pad(lengths.cumsum(0), (1, 0)).cuda()
+    x, c = torch.randn(int(bounds[-1]), 16, device="cuda"), torch.randn(16, 4, device="cuda")
+    out = hk.legendre_conv(x, c, horizon=100, cu_seqlens=bounds)
+    for s in (0, 17, 4321, 9999):
+        rows = slice(int(bounds[s]), int(bounds[s + 1]))
+        if lengths[s]:
+            alone = hk.legendre_conv(x[None, rows], c, horizon=100)[0]
+            torch.testing.assert_close(out[rows], alone, rtol=1e-5, atol=1e-5)
+
+
+def test_past_two_to_the_31() -> None:
+    length, dim = 65_536, 64
+    batch = (1 << 31) // (length * dim) + 1
+    if torch.cuda.mem_get_info()[0] < 5 * batch * length * dim * 2:
+        pytest.skip("not enough memory")
+    x = torch.zeros(batch, length, dim, dtype=torch.bfloat16, device="cuda")
+    x[-1] = torch.randn(length, dim)
+    c = torch.randn(dim, 8, device="cuda") * length**-0.5
+    with torch.no_grad():
+        out = hk.legendre_conv(x, c, horizon=length)
+        torch.testing.assert_close(out[-1:], hk.legendre_conv(x[-1:].clone(), c, horizon=length))
+    assert not out[:-1].any()
+
+
+def test_cuda_graph() -> None:
+    mixer = HyenaMixer(32, 300, terms=8).cuda()
+    x = torch.randn(900, 32, device="cuda", requires_grad=True)
+    bounds = torch.tensor([0, 5, 5, 900], device="cuda")
+    step = lambda: torch.autograd.grad(mixer(x, cu_seqlens=bounds).square().sum(), [x, *mixer.parameters()])  # noqa: E731
+    side = torch.cuda.Stream()
+    with torch.cuda.stream(side):
+        for _ in range(3):
+            step()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = step()
+    for cut in (300, 899):  # other lengths, same graph
+        bounds.copy_(torch.tensor([0, 0, cut, 900]))
+        graph.replay()
+        torch.testing.assert_close(captured, step())
+
+
+def test_no_length_compiles_anything_new() -> None:
+    from hyenarec_kernels.triton.chunks import chunks
+
+    c = torch.randn(32, 8, device="cuda")
+    counts = []
+    for length in (500, 300, 257, 256, 255, 130, 129):
+        hk.legendre_conv(torch.randn(3, length, 32, device="cuda"), c, horizon=512)
+        counts.append(sum(len(cache[0]) for cache in chunks.device_caches.values()))
+    assert len(set(counts)) == 1
+
+
+def test_same_bits_every_time() -> None:
+    x, pre = (torch.randn(4, 3000, 48, device="cuda", requires_grad=True) for _ in range(2))
+    c = torch.randn(48, 16, device="cuda", requires_grad=True)
+    runs = [
+        torch.autograd.grad(hk.legendre_conv(x, c, horizon=2048, pre_gate=pre).square().sum(), [x, pre, c])
+        for _ in range(3)
+    ]
+    for again in runs[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(runs[0], again, strict=True))
+
+
+def test_autocast_and_another_stream() -> None:
+    x, c = torch.randn(2, 300, 32, device="cuda"), torch.randn(32, 8, device="cuda")
+    want = hk.legendre_conv(x.bfloat16(), c, horizon=300)
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream), torch.autocast("cuda", torch.bfloat16):
+        got = hk.legendre_conv(x, c, horizon=300)
+    stream.synchronize()
+    assert got.dtype == torch.bfloat16 and torch.equal(got, want)
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="one CUDA device")
+def test_another_device_than_the_current_one() -> None:
+    case = Case.random("legendre_conv", (100, 40), taps=101, dtype=torch.float32)
+    got = case.run("packed", torch.float32, function=on_device("legendre_conv", "cuda:1"))
+    assert_close(got, case.expected(), TOLERANCE[torch.float32])
+
+
+def test_fullgraph_compile() -> None:
+    torch._dynamo.reset()
+    mixer = HyenaMixer(32, 200, terms=8).cuda()
+    compiled = torch.compile(mixer, fullgraph=True, dynamic=True)
+    for length in (300, 211):
+        x = torch.randn(2, length, 32, device="cuda", requires_grad=True)
+        got, want = (torch.autograd.grad(f(x).square().sum(), x)[0].cpu() for f in (compiled, mixer))
+        assert np.linalg.norm(got - want) <= 1e-4 * np.linalg.norm(want)

@@ -1,0 +1,255 @@
+"""The Triton kernels by themselves: every part against the oracle or the dense definition, and what they compile to.
+
+Without a GPU they run in Triton's interpreter (conftest.py), on float64 too, which shows errors that rounding hides.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from operator_cases import LAYOUTS, TOLERANCE, Answer, Case, assert_close
+from torch import Tensor
+from torch._dynamo.testing import CompileCounterWithBackend
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import hyenarec_kernels as hk
+from hyenarec_kernels import backends
+from hyenarec_kernels import triton as package
+from hyenarec_kernels.nn import HyenaMixer
+from hyenarec_kernels.plan import sampled_basis
+
+pytest.importorskip("triton", reason="triton is not installed")
+
+from hyenarec_kernels.triton import legendre_conv as block
+from hyenarec_kernels.triton import operators, plan, tables
+from hyenarec_kernels.triton.ahead_of_time import launches
+from hyenarec_kernels.triton.rows import Rows
+
+pytestmark = pytest.mark.skipif(not package.INTERPRETED, reason="these run in the interpreter, on CPU tensors")
+ROOT = Path(__file__).parents[2]
+DTYPES = (torch.float64, torch.float32, torch.float16)
+
+
+@pytest.fixture(autouse=True)
+def _triton() -> Iterator[None]:
+    with backends.use("triton"):
+        yield
+
+
+def assert_oracle(case: Case, got: Answer, dtype: torch.dtype) -> None:
+    assert_close(got, case.expected(), TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_chunks_and_one_level(layout: str, dtype: torch.dtype) -> None:
+    """Whole and cut chunks, the filter's end inside a sequence or not, an empty sequence and one of length 1."""
+    lengths = (140, 140) if layout == "full" else (100, 0, 1, 140, 70)
+    case = Case.random("legendre_conv", lengths, taps=101, dtype=dtype)
+    assert_oracle(case, case.run(layout, dtype, strided=layout == "middle", index_dtype=torch.int32), dtype)
+
+
+@pytest.mark.parametrize(("taps", "dtype"), [(520, torch.float64), (520, torch.float16), (512, torch.float32)])
+def test_several_levels(taps: int, dtype: torch.dtype) -> None:
+    case = Case.random("legendre_conv", (600, 3, 70), dim=2, groups=1, taps=taps, terms=6, dtype=dtype)
+    assert len(plan.plan_for(6, taps, True, True, torch.float32).levels) > 1
+    assert_oracle(case, case.run("packed", dtype), dtype)
+
+
+@pytest.mark.parametrize("windowed", [False, True])
+def test_sequences_within_the_horizon(windowed: bool) -> None:
+    """Levels that a batch does not reach are not run; every gradient but theirs is still there."""
+    x, post, grad = (torch.randn(2, 90, 3, dtype=torch.float64, requires_grad=True) for _ in range(3))
+    c, skip, decay = (torch.randn(s, dtype=torch.float64, requires_grad=True) for s in ((3, 6), (3,), (3,)))
+
+    def answer() -> list[Tensor]:
+        out = hk.legendre_conv(x, c, skip, horizon=700, decay=decay if windowed else None, post_gate=post)
+        return [out, *torch.autograd.grad(out, (x, c, skip, post, *([decay] if windowed else [])), grad)]
+
+    got = answer()
+    with backends.use("reference"):
+        torch.testing.assert_close(got, answer(), atol=1e-10, rtol=1e-10)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_decays_too_fast_to_be_divided_out(dtype: torch.dtype) -> None:
+    """Channels on both sides of the limit, up to a filter of one tap; no overflow, no loss."""
+    horizon, limit = 70, plan.fastest(dtype)
+    rate = limit * horizon * torch.tensor([0.01, 0.9, 0.999, 1.001, 1.3, 3.0, 40.0], dtype=torch.float64)
+    case = Case.random("legendre_conv", (100,), dim=7, groups=7, taps=horizon, dtype=dtype)
+    case.parameters["decay"] = (rate + torch.log(-torch.expm1(-rate))).to(dtype).double().numpy()
+    (out,), gradients = case.run("packed", dtype)
+    (want,), wanted = case.expected()
+    tolerance = {torch.float64: 1e-10, torch.float32: TOLERANCE[torch.float32]}[dtype]
+    for got, expected in [(out, want), (gradients["x"][0], wanted["x"][0])]:
+        assert (np.linalg.norm(got - expected, axis=0) <= tolerance * np.linalg.norm(expected, axis=0)).all()
+    error = np.linalg.norm(gradients["coefficients"] - wanted["coefficients"], axis=1)
+    assert (error <= tolerance * np.linalg.norm(wanted["coefficients"], axis=1)).all()
+    assert np.abs(gradients["decay"] - wanted["decay"]).max() <= tolerance * np.abs(wanted["decay"]).max()
+
+
+def test_many_short_sequences() -> None:
+    lengths = torch.randint(0, 4, (50,)).tolist()
+    for operator, taps in (("legendre_conv", 70), ("long_conv", 3), ("short_conv", 3)):
+        case = Case.random(operator, lengths, dim=3, dtype=torch.float32, taps=taps)
+        assert_oracle(case, case.run("packed", torch.float32), torch.float32)
+
+
+@pytest.mark.parametrize("dim", [1, 17, 70])
+def test_any_number_of_channels(dim: int) -> None:
+    case = Case.random("legendre_conv", (70, 40), dim=dim, groups=1, taps=66, dtype=torch.float32)
+    assert_oracle(case, case.run("right", torch.float32), torch.float32)
+
+
+@pytest.mark.parametrize(("terms", "horizon"), [(16, 256), (8, 500)])
+def test_error_stays_under_the_plans_bound(terms: int, horizon: int) -> None:
+    """A coarse plan in float64, where rounding plays no part, with windows and without."""
+    coarse = plan.plan_for(terms, horizon, True, False, torch.bfloat16)
+    x = torch.randn(1, horizon, 4, dtype=torch.float64)
+    c, decay = torch.randn(4, terms, dtype=torch.float64), torch.tensor([-9.0, 0.0, 3.0, 20.0], dtype=torch.float64)
+    found = block.BlockLowRank.planned(coarse, x, c, decay, Rows.of(x, None, None)).forward(x, None, None, None)
+    with backends.use("reference"):
+        error = (found - hk.legendre_conv(x, c, horizon=horizon, decay=decay))[0]
+    for rows in error.split(plan.CHUNK):
+        assert (rows.norm(dim=0) <= coarse.bound * horizon**0.5 * c.norm(dim=1) * x[0].norm(dim=0)).all()
+    assert error.abs().max() > 1e-9  # the coarse plan does approximate
+    assert 0 < coarse.bound < 1e-3
+
+
+def test_later_input_changes_nothing_before_it() -> None:
+    x, c = torch.randn(1, 150, 3), torch.randn(3, 5)
+    changed = torch.cat([x[:, :77], torch.randn(1, 73, 3)], 1)
+    for horizon in (20, 100, 150):
+        before, after = (hk.legendre_conv(t, c, horizon=horizon)[0, :77] for t in (x, changed))
+        assert torch.equal(before, after)
+
+
+def test_same_bits_every_time() -> None:
+    case = Case.random("legendre_conv", (100, 0, 1, 140), taps=101, dtype=torch.float32)
+    (out, gradients), (again, gradients_again) = (case.run("packed", torch.float32) for _ in range(2))
+    for a, b in [*zip(out, again, strict=True), *((gradients[n], gradients_again[n]) for n in gradients)]:
+        np.testing.assert_equal(a, b)
+
+
+@pytest.mark.parametrize("broken", ["transfer", "edge", "window", "table"])
+def test_the_oracle_notices_what_is_broken(broken: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    case = Case.random("legendre_conv", (530,), dim=2, groups=2, taps=512, terms=6, dtype=torch.float32)
+    tables.constants.cache_clear()
+    if broken == "transfer":
+        monkeypatch.setattr(tables, "transfer", lambda below, above: 0 * plan.transfer(below, above))
+    elif broken == "edge":
+        monkeypatch.setattr(plan.GpuPlan, "has_edge", lambda self, length: False)
+    elif broken == "window":
+        monkeypatch.setattr(block, "fastest", lambda dtype: 0.0)
+    else:
+        monkeypatch.setattr(tables, "block_map", lambda level: plan.block_map(level)[::-1])
+    try:
+        with pytest.raises(AssertionError, match="norm-wise errors"):
+            assert_oracle(case, case.run("packed", torch.float32), torch.float32)
+    finally:
+        tables.constants.cache_clear()
+
+
+class Called(TorchDispatchMode):
+    """The names of the torch operations run inside."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        self.names.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+def test_no_length_is_read_on_the_host() -> None:
+    """What the host does is the same whatever the lengths: what CUDA graphs and the cache of kernels need."""
+
+    def host_side(bounds: Tensor) -> tuple[list[str], list[str]]:
+        x = torch.zeros(300, 4)
+        arguments = (x, torch.zeros(4, 5), torch.zeros(4), None, x, x, bounds[:-1], bounds[1:], 200, False)
+        with launches(90) as found, Called() as called:
+            operators.legendre_conv(*arguments)
+            operators.legendre_conv_backward(x, *arguments, [True] * 6)
+        return [f"{kernel.fn.__name__} {options}" for kernel, _, options in found], called.names
+
+    host_side(torch.tensor([0, 300, 300]))  # plans and constants are made once
+    one, other = (host_side(torch.tensor(bounds)) for bounds in ([0, 300, 300], [0, 7, 300]))
+    assert one == other and one[0]
+    assert not any("_local_scalar_dense" in name or "_to_copy" in name for name in one[1])
+
+
+@pytest.mark.parametrize("layout", ["full", "packed"])
+def test_one_graph_serves_several_lengths(layout: str) -> None:
+    torch._dynamo.reset()
+    counter = CompileCounterWithBackend("aot_eager")
+    mixer = HyenaMixer(4, 70, terms=4)
+    compiled = torch.compile(mixer, fullgraph=True, dynamic=True, backend=counter)
+    for length in (75, 40):
+        x = torch.randn((2 * length, 4) if layout == "packed" else (2, length, 4), requires_grad=True)
+        where = {"cu_seqlens": torch.tensor([0, 3, 2 * length])} if layout == "packed" else {}
+        leaves = [x, *mixer.parameters()]
+        got, want = (torch.autograd.grad(f(x, **where).square().sum(), leaves) for f in (compiled, mixer))
+        torch.testing.assert_close(got, want)
+    assert counter.frame_count == 1
+
+
+def test_second_derivatives() -> None:
+    x = torch.randn(2, 5, 2, dtype=torch.float64, requires_grad=True)
+    c = torch.randn(2, 3, dtype=torch.float64, requires_grad=True)
+    run = lambda x, c: hk.legendre_conv(x, c, horizon=4, pre_gate=x)  # noqa: E731
+    assert torch.autograd.gradgradcheck(run, (x, c), fast_mode=True)
+
+
+def test_what_the_kernels_do_not_take_goes_to_the_reference() -> None:
+    x, h = torch.randn(1, 9, 2).bfloat16(), torch.randn(2, 4).bfloat16()  # the interpreter gets bfloat16 wrong
+    with backends.use("reference"):
+        want = hk.long_conv(x, h)
+    assert torch.equal(hk.long_conv(x, h), want)
+
+
+def run(program: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    inherited = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    command = (
+        [sys.executable, *program.split(" ", 1)] if program.startswith("-c ") else [sys.executable, *program.split()]
+    )
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=inherited | environment, check=False)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_without_a_gpu_the_reason_says_what_would_help() -> None:
+    done = run("-c from hyenarec_kernels.triton import probe; print(probe())")
+    assert done.stdout.strip() == "no NVIDIA GPU (TRITON_INTERPRET=1 runs the kernels on CPU tensors, slowly)"
+    done = run("-c from hyenarec_kernels.triton import probe; print(probe())", TRITON_INTERPRET="1")
+    assert done.stdout.strip() == "None"
+
+
+def test_every_kernel_compiles_without_spills(tmp_path: Path) -> None:
+    """For sm_80 and sm_90, in every shipped configuration; needs ptxas, which comes with triton, and no GPU."""
+    done = run(f"benchmarks/triton_aot.py --few --out {tmp_path / 'aot.json'}")
+    assert done.returncode == 0, done.stderr[-2000:]
+    rows = json.loads((tmp_path / "aot.json").read_text())["rows"]
+    assert {row["architecture"] for row in rows} == {"sm_80", "sm_90a"}
+    matrix = {"moments", "chunks", "across_gradient"}
+    others = {"up", "across", "direct", "direct_backward", "tap_gradient", "last", "short", "short_backward"}
+    assert {row["kernel"] for row in rows} == matrix | others | {"_name_slots"}
+    for row in rows:
+        assert row["spilled"] == 0, row
+        assert row["shared"] <= row["shared_limit"], row
+        assert (row["tensor_core"] > 0) == (row["kernel"] in matrix), row
+
+
+def test_sampled_basis_is_what_the_tables_hold() -> None:
+    """The rows of first taps are the basis itself."""
+    chosen = plan.plan_for(5, 100, False, False, torch.float64)
+    held = tables.constants(chosen, torch.float64, torch.float64, torch.device("cpu"))
+    want = sampled_basis(np.arange(32, dtype=np.float64), 5, 100)
+    np.testing.assert_allclose(held.rows[:32].numpy(), want)
