@@ -8,20 +8,17 @@ benchmarks/results/ablation-LOG.json.
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
-import torch
 import tyro
-from hyenarec import environment
 from hyenarec.cli.options import load_source
 from hyenarec.cli.train import summarise, train
 from hyenarec.config import HyenaConfig, ModelConfig
 from hyenarec.display import console, show_table
-from hyenarec.files import write_text
 from hyenarec.training import Source, TrainingConfig
+from recording import RESULTS, write_report
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "defaults": {},
@@ -65,17 +62,13 @@ class Ablation:
         ]
         title = f"hyena on {self.data.stem}, test, mean of seeds {', '.join(map(str, self.seeds))}"
         show_table(title, ("variant", *COLUMNS), rows)
-        report = {
-            "title": title,
-            "environment": environment.describe(torch.device("cpu")),
+        content = {
             "training": asdict(TRAINING),
             "variants": VARIANTS,
             "validation": {name: [run["validation"]["NDCG@10"] for run in runs] for name, runs in results.items()},
             "test": summary,
         }
-        out = Path(__file__).parent / "results" / f"ablation-{self.data.stem}.json"
-        write_text(out, json.dumps(report, indent=2) + "\n")
-        console.print(f"written to {out.name}", highlight=False)
+        write_report(RESULTS / f"ablation-{self.data.stem}.json", title, content)
 
 
 if __name__ == "__main__":

@@ -8,23 +8,20 @@ steps of an epoch. Writes benchmarks/results/epoch-LOG.json.
 
 from __future__ import annotations
 
-import json
-import statistics
 import tempfile
-import time
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
-import torch
 import tyro
-from hyenarec import environment
 from hyenarec.cli.options import load_source
 from hyenarec.config import ModelConfig
-from hyenarec.display import console, show_table
-from hyenarec.files import write_text
+from hyenarec.display import show_table
 from hyenarec.training import Run, Source, TrainingConfig
+from measuring import take_turns
+from recording import RESULTS, write_report
 
 from hyenarec_kernels import backends
 
@@ -41,11 +38,10 @@ class Epoch:
     timestamp: str = "timestamp"
     """Column of times."""
     steps: int = 15
-    """Steps of each contestant, the first two not counted."""
+    """Steps of each contestant."""
 
     def run(self) -> None:
         store, split = load_source(Source(str(self.data), timestamp=self.timestamp))
-        rows: list[dict[str, Any]] = []
         with tempfile.TemporaryDirectory() as folder:
             runs = {
                 (mixer, backend): Run(
@@ -54,38 +50,32 @@ class Epoch:
                 for mixer, backend in CONTESTANTS
                 if backend is None or backend in backends.available("cpu")
             }
-            times: dict[tuple[str, str | None], list[float]] = {key: [] for key in runs}
-            order = list(runs)
-            for batch, _ in zip(next(iter(runs.values())).windows.epoch(0, 0), range(self.steps), strict=False):
-                for mixer, backend in order:
-                    run = runs[mixer, backend]
-                    run.model.train()
-                    with backends.use(backend) if backend else nullcontext():
-                        began = time.perf_counter()
-                        run.step(batch, TRAINING.learning_rate)
-                        times[mixer, backend].append(time.perf_counter() - began)
-                order.reverse()
-            for (mixer, backend), seconds in times.items():
-                step = statistics.median(seconds[2:])
-                rows.append(
-                    {
-                        "mixer": mixer,
-                        "backend": backend,
-                        "ms/step": round(1e3 * step, 1),
-                        "s/epoch": round(step * len(runs[mixer, backend].windows), 1),
-                    }
-                )
+            times = take_turns({key: next_step(run, key[1]) for key, run in runs.items()}, 0, self.steps)
+            rows = [
+                {
+                    "mixer": mixer,
+                    "backend": backend,
+                    "ms/step": round(milliseconds["median"], 1),
+                    "s/epoch": round(1e-3 * milliseconds["median"] * len(runs[mixer, backend].windows), 1),
+                }
+                for (mixer, backend), milliseconds in times.items()
+            ]
         title = f"training on {self.data.stem}, batch {TRAINING.batch_size}, length 200, d=64, 2 blocks"
         show_table(title, ("mixer", "backend", "ms/step", "s/epoch"), rows)
-        out = Path(__file__).parent / "results" / f"epoch-{self.data.stem}.json"
-        report = {
-            "title": title,
-            "environment": environment.describe(torch.device("cpu")),
-            "training": asdict(TRAINING),
-            "rows": rows,
-        }
-        write_text(out, json.dumps(report, indent=2) + "\n")
-        console.print(f"written to {out.name}", highlight=False)
+        content = {"training": asdict(TRAINING), "rows": rows}
+        write_report(RESULTS / f"epoch-{self.data.stem}.json", title, content)
+
+
+def next_step(run: Run, backend: str | None) -> Callable[[], None]:
+    """A function that trains on the next batch of the first epoch."""
+    run.model.train()
+    batches = run.windows.epoch(0, 0)
+
+    def step() -> None:
+        with backends.use(backend) if backend else nullcontext():
+            run.step(next(batches), TRAINING.learning_rate)
+
+    return step
 
 
 if __name__ == "__main__":

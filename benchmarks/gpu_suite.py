@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from operator_cpu import fft, fft_sizes, measure, ratio, software
+from measuring import take_turns
+from operator_cpu import fft, fft_sizes, ratio, software
 from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -180,7 +181,7 @@ def drawn_row(name: str, tokens: int, dim: int, clock: Clock, seconds: float) ->
         return hk.legendre_conv(dense[0], c, horizon=horizon, pre_gate=dense[1], post_gate=dense[2])
 
     runs = {"packed": training(packed, [x, c, pre, post]), "dense": training(padded, [dense[0], c, *dense[1:]])}
-    times = measure(runs, seconds * len(runs), 5, clock)
+    times = take_turns(runs, seconds * len(runs), 5, clock)
     rates = {key: size / times[key]["median"] for key, size in (("packed", total), ("dense", even))}
     return {
         "drawn": name,
@@ -212,13 +213,13 @@ def mixer_row(length: int, dim: int, clock: Clock, seconds: float) -> dict[str, 
         "mixer": training(hyena, [x, *mixer.parameters()]),
         "attention": training(attention, [x, *projection.parameters()]),
     }
-    return {"length": length, "dim": dim, "times": measure(runs, seconds * len(runs), 5, clock)}
+    return {"length": length, "dim": dim, "times": take_turns(runs, seconds * len(runs), 5, clock)}
 
 
 def operator_row(tokens: int, length: int, dim: int, clock: Clock, seconds: float) -> dict[str, Any]:
     torch.cuda.empty_cache()
     runs, ours = contestants(tokens, length, dim)
-    row: dict[str, Any] = {"tokens": tokens, "length": length, "dim": dim, "times": measure(runs, seconds, 5, clock)}
+    row: dict[str, Any] = {"tokens": tokens, "length": length, "dim": dim, "times": take_turns(runs, seconds, 5, clock)}
     row["memory"] = dict(zip(("forward", "training"), map(extra_memory, ours), strict=True))
     if tokens == TOKENS[0]:
         row["error"] = parity(length, dim)

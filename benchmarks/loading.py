@@ -13,11 +13,8 @@ import os
 import resource
 import tempfile
 import time
-from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
 from importlib.metadata import version
 from itertools import product
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +22,10 @@ import numpy as np
 import torch
 from hyenarec import environment
 from hyenarec.data.reading import read_log
+from measuring import in_fresh_process
+from recording import RESULTS
 
-RESULT = Path(__file__).parent / "results" / "loading.json"
+RESULT = RESULTS / "loading.json"
 USERS, ITEMS = 200_000, 100_000
 
 
@@ -66,12 +65,6 @@ def measure(path: Path) -> dict[str, Any]:
         "users": store.n_users,
         "items": store.n_items,
     }
-
-
-def in_fresh_process(function: Callable[..., Any], *arguments: Any) -> Any:
-    """Peak memory is a process's own, so every case has one to itself."""
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        return pool.submit(function, *arguments).result()
 
 
 def main() -> None:

@@ -8,22 +8,21 @@ Forward and backward, float32 and bfloat16 autocast, medians of alternating runs
 
 from __future__ import annotations
 
-import json
-import statistics
-import time
 from collections.abc import Callable
-from pathlib import Path
+from functools import partial
 from unittest import mock
 
 import torch
-from hyenarec import environment, losses
-from hyenarec.display import console, show_table
+from hyenarec import losses
+from hyenarec.display import show_table
+from measuring import take_turns
+from recording import RESULTS, write_report
 from torch import Tensor
 from torch.nn import functional as F
 
 TOKENS, ITEMS, DIM = 14_000, 3_416, 64  # a batch of 128 ml-1m windows, its catalogue
 CHUNKS = [1 << power for power in (18, 19, 20, 21, 22, 24)]
-ROUNDS = 7
+ROUNDS = 6
 
 Loss = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
@@ -55,29 +54,25 @@ def main() -> None:
         contestants["torch linear_cross_entropy"] = torch_fused
     contestants |= {f"ours, {scores >> 10}K scores a chunk": chunked(scores) for scores in CHUNKS}
 
-    seconds: dict[tuple[str, bool], list[float]] = {(name, bf16): [] for name in contestants for bf16 in (False, True)}
-    for _ in range(ROUNDS):
-        for (name, bf16), times in seconds.items():
-            hidden.grad = weight.grad = bias.grad = None
-            began = time.perf_counter()
-            with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-                loss = contestants[name](hidden, weight, bias, targets)
-            loss.backward()
-            times.append(time.perf_counter() - began)
+    def step(name: str, bf16: bool) -> None:
+        hidden.grad = weight.grad = bias.grad = None
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            loss = contestants[name](hidden, weight, bias, targets)
+        loss.backward()
+
+    runs = {(name, bf16): partial(step, name, bf16) for name in contestants for bf16 in (False, True)}
+    times = take_turns(runs, 0, ROUNDS)
     rows = [
         {
             "loss": name,
-            "float32 ms": round(1e3 * statistics.median(seconds[name, False][1:]), 1),
-            "bfloat16 ms": round(1e3 * statistics.median(seconds[name, True][1:]), 1),
+            "float32 ms": round(times[name, False]["median"], 1),
+            "bfloat16 ms": round(times[name, True]["median"], 1),
         }
         for name in contestants
     ]
     title = f"full cross entropy, forward + backward, {TOKENS:,} tokens, {ITEMS:,} items, d={DIM}"
     show_table(title, list(rows[0]), rows)
-    out = Path(__file__).parent / "results" / "losses-cpu.json"
-    report = {"title": title, "environment": environment.describe(torch.device("cpu")), "rows": rows}
-    out.write_text(json.dumps(report, indent=2) + "\n")
-    console.print(f"written to {out.name}", highlight=False)
+    write_report(RESULTS / "losses-cpu.json", title, {"rows": rows})
 
 
 if __name__ == "__main__":

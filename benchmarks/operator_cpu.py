@@ -11,11 +11,9 @@ contiguous and channels-first inputs at 5-smooth and power-of-two sizes.
 from __future__ import annotations
 
 import argparse
-import ctypes
 import json
 import os
 import platform
-import statistics
 import subprocess
 import time
 from collections.abc import Callable
@@ -25,6 +23,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from measuring import keep_freed_memory, take_turns
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -35,33 +34,6 @@ from hyenarec_kernels.plan import Plan
 SHAPES = ((128, 50), (128, 200), (32, 1024), (8, 4096), (2, 16384), (1, 1024))
 DIM, TERMS = 64, 32
 Contestants = dict[str, Callable[[], Any]]
-
-
-def wall_clock(run: Callable[[], Any]) -> float:
-    """Milliseconds of one call."""
-    start = time.perf_counter()
-    run()
-    return 1e3 * (time.perf_counter() - start)
-
-
-def measure(
-    contestants: Contestants, seconds: float, rounds: int = 9, clock: Callable[[Callable[[], Any]], float] = wall_clock
-) -> dict[str, dict[str, float]]:
-    """Milliseconds of each: median, quartiles and best, rounds alternating in order."""
-    times: dict[str, list[float]] = {name: [] for name in contestants}
-    for run in contestants.values():
-        run()
-    names, end = list(contestants), time.perf_counter() + seconds
-    while len(times[names[0]]) < rounds or (time.perf_counter() < end and len(times[names[0]]) < 400):
-        for name in names:
-            times[name].append(clock(contestants[name]))
-        names.reverse()
-    return {name: summary(values) for name, values in times.items()}
-
-
-def summary(values: list[float]) -> dict[str, float]:
-    low, middle, high = statistics.quantiles(values, n=4)
-    return {"median": middle, "q1": low, "q3": high, "min": min(values), "rounds": len(values)}
 
 
 def fft_sizes(length: int) -> list[int]:
@@ -116,7 +88,7 @@ def operator_row(batch: int, length: int, seconds: float) -> dict[str, Any]:
         cpu.legendre_conv_backward(grad, *gated, [True, True, False, False, True, True])
 
     paths = fft_paths(batch, length)
-    trial = measure(paths, seconds / 4, 3)
+    trial = take_turns(paths, seconds / 4, 3)
     fastest = min(trial, key=lambda name: trial[name]["median"])
     basis = torch.randn(TERMS, length)
     contestants: Contestants = {
@@ -129,7 +101,7 @@ def operator_row(batch: int, length: int, seconds: float) -> dict[str, Any]:
     }
     if length <= 4096:
         contestants["attention"] = lambda: F.scaled_dot_product_attention(query, query, query, is_causal=True)
-    times = measure(contestants, seconds)
+    times = take_turns(contestants, seconds)
     plan = cpu._plan(x, TERMS, 0.0, length, length)
     assert plan is not None
     work = multiply_adds(plan, length) * x.numel()
@@ -181,7 +153,7 @@ def short_row(seconds: float) -> dict[str, Any]:
         out = F.silu(F.conv1d(leaves[0], leaves[1], leaves[2], padding=width - 1, groups=dim)[..., :length])
         torch.autograd.grad(out, leaves, grad_last)
 
-    return {"times": measure({"ours": ours, "nn.Conv1d + SiLU": conv1d}, seconds)}
+    return {"times": take_turns({"ours": ours, "nn.Conv1d + SiLU": conv1d}, seconds)}
 
 
 def step_row(seconds: float) -> dict[str, Any]:
@@ -191,7 +163,7 @@ def step_row(seconds: float) -> dict[str, Any]:
     history, taps, steps = torch.randn(1, 1023, DIM), torch.randn(1024, DIM), torch.tensor([500])
     row = torch.randn(1, DIM)
     return {
-        "times": measure(
+        "times": take_turns(
             {
                 "step": lambda: conv_step(row, history, taps, steps, pre_gate=row, post_gate=row),
                 "last row": lambda: cpu.legendre_conv(*arguments, True),
@@ -217,13 +189,6 @@ def scratch(run: Callable[[], Any], size: int) -> float:
     torch.ops.hyenarec_cpu.scratch_peak()
     run()
     return float(torch.ops.hyenarec_cpu.scratch_peak()) / size
-
-
-def keep_freed_memory() -> bool:
-    """Asks glibc's malloc to give nothing back to the system; False where that is not the allocator."""
-    trim_threshold, mmap_max = -1, -4  # of malloc.h
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    return mallopt is not None and bool(mallopt(mmap_max, 0)) and bool(mallopt(trim_threshold, 2**31 - 1))
 
 
 def software() -> dict[str, Any]:

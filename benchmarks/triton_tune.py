@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from gpu_suite import Clock, draw, training
-from operator_cpu import measure
+from measuring import take_turns
 
 import hyenarec_kernels as hk
 from hyenarec_kernels import backends
@@ -59,7 +59,7 @@ def main() -> None:
     family = TABLE[max(least for least in TABLE if least <= capability)]
 
     def cost() -> dict[str, float]:
-        return {name: t["median"] for name, t in measure(runs, arguments.seconds, 5, clock).items()}
+        return {name: t["median"] for name, t in take_turns(runs, arguments.seconds, 5, clock).items()}
 
     for kernel, shipped in list(family.items()):
         base, best = cost(), (float(len(runs)), shipped)

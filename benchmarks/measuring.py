@@ -1,0 +1,67 @@
+"""What the benchmarks share: contestants that take turns, memory that stays, a process of one's own."""
+
+from __future__ import annotations
+
+import ctypes
+import statistics
+import time
+from collections.abc import Callable, Hashable, Mapping
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from typing import Any, ParamSpec, TypeVar
+
+MOST_ROUNDS = 400
+
+P = ParamSpec("P")
+T = TypeVar("T")
+Name = TypeVar("Name", bound=Hashable)
+
+
+def wall_clock(run: Callable[[], Any]) -> float:
+    """Milliseconds of one call."""
+    began = time.perf_counter()
+    run()
+    return 1e3 * (time.perf_counter() - began)
+
+
+def take_turns(
+    contestants: Mapping[Name, Callable[[], Any]],
+    seconds: float,
+    rounds: int = 9,
+    clock: Callable[[Callable[[], Any]], float] = wall_clock,
+) -> dict[Name, dict[str, float]]:
+    """Milliseconds of each contestant by ``clock``: median, quartiles and best of at least ``rounds`` rounds, and of as
+    many as fit into ``seconds``.
+
+    Each runs once before the first round; the order of a round is the reverse of the round before. The wall clock sees
+    a GPU's work only where a contestant waits for it.
+    """
+    times: dict[Name, list[float]] = {name: [] for name in contestants}
+    for run in contestants.values():
+        run()
+    names, done, end = list(contestants), 0, time.perf_counter() + seconds
+    while done < rounds or (done < MOST_ROUNDS and time.perf_counter() < end):
+        for name in names:
+            times[name].append(clock(contestants[name]))
+        names.reverse()
+        done += 1
+    return {name: summary(values) for name, values in times.items()}
+
+
+def summary(values: list[float]) -> dict[str, float]:
+    """Median, quartiles, best and count of two or more values."""
+    low, middle, high = statistics.quantiles(values, n=4)
+    return {"median": middle, "q1": low, "q3": high, "min": min(values), "rounds": len(values)}
+
+
+def keep_freed_memory() -> bool:
+    """Asks glibc's malloc to give nothing back to the system; False where that is not the allocator."""
+    trim_threshold, mmap_max = -1, -4  # of malloc.h
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    return mallopt is not None and bool(mallopt(mmap_max, 0)) and bool(mallopt(trim_threshold, 2**31 - 1))
+
+
+def in_fresh_process(function: Callable[P, T], *arguments: P.args, **options: P.kwargs) -> T:
+    """``function(*arguments)`` in a process that has done nothing before: peak memory is a process's own."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        return pool.submit(function, *arguments, **options).result()
