@@ -49,36 +49,30 @@ void input_gradients(const BackwardCall<A>& call, Pass<A>& pass, const Sequence&
   auto block = [&](Rows rows) { return call.block(sequence, rows, t, true); };
   Block dx = block(args.dx), dpre = block(args.dpre_gate), pre = block(args.pre_gate), x = block(args.x);
   pass.begin(call.reader(sequence, args.grad, args.post_gate, t, true), call.tables + call.first_block(t));
-  for (int64_t from = 0; from < sequence.length; from += pass.segment_rows()) {
-    int64_t left = sequence.length - from, rows = left < pass.segment_rows() ? left : pass.segment_rows();
-    int64_t n = ceil_div(rows, args.plan->chunk), chunk = from / args.plan->chunk;
-    pass.read(from, n);
-    pass.read_history(from, n);
-    pass.descend(chunk);
-    pass.convolve(from, n, rows);
-    call.store(dx, pass, pre, from, rows);
-    call.store(dpre, pass, x, from, rows);
-    if (left > rows) pass.ascend(chunk + n, false);
-  }
+  pass.each_segment([&](const Segment& segment) {
+    pass.run(segment);
+    call.store(dx, pass, pre, segment);
+    call.store(dpre, pass, x, segment);
+    if (!segment.last) pass.ascend(segment, false);
+  });
 }
 
 // Adds the gradients of one segment's taps and of the blocks whose targets it completes.
 template <class A>
-void table_gradients(const BackwardCall<A>& call, Pass<A>& u, Pass<A>& dy, int64_t from, int64_t n, int64_t rows,
-                     bool last, const Tables<A>* sums) {
-  const Plan& plan = *call.args.plan;
-  int64_t chunk = from / plan.chunk, history_rows = u.chunk_history();
+void table_gradients(const Plan& plan, const Pass<A>& u, const Pass<A>& dy, const Segment& segment,
+                     const Tables<A>* sums) {
   for (int64_t c = 0; c < u.reader.tile.blocks; ++c)
-    for (int64_t x = 0; x < n; ++x) {
-      int64_t first = x * plan.chunk, used = rows - first < plan.chunk ? rows - first : plan.chunk;
+    for (int64_t x = 0; x < segment.chunks; ++x) {
+      int64_t first = x * plan.chunk, used = u.used_rows(segment, x);
       const Vec<A>*grad = dy.u + c * dy.stride() + first, *input = u.u + c * u.stride() + first;
       correlate_near<A>(sums[c].near, plan.near_taps, grad, input, ceil_div(used, kTapRows) * kTapRows);
-      if (u.reaches(from, n))
-        correlate_far<A>(sums[c].far - plan.far_lag, plan.horizon, history_rows, grad, u.past(c, first), used);
+      if (u.reaches(segment))
+        correlate_far<A>(sums[c].far - plan.far_lag, plan.horizon, u.chunk_history(), grad, u.past(c, first), used);
     }
+  int64_t end = segment.chunk + segment.chunks;
   for (int l = 0; l < plan.num_levels; ++l) {
-    int64_t done = ceil_div(chunk + n, u.ratio(l)), begin = l ? (done - 1) / kLanes * kLanes : chunk;
-    if (l && !last && ((chunk + n) % u.ratio(l) || done % kLanes)) break;  // nodes go in fours
+    int64_t done = ceil_div(end, u.ratio(l)), begin = (done - 1) / kLanes * kLanes;
+    if (!segment.last && (end % u.ratio(l) || done % kLanes)) break;  // nodes go in fours
     with_count<kLanes>(done - begin, [&](auto lanes) {
       for (int64_t c = 0; c < u.reader.tile.blocks; ++c)
         correlate_nodes<A, decltype(lanes)::value>(plan.levels[l], dy.mu[l], u.mu[l], c, begin, sums[c].blocks[l]);
@@ -95,26 +89,22 @@ void output_side(const BackwardCall<A>& call, Pass<A>& u, Pass<A>& dy, const Seq
   const Tables<A>* tables = call.tables + call.first_block(t);
   u.begin(call.reader(sequence, args.x, args.pre_gate, t), tables);
   dy.begin(call.reader(sequence, args.grad, args.post_gate, t), tables);
-  for (int64_t from = 0; from < sequence.length; from += u.segment_rows()) {
-    int64_t left = sequence.length - from, rows = left < u.segment_rows() ? left : u.segment_rows();
-    int64_t n = ceil_div(rows, args.plan->chunk), chunk = from / args.plan->chunk;
-    bool last = left == rows;
-    u.read(from, n);
-    u.read_history(from, n);
+  u.each_segment([&](const Segment& segment) {
     if (dpost.data) {
-      u.descend(chunk);
-      u.convolve(from, n, rows);
-      call.store(dpost, u, grad, from, rows);
+      u.run(segment);
+      call.store(dpost, u, grad, segment);
+    } else {
+      u.read(segment);
+      u.read_history(segment);
+      u.all_moments(segment);
     }
-    if (!dpost.data)
-      for (int64_t c = 0; c < u.reader.tile.blocks; ++c) u.moments(c, chunk, n);
-    if (!last) u.ascend(chunk + n, false);
-    if (!call.wants_taps()) continue;
-    dy.read(from, n);
-    for (int64_t c = 0; c < dy.reader.tile.blocks; ++c) dy.moments(c, chunk, n);
-    dy.ascend(chunk + n, last);
-    table_gradients<A>(call, u, dy, from, n, rows, last, sums);
-  }
+    if (!segment.last) u.ascend(segment, false);
+    if (!call.wants_taps()) return;
+    dy.read(segment);
+    dy.all_moments(segment);
+    dy.ascend(segment, segment.last);
+    table_gradients<A>(*args.plan, u, dy, segment, sums);
+  });
 }
 
 template <class A>

@@ -87,12 +87,13 @@ struct Call {
     };
     parallel(channel_blocks, body, this);
   }
-  // out = y (* factor) for the segment of `pass` that starts at row `from`.
-  void store(Block out, const Pass<A>& pass, Block factor, int64_t from, int64_t count) const {
+  // out = y (* factor) for the segment that `pass` holds.
+  void store(Block out, const Pass<A>& pass, Block factor, const Segment& segment) const {
     if (!out.data) return;
+    if (factor.data) factor = at(factor, segment.from);
     const Io<A>& io = *pass.reader.io;
     auto store = rows * args.channels * io.element_size > kStreamBytes ? io.stream : io.store;
-    store(at(out, from), pass.y, pass.stride(), factor.data ? at(factor, from) : factor, count, pass.reader.tile);
+    store(at(out, segment.from), pass.y, pass.stride(), factor, segment.rows, pass.reader.tile);
   }
   Reader<A> reader(const Sequence& sequence, Rows a, Rows b, int64_t t, bool reversed = false) const {
     Block first = block(sequence, a, t, reversed), second = block(sequence, b, t, reversed);
@@ -112,16 +113,11 @@ void forward_sequence(const Call<A>& call, Pass<A>& pass, const Sequence& sequen
   const ConvArgs& args = call.args;
   Block out = call.block(sequence, args.out, t), gate = call.block(sequence, args.post_gate, t);
   pass.begin(call.reader(sequence, args.x, args.pre_gate, t), call.tables + call.first_block(t));
-  for (int64_t from = 0; from < sequence.length; from += pass.segment_rows()) {
-    int64_t left = sequence.length - from, rows = left < pass.segment_rows() ? left : pass.segment_rows();
-    int64_t n = ceil_div(rows, call.args.plan->chunk), chunk = from / call.args.plan->chunk;
-    pass.read(from, n);
-    pass.read_history(from, n);
-    pass.descend(chunk);
-    pass.convolve(from, n, rows);
-    call.store(out, pass, gate, from, rows);
-    if (left > rows) pass.ascend(chunk + n, false);
-  }
+  pass.each_segment([&](const Segment& segment) {
+    pass.run(segment);
+    call.store(out, pass, gate, segment);
+    if (!segment.last) pass.ascend(segment, false);
+  });
   call.clear_padding_of(args.out, sequence, t);
 }
 

@@ -27,6 +27,12 @@ struct Reader {
   }
 };
 
+// Rows [from, from + rows) of a sequence: `chunks` chunks from number `chunk` on.
+struct Segment {
+  int64_t from, rows, chunk, chunks;
+  bool last;
+};
+
 template <class A>
 struct Pass {
   const Plan* plan;
@@ -82,20 +88,39 @@ struct Pass {
   }
   int64_t before(int l, int64_t index) const { return plan->levels[l].fan ? index % plan->levels[l].fan : index; }
 
-  void read(int64_t from, int64_t n) {
-    reader.read(u, stride(), from, segment_rows());
-    if (plan->num_levels) mu[0].reserve(reader.tile.blocks, from / plan->chunk, n);
+  template <class F>
+  void each_segment(const F& f) const {
+    for (int64_t from = 0; from < reader.length; from += segment_rows()) {
+      int64_t left = reader.length - from, rows = left < segment_rows() ? left : segment_rows();
+      f(Segment{from, rows, from / plan->chunk, ceil_div(rows, plan->chunk), rows == left});
+    }
   }
 
-  // Moments of the segment's n chunks.
-  HYENAREC_INLINE void moments(int64_t c, int64_t chunk, int64_t n) {
+  // The segment's y, all the way from its rows.
+  void run(const Segment& segment) {
+    read(segment);
+    read_history(segment);
+    descend(segment.chunk);
+    convolve(segment);
+  }
+
+  void read(const Segment& segment) {
+    reader.read(u, stride(), segment.from, segment_rows());
+    if (plan->num_levels) mu[0].reserve(reader.tile.blocks, segment.chunk, segment.chunks);
+  }
+
+  void all_moments(const Segment& segment) {
+    for (int64_t c = 0; c < reader.tile.blocks; ++c) moments(c, segment);
+  }
+
+  HYENAREC_INLINE void moments(int64_t c, const Segment& segment) {
     if (plan->num_levels == 0) return;
-    with_count<kLanes>(n, [&](auto lanes) __attribute__((always_inline)) {
+    with_count<kLanes>(segment.chunks, [&](auto lanes) __attribute__((always_inline)) {
       constexpr int X = decltype(lanes)::value;
       const Vec<A>* rows[X];
       Vec<A>* out[X];
       for (int x = 0; x < X; ++x)
-        rows[x] = u + c * stride() + x * plan->chunk, out[x] = mu[0].node(c, chunk + x);
+        rows[x] = u + c * stride() + x * plan->chunk, out[x] = mu[0].node(c, segment.chunk + x);
       chunk_moments<A, X>(plan->levels[0], rows, work, out);
     });
   }
@@ -122,36 +147,43 @@ struct Pass {
     }
   }
 
-  // Rows a horizon back, where the filter ends inside the sequence and the segment's n chunks reach so far.
-  bool reaches(int64_t from, int64_t n) const {
-    return chunk_history() > 0 && from + (n - 1) * plan->chunk - (plan->horizon - 1) + chunk_history() > 0;
+  // Rows a horizon back, where the filter ends inside the sequence and the segment reaches so far.
+  bool reaches(const Segment& segment) const {
+    int64_t last_chunk = segment.from + (segment.chunks - 1) * plan->chunk;
+    return chunk_history() > 0 && last_chunk - (plan->horizon - 1) + chunk_history() > 0;
   }
   Vec<A>* past(int64_t c, int64_t first) const { return history + c * history_stride() + kTapRows + first; }
-  void read_history(int64_t from, int64_t n) {
-    if (!reaches(from, n)) return;
+  void read_history(const Segment& segment) {
+    if (!reaches(segment)) return;
     for (int64_t c = 0; c < reader.tile.blocks; ++c)
       for (int64_t i = 1; i <= kTapRows; ++i) past(c, 0)[-i] = Vec<A>{};
-    reader.read(past(0, 0), history_stride(), from - (plan->horizon - 1), history_stride() - kTapRows);
+    reader.read(past(0, 0), history_stride(), segment.from - (plan->horizon - 1), history_stride() - kTapRows);
   }
 
-  // Moments and y of the segment's n chunks, `rows` of which exist: from other chunks, then the chunks' own taps.
-  void convolve(int64_t from, int64_t n, int64_t rows) {
-    int64_t chunk = from / plan->chunk, history_rows = reaches(from, n) ? chunk_history() : 0;
+  // Moments and y of the segment: from other chunks, then the chunks' own taps.
+  void convolve(const Segment& segment) {
+    int64_t history_rows = reaches(segment) ? chunk_history() : 0;
     for (int64_t c = 0; c < reader.tile.blocks; ++c) {
-      moments(c, chunk, n);
-      if (plan->num_levels) from_other_chunks(c, chunk, n);
+      moments(c, segment);
+      if (plan->num_levels) from_other_chunks(c, segment);
       Taps<A> taps{tables[c].near, plan->near_taps, tables[c].far_by_lag(*plan), plan->horizon};
-      for (int64_t x = 0; x < n; ++x) {
-        int64_t first = x * plan->chunk, used = rows - first < plan->chunk ? rows - first : plan->chunk;
+      for (int64_t x = 0; x < segment.chunks; ++x) {
+        int64_t first = x * plan->chunk, used = used_rows(segment, x);
         const Vec<A>* rest = plan->num_levels ? work + first : nullptr;
         direct<A>(taps, u + c * stride() + first, past(c, first), history_rows, rest, y + c * stride() + first, used);
       }
     }
   }
 
-  HYENAREC_INLINE void from_other_chunks(int64_t c, int64_t chunk, int64_t n) {
+  int64_t used_rows(const Segment& segment, int64_t x) const {
+    int64_t left = segment.rows - x * plan->chunk;
+    return left < plan->chunk ? left : plan->chunk;
+  }
+
+  HYENAREC_INLINE void from_other_chunks(int64_t c, const Segment& segment) {
     const Level& level = plan->levels[0];
-    with_count<kLanes>(n, [&](auto lanes) __attribute__((always_inline)) {
+    const int64_t chunk = segment.chunk;
+    with_count<kLanes>(segment.chunks, [&](auto lanes) __attribute__((always_inline)) {
       constexpr int X = decltype(lanes)::value;
       Vec<A>* first = nu_node(0, c, chunk);
       const Vec<A>* moments = mu[0].node(c, chunk);
@@ -166,9 +198,10 @@ struct Pass {
     });
   }
 
-  // Moments of the nodes above the lowest level that end before this chunk; when `last`, also of those it cuts short.
-  void ascend(int64_t chunk, bool last) {
-    for (int l = 1; l <= top() && (last || chunk % ratio(l) == 0); ++l) {
+  // Moments of the nodes above the lowest level that end with the segment; when `all`, also of those it cuts short.
+  void ascend(const Segment& segment, bool all) {
+    int64_t chunk = segment.chunk + segment.chunks;
+    for (int l = 1; l <= top() && (all || chunk % ratio(l) == 0); ++l) {
       const Level &level = plan->levels[l], &child = plan->levels[l - 1];
       int64_t index = (chunk - 1) / ratio(l), children = ceil_div(chunk, ratio(l - 1));
       mu[l].reserve(reader.tile.blocks, index, 1);
