@@ -19,7 +19,7 @@ import triton
 import triton.language as tl
 
 from hyenarec_kernels.triton.moments import gated, store_scaled
-from hyenarec_kernels.triton.rows import locate, written
+from hyenarec_kernels.triton.rows import locate, tile_columns, written
 
 LENGTHS = ["slots", "columns", "per_row"]
 
@@ -122,9 +122,7 @@ def chunks(
     near_sums, edge_sums, skip_sums: shares of the gradients, for the output gradient weigh_gate weigh; (programs, rank,
     D) each, or None for none of them.
     """
-    column = tl.arange(0, SLOTS * CHANNELS)
-    slot = tl.program_id(0) * SLOTS + column // CHANNELS
-    channel = tl.program_id(1) * CHANNELS + column % CHANNELS
+    slot, channel = tile_columns(SLOTS, CHANNELS)
     inside = channel < channels
     sequence, first, length, index = locate(slot, slots, sequences, starts, ends, columns, per_row, CHUNK, PACKED)
     i = tl.arange(0, CHUNK)[:, None]

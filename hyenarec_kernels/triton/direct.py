@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 
 from hyenarec_kernels.triton.moments import gated, store_scaled
-from hyenarec_kernels.triton.rows import locate, span, written
+from hyenarec_kernels.triton.rows import locate, span, tile_columns, written
 
 LENGTHS = ["slots", "columns", "per_row", "count"]
 
@@ -40,9 +40,7 @@ def direct(
     SLOTS: tl.constexpr,
     CHANNELS: tl.constexpr,
 ):
-    column = tl.arange(0, SLOTS * CHANNELS)
-    slot = tl.program_id(0) * SLOTS + column // CHANNELS
-    channel = tl.program_id(1) * CHANNELS + column % CHANNELS
+    slot, channel = tile_columns(SLOTS, CHANNELS)
     inside = channel < channels
     sequence, first, length, index = locate(slot, slots, sequences, starts, ends, columns, per_row, CHUNK, PACKED)
     i = tl.arange(0, CHUNK)[:, None]
@@ -94,9 +92,7 @@ def direct_backward(
     CHANNELS: tl.constexpr,
 ):
     """Gradients of x and the gates; an absent one is None."""
-    column = tl.arange(0, SLOTS * CHANNELS)
-    slot = tl.program_id(0) * SLOTS + column // CHANNELS
-    channel = tl.program_id(1) * CHANNELS + column % CHANNELS
+    slot, channel = tile_columns(SLOTS, CHANNELS)
     inside = channel < channels
     sequence, first, length, index = locate(slot, slots, sequences, starts, ends, columns, per_row, CHUNK, PACKED)
     i = tl.arange(0, CHUNK)[:, None]

@@ -16,7 +16,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from hyenarec_kernels.triton.rows import first_slot, locate
+from hyenarec_kernels.triton.rows import first_slot, locate, tile_columns
 
 LENGTHS = ["slots", "columns", "per_row", "per_row_below", "per_row_above"]
 
@@ -75,9 +75,7 @@ def moments(
     CHANNELS: tl.constexpr,
 ):
     """mu of SLOTS chunks: basis (CHUNK, PADDED), out (slots, RANK, D)."""
-    column = tl.arange(0, SLOTS * CHANNELS)
-    slot = tl.program_id(0) * SLOTS + column // CHANNELS
-    channel = tl.program_id(1) * CHANNELS + column % CHANNELS
+    slot, channel = tile_columns(SLOTS, CHANNELS)
     _, first, length, index = locate(slot, slots, sequences, starts, ends, columns, per_row, CHUNK, PACKED)
     j = tl.arange(0, CHUNK)[:, None]
     real = (index[None, :] * CHUNK + j < length[None, :]) & (channel < channels)[None, :]

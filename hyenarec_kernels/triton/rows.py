@@ -58,6 +58,13 @@ def locate(slot, slots, sequences, starts, ends, columns, per_row, CHUNK: tl.con
 
 
 @triton.jit
+def tile_columns(SLOTS: tl.constexpr, CHANNELS: tl.constexpr):
+    """The slot and the channel of each column of a program's tile, (SLOTS * CHANNELS,)."""
+    column = tl.arange(0, SLOTS * CHANNELS)
+    return tl.program_id(0) * SLOTS + column // CHANNELS, tl.program_id(1) * CHANNELS + column % CHANNELS
+
+
+@triton.jit
 def written(position, sequence, first, length, slot, slots, columns, PACKED: tl.constexpr):
     """The rows that a chunk writes and which of them exist: its own, and, of padded input, the padding's share.
 

@@ -18,7 +18,7 @@ from hyenarec_kernels.triton.arithmetic import Arithmetic, served, tile_channels
 from hyenarec_kernels.triton.configs import config
 from hyenarec_kernels.triton.long_conv import CHUNK, wide_parameter
 from hyenarec_kernels.triton.moments import gated
-from hyenarec_kernels.triton.rows import Rows, launch, locate, written
+from hyenarec_kernels.triton.rows import Rows, launch, locate, tile_columns, written
 
 WIDTH = 8  # taps are unrolled, in the backward pass twice over; wider ones go to the reference
 PROGRAMS = 1024  # that share the sums over rows
@@ -63,9 +63,8 @@ def short(
     SLOTS: tl.constexpr,
     CHANNELS: tl.constexpr,
 ):
-    column = tl.arange(0, SLOTS * CHANNELS)
-    slot = tl.program_id(0) * SLOTS + column // CHANNELS
-    channel = (tl.program_id(1) * CHANNELS + column % CHANNELS)[None, :]
+    slot, channel = tile_columns(SLOTS, CHANNELS)
+    channel = channel[None, :]
     sequence, first, length, index = locate(slot, slots, sequences, starts, ends, columns, per_row, CHUNK, PACKED)
     first, length = first[None, :], length[None, :]
     i = tl.arange(0, CHUNK)[:, None]
