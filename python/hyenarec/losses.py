@@ -64,7 +64,8 @@ def full_cross_entropy(hidden: Tensor, weight: Tensor, bias: Tensor, targets: Te
     """Mean cross entropy of ``hidden @ weight.T + bias`` over the whole catalogue.
 
     ``hidden`` (T, D), ``weight`` (V, D), ``bias`` (V,), ``targets`` (T,) int64. Matrix products run in the autocast
-    dtype where autocast is on; the softmax is summed in float32. Holds at most ``CHUNK_SCORES`` scores (at least one token's).
+    dtype where autocast is on; the softmax is summed in float32. Holds at most ``CHUNK_SCORES`` scores (at least one
+    token's).
     """
     return _FullCrossEntropy.apply(hidden, weight, bias, targets)  # type: ignore[no-any-return,no-untyped-call]
 
