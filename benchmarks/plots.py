@@ -13,23 +13,34 @@ from matplotlib.figure import Figure
 
 from .registry import OURS, SYSTEMS
 
-COLORS = {name: colormaps["tab20"](index / 20) for index, name in enumerate(SYSTEMS)}
+COLORS = {name: colormaps["tab20"](index % 20) for index, name in enumerate(SYSTEMS)}
 
 
-def line(axes: Axes, system: str, x: Sequence[float], times: Sequence[Mapping[str, float]], **style: Any) -> None:
-    """The medians of ``times`` over ``x`` with their quartiles, in the system's colour."""
-    low, middle, high = ([time[name] for time in times] for name in ("q1", "median", "q3"))
+def new_figure(columns: int = 1) -> tuple[Figure, list[Axes]]:
+    """A figure with ``columns`` plots side by side, and their axes."""
+    figure = Figure(figsize=(2 + 6 * columns, 5), layout="constrained")
+    return figure, list(figure.subplots(1, columns, squeeze=False)[0])
+
+
+def style(system: str) -> dict[str, Any]:
+    return {
+        "color": COLORS[system],
+        "label": SYSTEMS[system].title,
+        "linewidth": 2.5 if system == OURS else 1.2,
+        "marker": ".",
+    }
+
+
+def values(axes: Axes, system: str, x: Sequence[float], y: Sequence[float], **other: Any) -> None:
+    """A line in the system's colour."""
+    axes.plot(x, y, **style(system) | other)
+
+
+def times(axes: Axes, system: str, x: Sequence[float], summaries: Sequence[Mapping[str, float]]) -> None:
+    """The medians of ``summaries`` with their quartiles, in the system's colour."""
+    low, middle, high = ([summary[name] for summary in summaries] for name in ("q1", "median", "q3"))
     spread = [[m - q for m, q in zip(middle, low, strict=True)], [q - m for m, q in zip(middle, high, strict=True)]]
-    width = 2.5 if system == OURS else 1.2
-    axes.errorbar(
-        x,
-        middle,
-        spread,
-        marker=".",
-        linewidth=width,
-        color=COLORS[system],
-        **{"label": SYSTEMS[system].title, **style},
-    )
+    axes.errorbar(x, middle, spread, **style(system))
 
 
 def against_length(axes: Axes, lengths: Sequence[int], ylabel: str) -> None:
@@ -40,16 +51,9 @@ def against_length(axes: Axes, lengths: Sequence[int], ylabel: str) -> None:
 
 
 def finish(figure: Figure, title: str, path: Path) -> None:
-    """Title, grid and legends; saved as PNG."""
+    """Title, grids and one legend for all; saved as PNG."""
     figure.suptitle(title)
     for axes in figure.axes:
         axes.grid(alpha=0.3)
-        if axes.get_legend_handles_labels()[1]:
-            axes.legend(frameon=False, fontsize=8)
+    figure.axes[-1].legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
     save_figure(figure, path)
-
-
-def new_figure(columns: int = 1) -> tuple[Figure, Any]:
-    """A figure with ``columns`` plots side by side, and their axes as a list."""
-    figure = Figure(figsize=(2 + 6 * columns, 5), layout="constrained")
-    return figure, list(figure.subplots(1, columns, squeeze=False)[0])
