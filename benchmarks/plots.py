@@ -51,9 +51,19 @@ def against_length(axes: Axes, lengths: Sequence[int], ylabel: str) -> None:
 
 
 def finish(figure: Figure, title: str, path: Path) -> None:
-    """Title, grids and one legend for all; saved as PNG."""
+    """Title, grids and one legend of all labels; saved as PNG."""
     figure.suptitle(title)
     for axes in figure.axes:
         axes.grid(alpha=0.3)
-    figure.axes[-1].legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
+    labelled: dict[str, Any] = {}
+    for axes in figure.axes:
+        handles, labels = axes.get_legend_handles_labels()
+        labelled |= dict(zip(labels, handles, strict=True))
+    if labelled:
+        figure.legend(labelled.values(), labelled.keys(), frameon=False, fontsize=8, loc="outside right upper")
     save_figure(figure, path)
+
+
+def bar(axes: Axes, system: str, place: float, value: float, filled: bool) -> None:
+    """A horizontal bar in the system's colour, or its outline."""
+    axes.barh(place, value, facecolor=COLORS[system] if filled else "none", edgecolor=COLORS[system], linewidth=1.5)

@@ -10,9 +10,10 @@ A result is a JSON file ``NAME.json``, beside ``NAME.png`` where it has a plot:
 
 A case says what was timed (``mixer``, ``length``, ...) and carries ``ms``, the summary of its milliseconds, and
 ``check``: what came out of its equivalence test (:mod:`hyenarec_benchmarks.checks`). A case that was left out has the
-reason under ``left_out`` and neither. A run has ``log``, ``mixer``, ``length``, ``seed`` and ``test``; a baseline
-``log``, ``name``, ``length`` and ``test``, where ``test`` maps metrics as :meth:`hyenarec.evaluation.Ranking.metrics`
-names them to their values.
+reason under ``left_out`` and neither. Other programs' times that it stands against, where they compute something else,
+are summaries by name under ``rivals``. A run has ``log``, ``mixer``, ``length``, ``seed`` and ``test``, which maps
+metrics as :meth:`hyenarec.evaluation.Ranking.metrics` names them to their values; a baseline has ``log``, ``name``,
+``length`` and these metrics.
 """
 
 from __future__ import annotations
@@ -37,19 +38,19 @@ RESULTS = Path("benchmarks/results")  # of the folder that a suite is run in: in
 Result = dict[str, Any]
 
 HEAD = {"suite": str, "title": str, "command": str, "environment": dict, "settings": dict}
-ENVIRONMENT = ("hyenarec", "revision", "torch", "numpy", "python", "device", "threads", "backend")
+ENVIRONMENT = ("hyenarec", "revision", "torch", "numpy", "python", "device", "kind", "threads", "backend")
 FIGURES = {
     "cases": {},
     "runs": {"log": str, "mixer": str, "length": int, "seed": int, "test": dict},
-    "baselines": {"log": str, "name": str, "length": int, "test": dict},
+    "baselines": {"log": str, "name": str, "length": int},
 }
-METRICS = ("NDCG@10", "Recall@10", "MRR")  # that every test has; others may stand beside them
+METRICS = ("NDCG@10", "Recall@10", "MRR")  # that every run and baseline has; others may stand beside them
 
 
 def describe(device: torch.device) -> dict[str, Any]:
-    """The environment of a result: the machine, and the kernels that serve the hyena mixer there."""
+    """The environment of a result: machine, versions, revision, and the kernels that serve the hyena mixer there."""
     backend = backends.forced() or backends.available(device.type)[0]
-    return {**environment.describe(device), "backend": backend}
+    return {**environment.describe(device), "kind": device.type, "backend": backend}
 
 
 def write(path: Path, suite: str, title: str, content: Mapping[str, Any], device: torch.device | None = None) -> None:
@@ -72,12 +73,22 @@ def write(path: Path, suite: str, title: str, content: Mapping[str, Any], device
 
 def read(path: Path) -> Result:
     """A result; raises :class:`UserError` where there is none in this format."""
-    try:
-        result = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: no result ({error})") from error
+    result = _load(path)
     validate(result, path.name)
     return result  # type: ignore[no-any-return]
+
+
+def is_result(path: Path) -> bool:
+    """Whether the JSON file means to be a result: it names its suite."""
+    content = _load(path)
+    return isinstance(content, dict) and "suite" in content
+
+
+def _load(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: no result ({error})") from error
 
 
 def earlier_cases(path: Path, settings: Mapping[str, Any], device: torch.device) -> list[dict[str, Any]]:
@@ -107,7 +118,7 @@ def validate(result: Any, name: str) -> None:
             if kind == "cases":
                 _validate_case(entry, where)
             else:
-                _has(entry["test"], dict.fromkeys(METRICS, float), f"{where}: test")
+                _has(entry.get("test", entry), dict.fromkeys(METRICS, float), where)
 
 
 def _validate_case(case: Mapping[str, Any], where: str) -> None:
@@ -116,10 +127,11 @@ def _validate_case(case: Mapping[str, Any], where: str) -> None:
     if "check" in case:
         _has(case["check"], {"against": str, "error": float, "tolerance": float}, f"{where}: check")
     if "ms" in case:
-        _has(case["ms"], {"median": float, "min": float, "rounds": int}, f"{where}: ms")
-        for key, value in case["ms"].items():
-            if not (math.isfinite(value) and value > 0):
-                raise UserError(f"{where}: ms: {key} is {value}")
+        for name, summary in {"ms": case["ms"], **case.get("rivals", {})}.items():
+            _has(summary, {"median": float, "min": float, "rounds": int}, f"{where}: {name}")
+            for key, value in summary.items():
+                if not (math.isfinite(value) and value > 0):
+                    raise UserError(f"{where}: {name}: {key} is {value}")
 
 
 def _has(entry: Any, fields: Mapping[str, type], where: str) -> None:

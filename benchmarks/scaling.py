@@ -28,6 +28,7 @@ from hyenarec.training import Run
 from . import plots, steps
 from .recording import RESULTS, earlier_cases, write
 from .registry import ITEMS, LENGTHS, MAIN, RIVAL, TOKENS, chosen
+from .tables import over_rival
 
 BATCHES = 4  # of an epoch
 HELD_OUT = 3  # events of a history that are no input: two targets to evaluate, and the last target to train on
@@ -142,12 +143,6 @@ def exponents(cases: Sequence[Case]) -> dict[str, dict[str, Any]]:
             slope = float(np.polyfit(np.log(lengths), times, 1)[0])
             found[mixer] = {"step": slope, "sequence": 1 + slope, "lengths": lengths}
     return found
-
-
-def over_rival(case: Case, cases: Sequence[Case]) -> float | None:
-    """How many times as fast as the rival at the same length; None where either has no time."""
-    rival = next((c for c in cases if c["mixer"] == RIVAL and c["length"] == case["length"] and "ms" in c), None)
-    return rival["ms"]["median"] / case["ms"]["median"] if rival and "ms" in case else None
 
 
 def show_length(length: int, cases: Sequence[Case]) -> None:

@@ -14,6 +14,7 @@ from hyenarec.errors import UserError
 from hyenarec_benchmarks import scaling, steps
 from hyenarec_benchmarks.measuring import take_turns
 from hyenarec_benchmarks.recording import read
+from hyenarec_benchmarks.tables import over_rival
 
 TINY = scaling.Settings(tokens=800, dim=8, blocks=1, negatives=4, device="cpu", seconds=0, rounds=2)
 GREEN = {"against": "float64 reference", "error": 1e-7, "tolerance": 1e-3}
@@ -38,7 +39,7 @@ def test_result(tmp_path: Path) -> None:
         assert found["tokens_per_second"] == pytest.approx(1000 * 800 / middle)
         assert 10 < found["idle_mib"] <= found["peak_mib"]
         assert 0 < found["check"]["error"] < 1e-5 < found["check"]["tolerance"]
-    assert scaling.over_rival(cases[200, "hyena"], result["cases"]) == pytest.approx(
+    assert over_rival(cases[200, "hyena"], result["cases"]) == pytest.approx(
         cases[200, "attention"]["ms"]["median"] / cases[200, "hyena"]["ms"]["median"]
     )
     for mixer, fit in result["exponents"].items():  # of two points the slope is the difference quotient
@@ -88,8 +89,8 @@ def test_left_out_from_the_length_that_is_too_slow(monkeypatch: pytest.MonkeyPat
     assert [length for mixer, length in found if "left_out" in found[mixer, length]] == [30, 40]
     assert found["attention", 30]["left_out"] == "a step takes over 20 s"
     assert found["attention", 40]["left_out"] == "left out at 30: a step takes over 20 s"
-    assert scaling.over_rival(found["hyena", 20], cases) == 1
-    assert scaling.over_rival(found["hyena", 30], cases) is None
+    assert over_rival(found["hyena", 20], cases) == 1
+    assert over_rival(found["hyena", 30], cases) is None
 
 
 @pytest.mark.parametrize("power", [0.0, 0.05, 1.0])
