@@ -24,6 +24,7 @@ def case(mixer: str, length: int, milliseconds: float) -> dict[str, Any]:
     return {"mixer": mixer, "length": length, "tokens": 800, "ms": {"median": milliseconds}}
 
 
+@pytest.mark.usefixtures("in_this_process")
 def test_result(tmp_path: Path) -> None:
     out = tmp_path / "new" / "result"
     scaling.Scaling(("hyena", "attention"), (400, 200), out, TINY).run()
@@ -46,6 +47,11 @@ def test_result(tmp_path: Path) -> None:
         short, long = (cases[length, mixer]["ms"]["median"] for length in (200, 400))
         assert fit["lengths"] == [200, 400]
         assert fit["step"] == pytest.approx(np.log2(long / short))
+
+
+def test_fresh_processes() -> None:
+    (found,) = scaling.measure(("hyena",), 50, TINY, [])
+    assert {"ms", "check", "peak_mib", "idle_mib", "tokens", "tokens_per_second"} <= found.keys()
 
 
 @pytest.mark.parametrize("options", [{"precision": "bfloat16"}, {"compile": True}], ids=str)
