@@ -18,9 +18,10 @@ OURS, RIVAL = "hyena", "attention"
 
 @dataclass(frozen=True)
 class System:
-    """A recommender: what people call it, its mixer, and options of the mixer that are not the defaults."""
+    """A recommender: what people call it, how it mixes a history, its mixer, and options of it that are no defaults."""
 
     title: str
+    line: str
     mixer: str
     hyena: HyenaConfig = field(default_factory=HyenaConfig)
 
@@ -31,22 +32,56 @@ class System:
 
 # Results name a system by its key here, under "mixer".
 SYSTEMS: dict[str, System] = {
-    "hyena": System("HyenaRec", "hyena"),
-    "attention": System("SASRec", "attention"),
-    "bert4rec": System("BERT4Rec", "bert4rec"),
-    "gru": System("GRU4Rec", "gru"),
-    "lru": System("LRURec", "lru"),
-    "linoss": System("LinOSS", "linoss"),
-    "hydra": System("HydraRec, causal", "hydra"),
-    "hydra_bidirectional": System("HydraRec", "hydra_bidirectional"),
-    "hytrec": System("HyTRec", "hytrec"),
-    "fuxi_linear": System("FuXi-Linear", "fuxi_linear"),
-    "grela": System("RecGRELA, causal", "grela"),
-    "elastic": System("ELASTIC", "elastic"),
-    "hyena_chebyshev": System("HyenaRec, Chebyshev filters", "hyena", HyenaConfig(filter="chebyshev")),
-    "hyena_cosine": System("HyenaRec, cosine filters", "hyena", HyenaConfig(filter="cosine")),
-    "hyena_implicit": System("HyenaRec, implicit filters", "hyena", HyenaConfig(filter="implicit")),
-    "hyena_explicit": System("HyenaRec, explicit filters", "hyena", HyenaConfig(filter="explicit")),
+    "hyena": System("HyenaRec", "long convolution with Legendre filters between gates (arXiv 2603.25027)", "hyena"),
+    "attention": System("SASRec", "causal softmax attention (arXiv 1808.09781)", "attention"),
+    "bert4rec": System(
+        "BERT4Rec", "softmax attention to both sides, learned on masked items (arXiv 1904.06690)", "bert4rec"
+    ),
+    "gru": System("GRU4Rec", "gated recurrent unit (arXiv 1511.06939)", "gru"),
+    "lru": System("LRURec", "complex diagonal linear recurrence (arXiv 2310.02367)", "lru"),
+    "linoss": System("LinOSS", "forced harmonic oscillators (arXiv 2410.03943)", "linoss"),
+    "hydra": System(
+        "HydraRec, causal",
+        "linear attention with a head for each channel, summed over the past (arXiv 2501.01242)",
+        "hydra",
+    ),
+    "hydra_bidirectional": System(
+        "HydraRec",
+        "the same, summed over both sides, learned on masked items (arXiv 2501.01242)",
+        "hydra_bidirectional",
+    ),
+    "hytrec": System(
+        "HyTRec",
+        "gated delta rule that decays with elapsed time, and attention to recent events (arXiv 2602.18283)",
+        "hytrec",
+    ),
+    "fuxi_linear": System(
+        "FuXi-Linear", "linear channels for content, time and position (arXiv 2602.23671)", "fuxi_linear"
+    ),
+    "grela": System(
+        "RecGRELA, causal", "gated rotary linear attention with a local convolution (arXiv 2506.13315)", "grela"
+    ),
+    "elastic": System(
+        "ELASTIC", "attention to a few learned interests that compress the history (arXiv 2408.09380)", "elastic"
+    ),
+    "hyena_chebyshev": System(
+        "HyenaRec, Chebyshev filters",
+        "Chebyshev polynomials in place of Legendre's",
+        "hyena",
+        HyenaConfig(filter="chebyshev"),
+    ),
+    "hyena_cosine": System(
+        "HyenaRec, cosine filters", "cosines in place of Legendre polynomials", "hyena", HyenaConfig(filter="cosine")
+    ),
+    "hyena_implicit": System(
+        "HyenaRec, implicit filters",
+        "the filters of Hyena itself: a small network of the lag (arXiv 2302.10866)",
+        "hyena",
+        HyenaConfig(filter="implicit"),
+    ),
+    "hyena_explicit": System(
+        "HyenaRec, explicit filters", "a free weight for every lag", "hyena", HyenaConfig(filter="explicit")
+    ),
 }
 MAIN = tuple(MIXERS)  # the systems as their papers have them: every suite's default
 

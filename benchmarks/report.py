@@ -21,6 +21,7 @@ from hyenarec.files import write_text
 from . import tables
 from .checks import refusal
 from .recording import RESULTS, Result, is_result, read
+from .registry import SYSTEMS
 from .verdicts import verdicts
 
 KINDS = {"cpu": "On a CPU", "cuda": "On a GPU"}
@@ -114,7 +115,7 @@ class Page:
             "on it comes from a run that also checked, on the same inputs, that the right values are computed.",
             "",
         ]
-        lines += self.machines()
+        lines += [*self.systems(), *self.machines()]
         lines += ["## What wins where, what loses where", "", *verdicts(self.results.values())]
         for suite, section in SECTIONS.items():
             lines += self.section(suite, section, folder)
@@ -130,11 +131,28 @@ class Page:
         rows = []
         for name, result in self.results.items():
             machine = result["environment"]
-            where = machine["device"] + (f", {machine['threads']} threads" if machine["kind"] == "cpu" else "")
+            threads = f", threads: {machine['threads']}" if machine["kind"] == "cpu" else ""
             revision = (machine["revision"] or "installed copy")[:10]
-            rows.append([f"[{name}]({name})", where, machine["backend"], machine["torch"], revision, result["command"]])
-        head = ["result", "machine", "kernels", "torch", "revision", "command"]
-        return ["## What was run", "", *tables.table(head, rows), ""]
+            command = f"`{result['command']}`"
+            rows.append(
+                [
+                    f"[{name}]({name})",
+                    command,
+                    machine["device"] + threads,
+                    machine["backend"],
+                    machine["torch"],
+                    revision,
+                ]
+            )
+        head = ["result", "command", "machine", "kernels", "torch", "revision"]
+        return ["## What was run, and on what", "", *tables.table(head, rows, numbers=False), ""]
+
+    def systems(self) -> list[str]:
+        """Every system that a result names."""
+        entries = (entry for r in self.results.values() for key in ("runs", "cases") for entry in r.get(key, []))
+        named = {entry["mixer"] for entry in entries if "mixer" in entry}
+        rows = [[system.title, f"`{name}`", system.line] for name, system in SYSTEMS.items() if name in named]
+        return ["## Who is compared", "", *tables.table(["", "name", "mixes a history by"], rows, numbers=False), ""]
 
     def section(self, suite: str, section: Section, folder: Path) -> list[str]:
         lines = [f"## {section.title}", "", section.question, ""]

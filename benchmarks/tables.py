@@ -15,9 +15,9 @@ Case = Mapping[str, Any]
 SPEED_UP = 6.0  # over attention, in training: what the source paper's abstract has
 
 
-def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    """A table in Markdown, the first column to the left."""
-    marks = ["---", *["---:"] * (len(head) - 1)]
+def table(head: Sequence[str], rows: Iterable[Sequence[str]], numbers: bool = True) -> list[str]:
+    """A table in Markdown; with ``numbers`` all columns but the first are set to the right."""
+    marks = ["---", *["---:" if numbers else "---"] * (len(head) - 1)]
     return ["| " + " | ".join(cells) + " |" for cells in (head, marks, *rows)]
 
 
