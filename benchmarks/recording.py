@@ -22,7 +22,7 @@ import json
 import math
 import shlex
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +98,15 @@ def earlier_cases(path: Path, settings: Mapping[str, Any], device: torch.device)
     result = read(path)
     same = result["settings"] == settings and result["environment"] == describe(device)
     return list(result["cases"]) if same else []
+
+
+def left_out_before(case: Mapping[str, Any], cases: Iterable[Mapping[str, Any]]) -> str | None:
+    """Why the case, which has no figures yet, is left out at a shorter length already, if it is."""
+    for other in cases:
+        shorter = {**other, "length": case["length"]}
+        if "left_out" in other and other["length"] < case["length"] and case.items() <= shorter.items():
+            return f"left out at {other['length']}: {other['left_out'].split(': ')[-1]}"
+    return None
 
 
 def validate(result: Any, name: str) -> None:

@@ -26,7 +26,7 @@ from hyenarec.errors import UserError
 from hyenarec.training import Run
 
 from . import plots, steps
-from .recording import RESULTS, earlier_cases, write
+from .recording import RESULTS, earlier_cases, left_out_before, write
 from .registry import ITEMS, LENGTHS, MAIN, RIVAL, TOKENS, chosen
 from .tables import over_rival
 
@@ -89,7 +89,7 @@ def measure(mixers: Sequence[str], length: int, settings: Settings, earlier: Seq
     cases: dict[str, Case] = {mixer: {"mixer": mixer, "length": length} for mixer in mixers}
     builds: dict[str, steps.Build] = {}
     for mixer, case in cases.items():
-        reason = left_out_before(mixer, length, earlier)
+        reason = left_out_before(case, earlier)
         if reason is None:
             builds[mixer] = partial(full_run, mixer, length, settings)
         else:
@@ -100,14 +100,6 @@ def measure(mixers: Sequence[str], length: int, settings: Settings, earlier: Seq
         if "ms" in found:
             cases[mixer] |= {"tokens": tokens, "tokens_per_second": 1e3 * tokens / found["ms"]["median"]}
     return list(cases.values())
-
-
-def left_out_before(mixer: str, length: int, cases: Sequence[Case]) -> str | None:
-    """Why the mixer is left out at a shorter length already, if it is."""
-    for case in cases:
-        if case["mixer"] == mixer and case["length"] < length and "left_out" in case:
-            return f"left out at {case['length']}: {case['left_out'].split(': ')[-1]}"
-    return None
 
 
 def full_run(mixer: str, length: int, settings: Settings, folder: Path) -> Run:

@@ -36,7 +36,7 @@ from hyenarec_kernels import backends
 from . import plots
 from .checks import TOLERANCE, Check, compare, first_sequences
 from .measuring import in_fresh_process, keep_freed_memory, take_turns, wall_clock
-from .recording import RESULTS, earlier_cases, write
+from .recording import RESULTS, earlier_cases, left_out_before, write
 from .registry import BLOCKS, DIM, ITEMS, LENGTHS, MAIN, SYSTEMS, chosen
 from .streaming import STREAMS, Stream
 
@@ -95,7 +95,7 @@ class Serving:
         cases = [c for c in earlier if c["length"] not in self.lengths or c["batch"] not in self.batches]
         for length in sorted(self.lengths):
             for batch in self.batches:
-                cases += in_fresh_process(measure, self.mixers, length, batch, self.settings)
+                cases += in_fresh_process(measure, self.mixers, length, batch, self.settings, cases)
                 show(length, batch, cases)
         cases.sort(key=lambda case: (case["length"], case["batch"]))
         title = (
@@ -107,45 +107,61 @@ class Serving:
 
 
 @torch.inference_mode()
-def measure(mixers: Sequence[str], length: int, batch_size: int, settings: Settings) -> list[Case]:
-    """The cases of a length and batch, by turns in this process."""
+def measure(
+    mixers: Sequence[str], length: int, batch_size: int, settings: Settings, earlier: Sequence[Case]
+) -> list[Case]:
+    """The cases of a length and batch, by turns in this process; those left out at a shorter length are not tried."""
     keep_freed_memory()
     torch.manual_seed(0)
     device = settings.torch_device()
+    cases: list[Case] = []
+    calls: dict[int, Callable[[], None]] = {}  # of the cases that keep the limit, by their place
+
+    def enter(mixer: str, what: str, prepare: Callable[[], tuple[Callable[[], Tensor], Check]]) -> None:
+        case: Case = {"mixer": mixer, "what": what, "length": length, "batch": batch_size}
+        reason = left_out_before(case, earlier)
+        if reason is None:
+            contestant, check = prepare()
+            call = partial(finished, contestant, device)
+            call()
+            if wall_clock(call) <= 1e3 * settings.limit:
+                calls[len(cases)] = call
+                case["check"] = check
+            else:
+                reason = f"a call takes over {settings.limit:g} s"
+        if reason is not None:
+            case["left_out"] = reason
+        cases.append(case)
+
     batch = histories(length, batch_size, settings).to(device)
-    contestants: dict[tuple[str, str], Callable[[], Tensor]] = {}
-    checks: dict[tuple[str, str], Check] = {}
+    few = first_sequences(batch)
     for name in mixers:
         model = SequenceModel(SYSTEMS[name].model(length, settings.dim, settings.blocks), settings.items)
         model.to(device).eval()
         if settings.compile:
             model.compile()
-        contestants[name, "forward"] = partial(forward, model, batch)
-        checks[name, "forward"] = forward_check(model, first_sequences(batch))
+        enter(name, "forward", lambda model=model: (partial(forward, model, batch), forward_check(model, few)))
         if name in STREAMS:
-            contestants[name, "step"] = partial(Stream(model, batch).step, batch.items[batch.packing.last])
-            checks[name, "step"] = step_check(model, first_sequences(batch))
-    hidden = torch.randn(batch_size, settings.dim, device=device)
-    weight, bias = torch.randn(settings.items, settings.dim, device=device), torch.randn(settings.items, device=device)
-    contestants["", "top-k"] = partial(best, hidden, weight, bias)
-    exact = best(hidden.double(), weight.double(), bias.double())
-    checks["", "top-k"] = compare("float64", {"top": best(hidden, weight, bias)}, {"top": exact}, TOLERANCE["float32"])
-    calls = {}
-    for key, contestant in contestants.items():
-        call = partial(finished, contestant, device)
-        call()
-        if wall_clock(call) <= 1e3 * settings.limit:
-            calls[key] = call
-    times = take_turns(calls, settings.seconds, settings.rounds)
-    cases = []
-    for (name, what), check in checks.items():
-        case: Case = {"mixer": name, "what": what, "length": length, "batch": batch_size}
-        if (name, what) in calls:
-            case |= {"ms": times[name, what], "check": check}
-        else:
-            case["left_out"] = f"a call takes over {settings.limit:g} s"
-        cases.append(case)
+            enter(name, "step", lambda model=model: (next_step(model, batch), step_check(model, few)))
+    enter("", "top-k", lambda: top(batch_size, settings))
+    for place, milliseconds in take_turns(calls, settings.seconds, settings.rounds).items():
+        cases[place]["ms"] = milliseconds
     return cases
+
+
+def next_step(model: SequenceModel, batch: Batch) -> Callable[[], Tensor]:
+    """A function that adds the same event again to the histories of the batch."""
+    return partial(Stream(model, batch).step, batch.items[batch.packing.last])
+
+
+def top(users: int, settings: Settings) -> tuple[Callable[[], Tensor], Check]:
+    """A function that finds the best of the catalogue for random hidden states, and its check."""
+    device = settings.torch_device()
+    hidden, weight = (torch.randn(rows, settings.dim, device=device) for rows in (users, settings.items))
+    bias = torch.randn(settings.items, device=device)
+    exact = best(hidden.double(), weight.double(), bias.double())
+    check = compare("float64", {"best": best(hidden, weight, bias)}, {"best": exact}, TOLERANCE["float32"])
+    return partial(best, hidden, weight, bias), check
 
 
 def histories(length: int, users: int, settings: Settings) -> Batch:

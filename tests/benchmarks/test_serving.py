@@ -44,8 +44,11 @@ def test_result_of_every_mixer(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("in_this_process")
 def test_slow_calls_are_left_out() -> None:
     settings = serving.Settings(dim=8, items=20, device="cpu", limit=0.0)
-    cases = serving.measure(("hyena",), 12, 1, settings)
+    cases = serving.measure(("hyena",), 12, 1, settings, [])
     assert [case["left_out"] for case in cases] == ["a call takes over 0 s"] * 3
+    longer = serving.measure(("hyena",), 24, 1, TINY, cases)
+    assert [case["left_out"] for case in longer] == ["left out at 12: a call takes over 0 s"] * 3
+    assert all("ms" in case for case in serving.measure(("hyena",), 24, 2, TINY, cases))
 
 
 @pytest.mark.parametrize("name", list(streaming.STREAMS))
