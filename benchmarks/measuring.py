@@ -50,7 +50,7 @@ def take_turns(
 
 def summary(values: list[float]) -> dict[str, float]:
     """Median, quartiles, 99% quantile, best and count of two or more values."""
-    low, middle, high = statistics.quantiles(values, n=4)
+    low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
     late = statistics.quantiles(values, n=100, method="inclusive")[98]
     return {"median": middle, "q1": low, "q3": high, "p99": late, "min": min(values), "rounds": len(values)}
 
