@@ -86,8 +86,7 @@ SYSTEMS: dict[str, System] = {
 MAIN = tuple(MIXERS)  # the systems as their papers have them: every suite's default
 
 
-def chosen(names: Sequence[str]) -> dict[str, System]:
-    """The systems of these names; raises :class:`UserError` for none or an unknown one."""
+def check_names(names: Sequence[str]) -> None:
+    """Raises :class:`UserError` where no system is named, or one that there is not."""
     if not names or not SYSTEMS.keys() >= set(names):
         raise UserError(f"option mixers: name at least one out of {', '.join(SYSTEMS)}")
-    return {name: SYSTEMS[name] for name in names}

@@ -27,7 +27,7 @@ from hyenarec.training import Run
 
 from . import plots, steps
 from .recording import RESULTS, earlier_cases, left_out_before, write
-from .registry import ITEMS, LENGTHS, MAIN, RIVAL, TOKENS, chosen
+from .registry import ITEMS, LENGTHS, MAIN, RIVAL, TOKENS, check_names
 from .tables import over_rival
 
 BATCHES = 4  # of an epoch
@@ -62,7 +62,7 @@ class Scaling:
     settings: tyro.conf.OmitArgPrefixes[Settings] = field(default_factory=Settings)
 
     def run(self) -> None:
-        chosen(self.mixers)
+        check_names(self.mixers)
         if not self.lengths or min(self.lengths) < 1:
             raise UserError("option lengths: name at least one, each 1 or more")
         settings, device = asdict(self.settings), self.settings.training().torch_device()

@@ -37,7 +37,7 @@ from . import plots
 from .checks import TOLERANCE, Check, compare, first_sequences
 from .measuring import in_fresh_process, keep_freed_memory, take_turns, wall_clock
 from .recording import RESULTS, earlier_cases, left_out_before, write
-from .registry import BLOCKS, DIM, ITEMS, LENGTHS, MAIN, SYSTEMS, chosen
+from .registry import BLOCKS, DIM, ITEMS, LENGTHS, MAIN, SYSTEMS, check_names
 from .streaming import STREAMS, Stream
 
 TOP = 10
@@ -86,7 +86,7 @@ class Serving:
     settings: tyro.conf.OmitArgPrefixes[Settings] = field(default_factory=Settings)
 
     def run(self) -> None:
-        chosen(self.mixers)
+        check_names(self.mixers)
         if not self.lengths or not self.batches or min(self.batches) < 1 or min(self.lengths) <= CHECKED_STEPS:
             raise UserError(f"options lengths and batches: lengths over {CHECKED_STEPS} and batches of 1 or more")
         settings, device = asdict(self.settings), self.settings.torch_device()

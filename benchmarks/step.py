@@ -34,7 +34,7 @@ from hyenarec.training import Run
 
 from . import plots, steps
 from .recording import RESULTS, earlier_cases, write
-from .registry import MAIN, SYSTEMS, chosen
+from .registry import MAIN, SYSTEMS, check_names
 
 LAYOUTS = ("packed", "padded")
 GENERATED = "generated"
@@ -66,7 +66,7 @@ class Step:
     settings: tyro.conf.OmitArgPrefixes[Settings] = field(default_factory=Settings)
 
     def run(self) -> None:
-        chosen(self.mixers)
+        check_names(self.mixers)
         if not self.lengths or min(self.lengths) < 1:
             raise UserError("option lengths: name at least one, each 1 or more")
         settings, device = asdict(self.settings), self.settings.training().torch_device()

@@ -7,6 +7,7 @@ mean of their standard deviations over seeds, two memories where they differ by 
 from __future__ import annotations
 
 import statistics
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -30,17 +31,19 @@ class Figure:
 
 
 def verdicts(results: Iterable[Result]) -> list[str]:
-    """A table of all comparisons that include ours, and a line that sums them up."""
-    rows, won, level, lost = [], [], [], []
+    """How often ours wins and loses against the best of the others, by what is compared, and a table of all."""
+    rows = []
+    tally: dict[str, Counter[str]] = {}
+    mine = {name for name, system in SYSTEMS.items() if system.mixer == OURS}
     for what, where, figures, higher in comparisons(results):
         ours = next((figure for figure in figures if figure.system == OURS), None)
-        others = [figure for figure in figures if SYSTEMS[figure.system].mixer != OURS]
+        others = [figure for figure in figures if figure.system not in mine]
         if ours is None or not others:
             continue
         best = max(others, key=lambda figure: figure.value if higher else -figure.value)
         rival = next((figure for figure in others if figure.system == RIVAL), None)
         verdict = judge(ours, best, higher)
-        {"wins": won, "level": level, "loses": lost}[verdict].append(f"{what}, {where}")
+        tally.setdefault(what, Counter())[verdict] += 1
         rows.append(
             [
                 f"{what}, {where}",
@@ -52,12 +55,14 @@ def verdicts(results: Iterable[Result]) -> list[str]:
         )
     if not rows:
         return ["Nothing that compares HyenaRec with another system was measured.", ""]
+    lines = [f"{title_of(OURS)} against the best of the other systems; of times and memory, less is better:", ""]
+    lines += [*(f"- {what}: {_counts(found)}" for what, found in tally.items()), ""]
     head = ["", title_of(OURS), f"{title_of(RIVAL)} (against it)", "best of the others", "against the best"]
-    summary = (
-        f"Of {len(rows)} comparisons with the best of the other systems, HyenaRec wins {len(won)}, is level in "
-        f"{len(level)} and loses {len(lost)}. Times and memory: less is better; {METRIC} and events a second: more."
-    )
-    return [summary, "", *table(head, rows), ""]
+    return [*lines, *table(head, rows), ""]
+
+
+def _counts(found: Counter[str]) -> str:
+    return f"wins {found['wins']}, level {found['level']}, loses {found['loses']} of {found.total()}"
 
 
 def judge(ours: Figure, other: Figure, higher: bool) -> str:

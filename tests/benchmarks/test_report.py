@@ -99,6 +99,7 @@ def test_page(folder: Path) -> None:
 
 
 def test_verdicts_follow_from_the_figures(folder: Path) -> None:
+    assert "- training step (ms): wins 1, level 1, loses 1 of 3" in page_of(folder)
     lines = {line.split(" | ")[0]: line for line in page_of(folder).splitlines() if line.startswith("| ")}
     assert lines["| training step (ms), 50 events, CPU, float32"].endswith("| 123, SASRec | loses |")
     assert lines["| training step (ms), 200 events, CPU, float32"].endswith("| 301, SASRec | level |")
