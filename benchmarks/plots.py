@@ -65,5 +65,6 @@ def finish(figure: Figure, title: str, path: Path) -> None:
 
 
 def bar(axes: Axes, system: str, place: float, value: float, filled: bool) -> None:
-    """A horizontal bar in the system's colour, or its outline."""
-    axes.barh(place, value, facecolor=COLORS[system] if filled else "none", edgecolor=COLORS[system], linewidth=1.5)
+    """A horizontal bar in the system's colour, or an outline that shows on top of it."""
+    look = {"facecolor": COLORS[system]} if filled else {"facecolor": "none", "edgecolor": "black", "linestyle": "--"}
+    axes.barh(place, value, **look)
