@@ -1,4 +1,6 @@
-"""The optional compiled CPU backend; everything else about the distribution is declared in pyproject.toml.
+"""The packages and the optional compiled CPU backend; everything else is declared in pyproject.toml.
+
+The folder benchmarks/ is installed as the package hyenarec_benchmarks, which pyproject.toml's tables cannot say.
 
 torch's stable ABI needs only torch's headers and libraries, so torch is no build requirement: inside pip's isolated
 build, sysconfig still names the target environment's site-packages. Without torch there, without a compiler, or with
@@ -12,7 +14,7 @@ import sysconfig
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from setuptools import Extension, setup
+from setuptools import Extension, find_packages, setup
 from setuptools.command.build_ext import build_ext
 
 TORCH = Path(sysconfig.get_path("purelib")) / "torch"
@@ -86,6 +88,12 @@ def extension() -> Extension:
 
 
 setup(
+    packages=[
+        *find_packages(".", include=["hyenarec_kernels*"]),
+        *find_packages("python", include=["hyenarec*"]),
+        "hyenarec_benchmarks",
+    ],
+    package_dir={"hyenarec": "python/hyenarec", "hyenarec_benchmarks": "benchmarks"},
     ext_modules=[] if os.environ.get("HYENAREC_BUILD") == "0" else [extension()],
     cmdclass={"build_ext": Build},
     options={"bdist_wheel": {"py_limited_api": "cp310"}},

@@ -1,6 +1,6 @@
 """Ablation of the hyena mixer on one log: each option changed alone from the defaults, several seeds, one table.
 
-    python benchmarks/ablation.py ../shared/data/ml-100k.parquet runs/ablation
+    hyenarec bench ablation ../shared/data/ml-100k.parquet runs/ablation
 
 Each run has its own folder and resumes, so an interrupted ablation goes on where it stopped. Writes
 benchmarks/results/ablation-LOG.json.
@@ -18,7 +18,8 @@ from hyenarec.cli.train import summarise, train
 from hyenarec.config import HyenaConfig, ModelConfig
 from hyenarec.display import console, show_table
 from hyenarec.training import Source, TrainingConfig
-from recording import RESULTS, write_report
+
+from .recording import RESULTS, write
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "defaults": {},
@@ -62,14 +63,24 @@ class Ablation:
         ]
         title = f"hyena on {self.data.stem}, test, mean of seeds {', '.join(map(str, self.seeds))}"
         show_table(title, ("variant", *COLUMNS), rows)
-        content = {
-            "training": asdict(TRAINING),
-            "variants": VARIANTS,
-            "validation": {name: [run["validation"]["NDCG@10"] for run in runs] for name, runs in results.items()},
-            "test": summary,
-        }
-        write_report(RESULTS / f"ablation-{self.data.stem}.json", title, content)
+        runs = [
+            {
+                "log": self.data.stem,
+                "mixer": "hyena",
+                "variant": name,
+                "length": result["model"]["max_length"],
+                "seed": seed,
+                "validation": result["validation"],
+                "test": result["test"],
+                "epochs": result["epochs"],
+                "seconds_per_epoch": result["seconds_per_epoch"],
+            }
+            for name, of_seeds in results.items()
+            for seed, result in zip(self.seeds, of_seeds, strict=True)
+        ]
+        content = {"settings": {"training": asdict(TRAINING), "variants": VARIANTS}, "runs": runs}
+        write(RESULTS / f"ablation-{self.data.stem}.json", "ablation", title, content)
 
 
-if __name__ == "__main__":
+def main() -> None:
     tyro.cli(Ablation, description=__doc__).run()

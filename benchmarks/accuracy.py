@@ -1,7 +1,7 @@
 """Accuracy of mixers on one log: test metrics over seeds and lengths of history, beside baselines without training.
 
-    python benchmarks/accuracy.py ../shared/data/ml-100k.parquet runs/accuracy
-    python benchmarks/accuracy.py ../shared/data/email-eu-core.parquet runs/accuracy --mixers hyena --seeds 0
+    hyenarec bench accuracy ../shared/data/ml-100k.parquet runs/accuracy
+    hyenarec bench accuracy ../shared/data/email-eu-core.parquet runs/accuracy --mixers hyena --seeds 0
 
 Logs named in ``PROTOCOLS`` have settings of their own, any other log the default ones; the options choose a part of a
 protocol. Each run has its own folder and resumes, so an interrupted table goes on where it stopped. Writes
@@ -31,9 +31,9 @@ from hyenarec.mixers import MIXERS
 from hyenarec.plots import save_figure
 from hyenarec.training import Source, TrainingConfig
 from matplotlib.figure import Figure
-from recording import RESULTS, write_report
 
-METRICS = ("NDCG@10", "Recall@10", "MRR")
+from .recording import METRICS, RESULTS, write
+
 CLOZE_EPOCHS = 4  # times the epochs for mixers that learn from masked items: they predict a fifth of the events
 
 
@@ -132,14 +132,14 @@ class Accuracy:
             if (result := cell(mixer, length, seed)[2] / "result.json").exists()
         ]
         baselines = [
-            {"log": log, "length": length, **row}
+            {"log": log, "length": length, "name": row.pop("model"), **row}
             for length in protocol.lengths
             for row in baseline_rows(store, split, protocol.model("hyena", length), protocol.training)
         ]
-        content = {"log": log, "protocol": {**asdict(protocol), "batch_size": windows}, "runs": rows}
+        content = {"settings": {**asdict(protocol), "batch_size": windows}, "runs": rows, "baselines": baselines}
         title = f"test on {log}, leave-one-out, all items ranked"
         show_table(f"{title}; mean ± s.d.", ("length", "mixer", "seeds", *METRICS), table(rows, baselines))
-        write_report(RESULTS / f"accuracy-{log}.json", title, {**content, "baselines": baselines})
+        write(RESULTS / f"accuracy-{log}.json", "accuracy", title, content)
         save_figure(picture(title, rows, baselines), RESULTS / f"accuracy-{log}.png")
 
 
@@ -164,7 +164,7 @@ def table(rows: Sequence[Mapping[str, Any]], baselines: Sequence[Mapping[str, An
     for key, (_, _, seeds) in metrics[METRICS[0]].items():
         cells = {m: f"{metrics[m][key][0]:.4f} ±{metrics[m][key][1]:.4f}".replace("±0.", "±.") for m in METRICS}
         found.append({"length": key[0], "mixer": key[1], "seeds": seeds, **cells})
-    return found + [{"mixer": row["model"], **row} for row in baselines]
+    return found + [{"mixer": row["name"], **row} for row in baselines]
 
 
 def picture(title: str, rows: Sequence[Mapping[str, Any]], baselines: Sequence[Mapping[str, Any]]) -> Figure:
@@ -180,8 +180,8 @@ def picture(title: str, rows: Sequence[Mapping[str, Any]], baselines: Sequence[M
             known = [length for length in lengths if (length, mixer) in values]
             means, deviations, _ = zip(*(values[length, mixer] for length in known), strict=True)
             left.errorbar(known, means, deviations, marker="o", capsize=3, label=mixer)
-        for name in dict.fromkeys(row["model"] for row in baselines):
-            chosen = [row for row in baselines if row["model"] == name]
+        for name in dict.fromkeys(row["name"] for row in baselines):
+            chosen = [row for row in baselines if row["name"] == name]
             left.plot([r["length"] for r in chosen], [r[metric] for r in chosen], "--", label=name)
         left.set(xscale="log", xticks=lengths, xticklabels=lengths, xlabel="events of history read", ylabel=metric)
         left.legend(frameon=False)
@@ -189,7 +189,7 @@ def picture(title: str, rows: Sequence[Mapping[str, Any]], baselines: Sequence[M
         means, deviations, _ = zip(*values.values(), strict=True)
         left.barh(mixers[::-1], means[::-1], xerr=deviations[::-1], capsize=3, color="tab:blue", alpha=0.7)
         for row, style in zip(baselines, ("--", ":", "-."), strict=False):
-            left.axvline(row[metric], color="black", linestyle=style, label=row["model"])
+            left.axvline(row[metric], color="black", linestyle=style, label=row["name"])
         left.set(xlabel=f"{metric}, mean and s.d. over seeds")
         left.legend(frameon=False)
     for length, mixer in ((length, mixer) for length in (lengths[0], lengths[-1]) for mixer in mixers[:4]):
@@ -208,5 +208,5 @@ def picture(title: str, rows: Sequence[Mapping[str, Any]], baselines: Sequence[M
     return figure
 
 
-if __name__ == "__main__":
+def main() -> None:
     tyro.cli(Accuracy, description=__doc__).run()

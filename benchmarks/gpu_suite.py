@@ -1,6 +1,7 @@
 """Everything about the Triton backend that needs a GPU, in one command: its tests, then the operator and the mixer.
 
-    python benchmarks/gpu_suite.py [--out benchmarks/results/gpu] [--seconds 1.0] [--skip-tests]
+    hyenarec bench gpu [--out benchmarks/results/gpu] [--seconds 1.0] [--skip-tests]
+    python -m hyenarec_benchmarks.gpu_suite              # the same where tyro is missing
 
 Contestants on the same data, bfloat16: ours, gated, padded and packed; torch.fft with gates; causal FlashAttention
 through scaled_dot_product_attention, and varlen_attn where torch has it; a copy of as many bytes as the gated forward
@@ -12,7 +13,6 @@ sequences of a row. Writes JSON and PNG; prints the table last.
 from __future__ import annotations
 
 import argparse
-import json
 import subprocess
 import sys
 from collections.abc import Callable
@@ -20,8 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from measuring import take_turns
-from operator_cpu import fft, fft_sizes, ratio, software
 from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -29,6 +27,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 import hyenarec_kernels as hk
 from hyenarec_kernels import backends
 from hyenarec_kernels.nn import HyenaMixer
+
+from .convolutions import case
+from .measuring import take_turns
+from .operator_cpu import fft, fft_sizes, ratio
+from .recording import RESULTS, write
 
 TOKENS = (131_072, 1_048_576)
 LENGTHS = (50, 200, 512, 1024, 4096, 16384, 65536)
@@ -271,6 +274,20 @@ def table(result: dict[str, Any]) -> list[str]:
     return lines
 
 
+def cases(result: dict[str, Any]) -> list[dict[str, Any]]:
+    """Forward, and forward with backward, of every row; the error at a length and width is that of any batch."""
+    errors = {(row["length"], row["dim"]): max(row["error"].values()) for row in result["rows"] if "error" in row}
+    found = []
+    for what in ("", ", fwd+bwd"):
+        rivals = {name: name + what for name in ("ours, packed", "FFT", "attention", "attention, packed", "copy")}
+        for row in result["rows"]:
+            shape = f"{row['tokens'] // row['length']} x {row['length']:,} x {row['dim']}"
+            error = errors[row["length"], row["dim"]]
+            name = f"Gated Legendre convolution{what}"
+            found.append(case(name, shape, row["times"], f"ours{what}", rivals, error, "bfloat16"))
+    return found
+
+
 def plot(result: dict[str, Any], path: Path) -> None:
     import matplotlib
 
@@ -286,13 +303,13 @@ def plot(result: dict[str, Any], path: Path) -> None:
         axis.set(xscale="log", yscale="log", xlabel="sequence length", title=f"D={dim}")
     axes[0].set_ylabel(f"milliseconds for {TOKENS[-1]:,} tokens")
     axes[0].legend(frameon=False, fontsize=8)
-    figure.suptitle(f"gated Legendre convolution, bfloat16, N={TERMS}, {result['machine']['gpu']}")
+    figure.suptitle(f"gated Legendre convolution, bfloat16, N={TERMS}, {torch.cuda.get_device_name()}")
     figure.savefig(path, dpi=150)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/gpu"))
+    parser.add_argument("--out", type=Path, default=RESULTS / "gpu")
     parser.add_argument("--seconds", type=float, default=1.0, help="for the contestants of a row together")
     parser.add_argument("--skip-tests", action="store_true")
     arguments = parser.parse_args()
@@ -309,14 +326,15 @@ def main() -> None:
     torch.manual_seed(0)
     clock, seconds = Clock(), arguments.seconds
     result: dict[str, Any] = {
-        "machine": {"gpu": torch.cuda.get_device_name(), **software()},
+        "settings": {"tokens": TOKENS, "terms": TERMS, "seconds": seconds},
         "tests_passed": None if arguments.skip_tests else tests == 0,
         "rows": [operator_row(t, length, d, clock, seconds) for t in TOKENS for d in DIMS for length in LENGTHS],
         "drawn": [drawn_row(name, TOKENS[0], d, clock, seconds) for name in DRAWN for d in DIMS],
         "mixer": [mixer_row(length, d, clock, seconds) for d in DIMS for length in (200, 1024, 4096)],
     }
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    arguments.out.with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n")
+    title = f"gated Legendre convolution, bfloat16, {TERMS} terms"
+    device = torch.device("cuda")
+    write(arguments.out.with_suffix(".json"), "gpu", title, result | {"cases": cases(result)}, device)
     plot(result, arguments.out.with_suffix(".png"))
     print("\n".join(table(result)))
     sys.exit(tests)

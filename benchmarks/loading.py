@@ -1,6 +1,6 @@
 """Seconds and peak memory of reading a log of ten million events, each case in a fresh process.
 
-    python benchmarks/loading.py
+    hyenarec bench loading
 
 Writes ``benchmarks/results/loading.json``.
 """
@@ -8,8 +8,6 @@ Writes ``benchmarks/results/loading.json``.
 from __future__ import annotations
 
 import argparse
-import json
-import os
 import resource
 import tempfile
 import time
@@ -19,13 +17,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from hyenarec import environment
 from hyenarec.data.reading import read_log
-from measuring import in_fresh_process
-from recording import RESULTS
+from hyenarec.data.store import SequenceStore
 
-RESULT = RESULTS / "loading.json"
+from .measuring import in_fresh_process
+from .recording import RESULTS, write
+
 USERS, ITEMS = 200_000, 100_000
 
 
@@ -58,42 +55,41 @@ def measure(path: Path) -> dict[str, Any]:
     seconds, cpu_seconds = time.perf_counter() - began, time.process_time() - cpu_began
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts KiB
     return {
-        "seconds": round(seconds, 2),
+        "ms": {"median": 1e3 * seconds, "min": 1e3 * seconds, "rounds": 1},
         "cpu_seconds": round(cpu_seconds, 2),  # of all threads: what a busy machine does not stretch
         "peak_gib": round(peak / 2**30, 2),
         "file_mb": round(path.stat().st_size / 1e6),
         "users": store.n_users,
         "items": store.n_items,
+        "check": {"against": "events of each item in the file", "error": wrong_share(path, store), "tolerance": 0.0},
     }
+
+
+def wrong_share(path: Path, store: SequenceStore) -> float:
+    """By how many events the store's counts of items differ from the file's, over all events."""
+    import polars as pl
+
+    frame = pl.read_parquet(path) if path.suffix == ".parquet" else pl.read_csv(path)
+    names, counts = frame["item_id"].value_counts(name="events")
+    read = np.bincount(store.items, minlength=store.n_items)[store.item_ids.encode(names.to_list(), "item")]
+    return float(np.abs(read - counts.to_numpy()).sum() / len(frame))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--events", type=int, default=10_000_000)
-    events = parser.parse_args().events
-    cases, load = [], round(os.getloadavg()[0], 1)  # before this benchmark adds its own
+    parser.add_argument("--out", type=Path, default=RESULTS / "loading.json")
+    arguments = parser.parse_args()
+    cases = []
     for suffix, ids in product((".parquet", ".csv"), ("integers", "strings")):
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / f"log{suffix}"
             print(f"{suffix}, {ids}: writing", end="", flush=True)
-            in_fresh_process(write_log, path, events, ids)
+            in_fresh_process(write_log, path, arguments.events, ids)
             print(", reading", end="", flush=True)
             case = in_fresh_process(measure, path)
-        print(f": {case['seconds']} s, peak {case['peak_gib']} GiB", flush=True)
+        print(f": {case['ms']['median'] / 1e3:.2f} s, peak {case['peak_gib']} GiB", flush=True)
         cases.append({"format": suffix, "ids": ids, **case})
-    report = {
-        "events": events,
-        "cases": cases,
-        "environment": {
-            **environment.describe(torch.device("cpu")),
-            "polars": version("polars"),
-            "cores": os.cpu_count(),
-            "load_average": load,
-        },
-    }
-    RESULT.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-    print(f"written to {RESULT}")
-
-
-if __name__ == "__main__":
-    main()
+    title = f"reading a log of {arguments.events:,} events"
+    settings = {"events": arguments.events, "polars": version("polars")}
+    write(arguments.out, "loading", title, {"settings": settings, "cases": cases})

@@ -1,7 +1,7 @@
 """Full cross entropy over the catalogue: ours by chunk size, against scoring everything at once and torch's own fused
 loss.
 
-    python benchmarks/losses.py            # writes benchmarks/results/losses-cpu.json
+    hyenarec bench losses                  # writes benchmarks/results/losses-cpu.json
 
 Forward and backward, float32 and bfloat16 autocast, medians of alternating runs in one process.
 """
@@ -15,10 +15,12 @@ from unittest import mock
 import torch
 from hyenarec import losses
 from hyenarec.display import show_table
-from measuring import take_turns
-from recording import RESULTS, write_report
 from torch import Tensor
 from torch.nn import functional as F
+
+from .checks import TOLERANCE, compare
+from .measuring import take_turns
+from .recording import RESULTS, write
 
 TOKENS, ITEMS, DIM = 14_000, 3_416, 64  # a batch of 128 ml-1m windows, its catalogue
 CHUNKS = [1 << power for power in (18, 19, 20, 21, 22, 24)]
@@ -54,26 +56,29 @@ def main() -> None:
         contestants["torch linear_cross_entropy"] = torch_fused
     contestants |= {f"ours, {scores >> 10}K scores a chunk": chunked(scores) for scores in CHUNKS}
 
-    def step(name: str, bf16: bool) -> None:
-        hidden.grad = weight.grad = bias.grad = None
-        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-            loss = contestants[name](hidden, weight, bias, targets)
-        loss.backward()
+    leaves = {"hidden": hidden, "weight": weight, "bias": bias}
 
-    runs = {(name, bf16): partial(step, name, bf16) for name in contestants for bf16 in (False, True)}
+    def step(name: str, precision: str) -> dict[str, Tensor]:
+        """The loss and its gradients."""
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16"):
+            loss = contestants[name](hidden, weight, bias, targets)
+        return {"loss": loss.detach()} | dict(zip(leaves, torch.autograd.grad(loss, leaves.values()), strict=True))
+
+    exact = {name: leaf.detach().double().requires_grad_() for name, leaf in leaves.items()}
+    loss = F.cross_entropy(F.linear(*(exact[name] for name in leaves)), targets)
+    want = {"loss": loss.detach()} | dict(zip(exact, torch.autograd.grad(loss, exact.values()), strict=True))
+    runs = {(name, precision): partial(step, name, precision) for name in contestants for precision in TOLERANCE}
+    checks = {key: compare("float64", run(), want, TOLERANCE[key[1]]) for key, run in runs.items()}
     times = take_turns(runs, 0, ROUNDS)
-    rows = [
-        {
-            "loss": name,
-            "float32 ms": round(times[name, False]["median"], 1),
-            "bfloat16 ms": round(times[name, True]["median"], 1),
-        }
-        for name in contestants
+    cases = [
+        {"loss": name, "precision": precision, "ms": times[name, precision], "check": checks[name, precision]}
+        for name, precision in runs
     ]
     title = f"full cross entropy, forward + backward, {TOKENS:,} tokens, {ITEMS:,} items, d={DIM}"
+    rows = [
+        {"loss": name} | {f"{precision} ms": round(times[name, precision]["median"], 1) for precision in TOLERANCE}
+        for name in contestants
+    ]
     show_table(title, list(rows[0]), rows)
-    write_report(RESULTS / "losses-cpu.json", title, {"rows": rows})
-
-
-if __name__ == "__main__":
-    main()
+    settings = {"tokens": TOKENS, "items": ITEMS, "dim": DIM}
+    write(RESULTS / "losses-cpu.json", "losses", title, {"settings": settings, "cases": cases})

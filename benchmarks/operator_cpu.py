@@ -1,6 +1,6 @@
 """The operator on a CPU against torch: FFT, attention, depthwise convolution and a plain copy of the same tensors.
 
-    python benchmarks/operator_cpu.py [--out benchmarks/results/operator-cpu] [--seconds 8] [--threads 2]
+    hyenarec bench operator [--out benchmarks/results/operator-cpu] [--seconds 8] [--threads 2]
 
 One process; the contestants of a row take turns in an order that alternates, and each row gives medians and quartiles
 of the rounds. Freed memory is kept for the next call, as a training loop's steady state keeps it: fresh pages cost 0.2
@@ -11,25 +11,28 @@ contiguous and channels-first inputs at 5-smooth and power-of-two sizes.
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import platform
-import subprocess
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from measuring import keep_freed_memory, take_turns
+from hyenarec.display import show_table
+from hyenarec.errors import UserError
+from hyenarec.plots import save_figure
+from matplotlib.figure import Figure
 from torch import Tensor
 from torch.nn import functional as F
 
+import hyenarec_kernels as hk
 from hyenarec_kernels import cpu
 from hyenarec_kernels.ops.conv_step import conv_step
 from hyenarec_kernels.plan import Plan
+
+from .convolutions import against_reference, case
+from .measuring import keep_freed_memory, take_turns
+from .recording import RESULTS, write
 
 SHAPES = ((128, 50), (128, 200), (32, 1024), (8, 4096), (2, 16384), (1, 1024))
 DIM, TERMS = 64, 32
@@ -118,7 +121,15 @@ def operator_row(batch: int, length: int, seconds: float) -> dict[str, Any]:
         "scratch_training": scratch(train, 4 * x.numel()),
         "rate": work / ours["median"] / 1e6,
         "nanoseconds_per_element": 1e6 * ours["median"] / x.numel(),
+        "error": legendre_error(x[:2], c, pre[:2], post[:2], grad[:2]),
     }
+
+
+def legendre_error(x: Tensor, c: Tensor, pre: Tensor, post: Tensor, grad: Tensor) -> float:
+    def run(x: Tensor, c: Tensor, pre: Tensor, post: Tensor) -> Tensor:
+        return hk.legendre_conv(x, c, horizon=x.shape[1], pre_gate=pre, post_gate=post)
+
+    return against_reference(run, (x, c, pre, post), grad)
 
 
 def multiply_adds(plan: Plan, length: int) -> float:
@@ -153,7 +164,11 @@ def short_row(seconds: float) -> dict[str, Any]:
         out = F.silu(F.conv1d(leaves[0], leaves[1], leaves[2], padding=width - 1, groups=dim)[..., :length])
         torch.autograd.grad(out, leaves, grad_last)
 
-    return {"times": take_turns({"ours": ours, "nn.Conv1d + SiLU": conv1d}, seconds)}
+    def first(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return hk.short_conv(x, weight, bias, activation="silu")
+
+    error = against_reference(first, (x[:2], weight, bias), grad[:2])
+    return {"times": take_turns({"ours": ours, "nn.Conv1d + SiLU": conv1d}, seconds), "error": error}
 
 
 def step_row(seconds: float) -> dict[str, Any]:
@@ -189,32 +204,6 @@ def scratch(run: Callable[[], Any], size: int) -> float:
     torch.ops.hyenarec_cpu.scratch_peak()
     run()
     return float(torch.ops.hyenarec_cpu.scratch_peak()) / size
-
-
-def software() -> dict[str, Any]:
-    revision = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
-    changed = subprocess.run(["git", "status", "--porcelain"], capture_output=True, text=True, check=False).stdout
-    return {
-        "torch": torch.__version__,
-        "numpy": np.__version__,
-        "python": platform.python_version(),
-        "revision": revision + ("+" if changed else ""),
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-    }
-
-
-def machine() -> dict[str, Any]:
-    names = [
-        line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line
-    ]
-    return {
-        "cpu": names[0] if names else platform.processor(),
-        "cores": os.cpu_count(),
-        "load": os.getloadavg()[0],
-        "instruction_set": torch.ops.hyenarec_cpu.isa(),
-        "threads": torch.get_num_threads(),
-        **software(),
-    }
 
 
 def ratio(times: dict[str, dict[str, float]], slow: str, fast: str) -> str:
@@ -258,33 +247,34 @@ def table(result: dict[str, Any]) -> list[list[str]]:
 
 
 def show(result: dict[str, Any]) -> None:
-    rows = table(result)
-    try:
-        from rich.console import Console
-        from rich.table import Table
-    except ImportError:
-        print("\n".join("  ".join(f"{cell:>12}" for cell in row) for row in rows))
-    else:
-        grid = Table(*rows[0], title="legendre_conv, float32, D=64, N=32; other columns: how many times slower")
-        for row in rows[1:]:
-            grid.add_row(*row)
-        Console(width=140).print(grid)
+    head, *rows = table(result)
+    title = "legendre_conv, float32, D=64, N=32; other columns: how many times slower"
+    show_table(title, head, [dict(zip(head, row, strict=True)) for row in rows])
     short, step = result["short_conv"]["times"], result["step"]["times"]
     print(f"short_conv 4 + SiLU, 128 x 200 x 192, forward + backward: {short['ours']['median']:.2f} ms,", end=" ")
     print(f"nn.Conv1d {ratio(short, 'nn.Conv1d + SiLU', 'ours')}")
     print(f"step, K=1024: {1e3 * step['step']['median']:.0f} us; the last row from scratch", end=" ")
     print(f"{ratio(step, 'last row', 'step')}, a full forward {ratio(step, 'forward', 'step')}")
-    print(f"peak {result['peak']:.0f}e9 multiply-adds/s; {result['machine']}")
+    print(f"peak {result['peak']:.0f}e9 multiply-adds/s; {result['settings']}")
+
+
+def cases(result: dict[str, Any]) -> list[dict[str, Any]]:
+    """Forward, and forward with backward, of every row, and the short convolution."""
+    found = []
+    for what, suffix in (("Legendre convolution", ""), ("Legendre convolution with gates", ", forward + backward")):
+        rivals = {name: name + suffix for name in ("best FFT", "attention", "copy")}
+        for row in result["rows"]:
+            shape = f"{row['batch']} x {row['length']:,} x {DIM}"
+            found.append(case(what + suffix, shape, row["times"], f"ours{suffix}", rivals, row["error"], "float32"))
+    short = result["short_conv"]
+    what, rivals = "Short convolution with SiLU, forward + backward", {"nn.Conv1d": "nn.Conv1d + SiLU"}
+    return [*found, case(what, f"128 x 200 x {3 * DIM}", short["times"], "ours", rivals, short["error"], "float32")]
 
 
 def plot(result: dict[str, Any], path: Path) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
     rows = result["rows"]
-    figure, axes = pyplot.subplots(figsize=(8, 4.5), layout="constrained")
+    figure = Figure(figsize=(8, 5), layout="constrained")
+    axes = figure.subplots()
     for name in ("copy", "ours", "best FFT", "attention", "ours, forward + backward", "best FFT, forward + backward"):
         points = [(i, row["times"][name]) for i, row in enumerate(rows) if name in row["times"]]
         middle = [t["median"] for _, t in points]
@@ -292,30 +282,34 @@ def plot(result: dict[str, Any], path: Path) -> None:
         axes.errorbar([i for i, _ in points], middle, spread, marker="o", capsize=3, label=name)
     axes.set_xticks(range(len(rows)), [f"{row['batch']} x {row['length']}" for row in rows])
     axes.set(yscale="log", xlabel="batch x length", ylabel="milliseconds (median, quartiles)")
-    axes.set_title(f"float32, D={DIM}, N={TERMS}, {result['machine']['threads']} threads")
+    axes.set_title(f"float32, D={DIM}, N={TERMS}, {torch.get_num_threads()} threads")
+    axes.grid(alpha=0.3)
     axes.legend(frameon=False, fontsize=8)
-    figure.savefig(path, dpi=150)
+    save_figure(figure, path)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/operator-cpu"))
+    parser.add_argument("--out", type=Path, default=RESULTS / "operator-cpu")
     parser.add_argument("--seconds", type=float, default=8.0, help="for each row")
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
     reason = cpu.probe()
     if reason is not None:
-        parser.exit(2, f"error: {reason}\n")
+        raise UserError(reason)
     torch.set_num_threads(arguments.threads)
-    kept = keep_freed_memory()
-    result: dict[str, Any] = {"machine": machine() | {"keeps_freed_memory": kept}, "peak": peak()}
+    settings = {
+        "dim": DIM,
+        "terms": TERMS,
+        "seconds": arguments.seconds,
+        "load": os.getloadavg()[0],
+        "instruction_set": torch.ops.hyenarec_cpu.isa(),
+        "keeps_freed_memory": keep_freed_memory(),
+    }
+    result: dict[str, Any] = {"settings": settings, "peak": peak()}
     result["rows"] = [operator_row(*shape, arguments.seconds) for shape in SHAPES]
     result["short_conv"], result["step"] = short_row(arguments.seconds), step_row(arguments.seconds / 4)
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    arguments.out.with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n")
+    title = f"the Legendre convolution, float32, d={DIM}, {TERMS} terms"
+    write(arguments.out.with_suffix(".json"), "operator", title, result | {"cases": cases(result)})
     plot(result, arguments.out.with_suffix(".png"))
     show(result)
-
-
-if __name__ == "__main__":
-    main()

@@ -1,6 +1,6 @@
 """Measures other launch configurations of the Triton kernels on this GPU, and prints rows for configs.TABLE.
 
-    python benchmarks/triton_tune.py [--seconds 0.2]
+    python -m hyenarec_benchmarks.triton_tune [--seconds 0.2]
 
 A few shapes that differ in kind stand for all: no configuration depends on a length. Only configurations that compile
 are measured; the fastest, by the sum over shapes of the time relative to the shipped configuration, is printed.
@@ -14,11 +14,12 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from gpu_suite import Clock, draw, training
-from measuring import take_turns
 
 import hyenarec_kernels as hk
 from hyenarec_kernels import backends
+
+from .gpu_suite import Clock, draw, training
+from .measuring import take_turns
 
 COLUMNS, WARPS, STAGES = (64, 128), (4, 8), (1, 2, 3)
 

@@ -1,7 +1,8 @@
 """Launch configurations: one small table a device family. None depends on a length.
 
 The figures are chosen ahead of time, from registers and shared memory (``benchmarks/triton_aot.py``); their speed is
-not measured. On a GPU ``python benchmarks/triton_tune.py`` measures alternatives and prints the rows to put here.
+not measured. On a GPU ``python -m hyenarec_benchmarks.triton_tune`` measures alternatives and prints the rows to put
+here.
 """
 
 from __future__ import annotations

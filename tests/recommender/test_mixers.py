@@ -176,7 +176,7 @@ def test_hytrec_memory_decays_with_elapsed_days() -> None:
     log_decay = -softplus(decay) - softplus(memory.rate) * days[:, None]
     inputs = (normalize(q, dim=-1), normalize(k, dim=-1), v, beta.sigmoid(), log_decay)
     read = chunked_gated_delta_rule(*(y[None] for y in inputs))[0]
-    scaled = read / (read.square().mean(-1, keepdim=True) + torch.finfo(torch.float64).eps).sqrt()
+    scaled = read / (read.square().mean(-1, keepdim=True) + hytrec.EPSILON).sqrt()
     want = memory.out(scaled.flatten(1) * silu(gate))
     torch.testing.assert_close(memory(x, packing, days), want)
     short, long = softplus(memory.decay_beta.bias[:2]).reciprocal().tolist()  # events until 1/e of a memory is left

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import tyro
 
+from hyenarec.cli.bench import Bench, RunSuite
 from hyenarec.cli.prepare import Prepare
 from hyenarec.cli.serve import Evaluate, Inspect, Recommend
 from hyenarec.cli.train import Compare, Train
@@ -20,23 +21,27 @@ Command = (
     | Annotated[Recommend, tyro.conf.subcommand("recommend")]
     | Annotated[Compare, tyro.conf.subcommand("compare")]
     | Annotated[Inspect, tyro.conf.subcommand("inspect")]
+    | Annotated[Bench, tyro.conf.subcommand("bench")]
     | Annotated[Demo, tyro.conf.subcommand("demo")]
 )
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Entry point. Bad input prints one line and exits with code 2."""
-    command = tyro.cli(
-        Command,
-        prog="hyenarec",
-        description="Sequential recommendation for long histories.",
-        args=arguments,
-    )
     try:
-        command.run()
+        _parse(sys.argv[1:] if arguments is None else arguments).run()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
         sys.exit(130)
+
+
+def _parse(arguments: list[str]) -> Command | RunSuite:
+    match arguments:
+        case ["bench", suite, *options] if not suite.startswith("-"):
+            return RunSuite(suite, options)  # which parses its options itself
+    return tyro.cli(
+        Command, prog="hyenarec", description="Sequential recommendation for long histories.", args=arguments
+    )

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+from importlib import import_module
+from inspect import signature
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
@@ -10,11 +15,28 @@ from hyenarec.config import ModelConfig
 from hyenarec.mixers.base import Mixer
 from hyenarec.packing import Packing
 
+varlen_attn: Any = None
+with suppress(ImportError):
+    varlen_attn = import_module("torch.nn.attention.varlen").varlen_attn
+
+# torch 2.10 calls the causal rule by its name, later ones give the window to the left and to the right.
+CAUSAL: dict[str, Any] = (
+    {"window_size": (-1, 0)}
+    if varlen_attn is not None and "window_size" in signature(varlen_attn).parameters
+    else {"is_causal": True}
+)
+
+
+def takes_packed(qkv: Tensor) -> bool:
+    """Whether torch's flash attention takes ``qkv`` (T, 3, H, D/H) as it lies, without a rectangle."""
+    return varlen_attn is not None and qkv.is_cuda and qkv.dtype == torch.bfloat16 and qkv.shape[-1] % 8 == 0
+
 
 class AttentionMixer(Mixer):
-    """Multi-head attention through ``scaled_dot_product_attention``.
+    """Multi-head attention through torch's fused kernels: ``varlen_attn`` on packed sequences in bfloat16 on a GPU,
+    ``scaled_dot_product_attention`` elsewhere.
 
-    Sequences are right-padded into a rectangle, so the causal rule alone keeps the padding out of every real row.
+    The latter takes a rectangle, right-padded, so the causal rule alone keeps the padding out of every real row.
     """
 
     needs_positions = True
@@ -28,10 +50,13 @@ class AttentionMixer(Mixer):
     def forward(
         self, x: Tensor, packing: Packing, *, timestamps: Tensor | None = None, last_only: bool = False
     ) -> Tensor:
-        qkv = packing.pad(self.qkv(x)).view(
-            packing.sequences, packing.max_length, 3, self.heads, -1
-        )  # (S, M, 3, H, D/H)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # (S, H, M, D/H) each
+        qkv = self.qkv(x).view(len(x), 3, self.heads, -1)  # (T, 3, H, D/H)
+        if takes_packed(qkv) and not last_only:
+            bounds, rule = packing.cu_seqlens.to(torch.int32), CAUSAL if self.causal else {}
+            longest = packing.max_length
+            mixed = varlen_attn(*qkv.unbind(1), bounds, bounds, longest, longest, **rule)  # (T, H, D/H)
+            return self.out(mixed.flatten(1))  # type: ignore[no-any-return]
+        q, k, v = packing.pad(qkv).permute(2, 0, 3, 1, 4)  # (S, H, M, D/H) each
         if self.causal and not last_only:
             mixed = scaled_dot_product_attention(q, k, v, is_causal=True)
             return self.out(packing.unpad(mixed.transpose(1, 2).flatten(2)))  # type: ignore[no-any-return]

@@ -25,6 +25,9 @@ from hyenarec.recurrences.delta_rule import gated_delta_rule
 PERIOD = 4  # blocks, of which one is attention
 WINDOW = 64  # events that the attention sees
 DAY = 86_400  # seconds
+# Of the norm after the memory, which is nearly empty where a history begins: with torch's default, a precision's own,
+# gradients in float32 were off by up to their own size.
+EPSILON = 1e-5
 
 
 class HyTRecMixer(Mixer):
@@ -65,7 +68,7 @@ class DecayingMemory(nn.Module):
         decay, beta = self.decay_beta(x).chunk(2, -1)  # (T, H) each
         log_decay = -softplus(decay) - softplus(self.rate) * days[:, None]
         read = gated_delta_rule(normalize(q, dim=-1), normalize(k, dim=-1), v, beta.sigmoid(), log_decay, packing)
-        return self.out(rms_norm(read, read.shape[-1:]).flatten(1) * silu(gate))  # type: ignore[no-any-return]
+        return self.out(rms_norm(read, read.shape[-1:], eps=EPSILON).flatten(1) * silu(gate))  # type: ignore[no-any-return]
 
 
 class RecentAttention(nn.Module):

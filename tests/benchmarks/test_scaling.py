@@ -1,89 +1,102 @@
-"""The scaling benchmark: its report holds what was measured, and what it derives follows from that."""
+"""The scaling suite: its result holds what was measured, and what it derives follows from that."""
 
 from __future__ import annotations
 
-import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import scaling
 from hyenarec.data.batches import TrainingWindows
 from hyenarec.data.splits import leave_one_out
 from hyenarec.errors import UserError
-from measuring import take_turns
+from hyenarec_benchmarks import scaling, steps
+from hyenarec_benchmarks.measuring import take_turns
+from hyenarec_benchmarks.recording import read
+from hyenarec_benchmarks.tables import over_rival
 
 TINY = scaling.Settings(tokens=800, dim=8, blocks=1, negatives=4, device="cpu", seconds=0, rounds=2)
+GREEN = {"against": "float64 reference", "error": 1e-7, "tolerance": 1e-3}
 
 
 def case(mixer: str, length: int, milliseconds: float) -> dict[str, Any]:
     return {"mixer": mixer, "length": length, "tokens": 800, "ms": {"median": milliseconds}}
 
 
-def test_report(tmp_path: Path) -> None:
+@pytest.mark.usefixtures("in_this_process")
+def test_result(tmp_path: Path) -> None:
     out = tmp_path / "new" / "result"
     scaling.Scaling(("hyena", "attention"), (400, 200), out, TINY).run()
     scaling.Scaling(("hyena", "attention"), (50,), out, TINY).run()  # joins
-    report = json.loads(out.with_suffix(".json").read_text())
+    result = read(out.with_suffix(".json"))
     assert out.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
-    assert {"title", "command", "environment", "settings", "cases", "exponents"} == report.keys()
-    assert {"revision", "torch", "device", "threads"} <= report["environment"].keys()
-    cases = {(case["length"], case["mixer"]): case for case in report["cases"]}
+    cases = {(case["length"], case["mixer"]): case for case in result["cases"]}
     assert list(cases) == [(length, mixer) for length in (50, 200, 400) for mixer in ("hyena", "attention")]
-    for (length, _), found in cases.items():
+    for found in cases.values():
         middle = found["ms"]["median"]
         assert found["tokens"] == 800
         assert found["ms"]["rounds"] == 2
         assert found["tokens_per_second"] == pytest.approx(1000 * 800 / middle)
-        assert found["speed_over_rival"] == pytest.approx(cases[length, "attention"]["ms"]["median"] / middle)
         assert 10 < found["idle_mib"] <= found["peak_mib"]
-    for mixer, fit in report["exponents"].items():  # of two points the slope is the difference quotient
+        assert 0 < found["check"]["error"] < 1e-5 < found["check"]["tolerance"]
+    assert over_rival(cases[200, "hyena"], result["cases"]) == pytest.approx(
+        cases[200, "attention"]["ms"]["median"] / cases[200, "hyena"]["ms"]["median"]
+    )
+    for mixer, fit in result["exponents"].items():  # of two points the slope is the difference quotient
         short, long = (cases[length, mixer]["ms"]["median"] for length in (200, 400))
         assert fit["lengths"] == [200, 400]
         assert fit["step"] == pytest.approx(np.log2(long / short))
 
 
-def test_other_settings_start_afresh(tmp_path: Path) -> None:
-    path = tmp_path / "result.json"
-    head = {"environment": {"revision": "a"}, "settings": {"tokens": 800}}
-    assert scaling.earlier_cases(path, head) == []
-    path.write_text(json.dumps(head | {"cases": [case("hyena", 50, 1.0)], "exponents": {}}))
-    assert scaling.earlier_cases(path, head) == [case("hyena", 50, 1.0)]
-    assert scaling.earlier_cases(path, head | {"environment": {"revision": "b"}}) == []
+def test_fresh_processes() -> None:
+    (found,) = scaling.measure(("hyena",), 50, TINY, [])
+    assert {"ms", "check", "peak_mib", "idle_mib", "tokens", "tokens_per_second"} <= found.keys()
+
+
+@pytest.mark.parametrize("options", [{"precision": "bfloat16"}, {"compile": True}], ids=str)
+def test_precision_and_compile_are_applied_and_checked(options: dict[str, Any], tmp_path: Path) -> None:
+    settings = scaling.Settings(tokens=64, dim=8, blocks=1, negatives=4, device="cpu", **options)
+    trial = steps.try_steps(partial(scaling.full_run, "attention", 16, settings), settings)
+    exact = steps.try_steps(partial(scaling.full_run, "attention", 16, TINY), TINY)
+    assert trial["check"]["error"] <= trial["check"]["tolerance"]
+    if settings.precision == "bfloat16":  # rounding shows
+        assert trial["check"]["error"] > 100 * exact["check"]["error"]
+    else:
+        run = scaling.full_run("attention", 16, settings, tmp_path)
+        assert run.model._compiled_call_impl is not None
 
 
 def test_left_out_from_the_length_that_is_too_slow(monkeypatch: pytest.MonkeyPatch) -> None:
     """With measured processes replaced: attention takes as many seconds as the length, hyena always two."""
     tried = []
 
-    def try_steps(mixer: str, length: int, settings: scaling.Settings) -> dict[str, float]:
+    def try_steps(build: Any, settings: scaling.Settings) -> dict[str, Any]:
+        mixer, length, _ = build.args
         tried.append((mixer, length))
-        return {"seconds": length if mixer == "attention" else 2.0, "peak_mib": 1.0, "idle_mib": 1.0}
+        return {"seconds": length if mixer == "attention" else 2.0, "peak_mib": 1.0, "idle_mib": 1.0, "check": GREEN}
 
-    def time_steps(mixers: list[str], length: int, settings: scaling.Settings) -> dict[str, dict[str, float]]:
-        return {mixer: {"median": 2000.0} for mixer in mixers}
+    def time_steps(builds: dict[str, Any], settings: scaling.Settings) -> dict[str, dict[str, float]]:
+        return {mixer: {"median": 2000.0} for mixer in builds}
 
-    monkeypatch.setattr(scaling, "try_steps", try_steps)
-    monkeypatch.setattr(scaling, "time_steps", time_steps)
-    monkeypatch.setattr(scaling, "in_fresh_process", lambda function, *arguments: function(*arguments))
+    monkeypatch.setattr(steps, "try_steps", try_steps)
+    monkeypatch.setattr(steps, "time_steps", time_steps)
+    monkeypatch.setattr(steps, "in_fresh_process", lambda function, *arguments: function(*arguments))
     cases: list[dict[str, Any]] = []
     for length in (10, 20, 30, 40):
         cases += scaling.measure(("hyena", "attention"), length, scaling.Settings(limit=20.0), cases)
     assert tried == [
-        ("hyena", 10),
-        ("attention", 10),
-        ("hyena", 20),
-        ("attention", 20),
+        *[("hyena", 10), ("attention", 10)],
+        *[("hyena", 20), ("attention", 20)],
         *[("hyena", 30), ("attention", 30)],
         ("hyena", 40),
     ]
     found = {(case["mixer"], case["length"]): case for case in cases}
     assert [length for mixer, length in found if "left_out" in found[mixer, length]] == [30, 40]
-    assert found["attention", 30]["left_out"] == "a step takes 30.0 s, over the limit of 20 s"
-    assert found["attention", 40]["left_out"] == "left out at 30: a step takes 30.0 s, over the limit of 20 s"
-    assert found["hyena", 20]["speed_over_rival"] == 1
-    assert "speed_over_rival" not in found["hyena", 30]
+    assert found["attention", 30]["left_out"] == "a step takes over 20 s"
+    assert found["attention", 40]["left_out"] == "left out at 30: a step takes over 20 s"
+    assert over_rival(found["hyena", 20], cases) == 1
+    assert over_rival(found["hyena", 30], cases) is None
 
 
 @pytest.mark.parametrize("power", [0.0, 0.05, 1.0])
@@ -111,6 +124,8 @@ def test_turns_alternate() -> None:
     assert {name: values["rounds"] for name, values in times.items()} == {"a": 3, "b": 3}
 
 
-def test_unknown_mixer() -> None:
-    with pytest.raises(UserError, match="mixers out of hyena, "):
+def test_unknown_mixer_and_length() -> None:
+    with pytest.raises(UserError, match="mixers: name at least one out of hyena, "):
         scaling.Scaling(("hyaena",)).run()
+    with pytest.raises(UserError, match="lengths"):
+        scaling.Scaling(lengths=(0,)).run()

@@ -1,0 +1,92 @@
+"""Systems and shapes: the one list of what is compared with what, and at which sizes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from hyenarec.config import HyenaConfig, ModelConfig
+from hyenarec.errors import UserError
+from hyenarec.mixers import MIXERS
+
+DIM, BLOCKS = 64, 2
+LENGTHS = (50, 200, 1024, 4096, 16384)  # events of history
+TOKENS = 32_768  # events of a training batch
+ITEMS = 10_000  # of a generated catalogue
+OURS, RIVAL = "hyena", "attention"
+
+
+@dataclass(frozen=True)
+class System:
+    """A recommender: what people call it, how it mixes a history, its mixer, and options of it that are no defaults."""
+
+    title: str
+    line: str
+    mixer: str
+    hyena: HyenaConfig = field(default_factory=HyenaConfig)
+
+    def model(self, length: int, dim: int = DIM, blocks: int = BLOCKS) -> ModelConfig:
+        """Its shape for histories of ``length`` events."""
+        return ModelConfig(mixer=self.mixer, dim=dim, blocks=blocks, max_length=length, hyena=self.hyena)
+
+
+# Results name a system by its key here, under "mixer".
+SYSTEMS: dict[str, System] = {
+    "hyena": System("HyenaRec", "long convolution with Legendre filters between gates (arXiv 2603.25027)", "hyena"),
+    "attention": System("SASRec", "causal softmax attention (arXiv 1808.09781)", "attention"),
+    "bert4rec": System(
+        "BERT4Rec", "softmax attention to both sides, learned on masked items (arXiv 1904.06690)", "bert4rec"
+    ),
+    "gru": System("GRU4Rec", "gated recurrent unit (arXiv 1511.06939)", "gru"),
+    "lru": System("LRURec", "complex diagonal linear recurrence (arXiv 2310.02367)", "lru"),
+    "linoss": System("LinOSS", "forced harmonic oscillators (arXiv 2410.03943)", "linoss"),
+    "hydra": System(
+        "HydraRec, causal",
+        "linear attention with a head for each channel, summed over the past (arXiv 2501.01242)",
+        "hydra",
+    ),
+    "hydra_bidirectional": System(
+        "HydraRec",
+        "the same, summed over both sides, learned on masked items (arXiv 2501.01242)",
+        "hydra_bidirectional",
+    ),
+    "hytrec": System(
+        "HyTRec",
+        "gated delta rule that decays with elapsed time, and attention to recent events (arXiv 2602.18283)",
+        "hytrec",
+    ),
+    "fuxi_linear": System(
+        "FuXi-Linear", "linear channels for content, time and position (arXiv 2602.23671)", "fuxi_linear"
+    ),
+    "grela": System(
+        "RecGRELA, causal", "gated rotary linear attention with a local convolution (arXiv 2506.13315)", "grela"
+    ),
+    "elastic": System(
+        "ELASTIC", "attention to a few learned interests that compress the history (arXiv 2408.09380)", "elastic"
+    ),
+    "hyena_chebyshev": System(
+        "HyenaRec, Chebyshev filters",
+        "Chebyshev polynomials in place of Legendre's",
+        "hyena",
+        HyenaConfig(filter="chebyshev"),
+    ),
+    "hyena_cosine": System(
+        "HyenaRec, cosine filters", "cosines in place of Legendre polynomials", "hyena", HyenaConfig(filter="cosine")
+    ),
+    "hyena_implicit": System(
+        "HyenaRec, implicit filters",
+        "the filters of Hyena itself: a small network of the lag (arXiv 2302.10866)",
+        "hyena",
+        HyenaConfig(filter="implicit"),
+    ),
+    "hyena_explicit": System(
+        "HyenaRec, explicit filters", "a free weight for every lag", "hyena", HyenaConfig(filter="explicit")
+    ),
+}
+MAIN = tuple(MIXERS)  # the systems as their papers have them: every suite's default
+
+
+def check_names(names: Sequence[str]) -> None:
+    """Raises :class:`UserError` where no system is named, or one that there is not."""
+    if not names or not SYSTEMS.keys() >= set(names):
+        raise UserError(f"option mixers: name at least one out of {', '.join(SYSTEMS)}")

@@ -1,0 +1,129 @@
+"""What wins where and what loses where: HyenaRec against SASRec and against the best of all others, from the results.
+
+Two times count as level where their quartiles overlap, two accuracies where their means differ by no more than the
+mean of their standard deviations over seeds, two memories where they differ by no more than 1%.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from .recording import Result
+from .registry import OURS, RIVAL, SYSTEMS
+from .tables import mean, number, table, title_of
+
+METRIC = "NDCG@10"
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A system's figure with the range in which another one is level with it."""
+
+    system: str
+    value: float
+    low: float
+    high: float
+    text: str
+
+
+def verdicts(results: Iterable[Result]) -> list[str]:
+    """How often ours wins and loses against the best of the others, by what is compared, and a table of all."""
+    rows = []
+    tally: dict[str, Counter[str]] = {}
+    mine = {name for name, system in SYSTEMS.items() if system.mixer == OURS}
+    for what, where, figures, higher in comparisons(results):
+        ours = next((figure for figure in figures if figure.system == OURS), None)
+        others = [figure for figure in figures if figure.system not in mine]
+        if ours is None or not others:
+            continue
+        best = max(others, key=lambda figure: figure.value if higher else -figure.value)
+        rival = next((figure for figure in others if figure.system == RIVAL), None)
+        verdict = judge(ours, best, higher)
+        tally.setdefault(what, Counter())[verdict] += 1
+        rows.append(
+            [
+                f"{what}, {where}",
+                ours.text,
+                f"{rival.text} ({judge(ours, rival, higher)})" if rival else "",
+                f"{best.text}, {title_of(best.system)}",
+                f"**{verdict}**" if verdict == "wins" else verdict,
+            ]
+        )
+    if not rows:
+        return ["Nothing that compares HyenaRec with another system was measured.", ""]
+    lines = [f"{title_of(OURS)} against the best of the other systems; of times and memory, less is better:", ""]
+    lines += [*(f"- {what}: {_counts(found)}" for what, found in tally.items()), ""]
+    head = ["", title_of(OURS), f"{title_of(RIVAL)} (against it)", "best of the others", "against the best"]
+    return [*lines, *table(head, rows), ""]
+
+
+def _counts(found: Counter[str]) -> str:
+    return f"wins {found['wins']}, level {found['level']}, loses {found['loses']} of {found.total()}"
+
+
+def judge(ours: Figure, other: Figure, higher: bool) -> str:
+    if ours.low <= other.high and other.low <= ours.high:
+        return "level"
+    return "wins" if (ours.value > other.value) == higher else "loses"
+
+
+def comparisons(results: Iterable[Result]) -> Iterable[tuple[str, str, list[Figure], bool]]:
+    """What is compared, where, everyone's figures, and whether more is better."""
+    for result in results:
+        cases = [case for case in result.get("cases", []) if "ms" in case]
+        machine = "GPU" if result["environment"]["kind"] == "cuda" else "CPU"
+        note = f"{machine}, {result['settings'].get('precision', 'float32')}"
+        match result["suite"]:
+            case "accuracy":
+                runs = result.get("runs", [])
+                for log, length in dict.fromkeys((run["log"], run["length"]) for run in runs):
+                    here = [run for run in runs if (run["log"], run["length"]) == (log, length)]
+                    yield METRIC, f"{log}, {length:,} events", of_runs(here), True
+            case "scaling":
+                for length in dict.fromkeys(case["length"] for case in cases):
+                    here = [case for case in cases if case["length"] == length]
+                    yield "training step (ms)", f"{length:,} events, {note}", of_times(here), False
+                    memory = [exact(case["mixer"], case["peak_mib"], f"{case['peak_mib']:,.0f}") for case in here]
+                    yield "training memory (MiB)", f"{length:,} events, {note}", memory, False
+            case "step":
+                for log, length in dict.fromkeys((case["log"], case["length"]) for case in cases):
+                    here = [
+                        case
+                        for case in cases
+                        if (case["log"], case["length"], case["layout"]) == (log, length, "packed")
+                    ]
+                    yield "training step (ms)", f"{log}, packed, {length:,} events, {note}", of_times(here), False
+            case "serving":
+                for length, batch in dict.fromkeys((case["length"], case["batch"]) for case in cases):
+                    here = [case for case in cases if (case["length"], case["batch"]) == (length, batch)]
+                    figures = of_times([case for case in here if case["mixer"]])
+                    yield "serving (ms)", f"{length:,} events, batch {batch}, {note}", figures, False
+
+
+def of_times(cases: Sequence[dict[str, Any]]) -> list[Figure]:
+    """The fastest time of each system."""
+    best: dict[str, dict[str, float]] = {}
+    for case in cases:
+        if case["mixer"] not in best or case["ms"]["median"] < best[case["mixer"]]["median"]:
+            best[case["mixer"]] = case["ms"]
+    return [Figure(mixer, ms["median"], ms["q1"], ms["q3"], number(ms["median"])) for mixer, ms in best.items()]
+
+
+def of_runs(runs: Sequence[dict[str, Any]]) -> list[Figure]:
+    """The mean of each system over its seeds, half a standard deviation to either side."""
+    figures = []
+    for mixer in dict.fromkeys(run["mixer"] for run in runs):
+        values = [run["test"][METRIC] for run in runs if run["mixer"] == mixer]
+        middle, spread = statistics.mean(values), statistics.stdev(values) / 2 if len(values) > 1 else 0.0
+        text = mean(values) + (" (one seed)" if len(values) == 1 else "")
+        figures.append(Figure(mixer, middle, middle - spread, middle + spread, text))
+    return figures
+
+
+def exact(system: str, value: float, text: str) -> Figure:
+    """A figure without quartiles, level with those within 1%."""
+    return Figure(system, value, 0.995 * value, 1.005 * value, text)

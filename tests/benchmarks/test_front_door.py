@@ -1,0 +1,55 @@
+"""``hyenarec bench``: the list of suites, and each with its own options."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hyenarec.cli import main
+from hyenarec_benchmarks.suites import SUITES
+
+
+def test_lists_every_suite_in_a_line(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["bench"])
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == list(SUITES)
+    assert all(len(line) <= 100 for line in lines)
+
+
+def test_runs_one_with_its_options(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["bench", "report", str(tmp_path)])
+    assert (tmp_path / "report.md").exists()
+    assert "written to" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["sclaing"], "no benchmark suite is called 'sclaing': choose one of operator, step, scaling, "),
+        (["report", "nowhere"], "nowhere: no such folder of results"),
+        (["scaling", "--mixers", "lstm"], "option mixers: name at least one out of hyena, attention, "),
+    ],
+)
+def test_bad_input_gets_one_line(arguments: list[str], line: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["bench", *arguments])
+    output = capsys.readouterr()
+    assert stopped.value.code == 2
+    assert output.err.startswith(f"error: {line}") and output.err.count("\n") == 1
+
+
+@pytest.mark.parametrize("suite", ["step", "scaling", "serving", "report", "ablation", "operator", "gpu"])
+def test_explains_itself(suite: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["bench", suite, "--help"])
+    assert stopped.value.code == 0
+    assert f"usage: hyenarec bench {suite}" in capsys.readouterr().out
+
+
+def test_the_package_is_the_same_door(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "hyenarec_benchmarks", "report", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "report.md").exists()

@@ -1,0 +1,125 @@
+"""The smaller suites on generated data: each writes a result in the format, with green checks and what it promises."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hyenarec.data.synthetic import write_synthetic_log
+from hyenarec_benchmarks import ablation, accuracy, convolutions, gpu_suite, loading, losses, operator_cpu
+from hyenarec_benchmarks.checks import refusal
+from hyenarec_benchmarks.recording import Result, read
+from torch import Tensor
+
+import hyenarec_kernels as hk
+from hyenarec_kernels import cpu
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Runs a suite's main with options in an empty folder, and reads the one result that it leaves there."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(suite: Any, *options: str) -> Result:
+        monkeypatch.setattr(sys, "argv", ["hyenarec bench suite", *options])
+        suite.main()
+        (path,) = (tmp_path / "benchmarks/results").glob("*.json")
+        result = read(path)
+        assert all(refusal(case) is None for case in result.get("cases", []))
+        return result
+
+    return call
+
+
+@pytest.mark.skipif(cpu.probe() is not None, reason="no compiled CPU backend")
+def test_operator(run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(operator_cpu, "SHAPES", ((2, 50), (1, 130)))
+    monkeypatch.setattr(operator_cpu, "keep_freed_memory", lambda: True)
+    threads = torch.get_num_threads()
+    result = run(operator_cpu, "--seconds", "0", "--threads", str(threads))
+    assert len(result["cases"]) == 2 * 2 + 1
+    assert all(0 < case["check"]["error"] < 1e-5 for case in result["cases"])
+    assert result["cases"][0]["rivals"].keys() == {"best FFT", "attention", "copy"}
+    assert (tmp_path / "benchmarks/results/operator-cpu.png").exists()
+
+
+def test_error_against_the_reference_sees_a_wrong_gradient() -> None:
+    leaves = tuple(torch.randn(*shape) for shape in ((2, 9, 4), (4, 3)))
+    grad = torch.randn(2, 9, 4)
+
+    def right(x: Tensor, c: Tensor) -> Tensor:
+        return hk.legendre_conv(x, c, horizon=9)
+
+    def wrong(x: Tensor, c: Tensor) -> Tensor:
+        out = right(x, c)
+        return out if out.dtype == torch.float64 else out.detach() + 1.01 * (out - out.detach())
+
+    assert convolutions.against_reference(right, leaves, grad) < 1e-5
+    assert convolutions.against_reference(wrong, leaves, grad) == pytest.approx(0.01, rel=0.01)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_gpu_suite_says_what_it_needs(run: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        run(gpu_suite)
+    assert stopped.value.code == 2
+    assert capsys.readouterr().err == "error: no CUDA device; every figure of this suite needs one\n"
+
+
+def test_gpu_rows_are_cases_with_the_error_of_their_length_and_width() -> None:
+    times = {name: {"median": 1.0} for name in ("ours", "ours, fwd+bwd", "FFT", "copy")}
+    row = {"tokens": 800, "length": 50, "dim": 64, "times": times}
+    cases = gpu_suite.cases({"rows": [row | {"error": {"out": 1e-3, "x": 4e-3}}, row | {"tokens": 1600}]})
+    assert [case["shape"] for case in cases] == ["16 x 50 x 64", "32 x 50 x 64"] * 2
+    assert {case["check"]["error"] for case in cases} == {4e-3}
+    assert [set(case["rivals"]) for case in cases[1:3]] == [{"FFT", "copy"}, set()]
+
+
+def test_losses(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"TOKENS": 40, "ITEMS": 30, "DIM": 8, "ROUNDS": 2, "CHUNKS": [64]}.items():
+        monkeypatch.setattr(losses, name, value)
+    result = run(losses)
+    assert {case["precision"] for case in result["cases"]} == {"float32", "bfloat16"}
+    assert {"everything at once", "ours, 0K scores a chunk"} <= {case["loss"] for case in result["cases"]}
+
+
+def test_loading(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loading, "in_fresh_process", lambda function, *arguments: function(*arguments))
+    result = run(loading, "--events", "3000")
+    assert len({(case["format"], case["ids"]) for case in result["cases"]}) == 4
+
+
+def test_loading_sees_a_lost_event(tmp_path: Path) -> None:
+    path = tmp_path / "log.csv"
+    path.write_text("user_id,item_id,timestamp\n1,7,1\n1,8,2\n2,7,3\n2,8,4\n")
+    store = loading.read_log(path)
+    assert loading.wrong_share(path, store) == 0
+    object.__setattr__(store, "items", np.zeros_like(store.items))
+    assert loading.wrong_share(path, store) == 1
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> str:
+    write_synthetic_log(tmp_path / "small.csv", users=30, items=80, mean_history=12)
+    return "small.csv"
+
+
+def test_ablation(run: Any, log: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ablation, "VARIANTS", {"defaults": {}, "no window": {"window": False}})
+    monkeypatch.setattr(ablation, "TRAINING", ablation.TrainingConfig(epochs=1, device="cpu"))
+    result = run(ablation, log, "runs", "--seeds", "0")
+    assert [(row["variant"], row["seed"]) for row in result["runs"]] == [("defaults", 0), ("no window", 0)]
+
+
+def test_accuracy(run: Any, log: str, tmp_path: Path) -> None:
+    result = run(accuracy, log, "runs", "--mixers", "hyena", "gru", "--seeds", "0")
+    assert {(row["log"], row["mixer"], row["seed"]) for row in result["runs"]} == {
+        ("small", "hyena", 0),
+        ("small", "gru", 0),
+    }
+    assert {"popularity", "repeat-last"} <= {row["name"] for row in result["baselines"]}
+    assert (tmp_path / "benchmarks/results/accuracy-small.png").exists()

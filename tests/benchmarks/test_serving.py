@@ -1,0 +1,100 @@
+"""The suite on serving: streamed scores are those of the whole history, and the check says so where they are not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hyenarec.data.batches import Batch
+from hyenarec.errors import UserError
+from hyenarec.model import SequenceModel
+from hyenarec.packing import Packing
+from hyenarec_benchmarks import serving, streaming
+from hyenarec_benchmarks.checks import refusal
+from hyenarec_benchmarks.recording import read
+from hyenarec_benchmarks.registry import MAIN, SYSTEMS
+from torch import Tensor
+
+TINY = serving.Settings(dim=8, blocks=2, items=20, device="cpu", seconds=0, rounds=3)
+
+
+def model(name: str) -> SequenceModel:
+    torch.manual_seed(1)
+    return SequenceModel(SYSTEMS[name].model(12, dim=8), 20).eval()
+
+
+@pytest.mark.usefixtures("in_this_process")
+def test_result_of_every_mixer(tmp_path: Path) -> None:
+    out = tmp_path / "serving"
+    serving.Serving(lengths=(12,), batches=(1, 3), out=out, settings=TINY).run()
+    result = read(out.with_suffix(".json"))
+    assert out.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+    for batch in (1, 3):
+        here = [case for case in result["cases"] if case["batch"] == batch]
+        timed = {(case["mixer"], case["what"]) for case in here}
+        steps = {(name, "step") for name in ("hyena", "gru")}
+        assert timed == {(name, "forward") for name in MAIN} | steps | {("", "top-k")}
+        for case in here:
+            assert refusal(case) is None
+            assert case["ms"]["min"] <= case["ms"]["median"] <= case["ms"]["p99"]
+
+
+@pytest.mark.usefixtures("in_this_process")
+def test_slow_calls_are_left_out() -> None:
+    settings = serving.Settings(dim=8, items=20, device="cpu", limit=0.0)
+    cases = serving.measure(("hyena",), 12, 1, settings, [])
+    assert [case["left_out"] for case in cases] == ["a call takes over 0 s"] * 3
+    longer = serving.measure(("hyena",), 24, 1, TINY, cases)
+    assert [case["left_out"] for case in longer] == ["left out at 12: a call takes over 0 s"] * 3
+    assert all("ms" in case for case in serving.measure(("hyena",), 24, 2, TINY, cases))
+
+
+@pytest.mark.parametrize("name", list(streaming.STREAMS))
+def test_stream_goes_on_as_the_whole_history(name: str) -> None:
+    """Histories of different lengths, in float64, each event of the last three."""
+    net = model(name).double()
+    histories = [torch.randint(20, (n,)) for n in (12, 5, 9)]
+
+    def batch(back: int) -> Batch:
+        kept = [history[: len(history) - back] for history in histories]
+        return Batch(torch.cat(kept), Packing.from_lengths(torch.tensor([len(history) for history in kept])))
+
+    stream = streaming.Stream(net, batch(3))
+    for back in (2, 1, 0):
+        streamed = stream.step(torch.stack([history[-1 - back] for history in histories]))
+        torch.testing.assert_close(streamed, net(batch(back), last_only=True))
+
+
+@pytest.mark.parametrize("name", list(streaming.STREAMS))
+def test_check_is_red_for_a_state_that_forgets(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    net, batch = model(name), serving.histories(12, 2, TINY)
+    with torch.inference_mode():
+        assert refusal({"check": serving.step_check(net, batch)}) is None
+
+    class Forgetful(streaming.STREAMS[name]):  # type: ignore[misc]
+        def step(self, x: Tensor) -> Tensor:
+            return super().step(x) * 0.9
+
+    monkeypatch.setitem(streaming.STREAMS, name, Forgetful)
+    with torch.inference_mode():
+        assert "equivalence check red" in str(refusal({"check": serving.step_check(net, batch)}))
+
+
+def test_check_is_red_for_a_wrong_forward(monkeypatch: pytest.MonkeyPatch) -> None:
+    net, batch = model("attention"), serving.histories(12, 2, TINY)
+    with torch.inference_mode():
+        assert refusal({"check": serving.forward_check(net, batch)}) is None
+        right = serving.forward
+
+        def wrong(*arguments: Any) -> Tensor:
+            return right(*arguments).flip(0)  # each user is given another one's answer
+
+        monkeypatch.setattr(serving, "forward", wrong)
+        assert refusal({"check": serving.forward_check(net, batch)}) is not None
+
+
+def test_bad_options() -> None:
+    with pytest.raises(UserError, match="lengths over 4"):
+        serving.Serving(lengths=(4,)).run()

@@ -1,0 +1,61 @@
+"""SASRec's attention in its best form: packed sequences in torch's flash kernel give what the rectangle gives."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Any
+
+import pytest
+import torch
+from hyenarec.config import ModelConfig
+from hyenarec.mixers import MIXERS, attention
+from hyenarec.packing import Packing
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+
+LENGTHS = torch.tensor([5, 1, 17])
+
+
+def flash(q: Tensor, k: Tensor, v: Tensor, bounds_q: Tensor, bounds_k: Tensor, *longest: int, **rule: Any) -> Tensor:
+    """What the flash kernel computes, sequence by sequence."""
+    assert bounds_q.dtype == torch.int32 and longest == (17, 17)
+    causal = rule == attention.CAUSAL
+    assert causal or not rule
+    parts = []
+    for first, last in pairwise(bounds_q.tolist()):
+        one = (x[first:last].transpose(0, 1) for x in (q, k, v))
+        parts.append(scaled_dot_product_attention(*one, is_causal=causal).transpose(0, 1))
+    return torch.cat(parts)
+
+
+@pytest.mark.parametrize("name", ["attention", "bert4rec"])
+def test_packed_equals_padded(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    mixer = MIXERS[name](ModelConfig(mixer=name, dim=16), 0).double()
+    x, packing = torch.randn(int(LENGTHS.sum()), 16, dtype=torch.float64), Packing.from_lengths(LENGTHS)
+    padded, last = mixer(x, packing), mixer(x, packing, last_only=True)
+    monkeypatch.setattr(attention, "varlen_attn", flash)
+    monkeypatch.setattr(attention, "takes_packed", lambda qkv: True)
+    torch.testing.assert_close(mixer(x, packing), padded)
+    torch.testing.assert_close(mixer(x, packing, last_only=True), last)
+
+
+def test_only_bfloat16_on_a_gpu_goes_packed() -> None:
+    assert not attention.takes_packed(torch.zeros(4, 3, 2, 8, dtype=torch.bfloat16))  # a CPU has no such kernel
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("name", ["attention", "bert4rec"])
+def test_flash_kernel_on_packed_sequences(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    mixer = MIXERS[name](ModelConfig(mixer=name, dim=64), 0).cuda()
+    x, packing = torch.randn(int(LENGTHS.sum()), 64, device="cuda"), Packing.from_lengths(LENGTHS).to("cuda")
+    want = mixer(x, packing)
+    calls = []
+    kernel = attention.varlen_attn
+    monkeypatch.setattr(attention, "varlen_attn", lambda *a, **options: calls.append(1) or kernel(*a, **options))
+    with torch.autocast("cuda", torch.bfloat16):
+        got = mixer(x, packing)
+    assert calls
+    assert (got - want).norm() < 2e-2 * want.norm()
+    assert torch.autograd.grad(got.float().sum(), mixer.qkv.weight)[0].isfinite().all()
