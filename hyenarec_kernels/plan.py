@@ -157,10 +157,10 @@ class Plan:
 
 
 def folded_map(level: Level) -> Array:
-    """The map of blocks_from_nodes for what a level keeps, applied to sums (entries with even r + s, first) and
-    differences (odd) of values at mirrored nodes: half the multiply-adds, (entries, (nodes + 1) // 2)."""
-    kept = kept_entries(level.nodes, level.rank, level.degree)
+    """The map of blocks_from_nodes for what a level keeps of r <= s, applied to sums (entries with even r + s, first)
+    and differences (odd) of values at mirrored nodes: half the multiply-adds, (entries, (nodes + 1) // 2)."""
     r, s = entries(level.nodes)
+    kept = kept_entries(level.nodes, level.rank, level.degree) & (r <= s)
     parity = (r + s)[kept] % 2
     order = np.argsort(parity, kind="stable")
     folded: Array = blocks_from_nodes(level.chunk, level.nodes)[kept][order, : (level.nodes + 1) // 2].copy()

@@ -37,6 +37,7 @@ struct Call {
   Vec<A>* table_storage;
   Tables<A>* tables;
   int64_t* group_begin;
+  bool own_tables = false;
 
   static int64_t bytes(const ConvArgs& args, int64_t blocks) {
     Arena count;
@@ -78,14 +79,23 @@ struct Call {
     int64_t channels = args.channels - first_channel(t) - (blocks - 1) * kWidth<A>;
     return {blocks, channels < kWidth<A> ? channels : kWidth<A>};
   }
-  void build(ParallelFor parallel) {
-    auto body = [](void* self, int64_t begin, int64_t end) {
-      Call& call = *static_cast<Call*>(self);
-      const ConvArgs& args = call.args;
-      for (int64_t b = begin; b < end; ++b)
-        build_tables<A>(*args.plan, args.samples, args.skip, args.channels, b * kWidth<A>, call.tables[b]);
-    };
+  // Tables, in a pass of their own where several items share them.
+  void build(ParallelFor parallel, int64_t parts) {
+    own_tables = parts == 1;
+    if (own_tables) return;
+    auto body = [](void* self, int64_t begin, int64_t end) { static_cast<Call*>(self)->build_blocks(begin, end); };
     parallel(channel_blocks, body, this);
+  }
+  void enter(int64_t t) const {
+    if (own_tables) build_blocks(first_block(t), first_block(t) + tile(t).blocks);
+  }
+  void build_blocks(int64_t begin, int64_t end) const {
+    Arena room((args.terms + args.plan->num_samples) * int64_t(sizeof(Vec<A>)));
+    for (int64_t b = begin; b < end; ++b) {
+      Vec<A>* values = filter_values<A>(args, b * kWidth<A>, room.base<Vec<A>>());
+      if (args.skip) values[0] += load_channels<A>(args.skip, 0, args.channels, b * kWidth<A>);
+      build_tables<A>(*args.plan, values, tables[b]);
+    }
   }
   // out = y (* factor) for the segment that `pass` holds.
   void store(Block out, const Pass<A>& pass, Block factor, const Segment& segment) const {
@@ -124,7 +134,7 @@ void forward_sequence(const Call<A>& call, Pass<A>& pass, const Sequence& sequen
 template <class A>
 void forward(const ConvArgs& args, ParallelFor parallel) {
   Call<A> call(args);
-  call.build(parallel);
+  call.build(parallel, call.num_groups);
   auto body = [](void* context, int64_t begin, int64_t end) {
     const Call<A>& call = *static_cast<const Call<A>*>(context);
     Pass<A> pass;
@@ -134,6 +144,7 @@ void forward(const ConvArgs& args, ParallelFor parallel) {
     pass.take(arena, *call.args.plan, call.tile_blocks, call.longest, true);
     for (int64_t item = begin; item < end; ++item) {
       int64_t group = item / call.tiles;
+      call.enter(item % call.tiles);
       for (int64_t s = call.group_begin[group]; s < call.group_begin[group + 1]; ++s)
         forward_sequence<A>(call, pass, call.args.sequences[s], item % call.tiles);
     }
