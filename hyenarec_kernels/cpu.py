@@ -1,7 +1,7 @@
 """The ``cpu`` backend: the operators' functions over the compiled kernels of ``csrc/cpu``.
 
-This side chooses the plan, samples the filter at the plan's lags and takes the samples' gradient back to coefficients
-and decay; the kernels do everything that is as long as the input.
+This side chooses the plan and, where the filter is more than coefficients, samples it at the plan's lags and takes the
+samples' gradient back; the kernels do the rest.
 """
 
 from __future__ import annotations
