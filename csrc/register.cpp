@@ -86,16 +86,20 @@ std::vector<Sequence> sequences_of(const Tensor& x, const MaybeTensor& starts, c
 }
 
 // The plan as hyenarec_kernels/plan.py lays it out: integers, and offsets into one array of constants.
-Plan plan_of(const std::vector<int64_t>& n, const Tensor& constants) {
-  constexpr size_t kHead = 7, kPerLevel = 12;
-  STD_TORCH_CHECK(n.size() >= kHead && (n.size() - kHead) % kPerLevel == 0, "plan: malformed");
-  Plan plan{n[0], n[1], n[2], n[3], n[4], n[5], n[6], int((n.size() - kHead) / kPerLevel), {}};
+Plan plan_of(const Tensor& numbers, const Tensor& constants) {
+  constexpr int64_t kHead = 7, kPerLevel = 12;
+  const int64_t count = numbers.numel();
+  STD_TORCH_CHECK(numbers.scalar_type() == ScalarType::Long && numbers.is_contiguous() && count >= kHead &&
+                      (count - kHead) % kPerLevel == 0,
+                  "plan: malformed");
+  const int64_t* n = static_cast<const int64_t*>(numbers.data_ptr());
+  Plan plan{n[0], n[1], n[2], n[3], n[4], n[5], n[6], int((count - kHead) / kPerLevel), {}};
   STD_TORCH_CHECK(plan.chunk % 8 == 0, "plan: chunks of ", plan.chunk, " rows are no whole tiles of 8");
   STD_TORCH_CHECK(plan.num_levels <= hyenarec::kMaxLevels, "plan: more than ", hyenarec::kMaxLevels, " levels");
   const char* base = static_cast<const char*>(constants.data_ptr());
   int64_t size = constants.element_size();
   for (int l = 0; l < plan.num_levels; ++l) {
-    const int64_t* v = n.data() + kHead + l * kPerLevel;
+    const int64_t* v = n + kHead + l * kPerLevel;
     STD_TORCH_CHECK(v[2] <= hyenarec::kMaxRank && v[4] <= hyenarec::kMaxNodes, "plan: rank ", v[2], " or ", v[4],
                     " nodes too large");
     const char *moments = base + v[9] * size, *from_nodes = base + v[10] * size;
@@ -111,11 +115,11 @@ struct Inputs {
   Plan plan;
   ConvArgs args;
 
-  Inputs(const Tensor& x_, const Tensor& samples, const MaybeTensor& skip, const MaybeTensor& pre,
-         const MaybeTensor& post, const MaybeTensor& starts, const MaybeTensor& ends,
-         const std::vector<int64_t>& numbers, const Tensor& constants)
+  Inputs(const Tensor& x_, const Tensor& filter, const MaybeTensor& basis, const MaybeTensor& skip,
+         const MaybeTensor& pre, const MaybeTensor& post, const MaybeTensor& starts, const MaybeTensor& ends,
+         const Plan& plan_)
       : x(unit_stride(x_)), pre_gate(unit_stride(pre)), post_gate(unit_stride(post)),
-        sequences(sequences_of(x, starts, ends)), plan(plan_of(numbers, constants)) {
+        sequences(sequences_of(x, starts, ends)), plan(plan_) {
     args.plan = &plan;
     args.sequences = sequences.data();
     args.num_sequences = int64_t(sequences.size());
@@ -126,25 +130,28 @@ struct Inputs {
     args.x = rows_of(x);
     args.pre_gate = rows_of(pre_gate);
     args.post_gate = rows_of(post_gate);
-    args.samples = values(samples, args.dtype, plan.num_samples * args.channels, "samples");
+    args.terms = basis ? filter.size(1) : 0;
+    args.filter = values(filter, args.dtype, (basis ? args.terms : plan.num_samples) * args.channels, "filter");
+    args.basis = basis ? values(*basis, args.dtype, plan.num_samples * args.terms, "basis") : nullptr;
     args.skip = skip ? values(*skip, args.dtype, args.channels, "skip") : nullptr;
   }
 };
 
-Tensor conv(const Tensor& x, const Tensor& samples, const MaybeTensor& skip, const MaybeTensor& pre_gate,
-            const MaybeTensor& post_gate, const MaybeTensor& starts, const MaybeTensor& ends,
-            std::vector<int64_t> plan, const Tensor& constants) {
-  Inputs in(x, samples, skip, pre_gate, post_gate, starts, ends, plan, constants);
+// `filter` (num_samples, D): its values at the plan's lags; with `basis` (num_samples, N), coefficients (D, N).
+Tensor conv(const Tensor& x, const Tensor& filter, const MaybeTensor& basis, const MaybeTensor& skip,
+            const MaybeTensor& pre_gate, const MaybeTensor& post_gate, const MaybeTensor& starts,
+            const MaybeTensor& ends, const Tensor& plan, const Tensor& constants) {
+  Inputs in(x, filter, basis, skip, pre_gate, post_gate, starts, ends, plan_of(plan, constants));
   Tensor out = empty(x, std::vector<int64_t>(x.sizes().begin(), x.sizes().end()), x.scalar_type());
   in.args.out = rows_of(out);
   hyenarec::kernels().conv_forward(in.args, parallel);
   return out;
 }
 
-// Gradients of x, samples, skip, pre_gate and post_gate by one kernel; empty where not needed.
+// Gradients of x, filter, skip, pre_gate and post_gate by one kernel; empty where not needed.
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> gradients(
     void (*kernel)(const ConvArgs&, hyenarec::ParallelFor), Inputs& in, const Tensor& grad_, const Tensor& x,
-    const Tensor& samples, const MaybeTensor& skip, const MaybeTensor& pre_gate, const MaybeTensor& post_gate,
+    const Tensor& filter, const MaybeTensor& skip, const MaybeTensor& pre_gate, const MaybeTensor& post_gate,
     const std::vector<bool>& needs) {
   STD_TORCH_CHECK(needs.size() == 5, "needs: expected 5 flags");
   Tensor grad = unit_stride(grad_);
@@ -153,34 +160,34 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> gradients(
     return empty(x, needed ? std::vector<int64_t>(t.sizes().begin(), t.sizes().end()) : std::vector<int64_t>{0}, type);
   };
   ScalarType type = x.scalar_type(), wide = arithmetic(in.args.dtype);
-  Tensor dx = like(needs[0], x, type), dsamples = like(needs[1], samples, wide);
+  Tensor dx = like(needs[0], x, type), dfilter = like(needs[1], filter, wide);
   Tensor dskip = like(needs[2] && skip, skip ? *skip : x, wide);
   Tensor dpre = like(needs[3] && pre_gate, x, type), dpost = like(needs[4] && post_gate, grad, type);
   auto rows = [](const Tensor& t) { return t.dim() > 1 ? rows_of(t) : Rows{}; };
   in.args.dx = rows(dx);
   in.args.dpre_gate = rows(dpre);
   in.args.dpost_gate = rows(dpost);
-  in.args.dsamples = needs[1] ? dsamples.data_ptr() : nullptr;
+  in.args.dfilter = needs[1] ? dfilter.data_ptr() : nullptr;
   in.args.dskip = needs[2] && skip ? dskip.data_ptr() : nullptr;
   kernel(in.args, parallel);
-  return {dx, dsamples, dskip, dpre, dpost};
+  return {dx, dfilter, dskip, dpre, dpost};
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> conv_backward(
-    const Tensor& grad, const Tensor& x, const Tensor& samples, const MaybeTensor& skip, const MaybeTensor& pre_gate,
-    const MaybeTensor& post_gate, const MaybeTensor& starts, const MaybeTensor& ends, std::vector<int64_t> plan,
-    const Tensor& constants, std::vector<bool> needs) {
-  Inputs in(x, samples, skip, pre_gate, post_gate, starts, ends, plan, constants);
-  return gradients(hyenarec::kernels().conv_backward, in, grad, x, samples, skip, pre_gate, post_gate, needs);
+    const Tensor& grad, const Tensor& x, const Tensor& filter, const MaybeTensor& basis, const MaybeTensor& skip,
+    const MaybeTensor& pre_gate, const MaybeTensor& post_gate, const MaybeTensor& starts, const MaybeTensor& ends,
+    const Tensor& plan, const Tensor& constants, std::vector<bool> needs) {
+  Inputs in(x, filter, basis, skip, pre_gate, post_gate, starts, ends, plan_of(plan, constants));
+  return gradients(hyenarec::kernels().conv_backward, in, grad, x, filter, skip, pre_gate, post_gate, needs);
 }
 
-// A plan for the forms that use every tap: `taps` (k, D), lag 0 first, are its samples.
-std::vector<int64_t> plan_of_taps(const Tensor& taps) { return {0, 0, 0, 0, 0, 0, taps.size(0)}; }
+// A plan for the forms that use every tap: `taps` (k, D), lag 0 first, are its values.
+Plan plan_of_taps(const Tensor& taps) { return {0, 0, 0, 0, 0, 0, taps.size(0), 0, {}}; }
 
 // x (B, L, D) or (T, D) to the last row of each sequence, (sequences, D); `taps` (k, D), lag 0 first.
 Tensor conv_last(const Tensor& x, const Tensor& taps, const MaybeTensor& skip, const MaybeTensor& pre_gate,
                  const MaybeTensor& post_gate, const MaybeTensor& starts, const MaybeTensor& ends) {
-  Inputs in(x, taps, skip, pre_gate, post_gate, starts, ends, plan_of_taps(taps), taps);
+  Inputs in(x, taps, {}, skip, pre_gate, post_gate, starts, ends, plan_of_taps(taps));
   Tensor out = empty(x, {in.args.num_sequences, in.args.channels}, x.scalar_type());
   in.args.out = rows_of(out);
   hyenarec::kernels().conv_last(in.args, parallel);
@@ -190,7 +197,7 @@ Tensor conv_last(const Tensor& x, const Tensor& taps, const MaybeTensor& skip, c
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> conv_last_backward(
     const Tensor& grad, const Tensor& x, const Tensor& taps, const MaybeTensor& skip, const MaybeTensor& pre_gate,
     const MaybeTensor& post_gate, const MaybeTensor& starts, const MaybeTensor& ends, std::vector<bool> needs) {
-  Inputs in(x, taps, skip, pre_gate, post_gate, starts, ends, plan_of_taps(taps), taps);
+  Inputs in(x, taps, {}, skip, pre_gate, post_gate, starts, ends, plan_of_taps(taps));
   return gradients(hyenarec::kernels().conv_last_backward, in, grad, x, taps, skip, pre_gate, post_gate, needs);
 }
 
@@ -274,11 +281,11 @@ double peak(int64_t steps) { return hyenarec::kernels().peak(steps, parallel); }
 
 STABLE_TORCH_LIBRARY(hyenarec_cpu, m) {
   m.def(
-      "conv(Tensor x, Tensor samples, Tensor? skip, Tensor? pre_gate, Tensor? post_gate, Tensor? starts, Tensor? ends, "
-      "int[] plan, Tensor constants) -> Tensor");
+      "conv(Tensor x, Tensor filter, Tensor? basis, Tensor? skip, Tensor? pre_gate, Tensor? post_gate, "
+      "Tensor? starts, Tensor? ends, Tensor plan, Tensor constants) -> Tensor");
   m.def(
-      "conv_backward(Tensor grad, Tensor x, Tensor samples, Tensor? skip, Tensor? pre_gate, Tensor? post_gate, "
-      "Tensor? starts, Tensor? ends, int[] plan, Tensor constants, bool[] needs) "
+      "conv_backward(Tensor grad, Tensor x, Tensor filter, Tensor? basis, Tensor? skip, Tensor? pre_gate, "
+      "Tensor? post_gate, Tensor? starts, Tensor? ends, Tensor plan, Tensor constants, bool[] needs) "
       "-> (Tensor, Tensor, Tensor, Tensor, Tensor)");
   m.def(
       "conv_last(Tensor x, Tensor taps, Tensor? skip, Tensor? pre_gate, Tensor? post_gate, Tensor? starts, "

@@ -1,7 +1,7 @@
 """The ``cpu`` backend: the operators' functions over the compiled kernels of ``csrc/cpu``.
 
-This side chooses the plan, samples the filter at the plan's lags and takes the samples' gradient back to coefficients
-and decay; the kernels do everything that is as long as the input.
+This side chooses the plan and, where the filter is more than coefficients, samples it at the plan's lags and takes the
+samples' gradient back; the kernels do the rest.
 """
 
 from __future__ import annotations
@@ -159,6 +159,9 @@ def legendre_conv(
         return reference.legendre_conv(
             x, coefficients, decay, skip, pre_gate, post_gate, starts, ends, horizon, last_only
         )
+    if decay is None:
+        filter, basis = _coefficients(coefficients, x), _basis(plan, coefficients.shape[1], wide(x.dtype))
+        return _conv(x, filter, skip, pre_gate, post_gate, starts, ends, plan, basis)
     samples = _per_channel(_sample(plan, coefficients, decay, x.dtype)[0], x)
     return _conv(x, samples, skip, pre_gate, post_gate, starts, ends, plan)
 
@@ -186,21 +189,17 @@ def legendre_conv_backward(
         return reference.legendre_conv_backward(
             grad, x, coefficients, decay, skip, pre_gate, post_gate, starts, ends, horizon, last_only, needs
         )
-    values, window = _sample(plan, coefficients, decay, x.dtype)  # (Q, G)
     kernel_needs = [needs[0], needs[1] or (needs[2] and decay is not None), *needs[3:]]
-    dx, dsamples, dskip, dpre, dpost = _conv_backward(
-        grad,
-        x,
-        _per_channel(values, x),
-        skip,
-        pre_gate,
-        post_gate,
-        starts,
-        ends,
-        None if last_only else plan,
-        kernel_needs,
-    )
+    layout = (skip, pre_gate, post_gate, starts, ends, None if last_only else plan, kernel_needs)
     dcoefficients, ddecay = x.new_empty(0), x.new_empty(0)
+    if decay is None and not last_only:
+        filter, basis = _coefficients(coefficients, x), _basis(plan, coefficients.shape[1], wide(x.dtype))
+        dx, dfilter, dskip, dpre, dpost = _conv_backward(grad, x, filter, *layout, basis)
+        if needs[1]:
+            dcoefficients = _per_group(dfilter.T, coefficients.shape[0]).T.to(coefficients.dtype)
+        return dx, dcoefficients, ddecay, dskip, dpre, dpost
+    values, window = _sample(plan, coefficients, decay, x.dtype)  # (Q, G)
+    dx, dsamples, dskip, dpre, dpost = _conv_backward(grad, x, _per_channel(values, x), *layout)
     if kernel_needs[1]:
         dvalues = _per_group(dsamples, coefficients.shape[0])
         if needs[1]:
@@ -252,7 +251,7 @@ def _taps_plan(taps: int, horizon: int) -> Plan:
 @lru_cache(maxsize=64)
 def _basis(plan: Plan, terms: int, dtype: torch.dtype) -> Tensor:
     with torch.inference_mode(False):
-        return torch.from_numpy(sampled_basis(plan.lags, terms, plan.horizon)).to(dtype)
+        return torch.from_numpy(sampled_basis(plan.lags, terms, plan.horizon)).to(dtype).contiguous()
 
 
 @lru_cache(maxsize=64)
@@ -307,24 +306,26 @@ def _gram(plan: Plan, terms: int, dtype: torch.dtype) -> Tensor:
 
 def _conv(
     x: Tensor,
-    samples: Tensor,
+    filter: Tensor,
     skip: Tensor | None,
     pre_gate: Tensor | None,
     post_gate: Tensor | None,
     starts: Tensor | None,
     ends: Tensor | None,
     plan: Plan,
+    basis: Tensor | None = None,
 ) -> Tensor:
-    out: Tensor = torch.ops.hyenarec_cpu.conv(
-        x, samples, _wide(skip, x), pre_gate, post_gate, starts, ends, plan.numbers, plan.constants(wide(x.dtype))
-    )
+    """`filter`: samples (Q, D), or coefficients (D, N) of `basis` (Q, N)."""
+    gates = (_wide(skip, x), pre_gate, post_gate)
+    constants = plan.constants(wide(x.dtype))
+    out: Tensor = torch.ops.hyenarec_cpu.conv(x, filter, basis, *gates, starts, ends, plan.numbers, constants)
     return out
 
 
 def _conv_backward(
     grad: Tensor,
     x: Tensor,
-    samples: Tensor,
+    filter: Tensor,
     skip: Tensor | None,
     pre_gate: Tensor | None,
     post_gate: Tensor | None,
@@ -332,16 +333,19 @@ def _conv_backward(
     ends: Tensor | None,
     plan: Plan | None,
     needs: list[bool],
+    basis: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Without a plan: of the last rows alone, whose samples are all the taps."""
-    inputs = (grad, x, samples, _wide(skip, x), pre_gate, post_gate, starts, ends)
+    layout = (_wide(skip, x), pre_gate, post_gate, starts, ends)
     if plan is None:
-        dx, dsamples, dskip, dpre, dpost = torch.ops.hyenarec_cpu.conv_last_backward(*inputs, list(needs))
-    else:
-        dx, dsamples, dskip, dpre, dpost = torch.ops.hyenarec_cpu.conv_backward(
-            *inputs, plan.numbers, plan.constants(wide(x.dtype)), list(needs)
+        dx, dfilter, dskip, dpre, dpost = torch.ops.hyenarec_cpu.conv_last_backward(
+            grad, x, filter, *layout, list(needs)
         )
-    return dx, dsamples, dskip if skip is None else dskip.to(skip.dtype), dpre, dpost
+    else:
+        dx, dfilter, dskip, dpre, dpost = torch.ops.hyenarec_cpu.conv_backward(
+            grad, x, filter, basis, *layout, plan.numbers, plan.constants(wide(x.dtype)), list(needs)
+        )
+    return dx, dfilter, dskip if skip is None else dskip.to(skip.dtype), dpre, dpost
 
 
 def _last(
@@ -367,7 +371,12 @@ def _longest(x: Tensor, starts: Tensor | None, ends: Tensor | None) -> int:
 
 
 def _wide(t: Tensor | None, x: Tensor) -> Tensor | None:
-    return None if t is None else t.to(wide(x.dtype)).contiguous()
+    return None if t is None else _contiguous(t, wide(x.dtype))
+
+
+def _contiguous(t: Tensor, dtype: torch.dtype) -> Tensor:
+    # asked first: out of cache, the two calls take 10 us each to do nothing
+    return t if t.dtype == dtype and t.is_contiguous() else t.to(dtype).contiguous()
 
 
 def _lag_major(weight: Tensor, x: Tensor) -> Tensor:  # (D, W) -> (W, D)
@@ -380,4 +389,10 @@ def _per_channel(values: Tensor, x: Tensor) -> Tensor:  # (Q, G) -> (Q, D)
 
 
 def _per_group(values: Tensor, groups: int) -> Tensor:  # (Q, D) -> (Q, G)
-    return values.view(values.shape[0], groups, -1).sum(-1)
+    # the sum of one alone takes torch 0.1 ms
+    return values if groups == values.shape[1] else values.unflatten(1, (groups, -1)).sum(-1)
+
+
+def _coefficients(coefficients: Tensor, x: Tensor) -> Tensor:  # (G, N) -> (D, N)
+    shared = x.shape[-1] // coefficients.shape[0]
+    return _contiguous(coefficients if shared == 1 else coefficients.repeat_interleave(shared, 0), wide(x.dtype))

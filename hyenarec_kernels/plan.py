@@ -71,7 +71,7 @@ class Level:
         return lags
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # caches find a plan by itself, not by its fields
 class Plan:
     """How to convolve sequences of up to `length` rows with a filter of `horizon` taps.
 
@@ -115,8 +115,8 @@ class Plan:
         return lags
 
     @cached_property
-    def numbers(self) -> list[int]:
-        """The integers csrc/register.cpp reads."""
+    def numbers(self) -> torch.Tensor:
+        """The integers csrc/register.cpp reads, int64."""
         far_row = self.near_taps if self.far_taps and not self.shares_taps else 0
         numbers = [self.horizon, self.chunk, self.near_taps, self.far_lag, self.far_taps, far_row, len(self.lags)]
         row = self.near_taps + (self.far_taps if far_row else 0)
@@ -127,7 +127,7 @@ class Plan:
             numbers += [offset, offset + moments.size, half]
             offset += moments.size + from_nodes.size
             row += len(level.lags)
-        return numbers
+        return torch.from_numpy(np.array(numbers, dtype=np.int64))
 
     def constants(self, dtype: torch.dtype) -> torch.Tensor:
         """Folded bases and node-to-block maps of all levels, one after the other, in the arithmetic type."""
@@ -157,10 +157,10 @@ class Plan:
 
 
 def folded_map(level: Level) -> Array:
-    """The map of blocks_from_nodes for what a level keeps, applied to sums (entries with even r + s, first) and
-    differences (odd) of values at mirrored nodes: half the multiply-adds, (entries, (nodes + 1) // 2)."""
-    kept = kept_entries(level.nodes, level.rank, level.degree)
+    """The map of blocks_from_nodes for what a level keeps of r <= s, applied to sums (entries with even r + s, first)
+    and differences (odd) of values at mirrored nodes: half the multiply-adds, (entries, (nodes + 1) // 2)."""
     r, s = entries(level.nodes)
+    kept = kept_entries(level.nodes, level.rank, level.degree) & (r <= s)
     parity = (r + s)[kept] % 2
     order = np.argsort(parity, kind="stable")
     folded: Array = blocks_from_nodes(level.chunk, level.nodes)[kept][order, : (level.nodes + 1) // 2].copy()

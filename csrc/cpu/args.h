@@ -52,14 +52,16 @@ struct ConvArgs {
   int64_t channels;
   int64_t padded_length;  // rows of a batch row, whose padding is written as zeros; 0 for packed input
   int64_t threads;        // that the work can be shared among
-  Dtype dtype;            // of x, gates and outputs; arithmetic and `samples`, `skip` are float32 (float64 for f64)
+  Dtype dtype;            // of x, gates and outputs; other values are of the arithmetic type: float32 (float64 for f64)
   Rows x, pre_gate, post_gate, out;
-  const void* samples;  // (num_samples, channels): the filter at the plan's lags
-  const void* skip;     // (channels,) or null
+  const void* filter;  // (num_samples, channels): its values at the plan's lags; with a basis (channels, terms)
+  const void* basis;   // (num_samples, terms): the filters of one coefficient at the plan's lags; or null
+  int64_t terms;
+  const void* skip;    // (channels,) or null
   // backward only; a null output is not wanted
   Rows grad, dx, dpre_gate, dpost_gate;
-  void* dsamples;  // (num_samples, channels)
-  void* dskip;     // (channels,)
+  void* dfilter;  // as `filter`
+  void* dskip;    // (channels,)
 };
 
 struct ShortConvArgs {

@@ -29,7 +29,7 @@ struct BackwardCall : Call<A> {
   }
   Vec<A>* sum(int64_t part, int64_t block) const { return sums + (part * channel_blocks + block) * table_size; }
   bool wants_du() const { return args.dx.data || args.dpre_gate.data; }
-  bool wants_taps() const { return args.dsamples || args.dskip; }
+  bool wants_taps() const { return args.dfilter || args.dskip; }
 };
 
 template <class A>
@@ -126,7 +126,7 @@ void backward_part(const BackwardCall<A>& call, BackwardPasses<A>& passes, int64
   }
 }
 
-// Adds up the parts and takes the tables' gradients back to the samples.
+// Adds up the parts and takes the tables' gradients back to the filter.
 template <class A>
 void finish_gradients(const BackwardCall<A>& call, int64_t block) {
   const ConvArgs& args = call.args;
@@ -136,13 +136,16 @@ void finish_gradients(const BackwardCall<A>& call, int64_t block) {
   int64_t c0 = block * kWidth<A>, valid = args.channels - c0 < kWidth<A> ? args.channels - c0 : kWidth<A>;
   Tables<A> tables(*args.plan, total);
   if (args.dskip) store_some<A>(static_cast<A*>(args.dskip) + c0, tables.near[0], valid);
-  if (args.dsamples) samples_gradient<A>(*args.plan, tables, args.dsamples, args.channels, c0, valid);
+  if (!args.dfilter) return;
+  Arena room(args.plan->num_samples * int64_t(sizeof(Vec<A>)));
+  values_gradient<A>(*args.plan, tables, room.base<Vec<A>>());
+  filter_gradient<A>(args, room.base<Vec<A>>(), c0);
 }
 
 template <class A>
 void backward(const ConvArgs& args, ParallelFor parallel) {
   BackwardCall<A> call(args);
-  call.build(parallel);
+  call.build(parallel, call.parts);
   auto body = [](void* context, int64_t begin, int64_t end) {
     const BackwardCall<A>& call = *static_cast<const BackwardCall<A>*>(context);
     BackwardPasses<A> passes;
@@ -150,11 +153,17 @@ void backward(const ConvArgs& args, ParallelFor parallel) {
     passes.take(count, call);
     Arena arena(count.used());
     passes.take(arena, call);
-    for (int64_t item = begin; item < end; ++item) backward_part<A>(call, passes, item / call.tiles, item % call.tiles);
+    for (int64_t item = begin; item < end; ++item) {
+      int64_t t = item % call.tiles, first = call.first_block(t);
+      call.enter(t);
+      backward_part<A>(call, passes, item / call.tiles, t);
+      if (call.parts > 1 || !call.wants_taps()) continue;
+      for (int64_t block = first; block < first + call.tile(t).blocks; ++block) finish_gradients<A>(call, block);
+    }
     end_streaming();
   };
   parallel(call.parts * call.tiles, body, &call);
-  if (!call.wants_taps()) return;
+  if (call.parts == 1 || !call.wants_taps()) return;
   auto finish = [](void* context, int64_t begin, int64_t end) {
     const BackwardCall<A>& call = *static_cast<const BackwardCall<A>*>(context);
     for (int64_t block = begin; block < end; ++block) finish_gradients<A>(call, block);

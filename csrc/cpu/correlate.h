@@ -97,16 +97,12 @@ void correlate_nodes(const Level& level, const Moments<A>& dy, const Moments<A>&
   }
 }
 
-// Back from tables to samples, the transpose of build_tables; called for one channel block.
+// Back from tables to the filter's values at the plan's lags, the transpose of build_tables.
 template <class A>
-void samples_gradient(const Plan& plan, const Tables<A>& tables, void* dsamples, int64_t channels, int64_t c0,
-                      int64_t valid) {
-  auto store = [&](int64_t row, Vec<A> v) {
-    store_some<A>(static_cast<A*>(dsamples) + row * channels + c0, v, valid);
-  };
-  for (int64_t i = 0; i < plan.near_taps; ++i) store(i, tables.near[i]);
+void values_gradient(const Plan& plan, const Tables<A>& tables, Vec<A>* values) {
+  for (int64_t i = 0; i < plan.near_taps; ++i) values[i] = tables.near[i];
   if (plan.far_row > 0)
-    for (int64_t i = 0; i < plan.far_taps; ++i) store(plan.far_row + i, tables.far[i]);
+    for (int64_t i = 0; i < plan.far_taps; ++i) values[plan.far_row + i] = tables.far[i];
   for (int l = 0; l < plan.num_levels; ++l) {
     const Level& level = plan.levels[l];
     int64_t size = entries(level), half = (level.nodes + 1) / 2;
@@ -114,21 +110,41 @@ void samples_gradient(const Plan& plan, const Tables<A>& tables, void* dsamples,
     EntryPlaces places(level);
     Vec<A> in_order[kMaxRank * kMaxRank], sums[kMaxNodes / 2], differences[kMaxNodes / 2];
     for (int64_t k = 0; k < num_pairs(level); ++k) {
-      for (int64_t e = 0; e < places.count; ++e) in_order[e] = tables.blocks[l][k * size + places.of[e]];
+      for (int64_t e = 0; e < places.count; ++e) {
+        const Vec<A>* block = tables.blocks[l] + k * size;
+        Vec<A> entry = block[places.of[e][0]], image = block[places.of[e][1]];
+        bool diagonal = places.of[e][0] == places.of[e][1];
+        in_order[e] = diagonal ? entry : e < places.even ? entry + image : entry - image;
+      }
       const Vec<A>* const even[1] = {in_order};
       const Vec<A>* const odd[1] = {in_order + places.even};
       int64_t num_odd = places.count - places.even;
       multiply_rows<A, 1>(half, {map, 1, half}, places.even, even, 1, [&](int64_t p, int, Vec<A> v) { sums[p] = v; });
       multiply_rows<A, 1>(half, {map + places.even * half, 1, half}, num_odd, odd, 1,
                           [&](int64_t p, int, Vec<A> v) { differences[p] = v; });
-      int64_t row = level.sample_row + k * level.nodes;
+      Vec<A>*first = values + level.sample_row + k * level.nodes, *last = first + level.nodes - 1;
       for (int64_t p = 0; p < half; ++p) {
-        bool middle = 2 * p + 1 == level.nodes;  // its own mirror image: two halves of its gradient
-        store(row + p, middle ? sums[p] + sums[p] : sums[p] + differences[p]);
-        if (!middle) store(row + level.nodes - 1 - p, sums[p] - differences[p]);
+        first[p] = sums[p] + differences[p], last[-p] = sums[p] - differences[p];
+        if (2 * p + 1 == level.nodes) first[p] = sums[p] + sums[p];  // its own mirror image: two halves
       }
     }
   }
+}
+
+// From the gradient of the filter's values to args.dfilter, the transpose of filter_values.
+template <class A>
+void filter_gradient(const ConvArgs& args, const Vec<A>* values, int64_t c0) {
+  int64_t valid = args.channels - c0 < kWidth<A> ? args.channels - c0 : kWidth<A>;
+  A* out = static_cast<A*>(args.dfilter);
+  if (!args.basis) {
+    for (int64_t q = 0; q < args.plan->num_samples; ++q) store_some<A>(out + q * args.channels + c0, values[q], valid);
+    return;
+  }
+  const Vec<A>* const in[1] = {values};
+  multiply_rows<A, 1>(args.terms, {static_cast<const A*>(args.basis), 1, args.terms}, args.plan->num_samples, in, 1,
+                      [&](int64_t n, int, Vec<A> v) {
+                        for (int64_t c = 0; c < valid; ++c) out[(c0 + c) * args.terms + n] = v[c];
+                      });
 }
 
 }  // namespace hyenarec::HYENAREC_ISA

@@ -26,6 +26,11 @@ struct Tile {
 };
 constexpr int64_t kTileBlocks = 4;
 
+// Outputs larger than the cores' own caches go past them, which saves reading each line before it is written.
+// (32 x 1024 after other work: forward 1.7 ms instead of 2.1, gradients 5.3 instead of 6.6; with the matrix product
+// that follows in a model 5 to 9% less; 1.6 MB, the smallest measured, lost 10% there.)
+constexpr int64_t kStreamBytes = 4 << 20;
+
 template <class A>
 struct Io {
   // dst[c * stride + i] = a[i] (* b[i]) for rows i < rows and blocks c of the tile

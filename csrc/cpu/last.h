@@ -6,7 +6,7 @@ namespace hyenarec::HYENAREC_ISA {
 
 constexpr int64_t kRowsAtOnce = 32;
 
-// args.samples holds every tap the longest sequence can use; args.out and post_gate are (sequences, channels).
+// args.filter holds every tap the longest sequence can use; args.out and post_gate are (sequences, channels).
 template <class A>
 void last_rows(const ConvArgs& args, ParallelFor parallel) {
   struct Context {
@@ -30,7 +30,7 @@ void last_rows(const ConvArgs& args, ParallelFor parallel) {
         int64_t rows = sequence.length - from < kRowsAtOnce ? sequence.length - from : kRowsAtOnce;
         io.load(u, 0, at(x, from), gate.data ? at(gate, from) : gate, rows, {1, valid});
         for (int64_t i = 0; i < rows; ++i)
-          y += u[i] * load_channels<A>(args.samples, sequence.length - 1 - from - i, args.channels, c0);
+          y += u[i] * load_channels<A>(args.filter, sequence.length - 1 - from - i, args.channels, c0);
         if (args.skip && from + rows == sequence.length)
           y += u[rows - 1] * load_channels<A>(args.skip, 0, args.channels, c0);
       }
@@ -44,7 +44,7 @@ void last_rows(const ConvArgs& args, ParallelFor parallel) {
   parallel(args.num_sequences * context.blocks, body, &context);
 }
 
-// Gradients of last_rows, one channel block after another: `dsamples` and `dskip` add up over the sequences in order.
+// Gradients of last_rows, one channel block after another: `dfilter` and `dskip` add up over the sequences in order.
 template <class A>
 void last_rows_backward(const ConvArgs& args, ParallelFor parallel) {
   auto body = [](void* context, int64_t begin, int64_t end) {
@@ -57,7 +57,7 @@ void last_rows_backward(const ConvArgs& args, ParallelFor parallel) {
       int64_t c0 = b * kWidth<A>, valid = args.channels - c0 < kWidth<A> ? args.channels - c0 : kWidth<A>;
       Vec<A> skip = args.skip ? load_channels<A>(args.skip, 0, args.channels, c0) : Vec<A>{}, dskip{};
       for (int64_t t = 0; t < num_taps; ++t)
-        dtaps[t] = Vec<A>{}, taps[t] = load_channels<A>(args.samples, t, args.channels, c0);
+        dtaps[t] = Vec<A>{}, taps[t] = load_channels<A>(args.filter, t, args.channels, c0);
       for (int64_t s = 0; s < args.num_sequences; ++s) {
         const Sequence& sequence = args.sequences[s];
         Sequence target{0, s, 1};
@@ -90,9 +90,9 @@ void last_rows_backward(const ConvArgs& args, ParallelFor parallel) {
           clear_padding(args, rows, sequence, c0, valid, io.element_size);
         }
       }
-      if (args.dsamples)
+      if (args.dfilter)
         for (int64_t t = 0; t < num_taps; ++t)
-          store_some<A>(static_cast<A*>(args.dsamples) + t * args.channels + c0, dtaps[t], valid);
+          store_some<A>(static_cast<A*>(args.dfilter) + t * args.channels + c0, dtaps[t], valid);
       if (args.dskip) store_some<A>(static_cast<A*>(args.dskip) + c0, dskip, valid);
     }
   };

@@ -96,12 +96,16 @@ struct Pass {
     }
   }
 
-  // The segment's y, all the way from its rows.
-  void run(const Segment& segment) {
+  // The segment's y, all the way from its rows; done(block, first row, rows) after each chunk of each block.
+  template <class Done>
+  void run(const Segment& segment, const Done& done) {
     read(segment);
     read_history(segment);
     descend(segment.chunk);
-    convolve(segment);
+    convolve(segment, done);
+  }
+  void run(const Segment& segment) {
+    run(segment, [](int64_t, int64_t, int64_t) {});
   }
 
   void read(const Segment& segment) {
@@ -161,7 +165,8 @@ struct Pass {
   }
 
   // Moments and y of the segment: from other chunks, then the chunks' own taps.
-  void convolve(const Segment& segment) {
+  template <class Done>
+  void convolve(const Segment& segment, const Done& done) {
     int64_t history_rows = reaches(segment) ? chunk_history() : 0;
     for (int64_t c = 0; c < reader.tile.blocks; ++c) {
       moments(c, segment);
@@ -171,6 +176,7 @@ struct Pass {
         int64_t first = x * plan->chunk, used = used_rows(segment, x);
         const Vec<A>* rest = plan->num_levels ? work + first : nullptr;
         direct<A>(taps, u + c * stride() + first, past(c, first), history_rows, rest, y + c * stride() + first, used);
+        done(c, first, used);
       }
     }
   }

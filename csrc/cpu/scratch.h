@@ -27,6 +27,10 @@ class Arena {
     used_ += (count * int64_t(sizeof(T)) + 63) / 64 * 64;
     return base_ ? reinterpret_cast<T*>(base_ + at) : nullptr;
   }
+  template <class T>
+  T* base() const {
+    return reinterpret_cast<T*>(base_);
+  }
   int64_t used() const { return used_; }
 
  private:

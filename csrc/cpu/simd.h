@@ -36,6 +36,7 @@ template <class A>
 using Vec = typename VectorOf<A>::type;
 template <class A>
 constexpr int64_t kWidth = HYENAREC_VECTOR_BYTES / sizeof(A);
+constexpr bool kWholeLines = HYENAREC_VECTOR_BYTES == 64;  // a vector is a cache line
 
 // Rows of a register tile of 4 lanes: 32 registers hold 6 x 4 sums (loads stay below half of the multiply-adds),
 // 16 registers hold 2 x 4. Rows of a tile of the direct part, which holds as many taps besides.
@@ -140,6 +141,17 @@ HYENAREC_INLINE void stream_full(A* p, Vec<A> v) {
 inline void end_streaming() {
 #if defined(__SSE2__)
   _mm_sfence();
+#endif
+}
+
+// 1 / v to a last bit or two, v normal: from 14 bits by one step of Newton's where the machine has those (a division of
+// 16 floats takes 16 cycles).
+HYENAREC_INLINE Vec<float> reciprocal(Vec<float> v) {
+#if defined(__AVX512F__)
+  Vec<float> r = (Vec<float>)_mm512_rcp14_ps((__m512)v);
+  return r + r * (1.0f - v * r);
+#else
+  return 1.0f / v;
 #endif
 }
 

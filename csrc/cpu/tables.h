@@ -1,6 +1,6 @@
 // From filter values at the plan's lags to what the inner loops read, for one channel block: taps, and for every chunk
 // distance k the kept entries of the block M^(k) in the local polynomial basis, row by row: row r has the entries
-// s < min(rank, degree - r). The map from samples to entries is the same for every k and channel. The rows of a
+// s < min(rank, degree - r). The map from values to entries is the same for every k and channel. The rows of a
 // register tile are as wide as its first, with zeros after their own entries.
 #pragma once
 #include <initializer_list>
@@ -19,16 +19,20 @@ inline int64_t row_start(const Level& level, int64_t r) {
 }
 inline int64_t entries(const Level& level) { return row_start(level, level.rank); }
 
-// Where a block holds its entries, in the order of the map: even r + s first.
+// Where a block holds the entries (r, s), r <= s, and their mirror images, in the order of the map: even r + s first.
+// Reversing time turns a block of a convolution into its transpose, and a basis polynomial of odd degree into its
+// negative: M(s, r) = (-1)^(r + s) M(r, s), so that half of the entries are computed.
 struct EntryPlaces {
-  int32_t of[kMaxRank * kMaxRank];
+  int16_t of[kMaxRank * (kMaxRank + 1) / 2][2];
   int64_t even = 0, count = 0;
 
   explicit EntryPlaces(const Level& level) {
+    int64_t start[kMaxRank];
+    for (int64_t r = 0; r < level.rank; ++r) start[r] = row_start(level, r);
     for (int parity : {0, 1}) {
       for (int64_t r = 0; r < level.rank; ++r)
-        for (int64_t s = 0; s < row_length(level, r); ++s)
-          if ((r + s) % 2 == parity) of[count++] = int32_t(row_start(level, r) + s);
+        for (int64_t s = r + parity; s < row_length(level, r); s += 2)
+          of[count][0] = int16_t(start[r] + s), of[count++][1] = int16_t(start[s] + r);
       if (parity == 0) even = count;
     }
   }
@@ -64,21 +68,41 @@ HYENAREC_INLINE Vec<A> load_channels(const void* rows, int64_t index, int64_t ch
   return channels - c0 < kWidth<A> ? load_some<A>(p, channels - c0) : load_full<A>(p);
 }
 
+// The filter's values at the plan's lags, and room for coefficients before them: num_samples + terms vectors.
 template <class A>
-void build_tables(const Plan& plan, const void* samples, const void* skip, int64_t channels, int64_t c0,
-                  const Tables<A>& tables) {
+Vec<A>* filter_values(const ConvArgs& args, int64_t c0, Vec<A>* room) {
+  Vec<A>* values = room + args.terms;
+  if (!args.basis) {
+    for (int64_t q = 0; q < args.plan->num_samples; ++q)
+      values[q] = load_channels<A>(args.filter, q, args.channels, c0);
+    return values;
+  }
+  int64_t valid = args.channels - c0 < kWidth<A> ? args.channels - c0 : kWidth<A>;
+  const A* coefficients = static_cast<const A*>(args.filter) + c0 * args.terms;
+  for (int64_t n = 0; n < args.terms; ++n) {
+    A lanes[kWidth<A>] = {};
+    for (int64_t c = 0; c < valid; ++c) lanes[c] = coefficients[c * args.terms + n];
+    room[n] = load_full<A>(lanes);
+  }
+  const Vec<A>* const in[1] = {room};
+  multiply_rows<A, 1>(args.plan->num_samples, {static_cast<const A*>(args.basis), args.terms, 1}, args.terms, in, 1,
+                      [&](int64_t q, int, Vec<A> v) { values[q] = v; });
+  return values;
+}
+
+// The tables of a filter with these values at the plan's lags.
+template <class A>
+void build_tables(const Plan& plan, const Vec<A>* values, const Tables<A>& tables) {
   auto taps = [&](Vec<A>* out, int64_t row, int64_t count) {
-    for (int64_t i = 0; i < count; ++i) out[i] = load_channels<A>(samples, row + i, channels, c0);
+    for (int64_t i = 0; i < count; ++i) out[i] = values[row + i];
     for (int64_t i = 0; i < kTapPad; ++i) out[count + i] = Vec<A>{};
   };
   taps(tables.near, 0, plan.near_taps);
-  if (skip) tables.near[0] += load_channels<A>(skip, 0, channels, c0);
   if (plan.far_row > 0) taps(tables.far, plan.far_row, plan.far_taps);
   for (int l = 0; l < plan.num_levels; ++l) {
     const Level& level = plan.levels[l];
     int64_t count = level.nodes, half = (count + 1) / 2, size = entries(level), pairs = num_pairs(level);
     const A* map = static_cast<const A*>(level.from_nodes);
-    memset((void*)tables.blocks[l], 0, pairs * size * sizeof(Vec<A>));
     Vec<A> sums[kLanes * kMaxNodes / 2], differences[kLanes * kMaxNodes / 2];
     EntryPlaces places(level);
     for (int64_t k0 = 0; k0 < pairs; k0 += kLanes)
@@ -86,21 +110,26 @@ void build_tables(const Plan& plan, const void* samples, const void* skip, int64
         constexpr int X = decltype(lanes)::value;
         const Vec<A>*even[X], *odd[X];
         for (int x = 0; x < X; ++x) {
-          int64_t row = level.sample_row + (k0 + x) * count;
-          for (int64_t p = 0; p < half; ++p) {
-            Vec<A> a = load_channels<A>(samples, row + p, channels, c0);
-            Vec<A> b = load_channels<A>(samples, row + count - 1 - p, channels, c0);
-            sums[x * half + p] = a + b, differences[x * half + p] = a - b;
-          }
+          const Vec<A>*first = values + level.sample_row + (k0 + x) * count, *last = first + count - 1;
+          for (int64_t p = 0; p < half; ++p)
+            sums[x * half + p] = first[p] + last[-p], differences[x * half + p] = first[p] - last[-p];
           even[x] = sums + x * half, odd[x] = differences + x * half;
         }
         Vec<A>* out = tables.blocks[l] + k0 * size;
-        auto store = [&](int64_t first) {
-          return [=, &places](int64_t e, int x, Vec<A> v) { out[x * size + places.of[first + e]] = v; };
-        };
-        multiply_rows<A, X>(places.even, {map, half, 1}, half, even, 1, store(0));
+        multiply_rows<A, X>(places.even, {map, half, 1}, half, even, 1, [&](int64_t e, int x, Vec<A> v) {
+          out[x * size + places.of[e][0]] = out[x * size + places.of[e][1]] = v;
+        });
         const A* odd_map = map + places.even * half;
-        multiply_rows<A, X>(places.count - places.even, {odd_map, half, 1}, half, odd, 1, store(places.even));
+        const auto* odd_places = places.of + places.even;
+        multiply_rows<A, X>(places.count - places.even, {odd_map, half, 1}, half, odd, 1,
+                            [&](int64_t e, int x, Vec<A> v) {
+                              out[x * size + odd_places[e][0]] = v, out[x * size + odd_places[e][1]] = -v;
+                            });
+        for (int64_t r = 0; r < level.rank; ++r) {
+          int64_t start = row_start(level, r), width = row_length(level, r / kRows * kRows);
+          for (int64_t s = row_length(level, r); s < width; ++s)
+            for (int x = 0; x < X; ++x) out[x * size + start + s] = Vec<A>{};
+        }
       });
   }
 }

@@ -112,6 +112,23 @@ def test_any_number_of_channels(dim: int) -> None:
     check(plan, 8, 3, 200, dim, torch.float32)
 
 
+@pytest.mark.parametrize("dim", [1, 20, 64])
+@pytest.mark.parametrize("batch", [1, 4])
+def test_coefficients_of_any_number_of_channels(dim: int, batch: int) -> None:
+    """The kernels' own product with a basis, there and back, against samples and their gradient."""
+    for plan in (direct_plan(50, 50), block_plan(9, 300, 300, 1e-12, 0.0)):
+        assert plan is not None
+        x, grad = (torch.randn(batch, plan.length, dim, dtype=torch.float64) for _ in range(2))
+        basis = torch.from_numpy(sampled_basis(plan.lags, 9, plan.horizon)).contiguous()
+        coefficients = torch.randn(dim, 9, dtype=torch.float64)
+        layout = (None, None, None, None, None, plan)
+        assert torch.allclose(cpu._conv(x, coefficients, *layout, basis), cpu._conv(x, basis @ coefficients.T, *layout))
+        needs = [True, True, False, False, False]
+        dx, dsamples, *_ = cpu._conv_backward(grad, x, basis @ coefficients.T, *layout, needs)
+        found = cpu._conv_backward(grad, x, coefficients, *layout, needs, basis)
+        assert torch.allclose(found[0], dx) and torch.allclose(found[1], dsamples.T @ basis)
+
+
 def test_random_larger_shapes() -> None:
     generator = np.random.default_rng(0)
     for _ in range(4):
@@ -238,15 +255,18 @@ def test_gradients_of_smooth_taps() -> None:
 
 
 @pytest.mark.parametrize("horizon", [64, 512])
-def test_same_bits_for_one_and_two_threads(horizon: int) -> None:
+@pytest.mark.parametrize("batch", [1, 9])
+def test_same_bits_for_one_and_two_threads(horizon: int, batch: int) -> None:
     def run(threads: int) -> list[Tensor]:
         torch.set_num_threads(threads)
         torch.manual_seed(1)
-        x, grad, pre, post = (torch.randn(9, horizon, 20) for _ in range(4))
+        x, grad, pre, post = (torch.randn(batch, horizon, 20) for _ in range(4))
         weight, bias = torch.randn(20, 4), torch.randn(20)
         tail = (None, None, horizon, False)
         arguments = (x, torch.randn(20, 8), torch.randn(20), torch.randn(20), pre, post, *tail)
         out = [cpu.legendre_conv(*arguments), *cpu.legendre_conv_backward(grad, *arguments, [True] * 6)]
+        bare = (x, torch.randn(20, 8), None, None, None, None, *tail)
+        out += [cpu.legendre_conv(*bare), cpu.legendre_conv_backward(grad, *bare, [True] * 6)[1]]
         last = (*arguments[:5], post[:, 0], None, None, horizon, True)
         out += [cpu.legendre_conv(*last), *cpu.legendre_conv_backward(grad[:, 0], *last, [True] * 6)]
         short = (x, weight, bias, None, None, "silu")
