@@ -1,0 +1,19 @@
+"""The compiled extension, which registers the ops of torch.ops.hyenarec_cpu and, compiled by nvcc, hyenarec_cuda."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from importlib import import_module
+from importlib.util import find_spec
+
+
+@lru_cache(maxsize=1)
+def probe() -> str | None:
+    """None where the extension loads, otherwise the reason why not."""
+    if find_spec("hyenarec_kernels._C") is None:
+        return "the compiled extension was not built (no C++ compiler, no torch beside pip, or HYENAREC_BUILD=0)"
+    try:
+        import_module("hyenarec_kernels._C")
+    except (ImportError, OSError) as error:
+        return str(error).strip().splitlines()[0]
+    return None
