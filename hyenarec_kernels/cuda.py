@@ -26,10 +26,10 @@ CAPABILITY = (8, 0)
 # multiprocessor of an H200 for an element of bfloat16 (128 lanes; 4.3 bytes a picosecond for 132 at 1.75 GHz):
 #   memory, either way, 3 inputs and 1 output of 2 bytes at 19 a cycle: 0.4
 #   direct: a tap is 2 loads, 2 conversions, 2 multiply-adds and 3 of index and mask, 9 / 128 = 0.07
-#   FFT of 2 L points, there and back, two channels in a complex one: 4.2 operations a point and octave and 14 for the
-#       spectrum, (8.4 log2(2 L) + 14) / 128 = 0.5 to 1.1 for L = 50 to 16,384; two exchanges through shared memory,
-#       64 bytes at 128 a cycle, 0.5; together 1.0 to 1.6
-# They meet at 15 to 23 taps. A Legendre filter goes as blocks instead, nearly all of it on tensor cores.
+#   FFT of as many complex points as rows, M = 64 to 16,384, there and back: 4.2 operations a point and octave and 14
+#       for twist, spectrum and untwist, (8.4 log2 M + 14) / 128 = 0.5 to 1.0; two exchanges through shared memory each
+#       way, 64 bytes at 128 a cycle, 0.5; together 1.0 to 1.5, and up to twice that where M is not the length
+# They meet at 14 to 21 taps. A Legendre filter goes as blocks instead, nearly all of it on tensor cores.
 DIRECT_TAPS = 16
 
 

@@ -50,6 +50,3 @@ const char* long_conv_backward(const LongConvArgs& args, void* stream);
 const char* long_conv_unsupported();
 
 }  // namespace hyenarec
-// integration needs: NaN and Inf stay within their channel and sequence (operator.md, contract 9), so a channel must not
-// spoil the one that shares its complex transform: e.g. note each channel's first non-finite input on load, transform 0
-// in its place, and store NaN from there on. tests/kernels/test_cuda.py checks it.
