@@ -140,7 +140,8 @@ def test_a_source_distribution_holds_all_sources(native: str, source: Path, tmp_
     environment = os.environ | {"HYENAREC_BUILD": native}
     subprocess.run([sys.executable, "-c", program], cwd=source, capture_output=True, check=True, env=environment)
     (archive,) = tmp_path.glob("*.tar.gz")
-    names = {name.partition("/")[2] for name in tarfile.open(archive).getnames()}
+    with tarfile.open(archive) as opened:
+        names = {name.partition("/")[2] for name in opened.getnames()}
     sources = {str(path.relative_to(source)) for path in (source / "csrc").rglob("*") if path.is_file()}
     assert sources <= names
 
