@@ -6,6 +6,8 @@ from functools import lru_cache
 from importlib import import_module
 from importlib.util import find_spec
 
+import torch
+
 
 @lru_cache(maxsize=1)
 def probe() -> str | None:
@@ -17,3 +19,8 @@ def probe() -> str | None:
     except (ImportError, OSError) as error:
         return str(error).strip().splitlines()[0]
     return None
+
+
+def has_cuda() -> bool:
+    """Whether the extension, which has to load, was compiled with the CUDA kernels."""
+    return hasattr(torch.ops.hyenarec_cuda, "long_conv")

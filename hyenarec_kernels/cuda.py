@@ -43,7 +43,7 @@ def _probe() -> str | None:
     reason = compiled.probe()
     if reason is not None:
         return reason
-    if not hasattr(torch.ops.hyenarec_cuda, "long_conv"):
+    if not compiled.has_cuda():
         return "the extension was compiled without CUDA (no nvcc, or it failed: pip install -v says which)"
     if torch.version.cuda is None:
         return "torch was built without CUDA"

@@ -22,7 +22,7 @@ from hyenarec_kernels import backends, compiled, cuda, reference, triton
 from hyenarec_kernels.nn import CosineFilter, ImplicitFilter
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-HAS_OPS = compiled.probe() is None and hasattr(torch.ops.hyenarec_cuda, "long_conv")
+HAS_OPS = compiled.probe() is None and compiled.has_cuda()
 with_ops = pytest.mark.skipif(not HAS_OPS, reason="the extension was compiled without CUDA")
 with_device = pytest.mark.skipif(cuda.probe() is not None, reason=f"cuda backend: {cuda.probe()}")
 
