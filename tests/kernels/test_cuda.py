@@ -64,6 +64,14 @@ def test_without_a_driver_the_extension_says_so_in_one_line() -> None:
         torch.ops.hyenarec_cuda.long_conv(torch.randn(1, 4, 2), torch.randn(2, 3), *[None] * 5, 4)
 
 
+@pytest.mark.skipif(cuda.probe() is None, reason="it is available")
+def test_forcing_it_where_it_is_not_available_gives_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(backends.ENVIRONMENT_VARIABLE, "cuda")
+    with pytest.raises(NotImplementedError) as raised:
+        hk.long_conv(torch.randn(1, 4, 2), torch.randn(2, 3))
+    assert str(raised.value) == f"HYENAREC_BACKEND: backend 'cuda' is not available here: {cuda.probe()}"
+
+
 @pytest.mark.parametrize("use_triton", [True, False])
 @pytest.mark.parametrize(
     ("shape", "taps", "dtype", "last_only", "expected"),

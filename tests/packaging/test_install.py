@@ -102,6 +102,15 @@ def test_a_broken_nvcc_costs_the_cuda_backend_alone(build: tuple[Path, str], tmp
     assert done.stdout.startswith("[None, 'the extension was compiled without CUDA"), done.stdout + done.stderr
 
 
+@pytest.mark.skipif(shutil.which("nvcc") is None, reason="no nvcc")
+@pytest.mark.skipif("HYENAREC_CUDA_ARCHS" in os.environ, reason="HYENAREC_CUDA_ARCHS is set")
+def test_nvcc_is_used_where_it_is_found() -> None:
+    """This environment's own extension."""
+    from hyenarec_kernels import compiled
+
+    assert compiled.probe() is None and compiled.has_cuda()
+
+
 @pytest.fixture
 def cuda_targets(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], list[str]]:
     """The function of setup.py that reads HYENAREC_CUDA_ARCHS."""
