@@ -26,7 +26,7 @@ struct AssignBuckets {
     auto* offsets = static_cast<int*>(memory);
     const Bucket& bucket = buckets[index];
     auto blocks = [&](int s) {
-      int length = sequences.span(s).length;
+      int length = sequences.span({s, 0}, 0).length;
       return length <= bucket.above || (length > bucket.points && !bucket.largest)
                  ? 0
                  : int(ceil_div(length, bucket.points));

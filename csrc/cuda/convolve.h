@@ -57,11 +57,13 @@ struct Tiles {
   static HYENAREC_DEVICE int64_t grid(int64_t channels, int64_t shares) {
     return ceil_div(count(channels), kTogether) * kTogether * shares;
   }
+  // Where this share's and tile's part of (shares, tiles, kElements) begins.
+  HYENAREC_DEVICE int64_t slice(int channels) const { return (share * count(channels) + tile) * S::kElements; }
 };
 
 template <class S, class Block>
 HYENAREC_DEVICE void store_outputs(Block& block, Complex* shared, Dtype dtype, const Product (&outputs)[2],
-                                   const Span& span, int tile, int first_row, int channels) {
+                                   const Span& span, int tile, int channels) {
   inverse_passes<S>(block, shared, [&](int c, int first, int stride, const auto& x) {
     constexpr int R = sizeof(x) / sizeof(Complex);
     int channel = tile * S::kChannels + c;
@@ -69,14 +71,16 @@ HYENAREC_DEVICE void store_outputs(Block& block, Complex* shared, Dtype dtype, c
     float v[R];
     each<R>([&](auto j) { v[j.value] = x[j.value].x * (1.f / S::kPoints); });
     for (const Product& output : outputs)
-      if (output.value.data) write(v, dtype, output, span, channel, first_row + first, stride);
+      if (output.value.data) write(v, dtype, output, span, channel, span.first + first, stride);
   });
 }
 
 template <int kLog>
 struct Convolve {
   using S = Size<kLog>;
-  static constexpr int kThreads = S::kThreads, kSharedBytes = S::kSharedBytes + kThreads * int(sizeof(float));
+  static constexpr int kThreads = S::kThreads;
+  static constexpr int kSharedBytes = S::kSharedBytes + int(sizeof(Span)) + kThreads * int(sizeof(float));
+  static_assert(kSharedBytes <= 166912, "the least that compute capability 8.0 and 9.0 give a block");
   static constexpr int kBlocks = 512 / kThreads < 16 ? 512 / kThreads : 16;  // a multiprocessor: registers, below 128
 
   Dtype dtype;
@@ -94,20 +98,22 @@ struct Convolve {
     Tiles<S> mine(index, shares);
     if (mine.tile * S::kChannels >= channels) return;
     auto* shared = static_cast<Complex*>(memory);
-    auto* thread_sums = reinterpret_cast<float*>(shared + S::kSharedBytes / sizeof(Complex));
-    int64_t slice = (int64_t(mine.share) * Tiles<S>::count(channels) + mine.tile) * S::kElements;
+    auto& span = *reinterpret_cast<Span*>(shared + S::kSharedBytes / sizeof(Complex));
+    auto* thread_sums = reinterpret_cast<float*>(&span + 1);
     if (sums) block.phase([&](int thread) { thread_sums[thread] = 0.f; });
     bool empty = true;
     for (int i = mine.share; i < items.size(); i += shares, empty = false) {
-      Item item = items.at(i);
-      Span span = sequences.span(item.sequence);
+      block.phase([&](int thread) {
+        if (thread == 0) span = sequences.span(items.at(i), S::kPoints);
+      });
+      bool alone = span.length <= S::kPoints;  // read here: the last round's barriers come before the next item's span
       for (int r = 0; r < num_rounds; ++r)
-        if (!(rounds[r].first_spectrum && span.length <= S::kPoints))
-          run(block, rounds[r], span, item.number * S::kPoints, mine.tile, empty, slice, shared, thread_sums);
+        if (!(rounds[r].first_spectrum && alone))
+          run(block, rounds[r], span, alone, mine, empty, shared, thread_sums);
     }
     if (partial && empty)
       block.phase([&](int thread) {
-        for (int i = thread; i < S::kElements; i += kThreads) partial[slice + i] = {};
+        for (int i = thread; i < S::kElements; i += kThreads) partial[mine.slice(channels) + i] = {};
       });
     if (sums)
       block.phase([&](int thread) {
@@ -120,12 +126,11 @@ struct Convolve {
 
  private:
   template <class Block>
-  HYENAREC_DEVICE void run(Block& block, const Round& round, const Span& span, int first_row, int tile, bool first_item,
-                           int64_t slice, Complex* shared, float* thread_sums) const {
-    bool neighbour = round.history != 0 && span.length > S::kPoints;
+  HYENAREC_DEVICE void run(Block& block, const Round& round, const Span& span, bool alone, Tiles<S> mine, bool first_item,
+                           Complex* shared, float* thread_sums) const {
     forward_passes<S>(block, shared, [&](int thread, int c, int first, int stride, auto& x) {
       constexpr int R = sizeof(x) / sizeof(Complex);
-      int channel = tile * S::kChannels + c, position = first_row + first;
+      int channel = mine.tile * S::kChannels + c, position = span.first + first;
       each<R>([&](auto j) { x[j.value] = {}; });
       if (channel >= channels) return;
       in_parts<R, 16>([&](auto begin, auto count) {
@@ -142,7 +147,7 @@ struct Convolve {
         });
         thread_sums[thread] += sum;
       }
-      if (neighbour)
+      if (round.history != 0 && !alone)
         in_parts<R, 16>([&](auto begin, auto count) {
           float v[decltype(count)::value];
           int from = position + round.history * S::kPoints + begin.value * stride;
@@ -152,7 +157,8 @@ struct Convolve {
     });
     bool convolved = round.output[0].value.data || round.output[1].value.data;
     columns<S>(block, [&](int column, int c, int first) {
-      int channel = tile * S::kChannels + c;
+      int channel = mine.tile * S::kChannels + c;
+      int64_t slice = mine.slice(channels);
       Complex x[S::kInner];
       to_spectrum<S>(shared, c, first, x);
       if (round.hold) each<S::kInner>([&](auto k) { held[slice + k.value * S::kColumns + column] = x[k.value]; });
@@ -174,7 +180,7 @@ struct Convolve {
       }
       from_spectrum<S>(shared, c, first, x);
     });
-    if (convolved) store_outputs<S>(block, shared, dtype, round.output, span, tile, first_row, channels);
+    if (convolved) store_outputs<S>(block, shared, dtype, round.output, span, mine.tile, channels);
   }
 };
 

@@ -12,9 +12,12 @@
 #ifdef __CUDACC__
 #include <cuda_fp16.h>
 #define HYENAREC_DEVICE __host__ __device__ __forceinline__
-#define HYENAREC_ONE_BY_ONE _Pragma("unroll 1")  // a loop whose body fills the registers
 #else
 #define HYENAREC_DEVICE inline
+#endif
+#ifdef __CUDA_ARCH__
+#define HYENAREC_ONE_BY_ONE _Pragma("unroll 1")  // a loop whose body fills the registers
+#else
 #define HYENAREC_ONE_BY_ONE
 #endif
 

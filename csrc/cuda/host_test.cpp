@@ -1,7 +1,7 @@
 // The shipped programs and schedule on the host, for tests: every thread block of every launch, its threads one after
-// the other between barriers. tests/kernels/test_cuda_host.py compiles this into a library.
+// the other between barriers. tests/kernels/test_cuda_host.py compiles this into libraries: HYENAREC_TOP is log2 of the
+// largest block; small blocks meet filters in parts, and shares of several items, in small calls.
 #include <functional>
-#include <set>
 #include <vector>
 
 #include "schedule.h"
@@ -11,7 +11,10 @@ namespace {
 using namespace hyenarec;
 using namespace hyenarec::cuda;
 
-// In which order a phase's threads run: results may not depend on it. `dropped`: which barrier of every block is left
+constexpr int kTop = HYENAREC_TOP;
+constexpr int64_t kShareElements = kTop == kLargest ? kWave : 4096;
+
+// In which order a phase's threads run: results may not depend on it. `dropped`: which barrier of every Convolve is left
 // out, so that half of the threads run ahead into the next phase; -1: none.
 struct Emulation {
   bool reversed;
@@ -49,6 +52,11 @@ class HostBlock {
   std::function<void()> late_;
 };
 
+template <class Program>
+constexpr bool kIsConvolve = false;
+template <int kLog>
+constexpr bool kIsConvolve<Convolve<kLog>> = true;
+
 struct HostMachine {
   Emulation emulation;
   template <class Program>
@@ -57,15 +65,15 @@ struct HostMachine {
     for (int64_t i = 0; i < grid; ++i) {
       int64_t index = emulation.reversed ? grid - 1 - i : i;
       std::fill(shared.begin(), shared.end(), Complex{NAN, NAN});
-      HostBlock block(Program::kThreads, emulation);
+      HostBlock block(Program::kThreads, {emulation.reversed, kIsConvolve<Program> ? emulation.dropped : -1});
       program(block, index, shared.data());
     }
   }
 };
 
-template <int kTop, class Machine>
+template <class Machine>
 int64_t run(const LongConvArgs& args, bool backward, Machine machine) {
-  Schedule<Machine, kTop> schedule(args, machine);
+  Schedule<Machine, kTop, kShareElements> schedule(args, machine);
   backward ? schedule.backward() : schedule.forward();
   return schedule.workspace();
 }
@@ -100,19 +108,15 @@ extern "C" {
 
 int64_t args_size() { return sizeof(LongConvArgs); }
 
-// Bytes of workspace. `small`: blocks of at most 64 rows, so that short filters go in parts.
-int64_t host_workspace(const LongConvArgs* args, bool backward, bool small) {
-  return small ? run<6>(*args, backward, DryRun{}) : run<kLargest>(*args, backward, DryRun{});
-}
+int64_t host_workspace(const LongConvArgs* args, bool backward) { return run(*args, backward, DryRun{}); }
 
-void host_run(const LongConvArgs* args, bool backward, bool small, bool reversed, int dropped) {
-  HostMachine machine{{reversed, dropped}};
-  small ? run<6>(*args, backward, machine) : run<kLargest>(*args, backward, machine);
+void host_run(const LongConvArgs* args, bool backward, bool reversed, int dropped) {
+  run(*args, backward, HostMachine{{reversed, dropped}});
 }
 
 int host_bank_conflicts(int log) {
   int worst = 0;
-  with_size<kSmallest, kLargest>(log, [&](auto size) { worst = bank_conflicts<decltype(size)::value>(); });
+  with_size<kSmallest, kTop>(log, [&](auto size) { worst = bank_conflicts<decltype(size)::value>(); });
   return worst;
 }
 

@@ -10,7 +10,7 @@ namespace hyenarec::cuda {
 template <int kLog>
 struct Combine {
   using S = Size<kLog>;
-  static constexpr int kThreads = S::kThreads, kSharedBytes = S::kSharedBytes, kBlocks = 1;
+  static constexpr int kThreads = S::kThreads, kSharedBytes = S::kSharedBytes + int(sizeof(Span)), kBlocks = 1;
 
   Dtype dtype;
   int channels, windows;
@@ -29,14 +29,15 @@ struct Combine {
     int64_t tiles = Tiles<S>::count(channels);
     int tile = mine.tile, i = mine.share;
     if (tile >= tiles || i >= items.size()) return;
-    Item item = items.at(i);
-    Span span = sequences.span(item.sequence);
+    auto& span = *reinterpret_cast<Span*>(shared + S::kSharedBytes / sizeof(Complex));
+    block.phase([&](int thread) {
+      if (thread == 0) span = sequences.span(items.at(i), S::kPoints);
+    });
     int64_t window_size = ceil_div(filter.groups, S::kChannels) * S::kElements;
-    int last = int(ceil_div(span.length, S::kPoints)) - 1;
-    int reach = conjugate ? last - item.number : item.number;  // blocks on the side that is summed over
-    if (item.number > last) reach = -1;                        // padding
     columns<S>(block, [&](int column, int c, int first) {
-      int channel = tile * S::kChannels + c;
+      int channel = tile * S::kChannels + c, last = int(ceil_div(span.length, S::kPoints)) - 1;
+      int reach = conjugate ? last - span.number : span.number;  // blocks on the side that is summed over
+      if (span.number > last) reach = -1;                        // padding
       Complex sum[S::kInner];
       each<S::kInner>([&](auto k) { sum[k.value] = {}; });
       for (int q = 0; channel < channels && q < windows && q <= reach; ++q) {
@@ -52,7 +53,7 @@ struct Combine {
       }
       from_spectrum<S>(shared, c, first, sum);
     });
-    store_outputs<S>(block, shared, dtype, output, span, tile, item.number * S::kPoints, channels);
+    store_outputs<S>(block, shared, dtype, output, span, tile, channels);
   }
 };
 

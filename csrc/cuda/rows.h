@@ -11,11 +11,13 @@ struct Item {
   int sequence, number;
 };
 
-// One sequence of the input: element (batch, row, d).
+// One block of a sequence. It lies in shared memory while a block works on it: read where it is needed, it takes no
+// registers from the butterflies.
 struct Span {
   int64_t batch;
-  int start, length;
-  int rows;  // that its blocks write: of padded input all rows of the batch row, of packed input the length
+  int start, length;  // of the sequence in its batch row
+  int rows;           // that its blocks write: of padded input all rows of the batch row, of packed input the length
+  int number, first;  // of the block, and its first position in the sequence
 };
 
 struct Sequences {
@@ -27,10 +29,11 @@ struct Sequences {
     return wide_index ? static_cast<const int64_t*>(values)[s] : static_cast<const int32_t*>(values)[s];
   }
   HYENAREC_DEVICE int clamped(int64_t row) const { return row < 0 ? 0 : row > rows ? rows : int(row); }
-  HYENAREC_DEVICE Span span(int sequence) const {
-    int start = starts ? clamped(index(starts, sequence)) : 0, end = ends ? clamped(index(ends, sequence)) : rows;
+  HYENAREC_DEVICE Span span(Item item, int points) const {
+    int start = starts ? clamped(index(starts, item.sequence)) : 0;
+    int end = ends ? clamped(index(ends, item.sequence)) : rows;
     int length = end > start ? end - start : 0;
-    return {packed ? 0 : sequence, start, length, packed ? length : rows};
+    return {packed ? 0 : item.sequence, start, length, packed ? length : rows, item.number, item.number * points};
   }
 };
 

@@ -46,8 +46,12 @@ void with_size(int log, const F& f) {
   f(Index<kLog>{});
 }
 
+// A share's sums over items are written once and added up afterwards: as many shares as make one full wave of blocks of
+// four warps a scheduler on 128 multiprocessors. A constant, so that results are the same on every device.
+constexpr int64_t kWave = int64_t(128) * Size<kLargest>::kElements;
+
 // kTop: log2 of the largest block; filters of more taps go in parts.
-template <class Machine, int kTop = kLargest>
+template <class Machine, int kTop = kLargest, int64_t kShareElements = kWave>
 class Schedule {
  public:
   Schedule(const LongConvArgs& args, Machine& machine)
@@ -83,10 +87,8 @@ class Schedule {
       bool in_parts = first && partitioned();
       using S = Size<kLog>;
       int64_t row = Tiles<S>::count(a_.channels) * S::kElements;
-      // Sums over a share are written once: shares are one full wave of blocks at four warps a scheduler, on 128
-      // multiprocessors. A constant, so that results are the same on every device.
-      int64_t wave = int64_t(128) * Size<kLargest>::kElements, shares = items.most;
-      if (need_filter && !in_parts) shares = std::min(shares, std::max<int64_t>(1, wave / row));
+      int64_t shares = items.most;
+      if (need_filter && !in_parts) shares = std::min(shares, std::max<int64_t>(1, kShareElements / row));
       float* sums = a_.dskip ? workspace_.take<float>(std::max<int64_t>(shares, 1) * a_.channels) : nullptr;
       Complex* cross = nullptr;
       if (in_parts) {

@@ -8,9 +8,10 @@ import ctypes
 import re
 import shutil
 import subprocess
-from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,7 +20,6 @@ from operator_cases import TOLERANCE
 from torch import Tensor
 
 SOURCE = Path(__file__).parents[2] / "csrc"
-GXX, NVCC = shutil.which("g++"), shutil.which("nvcc")
 DTYPES = {torch.float32: 0, torch.bfloat16: 2, torch.float16: 3}  # hyenarec::Dtype
 NAMES = ("out", "x", "filter", "skip", "pre_gate", "post_gate")
 
@@ -50,23 +50,33 @@ class Arguments(ctypes.Structure):
     ]
 
 
-Host = ctypes.CDLL
-
-
-def compiled(source: Path, target: Path) -> Host:
-    command = [GXX, "-std=c++17", "-O1", "-shared", "-fPIC", str(source / "cuda" / "host_test.cpp"), "-o", str(target)]
-    subprocess.run([str(part) for part in command], check=True, capture_output=True, text=True)
+def compiled(target: Path, top: int, source: Path = SOURCE) -> ctypes.CDLL:
+    """The programs for blocks of up to 2^top rows."""
+    flags = ["-std=c++17", "-O1", "-shared", "-fPIC", f"-DHYENAREC_TOP={top}"]
+    subprocess.run(["g++", *flags, str(source / "cuda" / "host_test.cpp"), "-o", str(target)], check=True)
     library = ctypes.CDLL(str(target))
     library.args_size.restype = library.host_workspace.restype = ctypes.c_int64
     assert library.args_size() == ctypes.sizeof(Arguments)
     return library
 
 
+def needs(program: str) -> None:
+    if shutil.which(program) is None:
+        pytest.skip(f"{program} is not installed")
+
+
 @pytest.fixture(scope="session")
-def host(tmp_path_factory: pytest.TempPathFactory) -> Host:
-    if GXX is None:
-        pytest.skip("g++ is not installed")
-    return compiled(SOURCE, tmp_path_factory.mktemp("cuda_host") / "host.so")
+def host(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
+    """Every size."""
+    needs("g++")
+    return compiled(tmp_path_factory.mktemp("cuda_host") / "host.so", 14)
+
+
+@pytest.fixture(scope="session")
+def small(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
+    """Blocks of 32 and 64 rows: longer filters go in parts, and a block takes several items one after the other."""
+    needs("g++")
+    return compiled(tmp_path_factory.mktemp("cuda_host") / "small.so", 6)
 
 
 @dataclass
@@ -145,8 +155,8 @@ class Case:
                 result["filter"][d // (self.channels // self.groups), : len(taps)] += lags
         return {name: torch.from_numpy(result[name]) for name in self.present()}
 
-    def run(self, host: Host, *, small: bool = False, reversed: bool = False, dropped: int = -1) -> dict[str, Tensor]:
-        """The outputs and gradients, written over NaN by the programs with blocks of 64 rows at most where `small`."""
+    def run(self, host: ctypes.CDLL, *, reversed: bool = False, dropped: int = -1) -> dict[str, Tensor]:
+        """The outputs and gradients, written over NaN. `reversed`, `dropped`: as Emulation in host_test.cpp."""
         t = self.tensors
         like = {name: t["x" if name == "out" else name] for name in self.present()}
         results = {name: torch.full(v.shape, torch.nan, dtype=v.dtype) for name, v in like.items()}
@@ -182,10 +192,10 @@ class Case:
         for backward in (False, True):
             if not backward and "out" not in results:
                 continue
-            size = host.host_workspace(ctypes.byref(args), backward, small)
+            size = host.host_workspace(ctypes.byref(args), backward)
             workspace = torch.full((size // 4 + 64,), torch.nan)  # nothing may depend on it; 64 more as a guard
             args.workspace = workspace.data_ptr()
-            host.host_run(ctypes.byref(args), backward, small, reversed, dropped)
+            host.host_run(ctypes.byref(args), backward, reversed, dropped)
             assert workspace[size // 4 :].isnan().all(), "written past the workspace"
         return results
 
@@ -202,11 +212,11 @@ def wrong(case: Case, found: dict[str, Tensor]) -> dict[str, float]:
     return {name: error for name, error in errors.items() if not error < limit}
 
 
-def check(host: Host, case: Case, *, small: bool = False) -> None:
-    found = case.run(host, small=small)
+def check(host: ctypes.CDLL, case: Case) -> None:
+    found = case.run(host)
     bad = wrong(case, found)
     assert not bad, f"{bad} in {case}"
-    backwards = case.run(host, small=small, reversed=True)
+    backwards = case.run(host, reversed=True)
     for name, value in found.items():
         assert torch.equal(value, backwards[name]), f"{name} depends on the order of threads in {case}"
 
@@ -252,11 +262,135 @@ def random_case(seed: int, most_rows: int, most_taps: int) -> Case:
     )
 
 
+def one(rows: int, taps: int, *, count: int = 1, channels: int = 2, groups: int = 2, **options: Any) -> Case:
+    """Padded sequences without padding."""
+    return Case(False, rows, [0] * count, [rows] * count, channels, groups, taps, full=True, **options)
+
+
 @pytest.mark.parametrize("seed", range(60))
-def test_random_calls(host: Host, seed: int) -> None:
+def test_random_calls(host: ctypes.CDLL, seed: int) -> None:
     check(host, random_case(seed, 700, 900))
 
 
 @pytest.mark.parametrize("seed", range(100, 160))
-def test_random_calls_with_a_filter_in_parts(host: Host, seed: int) -> None:
-    check(host, random_case(seed, 700, 900), small=True)
+def test_random_calls_in_small_blocks(small: ctypes.CDLL, seed: int) -> None:
+    check(small, random_case(seed, 700, 900))
+
+
+@pytest.mark.parametrize("rows", [1, 31, 33, 127, 257, 769, 1031, 2049, 4099, 8209, 16381])
+def test_every_size(host: ctypes.CDLL, rows: int) -> None:
+    """Prime and odd lengths through every block size, each within the float32 bound."""
+    check(host, one(rows, rows, channels=18 if rows < 1000 else 2))
+
+
+@pytest.mark.parametrize(("rows", "taps"), [(1300, 512), (2500, 33), (4099, 1024), (20011, 16384), (17000, 17000)])
+def test_sequences_of_many_blocks(host: ctypes.CDLL, rows: int, taps: int) -> None:
+    """Up to the most taps a block takes each block needs its neighbour; beyond, filters go in parts."""
+    check(host, one(rows, taps, channels=1, groups=1))
+
+
+@pytest.mark.parametrize("log", range(5, 15))
+def test_no_bank_conflicts(host: ctypes.CDLL, log: int) -> None:
+    assert host.host_bank_conflicts(log) == 1
+
+
+@pytest.mark.parametrize(("sequences", "rows", "packed"), [(0, 5, False), (3, 0, False), (0, 0, True), (2, 0, True)])
+def test_no_rows(host: ctypes.CDLL, sequences: int, rows: int, packed: bool) -> None:
+    """Gradients of parameters are zero, not left unwritten."""
+    case = Case(packed, rows, [0] * sequences, [0 if packed else rows] * sequences, 3, 3, 4)
+    for name, value in case.run(host).items():
+        assert not value.any() and value.isfinite().all(), name
+
+
+def test_nan_stays_in_its_channel_and_sequence(small: ctypes.CDLL) -> None:
+    case = Case(True, 200, [0, 70, 81], [70, 81, 200], 5, 5, 90)
+    before = case.run(small)
+    case.tensors["x"][75, 3] = torch.nan
+    after = case.run(small)
+    elsewhere = torch.ones(200, 5, dtype=torch.bool)
+    elsewhere[70:81, 3] = False
+    for name in ("out", "x", "pre_gate", "post_gate"):
+        assert torch.equal(before[name][elsewhere], after[name][elsewhere]), name
+    assert after["out"][75:81, 3].isnan().all()
+
+
+def test_offsets_beyond_32_bits(small: ctypes.CDLL) -> None:
+    """Rows 2^28 values apart: 11 of them pass 2^31. Memory that nothing touches is never there."""
+    case = one(11, 5)
+    expected = case.run(small)
+    try:
+        far = torch.empty_strided((1, 11, 2), (0, 1 << 28, 1), dtype=torch.float32)
+    except RuntimeError:
+        pytest.skip("no 11 GiB of address space")
+    far.copy_(case.tensors["x"])
+    case.tensors["x"] = far
+    for name, value in case.run(small).items():
+        assert torch.equal(value, expected[name]), name
+
+
+@pytest.mark.parametrize("barrier", [1, 4], ids=["forward", "inverse"])
+def test_a_dropped_barrier_shows(host: ctypes.CDLL, barrier: int) -> None:
+    case = one(1500, 1500, skip=False, needs=frozenset({"out"}))
+    assert not wrong(case, case.run(host))
+    assert wrong(case, case.run(host, dropped=barrier))
+
+
+# One wrong place each in the shipped source: file, what stands there, what to put.
+MUTATIONS = {
+    "a quarter of a twiddle": ("fft.h", "unit(-0.25f * half_turns)", "unit(0.25f * half_turns)"),
+    "a high twiddle": ("fft.h", "high = unit(k * half_turns)", "high = unit(2 * half_turns)"),
+    "the circle's half": ("fft.h", "turn<j.value, 4 * R, true>", "turn<0, 4 * R, true>"),
+    "rows past the end": ("rows.h", "< unsigned(span.length);", "<= unsigned(span.length);"),
+    "where padding goes": ("rows.h", "row -= span.rows;", "row -= span.rows - 1;"),
+    "the neighbour's side": ("convolve.h", "= float(round.history) * v", "= -float(round.history) * v"),
+    "the cross spectrum's order": ("convolve.h", "x[k.value] * conj(held[at])", "conj(x[k.value]) * held[at]"),
+    "a share's later items": ("convolve.h", "first_item ? product : partial[at] + product", "product"),
+    "the skip in parts": ("partition.h", "if (q == 1) value.y -= at_zero;", ""),
+    "the second window": ("filter.h", "Complex{-next.y, next.x}", "Complex{next.y, -next.x}"),
+    "a group's channels": ("sums.h", "d < (group + 1) * each_group", "d < (group + 1) * each_group - 1"),
+    "a bucket's bound": ("buckets.h", "length <= bucket.above", "length < bucket.above"),
+}
+
+
+@pytest.mark.parametrize("mutation", MUTATIONS)
+def test_a_broken_kernel_shows(mutation: str, tmp_path: Path) -> None:
+    needs("g++")
+    name, old, new = MUTATIONS[mutation]
+    for folder in ("cuda", "cpu"):
+        shutil.copytree(SOURCE / folder, tmp_path / folder)
+    path = tmp_path / "cuda" / name
+    text = path.read_text()
+    assert text.count(old) == 1
+    path.write_text(text.replace(old, new))
+    broken = compiled(tmp_path / "broken.so", 6, tmp_path)
+    cases = [random_case(seed, 300, 300) for seed in range(100, 140)]
+    assert any(wrong(case, case.run(broken)) for case in cases)
+
+
+@pytest.fixture(scope="session")
+def kernels(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], list[int]]:
+    """Of each kernel and architecture: bytes of stack frame, of spill stores and of spill loads, and registers."""
+    needs("nvcc")
+    target = tmp_path_factory.mktemp("cuda_device")
+    architectures = [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in (80, 90)]
+
+    def compile_one(path: Path) -> str:
+        flags = ["-std=c++17", "-O3", "-Xptxas", "-v", *architectures, "-c", str(path), "-o"]
+        done = subprocess.run(["nvcc", *flags, str(target / f"{path.stem}.o")], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return done.stderr
+
+    with ThreadPoolExecutor(2) as pool:
+        text = "".join(pool.map(compile_one, sorted((SOURCE / "cuda").glob("*.cu"))))
+    pattern = (
+        r"entry function '(\w+)' for '(\w+)'\n.*\n\s*(\d+) bytes stack frame, (\d+) bytes spill stores, "
+        r"(\d+) bytes spill loads\n.*Used (\d+) registers"
+    )
+    return {(m[1], m[2]): [int(m[i]) for i in range(3, 7)] for m in re.finditer(pattern, text)}
+
+
+def test_compiled_for_the_device_without_spills(kernels: dict[tuple[str, str], list[int]]) -> None:
+    sizes, others = 10, 5
+    assert len(kernels) == 2 * (3 * sizes + others)
+    bad = {name: used for name, used in kernels.items() if any(used[:3])}
+    assert not bad, f"stack frame, spill stores, spill loads, registers: {bad}"
