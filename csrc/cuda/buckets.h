@@ -8,7 +8,7 @@ namespace hyenarec::cuda {
 // The list of one size's items: sequences of more rows than `above` and at most M, or any more where M is the largest,
 // which then have several. In the sequences' order, so that every sum over items has one order.
 struct Bucket {
-  int above, points;
+  int above, points, most;  // items: more than `most`, in which only overlapping sequences result, are left out
   bool largest;
   Item* list;
   int* count;
@@ -46,12 +46,12 @@ struct AssignBuckets {
         offsets[t] = sum;
         sum = next;
       }
-      *bucket.count = sum;
+      *bucket.count = sum < bucket.most ? sum : bucket.most;
     });
     block.phase([&](int thread) {
       int at = offsets[thread];
       for (int s = chunk * thread; s < end(thread); ++s)
-        for (int number = 0, n = blocks(s); number < n; ++number) bucket.list[at++] = {s, number};
+        for (int number = 0, n = blocks(s); number < n && at < bucket.most; ++number) bucket.list[at++] = {s, number};
     });
   }
 };

@@ -11,6 +11,11 @@
 //
 // Forward is one round. Backward is up to three: u with its history to y (for the post-gate's gradient), u alone to its
 // spectrum (for the filter's gradient; the first round's will do where a sequence is one block), and dy, to both.
+//
+// Bytes a value (a row of one channel) of s bytes, where a sequence is one block; arithmetic, not measured. Forward with
+// both gates: 4 s from and to memory, 8 of the filter's spectrum from the second-level cache, and 16 of shared memory a
+// pass and direction less 16 where rows come and go: 64 from M = 512 on. Backward, all gradients: 7 s from and to memory;
+// from the second-level cache the 5 s that are read again, 16 of the spectrum, 16 to hold F(u), 16 for the partial sum.
 #pragma once
 #include "fft.h"
 #include "rows.h"
@@ -81,7 +86,8 @@ struct Convolve {
   static constexpr int kThreads = S::kThreads;
   static constexpr int kSharedBytes = S::kSharedBytes + int(sizeof(Span)) + kThreads * int(sizeof(float));
   static_assert(kSharedBytes <= 166912, "the least that compute capability 8.0 and 9.0 give a block");
-  static constexpr int kBlocks = 512 / kThreads < 16 ? 512 / kThreads : 16;  // a multiprocessor: registers, below 128
+  // Of a multiprocessor, which bounds the registers: 16 warps of at most 128; 24 of 80 where the butterflies are small.
+  static constexpr int kBlocks = kThreads >= 256 ? 512 / kThreads : 768 / kThreads;
 
   Dtype dtype;
   int channels, shares, num_rounds;
@@ -101,17 +107,16 @@ struct Convolve {
     auto& span = *reinterpret_cast<Span*>(shared + S::kSharedBytes / sizeof(Complex));
     auto* thread_sums = reinterpret_cast<float*>(&span + 1);
     if (sums) block.phase([&](int thread) { thread_sums[thread] = 0.f; });
-    bool empty = true;
-    for (int i = mine.share; i < items.size(); i += shares, empty = false) {
+    for (int i = mine.share; i < items.size(); i += shares) {
       block.phase([&](int thread) {
         if (thread == 0) span = sequences.span(items.at(i), S::kPoints);
       });
       bool alone = span.length <= S::kPoints;  // read here: the last round's barriers come before the next item's span
       for (int r = 0; r < num_rounds; ++r)
         if (!(rounds[r].first_spectrum && alone))
-          run(block, rounds[r], span, alone, mine, empty, shared, thread_sums);
+          run(block, rounds[r], span, alone, mine, i == mine.share, shared, thread_sums);
     }
-    if (partial && empty)
+    if (partial && mine.share >= items.size())
       block.phase([&](int thread) {
         for (int i = thread; i < S::kElements; i += kThreads) partial[mine.slice(channels) + i] = {};
       });
@@ -156,21 +161,21 @@ struct Convolve {
         });
     });
     bool convolved = round.output[0].value.data || round.output[1].value.data;
-    columns<S>(block, [&](int column, int c, int first) {
-      int channel = mine.tile * S::kChannels + c;
+    columns<S>(block, [&](int index, const Column<S>& column) {
+      int channel = mine.tile * S::kChannels + column.channel;
       int64_t slice = mine.slice(channels);
       Complex x[S::kInner];
-      to_spectrum<S>(shared, c, first, x);
-      if (round.hold) each<S::kInner>([&](auto k) { held[slice + k.value * S::kColumns + column] = x[k.value]; });
+      to_spectrum<S>(shared, column, x);
+      if (round.hold) each<S::kInner>([&](auto k) { held[slice + k.value * S::kColumns + index] = x[k.value]; });
       if (round.cross)
         each<S::kInner>([&](auto k) {
-          int64_t at = slice + k.value * S::kColumns + column;
+          int64_t at = slice + k.value * S::kColumns + index;
           Complex product = x[k.value] * conj(held[at]);
           partial[at] = first_item ? product : partial[at] + product;
         });
       if (!convolved) return;
       if (channel < channels) {
-        const Complex* h = filter.at<S>(channel) + column / S::kChannels * S::kChannels;
+        const Complex* h = filter.at<S>(channel) + index / S::kChannels * S::kChannels;
         float at_zero = skip ? skip[channel] : 0.f;  // a tap at lag 0 is the same at every frequency
         each<S::kInner>([&](auto k) {
           Complex value = h[k.value * S::kColumns];
@@ -178,7 +183,7 @@ struct Convolve {
           x[k.value] = x[k.value] * (round.conjugate ? conj(value) : value);
         });
       }
-      from_spectrum<S>(shared, c, first, x);
+      from_spectrum<S>(shared, column, x);
     });
     if (convolved) store_outputs<S>(block, shared, dtype, round.output, span, mine.tile, channels);
   }

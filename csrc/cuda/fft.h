@@ -11,8 +11,13 @@
 // and nothing is ever reordered.
 //
 // A tile is C adjacent channels of one block of M rows. Pass i splits lengths S into R_i times S / R_i: one thread takes
-// the R_i elements b + j S / R_i of one channel into registers. Channels are adjacent in shared memory, and one row in 16
-// is left out, which makes every pass free of bank conflicts (tests count them).
+// the R_i elements b + j S / R_i of one channel into registers. Channels are adjacent in shared memory, and one row in 17
+// is left empty, which makes every pass free of bank conflicts (tests count them).
+//
+//     M               C        threads   bytes shared
+//     32 to 256       16       M         136 M
+//     512, 1,024      16, 8    256       69,632
+//     2,048 and more  2^14/M   512       139,264
 #pragma once
 #include "device.h"
 
@@ -39,12 +44,6 @@ struct Size {
     return kOuterPasses == 1 ? rest : pass == 0 ? rest - rest / 2 : rest / 2;
   }
 };
-
-// Where element (n, c) lies in shared memory.
-template <class S>
-HYENAREC_DEVICE int place(int n, int c) {
-  return (n + (n >> 4)) * S::kChannels + c;
-}
 
 // cos and sin of k/n of a turn, for constants.
 HYENAREC_DEVICE constexpr double cosine(int k, int n) {
@@ -122,27 +121,31 @@ HYENAREC_DEVICE void twiddle(Complex (&x)[R], int n, int length) {
   });
 }
 
-// One butterfly of an outer pass over lengths `length`: which channel, and the first of its R elements and their stride.
-template <class S, int R>
+// One butterfly of a pass over lengths kLength: elements first + j kStride of one channel, j < R.
+template <class S, int R, int kLength>
 struct Butterfly {
-  int channel, offset, first, stride;
-  HYENAREC_DEVICE Butterfly(int index, int length) {
+  static constexpr int kStride = kLength / R;
+  // Rows 16 apart are 17 places apart and neighbours in a column of 16 are neighbours: an address and a constant.
+  static_assert(kStride % 16 == 0 || (kStride == 1 && R == 16));
+  static constexpr int kStep = (kStride + kStride / 16) * S::kChannels;
+  int channel, offset, first;
+
+  HYENAREC_DEVICE explicit Butterfly(int index) {
     int b = index / S::kChannels;
     channel = index % S::kChannels;
-    stride = length / R;
-    offset = b % stride;
-    first = b / stride * length + offset;
+    offset = b % kStride;
+    first = b / kStride * kLength + offset;
+  }
+  HYENAREC_DEVICE int place() const { return (first + (first >> 4)) * S::kChannels + channel; }
+  HYENAREC_DEVICE void gather(const Complex* shared, Complex (&x)[R]) const {
+    const Complex* at = shared + place();
+    each<R>([&](auto j) { x[j.value] = at[j.value * kStep]; });
+  }
+  HYENAREC_DEVICE void scatter(Complex* shared, const Complex (&x)[R]) const {
+    Complex* at = shared + place();
+    each<R>([&](auto j) { at[j.value * kStep] = x[j.value]; });
   }
 };
-
-template <class S, int R>
-HYENAREC_DEVICE void gather(const Complex* shared, int channel, int first, int stride, Complex (&x)[R]) {
-  each<R>([&](auto j) { x[j.value] = shared[place<S>(first + j.value * stride, channel)]; });
-}
-template <class S, int R>
-HYENAREC_DEVICE void scatter(Complex* shared, int channel, int first, int stride, const Complex (&x)[R]) {
-  each<R>([&](auto j) { shared[place<S>(first + j.value * stride, channel)] = x[j.value]; });
-}
 
 // The passes before the last one: source(thread, channel, first row, stride, x) gives the first pass its R rows.
 template <class S, class Block, class Source>
@@ -152,17 +155,17 @@ HYENAREC_DEVICE void forward_passes(Block& block, Complex* shared, const Source&
     constexpr int R = 1 << S::outer(pass), length = pass == 0 ? S::kPoints : S::kPoints >> S::outer(0);
     block.phase([&](int thread) {
       HYENAREC_ONE_BY_ONE for (int i = thread; i < S::kElements / R; i += S::kThreads) {
-        Butterfly<S, R> at(i, length);
+        Butterfly<S, R, length> at(i);
         Complex x[R];
         if constexpr (pass == 0) {
-          source(thread, at.channel, at.first, at.stride, x);
+          source(thread, at.channel, at.first, at.kStride, x);
           each<R>([&](auto j) { x[j.value] = turn<j.value, 4 * R, true>(x[j.value]); });
         } else {
-          gather<S>(shared, at.channel, at.first, at.stride, x);
+          at.gather(shared, x);
         }
         dft<false>(x);
         twiddle<false, pass == 0>(x, at.offset, length);
-        scatter<S>(shared, at.channel, at.first, at.stride, x);
+        at.scatter(shared, x);
       }
     });
   });
@@ -176,39 +179,41 @@ HYENAREC_DEVICE void inverse_passes(Block& block, Complex* shared, const Sink& s
     constexpr int R = 1 << S::outer(pass), length = pass == 0 ? S::kPoints : S::kPoints >> S::outer(0);
     block.phase([&](int thread) {
       HYENAREC_ONE_BY_ONE for (int i = thread; i < S::kElements / R; i += S::kThreads) {
-        Butterfly<S, R> at(i, length);
+        Butterfly<S, R, length> at(i);
         Complex x[R];
-        gather<S>(shared, at.channel, at.first, at.stride, x);
+        at.gather(shared, x);
         twiddle<true, pass == 0>(x, at.offset, length);
         dft<true>(x);
         if constexpr (pass == 0) {
           each<R>([&](auto j) { x[j.value] = turn<j.value, 4 * R, false>(x[j.value]); });
-          sink(at.channel, at.first, at.stride, x);
+          sink(at.channel, at.first, at.kStride, x);
         } else {
-          scatter<S>(shared, at.channel, at.first, at.stride, x);
+          at.scatter(shared, x);
         }
       }
     });
   });
 }
 
-// The innermost phase: for every column (channel, block of 16), body(column index, channel, x). A spectrum lies in
-// memory as element r of column i at r * kColumns + i, so that threads read it adjacently.
+// The innermost pass, whose butterflies are the columns of a tile: body(column's index, column). A spectrum lies in memory
+// as element r of column i at r * kColumns + i, so that threads read it adjacently.
+template <class S>
+using Column = Butterfly<S, S::kInner, S::kInner>;
 template <class S, class Block, class Body>
 HYENAREC_DEVICE void columns(Block& block, const Body& body) {
   block.phase([&](int thread) {
-    HYENAREC_ONE_BY_ONE for (int i = thread; i < S::kColumns; i += S::kThreads) body(i, i % S::kChannels, i / S::kChannels * S::kInner);
+    HYENAREC_ONE_BY_ONE for (int i = thread; i < S::kColumns; i += S::kThreads) body(i, Column<S>(i));
   });
 }
 template <class S>
-HYENAREC_DEVICE void to_spectrum(const Complex* shared, int channel, int first, Complex (&x)[S::kInner]) {
-  gather<S>(shared, channel, first, 1, x);
+HYENAREC_DEVICE void to_spectrum(const Complex* shared, const Column<S>& column, Complex (&x)[S::kInner]) {
+  column.gather(shared, x);
   dft<false>(x);
 }
 template <class S>
-HYENAREC_DEVICE void from_spectrum(Complex* shared, int channel, int first, Complex (&x)[S::kInner]) {
+HYENAREC_DEVICE void from_spectrum(Complex* shared, const Column<S>& column, Complex (&x)[S::kInner]) {
   dft<true>(x);
-  scatter<S>(shared, channel, first, 1, x);
+  column.scatter(shared, x);
 }
 
 }  // namespace hyenarec::cuda

@@ -18,10 +18,10 @@ struct FilterSpectrum {
   Complex* out;  // (windows, tiles of groups, kElements)
 
   template <class Block>
-  HYENAREC_DEVICE void operator()(Block& block, int64_t index, void* memory) const {
+  HYENAREC_DEVICE void operator()(Block& block, int64_t number, void* memory) const {
     auto* shared = static_cast<Complex*>(memory);
-    int tiles = int(ceil_div(groups, S::kChannels)), tile = int(index % tiles);
-    int64_t from = index / tiles * S::kPoints;  // the window's own part; the one before it is negative imaginary
+    int tiles = int(ceil_div(groups, S::kChannels)), tile = int(number % tiles);
+    int64_t from = number / tiles * S::kPoints;  // the window's own part; the one before it is negative imaginary
     forward_passes<S>(block, shared, [&](int, int c, int first, int stride, auto& x) {
       constexpr int R = sizeof(x) / sizeof(Complex);
       int group = tile * S::kChannels + c;
@@ -32,10 +32,10 @@ struct FilterSpectrum {
         x[j.value].y = group < groups && before >= 0 && before < taps ? -row[before] : 0.f;
       });
     });
-    columns<S>(block, [&](int column, int c, int first) {
+    columns<S>(block, [&](int index, const Column<S>& column) {
       Complex x[S::kInner];
-      to_spectrum<S>(shared, c, first, x);
-      each<S::kInner>([&](auto k) { out[index * S::kElements + k.value * S::kColumns + column] = x[k.value]; });
+      to_spectrum<S>(shared, column, x);
+      each<S::kInner>([&](auto k) { out[number * S::kElements + k.value * S::kColumns + index] = x[k.value]; });
     });
   }
 };
@@ -53,21 +53,21 @@ struct FilterGradient {
   float* out;   // (groups, taps)
 
   template <class Block>
-  HYENAREC_DEVICE void operator()(Block& block, int64_t index, void* memory) const {
+  HYENAREC_DEVICE void operator()(Block& block, int64_t number, void* memory) const {
     auto* shared = static_cast<Complex*>(memory);
-    int tiles = int(ceil_div(groups, S::kChannels)), tile = int(index % tiles);
-    int64_t part = index / tiles;
-    columns<S>(block, [&](int column, int c, int first) {
+    int tiles = int(ceil_div(groups, S::kChannels)), tile = int(number % tiles);
+    int64_t part = number / tiles;
+    columns<S>(block, [&](int index, const Column<S>& column) {
       Complex x[S::kInner];
       each<S::kInner>([&](auto k) {
-        int64_t at = index * S::kElements + k.value * S::kColumns + column;
+        int64_t at = number * S::kElements + k.value * S::kColumns + index;
         x[k.value] = part < windows ? cross[at] : Complex{};
         if (part + 1 < windows) {
           Complex next = cross[at + int64_t(tiles) * S::kElements];
           x[k.value] = x[k.value] + Complex{-next.y, next.x};
         }
       });
-      from_spectrum<S>(shared, c, first, x);
+      from_spectrum<S>(shared, column, x);
     });
     inverse_passes<S>(block, shared, [&](int c, int first, int stride, const auto& x) {
       constexpr int R = sizeof(x) / sizeof(Complex);

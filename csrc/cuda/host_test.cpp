@@ -83,22 +83,20 @@ template <int kLog>
 int bank_conflicts() {
   using S = Size<kLog>;
   int worst = 0;
-  auto pass = [&](auto radix, int length) {
-    constexpr int R = decltype(radix)::value;
-    for (int i = 0; i < S::kElements / R; i += 16)
-      for (int j = 0; j < R; ++j) {
+  auto pass = [&](auto radix, auto length) {
+    using Pass = Butterfly<S, decltype(radix)::value, decltype(length)::value>;
+    for (int i = 0; i < S::kElements / radix.value; i += 16)
+      for (int j = 0; j < radix.value; ++j) {
         int hits[16] = {};
-        for (int lane = 0; lane < 16; ++lane) {
-          Butterfly<S, R> at(i + lane, length);
-          worst = std::max(worst, ++hits[place<S>(at.first + j * at.stride, at.channel) % 16]);
-        }
+        for (int lane = 0; lane < 16; ++lane)
+          worst = std::max(worst, ++hits[(Pass(i + lane).place() + j * Pass::kStep) % 16]);
       }
   };
   each<S::kOuterPasses>([&](auto index) {
     constexpr int p = decltype(index)::value;
-    pass(Index<1 << S::outer(p)>{}, p == 0 ? S::kPoints : S::kPoints >> S::outer(0));
+    pass(Index<1 << S::outer(p)>{}, Index<(p == 0 ? S::kPoints : S::kPoints >> S::outer(0))>{});
   });
-  pass(Index<S::kInner>{}, S::kInner);
+  pass(Index<S::kInner>{}, Index<S::kInner>{});
   return worst;
 }
 

@@ -34,24 +34,23 @@ struct Combine {
       if (thread == 0) span = sequences.span(items.at(i), S::kPoints);
     });
     int64_t window_size = ceil_div(filter.groups, S::kChannels) * S::kElements;
-    columns<S>(block, [&](int column, int c, int first) {
-      int channel = tile * S::kChannels + c, last = int(ceil_div(span.length, S::kPoints)) - 1;
+    columns<S>(block, [&](int index, const Column<S>& column) {
+      int channel = tile * S::kChannels + column.channel, last = int(ceil_div(span.length, S::kPoints)) - 1;
       int reach = conjugate ? last - span.number : span.number;  // blocks on the side that is summed over
       if (span.number > last) reach = -1;                        // padding
       Complex sum[S::kInner];
       each<S::kInner>([&](auto k) { sum[k.value] = {}; });
       for (int q = 0; channel < channels && q < windows && q <= reach; ++q) {
-        const Complex* h = filter.at<S>(channel) + q * window_size + column / S::kChannels * S::kChannels;
-        const Complex* u = blocks + ((conjugate ? i + q : i - q) * tiles + tile) * S::kElements + column;
-        float at_zero = skip && q < 2 ? skip[channel] : 0.f;  // a tap at lag 0: 1 in window 0, -i in window 1
+        const Complex* h = filter.at<S>(channel) + q * window_size + index / S::kChannels * S::kChannels;
+        const Complex* u = blocks + ((conjugate ? i + q : i - q) * tiles + tile) * S::kElements + index;
+        float at_zero = skip && q == 0 ? skip[channel] : 0.f;  // a tap at lag 0; window 1's share of it is imaginary
         each<S::kInner>([&](auto k) {
           Complex value = h[k.value * S::kColumns];
-          if (q == 0) value.x += at_zero;
-          if (q == 1) value.y -= at_zero;
+          value.x += at_zero;
           sum[k.value] = sum[k.value] + u[k.value * S::kColumns] * (conjugate ? conj(value) : value);
         });
       }
-      from_spectrum<S>(shared, c, first, sum);
+      from_spectrum<S>(shared, column, sum);
     });
     store_outputs<S>(block, shared, dtype, output, span, tile, channels);
   }

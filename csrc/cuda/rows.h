@@ -66,10 +66,9 @@ HYENAREC_DEVICE void read(float (&v)[R], Dtype dtype, const Rows& from, const Sp
     int64_t row = int64_t(span.start) + position;
     const T* at = static_cast<const T*>(from.data) + span.batch * from.batch_stride + row * from.row_stride + channel;
     int64_t step = stride * from.row_stride;
-    each<R>([&](auto j) {
-      bool real = unsigned(position + j.value * stride) < unsigned(span.length);
-      v[j.value] = real ? float(at[j.value * step]) : 0.f;
-    });
+    // Rows before the sequence are asked for by whole blocks: then all are.
+    int remaining = position < 0 ? 0 : span.length - position;
+    each<R>([&](auto j) { v[j.value] = j.value * stride < remaining ? float(at[j.value * step]) : 0.f; });
   });
 }
 

@@ -169,7 +169,8 @@ class Schedule {
       most[i] = i == 0 ? a_.sequences + a_.rows / points : a_.sequences;
       most[i] = std::min(most[i], log == kSmallest ? a_.rows : 2 * a_.rows / points);
       int above = log == kSmallest ? 0 : int(points / 2);
-      assign.buckets[i] = {above, int(points), i == 0, workspace_.take<Item>(most[i]), workspace_.take<int>(1)};
+      assign.buckets[i] = {above, int(points), int(most[i]), i == 0, workspace_.take<Item>(most[i]),
+                           workspace_.take<int>(1)};
     }
     machine_.start(assign, count);
     for (int i = 0; i < count; ++i)
@@ -190,6 +191,7 @@ class Schedule {
                 const Sums& sums) {
     Convolve<kLog> program{a_.dtype, int(a_.channels), int(shares), int(rounds.size()), sequences_, items, spectra,
                            a_.skip, {}, sums.held, sums.partial, sums.sums};
+    if (rounds.empty()) return;
     std::copy(rounds.begin(), rounds.end(), program.rounds);
     machine_.start(program, Tiles<Size<kLog>>::grid(a_.channels, shares));
   }
