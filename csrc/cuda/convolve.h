@@ -5,17 +5,17 @@
 //     z = u_j - i u_{j-1}         z^{-M} = -i: u_{j-1} lies M rows back
 //     y_j = Re F^-1(F(z) F(h))    what does not belong to y_j has gone to the imaginary part
 //
-// so that sequences of any length are served by one size, the same work a block whether it is the only one or not. The
-// transposed convolution takes dy_j + i dy_{j+1} and conj F(h); the filter's gradient is Re F^-1 of the sum over items of
-// F(dy_j + i dy_{j+1}) conj F(u_j). No real part has anything of another lag in it, for K <= M.
+// so that sequences of any length are served by one size, at the same work a block whether it is the only one or not.
+// The transposed convolution takes dy_j + i dy_{j+1} and conj F(h); the filter's gradient is Re F^-1 of the sum over
+// items of F(dy_j + i dy_{j+1}) conj F(u_j). No real part has anything of another lag in it, for K <= M.
 //
 // Forward is one round. Backward is up to three: u with its history to y (for the post-gate's gradient), u alone to its
 // spectrum (for the filter's gradient; the first round's will do where a sequence is one block), and dy, to both.
 //
-// Bytes a value (a row of one channel) of s bytes, where a sequence is one block; arithmetic, not measured. Forward with
-// both gates: 4 s from and to memory, 8 of the filter's spectrum from the second-level cache, and 16 of shared memory a
-// pass and direction less 16 where rows come and go: 64 from M = 512 on. Backward, all gradients: 7 s from and to memory;
-// from the second-level cache the 5 s that are read again, 16 of the spectrum, 16 to hold F(u), 16 for the partial sum.
+// Bytes a value (a row of one channel) of s bytes, where a sequence is one block; arithmetic, not measured. Forward
+// with both gates: 4 s from and to memory, 8 of the filter's spectrum from the second-level cache, 64 through shared
+// memory (32 up to M = 256). Backward, all gradients: 7 s from and to memory; from the second-level cache the 5 s that
+// are read again, 16 of the spectrum, 16 to hold F(u), 16 for the partial sum; twice as many through shared memory.
 #pragma once
 #include "fft.h"
 #include "rows.h"
@@ -24,13 +24,13 @@ namespace hyenarec::cuda {
 
 struct Round {
   Product input;
-  int history;         // -1: with the block before, 1: with the block after, 0: alone
-  bool conjugate;      // the filter's spectrum
-  bool first_spectrum; // of a block's input alone, needed only where no round before gives it: sequences of many blocks
-  bool hold;           // keep the spectrum
-  bool cross;          // add its product with the conjugate of the held one to the partial sum
-  Product output[2];   // of the result; absent where value.data is null
-  Product other;       // sum over rows of input * other, to `sums`; absent where value.data is null
+  int history;        // -1: with the block before, 1: with the block after, 0: alone
+  bool conjugate;     // the filter's spectrum
+  bool only_of_many;  // left out where the sequence is one block: the round before held the same spectrum
+  bool hold;          // keep the spectrum
+  bool cross;         // add its product with the conjugate of the held one to the partial sum
+  Product output[2];  // of the result; absent where value.data is null
+  Product other;      // sum over rows of input * other, to `sums`; absent where value.data is null
 };
 
 constexpr int kMaxRounds = 3;
@@ -113,7 +113,7 @@ struct Convolve {
       });
       bool alone = span.length <= S::kPoints;  // read here: the last round's barriers come before the next item's span
       for (int r = 0; r < num_rounds; ++r)
-        if (!(rounds[r].first_spectrum && alone))
+        if (!(rounds[r].only_of_many && alone))
           run(block, rounds[r], span, alone, mine, i == mine.share, shared, thread_sums);
     }
     if (partial && mine.share >= items.size())
@@ -131,8 +131,8 @@ struct Convolve {
 
  private:
   template <class Block>
-  HYENAREC_DEVICE void run(Block& block, const Round& round, const Span& span, bool alone, Tiles<S> mine, bool first_item,
-                           Complex* shared, float* thread_sums) const {
+  HYENAREC_DEVICE void run(Block& block, const Round& round, const Span& span, bool alone, Tiles<S> mine,
+                           bool first_item, Complex* shared, float* thread_sums) const {
     forward_passes<S>(block, shared, [&](int thread, int c, int first, int stride, auto& x) {
       constexpr int R = sizeof(x) / sizeof(Complex);
       int channel = mine.tile * S::kChannels + c, position = span.first + first;

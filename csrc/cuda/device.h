@@ -1,5 +1,5 @@
-// What the kernels need of the machine: the same source is compiled by nvcc for the device and by a C++ compiler for the
-// test of the shipped code on the host.
+// What the kernels need of the machine: the same source is compiled by nvcc for the device and by a C++ compiler for
+// the test of the shipped code on the host.
 //
 // A kernel is a *program*: a struct of parameters whose operator()(block, index, shared) runs one thread block. It is
 // written as phases, `block.phase(f)`: f(thread) for every thread, then a barrier. Nothing but shared and global memory

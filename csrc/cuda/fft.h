@@ -7,12 +7,12 @@
 // As many complex values as samples carry what a real FFT of 2M points carries: a product F(a) F(b) belongs to the
 // linear convolution c of 2M - 1 samples reduced by z^M = i, so that its inverse is c[n] + i c[n + M]. Channels need no
 // partner, spectra need no unpacking, and each frequency is multiplied by itself alone: order does not matter. The
-// transform is therefore in place, decimated in frequency forwards (spectra lie digit-reversed) and in time backwards,
-// and nothing is ever reordered.
+// transform is therefore in place, decimated in frequency forwards (spectra lie digit-reversed) and in time
+// backwards, and nothing is ever reordered.
 //
-// A tile is C adjacent channels of one block of M rows. Pass i splits lengths S into R_i times S / R_i: one thread takes
-// the R_i elements b + j S / R_i of one channel into registers. Channels are adjacent in shared memory, and one row in 17
-// is left empty, which makes every pass free of bank conflicts (tests count them).
+// A tile is C adjacent channels of one block of M rows. Pass i splits lengths S into R_i times S / R_i: one thread
+// takes the R_i elements b + j S / R_i of one channel into registers. Channels are adjacent in shared memory, and one
+// row in 17 is left empty, which makes every pass free of bank conflicts (tests count them).
 //
 //     M               C        threads   bytes shared
 //     32 to 256       16       M         136 M
@@ -195,8 +195,8 @@ HYENAREC_DEVICE void inverse_passes(Block& block, Complex* shared, const Sink& s
   });
 }
 
-// The innermost pass, whose butterflies are the columns of a tile: body(column's index, column). A spectrum lies in memory
-// as element r of column i at r * kColumns + i, so that threads read it adjacently.
+// The innermost pass, whose butterflies are the columns of a tile: body(column's index, column). A spectrum lies in
+// memory as element r of column i at r * kColumns + i, so that threads read it adjacently.
 template <class S>
 using Column = Butterfly<S, S::kInner, S::kInner>;
 template <class S, class Block, class Body>

@@ -14,8 +14,8 @@ using namespace hyenarec::cuda;
 constexpr int kTop = HYENAREC_TOP;
 constexpr int64_t kShareElements = kTop == kLargest ? kWave : 4096;
 
-// In which order a phase's threads run: results may not depend on it. `dropped`: which barrier of every Convolve is left
-// out, so that half of the threads run ahead into the next phase; -1: none.
+// In which order a phase's threads run: results may not depend on it. `dropped`: which barrier of every Convolve is
+// left out, so that half of the threads run ahead into the next phase; -1: none.
 struct Emulation {
   bool reversed;
   int dropped;

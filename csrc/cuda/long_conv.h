@@ -4,8 +4,8 @@
 //     u = pre_gate * x,   y[t, d] = sum_tau filter[g(d), tau] u[t - tau, d] + skip[d] u[t, d],   out = post_gate * y
 //
 // Linear and causal at any length. Arithmetic, filter, skip and their gradients are float32; x, gates, grad and the
-// gradients of x and gates have `dtype`. No call reads anything from the device, waits for it, or allocates: all of them
-// can be captured in a CUDA graph. The caller makes the tensors' device current.
+// gradients of x and gates have `dtype`. No call reads anything from the device, waits for it, or allocates: all of
+// them can be captured in a CUDA graph. The caller makes the tensors' device current.
 #pragma once
 #include <cstdint>
 

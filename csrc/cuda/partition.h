@@ -1,7 +1,7 @@
 // Filters of more taps than the largest block: every block of the input is transformed once, without history, and kept
-// (a round of Convolve that only holds). Then block j of the output is Re F^-1 of the sum over windows q of
-// F(u_{j-q}) V_q, V_q the spectrum of the filter's window q (filter.h): one inverse transform a block. Transposed, it is
-// the sum of F(dy_{j+q}) conj V_q; the filter's cross spectra are X_q = sum over items of F(dy_j) conj F(u_{j-q}).
+// (a round of Convolve that only holds). Then block j of the output is Re F^-1 of the sum over windows q of F(u_{j-q})
+// V_q, V_q the spectrum of the filter's window q (filter.h): one inverse transform a block. Transposed, it is the sum
+// of F(dy_{j+q}) conj V_q; the filter's cross spectra are X_q = sum over items of F(dy_j) conj F(u_{j-q}).
 #pragma once
 #include "filter.h"
 

@@ -147,7 +147,7 @@ class Schedule {
     return int(std::min(ceil_div(reached_, m) + 1, ceil_div(a_.max_length, m)));
   }
 
-  // f(Index<log>, items, whether it is the first) for the one size of padded input, or every size a packed one may have.
+  // f(Index<log>, items, whether it is the first) for padded input's one size, or every size a packed one may have.
   template <class F>
   void each_size(const F& f) {
     auto visit = [&](int log, const Items& items) {
@@ -165,7 +165,7 @@ class Schedule {
     for (int i = 0; i < count; ++i) {
       int log = top() - i;
       int64_t points = int64_t(1) << log;
-      // Every sequence of a size but the smallest has more than M/2 rows, so more than half of all its blocks is filled.
+      // Every sequence of a size but the smallest has more than M/2 rows: more than half of its blocks is filled.
       most[i] = i == 0 ? a_.sequences + a_.rows / points : a_.sequences;
       most[i] = std::min(most[i], log == kSmallest ? a_.rows : 2 * a_.rows / points);
       int above = log == kSmallest ? 0 : int(points / 2);
