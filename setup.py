@@ -84,12 +84,12 @@ class Build(build_ext):
         except Exception as error:  # the compiled part is optional: any failure leaves a working pure-Python install
             print(f"hyenarec: no compiled backends: {error}", file=sys.stderr)
 
-    def compile_and_link(self, ext: Extension, cuda_targets: list[str]) -> None:
-        nvcc = find_nvcc() if cuda_targets else None
+    def compile_and_link(self, ext: Extension, targets: list[str]) -> None:
+        nvcc = find_nvcc() if targets else None
         cuda_sources = map(str, sorted(Path("csrc/cuda").glob("*.cu"))) if nvcc else ()
         with ThreadPoolExecutor(min(os.cpu_count() or 1, 8)) as pool:
             # nvcc's first: they take longest
-            cuda = [pool.submit(self.compile_cuda, source, nvcc, cuda_targets) for source in cuda_sources]
+            cuda = [pool.submit(self.compile_cuda, source, nvcc, targets) for source in cuda_sources]
             if nvcc:
                 cuda.append(pool.submit(self.compile_cpp, ext, "csrc/register_cuda.cpp"))
             objects = list(pool.map(lambda source: self.compile_cpp(ext, source), ext.sources))
@@ -98,7 +98,7 @@ class Build(build_ext):
                 raise RuntimeError("no nvcc in CUDA_HOME, on PATH or in /usr/local/cuda")
             self.link(ext, [*objects, *(job.result() for job in cuda)], cuda_runtime(nvcc))
         except Exception as error:
-            if cuda_targets:
+            if targets:
                 print(f"hyenarec: no CUDA backend: {error}", file=sys.stderr)
             self.link(ext, objects, [])
 
