@@ -37,7 +37,7 @@ struct Size {
   static constexpr int kSharedBytes = (kElements + kElements / 16) * int(sizeof(Complex));
   static_assert(kThreads % kChannels == 0, "a thread stays with one channel");
 
-  // log2 of the radices before the last: passes of at most 2^5, none where the last is all.
+  // log2 of the radices before the last, at most 5.
   static constexpr int kOuterPasses = kLog <= 8 ? 1 : 2;
   static HYENAREC_DEVICE constexpr int outer(int pass) {
     int rest = kLog - 4;

@@ -94,7 +94,9 @@ class Schedule {
       if (in_parts) {
         auto spectra = need_post || need_input ? filter_spectra<kTop>(windows()) : Spectra{};
         auto* inputs = need_post || need_filter ? hold_blocks(u, {}, items, nullptr) : nullptr;
-        auto* gradients = hold_blocks(dy, a_.dskip ? u : Product{}, items, sums);
+        auto* gradients = need_input || need_filter || a_.dskip
+                              ? hold_blocks(dy, a_.dskip ? u : Product{}, items, sums)
+                              : nullptr;
         if (need_post) combine(inputs, spectra, items, false, to_post);
         if (need_input) combine(gradients, spectra, items, true, to_input);
         if (need_filter) {
