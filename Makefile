@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 
-.PHONY: demo test lint sanitize clean
+.PHONY: demo test lint sanitize cuda-sanitize clean
 
 demo: $(VENV)/rec
 	$(BIN)/hyenarec demo
@@ -22,6 +22,15 @@ lint: $(VENV)/test
 sanitize: $(VENV)/test
 	PYTHON=$(CURDIR)/$(BIN)/python csrc/sanitize.sh tests/kernels \
 		-k "not reference and not triton and not plan and not compile and not export and not inductor and not opcheck"
+
+# The cuda backend's kernels on small shapes: accesses out of bounds, races in shared memory. Needs a GPU and
+# compute-sanitizer; memory is not cached so that every tensor has bounds of its own.
+cuda-sanitize: $(VENV)/test
+	for tool in memcheck racecheck; do \
+		PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool $$tool --error-exitcode 1 \
+			$(BIN)/python -m pytest -q -p no:cacheprovider tests/kernels/test_cuda.py \
+			-k "test_oracle or test_nan or (test_every_size and (1000 or 8191 or 16385))" || exit 1; \
+	done
 
 $(VENV)/base: constraints.txt
 	$(PYTHON) -m venv $(VENV)

@@ -1,14 +1,22 @@
-"""The packages and the optional compiled CPU backend; everything else is declared in pyproject.toml.
+"""The packages and the optional compiled part; everything else is declared in pyproject.toml.
 
 The folder benchmarks/ is installed as the package hyenarec_benchmarks, which pyproject.toml's tables cannot say.
 
 torch's stable ABI needs only torch's headers and libraries, so torch is no build requirement: inside pip's isolated
 build, sysconfig still names the target environment's site-packages. Without torch there, without a compiler, or with
-HYENAREC_BUILD=0, the install is pure Python and one line says what is missing.
+HYENAREC_BUILD=0, the install is pure Python; without nvcc, or where nvcc fails, it has the CPU's kernels alone. One
+line says what is missing. No GPU is needed to compile for one, and torch may be built without CUDA.
+
+HYENAREC_CUDA_ARCHS names the GPU architectures to compile for, "80;90+PTX" by default: "+PTX" adds what newer GPUs
+translate when they first run it. Empty, it leaves the CUDA part out.
 """
 
 import os
 import platform
+import re
+import shlex
+import shutil
+import subprocess
 import sys
 import sysconfig
 from concurrent.futures import ThreadPoolExecutor
@@ -24,40 +32,96 @@ ISA_FLAGS = {
     "kernels_avx2.cpp": ["-march=x86-64-v3"],
     "kernels_portable.cpp": [],
 }
+OLDEST_CUDA_ARCH = 80  # bfloat16 arithmetic
 
 
 def sources() -> list[str]:
     isa = list(ISA_FLAGS) if X86 else ["kernels_portable.cpp"]
-    return ["csrc/register.cpp", "csrc/cpu/dispatch.cpp", *(f"csrc/cpu/{name}" for name in isa)]
+    return ["csrc/register_cpu.cpp", "csrc/cpu/dispatch.cpp", *(f"csrc/cpu/{name}" for name in isa)]
+
+
+def cuda_targets(archs: str) -> list[str]:
+    """nvcc's flags for architectures such as "80;90+PTX"."""
+    flags = []
+    for name in filter(None, map(str.strip, archs.split(";"))):
+        match = re.fullmatch(r"(\d{2,3})([af]?)(\+PTX)?", name)
+        if match is None or int(match[1]) < OLDEST_CUDA_ARCH:
+            sys.exit(
+                f"hyenarec: HYENAREC_CUDA_ARCHS: expected compute capabilities from {OLDEST_CUDA_ARCH} on, such as "
+                f"'80;90+PTX', got {name!r} in {archs!r}"
+            )
+        arch = match[1] + match[2]
+        flags.append(f"-gencode=arch=compute_{arch},code=sm_{arch}")
+        if match[3]:
+            flags.append(f"-gencode=arch=compute_{arch},code=compute_{arch}")
+    return list(dict.fromkeys(flags))
+
+
+def find_nvcc() -> str | None:
+    home = os.environ.get("CUDA_HOME")
+    beside_home = shutil.which("nvcc", path=f"{home}/bin") if home else None
+    return beside_home or shutil.which("nvcc") or shutil.which("nvcc", path="/usr/local/cuda/bin")
+
+
+def run(*command: str) -> str:
+    """The output of a command; a failed one raises with its first line about an error."""
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        lines = [line for line in (done.stderr + done.stdout).splitlines() if line.strip()]
+        reason = next((line for line in lines if "error" in line.lower()), lines[0] if lines else "no message")
+        raise RuntimeError(f"{command[0]} exited with {done.returncode}: {reason}")
+    return done.stderr + done.stdout
 
 
 class Build(build_ext):
-    """Adds each instruction set's flags to its own file, and compiles the files side by side."""
+    """Adds each instruction set's flags to its own file, gives .cu files to nvcc, and compiles files side by side."""
 
     def build_extension(self, ext: Extension) -> None:
+        targets = cuda_targets(os.environ.get("HYENAREC_CUDA_ARCHS", "80;90+PTX"))
         if not TORCH.is_dir():
-            print(f"hyenarec: no compiled CPU backend: no torch in {TORCH.parent}", file=sys.stderr)
+            print(f"hyenarec: no compiled backends: no torch in {TORCH.parent}", file=sys.stderr)
             return
         try:
-            self.compile_and_link(ext)
+            self.compile_and_link(ext, targets)
         except Exception as error:  # the compiled part is optional: any failure leaves a working pure-Python install
-            print(f"hyenarec: no compiled CPU backend: {error}", file=sys.stderr)
+            print(f"hyenarec: no compiled backends: {error}", file=sys.stderr)
 
-    def compile_and_link(self, ext: Extension) -> None:
-        def compile_one(source: str) -> str:
-            flags = [*ext.extra_compile_args, *ISA_FLAGS.get(Path(source).name, [])]
-            (built,) = self.compiler.compile(
-                [source],
-                output_dir=self.build_temp,
-                macros=ext.define_macros,
-                include_dirs=ext.include_dirs,
-                extra_postargs=flags,
-                depends=ext.depends,
-            )
-            return built
+    def compile_and_link(self, ext: Extension, targets: list[str]) -> None:
+        nvcc = find_nvcc() if targets else None
+        cuda_sources = map(str, sorted(Path("csrc/cuda").glob("*.cu"))) if nvcc else ()
+        with ThreadPoolExecutor(min(os.cpu_count() or 1, 8)) as pool:
+            # nvcc's first: they take longest
+            cuda = [pool.submit(self.compile_cuda, source, nvcc, targets) for source in cuda_sources]
+            if nvcc:
+                cuda.append(pool.submit(self.compile_cpp, ext, "csrc/register_cuda.cpp"))
+            objects = list(pool.map(lambda source: self.compile_cpp(ext, source), ext.sources))
+        try:
+            if nvcc is None:
+                raise RuntimeError("no nvcc in CUDA_HOME, on PATH or in /usr/local/cuda")
+            self.link(ext, [*objects, *(job.result() for job in cuda)], cuda_runtime(nvcc))
+        except Exception as error:
+            if targets:
+                print(f"hyenarec: no CUDA backend: {error}", file=sys.stderr)
+            self.link(ext, objects, [])
 
-        with ThreadPoolExecutor(min(os.cpu_count() or 1, 4)) as pool:
-            objects = list(pool.map(compile_one, ext.sources))
+    def compile_cpp(self, ext: Extension, source: str) -> str:
+        (built,) = self.compiler.compile(
+            [source],
+            output_dir=self.build_temp,
+            macros=ext.define_macros,
+            include_dirs=ext.include_dirs,
+            extra_postargs=[*ext.extra_compile_args, *ISA_FLAGS.get(Path(source).name, [])],
+            depends=ext.depends,
+        )
+        return built
+
+    def compile_cuda(self, source: str, nvcc: str, targets: list[str]) -> str:
+        built = Path(self.build_temp, source).with_suffix(".cu.o")
+        built.parent.mkdir(parents=True, exist_ok=True)
+        run(nvcc, "-O3", "-std=c++17", "-Xcompiler=-fPIC,-fvisibility=hidden", *targets, "-c", source, "-o", str(built))
+        return str(built)
+
+    def link(self, ext: Extension, objects: list[str], libraries: list[str]) -> None:
         target = Path(self.get_ext_fullpath(ext.name))
         target.parent.mkdir(parents=True, exist_ok=True)
         self.compiler.link_shared_object(
@@ -65,9 +129,16 @@ class Build(build_ext):
             str(target),
             libraries=ext.libraries,
             library_dirs=ext.library_dirs,
-            extra_postargs=ext.extra_link_args,
+            extra_postargs=[*ext.extra_link_args, *libraries],
             target_lang="c++",
         )
+
+
+def cuda_runtime(nvcc: str) -> list[str]:
+    """Linker flags for the CUDA runtime of this nvcc: static, so that the result loads without a CUDA of its own."""
+    plan = run(nvcc, "--dryrun", "-c", "-x", "cu", os.devnull)
+    folders = re.search(r"^#\$ LIBRARIES=(.*)$", plan, re.MULTILINE)
+    return [*shlex.split(folders[1] if folders else ""), "-l:libcudart_static.a", "-lrt", "-ldl", "-lpthread"]
 
 
 def extension() -> Extension:
@@ -75,7 +146,7 @@ def extension() -> Extension:
     return Extension(
         "hyenarec_kernels._C",
         sources(),
-        depends=[str(path) for path in Path("csrc").rglob("*") if path.suffix in (".h", ".inc", ".cpp")],
+        depends=[str(path) for path in Path("csrc").rglob("*") if path.suffix in (".h", ".inc", ".cpp", ".cu", ".cuh")],
         include_dirs=[str(TORCH / "include"), sysconfig.get_path("include")],
         library_dirs=[str(TORCH / "lib")],
         libraries=["torch", "torch_cpu", "c10"],

@@ -1,4 +1,5 @@
-"""Everything about the Triton backend that needs a GPU, in one command: its tests, then the operator and the mixer.
+"""Everything that needs a GPU, in one command: the tests of the triton and cuda backends, then the Legendre operator,
+the mixer, and the FFT convolution.
 
     hyenarec bench gpu [--out benchmarks/results/gpu] [--seconds 1.0] [--skip-tests]
     python -m hyenarec_benchmarks.gpu_suite              # the same where tyro is missing
@@ -7,7 +8,8 @@ Contestants on the same data, bfloat16: ours, gated, padded and packed; torch.ff
 through scaled_dot_product_attention, and varlen_attn where torch has it; a copy of as many bytes as the gated forward
 must move (three tensors read, one written). Each row takes `seconds` a contestant at most, each round is timed by CUDA
 events with the caches of the device flushed before it. Errors are against the float64 definition, on the first
-sequences of a row. Writes JSON and PNG; prints the table last.
+sequences of a row. Explicit filters, as long as the sequences, are against torch.fft in float32, in its layout and in
+ours. Writes JSON and PNG; prints the table last.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import argparse
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +40,8 @@ TOKENS = (131_072, 1_048_576)
 LENGTHS = (50, 200, 512, 1024, 4096, 16384, 65536)
 DIMS = (64, 128, 256)
 TERMS = 32
+FOURIER_LENGTHS = (256, 1024, 4096, 16384)
+FOURIER_DIMS = (64, 256)
 # 5% quantiles of sequence lengths, from the shortest to the longest, for packed batches.
 DRAWN = {
     "ml-1m": (18, 23, 27, 32, 37, 44, 51, 60, 70, 81, 96, 109, 126, 148, 173, 207, 253, 309, 400, 556, 2277),
@@ -219,6 +224,54 @@ def mixer_row(length: int, dim: int, clock: Clock, seconds: float) -> dict[str, 
     return {"length": length, "dim": dim, "times": take_turns(runs, seconds * len(runs), 5, clock)}
 
 
+def fourier_row(length: int, dim: int, clock: Clock, seconds: float) -> dict[str, Any]:
+    """Explicit filters of `length` taps, gated: ours in bfloat16 and float32, torch.fft in float32."""
+    torch.cuda.empty_cache()
+    batch, size = TOKENS[0] // length, fft_sizes(length)[0]
+    h, skip = draw(dim, length, dtype=torch.float32), draw(dim, dtype=torch.float32)
+    h.data *= length**-0.5
+
+    def ours(x: Tensor, pre: Tensor, post: Tensor, h: Tensor, skip: Tensor) -> Tensor:
+        return hk.long_conv(x, h, skip, pre_gate=pre, post_gate=post)
+
+    def through_fft(x: Tensor, pre: Tensor, post: Tensor, h: Tensor, skip: Tensor) -> Tensor:
+        last = x.shape[-1] == length  # (B, D, L), otherwise (B, L, D)
+        u = pre * x
+        y = fft(u, h if last else h.T, size, -1 if last else -2)
+        return post * (y + (skip[:, None] if last else skip) * u)
+
+    half, wide, last = (
+        [*(draw(*shape, dtype=dtype) for _ in range(3)), h, skip]
+        for shape, dtype in (
+            ((batch, length, dim), torch.bfloat16),
+            ((batch, length, dim), torch.float32),
+            ((batch, dim, length), torch.float32),
+        )
+    )
+    runs: dict[str, Callable[[], Any]] = {}
+    for name, run, leaves in (
+        ("ours", ours, half),
+        ("ours, float32", ours, wide),
+        ("FFT, (B, L, D)", through_fft, wide),
+        ("FFT, (B, D, L)", through_fft, last),
+    ):
+        forward = partial(run, *leaves)
+        runs[name], runs[f"{name}, fwd+bwd"] = torch.no_grad()(forward), training(forward, leaves)
+    times = take_turns(runs, seconds, 5, clock)
+    first = [t[:2] if t.dim() == 3 else t for t in wide]
+    with torch.no_grad():
+        got = ours(*first)
+        with backends.use("reference"):
+            want = ours(*(t.double() for t in first))
+    return {
+        "length": length,
+        "dim": dim,
+        "times": times,
+        "memory": {name: extra_memory(run) for name, run in runs.items()},
+        "error": float((got.double() - want).norm() / want.norm()),
+    }
+
+
 def operator_row(tokens: int, length: int, dim: int, clock: Clock, seconds: float) -> dict[str, Any]:
     torch.cuda.empty_cache()
     runs, ours = contestants(tokens, length, dim)
@@ -269,6 +322,7 @@ def table(result: dict[str, Any]) -> list[str]:
     for row in result["mixer"]:
         times = row["times"]
         lines.append(f"mixer L={row['length']} D={row['dim']}: attention takes {ratio(times, 'attention', 'mixer')}")
+    lines += map(fourier_line, result["fourier"])
     worst = max((e, name, row["length"]) for row in result["rows"] for name, e in row.get("error", {}).items())
     lines.append(f"largest error against float64: {worst[0]:.1e}, {worst[1]} at L={worst[2]}")
     return lines
@@ -286,6 +340,23 @@ def cases(result: dict[str, Any]) -> list[dict[str, Any]]:
             name = f"Gated Legendre convolution{what}"
             found.append(case(name, shape, row["times"], f"ours{what}", rivals, error, "bfloat16"))
     return found
+
+
+def fourier_line(row: dict[str, Any]) -> str:
+    """Forward and training: milliseconds, and the time and memory that torch takes in its faster layout."""
+    cells = [f"explicit filter L={row['length']} D={row['dim']}:"]
+    for suffix in ("", ", fwd+bwd"):
+        times, memory = row["times"], row["memory"]
+        rival = min(
+            (f"FFT, ({layout}){suffix}" for layout in ("B, L, D", "B, D, L")), key=lambda name: times[name]["median"]
+        )
+        wide = f"ours, float32{suffix}"
+        cells.append(
+            f"{suffix.lstrip(', ') or 'fwd'} {times['ours' + suffix]['median']:.3f} ms, float32 "
+            f"{times[wide]['median']:.3f} ms, {rival} takes {ratio(times, rival, wide)} the time and "
+            f"{memory[rival] / memory[wide]:.1f}x the memory;"
+        )
+    return " ".join([*cells, f"error {row['error']:.1e}"])
 
 
 def plot(result: dict[str, Any], path: Path) -> None:
@@ -315,13 +386,15 @@ def main() -> None:
     arguments = parser.parse_args()
     if not torch.cuda.is_available():
         parser.exit(2, "error: no CUDA device; every figure of this suite needs one\n")
-    reason = backends.BACKENDS["triton"].probe()
-    if reason is not None:
-        parser.exit(2, f"error: {reason}\n")
+    for name in ("triton", "cuda"):
+        reason = backends.BACKENDS[name].probe()
+        if reason is not None:
+            parser.exit(2, f"error: backend {name}: {reason}\n")
     tests = 0
     if not arguments.skip_tests:
         tests = subprocess.run(
-            [sys.executable, "-m", "pytest", "-q", "tests/kernels/test_gpu.py"], check=False
+            [sys.executable, "-m", "pytest", "-q", "tests/kernels/test_gpu.py", "tests/kernels/test_cuda.py"],
+            check=False,
         ).returncode
     torch.manual_seed(0)
     clock, seconds = Clock(), arguments.seconds
@@ -331,6 +404,7 @@ def main() -> None:
         "rows": [operator_row(t, length, d, clock, seconds) for t in TOKENS for d in DIMS for length in LENGTHS],
         "drawn": [drawn_row(name, TOKENS[0], d, clock, seconds) for name in DRAWN for d in DIMS],
         "mixer": [mixer_row(length, d, clock, seconds) for d in DIMS for length in (200, 1024, 4096)],
+        "fourier": [fourier_row(length, d, clock, seconds) for d in FOURIER_DIMS for length in FOURIER_LENGTHS],
     }
     title = f"gated Legendre convolution, bfloat16, {TERMS} terms"
     device = torch.device("cuda")

@@ -10,7 +10,7 @@ cp -r "$root/csrc" "$root/hyenarec_kernels" "$root/python" "$root/tests" "$root/
     "$root/README.md" "$root/LICENSE" "$copy"
 cd "$copy"
 rm -f hyenarec_kernels/_C*.so
-HYENAREC_CXXFLAGS="-fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer -O1" \
+HYENAREC_CUDA_ARCHS="" HYENAREC_CXXFLAGS="-fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer -O1" \
     "$python" setup.py -q build_ext --inplace
 test -f hyenarec_kernels/_C.abi3.so
 # leaks: Python and torch keep memory until exit; alignment and interposition checks of the libraries are not ours

@@ -5,12 +5,11 @@ from __future__ import annotations
 import platform
 import subprocess
 from importlib.metadata import PackageNotFoundError, version
-from importlib.util import find_spec
 from shutil import which
 
 import torch
 
-from hyenarec_kernels import backends
+from hyenarec_kernels import backends, compiled
 
 
 def report() -> str:
@@ -21,7 +20,7 @@ def report() -> str:
         ("torch", f"{torch.__version__}, {torch.get_num_threads()} threads"),
         ("triton", _installed("triton")),
         ("nvcc", _nvcc()),
-        ("compiled extension", "present" if find_spec("hyenarec_kernels._C") else "not built"),
+        ("compiled extension", _extension()),
         ("GPU", _gpu()),
         ("forced backend", backends.forced() or "none"),
     ]
@@ -47,6 +46,13 @@ def _nvcc() -> str:
     lines = subprocess.run([path, "--version"], capture_output=True, text=True, check=False).stdout.splitlines()
     release = next((line for line in lines if "release" in line), "version unknown")
     return f"{path}, {release.strip()}"
+
+
+def _extension() -> str:
+    reason = compiled.probe()
+    if reason is not None:
+        return f"none: {reason}"
+    return "for CPU and CUDA" if compiled.has_cuda() else "for CPU"
 
 
 def _gpu() -> str:

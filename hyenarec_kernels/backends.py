@@ -44,6 +44,11 @@ BACKENDS: dict[str, Backend] = {
     "cpu": Backend(
         ("cpu",), lambda: import_module("hyenarec_kernels.cpu").probe(), lambda: import_module("hyenarec_kernels.cpu")
     ),
+    "cuda": Backend(
+        ("cuda",),
+        lambda: import_module("hyenarec_kernels.cuda").probe(),
+        lambda: import_module("hyenarec_kernels.cuda"),
+    ),
     "triton": Backend(triton.DEVICES, triton.probe, lambda: import_module("hyenarec_kernels.triton.operators")),
     "reference": Backend(None, lambda: None, lambda: import_module("hyenarec_kernels.reference")),
 }

@@ -8,14 +8,12 @@ from __future__ import annotations
 
 import math
 from functools import lru_cache
-from importlib import import_module
-from importlib.util import find_spec
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad, softplus
 
-from hyenarec_kernels import reference
+from hyenarec_kernels import compiled, reference
 from hyenarec_kernels.blocks import sampled_basis
 from hyenarec_kernels.fit import condition, fits, gram_at
 from hyenarec_kernels.plan import CHUNKS, MANY_ROWS, TOLERANCE, Plan, direct_plan, plan_for
@@ -35,14 +33,13 @@ def probe() -> str | None:
 
 @lru_cache(maxsize=1)
 def _probe() -> str | None:
-    if find_spec("hyenarec_kernels._C") is None:
-        return "the compiled extension was not built (no C++ compiler, no torch beside pip, or HYENAREC_BUILD=0)"
-    try:
-        import_module("hyenarec_kernels._C")
-        torch.ops.hyenarec_cpu.isa()
-    except (ImportError, OSError, RuntimeError) as error:
-        return str(error).strip().splitlines()[0]
-    return None
+    reason = compiled.probe()
+    if reason is None:
+        try:
+            torch.ops.hyenarec_cpu.isa()
+        except RuntimeError as error:
+            reason = str(error).strip().splitlines()[0]
+    return reason
 
 
 def short_conv(

@@ -116,7 +116,7 @@ class Plan:
 
     @cached_property
     def numbers(self) -> torch.Tensor:
-        """The integers csrc/register.cpp reads, int64."""
+        """The integers csrc/register_cpu.cpp reads, int64."""
         far_row = self.near_taps if self.far_taps and not self.shares_taps else 0
         numbers = [self.horizon, self.chunk, self.near_taps, self.far_lag, self.far_taps, far_row, len(self.lags)]
         row = self.near_taps + (self.far_taps if far_row else 0)

@@ -148,7 +148,7 @@ inline void end_streaming() {
 // 16 floats takes 16 cycles).
 HYENAREC_INLINE Vec<float> reciprocal(Vec<float> v) {
 #if defined(__AVX512F__)
-  Vec<float> r = (Vec<float>)_mm512_rcp14_ps((__m512)v);
+  Vec<float> r = (Vec<float>)_mm512_maskz_rcp14_ps(0xffff, (__m512)v);  // gcc warns of the unmasked form
   return r + r * (1.0f - v * r);
 #else
   return 1.0f / v;

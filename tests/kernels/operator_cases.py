@@ -221,6 +221,17 @@ class Case:
         return rows
 
 
+def on_device(operator: str, device: str = "cuda") -> Callable[..., Tensor]:
+    """The operator for a case's CPU tensors: autograd carries them there and their gradients back."""
+
+    def call(**arguments: object) -> Tensor:
+        moved = {name: a.to(device) if isinstance(a, Tensor) else a for name, a in arguments.items()}
+        out: Tensor = getattr(hk, operator)(**moved)
+        return out.cpu()
+
+    return call
+
+
 def stride(t: Tensor) -> Tensor:
     """The same values with every stride doubled at least, and gaps of NaN."""
     wide = torch.full([2 * n for n in t.shape], float("nan"), dtype=t.dtype)

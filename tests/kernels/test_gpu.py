@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
 import torch
-from operator_cases import LAYOUTS, OPERATORS, TOLERANCE, Case, assert_close
-from torch import Tensor
+from operator_cases import LAYOUTS, OPERATORS, TOLERANCE, Case, assert_close, on_device
 
 import hyenarec_kernels as hk
 from hyenarec_kernels import backends
@@ -25,17 +24,6 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 def _triton() -> Iterator[None]:
     with backends.use("triton"):
         yield
-
-
-def on_device(operator: str, device: str = "cuda") -> Callable[..., Tensor]:
-    """The operator for a case's CPU tensors: autograd carries them there and their gradients back."""
-
-    def call(**arguments: object) -> Tensor:
-        moved = {name: a.to(device) if isinstance(a, Tensor) else a for name, a in arguments.items()}
-        out: Tensor = getattr(hk, operator)(**moved)
-        return out.cpu()
-
-    return call
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

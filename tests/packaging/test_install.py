@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import os
+import runpy
 import shutil
 import subprocess
 import sys
+import sysconfig
+import tarfile
 import venv
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import setuptools
 
 ROOT = Path(__file__).parents[2]
 
@@ -25,11 +31,11 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return copy
 
 
-def pip(python: Path | str, *arguments: object) -> str:
+def pip(python: Path | str, *arguments: object, **environment: str) -> str:
     command = [str(python), "-m", "pip", "--disable-pip-version-check", *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | environment)
     assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+    return done.stdout + done.stderr
 
 
 def make_environment(folder: Path) -> Path:
@@ -49,16 +55,22 @@ def make_environment(folder: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def wheel(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A wheel built in isolation, without a compiler in sight."""
-    out = tmp_path_factory.mktemp("wheel")
-    pip(sys.executable, "wheel", "--quiet", "--no-deps", "--wheel-dir", out, source)
+def build(source: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A wheel built in isolation where nvcc is broken, and what pip said."""
+    out, tools = tmp_path_factory.mktemp("wheel"), tmp_path_factory.mktemp("tools")
+    nvcc = tools / "nvcc"
+    nvcc.write_text("#!/bin/sh\necho 'nvcc error   : it is broken' >&2\nexit 3\n")
+    nvcc.chmod(0o755)
+    path = os.pathsep.join([str(tools), os.environ["PATH"]])
+    # -O0: this wheel is looked at, not timed
+    environment = {"PATH": path, "CUDA_HOME": "", "HYENAREC_CXXFLAGS": "-O0"}
+    said = pip(sys.executable, "wheel", "-v", "--no-deps", "--wheel-dir", out, source, **environment)
     (built,) = out.glob("hyenarec-*.whl")
-    return built
+    return built, said
 
 
-def test_the_wheel_holds_both_packages_types_and_licence(wheel: Path) -> None:
-    names = zipfile.ZipFile(wheel).namelist()
+def test_the_wheel_holds_both_packages_types_and_licence(build: tuple[Path, str]) -> None:
+    names = zipfile.ZipFile(build[0]).namelist()
     for name in (
         "hyenarec_kernels/py.typed",
         "hyenarec/py.typed",
@@ -67,7 +79,82 @@ def test_the_wheel_holds_both_packages_types_and_licence(wheel: Path) -> None:
     ):
         assert name in names
     assert any(name.endswith("licenses/LICENSE") for name in names)
-    assert not any(name.startswith(("tests", "benchmarks", "python/")) for name in names)
+    assert not any(name.startswith(("tests", "benchmarks", "python/", "csrc")) for name in names)
+
+
+@pytest.mark.skipif(
+    shutil.which("g++") is None or not Path(sysconfig.get_path("purelib"), "torch").is_dir(),
+    reason="no C++ compiler, or no torch beside pip",
+)
+def test_a_broken_nvcc_costs_the_cuda_backend_alone(build: tuple[Path, str], tmp_path: Path) -> None:
+    wheel, said = build
+    lines = [line.strip() for line in said.splitlines() if "hyenarec: no " in line]
+    assert len(lines) == 1
+    assert lines[0].startswith("hyenarec: no CUDA backend: ") and lines[0].endswith(
+        "nvcc exited with 3: nvcc error   : it is broken"
+    )
+    zipfile.ZipFile(wheel).extractall(tmp_path)
+    program = (
+        "from hyenarec_kernels.backends import BACKENDS as b; print([b[name].probe() for name in ('cpu', 'cuda')])"
+    )
+    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment)
+    assert done.stdout.startswith("[None, 'the extension was compiled without CUDA"), done.stdout + done.stderr
+
+
+@pytest.mark.skipif(shutil.which("nvcc") is None, reason="no nvcc")
+@pytest.mark.skipif("HYENAREC_CUDA_ARCHS" in os.environ, reason="HYENAREC_CUDA_ARCHS is set")
+def test_nvcc_is_used_where_it_is_found() -> None:
+    """This environment's own extension."""
+    from hyenarec_kernels import compiled
+
+    assert compiled.probe() is None and compiled.has_cuda()
+
+
+@pytest.fixture
+def cuda_targets(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], list[str]]:
+    """The function of setup.py that reads HYENAREC_CUDA_ARCHS."""
+    monkeypatch.setattr(setuptools, "setup", lambda **options: None)
+    found: Callable[[str], list[str]] = runpy.run_path(str(ROOT / "setup.py"))["cuda_targets"]
+    return found
+
+
+def test_architectures(cuda_targets: Callable[[str], list[str]]) -> None:
+    sm80, sm90, ptx90 = (
+        f"-gencode=arch=compute_{arch},code={kind}_{arch}" for arch, kind in ((80, "sm"), (90, "sm"), (90, "compute"))
+    )
+    assert cuda_targets("80;90+PTX") == cuda_targets("80; 90;90+PTX;") == [sm80, sm90, ptx90]
+    assert cuda_targets("90") == [sm90]
+    assert cuda_targets("120a") == ["-gencode=arch=compute_120a,code=sm_120a"]
+    assert cuda_targets("") == []
+
+
+@pytest.mark.parametrize("wrong", ["nonsense", "8.0", "75", "80,90", "80+ptx", "-80", "80;;9"])
+def test_wrong_architectures_give_one_line(wrong: str, cuda_targets: Callable[[str], list[str]]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        cuda_targets(wrong)
+    line = str(stopped.value)
+    assert "\n" not in line and line.startswith("hyenarec: HYENAREC_CUDA_ARCHS: expected ") and repr(wrong) in line
+
+
+def test_an_install_for_wrong_architectures_says_so(source: Path) -> None:
+    command = [sys.executable, "setup.py", "-q", "build_ext"]
+    environment = os.environ | {"HYENAREC_CUDA_ARCHS": "8.9"}
+    done = subprocess.run(command, cwd=source, capture_output=True, text=True, env=environment)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith("hyenarec: HYENAREC_CUDA_ARCHS: expected ")
+
+
+@pytest.mark.parametrize("native", ["0", "1"])
+def test_a_source_distribution_holds_all_sources(native: str, source: Path, tmp_path: Path) -> None:
+    program = f"from setuptools.build_meta import build_sdist; build_sdist({str(tmp_path)!r})"
+    environment = os.environ | {"HYENAREC_BUILD": native}
+    subprocess.run([sys.executable, "-c", program], cwd=source, capture_output=True, check=True, env=environment)
+    (archive,) = tmp_path.glob("*.tar.gz")
+    with tarfile.open(archive) as opened:
+        names = {name.partition("/")[2] for name in opened.getnames()}
+    sources = {str(path.relative_to(source)) for path in (source / "csrc").rglob("*") if path.is_file()}
+    assert sources <= names
 
 
 def test_building_asks_for_no_torch(source: Path) -> None:

@@ -1,61 +1,30 @@
-// The one file that knows torch: reads tensors into plain structs, allocates outputs and registers the ops of namespace
-// hyenarec_cpu through torch's stable ABI. Arguments are checked by the Python side; what is checked here is what would
-// otherwise read out of bounds.
-#include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
-#include <torch/headeronly/core/ScalarType.h>
-
-#include <optional>
-#include <string>
-#include <tuple>
-#include <vector>
-
+// Reads tensors into plain structs, allocates outputs and registers the ops of namespace hyenarec_cpu. Arguments are
+// checked by the Python side; what is checked here is what would otherwise read out of bounds.
 #include "cpu/args.h"
+#include "tensors.h"
 
 namespace {
 
 using hyenarec::ConvArgs;
 using hyenarec::Dtype;
+using hyenarec::dtype_of;
+using hyenarec::empty;
+using hyenarec::MaybeTensor;
 using hyenarec::Plan;
 using hyenarec::Rows;
+using hyenarec::rows_of;
+using hyenarec::ScalarType;
 using hyenarec::Sequence;
 using hyenarec::ShortConvArgs;
+using hyenarec::sizes_of;
 using hyenarec::StepArgs;
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
-using MaybeTensor = std::optional<Tensor>;
+using hyenarec::Tensor;
+using hyenarec::unit_stride;
 
 void parallel(int64_t count, hyenarec::Body body, void* context) {
   torch::stable::parallel_for(0, count, 1, [=](int64_t begin, int64_t end) { body(context, begin, end); });
 }
 
-Dtype dtype_of(const Tensor& x) {
-  switch (x.scalar_type()) {
-    case ScalarType::Float: return Dtype::f32;
-    case ScalarType::Double: return Dtype::f64;
-    case ScalarType::BFloat16: return Dtype::bf16;
-    case ScalarType::Half: return Dtype::f16;
-    default: STD_TORCH_CHECK(false, "x: expected float32, float64, bfloat16 or float16");
-  }
-}
-
-// Kernels read rows whose channels are adjacent; any other layout is copied.
-Tensor unit_stride(const Tensor& t) {
-  return t.dim() == 0 || t.size(t.dim() - 1) <= 1 || t.stride(t.dim() - 1) == 1 ? t : torch::stable::contiguous(t);
-}
-MaybeTensor unit_stride(const MaybeTensor& t) { return t ? MaybeTensor(unit_stride(*t)) : t; }
-
-Rows rows_of(const Tensor& t) {
-  if (t.numel() == 0) return {};
-  if (t.dim() == 3) return {t.data_ptr(), t.stride(0), t.stride(1)};
-  return {t.data_ptr(), 0, t.stride(0)};
-}
-Rows rows_of(const MaybeTensor& t) { return t ? rows_of(*t) : Rows{}; }
-
-Tensor empty(const Tensor& like, std::vector<int64_t> sizes, ScalarType type) {
-  return torch::stable::new_empty(like, sizes, type);
-}
 ScalarType arithmetic(Dtype dtype) { return dtype == Dtype::f64 ? ScalarType::Double : ScalarType::Float; }
 
 const void* values(const Tensor& t, Dtype dtype, int64_t count, const char* name) {
@@ -142,7 +111,7 @@ Tensor conv(const Tensor& x, const Tensor& filter, const MaybeTensor& basis, con
             const MaybeTensor& pre_gate, const MaybeTensor& post_gate, const MaybeTensor& starts,
             const MaybeTensor& ends, const Tensor& plan, const Tensor& constants) {
   Inputs in(x, filter, basis, skip, pre_gate, post_gate, starts, ends, plan_of(plan, constants));
-  Tensor out = empty(x, std::vector<int64_t>(x.sizes().begin(), x.sizes().end()), x.scalar_type());
+  Tensor out = empty(x, sizes_of(x), x.scalar_type());
   in.args.out = rows_of(out);
   hyenarec::kernels().conv_forward(in.args, parallel);
   return out;
@@ -157,7 +126,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> gradients(
   Tensor grad = unit_stride(grad_);
   in.args.grad = rows_of(grad);
   auto like = [&](bool needed, const Tensor& t, ScalarType type) {
-    return empty(x, needed ? std::vector<int64_t>(t.sizes().begin(), t.sizes().end()) : std::vector<int64_t>{0}, type);
+    return empty(x, needed ? sizes_of(t) : std::vector<int64_t>{0}, type);
   };
   ScalarType type = x.scalar_type(), wide = arithmetic(in.args.dtype);
   Tensor dx = like(needs[0], x, type), dfilter = like(needs[1], filter, wide);
@@ -246,7 +215,7 @@ struct ShortInputs {
 Tensor short_conv(const Tensor& x, const Tensor& weight, const MaybeTensor& bias, const MaybeTensor& starts,
                   const MaybeTensor& ends, bool silu) {
   ShortInputs in(x, weight, bias, starts, ends, silu);
-  Tensor out = empty(x, std::vector<int64_t>(x.sizes().begin(), x.sizes().end()), x.scalar_type());
+  Tensor out = empty(x, sizes_of(x), x.scalar_type());
   in.args.out = rows_of(out);
   hyenarec::kernels().short_conv(in.args, false, parallel);
   return out;
@@ -261,7 +230,7 @@ std::tuple<Tensor, Tensor, Tensor> short_conv_backward(const Tensor& grad_, cons
   Tensor grad = unit_stride(grad_);
   in.args.grad = rows_of(grad);
   auto like = [&](bool needed, const Tensor& t) {
-    return empty(t, needed ? std::vector<int64_t>(t.sizes().begin(), t.sizes().end()) : std::vector<int64_t>{0},
+    return empty(t, needed ? sizes_of(t) : std::vector<int64_t>{0},
                  t.scalar_type());
   };
   Tensor dx = like(needs[0], x), dweight = like(needs[1], weight);

@@ -1,0 +1,107 @@
+// What the kernels need of the machine: the same source is compiled by nvcc for the device and by a C++ compiler for
+// the test of the shipped code on the host.
+//
+// A kernel is a *program*: a struct of parameters whose operator()(block, index, shared) runs one thread block. It is
+// written as phases, `block.phase(f)`: f(thread) for every thread, then a barrier. Nothing but shared and global memory
+// lives on from one phase to the next, so that a loop over threads runs it as well as a thread block does.
+#pragma once
+#include <cmath>
+#include <cstdint>
+#include <utility>
+
+#ifdef __CUDACC__
+#include <cuda_fp16.h>
+#define HYENAREC_DEVICE __host__ __device__ __forceinline__
+#else
+#define HYENAREC_DEVICE inline
+#endif
+#ifdef __CUDA_ARCH__
+#define HYENAREC_ONE_BY_ONE _Pragma("unroll 1")  // a loop whose body fills the registers
+#else
+#define HYENAREC_ONE_BY_ONE
+#endif
+
+namespace hyenarec::cuda {
+
+struct alignas(8) Complex {
+  float x, y;
+};
+HYENAREC_DEVICE Complex operator+(Complex a, Complex b) { return {a.x + b.x, a.y + b.y}; }
+HYENAREC_DEVICE Complex operator-(Complex a, Complex b) { return {a.x - b.x, a.y - b.y}; }
+HYENAREC_DEVICE Complex operator*(Complex a, Complex b) { return {a.x * b.x - a.y * b.y, a.x * b.y + a.y * b.x}; }
+HYENAREC_DEVICE Complex conj(Complex a) { return {a.x, -a.y}; }
+
+// exp(i pi half_turns); exact multiples of 1/4 included, no range reduction through memory.
+HYENAREC_DEVICE Complex unit(float half_turns) {
+  Complex z;
+#ifdef __CUDA_ARCH__
+  sincospif(half_turns, &z.y, &z.x);
+#else
+  double angle = 3.14159265358979323846 * half_turns;
+  z = {float(std::cos(angle)), float(std::sin(angle))};
+#endif
+  return z;
+}
+
+HYENAREC_DEVICE float bits_to_float(uint32_t bits) {
+  float value;
+#ifdef __CUDA_ARCH__
+  value = __uint_as_float(bits);
+#else
+  __builtin_memcpy(&value, &bits, 4);
+#endif
+  return value;
+}
+HYENAREC_DEVICE uint32_t float_to_bits(float value) {
+  uint32_t bits;
+#ifdef __CUDA_ARCH__
+  bits = __float_as_uint(value);
+#else
+  __builtin_memcpy(&bits, &value, 4);
+#endif
+  return bits;
+}
+
+// The 16-bit types as they lie in memory; values are rounded to nearest even.
+struct Bfloat16 {
+  uint16_t bits;
+  HYENAREC_DEVICE operator float() const { return bits_to_float(uint32_t(bits) << 16); }
+  static HYENAREC_DEVICE Bfloat16 of(float value) {
+    uint32_t all = float_to_bits(value);
+    return {uint16_t(value != value ? 0x7fff : (all + 0x7fff + (all >> 16 & 1)) >> 16)};
+  }
+};
+struct Float16 {
+#ifdef __CUDACC__
+  __half value;
+  HYENAREC_DEVICE operator float() const { return __half2float(value); }
+  static HYENAREC_DEVICE Float16 of(float value) { return {__float2half_rn(value)}; }
+#else
+  _Float16 value;
+  operator float() const { return float(value); }
+  static Float16 of(float value) { return {_Float16(value)}; }
+#endif
+};
+struct Float32 {
+  float value;
+  HYENAREC_DEVICE operator float() const { return value; }
+  static HYENAREC_DEVICE Float32 of(float value) { return {value}; }
+};
+
+// f(Index<0>), ..., f(Index<N - 1>): an unrolled loop whose counter is a constant, so that arrays stay in registers.
+template <int I>
+struct Index {
+  static constexpr int value = I;
+};
+template <class F, int... I>
+HYENAREC_DEVICE void each(F&& f, std::integer_sequence<int, I...>) {
+  (f(Index<I>{}), ...);
+}
+template <int N, class F>
+HYENAREC_DEVICE void each(F&& f) {
+  each(f, std::make_integer_sequence<int, N>{});
+}
+
+HYENAREC_DEVICE constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+}  // namespace hyenarec::cuda

@@ -1,0 +1,121 @@
+// The shipped programs and schedule on the host, for tests: every thread block of every launch, its threads one after
+// the other between barriers. tests/kernels/test_cuda_host.py compiles this into libraries: HYENAREC_TOP is log2 of the
+// largest block; small blocks meet filters in parts, and shares of several items, in small calls.
+#include <functional>
+#include <vector>
+
+#include "schedule.h"
+
+namespace {
+
+using namespace hyenarec;
+using namespace hyenarec::cuda;
+
+constexpr int kTop = HYENAREC_TOP;
+constexpr int64_t kShareElements = kTop == kLargest ? kWave : 4096;
+
+// In which order a phase's threads run: results may not depend on it. `dropped`: which barrier of every Convolve is
+// left out, so that half of the threads run ahead into the next phase; -1: none.
+struct Emulation {
+  bool reversed;
+  int dropped;
+};
+
+class HostBlock {
+ public:
+  HostBlock(int threads, Emulation emulation) : threads_(threads), emulation_(emulation) {}
+
+  template <class F>
+  void phase(const F& f) {
+    int half = threads_ / 2;
+    if (number_++ == emulation_.dropped) {
+      run(f, 0, half);
+      late_ = [this, f, half] { run(f, half, threads_); };
+      return;
+    }
+    if (late_) {
+      run(f, 0, half);
+      late_();
+      late_ = nullptr;
+      return run(f, half, threads_);
+    }
+    run(f, 0, threads_);
+  }
+
+ private:
+  template <class F>
+  void run(const F& f, int begin, int end) {
+    for (int i = begin; i < end; ++i) f(emulation_.reversed ? end - 1 - (i - begin) : i);
+  }
+  int threads_, number_ = 0;
+  Emulation emulation_;
+  std::function<void()> late_;
+};
+
+template <class Program>
+constexpr bool kIsConvolve = false;
+template <int kLog>
+constexpr bool kIsConvolve<Convolve<kLog>> = true;
+
+struct HostMachine {
+  Emulation emulation;
+  template <class Program>
+  void start(const Program& program, int64_t grid) {
+    std::vector<Complex> shared(Program::kSharedBytes / sizeof(Complex) + 1);
+    for (int64_t i = 0; i < grid; ++i) {
+      int64_t index = emulation.reversed ? grid - 1 - i : i;
+      std::fill(shared.begin(), shared.end(), Complex{NAN, NAN});
+      HostBlock block(Program::kThreads, {emulation.reversed, kIsConvolve<Program> ? emulation.dropped : -1});
+      program(block, index, shared.data());
+    }
+  }
+};
+
+template <class Machine>
+int64_t run(const LongConvArgs& args, bool backward, Machine machine) {
+  Schedule<Machine, kTop, kShareElements> schedule(args, machine);
+  backward ? schedule.backward() : schedule.forward();
+  return schedule.workspace();
+}
+
+// Most accesses to one bank by the 16 threads that are served together, over all passes.
+template <int kLog>
+int bank_conflicts() {
+  using S = Size<kLog>;
+  int worst = 0;
+  auto pass = [&](auto radix, auto length) {
+    using Pass = Butterfly<S, decltype(radix)::value, decltype(length)::value>;
+    for (int i = 0; i < S::kElements / radix.value; i += 16)
+      for (int j = 0; j < radix.value; ++j) {
+        int hits[16] = {};
+        for (int lane = 0; lane < 16; ++lane)
+          worst = std::max(worst, ++hits[(Pass(i + lane).place() + j * Pass::kStep) % 16]);
+      }
+  };
+  each<S::kOuterPasses>([&](auto index) {
+    constexpr int p = decltype(index)::value;
+    pass(Index<1 << S::outer(p)>{}, Index<(p == 0 ? S::kPoints : S::kPoints >> S::outer(0))>{});
+  });
+  pass(Index<S::kInner>{}, Index<S::kInner>{});
+  return worst;
+}
+
+}  // namespace
+
+extern "C" {
+
+int64_t args_size() { return sizeof(LongConvArgs); }
+
+int64_t host_workspace(const LongConvArgs* args, bool backward) { return run(*args, backward, DryRun{}); }
+
+void host_run(const LongConvArgs* args, bool backward, bool reversed, int dropped) {
+  run(*args, backward, HostMachine{{reversed, dropped}});
+}
+
+int host_bank_conflicts(int log) {
+  int worst = 0;
+  with_size<kSmallest, kTop>(log, [&](auto size) { worst = bank_conflicts<decltype(size)::value>(); });
+  return worst;
+}
+
+}  // extern "C"

@@ -1,0 +1,12 @@
+// Launching a program. `launch` is defined in launch.inc and instantiated in the kernels_*.cu, compiled side by side.
+#pragma once
+#include <cuda_runtime.h>
+
+#include "device.h"
+
+namespace hyenarec::cuda {
+
+template <class Program>
+cudaError_t launch(const Program& program, unsigned grid, cudaStream_t stream);
+
+}  // namespace hyenarec::cuda

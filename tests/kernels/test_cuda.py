@@ -1,0 +1,366 @@
+"""The cuda backend: where it runs and what it takes, then its kernels, on a device and emulated on the host."""
+
+from __future__ import annotations
+
+import math
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from operator_cases import LAYOUTS, TOLERANCE, Case, assert_close, on_device
+from torch import Tensor
+from torch.library import opcheck
+
+import hyenarec_kernels as hk
+from hyenarec_kernels import backends, compiled, cuda, triton
+from hyenarec_kernels.nn import CosineFilter, ImplicitFilter
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+HAS_OPS = compiled.probe() is None and compiled.has_cuda()
+with_ops = pytest.mark.skipif(not HAS_OPS, reason="the extension was compiled without CUDA")
+with_device = pytest.mark.skipif(cuda.probe() is not None, reason=f"cuda backend: {cuda.probe()}")
+
+
+# ---- where it runs and what it takes ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"extension": "no compiler"}, "no compiler"),
+        ({"ops": SimpleNamespace()}, "compiled without CUDA"),
+        ({"version": None}, "torch was built without CUDA"),
+        ({"available": False}, "no NVIDIA GPU"),
+        ({"capability": (7, 5)}, "needs compute capability 8.0, GPU 0 has 7.5"),
+        ({"unsupported": "no kernel image"}, "GPU 0: no kernel image"),
+        ({}, None),
+    ],
+)
+def test_why_it_is_not_available(change: dict[str, Any], reason: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    ops = SimpleNamespace(long_conv=None, unsupported=lambda: change.get("unsupported", ""))
+    monkeypatch.setattr(compiled, "probe", lambda: change.get("extension"))
+    monkeypatch.setattr(torch.ops, "hyenarec_cuda", change.get("ops", ops), raising=False)
+    monkeypatch.setattr(torch.version, "cuda", change.get("version", "13.0"))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: change.get("available", True))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: change.get("capability", (9, 0)))
+    monkeypatch.setattr(torch.cuda, "device", lambda device: torch.no_grad())
+    found = cuda._probe.__wrapped__()
+    assert found is None if reason is None else reason in found
+
+
+@with_ops
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a device")
+def test_without_a_driver_the_extension_says_so_in_one_line() -> None:
+    reason = torch.ops.hyenarec_cuda.unsupported()
+    assert "CUDA" in reason and "\n" not in reason
+
+
+@pytest.mark.skipif(cuda.probe() is None, reason="it is available")
+def test_forcing_it_where_it_is_not_available_gives_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(backends.ENVIRONMENT_VARIABLE, "cuda")
+    with pytest.raises(NotImplementedError) as raised:
+        hk.long_conv(torch.randn(1, 4, 2), torch.randn(2, 3))
+    assert str(raised.value) == f"HYENAREC_BACKEND: backend 'cuda' is not available here: {cuda.probe()}"
+
+
+@pytest.mark.parametrize("use_triton", [True, False])
+@pytest.mark.parametrize(
+    ("shape", "taps", "dtype", "last_only", "expected"),
+    [
+        ((2, 100, 4), 17, torch.float32, False, "FFT"),
+        ((2, 17, 4), 1000, torch.bfloat16, False, "FFT"),
+        ((2, 100, 4), 16, torch.float16, False, "few"),
+        ((2, 16, 4), 1000, torch.float32, False, "few"),
+        ((40, 4), 40, torch.float32, False, "FFT"),
+        ((2, 100, 4), 100, torch.float64, False, "elsewhere"),
+        ((2, 100, 4), 100, torch.float32, True, "elsewhere"),
+        ((2, 0, 4), 100, torch.float32, False, "elsewhere"),
+    ],
+)
+def test_the_plan(
+    shape: tuple[int, ...],
+    taps: int,
+    dtype: torch.dtype,
+    last_only: bool,
+    expected: str,
+    use_triton: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Long filters go through the FFT; short ones only where Triton is missing or this backend is forced."""
+    monkeypatch.setattr(triton, "probe", lambda: None if use_triton else "not installed")
+    x, filter = torch.empty(shape, dtype=dtype), torch.empty(2, taps)
+    assert cuda.transforms(x, filter, last_only) == (expected == "FFT" or (expected == "few" and not use_triton))
+    monkeypatch.setattr(backends, "_forced", "cuda")
+    assert cuda.transforms(x, filter, last_only) == (expected in ("FFT", "few"))
+
+
+# ---- the shipped kernels, on a device and compiled for the host, where threads run one after the other ---------------
+
+
+@pytest.fixture(scope="session")
+def host_kernels(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Registers the compiled ops for CPU tensors too (csrc/host_test_cuda.cpp)."""
+    if not HAS_OPS or shutil.which("g++") is None:
+        pytest.skip("the extension was compiled without CUDA, or there is no g++")
+    torch_home, library = Path(torch.__file__).parent, tmp_path_factory.mktemp("cuda") / "host.so"
+    flags = ["-std=c++17", "-O1", "-g0", "-shared", "-fPIC", "-DHYENAREC_TOP=14"]
+    flags += ["-DTORCH_TARGET_VERSION=0x020a000000000000", f"-I{torch_home / 'include'}", f"-L{torch_home / 'lib'}"]
+    source = Path(__file__).parents[2] / "csrc" / "host_test_cuda.cpp"
+    command = ["g++", *flags, str(source), "-o", str(library), "-ltorch", "-ltorch_cpu", "-lc10"]
+    subprocess.run(command, check=True)
+    torch.ops.load_library(library)
+
+
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=with_device)])
+def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The backend forced; every tensor that it allocates, workspace too, is full of NaN until it is written."""
+    if request.param == "cpu":
+        request.getfixturevalue("host_kernels")
+        monkeypatch.setitem(backends.BACKENDS, "cuda", backends.Backend(("cpu",), lambda: None, lambda: cuda))
+    monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", True)
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        with backends.use("cuda"):
+            yield request.param
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+Call = tuple[dict[str, Tensor], dict[str, Tensor], Tensor]  # leaves, where sequences lie, the output's gradient
+
+
+def draw_call(
+    device: str, shape: tuple[int, ...], groups: int, taps: int, dtype: torch.dtype, bounds: list[int] | None = None
+) -> Call:
+    """Random arguments; packed where ``bounds`` are given."""
+    channels = shape[-1]
+
+    def leaf(*size: int, dtype: torch.dtype = torch.float32, scale: float = 1.0) -> Tensor:
+        return (scale * torch.randn(size, device=device)).to(dtype).requires_grad_()
+
+    leaves = {name: leaf(*shape, dtype=dtype) for name in ("x", "pre_gate", "post_gate")}
+    leaves |= {"filter": leaf(groups, taps, scale=taps**-0.5), "skip": leaf(channels)}
+    where = {} if bounds is None else {"cu_seqlens": torch.tensor(bounds, device=device)}
+    return leaves, where, torch.randn(shape, device=device).to(dtype)
+
+
+def answer(call: Call) -> dict[str, Tensor]:
+    leaves, where, grad = call
+    out = hk.long_conv(**leaves, **where)
+    gradients = torch.autograd.grad(out, list(leaves.values()), grad)
+    return {"out": out.detach(), **dict(zip(leaves, gradients, strict=True))}
+
+
+def errors(call: Call, got: dict[str, Tensor]) -> dict[str, float]:
+    """Norm-wise, against the definition in float64."""
+    leaves, where, grad = call
+    with backends.use("reference"):
+        wide = {name: t.detach().double().requires_grad_() for name, t in leaves.items()}
+        want = answer((wide, where, grad.double()))
+    return {name: float((got[name].double() - w).norm() / w.norm().clamp(min=1e-3)) for name, w in want.items()}
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("taps", [3, 101])
+def test_oracle(layout: str, dtype: torch.dtype, taps: int, device: str) -> None:
+    lengths = (140, 140) if layout == "full" else (100, 0, 1, 140, 70)
+    case = Case.random("long_conv", lengths, taps=taps, dtype=dtype)
+    options = {"strided": layout == "left", "index_dtype": torch.int32 if taps == 3 else torch.int64}
+    options["parameter_dtype"] = torch.float32 if layout == "packed" else None
+    got = case.run(layout, dtype, function=on_device("long_conv", device), **options)
+    assert_close(got, case.expected(), TOLERANCE[dtype])
+
+
+LONG = (63, 64, 65, 127, 257, 509, 1000, 2048, 4097, 8191, 16_384, 16_385, 40_009, 131_072)
+
+
+@pytest.mark.parametrize("length", LONG)
+def test_every_size(length: int, device: str) -> None:
+    call = draw_call(device, (2, length, 5), 5, length, torch.float32)
+    allowed = 1e-6 * math.sqrt(math.log2(length))
+    wrong = {name: e for name, e in errors(call, answer(call)).items() if not e <= allowed}
+    assert not wrong, f"norm-wise errors above {allowed:.1e}: {wrong}"
+
+
+def test_random_draws(device: str) -> None:
+    count = 500 if device == "cuda" else 30
+    rng, wrong = np.random.default_rng(0), []
+    for number in range(count):
+        dtype = DTYPES[number % 3]
+        dim = int(rng.integers(1, 100))
+        groups = int(rng.choice([g for g in range(1, dim + 1) if dim % g == 0]))
+        longest = int(2 ** rng.uniform(0, 12.5))
+        taps = int(rng.integers(1, 2 * longest + 1))
+        sequences = int(rng.integers(1, max(2, 20_000 // longest)))
+        if number % 2:
+            lengths = rng.integers(0, longest + 1, sequences)
+            lengths[0] += 1
+            bounds = [0, *np.cumsum(lengths).tolist()]
+            call = draw_call(device, (bounds[-1], dim), groups, taps, dtype, bounds)
+        else:
+            call = draw_call(device, (sequences, longest, dim), groups, taps, dtype)
+        found = errors(call, answer(call))
+        if not max(found.values()) <= TOLERANCE[dtype]:
+            wrong.append((number, call[0]["x"].shape, groups, taps, dtype, found))
+    assert not wrong, f"{len(wrong)} of {count} draws, among them {wrong[:3]}"
+
+
+@pytest.mark.parametrize("length", [50, 700, 5000, 20_000])
+def test_same_bits_every_time(length: int, device: str) -> None:
+    channels = 24 if device == "cuda" else 3
+    bounds = [0, length, length, length + 3, 3 * length]
+    calls = [draw_call(device, (4, length, channels), 3, length, torch.float32)]
+    calls.append(draw_call(device, (3 * length, channels), 3, length, torch.bfloat16, bounds))
+    for call in calls:
+        first = answer(call)
+        for _ in range(5 if device == "cuda" else 1):
+            again = answer(call)
+            assert all(torch.equal(first[name], again[name]) for name in first)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_nan_stays_within_channel_and_sequence(bad: float, device: str) -> None:
+    leaves, where, _ = draw_call(device, (500, 6), 6, 200, torch.float32, [0, 100, 300, 500])
+    x = leaves["x"].detach().clone()
+    x[150, 2] = bad
+    with torch.no_grad():
+        clean = hk.long_conv(**leaves, **where)
+        out = hk.long_conv(**{**leaves, "x": x}, **where)
+    touched = torch.zeros_like(out, dtype=torch.bool)
+    touched[100:300, 2] = True
+    assert torch.equal(out[~touched], clean[~touched])
+    assert not out[150:300, 2].isfinite().any()
+
+
+@pytest.mark.parametrize("length", [200, 3000, 20_000])
+def test_causality(length: int, device: str) -> None:
+    leaves, where, _ = draw_call(device, (1, length, 8), 8, length, torch.float32)
+    changed = leaves["x"].detach().clone()
+    cut = length // 3
+    changed[:, cut:] *= -3
+    with torch.no_grad():
+        before = hk.long_conv(**leaves, **where)
+        after = hk.long_conv(**{**leaves, "x": changed}, **where)
+    assert (before - after)[:, :cut].norm() <= 1e-5 * before.norm()
+    assert (before - after)[:, cut:].norm() > 0.1 * before.norm()
+
+
+@pytest.mark.parametrize("basis", [ImplicitFilter, CosineFilter])
+def test_filters_of_other_bases(basis: type[torch.nn.Module], device: str) -> None:
+    filter = basis(8, 300).to(device)
+    x = torch.randn(2, 300, 8, device=device, requires_grad=True)
+    leaves = [x, *filter.parameters()]
+    got = torch.autograd.grad(filter.convolve(x).square().sum(), leaves)
+    with backends.use("reference"):
+        want = torch.autograd.grad(filter.convolve(x).square().sum(), leaves)
+    torch.testing.assert_close(got, want, rtol=1e-3, atol=1e-3)
+
+
+def test_starts_and_lengths_of_different_types(device: str) -> None:
+    x, h = torch.randn(2, 9, 4, device=device), torch.randn(2, 9, device=device)
+    starts, lengths = torch.tensor([4, 0], dtype=torch.int32).to(device), torch.tensor([5, 7]).to(device)
+    got = hk.long_conv(x, h, starts=starts, lengths=lengths)
+    torch.testing.assert_close(got[0, 4:], hk.long_conv(x[:1, 4:], h)[0])
+    assert not got[0, :4].any()
+
+
+def test_last_positions_and_float64_are_left_to_others(device: str) -> None:
+    for dtype, last_only in ((torch.float64, False), (torch.float32, True)):
+        case = Case.random("long_conv", dtype=dtype, last_only=last_only)
+        got = case.run("packed", dtype, function=on_device("long_conv", device))
+        assert_close(got, case.expected(), TOLERANCE[dtype])
+
+
+def test_what_it_lacks_is_named(device: str) -> None:
+    with pytest.raises(NotImplementedError, match=r"legendre_conv: not implemented for device '\w+' by backend cuda"):
+        hk.legendre_conv(torch.randn(1, 4, 2, device=device), torch.randn(2, 3, device=device), horizon=4)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_opcheck_and_double_backward(packed: bool, device: str) -> None:
+    shape = (9, 4) if packed else (3, 3, 4)
+    leaves, _, grad = draw_call(device, shape, 2, 5, torch.float32)
+    x, pre, post, h, skip = leaves.values()
+    ends = torch.tensor([2, 2, 9] if packed else [3, 0, 1], device=device)
+    where = (torch.tensor([0, 2, 2], device=device), ends) if packed else (None, ends)
+    arguments = (x, h, skip, pre, post, *where, False)
+    opcheck(torch.ops.hyenarec.long_conv.default, arguments)
+    detached = [a.detach() if isinstance(a, Tensor) else a for a in arguments]
+    for needs in ([True, False, True, True, False], [False, True, False, False, True]):
+        opcheck(torch.ops.hyenarec.long_conv_backward.default, (grad, *detached, needs))
+
+    def second() -> tuple[Tensor, ...]:
+        (dh,) = torch.autograd.grad(torch.ops.hyenarec.long_conv(*arguments), h, grad, create_graph=True)
+        return torch.autograd.grad(dh.square().sum(), (x, pre, post))
+
+    got = second()
+    with backends.use("reference"):
+        torch.testing.assert_close(got, second())
+
+
+# ---- what only a device can show -------------------------------------------------------------------------------------
+
+
+@with_device
+def test_autocast_and_another_stream() -> None:
+    leaves, _, _ = draw_call("cuda", (2, 3000, 32), 32, 3000, torch.float32)
+    x, h = leaves["x"].detach(), leaves["filter"].detach()
+    want = hk.long_conv(x.bfloat16(), h)
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream), torch.autocast("cuda", torch.bfloat16):
+        torch.cuda._sleep(100_000_000)  # what runs on the default stream would be done, and wrong, before the copy
+        late = torch.zeros_like(x).copy_(x)
+        got = hk.long_conv(late, h)
+    stream.synchronize()
+    assert got.dtype == torch.bfloat16 and torch.equal(got, want)
+
+
+@with_device
+@pytest.mark.parametrize("packed", [False, True])
+def test_cuda_graph(packed: bool) -> None:
+    """Captured once; replayed on other data, and for packed input on other lengths."""
+    bounds = [0, 5, 5, 900]
+    shape = (900, 32) if packed else (3, 300, 32)
+    call = draw_call("cuda", shape, 32, 300, torch.float32, bounds if packed else None)
+    with backends.use("cuda"):
+        side = torch.cuda.Stream()
+        with torch.cuda.stream(side):
+            for _ in range(3):
+                answer(call)
+        torch.cuda.current_stream().wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            captured = answer(call)
+        for cut in (300, 899):
+            call[0]["x"].data.normal_()
+            if packed:
+                call[1]["cu_seqlens"].copy_(torch.tensor([0, 0, cut, 900]))
+            graph.replay()
+            again = answer(call)
+            assert all(torch.equal(captured[name], again[name]) for name in again)
+
+
+@with_device
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="one CUDA device")
+def test_another_device_than_the_current_one() -> None:
+    case = Case.random("long_conv", (100, 40), taps=101, dtype=torch.float32)
+    got = case.run("packed", torch.float32, function=on_device("long_conv", "cuda:1"))
+    assert_close(got, case.expected(), TOLERANCE[torch.float32])
+
+
+@with_device
+def test_it_is_what_serves_long_filters() -> None:
+    x, h = torch.randn(2, 300, 8, device="cuda"), torch.randn(8, 300, device="cuda")
+    out = hk.long_conv(x, h)
+    with backends.use("cuda"):
+        assert torch.equal(out, hk.long_conv(x, h))
+    assert backends.implementation("long_conv", "cuda") is cuda.long_conv
