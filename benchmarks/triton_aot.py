@@ -61,6 +61,9 @@ def call(dtype: torch.dtype, dim: int, length: int, horizon: int, terms: int, pa
     short = (wide, parameter(3 * dim, 4), parameter(3 * dim), *where, "silu")
     operators.short_conv(*short)
     operators.short_conv_backward(wide, *short, [True] * 3)
+    projected = (wide, parameter(3 * dim, 4), parameter(3 * dim), *where, dim)
+    u, q = operators.gated_short_conv(*projected)
+    operators.gated_short_conv_backward(u, q, *projected, [True] * 3)
 
 
 def rows(cases: tuple[Any, ...]) -> Iterator[dict[str, Any]]:

@@ -47,6 +47,7 @@ TABLE: dict[tuple[int, int], dict[str, Config]] = {
         "chunks_wide": Config(64, num_warps=8),
         "direct": Config(64, num_warps=8),
         "short": Config(64, num_warps=8),
+        "gated_short_backward": Config(64, num_warps=16),
     },
     (9, 0): {
         "moments": Config(128),
@@ -58,6 +59,7 @@ TABLE: dict[tuple[int, int], dict[str, Config]] = {
         "chunks_wide": Config(64, num_warps=8),
         "direct": Config(64, num_warps=8),
         "short": Config(64, num_warps=8),
+        "gated_short_backward": Config(64, num_warps=16),
     },
 }
 

@@ -22,7 +22,7 @@ from hyenarec_kernels.legendre import legendre_filter
 from hyenarec_kernels.reference.legendre_conv import filter_gradients
 from hyenarec_kernels.reference.rows import wide
 from hyenarec_kernels.triton import chunks as kernels
-from hyenarec_kernels.triton.arithmetic import Arithmetic, served, tile_channels, with_strides
+from hyenarec_kernels.triton.arithmetic import Arithmetic, served, tile_channels, wide_parameter, with_strides
 from hyenarec_kernels.triton.configs import config
 from hyenarec_kernels.triton.far import Far
 from hyenarec_kernels.triton.long_conv import (
@@ -31,7 +31,6 @@ from hyenarec_kernels.triton.long_conv import (
     convolve_backward,
     convolve_last,
     row_gradients,
-    wide_parameter,
 )
 from hyenarec_kernels.triton.plan import CHUNK, GpuPlan, fastest, padded, plan_for
 from hyenarec_kernels.triton.rows import Rows, Slots, launch

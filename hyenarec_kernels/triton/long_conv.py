@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import triton
 from torch import Tensor
@@ -11,12 +9,19 @@ from torch.nn.functional import pad
 
 from hyenarec_kernels import reference
 from hyenarec_kernels.triton import direct as kernels
-from hyenarec_kernels.triton.arithmetic import Arithmetic, served, tile_channels, with_strides
+from hyenarec_kernels.triton.arithmetic import (
+    CHUNK,
+    Arithmetic,
+    served,
+    tile_channels,
+    tiles,
+    wide_parameter,
+    with_strides,
+)
 from hyenarec_kernels.triton.configs import config
 from hyenarec_kernels.triton.rows import Rows, launch
 
 DIRECT_TAPS = 64  # by operation counts, not measured: 64 reads from cache take about as long as an FFT's passes
-CHUNK = 32
 SHARES = 64  # programs that split the sum over rows of one tap's gradient
 
 
@@ -64,7 +69,7 @@ def convolve(
 ) -> Tensor:
     """The convolution with taps (G, k), k as large as one likes."""
     out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    grid, where, options = _tiles(x, rows)
+    grid, where, options = tiles("direct", x, x.shape[-1], rows)
     weights = _lag_major(taps, x)
     inputs = with_strides(x, pre_gate, post_gate)
     launch(kernels.direct, grid, *inputs, weights, len(weights), wide_parameter(skip, x), out, *where, **options)
@@ -87,7 +92,7 @@ def convolve_backward(
     dx, dpre, dpost = outputs = row_gradients(x, [need_x, need_pre, need_post], pre_gate, post_gate)
     wanted = [t if t.numel() else None for t in outputs]
     weights = _lag_major(taps, x)
-    grid, where, options = _tiles(x, rows)
+    grid, where, options = tiles("direct", x, x.shape[-1], rows)
     inputs = with_strides(grad, x, pre_gate, post_gate)
     if any(t is not None for t in wanted):
         arguments = (*inputs, weights, len(weights), wide_parameter(skip, x), *wanted)
@@ -133,10 +138,6 @@ def convolve_last(
     return out
 
 
-def wide_parameter(parameter: Tensor | None, x: Tensor) -> Tensor | None:
-    return None if parameter is None else parameter.to(Arithmetic(x.dtype).wide).contiguous()
-
-
 def _lag_major(taps: Tensor, x: Tensor) -> Tensor:  # (G, k) to (k, D)
     wide = taps.to(Arithmetic(x.dtype).wide)
     return wide.repeat_interleave(x.shape[-1] // taps.shape[0], 0).T.contiguous()
@@ -152,14 +153,3 @@ def row_gradients(
         for t, need in zip(present, needs, strict=True)
     )
     return dx, dpre, dpost
-
-
-def _tiles(x: Tensor, rows: Rows) -> tuple[tuple[int, int], tuple[Any, ...], dict[str, Any]]:
-    """Grid, the arguments that locate rows, and options of the kernels on tiles of chunks times channels."""
-    channels = x.shape[-1]
-    (slots,), tuned, tile = rows.slots([CHUNK]), config("direct", x.device), tile_channels(channels)
-    wide = max(tuned.columns // tile, 1)
-    grid = (triton.cdiv(slots.count, wide), triton.cdiv(channels, tile))
-    where = (slots.sequences, rows.starts, rows.ends, slots.count, rows.columns, slots.per_row, channels)
-    options = {"PACKED": rows.packed, "CHUNK": CHUNK, "ACC": Arithmetic(x.dtype).kernel_dtype}
-    return grid, where, options | {"SLOTS": wide, "CHANNELS": tile} | tuned.options

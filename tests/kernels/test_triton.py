@@ -240,6 +240,7 @@ def test_every_kernel_compiles_without_spills(tmp_path: Path) -> None:
     assert {row["architecture"] for row in rows} == {"sm_80", "sm_90a"}
     matrix = {"moments", "chunks", "across_gradient"}
     others = {"up", "across", "direct", "direct_backward", "tap_gradient", "last", "short", "short_backward"}
+    others |= {"gated_short", "gated_short_backward"}
     assert {row["kernel"] for row in rows} == matrix | others | {"_name_slots"}
     for row in rows:
         assert row["spilled"] == 0, row
