@@ -23,6 +23,7 @@ import triton
 
 from hyenarec_kernels.triton import operators
 from hyenarec_kernels.triton.ahead_of_time import SHARED, compiled, launches
+from hyenarec_kernels.triton.arithmetic import Arithmetic
 
 ARCHITECTURES = (80, 90)
 # dtype, channels, sequence length, horizon, terms, packed, window. The first three use every kernel and configuration.
@@ -58,6 +59,10 @@ def call(dtype: torch.dtype, dim: int, length: int, horizon: int, terms: int, pa
     operators.long_conv_backward(x, *explicit, False, [True] * 5)
     last = wide[..., :2, :dim].reshape(-1, dim)[:2]
     operators.long_conv(*explicit[:4], last, *where, True)
+    operators.long_conv_backward(last, *explicit[:4], last, *where, True, [True] * 5)
+    wide_dtype = Arithmetic(dtype).wide
+    history, taps = (torch.empty(*size, length, dim, dtype=wide_dtype) for size in ((2,), ()))
+    operators.conv_step(last, history[:, 1:], taps, torch.zeros(2, dtype=torch.int64), last, last)
     short = (wide, parameter(3 * dim, 4), parameter(3 * dim), *where, "silu")
     operators.short_conv(*short)
     operators.short_conv_backward(wide, *short, [True] * 3)

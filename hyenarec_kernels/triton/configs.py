@@ -48,6 +48,7 @@ TABLE: dict[tuple[int, int], dict[str, Config]] = {
         "direct": Config(64, num_warps=8),
         "short": Config(64, num_warps=8),
         "gated_short_backward": Config(64, num_warps=16),
+        "step": Config(64, num_warps=8),
     },
     (9, 0): {
         "moments": Config(128),
@@ -60,6 +61,7 @@ TABLE: dict[tuple[int, int], dict[str, Config]] = {
         "direct": Config(64, num_warps=8),
         "short": Config(64, num_warps=8),
         "gated_short_backward": Config(64, num_warps=16),
+        "step": Config(64, num_warps=8),
     },
 }
 

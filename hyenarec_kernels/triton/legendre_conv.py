@@ -30,6 +30,7 @@ from hyenarec_kernels.triton.long_conv import (
     convolve,
     convolve_backward,
     convolve_last,
+    convolve_last_backward,
     row_gradients,
 )
 from hyenarec_kernels.triton.plan import CHUNK, GpuPlan, fastest, padded, plan_for
@@ -74,15 +75,16 @@ def legendre_conv_backward(
     last_only: bool,
     needs: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    if last_only or not served(x):
+    if not served(x):
         return reference.legendre_conv_backward(
             grad, x, coefficients, decay, skip, pre_gate, post_gate, starts, ends, horizon, last_only, needs
         )
     rows = Rows.of(x, starts, ends)
-    if horizon <= DIRECT_TAPS:
+    if last_only or horizon <= DIRECT_TAPS:
         taps = legendre_filter(coefficients.to(wide(x.dtype)), horizon, decay, taps=rows.columns)
         wanted = [needs[0], needs[1] or needs[2], *needs[3:]]
-        dx, dtaps, dskip, dpre, dpost = convolve_backward(grad, x, taps, skip, pre_gate, post_gate, rows, wanted)
+        backward = convolve_last_backward if last_only else convolve_backward
+        dx, dtaps, dskip, dpre, dpost = backward(grad, x, taps, skip, pre_gate, post_gate, rows, wanted)
         dcoefficients, ddecay = x.new_empty(0), x.new_empty(0)
         if wanted[1]:
             both = filter_gradients(dtaps, taps, coefficients, decay, horizon)

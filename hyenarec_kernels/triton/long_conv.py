@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import triton
 from torch import Tensor
@@ -9,6 +11,7 @@ from torch.nn.functional import pad
 
 from hyenarec_kernels import reference
 from hyenarec_kernels.triton import direct as kernels
+from hyenarec_kernels.triton import last as last_kernels
 from hyenarec_kernels.triton.arithmetic import (
     CHUNK,
     Arithmetic,
@@ -56,9 +59,10 @@ def long_conv_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     rows = Rows.of(x, starts, ends)
     taps = filter[:, : rows.columns]
-    if last_only or not served(x) or taps.shape[1] > DIRECT_TAPS:
+    if not served(x) or (not last_only and taps.shape[1] > DIRECT_TAPS):
         return reference.long_conv_backward(grad, x, filter, skip, pre_gate, post_gate, starts, ends, last_only, needs)
-    dx, dtaps, dskip, dpre, dpost = convolve_backward(grad, x, taps, skip, pre_gate, post_gate, rows, needs)
+    backward = convolve_last_backward if last_only else convolve_backward
+    dx, dtaps, dskip, dpre, dpost = backward(grad, x, taps, skip, pre_gate, post_gate, rows, needs)
     if needs[1]:
         dtaps = pad(dtaps, (0, filter.shape[1] - taps.shape[1])).to(filter.dtype)
     return dx, dtaps, dskip, dpre, dpost
@@ -102,11 +106,7 @@ def convolve_backward(
         count = len(weights) if need_taps else 1
         shares = torch.empty(min(SHARES, grid[0]), count, x.shape[-1], dtype=Arithmetic(x.dtype).wide, device=x.device)
         launch(kernels.tap_gradient, (count, grid[1], len(shares)), *inputs, shares, *where, **options)
-        total = shares.sum(0)  # (count, D)
-        if need_taps:
-            dtaps = total.T.reshape(taps.shape[0], -1, count).sum(1)  # (G, count)
-        if need_skip and skip is not None:
-            dskip = total[0].to(skip.dtype)
+        dtaps, dskip = _parameter_gradients(shares, taps, skip, need_taps, need_skip)
     return dx, dtaps, dskip, dpre, dpost
 
 
@@ -114,12 +114,12 @@ def convolve_last(
     x: Tensor, taps: Tensor, skip: Tensor | None, pre_gate: Tensor | None, post_gate: Tensor | None, rows: Rows
 ) -> Tensor:
     """Each sequence's last output, (S, D)."""
-    channels = x.shape[-1]
-    out = torch.empty(rows.batch, channels, dtype=x.dtype, device=x.device)
-    tuned, tile, weights = config("direct", x.device), tile_channels(channels), _lag_major(taps, x)
+    out = torch.empty(rows.batch, x.shape[-1], dtype=x.dtype, device=x.device)
+    weights = _lag_major(taps, x)
+    tile, options = _last_tiles(x, rows)
     launch(
-        kernels.last,
-        (rows.batch, triton.cdiv(channels, tile)),
+        last_kernels.last,
+        (rows.batch, tile),
         *with_strides(x, pre_gate, post_gate),
         weights,
         len(weights),
@@ -128,14 +128,62 @@ def convolve_last(
         rows.starts,
         rows.ends,
         rows.columns,
-        channels,
-        PACKED=rows.packed,
-        CHUNK=CHUNK,
-        ACC=Arithmetic(x.dtype).kernel_dtype,
-        CHANNELS=tile,
-        **tuned.options,
+        x.shape[-1],
+        **options,
     )
     return out
+
+
+def convolve_last_backward(
+    grad: Tensor,
+    x: Tensor,
+    taps: Tensor,
+    skip: Tensor | None,
+    pre_gate: Tensor | None,
+    post_gate: Tensor | None,
+    rows: Rows,
+    needs: list[bool],
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """As `convolve_backward`, for the last outputs alone."""
+    need_x, need_taps, need_skip, need_pre, need_post = needs
+    dtaps, dskip, dpost = (x.new_empty(0) for _ in range(3))
+    dx, dpre, _ = outputs = row_gradients(x, [need_x, need_pre, False], pre_gate, None)
+    weights, inputs = _lag_major(taps, x), with_strides(grad, x, pre_gate, post_gate)
+    if dx.numel() or dpre.numel():
+        grid, where, options = tiles("direct", x, x.shape[-1], rows)
+        wanted = [t if t.numel() else None for t in outputs[:2]]
+        arguments = (*inputs, weights, len(weights), wide_parameter(skip, x), *wanted)
+        launch(last_kernels.last_backward, grid, *arguments, *where, **options)
+    if need_taps or (need_skip and skip is not None):
+        count = len(weights) if need_taps else 1
+        tile, options = _last_tiles(x, rows)
+        shape = (min(SHARES, rows.batch), count, x.shape[-1])
+        shares = torch.empty(shape, dtype=Arithmetic(x.dtype).wide, device=x.device)
+        where = (count, rows.starts, rows.ends, rows.columns, rows.batch, x.shape[-1])
+        grid = (triton.cdiv(count, CHUNK), tile, len(shares))
+        launch(last_kernels.last_tap_gradient, grid, *inputs, shares, *where, **options)
+        dtaps, dskip = _parameter_gradients(shares, taps, skip, need_taps, need_skip)
+    if need_post and post_gate is not None:
+        dpost = convolve_last(x, taps, skip, pre_gate, grad, rows)
+    return dx, dtaps, dskip, dpre, dpost
+
+
+def _last_tiles(x: Tensor, rows: Rows) -> tuple[int, dict[str, Any]]:
+    """Tiles of channels, and options of the kernels that look at sequences' ends."""
+    tuned, tile = config("direct", x.device), tile_channels(x.shape[-1])
+    options = {"PACKED": rows.packed, "CHUNK": CHUNK, "ACC": Arithmetic(x.dtype).kernel_dtype, "CHANNELS": tile}
+    return triton.cdiv(x.shape[-1], tile), options | tuned.options
+
+
+def _parameter_gradients(
+    shares: Tensor, taps: Tensor, skip: Tensor | None, need_taps: bool, need_skip: bool
+) -> tuple[Tensor, Tensor]:
+    """Gradients of taps, and of the skip, which is that of lag 0, from programs' shares (programs, count, D)."""
+    total, empty = shares.sum(0), shares.new_empty(0)
+    return (
+        total.T.reshape(taps.shape[0], -1, len(total)).sum(1) if need_taps else empty,  # (G, count)
+        total[0].to(skip.dtype) if need_skip and skip is not None else shares.new_empty(0),
+    )
 
 
 def _lag_major(taps: Tensor, x: Tensor) -> Tensor:  # (G, k) to (k, D)

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from operator_cases import LAYOUTS, TOLERANCE, Answer, Case, assert_close
+from operator_checks import check_step
 from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -174,17 +175,44 @@ def test_no_length_is_read_on_the_host() -> None:
     """What the host does is the same whatever the lengths: what CUDA graphs and the cache of kernels need."""
 
     def host_side(bounds: Tensor) -> tuple[list[str], list[str]]:
-        x = torch.zeros(300, 4)
-        arguments = (x, torch.zeros(4, 5), torch.zeros(4), None, x, x, bounds[:-1], bounds[1:], 200, False)
+        x, h, skip, last = torch.zeros(300, 4), torch.zeros(4, 5), torch.zeros(4), torch.zeros(2, 4)
+        where = (bounds[:-1], bounds[1:])
         with launches(90) as found, Called() as called:
-            operators.legendre_conv(*arguments)
-            operators.legendre_conv_backward(x, *arguments, [True] * 6)
+            for last_only in (False, True):
+                post = last if last_only else x
+                legendre = (x, h, skip, None, x, post, *where, 200, last_only)
+                operators.legendre_conv(*legendre)
+                operators.legendre_conv_backward(post, *legendre, [True] * 6)
+                explicit = (x, h, skip, x, post, *where, last_only)
+                operators.long_conv(*explicit)
+                operators.long_conv_backward(post, *explicit, [True] * 5)
+            short = (x, h, skip, *where, "silu")
+            operators.short_conv(*short)
+            operators.short_conv_backward(x, *short, [True] * 3)
+            projected = (x, h, skip, *where, 2)
+            operators.gated_short_conv_backward(*operators.gated_short_conv(*projected), *projected, [True] * 3)
+            operators.conv_step(last, torch.zeros(2, 4, 4), torch.zeros(5, 4), bounds[1:], None, last)
         return [f"{kernel.fn.__name__} {options}" for kernel, _, options in found], called.names
 
     host_side(torch.tensor([0, 300, 300]))  # plans and constants are made once
     one, other = (host_side(torch.tensor(bounds)) for bounds in ([0, 300, 300], [0, 7, 300]))
     assert one == other and one[0]
     assert not any("_local_scalar_dense" in name or "_to_copy" in name for name in one[1])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_step(dtype: torch.dtype) -> None:
+    """Rings of more than one chunk, that stand in different places; channels that fill no tile."""
+    check_step(17, 40, 2, dtype)
+    check_step(3, 1, 1, dtype, gated=False)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("operator", ["legendre_conv", "long_conv"])
+def test_last_position(operator: str, dtype: torch.dtype) -> None:
+    """More taps than a chunk, fewer than a sequence, an empty sequence and one of length 1; more programs than one."""
+    case = Case.random(operator, (100, 0, 1, 40), dim=5, groups=1, taps=70, dtype=dtype, last_only=True)
+    assert_oracle(case, case.run("middle", dtype, strided=True), dtype)
 
 
 @pytest.mark.parametrize("layout", ["full", "packed"])
@@ -240,7 +268,7 @@ def test_every_kernel_compiles_without_spills(tmp_path: Path) -> None:
     assert {row["architecture"] for row in rows} == {"sm_80", "sm_90a"}
     matrix = {"moments", "chunks", "across_gradient"}
     others = {"up", "across", "direct", "direct_backward", "tap_gradient", "last", "short", "short_backward"}
-    others |= {"gated_short", "gated_short_backward"}
+    others |= {"gated_short", "gated_short_backward", "last_backward", "last_tap_gradient", "step"}
     assert {row["kernel"] for row in rows} == matrix | others | {"_name_slots"}
     for row in rows:
         assert row["spilled"] == 0, row
