@@ -54,9 +54,10 @@ def call(dtype: torch.dtype, dim: int, length: int, horizon: int, terms: int, pa
     legendre = (x, parameter(dim, terms), parameter(dim) if window else None, parameter(dim), pre, post, *where)
     operators.legendre_conv(*legendre, horizon, False)
     operators.legendre_conv_backward(x, *legendre, horizon, False, [True] * 6)
-    explicit = (x, parameter(dim, 50), parameter(dim), pre, post, *where)
-    operators.long_conv(*explicit, False)
-    operators.long_conv_backward(x, *explicit, False, [True] * 5)
+    for groups in (1, dim):
+        explicit = (x, parameter(groups, 50), parameter(dim), pre, post, *where)
+        operators.long_conv(*explicit, False)
+        operators.long_conv_backward(x, *explicit, False, [True] * 5)
     last = wide[..., :2, :dim].reshape(-1, dim)[:2]
     operators.long_conv(*explicit[:4], last, *where, True)
     operators.long_conv_backward(last, *explicit[:4], last, *where, True, [True] * 5)

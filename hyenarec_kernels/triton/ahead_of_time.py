@@ -30,6 +30,7 @@ from hyenarec_kernels.triton import (
     long_conv,
     rows,
     short_conv,
+    toeplitz,
 )
 
 # Bytes of shared memory a program may have; Triton finds out only when it loads the kernel.
@@ -55,7 +56,7 @@ def launches(capability: int) -> Iterator[list[Launch]]:
 
     with ExitStack() as patches:
         patches.enter_context(mock.patch.object(configs, "_capability", lambda device: divmod(capability, 10)))
-        for module in (conv_step, far, gated_short_conv, legendre_conv, long_conv, rows, short_conv):
+        for module in (conv_step, far, gated_short_conv, legendre_conv, long_conv, rows, short_conv, toeplitz):
             patches.enter_context(mock.patch.object(module, "launch", write_down))
         yield found
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,9 +62,16 @@ def tile_channels(channels: int) -> int:
     return min((64, 32, 16), key=lambda tile: (-(-channels // tile) * tile, -tile))
 
 
-def tiles(kernel: str, x: Tensor, channels: int, rows: Rows) -> tuple[tuple[int, int], tuple[Any, ...], dict[str, Any]]:
-    """Grid, the arguments that locate rows, and options of a kernel on tiles of chunks times channels."""
+def tiles(
+    kernel: str, x: Tensor, channels: int, rows: Rows, within: int | None = None
+) -> tuple[tuple[int, int], tuple[Any, ...], dict[str, Any]]:
+    """Grid, the arguments that locate rows, and options of a kernel on tiles of chunks times channels.
+
+    `within`: a multiple of 16; no tile then reaches across a multiple of it.
+    """
     (slots,), tuned, tile = rows.slots([CHUNK]), config(kernel, x.device), tile_channels(channels)
+    if within is not None:
+        tile = math.gcd(within, min(tuned.columns, 64))
     wide = max(tuned.columns // tile, 1)
     grid = (triton.cdiv(slots.count, wide), triton.cdiv(channels, tile))
     where = (slots.sequences, rows.starts, rows.ends, slots.count, rows.columns, slots.per_row, channels)

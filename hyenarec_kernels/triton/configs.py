@@ -49,6 +49,8 @@ TABLE: dict[tuple[int, int], dict[str, Config]] = {
         "short": Config(64, num_warps=8),
         "gated_short_backward": Config(64, num_warps=16),
         "step": Config(64, num_warps=8),
+        "toeplitz": Config(64, num_warps=8),
+        "toeplitz_gradient": Config(32),
     },
     (9, 0): {
         "moments": Config(128),
@@ -62,6 +64,8 @@ TABLE: dict[tuple[int, int], dict[str, Config]] = {
         "short": Config(64, num_warps=8),
         "gated_short_backward": Config(64, num_warps=16),
         "step": Config(64, num_warps=8),
+        "toeplitz": Config(64, num_warps=8),
+        "toeplitz_gradient": Config(32),
     },
 }
 

@@ -1,4 +1,5 @@
-"""The gated long convolution: explicit taps one by one where they are few, otherwise the reference's FFT."""
+"""The gated long convolution with explicit taps: one by one where they are few, as Toeplitz products where groups of
+channels share them, otherwise the reference's FFT."""
 
 from __future__ import annotations
 
@@ -12,6 +13,7 @@ from torch.nn.functional import pad
 from hyenarec_kernels import reference
 from hyenarec_kernels.triton import direct as kernels
 from hyenarec_kernels.triton import last as last_kernels
+from hyenarec_kernels.triton import toeplitz
 from hyenarec_kernels.triton.arithmetic import (
     CHUNK,
     Arithmetic,
@@ -40,7 +42,7 @@ def long_conv(
 ) -> Tensor:
     rows = Rows.of(x, starts, ends)
     taps = filter[:, : rows.columns]
-    if not served(x) or (not last_only and taps.shape[1] > DIRECT_TAPS):
+    if not served(x) or not (last_only or _few(x, taps)):
         return reference.long_conv(x, filter, skip, pre_gate, post_gate, starts, ends, last_only)
     return (convolve_last if last_only else convolve)(x, taps, skip, pre_gate, post_gate, rows)
 
@@ -59,7 +61,7 @@ def long_conv_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     rows = Rows.of(x, starts, ends)
     taps = filter[:, : rows.columns]
-    if not served(x) or (not last_only and taps.shape[1] > DIRECT_TAPS):
+    if not served(x) or not (last_only or _few(x, taps)):
         return reference.long_conv_backward(grad, x, filter, skip, pre_gate, post_gate, starts, ends, last_only, needs)
     backward = convolve_last_backward if last_only else convolve_backward
     dx, dtaps, dskip, dpre, dpost = backward(grad, x, taps, skip, pre_gate, post_gate, rows, needs)
@@ -68,10 +70,16 @@ def long_conv_backward(
     return dx, dtaps, dskip, dpre, dpost
 
 
+def _few(x: Tensor, taps: Tensor) -> bool:
+    return taps.shape[1] <= DIRECT_TAPS or toeplitz.shared(x, taps)
+
+
 def convolve(
     x: Tensor, taps: Tensor, skip: Tensor | None, pre_gate: Tensor | None, post_gate: Tensor | None, rows: Rows
 ) -> Tensor:
     """The convolution with taps (G, k), k as large as one likes."""
+    if toeplitz.shared(x, taps):
+        return toeplitz.convolve(x, taps, skip, pre_gate, post_gate, rows)
     out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     grid, where, options = tiles("direct", x, x.shape[-1], rows)
     weights = _lag_major(taps, x)
@@ -94,6 +102,10 @@ def convolve_backward(
     need_x, need_taps, need_skip, need_pre, need_post = needs
     dtaps, dskip = x.new_empty(0), x.new_empty(0)
     dx, dpre, dpost = outputs = row_gradients(x, [need_x, need_pre, need_post], pre_gate, post_gate)
+    if toeplitz.shared(x, taps):
+        needed = (need_taps, need_skip)
+        dtaps, dskip = toeplitz.convolve_backward(grad, x, taps, skip, pre_gate, post_gate, rows, outputs, *needed)
+        return dx, dtaps, dskip, dpre, dpost
     wanted = [t if t.numel() else None for t in outputs]
     weights = _lag_major(taps, x)
     grid, where, options = tiles("direct", x, x.shape[-1], rows)

@@ -10,7 +10,9 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -30,7 +32,7 @@ from hyenarec_kernels.plan import sampled_basis
 pytest.importorskip("triton", reason="triton is not installed")
 
 from hyenarec_kernels.triton import legendre_conv as block
-from hyenarec_kernels.triton import operators, plan, tables
+from hyenarec_kernels.triton import long_conv, operators, plan, tables, toeplitz
 from hyenarec_kernels.triton.ahead_of_time import launches
 from hyenarec_kernels.triton.rows import Rows
 
@@ -43,6 +45,22 @@ DTYPES = (torch.float64, torch.float32, torch.float16)
 def _triton() -> Iterator[None]:
     with backends.use("triton"):
         yield
+
+
+@contextmanager
+def launches_run() -> Iterator[set[str]]:
+    """The names of the kernels that run inside."""
+    names: set[str] = set()
+    run = toeplitz.launch
+
+    def noted(kernel: Any, *arguments: Any, **options: Any) -> None:
+        names.add(kernel.fn.__name__)
+        run(kernel, *arguments, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (long_conv, toeplitz):
+            patch.setattr(module, "launch", noted)
+        yield names
 
 
 def assert_oracle(case: Case, got: Answer, dtype: torch.dtype) -> None:
@@ -95,6 +113,39 @@ def test_decays_too_fast_to_be_divided_out(dtype: torch.dtype) -> None:
     error = np.linalg.norm(gradients["coefficients"] - wanted["coefficients"], axis=1)
     assert (error <= tolerance * np.linalg.norm(wanted["coefficients"], axis=1)).all()
     assert np.abs(gradients["decay"] - wanted["decay"]).max() <= tolerance * np.abs(wanted["decay"]).max()
+
+
+@pytest.mark.parametrize(
+    ("layout", "lengths", "taps", "dim", "groups", "dtype"),
+    [
+        ("full", (110, 110), 97, 32, 2, torch.float64),
+        ("middle", (100, 0, 1, 40), 66, 16, 1, torch.float32),
+        ("left", (60, 40), 34, 16, 1, torch.float16),
+        ("packed", (3, 70, 0, 33), 33, 48, 1, torch.float64),
+    ],
+)
+def test_groups_of_channels(
+    layout: str, lengths: tuple[int, ...], taps: int, dim: int, groups: int, dtype: torch.dtype
+) -> None:
+    """Toeplitz products: taps that end at a block's border and one after it, blocks beyond a sequence's start."""
+    case = Case.random("long_conv", lengths, dim=dim, groups=groups, taps=taps, dtype=dtype)
+    with launches_run() as names:
+        got = case.run(layout, dtype, strided=layout == "middle")
+    assert {"toeplitz", "toeplitz_gradient"} <= names and not names & {"direct", "direct_backward", "tap_gradient"}
+    assert_oracle(case, got, dtype)
+
+
+@pytest.mark.parametrize(("dim", "last_only"), [(16, False), (2, True)])
+def test_only_wanted_gradients(dim: int, last_only: bool) -> None:
+    """Of Toeplitz products and of last positions: each gradient alone is what it is among all."""
+    x, pre = torch.randn(2, 2, 40, dim).unbind()
+    post = torch.randn(2, dim) if last_only else torch.randn(2, 40, dim)
+    call = (post.sin(), x, torch.randn(1, 34), torch.randn(dim), pre, post, None, None, last_only)
+    whole = operators.long_conv_backward(*call, [True] * 5)
+    for wanted in range(5):
+        alone = operators.long_conv_backward(*call, [i == wanted for i in range(5)])
+        assert [t.numel() > 0 for t in alone] == [i == wanted for i in range(5)]
+        assert torch.equal(alone[wanted], whole[wanted])
 
 
 def test_many_short_sequences() -> None:
@@ -266,7 +317,7 @@ def test_every_kernel_compiles_without_spills(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr[-2000:]
     rows = json.loads((tmp_path / "aot.json").read_text())["rows"]
     assert {row["architecture"] for row in rows} == {"sm_80", "sm_90a"}
-    matrix = {"moments", "chunks", "across_gradient"}
+    matrix = {"moments", "chunks", "across_gradient", "toeplitz", "toeplitz_gradient"}
     others = {"up", "across", "direct", "direct_backward", "tap_gradient", "last", "short", "short_backward"}
     others |= {"gated_short", "gated_short_backward", "last_backward", "last_tap_gradient", "step"}
     assert {row["kernel"] for row in rows} == matrix | others | {"_name_slots"}
