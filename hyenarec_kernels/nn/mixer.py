@@ -244,9 +244,9 @@ class HyenaMixer(nn.Module):
         weight, bias = pick(self.short_weight), pick(self.short_bias)
         if self.order > 1 and len(weight) > self.dim and x.device.type in GATED_DEVICES:
             v, q = gated_short_conv(projected, weight, bias, self.dim, **layout)
-            return projected, [None, *(q.split(self.dim, -1) if q.shape[-1] else ())], v
-        *gates, v = short_conv(projected, weight, bias, **layout).split(self.dim, -1)
-        return projected, gates, v
+            return projected, [None, *(q.chunk(len(weight) // self.dim - 2, -1) if q.shape[-1] else ())], v
+        *gates, v = short_conv(projected, weight, bias, **layout).chunk(len(weight) // self.dim, -1)
+        return projected, [*gates], v
 
     def _convolve(
         self, v: Tensor, q: Sequence[Tensor | None], gate: Tensor, layout: Layout, *, last_only: bool = False

@@ -171,9 +171,9 @@ def convolve_last_backward(
         tile, options = _last_tiles(x, rows)
         shape = (min(SHARES, rows.batch), count, x.shape[-1])
         shares = torch.empty(shape, dtype=Arithmetic(x.dtype).wide, device=x.device)
-        where = (count, rows.starts, rows.ends, rows.columns, rows.batch, x.shape[-1])
-        grid = (triton.cdiv(count, CHUNK), tile, len(shares))
-        launch(last_kernels.last_tap_gradient, grid, *inputs, shares, *where, **options)
+        ends = (count, rows.starts, rows.ends, rows.columns, rows.batch, x.shape[-1])
+        programs = (triton.cdiv(count, CHUNK), tile, len(shares))
+        launch(last_kernels.last_tap_gradient, programs, *inputs, shares, *ends, **options)
         dtaps, dskip = _parameter_gradients(shares, taps, skip, need_taps, need_skip)
     if need_post and post_gate is not None:
         dpost = convolve_last(x, taps, skip, pre_gate, grad, rows)

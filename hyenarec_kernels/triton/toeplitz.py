@@ -237,11 +237,13 @@ def _matrices(taps: Tensor, x: Tensor) -> Tensor:  # (G, k) to (G, blocks, C, C)
     lag = CHUNK * torch.arange(blocks, device=taps.device)[:, None, None] + row[:, None] - row
     # Lags before 0 and past the last find the zeros on either side.
     padded = pad(taps.to(Arithmetic(x.dtype).operand), (CHUNK - 1, blocks * CHUNK - taps.shape[1]))
-    return padded[:, lag + CHUNK - 1]
+    matrices: Tensor = padded[:, lag + CHUNK - 1]
+    return matrices
 
 
 def _along_diagonals(blocks: Tensor) -> Tensor:  # (G, blocks, C, C) to (G, blocks * C)
     """The gradient of the taps from that of the blocks."""
     sheared = pad(blocks.flip(-1), (0, CHUNK)).flatten(-2)[..., : CHUNK * (2 * CHUNK - 1)]
     sums = sheared.unflatten(-1, (CHUNK, -1)).sum(-2)  # (G, blocks, 2 C - 1): i - j from 1 - C to C - 1
-    return (sums[..., CHUNK - 1 :] + pad(sums[:, 1:, : CHUNK - 1], (1, 0, 0, 1))).flatten(1)
+    joined: Tensor = sums[..., CHUNK - 1 :] + pad(sums[:, 1:, : CHUNK - 1], (1, 0, 0, 1))
+    return joined.flatten(1)
