@@ -18,8 +18,8 @@ from hyenarec_kernels.ops.conv_step import conv_step
 from hyenarec_kernels.ops.gated_short_conv import gated_short_conv
 from hyenarec_kernels.ops.short_conv import short_conv
 
-# Where the first gate is multiplied in by the short convolution: it saves memory traffic, of which a CPU's fused
-# kernels have less to save than one tensor more costs them.
+# Where the short convolution multiplies the first gate in, to save memory traffic; the CPU's long convolution does so
+# where it reads.
 GATED_DEVICES = ("cuda",)
 Factors = tuple[Tensor | None, Tensor]  # (q_i, v) of a long convolution's input; None where v is the product
 GATES: dict[str, Callable[[Tensor], Tensor]] = {"identity": lambda q: q, "sigmoid": torch.sigmoid, "silu": silu}

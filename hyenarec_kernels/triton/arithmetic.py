@@ -69,7 +69,8 @@ def tiles(
 
     `within`: a multiple of 16; no tile then reaches across a multiple of it.
     """
-    (slots,), tuned, tile = rows.slots([CHUNK]), config(kernel, x.device), tile_channels(channels)
+    (slots,), tuned = rows.slots([CHUNK]), config(kernel, x.device)
+    tile = min(tile_channels(channels), tuned.columns)
     if within is not None:
         tile = math.gcd(within, min(tuned.columns, 64))
     wide = max(tuned.columns // tile, 1)

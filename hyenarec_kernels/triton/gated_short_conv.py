@@ -1,14 +1,14 @@
 """The short convolution, the split and the first gate in one pass: what a mixer's projection becomes.
 
 A program takes the same channels of every gate and of the values, so each row is read once and only what the long
-convolution needs is written. Bytes an element of (B, L, D) in 16 bits, of a mixer of order 2, its convolution's passes
-included (moments, and in the backward pass two of its chunks):
+convolution needs is written. Tensors of the size of (B, L, D) that a mixer of order 2 moves, its convolution's passes
+included (moments and chunks; in the backward pass two of each), and bytes an element in 16 bits:
 
-                 with `short_conv`                         with this
-    forward      3 in + 3 out + 5 in + 1 out = 24          3 in + 2 out + 3 in + 1 out = 18
-    kept         3 projected + 3 split = 12                3 projected + 2 split = 10
-    backward     12 in + 3 out, 6 to join three            8 in + 2 out, then 5 in + 3 out = 36
-                 gradients, 6 in + 3 out = 60
+                short_conv, then gates where they are read        this
+    forward     3 in, 3 out, then 5 in, 1 out: 24 bytes           3 in, 2 out, then 3 in, 1 out: 18 bytes
+    kept        3 projected, 3 split: 12 bytes                    3 projected, 2 split: 10 bytes
+    backward    12 in, 3 out, 6 to join the gradients of the      8 in, 2 out, then 5 in, 3 out: 36 bytes
+                parts, 6 in, 3 out: 60 bytes
 
 The backward pass computes the gate and the values again from the projection.
 """
