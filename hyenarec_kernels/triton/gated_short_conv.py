@@ -185,6 +185,7 @@ def gated_short_conv_backward(
     need_x, need_weight, need_bias = needs
     blocks, taps = x.shape[-1] // dim, weight.shape[1]
     grid, where, options = tiles("gated_short_backward", x, dim, Rows.of(x, starts, ends))
+    options["SLOTS"] = 1  # programs loop over slots; with two at a time narrow tiles spilled
     grid = (min(grid[0], max(PROGRAMS // grid[1], 1)), grid[1])
     dx = torch.empty(x.shape, dtype=x.dtype, device=x.device) if need_x else None
     shape = (grid[0], blocks, taps + 1, dim)
