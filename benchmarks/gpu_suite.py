@@ -130,7 +130,13 @@ def contestants(tokens: int, length: int, dim: int) -> tuple[dict[str, Callable[
         except (RuntimeError, TypeError) as error:  # out of memory, or an argument that this torch calls otherwise
             runs.pop(f"{name}, fwd+bwd", None)
             print(f"{name} at {batch} x {length} x {dim}: {str(error).splitlines()[0]}", file=sys.stderr)
-    return runs, [torch.no_grad()(ours), training(ours, [x, c, skip, pre, post])]
+    grad = torch.randn_like(x)
+
+    def both() -> tuple[Tensor, ...]:
+        out = ours()
+        return out, *torch.autograd.grad(out, [x, c, skip, pre, post], grad)
+
+    return runs, [torch.no_grad()(ours), both]
 
 
 def extra_memory(run: Callable[[], Any]) -> float:

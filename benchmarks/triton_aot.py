@@ -23,6 +23,7 @@ import triton
 
 from hyenarec_kernels.triton import operators
 from hyenarec_kernels.triton.ahead_of_time import SHARED, compiled, launches
+from hyenarec_kernels.triton.arithmetic import Arithmetic
 
 ARCHITECTURES = (80, 90)
 # dtype, channels, sequence length, horizon, terms, packed, window. The first three use every kernel and configuration.
@@ -53,14 +54,22 @@ def call(dtype: torch.dtype, dim: int, length: int, horizon: int, terms: int, pa
     legendre = (x, parameter(dim, terms), parameter(dim) if window else None, parameter(dim), pre, post, *where)
     operators.legendre_conv(*legendre, horizon, False)
     operators.legendre_conv_backward(x, *legendre, horizon, False, [True] * 6)
-    explicit = (x, parameter(dim, 50), parameter(dim), pre, post, *where)
-    operators.long_conv(*explicit, False)
-    operators.long_conv_backward(x, *explicit, False, [True] * 5)
+    for groups in (1, dim):
+        explicit = (x, parameter(groups, 50), parameter(dim), pre, post, *where)
+        operators.long_conv(*explicit, False)
+        operators.long_conv_backward(x, *explicit, False, [True] * 5)
     last = wide[..., :2, :dim].reshape(-1, dim)[:2]
     operators.long_conv(*explicit[:4], last, *where, True)
+    operators.long_conv_backward(last, *explicit[:4], last, *where, True, [True] * 5)
+    wide_dtype = Arithmetic(dtype).wide
+    history, taps = (torch.empty(*size, length, dim, dtype=wide_dtype) for size in ((2,), ()))
+    operators.conv_step(last, history[:, 1:], taps, torch.zeros(2, dtype=torch.int64), last, last)
     short = (wide, parameter(3 * dim, 4), parameter(3 * dim), *where, "silu")
     operators.short_conv(*short)
     operators.short_conv_backward(wide, *short, [True] * 3)
+    projected = (wide, parameter(3 * dim, 4), parameter(3 * dim), *where, dim)
+    u, q = operators.gated_short_conv(*projected)
+    operators.gated_short_conv_backward(u, q, *projected, [True] * 3)
 
 
 def rows(cases: tuple[Any, ...]) -> Iterator[dict[str, Any]]:

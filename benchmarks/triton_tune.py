@@ -17,11 +17,13 @@ import torch
 
 import hyenarec_kernels as hk
 from hyenarec_kernels import backends
+from hyenarec_kernels.ops.conv_step import conv_step
+from hyenarec_kernels.ops.gated_short_conv import gated_short_conv
 
 from .gpu_suite import Clock, draw, training
 from .measuring import take_turns
 
-COLUMNS, WARPS, STAGES = (64, 128), (4, 8), (1, 2, 3)
+COLUMNS, WARPS, STAGES = (32, 64, 128), (4, 8, 16), (1, 2, 3)
 
 
 def calls() -> dict[str, Callable[[], Any]]:
@@ -35,6 +37,8 @@ def calls() -> dict[str, Callable[[], Any]]:
         x, pre, post = (draw(131_072 // length, length, dim, dtype=dtype) for _ in range(3))
         c, h = (draw(dim, n, dtype=torch.float32) for n in (32, 50))
         wide, weight = draw(131_072 // length, length, 3 * dim, dtype=dtype), draw(3 * dim, 3, dtype=torch.float32)
+        history, taps = (torch.zeros(*size, dim, device="cuda") for size in ((64, horizon - 1), (horizon,)))
+        event, steps = draw(64, dim, dtype=dtype).detach(), torch.arange(64, device="cuda")
         name = f"{dtype}, {dim}, {length}, {horizon}"
         options = {"pre_gate": pre, "post_gate": post}
 
@@ -42,7 +46,13 @@ def calls() -> dict[str, Callable[[], Any]]:
             return hk.legendre_conv(x, c, horizon=horizon, **options)
 
         runs[f"legendre {name}"] = training(legendre, [x, c, pre, post])
+        runs[f"step {name}"] = lambda x=event, h=history, t=taps, s=steps: conv_step(x, h, t, s)
         runs[f"long {name}"] = training(lambda x=x, h=h, options=options: hk.long_conv(x, h, **options), [x, h])
+        shared = draw(dim // 64, 50, dtype=torch.float32)
+        runs[f"shared {name}"] = training(lambda x=x, h=shared: hk.long_conv(x, h), [x, shared])
+        runs[f"gated {name}"] = training(
+            lambda x=wide, w=weight, d=dim: torch.cat(gated_short_conv(x, w, None, d), -1), [wide, weight]
+        )
         runs[f"short {name}"] = training(lambda x=wide, w=weight: hk.short_conv(x, w), [wide, weight])
     return runs
 

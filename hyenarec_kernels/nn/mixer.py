@@ -15,8 +15,13 @@ from hyenarec_kernels.layout import Layout, check_segments, from_mask, last_rows
 from hyenarec_kernels.nn.filters import ConvOptions, Filter, make_filter
 from hyenarec_kernels.nn.streaming import MixerState
 from hyenarec_kernels.ops.conv_step import conv_step
+from hyenarec_kernels.ops.gated_short_conv import gated_short_conv
 from hyenarec_kernels.ops.short_conv import short_conv
 
+# Where the short convolution multiplies the first gate in, to save memory traffic; the CPU's long convolution does so
+# where it reads.
+GATED_DEVICES = ("cuda",)
+Factors = tuple[Tensor | None, Tensor]  # (q_i, v) of a long convolution's input; None where v is the product
 GATES: dict[str, Callable[[Tensor], Tensor]] = {"identity": lambda q: q, "sigmoid": torch.sigmoid, "silu": silu}
 SMALL = 0.2  # standard deviation, against what stands beside it, of initial gates and short convolutions
 
@@ -168,7 +173,11 @@ class HyenaMixer(nn.Module):
             rows = values.detach().reshape(-1, values.shape[-1])
             return last_rows(rows, first, length, count).to(state.taps.dtype)
 
-        histories = [newest(q, self.horizon - 1) * newest(v, self.horizon - 1) for q, v in gated]
+        def product(q: Tensor | None, v: Tensor) -> Tensor:
+            u = newest(v, self.horizon - 1)
+            return u if q is None else newest(q, self.horizon - 1) * u
+
+        histories = [product(q, v) for q, v in gated]
         return y, replace(
             state,
             projected=newest(projected, self.short_width - 1),
@@ -211,11 +220,10 @@ class HyenaMixer(nn.Module):
             lengths, starts = from_mask("HyenaMixer", x, mask)
         return {"lengths": lengths, "starts": starts, "cu_seqlens": cu_seqlens}
 
-    def _mix(self, x: Tensor, layout: Layout) -> tuple[Tensor, Tensor, list[tuple[Tensor, Tensor]]]:
-        """The output, the short convolution's input, and the factors ``(q_i, v)`` of each long convolution's input."""
-        projected, z = self._project(x, layout, lambda parameter: parameter)
-        *q, v = z.chunk(self.order + 1, -1)
-        v, gated = self._convolve(v, q[:-1], GATES[self.gate](q[-1]), layout)
+    def _mix(self, x: Tensor, layout: Layout) -> tuple[Tensor, Tensor, list[Factors]]:
+        """The output, the short convolution's input, and the factors of each long convolution's input."""
+        projected, (*q, gate), v = self._project(x, layout, lambda parameter: parameter)
+        v, gated = self._convolve(v, q, GATES[self.gate](cast(Tensor, gate)), layout)
         return self.out_proj(v), projected, gated
 
     def _mix_last(self, x: Tensor, layout: Layout) -> Tensor:
@@ -231,27 +239,34 @@ class HyenaMixer(nn.Module):
             return last_rows(x.reshape(-1, self.dim), first, length, count), {"lengths": kept, "starts": count - kept}
 
         # The last gate is needed at the last position only, which depends on W events.
-        _, q_last = self._project(*newest(self.short_width), lambda parameter: parameter[gate_channels])
+        _, _, q_last = self._project(*newest(self.short_width), lambda parameter: parameter[gate_channels])
         gate = GATES[self.gate](q_last[:, -1])  # (S, D)
         # The rest depends on `reach` events of each sequence, unless x as a whole is fewer.
         reach = (self.order - 1) * (self.horizon - 1) + self.short_width
         shorter = self.order == 1 or first.shape[0] * reach < x.shape[:-1].numel()
         source = newest(reach) if shorter else (x, layout)
-        _, z = self._project(*source, lambda p: torch.cat([p[: gate_channels.start], p[gate_channels.stop :]]))
-        *q, v = z.chunk(self.order, -1)
+        _, q, v = self._project(*source, lambda p: torch.cat([p[: gate_channels.start], p[gate_channels.stop :]]))
         v, _ = self._convolve(v if q else v[:, -1], q, gate, source[1], last_only=True)
         y: Tensor = self.out_proj(v)
         return y
 
-    def _project(self, x: Tensor, layout: Layout, pick: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
-        """The channels that ``pick`` takes from each parameter, before and after the short convolution."""
+    def _project(
+        self, x: Tensor, layout: Layout, pick: Callable[[Tensor], Tensor]
+    ) -> tuple[Tensor, list[Tensor | None], Tensor]:
+        """The channels that ``pick`` takes from each parameter before the short convolution; after it, the gates and
+        the values. A gate of None has been multiplied in."""
         # The operators mask by themselves; in_proj's gradient would multiply their zeros with what the padding holds.
         projected = linear(zero_padding(x, layout), pick(self.in_proj.weight))
-        return projected, short_conv(projected, pick(self.short_weight), pick(self.short_bias), **layout)
+        weight, bias = pick(self.short_weight), pick(self.short_bias)
+        if self.order > 1 and len(weight) > self.dim and x.device.type in GATED_DEVICES:
+            v, q = gated_short_conv(projected, weight, bias, self.dim, **layout)
+            return projected, [None, *(q.chunk(len(weight) // self.dim - 2, -1) if q.shape[-1] else ())], v
+        *gates, v = short_conv(projected, weight, bias, **layout).chunk(len(weight) // self.dim, -1)
+        return projected, [*gates], v
 
     def _convolve(
-        self, v: Tensor, q: Sequence[Tensor], gate: Tensor, layout: Layout, *, last_only: bool = False
-    ) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
+        self, v: Tensor, q: Sequence[Tensor | None], gate: Tensor, layout: Layout, *, last_only: bool = False
+    ) -> tuple[Tensor, list[Factors]]:
         """The recurrence from ``v`` to ``gate * v``, and the factors of each convolution's input."""
         gated = []
         for i, f in enumerate(self.filters):

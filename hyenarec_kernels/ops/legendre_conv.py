@@ -68,7 +68,7 @@ def legendre_conv(
     return out
 
 
-def _output_shape(
+def _output_shapes(
     x: Tensor,
     coefficients: Tensor,
     decay: Tensor | None,
@@ -79,8 +79,8 @@ def _output_shape(
     ends: Tensor | None,
     horizon: int,
     last_only: bool,
-) -> Sequence[int]:
-    return gated_shape(x, starts, last_only)
+) -> Sequence[Sequence[int]]:
+    return [gated_shape(x, starts, last_only)]
 
 
 register(
@@ -94,5 +94,5 @@ register(
         "Tensor? post_gate",
     ),
     "int horizon, bool last_only",
-    _output_shape,
+    _output_shapes,
 )

@@ -79,7 +79,7 @@ def gated_shape(x: Tensor, starts: Tensor | None, last_only: bool) -> Sequence[i
     return sequences, x.shape[-1]
 
 
-def _output_shape(
+def _output_shapes(
     x: Tensor,
     filter: Tensor,
     skip: Tensor | None,
@@ -88,13 +88,13 @@ def _output_shape(
     starts: Tensor | None,
     ends: Tensor | None,
     last_only: bool,
-) -> Sequence[int]:
-    return gated_shape(x, starts, last_only)
+) -> Sequence[Sequence[int]]:
+    return [gated_shape(x, starts, last_only)]
 
 
 register(
     "long_conv",
     ("Tensor x", "Tensor filter", "Tensor? skip", "Tensor? pre_gate", "Tensor? post_gate"),
     "bool last_only",
-    _output_shape,
+    _output_shapes,
 )

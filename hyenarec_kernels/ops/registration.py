@@ -1,8 +1,8 @@
 """Registers an operator and its backward with torch: schema, dispatch to a backend, fake, autograd, double backward.
 
-Every operator of the package has the arguments ``(tensors..., starts, ends, options...)`` and one output. Its backward
-has ``(grad, tensors..., starts, ends, options..., needs)`` and one gradient for each of ``tensors``: an empty ``(0,)``
-tensor where ``needs`` is False or the tensor is absent.
+Every operator of the package has the arguments ``(tensors..., starts, ends, options...)`` and one output or more. Its
+backward has ``(grads..., tensors..., starts, ends, options..., needs)``, a grad for each output, and one gradient for
+each of ``tensors``: an empty ``(0,)`` tensor where ``needs`` is False or the tensor is absent.
 """
 
 from __future__ import annotations
@@ -20,28 +20,37 @@ from hyenarec_kernels.layout import check_segments
 NAMESPACE = "hyenarec"
 
 
-def register(name: str, tensors: Sequence[str], options: str, output_shape: Callable[..., Sequence[int]]) -> None:
+def register(
+    name: str,
+    tensors: Sequence[str],
+    options: str,
+    output_shapes: Callable[..., Sequence[Sequence[int]]],
+    outputs: int = 1,
+) -> None:
     """Defines ``hyenarec::name`` and ``hyenarec::name_backward``.
 
     Args:
         name: the operator.
         tensors: schema of each differentiable argument, ``x`` first.
         options: schema of the arguments after ``starts`` and ``ends``; none of them a tensor.
-        output_shape: the output's shape, from the operator's arguments.
+        output_shapes: the shapes of the outputs, from the operator's arguments.
+        outputs: how many these are.
     """
     count = len(tensors)
     arguments = f"{', '.join(tensors)}, Tensor? starts, Tensor? ends, {options}"
-    gradients = ", ".join(["Tensor"] * count)
+    grads = ", ".join(f"Tensor grad_{i}" for i in range(outputs))
     backward_name = f"{name}_backward"
-    _define(name, f"({arguments}) -> Tensor", count)
-    _define(backward_name, f"(Tensor grad, {arguments}, bool[{count}] needs) -> ({gradients})", count + 1)
+    _define(name, f"({arguments}) -> ({_tensors(outputs)})", 0, count)
+    _define(backward_name, f"({grads}, {arguments}, bool[{count}] needs) -> ({_tensors(count)})", outputs, count)
     backward_operator = getattr(torch.ops.hyenarec, backward_name)
 
-    def fake(x: Tensor, *rest: Any) -> Tensor:
-        return x.new_empty(output_shape(x, *rest))
+    def fake(x: Tensor, *rest: Any) -> Tensor | tuple[Tensor, ...]:
+        made = tuple(x.new_empty(shape) for shape in output_shapes(x, *rest))
+        return made if outputs > 1 else made[0]
 
-    def fake_backward(grad: Tensor, x: Tensor, *rest: Any) -> tuple[Tensor, ...]:
-        inputs, needs = (x, *rest[: count - 1]), rest[-1]
+    def fake_backward(*call: Any) -> tuple[Tensor, ...]:
+        inputs, needs = call[outputs : outputs + count], call[-1]
+        x: Tensor = inputs[0]
         return tuple(
             t.new_empty(t.shape) if t is not None and need else x.new_empty(0)
             for t, need in zip(inputs, needs, strict=True)
@@ -52,9 +61,9 @@ def register(name: str, tensors: Sequence[str], options: str, output_shape: Call
         ctx.save_for_backward(*tensors)
         ctx.options = inputs[len(tensors) :]
 
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         needs = list(ctx.needs_input_grad[:count])
-        gradients = backward_operator(grad, *ctx.saved_tensors, *ctx.options, needs)
+        gradients = backward_operator(*grads, *ctx.saved_tensors, *ctx.options, needs)
         constants = [None] * (len(ctx.needs_input_grad) - count)
         return *(g if need else None for g, need in zip(gradients, needs, strict=True)), *constants
 
@@ -79,14 +88,18 @@ def register(name: str, tensors: Sequence[str], options: str, output_shape: Call
     torch.library.register_autograd(f"{NAMESPACE}::{backward_name}", double_backward, setup_context=save)
 
 
-def _define(name: str, schema: str, segments: int) -> None:
-    """Defines one operator, whose ``starts`` and ``ends`` are its arguments ``segments`` and ``segments + 1``."""
+def _tensors(count: int) -> str:
+    return ", ".join(["Tensor"] * count)
+
+
+def _define(name: str, schema: str, first: int, count: int) -> None:
+    """Defines one operator, whose ``x`` is its argument ``first`` and begins ``count`` tensors before ``starts`` and
+    ``ends``."""
     qualified = f"{NAMESPACE}::{name}"
-    x_argument = int(name.endswith("_backward"))
 
     def dispatch(*arguments: Any) -> Any:
-        x: Tensor = arguments[x_argument]
-        check_segments(name, x, arguments[segments], arguments[segments + 1])
+        x: Tensor = arguments[first]
+        check_segments(name, x, *arguments[first + count : first + count + 2])
         with _no_autocast(x.device.type):
             return backends.implementation(name, x.device.type)(*arguments)
 

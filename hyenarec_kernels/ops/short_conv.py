@@ -63,8 +63,8 @@ def short_conv(
     return out
 
 
-def _output_shape(x: Tensor, *_: object) -> Sequence[int]:
-    return x.shape
+def _output_shapes(x: Tensor, *_: object) -> Sequence[Sequence[int]]:
+    return [x.shape]
 
 
-register("short_conv", ("Tensor x", "Tensor weight", "Tensor? bias"), "str activation", _output_shape)
+register("short_conv", ("Tensor x", "Tensor weight", "Tensor? bias"), "str activation", _output_shapes)

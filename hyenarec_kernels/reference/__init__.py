@@ -8,12 +8,15 @@ the lengths.
 """
 
 from hyenarec_kernels.reference.conv_step import conv_step
+from hyenarec_kernels.reference.gated_short_conv import gated_short_conv, gated_short_conv_backward
 from hyenarec_kernels.reference.legendre_conv import legendre_conv, legendre_conv_backward
 from hyenarec_kernels.reference.long_conv import long_conv, long_conv_backward
 from hyenarec_kernels.reference.short_conv import short_conv, short_conv_backward
 
 __all__ = [
     "conv_step",
+    "gated_short_conv",
+    "gated_short_conv_backward",
     "legendre_conv",
     "legendre_conv_backward",
     "long_conv",

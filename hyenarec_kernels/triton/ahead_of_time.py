@@ -21,7 +21,17 @@ from triton.backends.compiler import GPUTarget
 from triton.backends.nvidia.compiler import get_ptxas
 from triton.compiler import ASTSource
 
-from hyenarec_kernels.triton import configs, far, legendre_conv, long_conv, rows, short_conv
+from hyenarec_kernels.triton import (
+    configs,
+    conv_step,
+    far,
+    gated_short_conv,
+    legendre_conv,
+    long_conv,
+    rows,
+    short_conv,
+    toeplitz,
+)
 
 # Bytes of shared memory a program may have; Triton finds out only when it loads the kernel.
 SHARED = {80: 166_912, 86: 101_376, 90: 232_448}
@@ -46,7 +56,7 @@ def launches(capability: int) -> Iterator[list[Launch]]:
 
     with ExitStack() as patches:
         patches.enter_context(mock.patch.object(configs, "_capability", lambda device: divmod(capability, 10)))
-        for module in (far, legendre_conv, long_conv, rows, short_conv):
+        for module in (conv_step, far, gated_short_conv, legendre_conv, long_conv, rows, short_conv, toeplitz):
             patches.enter_context(mock.patch.object(module, "launch", write_down))
         yield found
 

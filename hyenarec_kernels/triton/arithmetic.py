@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+import triton
 import triton.language as tl
 from torch import Tensor
 
 from hyenarec_kernels.reference.rows import wide
 from hyenarec_kernels.triton import INTERPRETED
+from hyenarec_kernels.triton.configs import config
+from hyenarec_kernels.triton.rows import Rows
+
+CHUNK = 32  # rows of a tile of the kernels that need no levels
 
 SERVED = (torch.float32, torch.float16, torch.float64 if INTERPRETED else torch.bfloat16)
 
@@ -54,6 +60,28 @@ def served(x: Tensor) -> bool:
 def tile_channels(channels: int) -> int:
     """Channels of a tile: as many as divide D well, for no tile may be mostly empty."""
     return min((64, 32, 16), key=lambda tile: (-(-channels // tile) * tile, -tile))
+
+
+def tiles(
+    kernel: str, x: Tensor, channels: int, rows: Rows, within: int | None = None
+) -> tuple[tuple[int, int], tuple[Any, ...], dict[str, Any]]:
+    """Grid, the arguments that locate rows, and options of a kernel on tiles of chunks times channels.
+
+    `within`: a multiple of 16; no tile then reaches across a multiple of it.
+    """
+    (slots,), tuned = rows.slots([CHUNK]), config(kernel, x.device)
+    tile = min(tile_channels(channels), tuned.columns)
+    if within is not None:
+        tile = math.gcd(within, min(tuned.columns, 64))
+    wide = max(tuned.columns // tile, 1)
+    grid = (triton.cdiv(slots.count, wide), triton.cdiv(channels, tile))
+    where = (slots.sequences, rows.starts, rows.ends, slots.count, rows.columns, slots.per_row, channels)
+    options = {"PACKED": rows.packed, "CHUNK": CHUNK, "ACC": Arithmetic(x.dtype).kernel_dtype}
+    return grid, where, options | {"SLOTS": wide, "CHANNELS": tile} | tuned.options
+
+
+def wide_parameter(parameter: Tensor | None, x: Tensor) -> Tensor | None:
+    return None if parameter is None else parameter.to(Arithmetic(x.dtype).wide).contiguous()
 
 
 def with_strides(*tensors: Tensor | None) -> list[Any]:

@@ -48,6 +48,10 @@ TABLE: dict[tuple[int, int], dict[str, Config]] = {
         "chunks_wide": Config(64, num_warps=8),
         "direct": Config(64, num_warps=8),
         "short": Config(64, num_warps=8),
+        "gated_short_backward": Config(32, num_warps=8),
+        "step": Config(64, num_warps=8),
+        "toeplitz": Config(64, num_warps=8),
+        "toeplitz_gradient": Config(32),
     },
     (9, 0): {
         "moments": Config(128),
@@ -59,6 +63,10 @@ TABLE: dict[tuple[int, int], dict[str, Config]] = {
         "chunks_wide": Config(64, num_warps=8),
         "direct": Config(64, num_warps=8),
         "short": Config(64, num_warps=8),
+        "gated_short_backward": Config(32, num_warps=8),
+        "step": Config(64, num_warps=8),
+        "toeplitz": Config(64, num_warps=8),
+        "toeplitz_gradient": Config(32),
     },
 }
 

@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 
 from hyenarec_kernels.triton.moments import gated, store_scaled
-from hyenarec_kernels.triton.rows import locate, span, tile_columns, written
+from hyenarec_kernels.triton.rows import locate, tile_columns, written
 
 LENGTHS = ["slots", "columns", "per_row", "count"]
 
@@ -164,47 +164,3 @@ def tap_gradient(
     channel = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
     at = (share * tl.num_programs(0) + lag).to(tl.int64) * channels + channel
     tl.store(dtaps + at, tl.sum(tl.reshape(total, (SLOTS, CHANNELS)), 0), mask=channel < channels)
-
-
-@triton.jit(do_not_specialize=["columns", "count"])
-def last(
-    x,
-    x_row,
-    pre,
-    pre_row,
-    post,
-    post_row,
-    taps,
-    count,
-    skip,
-    out,
-    starts,
-    ends,
-    columns,
-    channels,
-    PACKED: tl.constexpr,
-    CHUNK: tl.constexpr,
-    ACC: tl.constexpr,
-    CHANNELS: tl.constexpr,
-):
-    """The last position of one sequence (axis 0), any number of taps: out (S, D)."""
-    sequence = tl.program_id(0) + tl.zeros((1,), tl.int32)
-    channel = (tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS))[None, :]
-    inside = channel < channels
-    first, length = span(sequence, sequence >= 0, starts, ends, columns, PACKED)
-    first, length = tl.sum(first, 0), tl.sum(length, 0)
-    total = tl.zeros((CHUNK, CHANNELS), ACC)
-    for begin in range(0, tl.minimum(count, length), CHUNK):
-        lag = (begin + tl.arange(0, CHUNK)[:, None]).to(tl.int64)
-        real = (lag < count) & (lag < length) & inside
-        weight = tl.load(taps + lag * channels + channel, mask=real, other=0)
-        total += weight * gated(x, x_row, pre, pre_row, first + length - 1, -lag, channel, real, ACC)
-    y = tl.sum(total, 0)[None, :]
-    real = inside & (length > 0)
-    if skip is not None:
-        weight = tl.load(skip + channel, mask=inside, other=0)
-        y += weight * gated(x, x_row, pre, pre_row, first + length - 1, 0, channel, real, ACC)
-    at = tl.program_id(0).to(tl.int64)
-    if post is not None:
-        y *= tl.load(post + at * post_row + channel, mask=real, other=0).to(ACC)
-    tl.store(out + at * channels + channel, tl.where(real, y, 0).to(out.dtype.element_ty), mask=inside)

@@ -33,6 +33,13 @@ class Far:
     channels: int
     arithmetic: Arithmetic
 
+    def scratch(self, training: bool) -> int:
+        """Most bytes that moments and what comes of them take at a time."""
+        wide, operand = self.arithmetic.wide.itemsize, self.arithmetic.operand.itemsize
+        sizes = [slots.count * level.rank * self.channels for level, slots in zip(self.levels, self.slots, strict=True)]
+        across = sizes[0] * operand + sum(sizes[1:2]) * wide
+        return (1 + training) * sum(sizes) * wide + across
+
     def moments(self, x: Tensor, gate: Tensor | None, *, reverse: bool) -> list[Tensor]:
         """mu of gate * x at every level, (slots, rank, D) each."""
         tuned, tile = config("moments", x.device), tile_channels(self.channels)
@@ -80,7 +87,8 @@ class Far:
         above: Tensor | None = None
         for index in reversed(range(len(self.levels))):
             level = self.levels[index]
-            nu = torch.empty_like(mu[index])
+            # What `chunks` reads becomes an operand of a matrix product: it is rounded here, once.
+            nu = torch.empty_like(mu[index], dtype=None if index else self.arithmetic.operand)
             grid, shape, options = self._tile("across", index)
             top = above is None
             launch(

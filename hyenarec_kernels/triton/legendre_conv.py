@@ -11,7 +11,10 @@ of one chunk needs the third group alone.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 import triton
@@ -22,20 +25,26 @@ from hyenarec_kernels.legendre import legendre_filter
 from hyenarec_kernels.reference.legendre_conv import filter_gradients
 from hyenarec_kernels.reference.rows import wide
 from hyenarec_kernels.triton import chunks as kernels
-from hyenarec_kernels.triton.arithmetic import Arithmetic, served, tile_channels, with_strides
-from hyenarec_kernels.triton.configs import config
+from hyenarec_kernels.triton.arithmetic import Arithmetic, served, tile_channels, wide_parameter, with_strides
+from hyenarec_kernels.triton.configs import Config, config
 from hyenarec_kernels.triton.far import Far
 from hyenarec_kernels.triton.long_conv import (
     DIRECT_TAPS,
     convolve,
     convolve_backward,
     convolve_last,
+    convolve_last_backward,
     row_gradients,
-    wide_parameter,
 )
 from hyenarec_kernels.triton.plan import CHUNK, GpuPlan, fastest, padded, plan_for
 from hyenarec_kernels.triton.rows import Rows, Slots, launch
 from hyenarec_kernels.triton.tables import Constants, Filter, Tables, constants
+
+# Moments and partial sums live one call. They are 0.6 to 2 times the output in 16 bits (more where levels have few rows
+# and high ranks), so that a large batch goes as several runs of sequences, which use the same memory one after the
+# other. How small a run may be before its 3 to 9 launches take longer than its work was not measured.
+SCRATCH = 32 << 20
+SHARE = 0.14  # of the outputs; with the tables of a call less than 15%
 
 
 def legendre_conv(
@@ -75,15 +84,16 @@ def legendre_conv_backward(
     last_only: bool,
     needs: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    if last_only or not served(x):
+    if not served(x):
         return reference.legendre_conv_backward(
             grad, x, coefficients, decay, skip, pre_gate, post_gate, starts, ends, horizon, last_only, needs
         )
     rows = Rows.of(x, starts, ends)
-    if horizon <= DIRECT_TAPS:
+    if last_only or horizon <= DIRECT_TAPS:
         taps = legendre_filter(coefficients.to(wide(x.dtype)), horizon, decay, taps=rows.columns)
         wanted = [needs[0], needs[1] or needs[2], *needs[3:]]
-        dx, dtaps, dskip, dpre, dpost = convolve_backward(grad, x, taps, skip, pre_gate, post_gate, rows, wanted)
+        backward = convolve_last_backward if last_only else convolve_backward
+        dx, dtaps, dskip, dpre, dpost = backward(grad, x, taps, skip, pre_gate, post_gate, rows, wanted)
         dcoefficients, ddecay = x.new_empty(0), x.new_empty(0)
         if wanted[1]:
             both = filter_gradients(dtaps, taps, coefficients, decay, horizon)
@@ -105,8 +115,6 @@ class BlockLowRank:
     tables: Tables
     rate: Tensor | None  # (D,) decay an event
     rows: Rows
-    chunks: Slots
-    far: Far | None
     edge_rank: int
     arithmetic: Arithmetic
 
@@ -123,20 +131,49 @@ class BlockLowRank:
         rate = filter.rate
         if rate is not None:
             rate = rate.repeat_interleave(channels // rate.shape[0])
-        levels = plan.reached(rows.columns)
-        chunks, *above = rows.slots([CHUNK, *(level.chunk for level in levels[1:])])
-        far = Far(levels, [chunks, *above], rows, held, rate, channels, arithmetic) if levels else None
         edge_rank = plan.edge_rank if plan.has_edge(rows.columns) else 0
-        return cls(plan, held, filter, filter.tables(channels), rate, rows, chunks, far, edge_rank, arithmetic)
+        return cls(plan, held, filter, filter.tables(channels), rate, rows, edge_rank, arithmetic)
+
+    @cached_property
+    def slots(self) -> list[Slots]:
+        """Of the chunks, and of each level above."""
+        return self.rows.slots([CHUNK, *(level.chunk for level in self.plan.reached(self.rows.columns)[1:])])
+
+    @cached_property
+    def far(self) -> Far | None:
+        levels, channels = self.plan.reached(self.rows.columns), self.tables.near.shape[1]
+        return (
+            Far(levels, self.slots, self.rows, self.constants, self.rate, channels, self.arithmetic) if levels else None
+        )
+
+    def waves(self, outputs: int, *, training: bool) -> Iterator[tuple[slice, BlockLowRank]]:
+        """The call, as one for each run of sequences whose scratch fits into SCRATCH bytes or SHARE of the `outputs`.
+
+        Where packed sequences end is known to the device alone: they go as one.
+        """
+        batch = self.rows.batch
+        size = batch
+        if self.far and not self.rows.packed:
+            sums = self.chunk_tile[0] * sum(self.sum_ranks) * self.far.channels * self.arithmetic.wide.itemsize
+            scratch = self.far.scratch(training) + (sums if training else 0)
+            count = math.ceil(scratch / max(SCRATCH, SHARE * outputs))
+            size = max(batch // count, 1)
+            size -= size % 4 if size > 4 else 0  # `starts` stay aligned, for which Triton would compile another kernel
+        for first in range(0, batch, size):
+            part = slice(first, first + size)
+            yield part, self if size == batch else replace(self, rows=self.rows.part(part))
 
     def forward(self, x: Tensor, skip: Tensor | None, pre_gate: Tensor | None, post_gate: Tensor | None) -> Tensor:
+        out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+        for part, wave in self.waves(out.nbytes, training=False):
+            wave._forward((x[part], _part(pre_gate, part)), skip, (_part(post_gate, part), out[part]))
+        return out
+
+    def _forward(self, u: tuple[Tensor, Tensor | None], skip: Tensor | None, out: tuple[Tensor | None, Tensor]) -> None:
         nu = None
         if self.far:
-            moments = self.far.moments(x, pre_gate, reverse=False)
-            nu = self.far.across(moments, self.tables.levels, reverse=False)
-        out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-        self._chunks((x, pre_gate), [(post_gate, out)], nu, skip)
-        return out
+            nu = self.far.across(self.far.moments(*u, reverse=False), self.tables.levels, reverse=False)
+        self._chunks(u, [out], nu, skip)
 
     def backward(
         self,
@@ -151,34 +188,75 @@ class BlockLowRank:
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
         need_x, need_coefficients, need_decay, need_skip, need_pre, need_post = needs
         need_filter = need_coefficients or need_decay
-        dx, dpre, dpost = row_gradients(x, [need_x, need_pre, need_post], pre_gate, post_gate)
-        need_input, need_output = dx.numel() or dpre.numel(), dpost.numel() or need_filter or need_skip
-        nu, xi, dlevels = None, None, []
-        if self.far:
-            mu = self.far.moments(x, pre_gate, reverse=False)
-            eta = self.far.moments(grad, post_gate, reverse=True)
-            nu = self.far.across(mu, self.tables.levels, reverse=False) if dpost.numel() else None
-            xi = self.far.across(eta, self.tables.levels, reverse=True) if need_input else None
-            dlevels = self.far.tables_gradient(mu, eta) if need_filter else []
-        if need_input:
-            self._chunks((grad, post_gate), [(pre_gate, dx), (x, dpre)], xi, skip, reverse=True)
+        dx, dpre, dpost = outputs = row_gradients(x, [need_x, need_pre, need_post], pre_gate, post_gate)
+        total: list[Tensor] = []
+        for part, wave in self.waves(sum(t.nbytes for t in outputs), training=True):
+            u, dy = (x[part], _part(pre_gate, part)), (grad[part], _part(post_gate, part))
+            share = wave._backward(u, dy, skip, (dx[part], dpre[part], dpost[part]), need_filter, need_skip)
+            total = [a + b for a, b in zip(total, share, strict=True)] if total else share
         dcoefficients, ddecay, dskip = (x.new_empty(0) for _ in range(3))
-        if need_output:
-            sums = self._chunks((x, pre_gate), [(grad, dpost)], nu, skip, weigh=(grad, post_gate))
-            near, edge, totals = (t.sum(0) for t in sums)
-            if need_filter:
-                unreached = self.tables.levels[len(dlevels) :]
-                dc, drate = self.filter.backward(
-                    near,
-                    edge if self.edge_rank else torch.zeros_like(self.tables.edge),
-                    [*dlevels, *map(torch.zeros_like, unreached)],
-                )
-                dcoefficients = dc.to(coefficients.dtype) if need_coefficients else dcoefficients
-                if need_decay and decay is not None and drate is not None:
-                    ddecay = (drate * decay.to(drate.dtype).sigmoid()).to(decay.dtype)
-            if need_skip and skip is not None:
-                dskip = totals[0].to(skip.dtype)
+        if need_filter:
+            near, edge, _, *dlevels = total
+            unreached = self.tables.levels[len(dlevels) :]
+            dc, drate = self.filter.backward(
+                near,
+                edge if self.edge_rank else torch.zeros_like(self.tables.edge),
+                [*dlevels, *map(torch.zeros_like, unreached)],
+            )
+            dcoefficients = dc.to(coefficients.dtype) if need_coefficients else dcoefficients
+            if need_decay and decay is not None and drate is not None:
+                ddecay = (drate * decay.to(drate.dtype).sigmoid()).to(decay.dtype)
+        if need_skip and skip is not None:
+            dskip = total[2][0].to(skip.dtype)
         return dx, dcoefficients, ddecay, dskip, dpre, dpost
+
+    def _backward(
+        self,
+        u: tuple[Tensor, Tensor | None],
+        dy: tuple[Tensor, Tensor | None],
+        skip: Tensor | None,
+        outputs: tuple[Tensor, Tensor, Tensor],
+        need_filter: bool,
+        need_skip: bool,
+    ) -> list[Tensor]:
+        """Writes the gradients of x and the gates, those that are not empty; returns the sums for those of near, edge,
+        skip and, where the filter's is wanted, each level's tables."""
+        (x, pre_gate), grad, (dx, dpre, dpost) = u, dy[0], outputs
+        need_input = dx.numel() or dpre.numel()
+        mu, eta, nu, dlevels = [], [], None, []
+        # In an order that keeps few moments at a time.
+        if self.far:
+            if need_filter or need_input:
+                eta = self.far.moments(*dy, reverse=True)
+            if need_filter:
+                mu = self.far.moments(*u, reverse=False)
+                dlevels = self.far.tables_gradient(mu, eta)
+        if need_input:
+            xi = self.far.across(eta, self.tables.levels, reverse=True) if self.far else None
+            del eta
+            self._chunks(dy, [(pre_gate, dx), (x, dpre)], xi, skip, reverse=True)
+            del xi
+        if not (dpost.numel() or need_filter or need_skip):
+            return []
+        if self.far and dpost.numel():
+            nu = self.far.across(mu or self.far.moments(*u, reverse=False), self.tables.levels, reverse=False)
+        del mu
+        sums = self._chunks(u, [(grad, dpost)], nu, skip, weigh=dy)
+        return [*(t.sum(0) for t in sums), *dlevels]
+
+    @property
+    def sum_ranks(self) -> tuple[int, int, int]:
+        """Rows that a program of `chunks` adds to the gradients of near, edge and skip."""
+        return self.plan.near_rank, self.edge_rank, 1
+
+    @property
+    def chunk_tile(self) -> tuple[int, int, int, Config]:
+        """Programs of `chunks` along the slots; their slots, channels and configuration."""
+        device, channels = self.constants.rows.device, self.tables.near.shape[1]
+        variant = "_wide" if self.arithmetic.dtype.itemsize > 2 else "_edge" if self.edge_rank else ""
+        tuned, tile = config(f"chunks{variant}", device), tile_channels(channels)
+        wide = max(tuned.columns // tile, 1)
+        return triton.cdiv(self.slots[0].count, wide), wide, tile, tuned
 
     def _chunks(
         self,
@@ -195,16 +273,13 @@ class BlockLowRank:
         An empty output is not wanted. With ``weigh``, the factors of the output's gradient, returns the programs'
         shares of the gradients of near, edge and skip, (programs, rank, D) each.
         """
-        x, channels = source[0], source[0].shape[-1]
-        variant = "_wide" if x.element_size() > 2 else "_edge" if self.edge_rank else ""
-        tuned, tile = config(f"chunks{variant}", x.device), tile_channels(channels)
-        wide = max(tuned.columns // tile, 1)
-        grid = (triton.cdiv(self.chunks.count, wide), triton.cdiv(channels, tile))
-        ranks = (self.plan.near_rank, self.edge_rank, 1) if weigh else ()
+        x, channels, located = source[0], source[0].shape[-1], self.slots[0]
+        programs, wide, tile, tuned = self.chunk_tile
+        grid = (programs, triton.cdiv(channels, tile))
+        ranks = self.sum_ranks if weigh else ()
         sums = [torch.empty(grid[0], rank, channels, dtype=self.arithmetic.wide, device=x.device) for rank in ranks]
         (after, out), (other, other_out) = [*outputs, (None, x.new_empty(0))][:2]
         rank = self.plan.levels[0].rank if self.far else 1
-        located = self.chunks
         launch(
             kernels.chunks,
             grid,
@@ -248,3 +323,7 @@ class BlockLowRank:
             **tuned.options,
         )
         return sums
+
+
+def _part(t: Tensor | None, part: slice) -> Tensor | None:
+    return None if t is None else t[part]

@@ -1,4 +1,5 @@
-"""The gated long convolution: explicit taps one by one where they are few, otherwise the reference's FFT."""
+"""The gated long convolution with explicit taps: one by one where they are few, as Toeplitz products where groups of
+channels share them, otherwise the reference's FFT."""
 
 from __future__ import annotations
 
@@ -11,12 +12,21 @@ from torch.nn.functional import pad
 
 from hyenarec_kernels import reference
 from hyenarec_kernels.triton import direct as kernels
-from hyenarec_kernels.triton.arithmetic import Arithmetic, served, tile_channels, with_strides
+from hyenarec_kernels.triton import last as last_kernels
+from hyenarec_kernels.triton import toeplitz
+from hyenarec_kernels.triton.arithmetic import (
+    CHUNK,
+    Arithmetic,
+    served,
+    tile_channels,
+    tiles,
+    wide_parameter,
+    with_strides,
+)
 from hyenarec_kernels.triton.configs import config
 from hyenarec_kernels.triton.rows import Rows, launch
 
 DIRECT_TAPS = 64  # by operation counts, not measured: 64 reads from cache take about as long as an FFT's passes
-CHUNK = 32
 SHARES = 64  # programs that split the sum over rows of one tap's gradient
 
 
@@ -32,7 +42,7 @@ def long_conv(
 ) -> Tensor:
     rows = Rows.of(x, starts, ends)
     taps = filter[:, : rows.columns]
-    if not served(x) or (not last_only and taps.shape[1] > DIRECT_TAPS):
+    if not served(x) or not (last_only or _few(x, taps)):
         return reference.long_conv(x, filter, skip, pre_gate, post_gate, starts, ends, last_only)
     return (convolve_last if last_only else convolve)(x, taps, skip, pre_gate, post_gate, rows)
 
@@ -51,20 +61,27 @@ def long_conv_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     rows = Rows.of(x, starts, ends)
     taps = filter[:, : rows.columns]
-    if last_only or not served(x) or taps.shape[1] > DIRECT_TAPS:
+    if not served(x) or not (last_only or _few(x, taps)):
         return reference.long_conv_backward(grad, x, filter, skip, pre_gate, post_gate, starts, ends, last_only, needs)
-    dx, dtaps, dskip, dpre, dpost = convolve_backward(grad, x, taps, skip, pre_gate, post_gate, rows, needs)
+    backward = convolve_last_backward if last_only else convolve_backward
+    dx, dtaps, dskip, dpre, dpost = backward(grad, x, taps, skip, pre_gate, post_gate, rows, needs)
     if needs[1]:
         dtaps = pad(dtaps, (0, filter.shape[1] - taps.shape[1])).to(filter.dtype)
     return dx, dtaps, dskip, dpre, dpost
+
+
+def _few(x: Tensor, taps: Tensor) -> bool:
+    return taps.shape[1] <= DIRECT_TAPS or toeplitz.shared(x, taps)
 
 
 def convolve(
     x: Tensor, taps: Tensor, skip: Tensor | None, pre_gate: Tensor | None, post_gate: Tensor | None, rows: Rows
 ) -> Tensor:
     """The convolution with taps (G, k), k as large as one likes."""
+    if toeplitz.shared(x, taps):
+        return toeplitz.convolve(x, taps, skip, pre_gate, post_gate, rows)
     out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    grid, where, options = _tiles(x, rows)
+    grid, where, options = tiles("direct", x, x.shape[-1], rows)
     weights = _lag_major(taps, x)
     inputs = with_strides(x, pre_gate, post_gate)
     launch(kernels.direct, grid, *inputs, weights, len(weights), wide_parameter(skip, x), out, *where, **options)
@@ -85,9 +102,13 @@ def convolve_backward(
     need_x, need_taps, need_skip, need_pre, need_post = needs
     dtaps, dskip = x.new_empty(0), x.new_empty(0)
     dx, dpre, dpost = outputs = row_gradients(x, [need_x, need_pre, need_post], pre_gate, post_gate)
+    if toeplitz.shared(x, taps):
+        needed = (need_taps, need_skip)
+        dtaps, dskip = toeplitz.convolve_backward(grad, x, taps, skip, pre_gate, post_gate, rows, outputs, *needed)
+        return dx, dtaps, dskip, dpre, dpost
     wanted = [t if t.numel() else None for t in outputs]
     weights = _lag_major(taps, x)
-    grid, where, options = _tiles(x, rows)
+    grid, where, options = tiles("direct", x, x.shape[-1], rows)
     inputs = with_strides(grad, x, pre_gate, post_gate)
     if any(t is not None for t in wanted):
         arguments = (*inputs, weights, len(weights), wide_parameter(skip, x), *wanted)
@@ -97,11 +118,7 @@ def convolve_backward(
         count = len(weights) if need_taps else 1
         shares = torch.empty(min(SHARES, grid[0]), count, x.shape[-1], dtype=Arithmetic(x.dtype).wide, device=x.device)
         launch(kernels.tap_gradient, (count, grid[1], len(shares)), *inputs, shares, *where, **options)
-        total = shares.sum(0)  # (count, D)
-        if need_taps:
-            dtaps = total.T.reshape(taps.shape[0], -1, count).sum(1)  # (G, count)
-        if need_skip and skip is not None:
-            dskip = total[0].to(skip.dtype)
+        dtaps, dskip = _parameter_gradients(shares, taps, skip, need_taps, need_skip)
     return dx, dtaps, dskip, dpre, dpost
 
 
@@ -109,12 +126,12 @@ def convolve_last(
     x: Tensor, taps: Tensor, skip: Tensor | None, pre_gate: Tensor | None, post_gate: Tensor | None, rows: Rows
 ) -> Tensor:
     """Each sequence's last output, (S, D)."""
-    channels = x.shape[-1]
-    out = torch.empty(rows.batch, channels, dtype=x.dtype, device=x.device)
-    tuned, tile, weights = config("direct", x.device), tile_channels(channels), _lag_major(taps, x)
+    out = torch.empty(rows.batch, x.shape[-1], dtype=x.dtype, device=x.device)
+    weights = _lag_major(taps, x)
+    tile, options = _last_tiles(x, rows)
     launch(
-        kernels.last,
-        (rows.batch, triton.cdiv(channels, tile)),
+        last_kernels.last,
+        (rows.batch, tile),
         *with_strides(x, pre_gate, post_gate),
         weights,
         len(weights),
@@ -123,18 +140,62 @@ def convolve_last(
         rows.starts,
         rows.ends,
         rows.columns,
-        channels,
-        PACKED=rows.packed,
-        CHUNK=CHUNK,
-        ACC=Arithmetic(x.dtype).kernel_dtype,
-        CHANNELS=tile,
-        **tuned.options,
+        x.shape[-1],
+        **options,
     )
     return out
 
 
-def wide_parameter(parameter: Tensor | None, x: Tensor) -> Tensor | None:
-    return None if parameter is None else parameter.to(Arithmetic(x.dtype).wide).contiguous()
+def convolve_last_backward(
+    grad: Tensor,
+    x: Tensor,
+    taps: Tensor,
+    skip: Tensor | None,
+    pre_gate: Tensor | None,
+    post_gate: Tensor | None,
+    rows: Rows,
+    needs: list[bool],
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """As `convolve_backward`, for the last outputs alone."""
+    need_x, need_taps, need_skip, need_pre, need_post = needs
+    dtaps, dskip, dpost = (x.new_empty(0) for _ in range(3))
+    dx, dpre, _ = outputs = row_gradients(x, [need_x, need_pre, False], pre_gate, None)
+    weights, inputs = _lag_major(taps, x), with_strides(grad, x, pre_gate, post_gate)
+    if dx.numel() or dpre.numel():
+        grid, where, options = tiles("direct", x, x.shape[-1], rows)
+        wanted = [t if t.numel() else None for t in outputs[:2]]
+        arguments = (*inputs, weights, len(weights), wide_parameter(skip, x), *wanted)
+        launch(last_kernels.last_backward, grid, *arguments, *where, **options)
+    if need_taps or (need_skip and skip is not None):
+        count = len(weights) if need_taps else 1
+        tile, options = _last_tiles(x, rows)
+        shape = (min(SHARES, rows.batch), count, x.shape[-1])
+        shares = torch.empty(shape, dtype=Arithmetic(x.dtype).wide, device=x.device)
+        ends = (count, rows.starts, rows.ends, rows.columns, rows.batch, x.shape[-1])
+        programs = (triton.cdiv(count, CHUNK), tile, len(shares))
+        launch(last_kernels.last_tap_gradient, programs, *inputs, shares, *ends, **options)
+        dtaps, dskip = _parameter_gradients(shares, taps, skip, need_taps, need_skip)
+    if need_post and post_gate is not None:
+        dpost = convolve_last(x, taps, skip, pre_gate, grad, rows)
+    return dx, dtaps, dskip, dpre, dpost
+
+
+def _last_tiles(x: Tensor, rows: Rows) -> tuple[int, dict[str, Any]]:
+    """Tiles of channels, and options of the kernels that look at sequences' ends."""
+    tuned, tile = config("direct", x.device), tile_channels(x.shape[-1])
+    options = {"PACKED": rows.packed, "CHUNK": CHUNK, "ACC": Arithmetic(x.dtype).kernel_dtype, "CHANNELS": tile}
+    return triton.cdiv(x.shape[-1], tile), options | tuned.options
+
+
+def _parameter_gradients(
+    shares: Tensor, taps: Tensor, skip: Tensor | None, need_taps: bool, need_skip: bool
+) -> tuple[Tensor, Tensor]:
+    """Gradients of taps, and of the skip, which is that of lag 0, from programs' shares (programs, count, D)."""
+    total, empty = shares.sum(0), shares.new_empty(0)
+    return (
+        total.T.reshape(taps.shape[0], -1, len(total)).sum(1) if need_taps else empty,  # (G, count)
+        total[0].to(skip.dtype) if need_skip and skip is not None else shares.new_empty(0),
+    )
 
 
 def _lag_major(taps: Tensor, x: Tensor) -> Tensor:  # (G, k) to (k, D)
@@ -152,14 +213,3 @@ def row_gradients(
         for t, need in zip(present, needs, strict=True)
     )
     return dx, dpre, dpost
-
-
-def _tiles(x: Tensor, rows: Rows) -> tuple[tuple[int, int], tuple[Any, ...], dict[str, Any]]:
-    """Grid, the arguments that locate rows, and options of the kernels on tiles of chunks times channels."""
-    channels = x.shape[-1]
-    (slots,), tuned, tile = rows.slots([CHUNK]), config("direct", x.device), tile_channels(channels)
-    wide = max(tuned.columns // tile, 1)
-    grid = (triton.cdiv(slots.count, wide), triton.cdiv(channels, tile))
-    where = (slots.sequences, rows.starts, rows.ends, slots.count, rows.columns, slots.per_row, channels)
-    options = {"PACKED": rows.packed, "CHUNK": CHUNK, "ACC": Arithmetic(x.dtype).kernel_dtype}
-    return grid, where, options | {"SLOTS": wide, "CHANNELS": tile} | tuned.options

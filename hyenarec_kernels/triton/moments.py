@@ -217,7 +217,7 @@ def across(
             part *= tl.exp(-a * (FAN - 1 - place if REVERSE else place)[None, :, None])
         total += part
     at = (slot.to(tl.int64)[None, :, None] * RANK + r) * channels + channel
-    tl.store(nu + at, total, mask=(r < RANK) & real)
+    tl.store(nu + at, total.to(nu.dtype.element_ty), mask=(r < RANK) & real)
 
 
 @triton.jit(do_not_specialize=[*LENGTHS, "near_pairs", "far_first", "far_pairs"])

@@ -1,12 +1,15 @@
 """The operators' functions, as :mod:`hyenarec_kernels.backends` looks them up; importing this imports triton."""
 
-from hyenarec_kernels.reference import conv_step
+from hyenarec_kernels.triton.conv_step import conv_step
+from hyenarec_kernels.triton.gated_short_conv import gated_short_conv, gated_short_conv_backward
 from hyenarec_kernels.triton.legendre_conv import legendre_conv, legendre_conv_backward
 from hyenarec_kernels.triton.long_conv import long_conv, long_conv_backward
 from hyenarec_kernels.triton.short_conv import short_conv, short_conv_backward
 
 __all__ = [
     "conv_step",
+    "gated_short_conv",
+    "gated_short_conv_backward",
     "legendre_conv",
     "legendre_conv_backward",
     "long_conv",

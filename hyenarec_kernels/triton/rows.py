@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -123,6 +123,11 @@ class Rows:
             assert starts is not None
             return cls(starts, ends, x.shape[0], starts.shape[0], True)
         return cls(starts, ends, x.shape[1], x.shape[0], False)
+
+    def part(self, part: slice) -> Rows:
+        """Of some sequences of padded input."""
+        starts, ends = (None if t is None else t[part] for t in (self.starts, self.ends))
+        return replace(self, starts=starts, ends=ends, batch=len(range(*part.indices(self.batch))))
 
     def slots(self, chunks: Sequence[int]) -> list[Slots]:
         """The slots of several chunk sizes, for packed input with one launch."""

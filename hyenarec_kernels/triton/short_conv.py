@@ -1,12 +1,9 @@
 """The short depthwise convolution: a few taps, bias and activation in one pass, and all its gradients in another.
 
-It takes the projection's channels as they lie and a mixer's gates are strided views of what it writes, so splitting
-moves nothing; the product of a gate and the values is done where the long convolution reads them.
+For a mixer's projection :mod:`hyenarec_kernels.triton.gated_short_conv` does more in as many passes.
 """
 
 from __future__ import annotations
-
-from typing import Any
 
 import torch
 import triton
@@ -14,9 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from hyenarec_kernels import reference
-from hyenarec_kernels.triton.arithmetic import Arithmetic, served, tile_channels, with_strides
-from hyenarec_kernels.triton.configs import config
-from hyenarec_kernels.triton.long_conv import CHUNK, wide_parameter
+from hyenarec_kernels.triton.arithmetic import Arithmetic, served, tiles, wide_parameter, with_strides
 from hyenarec_kernels.triton.moments import gated
 from hyenarec_kernels.triton.rows import Rows, launch, locate, tile_columns, written
 
@@ -155,9 +150,10 @@ def short_conv(
     if not served(x) or weight.shape[1] > WIDTH:
         return reference.short_conv(x, weight, bias, starts, ends, activation)
     out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    grid, where, options = _tiles(x, weight, Rows.of(x, starts, ends), activation)
+    grid, where, options = tiles("short", x, x.shape[-1], Rows.of(x, starts, ends))
     parameters = (wide_parameter(weight, x), wide_parameter(bias, x))
-    launch(short, grid, *with_strides(x), *parameters, out, *where, **options)
+    taps = {"TAPS": weight.shape[1], "SILU": activation == "silu"}
+    launch(short, grid, *with_strides(x), *parameters, out, *where, **taps, **options)
     return out
 
 
@@ -173,7 +169,7 @@ def short_conv_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     if not served(x) or weight.shape[1] > WIDTH:
         return reference.short_conv_backward(grad, x, weight, bias, starts, ends, activation, needs)
-    grid, where, options = _tiles(x, weight, Rows.of(x, starts, ends), activation)
+    grid, where, options = tiles("short", x, x.shape[-1], Rows.of(x, starts, ends))
     grid = (min(grid[0], max(PROGRAMS // grid[1], 1)), grid[1])
     parameters = (wide_parameter(weight, x), wide_parameter(bias, x))
 
@@ -184,24 +180,11 @@ def short_conv_backward(
     dx = room(needs[0], *x.shape, dtype=x.dtype)
     dweight = room(needs[1], grid[0], weight.shape[1], channels, dtype=wide)
     dbias = room(needs[2] and bias is not None, grid[0], channels, dtype=wide)
-    padded = triton.next_power_of_2(weight.shape[1])
-    inputs = with_strides(grad, x)
-    launch(short_backward, grid, *inputs, *parameters, dx, dweight, dbias, *where, PADDED=padded, **options)
+    inputs, padded = with_strides(grad, x), triton.next_power_of_2(weight.shape[1])
+    taps = {"TAPS": weight.shape[1], "PADDED": padded, "SILU": activation == "silu"}
+    launch(short_backward, grid, *inputs, *parameters, dx, dweight, dbias, *where, **taps, **options)
     return (
         x.new_empty(0) if dx is None else dx,
         x.new_empty(0) if dweight is None else dweight.sum(0).T.to(weight.dtype).contiguous(),
         x.new_empty(0) if dbias is None or bias is None else dbias.sum(0).to(bias.dtype),
     )
-
-
-def _tiles(
-    x: Tensor, weight: Tensor, rows: Rows, activation: str
-) -> tuple[tuple[int, int], tuple[Any, ...], dict[str, Any]]:
-    channels = x.shape[-1]
-    (slots,), tuned, tile = rows.slots([CHUNK]), config("short", x.device), tile_channels(channels)
-    wide = max(tuned.columns // tile, 1)
-    grid = (triton.cdiv(slots.count, wide), triton.cdiv(channels, tile))
-    where = (slots.sequences, rows.starts, rows.ends, slots.count, rows.columns, slots.per_row, channels)
-    options = {"PACKED": rows.packed, "CHUNK": CHUNK, "TAPS": weight.shape[1], "SILU": activation == "silu"}
-    tiles = {"ACC": Arithmetic(x.dtype).kernel_dtype, "SLOTS": wide, "CHANNELS": tile}
-    return grid, where, options | tiles | tuned.options

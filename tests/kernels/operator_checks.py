@@ -40,17 +40,17 @@ def check_gradients(operator: str, taps: int, lengths: tuple[int, ...] = (17, 17
     assert_close(case.run("full"), case.expected(), TOLERANCE[torch.float64])
 
 
-def check_step(dim: int, taps: int, batch: int, dtype: torch.dtype, *, gated: bool = True) -> None:
+def check_step(dim: int, taps: int, batch: int, dtype: torch.dtype, *, gated: bool = True, device: str = "cpu") -> None:
     """``conv_step`` by ``conv_step`` gives ``long_conv`` at every position; rings stand in different places."""
     wide = torch.float64 if dtype == torch.float64 else torch.float32
     length = 2 * taps + 3
-    x, pre, post = torch.randn(batch, length, 3 * dim, dtype=torch.float64).to(dtype).split(dim, -1)
+    x, pre, post = torch.randn(batch, length, 3 * dim, dtype=torch.float64).to(device, dtype).split(dim, -1)
     gates = {"pre_gate": pre, "post_gate": post} if gated else {}
-    filter = torch.randn(dim, taps, dtype=wide)
+    filter = torch.randn(dim, taps, dtype=wide, device=device)
     with backends.use("reference"):
         want = hk.long_conv(x.double(), filter.double(), **{name: gate.double() for name, gate in gates.items()})
-    history = torch.full((batch, 2, taps - 1, dim), float("nan"), dtype=wide)[:, 1].zero_()  # strided
-    steps = torch.arange(batch) * 5
+    history = torch.full((batch, 2, taps - 1, dim), torch.nan, dtype=wide, device=device)[:, 1].zero_()  # strided
+    steps = torch.arange(batch, device=device) * 5
     for t in range(length):
         now = {name: gate[:, t] for name, gate in gates.items()}
         got = conv_step(x[:, t], history, filter.flip(1).T.contiguous(), steps + t, **now)

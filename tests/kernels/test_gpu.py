@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from copy import deepcopy
 
 import numpy as np
 import pytest
 import torch
 from operator_cases import LAYOUTS, OPERATORS, TOLERANCE, Case, assert_close, on_device
+from operator_checks import check_step
+from torch import Tensor
 
 import hyenarec_kernels as hk
 from hyenarec_kernels import backends
@@ -87,6 +90,52 @@ def test_cuda_graph() -> None:
         bounds.copy_(torch.tensor([0, 0, cut, 900]))
         graph.replay()
         torch.testing.assert_close(captured, step())
+
+
+def test_nothing_waits_for_the_device() -> None:
+    mixer = HyenaMixer(32, 300, terms=8).cuda()
+    x, bounds = torch.randn(900, 32, device="cuda", requires_grad=True), torch.tensor([0, 5, 5, 900], device="cuda")
+    mask = torch.ones(3, 300, dtype=torch.bool, device="cuda")
+
+    def everything() -> None:
+        for last_only in (False, True):
+            mixer(x, cu_seqlens=bounds, last_only=last_only).square().sum().backward()
+            mixer(x.view(3, 300, 32), mask=mask, last_only=last_only).square().sum().backward()
+        _, state = mixer.prefill(x, cu_seqlens=bounds)
+        mixer.step(x[:3].detach(), state)
+
+    everything()  # plans and constants are made once
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        everything()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("layout", ["left", "packed"])
+def test_mixer_against_the_reference(layout: str, dtype: torch.dtype) -> None:
+    """With its short convolution, split and gate in one kernel."""
+    mixer = HyenaMixer(48, 200, terms=8).to("cuda", dtype)
+    x = torch.randn(3, 250, 48, device="cuda", dtype=dtype, requires_grad=True)
+    lengths = torch.tensor([250, 0, 77], device="cuda")
+    where = {"lengths": lengths, "starts": 250 - lengths}
+    if layout == "packed":
+        where = {"cu_seqlens": torch.tensor([0, 250, 250, 750], device="cuda")}
+
+    def answer(mixer: HyenaMixer, x: Tensor) -> list[Tensor]:
+        out = mixer(x.flatten(0, 1) if layout == "packed" else x, **where)
+        return [out, *torch.autograd.grad(out.square().sum(), [x, *mixer.parameters()])]
+
+    got = answer(mixer, x)
+    with backends.use("reference"):
+        want = answer(deepcopy(mixer).double(), x.detach().double().requires_grad_())
+    for a, b in zip(got, want, strict=True):
+        assert (a.double() - b).norm() <= 3 * TOLERANCE[dtype] * b.norm()  # three operators and two projections
+
+
+def test_step_equals_the_forward_pass() -> None:
+    check_step(70, 100, 3, torch.float32, device="cuda")
 
 
 def test_no_length_compiles_anything_new() -> None:

@@ -19,12 +19,12 @@ from hyenarec_kernels.ops.conv_step import conv_step
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize(("dim", "batch"), [(1, 1), (7, 3), (16, 2), (64, 1), (131, 4)])
 @pytest.mark.parametrize("taps", [1, 2, 5, 32])
-def test_contract_4_step(dtype: torch.dtype, dim: int, batch: int, taps: int, backend: str) -> None:
+def test_contract_4_step(dtype: torch.dtype, dim: int, batch: int, taps: int, compiled_backend: str) -> None:
     check_step(dim, taps, batch, dtype)
     check_step(dim, taps, batch, dtype, gated=False)
 
 
-def test_contract_4_step_of_many_channels(backend: str) -> None:
+def test_contract_4_step_of_many_channels(compiled_backend: str) -> None:
     """Enough work for more threads than one."""
     check_step(512, 220, 2, torch.float32)
 
@@ -58,7 +58,7 @@ def test_contract_9_step_refuses_what_does_not_fit(arguments: dict[str, Tensor],
 @pytest.mark.parametrize("order", [1, 2, 3])
 @pytest.mark.parametrize("horizon", [1, 2, 7, 40])
 @pytest.mark.parametrize("short_width", [1, 4])
-def test_contract_4_streaming(order: int, horizon: int, short_width: int, backend: str) -> None:
+def test_contract_4_streaming(order: int, horizon: int, short_width: int, compiled_backend: str) -> None:
     mixer = HyenaMixer(6, horizon, order=order, short_width=short_width, groups=3, gate="silu", terms=4).double()
     x = torch.randn(3, 17, 6, dtype=torch.float64)
     for prompt in (0, 1, 9):

@@ -10,12 +10,15 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from operator_cases import LAYOUTS, TOLERANCE, Answer, Case, assert_close
+from operator_checks import check_step
 from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -29,7 +32,7 @@ from hyenarec_kernels.plan import sampled_basis
 pytest.importorskip("triton", reason="triton is not installed")
 
 from hyenarec_kernels.triton import legendre_conv as block
-from hyenarec_kernels.triton import operators, plan, tables
+from hyenarec_kernels.triton import long_conv, operators, plan, tables, toeplitz
 from hyenarec_kernels.triton.ahead_of_time import launches
 from hyenarec_kernels.triton.rows import Rows
 
@@ -44,6 +47,22 @@ def _triton() -> Iterator[None]:
         yield
 
 
+@contextmanager
+def launches_run() -> Iterator[set[str]]:
+    """The names of the kernels that run inside."""
+    names: set[str] = set()
+    run = toeplitz.launch
+
+    def noted(kernel: Any, *arguments: Any, **options: Any) -> None:
+        names.add(kernel.fn.__name__)
+        run(kernel, *arguments, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (long_conv, toeplitz):
+            patch.setattr(module, "launch", noted)
+        yield names
+
+
 def assert_oracle(case: Case, got: Answer, dtype: torch.dtype) -> None:
     assert_close(got, case.expected(), TOLERANCE[dtype])
 
@@ -53,7 +72,7 @@ def assert_oracle(case: Case, got: Answer, dtype: torch.dtype) -> None:
 def test_chunks_and_one_level(layout: str, dtype: torch.dtype) -> None:
     """Whole and cut chunks, the filter's end inside a sequence or not, an empty sequence and one of length 1."""
     lengths = (140, 140) if layout == "full" else (100, 0, 1, 140, 70)
-    case = Case.random("legendre_conv", lengths, taps=101, dtype=dtype)
+    case = Case.random("legendre_conv", lengths, dim=3, taps=101, dtype=dtype)
     assert_oracle(case, case.run(layout, dtype, strided=layout == "middle", index_dtype=torch.int32), dtype)
 
 
@@ -94,6 +113,39 @@ def test_decays_too_fast_to_be_divided_out(dtype: torch.dtype) -> None:
     error = np.linalg.norm(gradients["coefficients"] - wanted["coefficients"], axis=1)
     assert (error <= tolerance * np.linalg.norm(wanted["coefficients"], axis=1)).all()
     assert np.abs(gradients["decay"] - wanted["decay"]).max() <= tolerance * np.abs(wanted["decay"]).max()
+
+
+@pytest.mark.parametrize(
+    ("layout", "lengths", "taps", "dim", "groups", "dtype"),
+    [
+        ("full", (110, 110), 97, 32, 2, torch.float64),
+        ("middle", (100, 0, 1, 40), 66, 16, 1, torch.float32),
+        ("left", (60, 40), 34, 16, 1, torch.float16),
+        ("packed", (3, 70, 0, 33), 33, 48, 1, torch.float64),
+    ],
+)
+def test_groups_of_channels(
+    layout: str, lengths: tuple[int, ...], taps: int, dim: int, groups: int, dtype: torch.dtype
+) -> None:
+    """Toeplitz products: taps that end at a block's border and one after it, blocks beyond a sequence's start."""
+    case = Case.random("long_conv", lengths, dim=dim, groups=groups, taps=taps, dtype=dtype)
+    with launches_run() as names:
+        got = case.run(layout, dtype, strided=layout == "middle")
+    assert {"toeplitz", "toeplitz_gradient"} <= names and not names & {"direct", "direct_backward", "tap_gradient"}
+    assert_oracle(case, got, dtype)
+
+
+@pytest.mark.parametrize(("dim", "last_only"), [(16, False), (2, True)])
+def test_only_wanted_gradients(dim: int, last_only: bool) -> None:
+    """Of Toeplitz products and of last positions: each gradient alone is what it is among all."""
+    x, pre = torch.randn(2, 2, 40, dim).unbind()
+    post = torch.randn(2, dim) if last_only else torch.randn(2, 40, dim)
+    call = (post.sin(), x, torch.randn(1, 34), torch.randn(dim), pre, post, None, None, last_only)
+    whole = operators.long_conv_backward(*call, [True] * 5)
+    for wanted in range(5):
+        alone = operators.long_conv_backward(*call, [i == wanted for i in range(5)])
+        assert [t.numel() > 0 for t in alone] == [i == wanted for i in range(5)]
+        assert torch.equal(alone[wanted], whole[wanted])
 
 
 def test_many_short_sequences() -> None:
@@ -174,17 +226,44 @@ def test_no_length_is_read_on_the_host() -> None:
     """What the host does is the same whatever the lengths: what CUDA graphs and the cache of kernels need."""
 
     def host_side(bounds: Tensor) -> tuple[list[str], list[str]]:
-        x = torch.zeros(300, 4)
-        arguments = (x, torch.zeros(4, 5), torch.zeros(4), None, x, x, bounds[:-1], bounds[1:], 200, False)
+        x, h, skip, last = torch.zeros(300, 4), torch.zeros(4, 5), torch.zeros(4), torch.zeros(2, 4)
+        where = (bounds[:-1], bounds[1:])
         with launches(90) as found, Called() as called:
-            operators.legendre_conv(*arguments)
-            operators.legendre_conv_backward(x, *arguments, [True] * 6)
+            for last_only in (False, True):
+                post = last if last_only else x
+                legendre = (x, h, skip, None, x, post, *where, 200, last_only)
+                operators.legendre_conv(*legendre)
+                operators.legendre_conv_backward(post, *legendre, [True] * 6)
+                explicit = (x, h, skip, x, post, *where, last_only)
+                operators.long_conv(*explicit)
+                operators.long_conv_backward(post, *explicit, [True] * 5)
+            short = (x, h, skip, *where, "silu")
+            operators.short_conv(*short)
+            operators.short_conv_backward(x, *short, [True] * 3)
+            projected = (x, h, skip, *where, 2)
+            operators.gated_short_conv_backward(*operators.gated_short_conv(*projected), *projected, [True] * 3)
+            operators.conv_step(last, torch.zeros(2, 4, 4), torch.zeros(5, 4), bounds[1:], None, last)
         return [f"{kernel.fn.__name__} {options}" for kernel, _, options in found], called.names
 
     host_side(torch.tensor([0, 300, 300]))  # plans and constants are made once
     one, other = (host_side(torch.tensor(bounds)) for bounds in ([0, 300, 300], [0, 7, 300]))
     assert one == other and one[0]
     assert not any("_local_scalar_dense" in name or "_to_copy" in name for name in one[1])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_step(dtype: torch.dtype) -> None:
+    """Rings of more than one chunk, that stand in different places; channels that fill no tile."""
+    check_step(17, 40, 2, dtype)
+    check_step(3, 1, 1, dtype, gated=False)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("operator", ["legendre_conv", "long_conv"])
+def test_last_position(operator: str, dtype: torch.dtype) -> None:
+    """More taps than a chunk, fewer than a sequence, an empty sequence and one of length 1; more programs than one."""
+    case = Case.random(operator, (100, 0, 1, 40), dim=5, groups=1, taps=70, dtype=dtype, last_only=True)
+    assert_oracle(case, case.run("middle", dtype, strided=True), dtype)
 
 
 @pytest.mark.parametrize("layout", ["full", "packed"])
@@ -238,8 +317,9 @@ def test_every_kernel_compiles_without_spills(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr[-2000:]
     rows = json.loads((tmp_path / "aot.json").read_text())["rows"]
     assert {row["architecture"] for row in rows} == {"sm_80", "sm_90a"}
-    matrix = {"moments", "chunks", "across_gradient"}
+    matrix = {"moments", "chunks", "across_gradient", "toeplitz", "toeplitz_gradient"}
     others = {"up", "across", "direct", "direct_backward", "tap_gradient", "last", "short", "short_backward"}
+    others |= {"gated_short", "gated_short_backward", "last_backward", "last_tap_gradient", "step"}
     assert {row["kernel"] for row in rows} == matrix | others | {"_name_slots"}
     for row in rows:
         assert row["spilled"] == 0, row

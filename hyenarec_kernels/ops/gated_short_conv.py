@@ -1,0 +1,63 @@
+"""The short convolution of a mixer's projection, split, with its first gate multiplied in."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from hyenarec_kernels.layout import segments
+from hyenarec_kernels.ops.checks import autocast, check_input, check_parameter
+from hyenarec_kernels.ops.registration import register
+
+
+def gated_short_conv(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    dim: int,
+    *,
+    lengths: Tensor | None = None,
+    starts: Tensor | None = None,
+    cu_seqlens: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """:func:`hyenarec_kernels.short_conv` of C channels, of which the first ``dim`` multiply the last.
+
+        z[t, c] = sum_{j<W} weight[c, j] * x[t - j, c] + bias[c]
+        u = z[:, :dim] * z[:, C-dim:],    q = z[:, dim:C-dim]
+
+    Args:
+        x: padded (B, L, C) or packed (T, C), C a multiple of ``dim`` and at least twice as many.
+        weight, bias, lengths, starts, cu_seqlens: as in :func:`hyenarec_kernels.short_conv`.
+        dim: D, channels of a gate.
+
+    Returns:
+        ``u`` (..., D) and ``q`` (..., C - 2 D) in the dtype of ``x``, contiguous, 0 in padding; computed in float32
+        (float64 for float64) and each rounded once.
+
+    Raises:
+        ValueError: as :func:`hyenarec_kernels.short_conv`, and for a ``dim`` that does not fit.
+    """
+    op = "gated_short_conv"
+    check_input(op, x)
+    x = autocast(x)
+    channels = x.shape[-1]
+    if dim < 1 or channels % dim or channels < 2 * dim:
+        raise ValueError(f"{op}: the channels of x must be a multiple of dim, 2 or more, got {channels} and {dim}")
+    if weight.dim() != 2 or weight.shape[1] < 1:
+        raise ValueError(f"{op}: weight must be (C, W) with W >= 1, got {tuple(weight.shape)}")
+    check_parameter(op, "weight", weight, (channels, weight.shape[1]), x)
+    check_parameter(op, "bias", bias, (channels,), x)
+    first, end = segments(op, x, lengths, starts, cu_seqlens)
+    u, q = torch.ops.hyenarec.gated_short_conv(x, weight, bias, first, end, dim)
+    return u, q
+
+
+def _output_shapes(
+    x: Tensor, weight: Tensor, bias: Tensor | None, starts: Tensor | None, ends: Tensor | None, dim: int
+) -> Sequence[Sequence[int]]:
+    return [(*x.shape[:-1], dim), (*x.shape[:-1], x.shape[-1] - 2 * dim)]
+
+
+register("gated_short_conv", ("Tensor x", "Tensor weight", "Tensor? bias"), "int dim", _output_shapes, outputs=2)
