@@ -46,9 +46,8 @@ int64_t long_conv_workspace(const LongConvArgs& args, bool backward);
 const char* long_conv_forward(const LongConvArgs& args, void* stream);
 const char* long_conv_backward(const LongConvArgs& args, void* stream);
 
-// Null where the current device can run the kernels, otherwise why not.
+// Null where the current device can run the kernels, otherwise why not. Whether they were compiled for it is not looked
+// at: where they were not, the first call says so.
 const char* long_conv_unsupported();
 
 }  // namespace hyenarec
-// integration needs: long_conv_unsupported to find, too, that the extension holds no code for the device (compiled with
-// HYENAREC_CUDA_ARCHS=90, run on 8.0): cudaFuncGetAttributes of one kernel says so.
