@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass, replace
 from itertools import product
 from pathlib import Path
 from statistics import mean, stdev
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import tyro
 from hyenarec.cli.options import load_source
@@ -114,6 +114,8 @@ class Accuracy:
     """Lengths to train now; default: the protocol's."""
     seeds: tuple[int, ...] | None = None
     """Seeds to train now; default: the protocol's."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to train: auto takes a GPU where there is one."""
 
     def run(self) -> None:
         log = self.data.stem
@@ -137,6 +139,7 @@ class Accuracy:
         ):
             console.rule(f"{name}, length {length}, seed {seed}")
             model, training = protocol.cell(name, length, seed, windows[length])
+            training = replace(training, device=self.device)
             train(store, split, model, training, source, folder(name, length, seed))
 
         runs = [

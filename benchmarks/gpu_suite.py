@@ -365,7 +365,7 @@ def fourier_line(row: dict[str, Any]) -> str:
     return " ".join([*cells, f"error {row['error']:.1e}"])
 
 
-def plot(result: dict[str, Any], path: Path) -> None:
+def plot(result: dict[str, Any], title: str, path: Path) -> None:
     import matplotlib
 
     matplotlib.use("Agg")
@@ -380,7 +380,7 @@ def plot(result: dict[str, Any], path: Path) -> None:
         axis.set(xscale="log", yscale="log", xlabel="sequence length", title=f"D={dim}")
     axes[0].set_ylabel(f"milliseconds for {TOKENS[-1]:,} tokens")
     axes[0].legend(frameon=False, fontsize=8)
-    figure.suptitle(f"gated Legendre convolution, bfloat16, N={TERMS}, {torch.cuda.get_device_name()}")
+    figure.suptitle(title)
     figure.savefig(path, dpi=150)
 
 
@@ -415,7 +415,7 @@ def main() -> None:
     title = f"gated Legendre convolution, bfloat16, {TERMS} terms"
     device = torch.device("cuda")
     write(arguments.out.with_suffix(".json"), "gpu", title, result | {"cases": cases(result)}, device)
-    plot(result, arguments.out.with_suffix(".png"))
+    plot(result, f"{title}, {torch.cuda.get_device_name()}", arguments.out.with_suffix(".png"))
     print("\n".join(table(result)))
     sys.exit(tests)
 
