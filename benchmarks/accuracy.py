@@ -148,7 +148,7 @@ class Accuracy:
             if (result := folder(name, length, seed) / "result.json").exists()
         ]
         baselines = [
-            {"log": log, "length": length, "name": row.pop("model"), "test": row}
+            {"log": log, "length": length, "name": row.pop("model"), **row}
             for length in protocol.lengths
             for row in baseline_rows(store, split, SYSTEMS[OURS].model(length), protocol.training)
         ]
@@ -182,7 +182,7 @@ def table(runs: Rows, baselines: Rows) -> list[dict[str, Any]]:
         cells = {metric: spreads[metric][length, name] for metric in METRICS}
         shown = {metric: f"{m:.4f}" + (f" ±{sd:.4f}" if n > 1 else "") for metric, (m, sd, n) in cells.items()}
         found.append({"read": length, "system": name, "seeds": cells[METRICS[0]][2], **shown})
-    return found + [{"read": row["length"], "system": row["name"], **row["test"]} for row in baselines]
+    return found + [{"read": row["length"], "system": row["name"], **row} for row in baselines]
 
 
 def picture(title: str, runs: Rows, baselines: Rows, path: Path) -> None:
@@ -200,7 +200,7 @@ def picture(title: str, runs: Rows, baselines: Rows, path: Path) -> None:
             left.errorbar(read, means, deviations, capsize=3, **plots.style(name))
         for name in dict.fromkeys(row["name"] for row in baselines):
             rows = [row for row in baselines if row["name"] == name]
-            left.plot([row["length"] for row in rows], [row["test"][metric] for row in rows], "--", label=name)
+            left.plot([row["length"] for row in rows], [row[metric] for row in rows], "--", label=name)
         left.set(xscale="log", xlabel="events of history read", ylabel=metric)
         left.set_xticks(lengths, [f"{length:,}" for length in lengths])
         left.minorticks_off()
@@ -211,7 +211,7 @@ def picture(title: str, runs: Rows, baselines: Rows, path: Path) -> None:
             left.errorbar(average, place, xerr=deviation, color="black", capsize=3)
         left.set_yticks(range(len(systems)), [SYSTEMS[name].title for name in reversed(systems)])
         for row, line in zip(baselines, ("--", ":", "-."), strict=False):
-            left.axvline(row["test"][metric], color="black", linestyle=line, label=row["name"])
+            left.axvline(row[metric], color="black", linestyle=line, label=row["name"])
         left.set(xlabel=f"{metric}, mean and s.d. over seeds")
     for length, name in product(sorted({lengths[0], lengths[-1]}), systems[:4]):
         by_history = [run["test_by_history_length"] for run in runs if (run["length"], run["mixer"]) == (length, name)]
