@@ -32,6 +32,7 @@ from hyenarec_kernels import backends
 from hyenarec_kernels.nn import HyenaMixer
 
 from .convolutions import case
+from .gpu_measuring import Clock, draw, extra_memory, training
 from .measuring import take_turns
 from .operator_cpu import fft, fft_sizes, ratio
 from .recording import RESULTS, write
@@ -47,32 +48,6 @@ DRAWN = {
     "ml-1m": (18, 23, 27, 32, 37, 44, 51, 60, 70, 81, 96, 109, 126, 148, 173, 207, 253, 309, 400, 556, 2277),
     "email-eu-core": (1, 1, 4, 8, 17, 29, 41, 57, 80, 103, 132, 160, 212, 263, 323, 414, 532, 701, 1003, 1720, 9782),
 }
-
-
-class Clock:
-    """Times one call on the device, after writing over its L2 cache."""
-
-    def __init__(self) -> None:
-        self.flushed = torch.empty(64 << 20, dtype=torch.int32, device="cuda")  # 256 MB: larger than any L2 cache
-
-    def __call__(self, run: Callable[[], Any]) -> float:
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        self.flushed.zero_()
-        start.record()
-        run()
-        end.record()
-        end.synchronize()
-        return start.elapsed_time(end)
-
-
-def draw(*shape: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
-    return torch.randn(*shape, dtype=dtype, device="cuda").requires_grad_()
-
-
-def training(forward: Callable[[], Tensor], leaves: list[Tensor]) -> Callable[[], Any]:
-    """Forward and backward."""
-    grad = torch.randn_like(forward())
-    return lambda: torch.autograd.grad(forward(), leaves, grad)
 
 
 def contestants(tokens: int, length: int, dim: int) -> tuple[dict[str, Callable[[], Any]], list[Callable[[], Any]]]:
@@ -137,17 +112,6 @@ def contestants(tokens: int, length: int, dim: int) -> tuple[dict[str, Callable[
         return out, *torch.autograd.grad(out, [x, c, skip, pre, post], grad)
 
     return runs, [torch.no_grad()(ours), both]
-
-
-def extra_memory(run: Callable[[], Any]) -> float:
-    """Most bytes allocated during a call, over those of what it returns."""
-    torch.cuda.synchronize()
-    before = torch.cuda.memory_allocated()
-    torch.cuda.reset_peak_memory_stats()
-    out = run()
-    torch.cuda.synchronize()
-    outputs = [out] if isinstance(out, Tensor) else list(out)
-    return (torch.cuda.max_memory_allocated() - before) / sum(t.numel() * t.element_size() for t in outputs)
 
 
 def parity(length: int, dim: int) -> dict[str, float]:

@@ -20,7 +20,7 @@ from hyenarec_kernels import backends
 from hyenarec_kernels.ops.conv_step import conv_step
 from hyenarec_kernels.ops.gated_short_conv import gated_short_conv
 
-from .gpu_suite import Clock, draw, training
+from .gpu_measuring import Clock, draw, training
 from .measuring import take_turns
 
 COLUMNS, WARPS, STAGES = (32, 64, 128), (4, 8, 16), (1, 2, 3)
