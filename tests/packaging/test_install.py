@@ -98,7 +98,8 @@ def test_a_broken_nvcc_costs_the_cuda_backend_alone(build: tuple[Path, str], tmp
         "from hyenarec_kernels.backends import BACKENDS as b; print([b[name].probe() for name in ('cpu', 'cuda')])"
     )
     environment = os.environ | {"PYTHONPATH": str(tmp_path)}
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment)
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path)
     assert done.stdout.startswith("[None, 'the extension was compiled without CUDA"), done.stdout + done.stderr
 
 
