@@ -2,7 +2,8 @@
 
 Served: the long convolution of float32, bfloat16 and float16 on CUDA devices of compute capability 8.0 and later, by
 FFTs in float32 with gates and skip fused into them. Explicit are also the filters of the bases that have no block form:
-implicit, Chebyshev, cosine. Last positions and float64 go on, as do few taps: see `transforms`.
+implicit, Chebyshev, cosine. Last positions and float64 go on, as do few taps, and taps that many channels share, which
+tensor cores multiply: see `transforms`.
 
 No call waits for the device, so that all of it can be captured in a CUDA graph. Gradients are sums in a fixed order,
 the same run to run. NaN and Inf stay within their channel and sequence; in time they spread over all of it.
@@ -65,8 +66,11 @@ def transforms(x: Tensor, filter: Tensor, last_only: bool) -> bool:
     reference."""
     if last_only or x.dtype not in SERVED or x.numel() == 0:
         return False
-    few = min(filter.shape[1], x.shape[-2]) <= DIRECT_TAPS
-    return not few or triton.probe() is not None or backends.forced() == "cuda"
+    if triton.probe() is not None or backends.forced() == "cuda":
+        return True
+    taps = filter[:, : x.shape[-2]]
+    toeplitz = import_module("hyenarec_kernels.triton.toeplitz")
+    return taps.shape[1] > DIRECT_TAPS and not toeplitz.shared(x, taps)
 
 
 def long_conv(

@@ -78,6 +78,9 @@ def test_forcing_it_where_it_is_not_available_gives_the_reason(monkeypatch: pyte
         ((2, 17, 4), 1000, torch.bfloat16, False, "FFT"),
         ((2, 100, 4), 16, torch.float16, False, "few"),
         ((2, 16, 4), 1000, torch.float32, False, "few"),
+        ((2, 1000, 32), 512, torch.bfloat16, False, "few"),  # 16 channels share a filter
+        ((2, 1000, 32), 513, torch.bfloat16, False, "FFT"),
+        ((2, 1000, 30), 512, torch.bfloat16, False, "FFT"),
         ((40, 4), 40, torch.float32, False, "FFT"),
         ((2, 100, 4), 100, torch.float64, False, "elsewhere"),
         ((2, 100, 4), 100, torch.float32, True, "elsewhere"),
@@ -93,7 +96,7 @@ def test_the_plan(
     use_triton: bool,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Long filters go through the FFT; short ones only where Triton is missing or this backend is forced."""
+    """Long filters go through the FFT; short and shared ones only where Triton is missing or this backend is forced."""
     monkeypatch.setattr(triton, "probe", lambda: None if use_triton else "not installed")
     x, filter = torch.empty(shape, dtype=dtype), torch.empty(2, taps)
     assert cuda.transforms(x, filter, last_only) == (expected == "FFT" or (expected == "few" and not use_triton))

@@ -11,7 +11,8 @@ from hyenarec.mixers.base import Mixer
 from hyenarec.packing import Packing
 from hyenarec_kernels import nn as kernels
 
-# The residual branch starts small: ml-100k test NDCG@10 .092 at 0.2, .086 at 1 (20 epochs, seed 0).
+# The residual branch starts small: ml-100k test NDCG@10 .092 at 0.2, .086 at 1 (20 epochs, seed 0, short
+# convolutions of a deviation of 0.3).
 INITIAL_GAIN = 0.2
 
 
