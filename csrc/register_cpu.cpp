@@ -56,17 +56,17 @@ std::vector<Sequence> sequences_of(const Tensor& x, const MaybeTensor& starts, c
 
 // The plan as hyenarec_kernels/plan.py lays it out: integers, and offsets into one array of constants.
 Plan plan_of(const Tensor& numbers, const Tensor& constants) {
-  constexpr int64_t kHead = 7, kPerLevel = 12;
+  constexpr int64_t kHead = 8, kPerLevel = 12;
   const int64_t count = numbers.numel();
   STD_TORCH_CHECK(numbers.scalar_type() == ScalarType::Long && numbers.is_contiguous() && count >= kHead &&
                       (count - kHead) % kPerLevel == 0,
                   "plan: malformed");
   const int64_t* n = static_cast<const int64_t*>(numbers.data_ptr());
-  Plan plan{n[0], n[1], n[2], n[3], n[4], n[5], n[6], int((count - kHead) / kPerLevel), {}};
-  STD_TORCH_CHECK(plan.chunk % 8 == 0, "plan: chunks of ", plan.chunk, " rows are no whole tiles of 8");
-  STD_TORCH_CHECK(plan.num_levels <= hyenarec::kMaxLevels, "plan: more than ", hyenarec::kMaxLevels, " levels");
   const char* base = static_cast<const char*>(constants.data_ptr());
   int64_t size = constants.element_size();
+  Plan plan{n[0], n[1], n[2], n[3], n[4], n[5], n[6], base + n[7] * size, int((count - kHead) / kPerLevel), {}};
+  STD_TORCH_CHECK(plan.chunk % 8 == 0, "plan: chunks of ", plan.chunk, " rows are no whole tiles of 8");
+  STD_TORCH_CHECK(plan.num_levels <= hyenarec::kMaxLevels, "plan: more than ", hyenarec::kMaxLevels, " levels");
   for (int l = 0; l < plan.num_levels; ++l) {
     const int64_t* v = n + kHead + l * kPerLevel;
     STD_TORCH_CHECK(v[2] <= hyenarec::kMaxRank && v[4] <= hyenarec::kMaxNodes, "plan: rank ", v[2], " or ", v[4],
@@ -86,7 +86,7 @@ struct Inputs {
 
   Inputs(const Tensor& x_, const Tensor& filter, const MaybeTensor& basis, const MaybeTensor& skip,
          const MaybeTensor& pre, const MaybeTensor& post, const MaybeTensor& starts, const MaybeTensor& ends,
-         const Plan& plan_)
+         const Plan& plan_, const MaybeTensor& rate = {})
       : x(unit_stride(x_)), pre_gate(unit_stride(pre)), post_gate(unit_stride(post)),
         sequences(sequences_of(x, starts, ends)), plan(plan_) {
     args.plan = &plan;
@@ -102,15 +102,17 @@ struct Inputs {
     args.terms = basis ? filter.size(1) : 0;
     args.filter = values(filter, args.dtype, (basis ? args.terms : plan.num_samples) * args.channels, "filter");
     args.basis = basis ? values(*basis, args.dtype, plan.num_samples * args.terms, "basis") : nullptr;
+    args.rate = rate ? values(*rate, args.dtype, args.channels, "rate") : nullptr;
     args.skip = skip ? values(*skip, args.dtype, args.channels, "skip") : nullptr;
   }
 };
 
-// `filter` (num_samples, D): its values at the plan's lags; with `basis` (num_samples, N), coefficients (D, N).
-Tensor conv(const Tensor& x, const Tensor& filter, const MaybeTensor& basis, const MaybeTensor& skip,
-            const MaybeTensor& pre_gate, const MaybeTensor& post_gate, const MaybeTensor& starts,
-            const MaybeTensor& ends, const Tensor& plan, const Tensor& constants) {
-  Inputs in(x, filter, basis, skip, pre_gate, post_gate, starts, ends, plan_of(plan, constants));
+// `filter` (num_samples, D): its values at the plan's lags; with `basis` (num_samples, N), coefficients (D, N). With
+// `rate` (D,) it is multiplied by exp(-rate * lag).
+Tensor conv(const Tensor& x, const Tensor& filter, const MaybeTensor& basis, const MaybeTensor& rate,
+            const MaybeTensor& skip, const MaybeTensor& pre_gate, const MaybeTensor& post_gate,
+            const MaybeTensor& starts, const MaybeTensor& ends, const Tensor& plan, const Tensor& constants) {
+  Inputs in(x, filter, basis, skip, pre_gate, post_gate, starts, ends, plan_of(plan, constants), rate);
   Tensor out = empty(x, sizes_of(x), x.scalar_type());
   in.args.out = rows_of(out);
   hyenarec::kernels().conv_forward(in.args, parallel);
@@ -142,16 +144,24 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> gradients(
   return {dx, dfilter, dskip, dpre, dpost};
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> conv_backward(
-    const Tensor& grad, const Tensor& x, const Tensor& filter, const MaybeTensor& basis, const MaybeTensor& skip,
-    const MaybeTensor& pre_gate, const MaybeTensor& post_gate, const MaybeTensor& starts, const MaybeTensor& ends,
-    const Tensor& plan, const Tensor& constants, std::vector<bool> needs) {
-  Inputs in(x, filter, basis, skip, pre_gate, post_gate, starts, ends, plan_of(plan, constants));
-  return gradients(hyenarec::kernels().conv_backward, in, grad, x, filter, skip, pre_gate, post_gate, needs);
+// Gradients of x, filter, rate, skip, pre_gate and post_gate.
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> conv_backward(
+    const Tensor& grad, const Tensor& x, const Tensor& filter, const MaybeTensor& basis, const MaybeTensor& rate,
+    const MaybeTensor& skip, const MaybeTensor& pre_gate, const MaybeTensor& post_gate, const MaybeTensor& starts,
+    const MaybeTensor& ends, const Tensor& plan, const Tensor& constants, std::vector<bool> needs) {
+  STD_TORCH_CHECK(needs.size() == 6, "needs: expected 6 flags");
+  Inputs in(x, filter, basis, skip, pre_gate, post_gate, starts, ends, plan_of(plan, constants), rate);
+  bool wanted = needs[2] && rate;
+  Tensor drate = empty(x, {wanted ? in.args.channels : 0}, arithmetic(in.args.dtype));
+  in.args.drate = wanted ? drate.data_ptr() : nullptr;
+  needs.erase(needs.begin() + 2);
+  auto [dx, dfilter, dskip, dpre, dpost] =
+      gradients(hyenarec::kernels().conv_backward, in, grad, x, filter, skip, pre_gate, post_gate, needs);
+  return {dx, dfilter, drate, dskip, dpre, dpost};
 }
 
 // A plan for the forms that use every tap: `taps` (k, D), lag 0 first, are its values.
-Plan plan_of_taps(const Tensor& taps) { return {0, 0, 0, 0, 0, 0, taps.size(0), 0, {}}; }
+Plan plan_of_taps(const Tensor& taps) { return {0, 0, 0, 0, 0, 0, taps.size(0), nullptr, 0, {}}; }
 
 // x (B, L, D) or (T, D) to the last row of each sequence, (sequences, D); `taps` (k, D), lag 0 first.
 Tensor conv_last(const Tensor& x, const Tensor& taps, const MaybeTensor& skip, const MaybeTensor& pre_gate,
@@ -250,12 +260,12 @@ double peak(int64_t steps) { return hyenarec::kernels().peak(steps, parallel); }
 
 STABLE_TORCH_LIBRARY(hyenarec_cpu, m) {
   m.def(
-      "conv(Tensor x, Tensor filter, Tensor? basis, Tensor? skip, Tensor? pre_gate, Tensor? post_gate, "
-      "Tensor? starts, Tensor? ends, Tensor plan, Tensor constants) -> Tensor");
+      "conv(Tensor x, Tensor filter, Tensor? basis, Tensor? rate, Tensor? skip, Tensor? pre_gate, "
+      "Tensor? post_gate, Tensor? starts, Tensor? ends, Tensor plan, Tensor constants) -> Tensor");
   m.def(
-      "conv_backward(Tensor grad, Tensor x, Tensor filter, Tensor? basis, Tensor? skip, Tensor? pre_gate, "
-      "Tensor? post_gate, Tensor? starts, Tensor? ends, Tensor plan, Tensor constants, bool[] needs) "
-      "-> (Tensor, Tensor, Tensor, Tensor, Tensor)");
+      "conv_backward(Tensor grad, Tensor x, Tensor filter, Tensor? basis, Tensor? rate, Tensor? skip, "
+      "Tensor? pre_gate, Tensor? post_gate, Tensor? starts, Tensor? ends, Tensor plan, Tensor constants, bool[] needs) "
+      "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
   m.def(
       "conv_last(Tensor x, Tensor taps, Tensor? skip, Tensor? pre_gate, Tensor? post_gate, Tensor? starts, "
       "Tensor? ends) -> Tensor");

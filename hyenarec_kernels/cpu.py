@@ -6,7 +6,6 @@ samples' gradient back; the kernels do the rest.
 
 from __future__ import annotations
 
-import math
 from functools import lru_cache
 
 import torch
@@ -16,7 +15,9 @@ from torch.nn.functional import pad, softplus
 from hyenarec_kernels import compiled, reference
 from hyenarec_kernels.blocks import sampled_basis
 from hyenarec_kernels.fit import condition, fits, gram_at
+from hyenarec_kernels.legendre import legendre_filter
 from hyenarec_kernels.plan import CHUNKS, MANY_ROWS, TOLERANCE, Plan, direct_plan, plan_for
+from hyenarec_kernels.reference.legendre_conv import filter_gradients
 from hyenarec_kernels.reference.rows import wide
 
 # Explicit filters of more taps than this go as blocks where they are smooth, otherwise through the reference's FFT.
@@ -82,7 +83,7 @@ def long_conv(
     longest = _longest(x, starts, ends)
     taps = min(filter.shape[1], longest)
     if last_only:
-        return _last(x, _per_channel(_lag_major(filter[:, :taps], x), x), skip, pre_gate, post_gate, starts, ends)
+        return _last(x, filter[:, :taps], skip, pre_gate, post_gate, starts, ends)
     sampled = _sample_taps(x, filter, longest)
     if sampled is None:
         return reference.long_conv(x, filter, skip, pre_gate, post_gate, starts, ends, last_only)
@@ -108,22 +109,22 @@ def long_conv_backward(
     polynomial part of it alone.
     """
     longest = _longest(x, starts, ends)
-    taps = min(filter.shape[1], longest)
+    used = filter[:, : min(filter.shape[1], longest)]
+    unused = filter.shape[1] - used.shape[1]
+    if last_only and longest > 0:
+        dx, dtaps, dskip, dpre, dpost = _last_backward(grad, x, used, skip, pre_gate, post_gate, starts, ends, needs)
+        return dx, pad(dtaps, (0, unused)).to(filter.dtype) if needs[1] else dtaps, dskip, dpre, dpost
     arguments = (grad, x, filter, skip, pre_gate, post_gate, starts, ends, last_only)
-    plan: Plan | None = None
-    if last_only and taps > 0:
-        samples = _per_channel(_lag_major(filter[:, :taps], x), x)
-    else:
-        sampled = _sample_taps(x, filter, longest)
-        if sampled is None:
-            return reference.long_conv_backward(*arguments, needs)
-        plan, samples = sampled
-    every = plan is None or not plan.levels  # the samples are all the taps
-    dx, dfilter, dskip, dpre, dpost = _conv_backward(
-        grad, x, samples, skip, pre_gate, post_gate, starts, ends, plan, [needs[0], needs[1] and every, *needs[2:]]
-    )
+    sampled = _sample_taps(x, filter, longest)
+    if sampled is None:
+        return reference.long_conv_backward(*arguments, needs)
+    plan, samples = sampled
+    every = not plan.levels  # the samples are all the taps
+    dx, dfilter, _, dskip, dpre, dpost = _conv_backward(
+        grad, x, samples, skip, pre_gate, post_gate, starts, ends, plan,
+        [needs[0], needs[1] and every, False, *needs[2:]],
+    )  # fmt: skip
     if needs[1] and every:
-        unused = filter.shape[1] - taps
         dfilter = pad(_per_group(dfilter, filter.shape[0]).T, (0, unused)).contiguous()
     elif needs[1]:
         dfilter = reference.long_conv_backward(*arguments, [False, True, False, False, False])[1]
@@ -148,19 +149,16 @@ def legendre_conv(
             x, coefficients, decay, skip, pre_gate, post_gate, starts, ends, horizon, last_only
         )
     if last_only:
-        every = _taps_plan(min(horizon, longest), horizon)
-        taps = _per_channel(_sample(every, coefficients, decay, x.dtype)[0], x)
+        taps = legendre_filter(coefficients.to(wide(x.dtype)), horizon, decay, taps=longest)
         return _last(x, taps, skip, pre_gate, post_gate, starts, ends)
-    plan = _plan(x, coefficients.shape[1], _rate(decay), horizon, longest)
+    plan = _plan(x, _terms(coefficients, decay), horizon, longest)
     if plan is None:
         return reference.legendre_conv(
             x, coefficients, decay, skip, pre_gate, post_gate, starts, ends, horizon, last_only
         )
-    if decay is None:
-        filter, basis = _coefficients(coefficients, x), _basis(plan, coefficients.shape[1], wide(x.dtype))
-        return _conv(x, filter, skip, pre_gate, post_gate, starts, ends, plan, basis)
-    samples = _per_channel(_sample(plan, coefficients, decay, x.dtype)[0], x)
-    return _conv(x, samples, skip, pre_gate, post_gate, starts, ends, plan)
+    basis = _basis(plan, coefficients.shape[1], wide(x.dtype))
+    filter, rate = _rows_per_channel(coefficients, x), _rate(decay, horizon, x)
+    return _conv(x, filter, skip, pre_gate, post_gate, starts, ends, plan, basis, rate)
 
 
 def legendre_conv_backward(
@@ -177,36 +175,36 @@ def legendre_conv_backward(
     last_only: bool,
     needs: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    longest = _longest(x, starts, ends)
+    longest, groups = _longest(x, starts, ends), coefficients.shape[0]
+    need_decay = needs[2] and decay is not None
+    dcoefficients, ddecay = x.new_empty(0), x.new_empty(0)
     if last_only and longest > 0:
-        plan: Plan | None = _taps_plan(min(horizon, longest), horizon)
-    else:
-        plan = _plan(x, coefficients.shape[1], _rate(decay), horizon, longest) if longest > 0 else None
+        taps = legendre_filter(coefficients.to(wide(x.dtype)), horizon, decay, taps=longest)
+        tap_needs = [needs[0], needs[1] or need_decay, *needs[3:]]
+        dx, dtaps, dskip, dpre, dpost = _last_backward(
+            grad, x, taps, skip, pre_gate, post_gate, starts, ends, tap_needs
+        )
+        if tap_needs[1]:
+            both = filter_gradients(dtaps, taps, coefficients, decay, horizon)
+            dcoefficients = both[0] if needs[1] else dcoefficients
+            ddecay = both[1] if need_decay and both[1] is not None else ddecay
+        return dx, dcoefficients, ddecay, dskip, dpre, dpost
+    plan = _plan(x, _terms(coefficients, decay), horizon, longest) if longest > 0 else None
     if plan is None:
         return reference.legendre_conv_backward(
             grad, x, coefficients, decay, skip, pre_gate, post_gate, starts, ends, horizon, last_only, needs
         )
-    kernel_needs = [needs[0], needs[1] or (needs[2] and decay is not None), *needs[3:]]
-    layout = (skip, pre_gate, post_gate, starts, ends, None if last_only else plan, kernel_needs)
-    dcoefficients, ddecay = x.new_empty(0), x.new_empty(0)
-    if decay is None and not last_only:
-        filter, basis = _coefficients(coefficients, x), _basis(plan, coefficients.shape[1], wide(x.dtype))
-        dx, dfilter, dskip, dpre, dpost = _conv_backward(grad, x, filter, *layout, basis)
-        if needs[1]:
-            dcoefficients = _per_group(dfilter.T, coefficients.shape[0]).T.to(coefficients.dtype)
-        return dx, dcoefficients, ddecay, dskip, dpre, dpost
-    values, window = _sample(plan, coefficients, decay, x.dtype)  # (Q, G)
-    dx, dsamples, dskip, dpre, dpost = _conv_backward(grad, x, _per_channel(values, x), *layout)
-    if kernel_needs[1]:
-        dvalues = _per_group(dsamples, coefficients.shape[0])
-        if needs[1]:
-            damped = dvalues if window is None else dvalues * window
-            basis = _basis(plan, coefficients.shape[1], values.dtype)
-            dcoefficients = (damped.T @ basis).to(coefficients.dtype)
-        if needs[2] and decay is not None:
-            age = _age(plan, values.dtype)[:, None]
-            slope = decay.to(values.dtype).sigmoid()
-            ddecay = (-slope * (age * values * dvalues).sum(0)).to(decay.dtype)
+    basis = _basis(plan, coefficients.shape[1], wide(x.dtype))
+    filter, rate = _rows_per_channel(coefficients, x), _rate(decay, horizon, x)
+    kernel_needs = [needs[0], needs[1], need_decay, *needs[3:]]
+    dx, dfilter, drate, dskip, dpre, dpost = _conv_backward(
+        grad, x, filter, skip, pre_gate, post_gate, starts, ends, plan, kernel_needs, basis, rate
+    )
+    if needs[1]:
+        dcoefficients = _per_group(dfilter.T, groups).T.contiguous().to(coefficients.dtype)
+    if need_decay and decay is not None:
+        slope = decay.to(drate.dtype).sigmoid() / horizon
+        ddecay = (slope * _per_group(drate[None], groups)[0]).to(decay.dtype)
     return dx, dcoefficients, ddecay, dskip, dpre, dpost
 
 
@@ -217,20 +215,21 @@ def conv_step(
     return out
 
 
-def _plan(x: Tensor, terms: int, rate: float, horizon: int, longest: int) -> Plan | None:
+def _terms(coefficients: Tensor, decay: Tensor | None) -> int:
+    """Of a plan: the gradient of a decay is that of a filter ``lag`` times the first, of one term more."""
+    return coefficients.shape[1] + (decay is not None)
+
+
+def _plan(x: Tensor, terms: int, horizon: int, longest: int) -> Plan | None:
     """The plan of a Legendre convolution; None where neither form of this backend beats the FFT."""
     length = min(_bucket(longest), horizon) if longest <= horizon else _bucket(longest)
     rows = min(1 << (x.numel() // x.shape[-1]).bit_length(), MANY_ROWS)
-    plan = plan_for(terms, horizon, length, x.dtype, rate, rows)
+    plan = plan_for(terms, horizon, length, x.dtype, rows)
     return plan if plan.levels or min(horizon, longest) <= DIRECT_TAPS else None
 
 
-def _rate(decay: Tensor | None) -> float:
-    """The fastest decay that a plan is to serve, rounded up to a power of two so that training keeps its plan."""
-    if decay is None:
-        return 0.0
-    fastest = float(softplus(decay.detach().double()).max())
-    return 2.0 ** math.ceil(math.log2(max(fastest, 1.0))) if math.isfinite(fastest) else math.inf
+def _rate(decay: Tensor | None, horizon: int, x: Tensor) -> Tensor | None:  # (G,) -> (D,), a row
+    return None if decay is None else _rows_per_channel(softplus(decay.to(wide(x.dtype))) / horizon, x)
 
 
 def _bucket(length: int) -> int:
@@ -240,32 +239,9 @@ def _bucket(length: int) -> int:
 
 
 @lru_cache(maxsize=64)
-def _taps_plan(taps: int, horizon: int) -> Plan:
-    """All of the first `taps` taps, as samples of a filter of `horizon`."""
-    return Plan(horizon, taps, taps, (), 0.0)
-
-
-@lru_cache(maxsize=64)
 def _basis(plan: Plan, terms: int, dtype: torch.dtype) -> Tensor:
     with torch.inference_mode(False):
         return torch.from_numpy(sampled_basis(plan.lags, terms, plan.horizon)).to(dtype).contiguous()
-
-
-@lru_cache(maxsize=64)
-def _age(plan: Plan, dtype: torch.dtype) -> Tensor:
-    with torch.inference_mode(False):
-        return torch.from_numpy(plan.lags / plan.horizon).to(dtype)
-
-
-def _sample(plan: Plan, coefficients: Tensor, decay: Tensor | None, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
-    """The filter at the plan's lags and its window there, (Q, G) in arithmetic type."""
-    arithmetic = wide(dtype)
-    with torch.autocast("cpu", enabled=False):
-        values = _basis(plan, coefficients.shape[1], arithmetic) @ coefficients.to(arithmetic).T
-        if decay is None:
-            return values, None
-        window = torch.exp(-_age(plan, arithmetic)[:, None] * softplus(decay.to(arithmetic)))
-        return values * window, window
 
 
 def _sample_taps(x: Tensor, filter: Tensor, longest: int) -> tuple[Plan, Tensor] | None:
@@ -286,7 +262,7 @@ def _sample_taps(x: Tensor, filter: Tensor, longest: int) -> tuple[Plan, Tensor]
         allowed = TOLERANCE[x.dtype] * h[:, :taps].norm(dim=1)
         for coefficients in fits(h, allowed / CHUNKS[-1] ** 0.5):
             terms = coefficients.shape[1]
-            plan = _plan(x, terms, 0.0, horizon, longest)
+            plan = _plan(x, terms, horizon, longest)
             if plan is None:
                 continue
             bound = plan.bound * condition(horizon, terms) * coefficients.norm(dim=1)
@@ -311,11 +287,12 @@ def _conv(
     ends: Tensor | None,
     plan: Plan,
     basis: Tensor | None = None,
+    rate: Tensor | None = None,
 ) -> Tensor:
-    """`filter`: samples (Q, D), or coefficients (D, N) of `basis` (Q, N)."""
+    """`filter`: samples (Q, D), or coefficients (D, N) of `basis` (Q, N), before a window of `rate` (D,)."""
     gates = (_wide(skip, x), pre_gate, post_gate)
     constants = plan.constants(wide(x.dtype))
-    out: Tensor = torch.ops.hyenarec_cpu.conv(x, filter, basis, *gates, starts, ends, plan.numbers, constants)
+    out: Tensor = torch.ops.hyenarec_cpu.conv(x, filter, basis, rate, *gates, starts, ends, plan.numbers, constants)
     return out
 
 
@@ -328,21 +305,17 @@ def _conv_backward(
     post_gate: Tensor | None,
     starts: Tensor | None,
     ends: Tensor | None,
-    plan: Plan | None,
+    plan: Plan,
     needs: list[bool],
     basis: Tensor | None = None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Without a plan: of the last rows alone, whose samples are all the taps."""
+    rate: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of x, filter, rate, skip, pre_gate and post_gate."""
     layout = (_wide(skip, x), pre_gate, post_gate, starts, ends)
-    if plan is None:
-        dx, dfilter, dskip, dpre, dpost = torch.ops.hyenarec_cpu.conv_last_backward(
-            grad, x, filter, *layout, list(needs)
-        )
-    else:
-        dx, dfilter, dskip, dpre, dpost = torch.ops.hyenarec_cpu.conv_backward(
-            grad, x, filter, basis, *layout, plan.numbers, plan.constants(wide(x.dtype)), list(needs)
-        )
-    return dx, dfilter, dskip if skip is None else dskip.to(skip.dtype), dpre, dpost
+    dx, dfilter, drate, dskip, dpre, dpost = torch.ops.hyenarec_cpu.conv_backward(
+        grad, x, filter, basis, rate, *layout, plan.numbers, plan.constants(wide(x.dtype)), list(needs)
+    )
+    return dx, dfilter, drate, dskip if skip is None else dskip.to(skip.dtype), dpre, dpost
 
 
 def _last(
@@ -354,8 +327,31 @@ def _last(
     starts: Tensor | None,
     ends: Tensor | None,
 ) -> Tensor:
+    """`taps`: (G, k), all that the longest sequence can use."""
+    taps = _per_channel(_lag_major(taps, x), x)
     out: Tensor = torch.ops.hyenarec_cpu.conv_last(x, taps, _wide(skip, x), pre_gate, post_gate, starts, ends)
     return out
+
+
+def _last_backward(
+    grad: Tensor,
+    x: Tensor,
+    taps: Tensor,
+    skip: Tensor | None,
+    pre_gate: Tensor | None,
+    post_gate: Tensor | None,
+    starts: Tensor | None,
+    ends: Tensor | None,
+    needs: list[bool],
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of x, taps (G, k), skip, pre_gate and post_gate."""
+    layout = (_wide(skip, x), pre_gate, post_gate, starts, ends)
+    dx, dtaps, dskip, dpre, dpost = torch.ops.hyenarec_cpu.conv_last_backward(
+        grad, x, _per_channel(_lag_major(taps, x), x), *layout, list(needs)
+    )
+    if needs[1]:
+        dtaps = _per_group(dtaps, taps.shape[0]).T.contiguous()
+    return dx, dtaps, dskip if skip is None else dskip.to(skip.dtype), dpre, dpost
 
 
 def _longest(x: Tensor, starts: Tensor | None, ends: Tensor | None) -> int:
@@ -390,6 +386,6 @@ def _per_group(values: Tensor, groups: int) -> Tensor:  # (Q, D) -> (Q, G)
     return values if groups == values.shape[1] else values.view(len(values), groups, -1).sum(-1)
 
 
-def _coefficients(coefficients: Tensor, x: Tensor) -> Tensor:  # (G, N) -> (D, N)
-    shared = x.shape[-1] // coefficients.shape[0]
-    return _contiguous(coefficients if shared == 1 else coefficients.repeat_interleave(shared, 0), wide(x.dtype))
+def _rows_per_channel(parameter: Tensor, x: Tensor) -> Tensor:  # (G, ...) -> (D, ...)
+    shared = x.shape[-1] // parameter.shape[0]
+    return _contiguous(parameter if shared == 1 else parameter.repeat_interleave(shared, 0), wide(x.dtype))

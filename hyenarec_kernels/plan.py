@@ -3,13 +3,15 @@
 A plan turns a filter into its values at a few lags: every lag of the first chunk, and for each chunk distance the
 Chebyshev nodes of the window of lags that the distance covers. Inside a window the filter is replaced by the polynomial
 through its nodes and written in the local polynomial basis of the two chunks, of which a few entries are kept. What is
-dropped is computed here entry by entry, in float64, before anything runs; the bound holds for every filter of the basis
-and, with a window, for every decay rate from none to the fastest.
+dropped is computed here entry by entry, in float64, before anything runs: the bound holds for every filter of the
+basis.
+
+A window ``exp(-a lag)`` is no part of this: it splits into factors of the two chunks' rows and of the chunks between
+them (csrc/cpu/tables.h), none of them above 1, so that the error of a windowed filter has the same bound.
 """
 
 from __future__ import annotations
 
-import itertools
 import math
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -77,7 +79,6 @@ class Plan:
 
     `bound`: for coefficients c of a filter sum_n c_n h_n, any input u and any chunk I of the output,
     ||error_I|| <= bound * sqrt(horizon) * ||c|| * ||u|| (2-norms, per channel), rounding apart; 0 for a direct plan.
-    Filters damped at any rate the plan serves have the same bound.
     """
 
     horizon: int
@@ -118,9 +119,9 @@ class Plan:
     def numbers(self) -> torch.Tensor:
         """The integers csrc/register_cpu.cpp reads, int64."""
         far_row = self.near_taps if self.far_taps and not self.shares_taps else 0
-        numbers = [self.horizon, self.chunk, self.near_taps, self.far_lag, self.far_taps, far_row, len(self.lags)]
+        numbers = [self.horizon, self.chunk, self.near_taps, self.far_lag, self.far_taps, far_row, len(self.lags), 0]
         row = self.near_taps + (self.far_taps if far_row else 0)
-        offset = 0
+        offset = len(self.lags)
         for level, (moments, from_nodes, half) in zip(self.levels, self._tables, strict=True):
             numbers += [level.chunk, level.fan, level.rank, level.degree, level.nodes]
             numbers += [level.near_pairs, level.far_first, level.far_pairs, row]
@@ -130,13 +131,13 @@ class Plan:
         return torch.from_numpy(np.array(numbers, dtype=np.int64))
 
     def constants(self, dtype: torch.dtype) -> torch.Tensor:
-        """Folded bases and node-to-block maps of all levels, one after the other, in the arithmetic type."""
+        """Lags, then folded bases and node-to-block maps of all levels, in the arithmetic type."""
         return self._constants[dtype]
 
     @cached_property
     def _constants(self) -> dict[torch.dtype, torch.Tensor]:
         parts = [part.reshape(-1) for moments, from_nodes, _ in self._tables for part in (moments, from_nodes)]
-        whole = torch.from_numpy(np.concatenate([np.zeros(0), *parts]))
+        whole = torch.from_numpy(np.concatenate([self.lags, *parts]))
         return {torch.float64: whole, torch.float32: whole.float()}
 
     @cached_property
@@ -169,75 +170,42 @@ def folded_map(level: Level) -> Array:
     return folded
 
 
-def damping_error(width: float, nodes: int) -> float:
-    """What the polynomial through `nodes` Chebyshev nodes of an interval of `width` in y >= 0 misses of exp(-y).
-
-    At most 2 (width / 4)^nodes / nodes!: the remainder of Chebyshev interpolation for derivatives of at most 1.
-    """
-    return 2 * math.exp(nodes * math.log(width / 4) - math.lgamma(nodes + 1))
-
-
-def damping_nodes(width: float, tolerance: float) -> int:
-    """The fewest that bring `damping_error` down to `tolerance`."""
-    return next(nodes for nodes in itertools.count(1) if damping_error(width, nodes) <= tolerance)
-
-
 @dataclass(frozen=True)
 class Windows:
-    """The blocks of the basis filters, damped by exp(-a * lag / K) with any a in [0, rate], on chunks of any size.
-
-    `tolerance`: of the plan they are for; where damping is replaced by a polynomial, that adds 1% of it at most.
-    """
+    """The windows of lags of the basis filters that chunks at one distance cover, on chunks of any size."""
 
     terms: int
     horizon: int
-    rate: float
-    tolerance: float
 
-    @cached_property
-    def damping_tolerance(self) -> float:
-        """For `damping_error`. An error of 1 everywhere in exp(-a * lag / K) changes a chunk's blocks, over all basis
-        filters (|sqrt(2n+1) P_n| <= sqrt(2n+1), N^2 in all) and windows (chunk * windows <= K), by at most
-        N sqrt(K chunk) in the true ones and 5 times that in those through nodes (the Lebesgue constant of 500 nodes is
-        below 5); `bound` counts it four times, in units of sqrt(K), and chunks are at most K / 2."""
-        return self.tolerance / (100 * 4 * 6 * self.terms * math.sqrt(self.horizon / 2))
+    @property
+    def exact_nodes(self) -> int:
+        """Nodes that determine a window: a filter is a polynomial of degree < terms."""
+        return max(self.terms, 2)
 
-    def exact_nodes(self, chunk: int) -> int:
-        """Nodes that determine a window: an undamped filter is a polynomial of degree < terms; so many more do for the
-        damping inside a window."""
-        if self.rate == 0:
-            return max(self.terms, 2)
-        return self.terms + damping_nodes(2 * self.rate * chunk / self.horizon, self.damping_tolerance)
-
-    def samples(self, chunk: int, distances: Array, nodes: Array) -> tuple[Array, Array]:
-        """The lags of `nodes` in [-1, 1] in every window over K, (windows, nodes, 1), and the undamped basis filters
-        there, (windows, nodes, terms)."""
+    def samples(self, chunk: int, distances: Array, nodes: Array) -> Array:
+        """The basis filters at `nodes` in [-1, 1] of every window, (windows, nodes, terms)."""
         lags = chunk * distances[:, None] + (chunk - 1) * nodes  # (windows, nodes)
-        values = sampled_basis(lags.reshape(-1), self.terms, self.horizon).reshape(*lags.shape, self.terms)
-        return lags[..., None] / self.horizon, values
+        return sampled_basis(lags.reshape(-1), self.terms, self.horizon).reshape(*lags.shape, self.terms)
 
     @lru_cache(maxsize=256)  # noqa: B019 (windows live as long as the search that made them)
     def energy(self, chunk: int, last: int) -> Array:
-        """Squares of the entries (r, s) summed over basis filters and distances 1..last, worst of 6 rates, (entries,).
+        """Squares of the entries (r, s) summed over basis filters and distances 1..last, (entries,).
 
         Polynomials turn fastest at both ends of the horizon: beyond 24 windows, 8 at either end and 8 between stand
-        for the rest. This ranks candidates; the bound of a plan that is kept looks at every window and rate.
+        for the rest. This ranks candidates; the bound of a plan that is kept looks at every window.
         """
         distances = np.arange(1, last + 1, dtype=np.float64)
         if last > 24:
             distances = distances[np.r_[0:8, np.linspace(8, last - 9, 8).astype(int), last - 8 : last]]
-        nodes = min(self.exact_nodes(chunk), chunk)
-        rates = (0.0,) if self.rate == 0 else (0.0, *np.geomspace(self.rate / 16, self.rate, 5))
-        to_blocks = blocks_from_nodes(chunk, nodes)
-        ages, values = self.samples(chunk, distances, chebyshev_nodes(nodes))
-        blocks = (to_blocks @ (values * np.exp(-rate * ages)) for rate in rates)
-        energy: Array = np.max([np.square(block).sum(axis=(0, 2)) for block in blocks], axis=0)
-        return energy * (last / len(distances))
+        nodes = min(self.exact_nodes, chunk)
+        blocks = blocks_from_nodes(chunk, nodes) @ self.samples(chunk, distances, chebyshev_nodes(nodes))
+        energy: Array = np.square(blocks).sum(axis=(0, 2)) * (last / len(distances))
+        return energy
 
     @lru_cache(maxsize=256)  # noqa: B019
     def shape(self, chunk: int, last: int, tolerance: float) -> tuple[int, int, int] | None:
         """Cheapest (rank, degree, nodes) that drop less than `tolerance`, or None."""
-        energy, count = self.energy(chunk, last), min(self.exact_nodes(chunk), chunk)
+        energy, count = self.energy(chunk, last), min(self.exact_nodes, chunk)
         best, cheapest = None, math.inf
         for rank in range(2, min(MAX_RANK, count, chunk // 2) + 1):
             for degree in range(rank, min(2 * rank, count + 1)):
@@ -252,26 +220,13 @@ class Windows:
 
         For unit coefficients a window is off by at most its Frobenius norm over all basis filters, and by
         Cauchy-Schwarz over the windows a chunk of output by at most the root of the sum of their squares, times ||u||.
-
-        Every rate: the error E(a) is linear in exp(-a * lag / K), hence within r = `damping_error` (times a constant,
-        see `damping_tolerance`) of a polynomial of degree < m in a, and polynomials of degree < m are at most
-        1 / cos(pi / 4) larger on an interval than on 2m Chebyshev nodes of it (Ehlich and Zeller, Math. Z. 86, 1964):
-        sup ||E|| <= sqrt(2) (max_j ||E(a_j)|| + r) + r.
         """
-        exact = self.exact_nodes(level.chunk)
-        nodes = np.concatenate([chebyshev_nodes(exact), chebyshev_nodes(level.nodes)])
-        off = error_map(level, exact)
-        rates = np.zeros(1)
-        if self.rate > 0:
-            count = 2 * damping_nodes(self.rate, self.damping_tolerance)
-            rates = self.rate * (1 + chebyshev_nodes(count)) / 2
-        squares = np.zeros(len(rates))
+        nodes = np.concatenate([chebyshev_nodes(self.exact_nodes), chebyshev_nodes(level.nodes)])
+        off, squares = error_map(level, self.exact_nodes), 0.0
         for first in range(1, last + 1, 64):
             distances = np.arange(first, min(first + 64, last + 1), dtype=np.float64)
-            ages, values = self.samples(level.chunk, distances, nodes)
-            squares += [np.square(off @ (values * np.exp(-rate * ages))).sum() for rate in rates]
-        worst = math.sqrt(squares.max() / self.horizon)
-        return worst if self.rate == 0 else math.sqrt(2) * worst + self.tolerance / 100
+            squares += float(np.square(off @ self.samples(level.chunk, distances, nodes)).sum())
+        return math.sqrt(squares / self.horizon)
 
 
 def error_map(level: Level, exact: int) -> Array:
@@ -341,11 +296,9 @@ def cost(horizon: int, length: int, rows: int, levels: tuple[Level, ...]) -> flo
 
 
 @lru_cache(maxsize=256)
-def block_plan(
-    terms: int, horizon: int, length: int, tolerance: float, rate: float, rows: int = MANY_ROWS
-) -> Plan | None:
-    """The cheapest block plan whose bound is at most `tolerance`, or None. `rate`: fastest softplus(a) served."""
-    windows = Windows(terms, horizon, rate, tolerance)
+def block_plan(terms: int, horizon: int, length: int, tolerance: float, rows: int = MANY_ROWS) -> Plan | None:
+    """The cheapest block plan whose bound is at most `tolerance`, or None."""
+    windows = Windows(terms, horizon)
     for share in (tolerance / 4, tolerance / 8, tolerance / 16):  # of one level, as far as the search can tell
         levels = cheapest_levels(windows, length, rows, share)
         bound = sum(windows.bound(level, last_distance(horizon, length, level.chunk)) for level in levels)
@@ -387,13 +340,11 @@ def cheapest_levels(windows: Windows, length: int, rows: int, share: float) -> t
 
 
 @lru_cache(maxsize=1024)
-def plan_for(
-    terms: int, horizon: int, length: int, dtype: torch.dtype, rate: float = 0.0, rows: int = MANY_ROWS
-) -> Plan:
+def plan_for(terms: int, horizon: int, length: int, dtype: torch.dtype, rows: int = MANY_ROWS) -> Plan:
     """The cheapest plan, direct or block low-rank, for sequences of up to `length` rows, `rows` in all."""
     taps = min(horizon, length)
     direct_cost = NS_ROW + NS_TAP * (taps - taps * (taps - 1) / 2 / length)
     block = None
-    if direct_cost > 2 * NS_ROW and rate < horizon:
-        block = block_plan(terms, horizon, length, TOLERANCE[dtype], rate, rows)
+    if direct_cost > 2 * NS_ROW:
+        block = block_plan(terms, horizon, length, TOLERANCE[dtype], rows)
     return block if block and cost(horizon, length, rows, block.levels) < direct_cost else direct_plan(horizon, length)

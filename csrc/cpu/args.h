@@ -41,6 +41,7 @@ struct Plan {
   int64_t far_taps;   // 0: the filter outlives every sequence
   int64_t far_row;    // row of `samples` of lag far_lag; 0 (and far_lag 0): the near taps hold every far lag
   int64_t num_samples;
+  const void* lags;  // (num_samples,) of the samples, in the arithmetic type
   int num_levels;
   Level levels[kMaxLevels];
 };
@@ -57,10 +58,12 @@ struct ConvArgs {
   const void* filter;  // (num_samples, channels): its values at the plan's lags; with a basis (channels, terms)
   const void* basis;   // (num_samples, terms): the filters of one coefficient at the plan's lags; or null
   int64_t terms;
+  const void* rate;    // (channels,): each tap is multiplied by exp(-rate * lag), which `filter` leaves out; or null
   const void* skip;    // (channels,) or null
   // backward only; a null output is not wanted
   Rows grad, dx, dpre_gate, dpost_gate;
   void* dfilter;  // as `filter`
+  void* drate;    // (channels,)
   void* dskip;    // (channels,)
 };
 

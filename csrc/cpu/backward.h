@@ -3,8 +3,6 @@
 // products of their moments for the blocks, so no gradient of K taps exists; skip is a part of the tap at lag 0. Sums
 // over sequences are split into the call's groups and added in order: the same bits for any number of threads.
 #pragma once
-#include <initializer_list>
-
 #include "correlate.h"
 #include "forward.h"
 
@@ -29,7 +27,7 @@ struct BackwardCall : Call<A> {
   }
   Vec<A>* sum(int64_t part, int64_t block) const { return sums + (part * channel_blocks + block) * table_size; }
   bool wants_du() const { return args.dx.data || args.dpre_gate.data; }
-  bool wants_taps() const { return args.dfilter || args.dskip; }
+  bool wants_taps() const { return args.dfilter || args.drate || args.dskip; }
 };
 
 template <class A>
@@ -88,7 +86,7 @@ void output_side(const BackwardCall<A>& call, Pass<A>& u, Pass<A>& dy, const Seq
   Block dpost = call.block(sequence, args.dpost_gate, t), grad = call.block(sequence, args.grad, t);
   const Tables<A>* tables = call.tables + call.first_block(t);
   u.begin(call.reader(sequence, args.x, args.pre_gate, t), tables);
-  dy.begin(call.reader(sequence, args.grad, args.post_gate, t), tables);
+  dy.begin(call.reader(sequence, args.grad, args.post_gate, t), tables, true);
   u.each_segment([&](const Segment& segment) {
     if (dpost.data) {
       u.run(segment);
@@ -136,10 +134,19 @@ void finish_gradients(const BackwardCall<A>& call, int64_t block) {
   int64_t c0 = block * kWidth<A>, valid = args.channels - c0 < kWidth<A> ? args.channels - c0 : kWidth<A>;
   Tables<A> tables(*args.plan, total);
   if (args.dskip) store_some<A>(static_cast<A*>(args.dskip) + c0, tables.near[0], valid);
-  if (!args.dfilter) return;
-  Arena room(args.plan->num_samples * int64_t(sizeof(Vec<A>)));
-  values_gradient<A>(*args.plan, tables, room.base<Vec<A>>());
-  filter_gradient<A>(args, room.base<Vec<A>>(), c0);
+  if (!args.dfilter && !args.drate) return;
+  const int64_t samples = args.plan->num_samples;
+  Arena room((args.terms + 2 * samples) * int64_t(sizeof(Vec<A>)));
+  Vec<A>* gradient = room.base<Vec<A>>();
+  values_gradient<A>(*args.plan, tables, gradient);
+  if (args.rate) damp<A>(*args.plan, load_channels<A>(args.rate, 0, args.channels, c0), gradient);
+  if (args.dfilter) filter_gradient<A>(args, gradient, c0);
+  if (!args.drate) return;
+  // d/d rate of exp(-rate lag) p(lag) is that of the filter -lag p(lag).
+  const Vec<A>* values = filter_values<A>(args, c0, gradient + samples);
+  Vec<A> drate{};
+  for (int64_t q = 0; q < samples; ++q) drate -= values[q] * gradient[q] * static_cast<const A*>(args.plan->lags)[q];
+  store_some<A>(static_cast<A*>(args.drate) + c0, drate, valid);
 }
 
 template <class A>

@@ -40,6 +40,7 @@ struct Taps {
   int64_t near_taps;
   const Vec<A>* far;  // indexed by lag; kTapPad zero vectors follow lag horizon - 1
   int64_t horizon;
+  const Vec<A>* window;  // what multiplies `rest`, a vector a row; or null
 };
 
 // y[t] = rest[t] (absent: 0) + the sum over the lags below near_taps of taps.near[lag] * u[t - lag] inside the chunk,
@@ -52,6 +53,8 @@ void direct(const Taps<A>& taps, const Vec<A>* u, const Vec<A>* history, int64_t
   for (int64_t t = (rows - 1) / R * R; t >= 0; t -= R) {
     Vec<A> sum[R];
     for (int r = 0; r < R; ++r) sum[r] = rest ? rest[t + r] : Vec<A>{};
+    if (rest && taps.window)
+      for (int r = 0; r < R; ++r) sum[r] *= taps.window[t + r];
     if (history_rows > t) {
       int64_t steps = ceil_div(history_rows - t, R) * R, first = history_rows - steps;
       slide<1, A, R>(sum, taps.far + t + taps.horizon - 1 - first, history + first, steps);

@@ -28,9 +28,9 @@ struct Call {
   static constexpr int64_t kItems = 16;
 
   const ConvArgs& args;
-  int64_t channel_blocks, table_size, tile_blocks, tiles, num_groups, rows = 0, longest = 0;
+  int64_t channel_blocks, table_size, window_size, tile_blocks, tiles, num_groups, rows = 0, longest = 0;
   Arena arena;
-  Vec<A>* table_storage;
+  Vec<A>*table_storage, *window_storage;
   Tables<A>* tables;
   int64_t* group_begin;
   bool own_tables = false;  // each tile is one item, which builds the tables that it alone reads
@@ -38,19 +38,26 @@ struct Call {
   static int64_t bytes(const ConvArgs& args, int64_t blocks) {
     Arena count;
     count.take<Vec<A>>(table_vectors(*args.plan) * blocks);
+    count.take<Vec<A>>(window_vectors(args) * blocks);
     count.take<Tables<A>>(blocks);
     count.take<int64_t>(kItems + 1);
     return count.used();
   }
+  static int64_t window_vectors(const ConvArgs& args) { return args.rate ? Window<A>::vectors(*args.plan) : 0; }
   explicit Call(const ConvArgs& a)
       : args(a),
         channel_blocks(ceil_div(a.channels, kWidth<A>)),
         table_size(table_vectors(*a.plan)),
+        window_size(window_vectors(a)),
         arena(bytes(a, channel_blocks)),
         table_storage(arena.template take<Vec<A>>(table_size * channel_blocks)),
+        window_storage(arena.template take<Vec<A>>(window_size * channel_blocks)),
         tables(arena.template take<Tables<A>>(channel_blocks)),
         group_begin(arena.template take<int64_t>(kItems + 1)) {
-    for (int64_t b = 0; b < channel_blocks; ++b) tables[b] = Tables<A>(*a.plan, table_storage + b * table_size);
+    for (int64_t b = 0; b < channel_blocks; ++b) {
+      tables[b] = Tables<A>(*a.plan, table_storage + b * table_size);
+      if (a.rate) tables[b].window = Window<A>(*a.plan, window_storage + b * window_size);
+    }
     for (int64_t s = 0; s < a.num_sequences; ++s) {
       rows += a.sequences[s].length;
       longest = a.sequences[s].length > longest ? a.sequences[s].length : longest;
@@ -89,6 +96,11 @@ struct Call {
     Arena room((args.terms + args.plan->num_samples) * int64_t(sizeof(Vec<A>)));
     for (int64_t b = begin; b < end; ++b) {
       Vec<A>* values = filter_values<A>(args, b * kWidth<A>, room.base<Vec<A>>());
+      if (args.rate) {
+        Vec<A> rate = load_channels<A>(args.rate, 0, args.channels, b * kWidth<A>);
+        damp<A>(*args.plan, rate, values);
+        tables[b].window.fill(*args.plan, rate);
+      }
       if (args.skip) values[0] += load_channels<A>(args.skip, 0, args.channels, b * kWidth<A>);
       build_tables<A>(*args.plan, values, tables[b]);
     }

@@ -58,9 +58,18 @@ HYENAREC_INLINE void folded_rows(const Level& level, int64_t begin, int64_t coun
     });
 }
 
+// The window of a chunk's rows, or of a node's children, as their moments need it: towards the end of the chunk for
+// sources, from its start for targets. Null data: no window.
+template <class A>
+struct Scale {
+  const Vec<A>* data;
+  int64_t step;
+  Vec<A> operator[](int64_t i) const { return data[i * step]; }
+};
+
 // Moments of chunks, rows to out; fold: room for 2 X half vectors.
 template <class A, int X>
-HYENAREC_INLINE void chunk_moments(const Level& level, const Vec<A>* const (&rows)[X], Vec<A>* fold,
+HYENAREC_INLINE void chunk_moments(const Level& level, const Vec<A>* const (&rows)[X], Scale<A> scale, Vec<A>* fold,
                                    Vec<A>* const (&out)[X]) {
   const Vec<A>*p[X], *q[X];
   for (int x = 0; x < X; ++x) {
@@ -68,6 +77,7 @@ HYENAREC_INLINE void chunk_moments(const Level& level, const Vec<A>* const (&row
     const Vec<A>*front = rows[x], *back = rows[x] + level.chunk - 1;
     for (int64_t i = 0; i < level.half; ++i) {
       Vec<A> a = front[i], b = back[-i];
+      if (scale.data) a *= scale[i], b *= scale[level.chunk - 1 - i];
       sum[i] = a + b, difference[i] = a - b;
     }
     p[x] = sum, q[x] = difference;
@@ -87,15 +97,18 @@ HYENAREC_INLINE void reconstruct(const Level& level, const Vec<A>* const (&nu)[X
 // Moments of a node of `level` from those of its children, fan x child.rank vectors.
 template <class A, int X>
 HYENAREC_INLINE void moments_up(const Level& level, const Level& child, const Vec<A>* const (&children)[X],
-                                Vec<A>* fold, Vec<A>* const (&out)[X]) {
+                                const Scale<A> (&scale)[X], Vec<A>* fold, Vec<A>* const (&out)[X]) {
   const Vec<A>*p[X], *q[X];
   int64_t rank = child.rank;
   for (int x = 0; x < X; ++x) {
     Vec<A>*sum = fold + x * 2 * level.half, *difference = sum + level.half;
     for (int64_t j = 0; j < child.fan / 2; ++j) {
       const Vec<A>*front = children[x] + j * rank, *back = children[x] + (child.fan - 1 - j) * rank;
-      for (int64_t b = 0; b < rank; b += 2) sum[b] = front[b] + back[b], difference[b] = front[b] - back[b];
-      for (int64_t b = 1; b < rank; b += 2) sum[b] = front[b] - back[b], difference[b] = front[b] + back[b];
+      for (int64_t b = 0; b < rank; ++b) {
+        Vec<A> a = front[b], c = b % 2 ? -back[b] : back[b];
+        if (scale[x].data) a *= scale[x][j], c *= scale[x][child.fan - 1 - j];
+        sum[b] = a + c, difference[b] = a - c;
+      }
       sum += rank, difference += rank;
     }
     p[x] = fold + x * 2 * level.half, q[x] = p[x] + level.half;
@@ -106,12 +119,13 @@ HYENAREC_INLINE void moments_up(const Level& level, const Level& child, const Ve
 // nu of the children from that of their parent, a node of `level`.
 template <class A, int X>
 HYENAREC_INLINE void nu_down(const Level& level, const Level& child, const Vec<A>* const (&nu)[X],
-                             Vec<A>* const (&children)[X]) {
+                             const Scale<A> (&scale)[X], Vec<A>* const (&children)[X]) {
   int64_t rank = child.rank;
   for (int64_t j = 0; j < child.fan / 2; ++j)
     folded_rows<A, X>(level, j * rank, rank, nu, [&](int64_t b, int x, Vec<A> even, Vec<A> odd) {
-      children[x][j * rank + b] = even + odd;
-      children[x][(child.fan - 1 - j) * rank + b] = b % 2 ? odd - even : even - odd;
+      Vec<A> front = even + odd, back = b % 2 ? odd - even : even - odd;
+      if (scale[x].data) front *= scale[x][j], back *= scale[x][child.fan - 1 - j];
+      children[x][j * rank + b] = front, children[x][(child.fan - 1 - j) * rank + b] = back;
     });
 }
 

@@ -38,6 +38,7 @@ struct Pass {
   const Plan* plan;
   Reader<A> reader;
   const Tables<A>* tables;  // one a channel block of the tile
+  bool targets = false;     // moments are those of a block's targets, not of its sources
   Moments<A> mu[kMaxLevels];
   Vec<A>* nu[kMaxLevels];  // (blocks, nodes of one parent, rank): of the lowest level without a parent, of one segment
   Vec<A>* u;        // (blocks, stride())
@@ -77,8 +78,8 @@ struct Pass {
     work = arena.take<Vec<A>>(2 * kLanes * widest);
   }
 
-  void begin(const Reader<A>& from, const Tables<A>* of) {
-    reader = from, tables = of;
+  void begin(const Reader<A>& from, const Tables<A>* of, bool of_targets = false) {
+    reader = from, tables = of, targets = of_targets;
     for (int l = 0; l < plan->num_levels; ++l) mu[l].first = 0;
   }
 
@@ -125,7 +126,9 @@ struct Pass {
       Vec<A>* out[X];
       for (int x = 0; x < X; ++x)
         rows[x] = u + c * stride() + x * plan->chunk, out[x] = mu[0].node(c, segment.chunk + x);
-      chunk_moments<A, X>(plan->levels[0], rows, work, out);
+      const Vec<A>* window = tables[c].window.rows;
+      Scale<A> scale = targets || !window ? Scale<A>{window, 1} : Scale<A>{window + plan->chunk, -1};
+      chunk_moments<A, X>(plan->levels[0], rows, scale, work, out);
     });
   }
 
@@ -139,14 +142,15 @@ struct Pass {
         constexpr int X = decltype(blocks)::value;
         const Vec<A>* from[X];
         Vec<A>* to[X];
+        Scale<A> scale[X];
         for (int c = 0; c < X; ++c) {
           Vec<A>* out = nu_node(l, c, index);
           const Vec<A>* moments = mu[l].node(c, index);
           apply_pairs<A, 1>(level, tables[c].blocks[l], before(l, index), level.near_pairs, moments, out, l < top());
           apply_far_pairs<A>(level, tables[c].blocks[l], index, moments, out);
-          from[c] = out, to[c] = nu_node(l - 1, c, 0);
+          from[c] = out, to[c] = nu_node(l - 1, c, 0), scale[c] = {tables[c].window.children[l], 1};
         }
-        nu_down<A, X>(level, child, from, to);
+        nu_down<A, X>(level, child, from, scale, to);
       });
     }
   }
@@ -171,7 +175,8 @@ struct Pass {
     for (int64_t c = 0; c < reader.tile.blocks; ++c) {
       moments(c, segment);
       if (plan->num_levels) from_other_chunks(c, segment);
-      Taps<A> taps{tables[c].near, plan->near_taps, tables[c].far_by_lag(*plan), plan->horizon};
+      Taps<A> taps{tables[c].near, plan->near_taps, tables[c].far_by_lag(*plan), plan->horizon,
+                   tables[c].window.rows};
       for (int64_t x = 0; x < segment.chunks; ++x) {
         int64_t first = x * plan->chunk, used = used_rows(segment, x);
         const Vec<A>* rest = plan->num_levels ? work + first : nullptr;
@@ -216,12 +221,15 @@ struct Pass {
         constexpr int X = decltype(blocks)::value;
         const Vec<A>* from[X];
         Vec<A>* to[X];
+        Scale<A> scale[X];
         for (int c = 0; c < X; ++c) {
+          const Vec<A>* window = tables[c].window.children[l];
+          scale[c] = targets || !window ? Scale<A>{window, 1} : Scale<A>{window + child.fan - 1, -1};
           for (int64_t i = children; i < (index + 1) * child.fan; ++i)
             memset((void*)mu[l - 1].node(c, i), 0, child.rank * sizeof(Vec<A>));
           from[c] = mu[l - 1].node(c, index * child.fan), to[c] = mu[l].node(c, index);
         }
-        moments_up<A, X>(level, child, from, work, to);
+        moments_up<A, X>(level, child, from, scale, work, to);
       });
     }
   }

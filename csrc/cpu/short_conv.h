@@ -1,8 +1,6 @@
 // The short depthwise convolution with bias and SiLU, forward and backward, in one pass over memory each: tiles of 16
 // rows, all channel blocks of a tile in turn, and the next tile fetched meanwhile, so that whole rows stream in order.
 #pragma once
-#include <initializer_list>
-
 #include "forward.h"
 
 namespace hyenarec::HYENAREC_ISA {
@@ -10,28 +8,11 @@ namespace hyenarec::HYENAREC_ISA {
 // Rows whose sigmoids are computed side by side: one is a chain of 100 cycles (8 rows spill registers and are slower).
 constexpr int kSideBySide = 4;
 
-inline void sigmoid(Vec<double>* s, const Vec<double>* z) {
-  for (int x = 0; x < kSideBySide; ++x)
-    for (int c = 0; c < kWidth<double>; ++c) s[x][c] = 1 / (1 + __builtin_exp(-z[x][c]));
-}
-
-// 1 / (1 + 2^y), y = -z log2(e) = n + r: 2^r by the minimax polynomial of degree 5 on [-1/2, 1/2] (relative error
-// 8e-8), 2^n by the exponent bits. NaN comes out as some number: what it multiplies is the NaN itself.
-HYENAREC_INLINE void sigmoid(Vec<float>* s, const Vec<float>* z) {
-  using V = Vec<float>;
-  using I = VectorOf<float>::bits;
-  constexpr int X = kSideBySide;
-  const float magic = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer in the low bits
-  V r[X], n[X], p[X];
-  for (int x = 0; x < X; ++x) r[x] = z[x] < splat(87.0f) ? z[x] : splat(87.0f);
-  for (int x = 0; x < X; ++x) r[x] = r[x] > splat(-87.0f) ? r[x] : splat(-87.0f);
-  for (int x = 0; x < X; ++x) n[x] = r[x] * -1.44269504f + magic;
-  for (int x = 0; x < X; ++x) r[x] = r[x] * -1.44269504f - (n[x] - magic);
-  for (int x = 0; x < X; ++x) p[x] = splat(0x1.5c08e4p-10f);
-  for (float c : {0x1.3d0c52p-7f, 0x1.c6b6e4p-5f, 0x1.ebf918p-3f, 0x1.62e428p-1f, 0x1.000002p+0f})
-    for (int x = 0; x < X; ++x) p[x] = p[x] * r[x] + c;
-  for (int x = 0; x < X; ++x) p[x] = (V)((I)p[x] + ((I)n[x] << 23)) + 1.0f;
-  for (int x = 0; x < X; ++x) s[x] = reciprocal(p[x]);
+// Of NaN some number: what it multiplies is the NaN itself.
+template <class A>
+HYENAREC_INLINE void sigmoid(Vec<A>* s, const Vec<A>* z) {
+  exp_negative<kSideBySide>(s, z);
+  for (int x = 0; x < kSideBySide; ++x) s[x] = reciprocal(s[x] + A(1));
 }
 
 constexpr int64_t kTileRows = 16, kUnitRows = 512, kShortParts = 16;
@@ -115,7 +96,7 @@ struct ShortConv {
       Vec<A> z[kSideBySide], s[kSideBySide];
       for (int x = 0; x < kSideBySide; ++x) z[x] = preactivation(w, work.u, bias, i + x);
       if (args.silu) {
-        sigmoid(s, z);
+        sigmoid<A>(s, z);
         for (int x = 0; x < kSideBySide; ++x) z[x] *= s[x];
       }
       for (int x = 0; x < kSideBySide; ++x) work.values[i + x] = z[x];
@@ -140,7 +121,7 @@ struct ShortConv {
       for (int64_t i = 0; i < tile.rows; i += kSideBySide) {
         Vec<A> z[kSideBySide], s[kSideBySide];
         for (int x = 0; x < kSideBySide; ++x) z[x] = preactivation(w, u, bias, i + x);
-        sigmoid(s, z);
+        sigmoid<A>(s, z);
         for (int x = 0; x < kSideBySide; ++x) work.values[i + x] = s[x] + z[x] * (s[x] - s[x] * s[x]);
       }
     for (int64_t i = 0; i < tile.rows; ++i) {

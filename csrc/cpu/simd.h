@@ -3,6 +3,7 @@
 #pragma once
 #include <cstdint>
 #include <cstring>
+#include <initializer_list>
 
 #include "args.h"
 
@@ -144,8 +145,34 @@ inline void end_streaming() {
 #endif
 }
 
+// exp(-z) of X vectors side by side: one is a chain of 50 cycles.
+template <int X>
+inline void exp_negative(Vec<double>* e, const Vec<double>* z) {
+  for (int x = 0; x < X; ++x)
+    for (int c = 0; c < kWidth<double>; ++c) e[x][c] = __builtin_exp(-z[x][c]);
+}
+
+// 2^y, y = -z log2(e) = n + r, |z| cut to 87 (and NaN to some number): 2^r by the minimax polynomial of degree 5 on
+// [-1/2, 1/2] (relative error 8e-8), 2^n by the exponent bits.
+template <int X>
+HYENAREC_INLINE void exp_negative(Vec<float>* e, const Vec<float>* z) {
+  using V = Vec<float>;
+  using I = VectorOf<float>::bits;
+  const float magic = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer in the low bits
+  V r[X], n[X], p[X];
+  for (int x = 0; x < X; ++x) r[x] = z[x] < splat(87.0f) ? z[x] : splat(87.0f);
+  for (int x = 0; x < X; ++x) r[x] = r[x] > splat(-87.0f) ? r[x] : splat(-87.0f);
+  for (int x = 0; x < X; ++x) n[x] = r[x] * -1.44269504f + magic;
+  for (int x = 0; x < X; ++x) r[x] = r[x] * -1.44269504f - (n[x] - magic);
+  for (int x = 0; x < X; ++x) p[x] = splat(0x1.5c08e4p-10f);
+  for (float c : {0x1.3d0c52p-7f, 0x1.c6b6e4p-5f, 0x1.ebf918p-3f, 0x1.62e428p-1f, 0x1.000002p+0f})
+    for (int x = 0; x < X; ++x) p[x] = p[x] * r[x] + c;
+  for (int x = 0; x < X; ++x) e[x] = (V)((I)p[x] + ((I)n[x] << 23));
+}
+
 // 1 / v to a last bit or two, v normal: from 14 bits by one step of Newton's where the machine has those (a division of
 // 16 floats takes 16 cycles).
+HYENAREC_INLINE Vec<double> reciprocal(Vec<double> v) { return 1.0 / v; }
 HYENAREC_INLINE Vec<float> reciprocal(Vec<float> v) {
 #if defined(__AVX512F__)
   Vec<float> r = (Vec<float>)_mm512_maskz_rcp14_ps(0xffff, (__m512)v);  // gcc warns of the unmasked form

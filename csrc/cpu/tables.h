@@ -3,8 +3,6 @@
 // s < min(rank, degree - r). The map from values to entries is the same for every k and channel. The rows of a
 // register tile are as wide as its first, with zeros after their own entries.
 #pragma once
-#include <initializer_list>
-
 #include "direct.h"
 
 namespace hyenarec::HYENAREC_ISA {
@@ -39,12 +37,47 @@ struct EntryPlaces {
 };
 inline int64_t num_pairs(const Level& level) { return level.near_pairs + level.far_pairs; }
 
+template <class A>
+HYENAREC_INLINE Vec<A> damping(Vec<A> rate, int64_t lag) {
+  Vec<A> e, z = rate * A(lag);
+  exp_negative<1>(&e, &z);
+  return e + (z - z);  // NaN stays NaN
+}
+
+// exp(-rate lag) for one channel block. Lag k C + i - j between row j of a chunk and row i of the k-th after it is
+// (C - j) + (k - 1) C + i: sources are scaled by what leads to the end of their chunk, blocks by the chunks between,
+// targets by what leads from the start of theirs, and children inside their parent likewise. No factor is above 1, and
+// what is left between the two chunks is the polynomial. Null pointers: no window.
+template <class A>
+struct Window {
+  Vec<A>* rows = nullptr;           // i = 0..chunk
+  Vec<A>* children[kMaxLevels] = {};  // of a node of level l: j * chunk of the children, j < their fan
+
+  Window() = default;
+  Window(const Plan& plan, Vec<A>* at) : rows(at) {
+    at += plan.chunk + 1;
+    for (int l = 1; l < plan.num_levels; ++l) children[l] = at, at += plan.levels[l - 1].fan;
+  }
+  static int64_t vectors(const Plan& plan) {
+    int64_t count = plan.chunk + 1;
+    for (int l = 1; l < plan.num_levels; ++l) count += plan.levels[l - 1].fan;
+    return count;
+  }
+  void fill(const Plan& plan, Vec<A> rate) const {
+    for (int64_t i = 0; i <= plan.chunk; ++i) rows[i] = damping<A>(rate, i);
+    for (int l = 1; l < plan.num_levels; ++l)
+      for (int64_t j = 0; j < plan.levels[l - 1].fan; ++j)
+        children[l][j] = damping<A>(rate, j * plan.levels[l - 1].chunk);
+  }
+};
+
 // Where a plan's tables lie in one channel block's storage of table_vectors(plan) vectors.
 template <class A>
 struct Tables {
   Vec<A>* near;
   Vec<A>* far;  // lag far_lag first; `near` itself where that holds every lag
   Vec<A>* blocks[kMaxLevels];
+  Window<A> window;
 
   Tables() = default;
   Tables(const Plan& plan, Vec<A>* at) : near(at), far(at) {
@@ -68,7 +101,24 @@ HYENAREC_INLINE Vec<A> load_channels(const void* rows, int64_t index, int64_t ch
   return channels - c0 < kWidth<A> ? load_some<A>(p, channels - c0) : load_full<A>(p);
 }
 
-// The filter's values at the plan's lags, and room for coefficients before them: num_samples + terms vectors.
+// Multiplies values at the plan's lags by what their window is where they are used: taps by that of their lag, those
+// of a block by that of the chunks between.
+template <class A>
+void damp(const Plan& plan, Vec<A> rate, Vec<A>* values) {
+  for (int64_t i = 0; i < plan.near_taps; ++i) values[i] *= damping<A>(rate, i);
+  for (int64_t i = 0; plan.far_row > 0 && i < plan.far_taps; ++i)
+    values[plan.far_row + i] *= damping<A>(rate, plan.far_lag + i);
+  for (int l = 0; l < plan.num_levels; ++l) {
+    const Level& level = plan.levels[l];
+    for (int64_t p = 0; p < num_pairs(level); ++p) {
+      int64_t distance = p < level.near_pairs ? p + 1 : level.far_first + p - level.near_pairs;
+      Vec<A> between = damping<A>(rate, (distance - 1) * level.chunk);
+      for (int64_t q = 0; q < level.nodes; ++q) values[level.sample_row + p * level.nodes + q] *= between;
+    }
+  }
+}
+
+// The filter's values at the plan's lags without its window, and room for coefficients before them: num_samples + terms vectors.
 template <class A>
 Vec<A>* filter_values(const ConvArgs& args, int64_t c0, Vec<A>* room) {
   Vec<A>* values = room + args.terms;

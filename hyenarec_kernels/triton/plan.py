@@ -133,7 +133,7 @@ def plan_for(terms: int, horizon: int, windowed: bool, beyond: bool, dtype: torc
     one more term. `beyond`: sequences may be longer than the horizon.
     """
     tolerance, degree = TOLERANCE[dtype] / 4, terms + windowed
-    windows = Windows(degree, horizon, 0.0, tolerance)
+    windows = Windows(degree, horizon)
     length = 4 * horizon + 4 * CHUNK if beyond else horizon
     best: tuple[float, tuple[Level, ...]] = (math.inf, ())
 
@@ -162,7 +162,7 @@ def plan_for(terms: int, horizon: int, windowed: bool, beyond: bool, dtype: torc
 
 def _shape(windows: Windows, chunk: int, last: int, tolerance: float) -> Shape:
     """The smallest (rank, degree, nodes) that drops less than `tolerance`; with every entry kept nothing is dropped."""
-    energy, count = windows.energy(chunk, last), min(windows.exact_nodes(chunk), chunk)
+    energy, count = windows.energy(chunk, last), min(windows.exact_nodes, chunk)
     for rank in range(1, count + 1):
         degree = min(2 * rank - 1, count)
         if energy[~kept_entries(count, rank, degree)].sum() <= tolerance**2 * windows.horizon:
