@@ -360,7 +360,7 @@ def _longest(x: Tensor, starts: Tensor | None, ends: Tensor | None) -> int:
         return x.shape[-2] if x.shape[0] else 0
     if ends.shape[0] == 0:
         return 0
-    return int((ends if starts is None else ends - starts).max())
+    return int((ends.numpy() if starts is None else ends.numpy() - starts.numpy()).max())  # torch's calls take longer
 
 
 def _wide(t: Tensor | None, x: Tensor) -> Tensor | None:
