@@ -160,13 +160,16 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> conv_backward(
   return {dx, dfilter, drate, dskip, dpre, dpost};
 }
 
-// A plan for the forms that use every tap: `taps` (k, D), lag 0 first, are its values.
-Plan plan_of_taps(const Tensor& taps) { return {0, 0, 0, 0, 0, 0, taps.size(0), nullptr, 0, {}}; }
+// A plan for the forms that use every tap, lag 0 first.
+Plan plan_of_taps(int64_t taps) { return {0, 0, taps, 0, 0, 0, taps, nullptr, 0, {}}; }
 
-// x (B, L, D) or (T, D) to the last row of each sequence, (sequences, D); `taps` (k, D), lag 0 first.
-Tensor conv_last(const Tensor& x, const Tensor& taps, const MaybeTensor& skip, const MaybeTensor& pre_gate,
-                 const MaybeTensor& post_gate, const MaybeTensor& starts, const MaybeTensor& ends) {
-  Inputs in(x, taps, {}, skip, pre_gate, post_gate, starts, ends, plan_of_taps(taps));
+// x (B, L, D) or (T, D) to the last row of each sequence, (sequences, D); filter, basis and rate as in conv, at every
+// lag from 0 on.
+Tensor conv_last(const Tensor& x, const Tensor& filter, const MaybeTensor& basis, const MaybeTensor& rate,
+                 const MaybeTensor& skip, const MaybeTensor& pre_gate, const MaybeTensor& post_gate,
+                 const MaybeTensor& starts, const MaybeTensor& ends) {
+  Plan plan = plan_of_taps(basis ? basis->size(0) : filter.size(0));
+  Inputs in(x, filter, basis, skip, pre_gate, post_gate, starts, ends, plan, rate);
   Tensor out = empty(x, {in.args.num_sequences, in.args.channels}, x.scalar_type());
   in.args.out = rows_of(out);
   hyenarec::kernels().conv_last(in.args, parallel);
@@ -176,7 +179,7 @@ Tensor conv_last(const Tensor& x, const Tensor& taps, const MaybeTensor& skip, c
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> conv_last_backward(
     const Tensor& grad, const Tensor& x, const Tensor& taps, const MaybeTensor& skip, const MaybeTensor& pre_gate,
     const MaybeTensor& post_gate, const MaybeTensor& starts, const MaybeTensor& ends, std::vector<bool> needs) {
-  Inputs in(x, taps, {}, skip, pre_gate, post_gate, starts, ends, plan_of_taps(taps));
+  Inputs in(x, taps, {}, skip, pre_gate, post_gate, starts, ends, plan_of_taps(taps.size(0)));
   return gradients(hyenarec::kernels().conv_last_backward, in, grad, x, taps, skip, pre_gate, post_gate, needs);
 }
 
@@ -267,8 +270,8 @@ STABLE_TORCH_LIBRARY(hyenarec_cpu, m) {
       "Tensor? pre_gate, Tensor? post_gate, Tensor? starts, Tensor? ends, Tensor plan, Tensor constants, bool[] needs) "
       "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
   m.def(
-      "conv_last(Tensor x, Tensor taps, Tensor? skip, Tensor? pre_gate, Tensor? post_gate, Tensor? starts, "
-      "Tensor? ends) -> Tensor");
+      "conv_last(Tensor x, Tensor filter, Tensor? basis, Tensor? rate, Tensor? skip, Tensor? pre_gate, "
+      "Tensor? post_gate, Tensor? starts, Tensor? ends) -> Tensor");
   m.def(
       "conv_last_backward(Tensor grad, Tensor x, Tensor taps, Tensor? skip, Tensor? pre_gate, Tensor? post_gate, "
       "Tensor? starts, Tensor? ends, bool[] needs) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");

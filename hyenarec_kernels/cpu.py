@@ -15,7 +15,7 @@ from torch.nn.functional import pad, softplus
 from hyenarec_kernels import compiled, reference
 from hyenarec_kernels.blocks import sampled_basis
 from hyenarec_kernels.fit import condition, fits, gram_at
-from hyenarec_kernels.legendre import legendre_filter
+from hyenarec_kernels.legendre import legendre_basis, legendre_filter
 from hyenarec_kernels.plan import CHUNKS, MANY_ROWS, TOLERANCE, Plan, direct_plan, plan_for
 from hyenarec_kernels.reference.legendre_conv import filter_gradients
 from hyenarec_kernels.reference.rows import wide
@@ -83,7 +83,8 @@ def long_conv(
     longest = _longest(x, starts, ends)
     taps = min(filter.shape[1], longest)
     if last_only:
-        return _last(x, filter[:, :taps], skip, pre_gate, post_gate, starts, ends)
+        used = _per_channel(_lag_major(filter[:, :taps], x), x)
+        return _last(x, used, skip, pre_gate, post_gate, starts, ends)
     sampled = _sample_taps(x, filter, longest)
     if sampled is None:
         return reference.long_conv(x, filter, skip, pre_gate, post_gate, starts, ends, last_only)
@@ -148,16 +149,16 @@ def legendre_conv(
         return reference.legendre_conv(
             x, coefficients, decay, skip, pre_gate, post_gate, starts, ends, horizon, last_only
         )
+    filter, rate = _rows_per_channel(coefficients, x), _rate(decay, horizon, x)
     if last_only:
-        taps = legendre_filter(coefficients.to(wide(x.dtype)), horizon, decay, taps=longest)
-        return _last(x, taps, skip, pre_gate, post_gate, starts, ends)
+        basis = _basis_at_taps(coefficients.shape[1], horizon, wide(x.dtype))[:longest]
+        return _last(x, filter, skip, pre_gate, post_gate, starts, ends, basis, rate)
     plan = _plan(x, _terms(coefficients, decay), horizon, longest)
     if plan is None:
         return reference.legendre_conv(
             x, coefficients, decay, skip, pre_gate, post_gate, starts, ends, horizon, last_only
         )
     basis = _basis(plan, coefficients.shape[1], wide(x.dtype))
-    filter, rate = _rows_per_channel(coefficients, x), _rate(decay, horizon, x)
     return _conv(x, filter, skip, pre_gate, post_gate, starts, ends, plan, basis, rate)
 
 
@@ -244,6 +245,12 @@ def _basis(plan: Plan, terms: int, dtype: torch.dtype) -> Tensor:
         return torch.from_numpy(sampled_basis(plan.lags, terms, plan.horizon)).to(dtype).contiguous()
 
 
+@lru_cache(maxsize=64)
+def _basis_at_taps(terms: int, horizon: int, dtype: torch.dtype) -> Tensor:
+    with torch.inference_mode(False):
+        return legendre_basis(terms, horizon, dtype, torch.device("cpu")).T.contiguous()  # (K, N)
+
+
 def _sample_taps(x: Tensor, filter: Tensor, longest: int) -> tuple[Plan, Tensor] | None:
     """A plan and an explicit filter's samples there, (Q, D): all of few taps, those of a polynomial in place of many.
 
@@ -320,16 +327,18 @@ def _conv_backward(
 
 def _last(
     x: Tensor,
-    taps: Tensor,
+    filter: Tensor,
     skip: Tensor | None,
     pre_gate: Tensor | None,
     post_gate: Tensor | None,
     starts: Tensor | None,
     ends: Tensor | None,
+    basis: Tensor | None = None,
+    rate: Tensor | None = None,
 ) -> Tensor:
-    """`taps`: (G, k), all that the longest sequence can use."""
-    taps = _per_channel(_lag_major(taps, x), x)
-    out: Tensor = torch.ops.hyenarec_cpu.conv_last(x, taps, _wide(skip, x), pre_gate, post_gate, starts, ends)
+    """As `_conv`, at every lag that the longest sequence can use."""
+    gates = (_wide(skip, x), pre_gate, post_gate)
+    out: Tensor = torch.ops.hyenarec_cpu.conv_last(x, filter, basis, rate, *gates, starts, ends)
     return out
 
 

@@ -6,13 +6,27 @@ namespace hyenarec::HYENAREC_ISA {
 
 constexpr int64_t kRowsAtOnce = 32;
 
-// args.filter holds every tap the longest sequence can use; args.out and post_gate are (sequences, channels).
+// The plan's samples are every tap the longest sequence can use; args.out and post_gate are (sequences, channels).
 template <class A>
 void last_rows(const ConvArgs& args, ParallelFor parallel) {
   struct Context {
     const ConvArgs& args;
-    int64_t blocks;
-  } context{args, ceil_div(args.channels, kWidth<A>)};
+    int64_t blocks, size;
+    Vec<A>* storage;
+    const Vec<A>* taps(int64_t b) const { return storage + b * size + args.terms; }
+  };
+  const int64_t blocks = ceil_div(args.channels, kWidth<A>), size = args.terms + args.plan->num_samples;
+  Arena arena(blocks * size * int64_t(sizeof(Vec<A>)));
+  Context context{args, blocks, size, arena.base<Vec<A>>()};
+  auto build = [](void* self, int64_t begin, int64_t end) {
+    const Context& c = *static_cast<const Context*>(self);
+    for (int64_t b = begin; b < end; ++b) {
+      Vec<A>* taps = filter_values<A>(c.args, b * kWidth<A>, c.storage + b * c.size);
+      if (!c.args.rate) continue;
+      damp<A>(*c.args.plan, load_channels<A>(c.args.rate, 0, c.args.channels, b * kWidth<A>), taps);
+    }
+  };
+  parallel(blocks, build, &context);
   auto body = [](void* self, int64_t begin, int64_t end) {
     const Context& c = *static_cast<const Context*>(self);
     const ConvArgs& args = c.args;
@@ -22,15 +36,15 @@ void last_rows(const ConvArgs& args, ParallelFor parallel) {
       int64_t s = item / c.blocks, c0 = item % c.blocks * kWidth<A>;
       int64_t valid = args.channels - c0 < kWidth<A> ? args.channels - c0 : kWidth<A>;
       const Sequence& sequence = args.sequences[s];
-      int64_t taps = sequence.length < args.plan->num_samples ? sequence.length : args.plan->num_samples;
+      int64_t reach = sequence.length < args.plan->num_samples ? sequence.length : args.plan->num_samples;
+      const Vec<A>* newest = c.taps(item % c.blocks) + sequence.length - 1;  // less the row: that row's tap
       Block x = sequence_block(args.x, sequence, c0, io.element_size);
       Block gate = sequence_block(args.pre_gate, sequence, c0, io.element_size);
       Vec<A> y{};
-      for (int64_t from = sequence.length - taps; from < sequence.length; from += kRowsAtOnce) {
+      for (int64_t from = sequence.length - reach; from < sequence.length; from += kRowsAtOnce) {
         int64_t rows = sequence.length - from < kRowsAtOnce ? sequence.length - from : kRowsAtOnce;
         io.load(u, 0, at(x, from), gate.data ? at(gate, from) : gate, rows, {1, valid});
-        for (int64_t i = 0; i < rows; ++i)
-          y += u[i] * load_channels<A>(args.filter, sequence.length - 1 - from - i, args.channels, c0);
+        for (int64_t i = 0; i < rows; ++i) y += u[i] * newest[-from - i];
         if (args.skip && from + rows == sequence.length)
           y += u[rows - 1] * load_channels<A>(args.skip, 0, args.channels, c0);
       }

@@ -222,7 +222,7 @@ class HyenaMixer(nn.Module):
 
     def _mix(self, x: Tensor, layout: Layout) -> tuple[Tensor, Tensor, list[Factors]]:
         """The output, the short convolution's input, and the factors of each long convolution's input."""
-        projected, (*q, gate), v = self._project(x, layout, lambda parameter: parameter)
+        projected, (*q, gate), v = self._project(x, layout)
         v, gated = self._convolve(v, q, GATES[self.gate](cast(Tensor, gate)), layout)
         return self.out_proj(v), projected, gated
 
@@ -232,36 +232,33 @@ class HyenaMixer(nn.Module):
         if not torch.compiler.is_compiling():
             check_segments("HyenaMixer", x, starts, ends)
         first, length = spans(x, starts, ends)
-        gate_channels = slice((self.order - 1) * self.dim, self.order * self.dim)
-
-        def newest(count: int) -> tuple[Tensor, Layout]:  # right-aligned, (S, count, D)
-            kept = length.clamp(max=count)
-            return last_rows(x.reshape(-1, self.dim), first, length, count), {"lengths": kept, "starts": count - kept}
-
-        # The last gate is needed at the last position only, which depends on W events.
-        _, _, q_last = self._project(*newest(self.short_width), lambda parameter: parameter[gate_channels])
-        gate = GATES[self.gate](q_last[:, -1])  # (S, D)
-        # The rest depends on `reach` events of each sequence, unless x as a whole is fewer.
+        # It depends on `reach` events of each sequence, unless x as a whole is fewer.
         reach = (self.order - 1) * (self.horizon - 1) + self.short_width
-        shorter = self.order == 1 or first.shape[0] * reach < x.shape[:-1].numel()
-        source = newest(reach) if shorter else (x, layout)
-        _, q, v = self._project(*source, lambda p: torch.cat([p[: gate_channels.start], p[gate_channels.stop :]]))
-        v, _ = self._convolve(v if q else v[:, -1], q, gate, source[1], last_only=True)
+        if first.shape[0] * reach < x.shape[:-1].numel():
+            kept = length.clamp(max=reach)
+            x = last_rows(x.reshape(-1, self.dim), first, length, reach)  # (S, reach, D), right-aligned
+            layout = {"lengths": kept, "starts": reach - kept}
+            first, length = spans(x, reach - kept, None)
+        _, (*q, gates), v = self._project(x, layout)
+
+        def newest(values: Tensor) -> Tensor:  # (..., D) to (S, D)
+            return last_rows(values.reshape(-1, self.dim), first, length, 1)[:, 0]
+
+        gate = GATES[self.gate](newest(cast(Tensor, gates)))
+        v, _ = self._convolve(v if self.filters else newest(v), q, gate, layout, last_only=True)
         y: Tensor = self.out_proj(v)
         return y
 
-    def _project(
-        self, x: Tensor, layout: Layout, pick: Callable[[Tensor], Tensor]
-    ) -> tuple[Tensor, list[Tensor | None], Tensor]:
-        """The channels that ``pick`` takes from each parameter before the short convolution; after it, the gates and
-        the values. A gate of None has been multiplied in."""
+    def _project(self, x: Tensor, layout: Layout) -> tuple[Tensor, list[Tensor | None], Tensor]:
+        """What the short convolution reads; the gates and the values after it. A gate of None has been multiplied
+        in."""
         # The operators mask by themselves; in_proj's gradient would multiply their zeros with what the padding holds.
-        projected = linear(zero_padding(x, layout), pick(self.in_proj.weight))
-        weight, bias = pick(self.short_weight), pick(self.short_bias)
-        if self.order > 1 and len(weight) > self.dim and x.device.type in GATED_DEVICES:
+        projected = linear(zero_padding(x, layout), self.in_proj.weight)
+        weight, bias = self.short_weight, self.short_bias
+        if self.order > 1 and x.device.type in GATED_DEVICES:
             v, q = gated_short_conv(projected, weight, bias, self.dim, **layout)
-            return projected, [None, *(q.chunk(len(weight) // self.dim - 2, -1) if q.shape[-1] else ())], v
-        *gates, v = short_conv(projected, weight, bias, **layout).chunk(len(weight) // self.dim, -1)
+            return projected, [None, *q.chunk(self.order - 1, -1)], v
+        *gates, v = short_conv(projected, weight, bias, **layout).chunk(self.order + 1, -1)
         return projected, [*gates], v
 
     def _convolve(
