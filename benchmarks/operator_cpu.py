@@ -11,6 +11,7 @@ contiguous and channels-first inputs at 5-smooth and power-of-two sizes.
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import time
 from collections.abc import Callable
@@ -82,13 +83,15 @@ def operator_row(batch: int, length: int, seconds: float) -> dict[str, Any]:
     x, pre, post, grad = (torch.randn(batch, length, DIM) for _ in range(4))
     c = torch.randn(DIM, TERMS)
     tail = (None, None, length, False)
+    decay = torch.linspace(0, math.log(length / 4), DIM).exp()  # from the whole history to four events
     bare, gated = (x, c, None, None, None, None, *tail), (x, c, None, None, pre, post, *tail)
+    windowed, windowed_gated = (x, c, decay, *bare[3:]), (x, c, decay, *gated[3:])
     query = torch.randn(batch, 1, length, DIM)
     target = torch.empty_like(x)
 
-    def train() -> None:
-        cpu.legendre_conv(*gated)
-        cpu.legendre_conv_backward(grad, *gated, [True, True, False, False, True, True])
+    def train(arguments: tuple[Any, ...]) -> None:
+        cpu.legendre_conv(*arguments)
+        cpu.legendre_conv_backward(grad, *arguments, [True, True, arguments[2] is not None, False, True, True])
 
     paths = fft_paths(batch, length)
     trial = take_turns(paths, seconds / 4, 3)
@@ -99,13 +102,15 @@ def operator_row(batch: int, length: int, seconds: float) -> dict[str, Any]:
         "best FFT": paths[fastest],
         "ours, gated": lambda: cpu.legendre_conv(*gated),
         "copy": lambda: target.copy_(x),
-        "ours, forward + backward": train,
+        "ours, forward + backward": lambda: train(gated),
+        "ours, window": lambda: cpu.legendre_conv(*windowed),
+        "ours, window, forward + backward": lambda: train(windowed_gated),
         "best FFT, forward + backward": fft_training(fastest, batch, length, basis),
     }
     if length <= 4096:
         contestants["attention"] = lambda: F.scaled_dot_product_attention(query, query, query, is_causal=True)
     times = take_turns(contestants, seconds)
-    plan = cpu._plan(x, TERMS, 0.0, length, length)
+    plan = cpu._plan(x, TERMS, length, length)
     assert plan is not None
     work = multiply_adds(plan, length) * x.numel()
     ours = times["ours"]
@@ -118,18 +123,19 @@ def operator_row(batch: int, length: int, seconds: float) -> dict[str, Any]:
         "bound": plan.bound,
         "multiply_adds_per_element": work / x.numel(),
         "scratch": scratch(contestants["ours"], 4 * x.numel()),
-        "scratch_training": scratch(train, 4 * x.numel()),
+        "scratch_training": scratch(lambda: train(gated), 4 * x.numel()),
         "rate": work / ours["median"] / 1e6,
         "nanoseconds_per_element": 1e6 * ours["median"] / x.numel(),
-        "error": legendre_error(x[:2], c, pre[:2], post[:2], grad[:2]),
+        "error": legendre_error(x[:2], c, None, pre[:2], post[:2], grad[:2]),
+        "error_window": legendre_error(x[:2], c, decay, pre[:2], post[:2], grad[:2]),
     }
 
 
-def legendre_error(x: Tensor, c: Tensor, pre: Tensor, post: Tensor, grad: Tensor) -> float:
-    def run(x: Tensor, c: Tensor, pre: Tensor, post: Tensor) -> Tensor:
-        return hk.legendre_conv(x, c, horizon=x.shape[1], pre_gate=pre, post_gate=post)
+def legendre_error(x: Tensor, c: Tensor, decay: Tensor | None, pre: Tensor, post: Tensor, grad: Tensor) -> float:
+    def run(x: Tensor, c: Tensor, pre: Tensor, post: Tensor, decay: Tensor | None = None) -> Tensor:
+        return hk.legendre_conv(x, c, horizon=x.shape[1], decay=decay, pre_gate=pre, post_gate=post)
 
-    return against_reference(run, (x, c, pre, post), grad)
+    return against_reference(run, (x, c, pre, post) if decay is None else (x, c, pre, post, decay), grad)
 
 
 def multiply_adds(plan: Plan, length: int) -> float:
@@ -217,8 +223,10 @@ def table(result: dict[str, Any]) -> list[list[str]]:
         "FFT",
         "attention",
         "copy",
+        "window",
         "fwd+bwd ms",
         "FFT fwd+bwd",
+        "window fwd+bwd",
         "mul-adds",
         "of peak",
         "ns/element",
@@ -235,8 +243,10 @@ def table(result: dict[str, Any]) -> list[list[str]]:
                 ratio(times, "best FFT", "ours"),
                 ratio(times, "attention", "ours"),
                 ratio(times, "copy", "ours"),
+                ratio(times, "ours, window", "ours"),
                 f"{times[both]['median']:.3f}",
                 ratio(times, "best FFT, forward + backward", both),
+                ratio(times, "ours, window, forward + backward", both),
                 f"{row['multiply_adds_per_element']:.0f}",
                 f"{100 * row['rate'] / result['peak']:.0f}%",
                 f"{row['nanoseconds_per_element']:.2f}",
@@ -261,11 +271,16 @@ def show(result: dict[str, Any]) -> None:
 def cases(result: dict[str, Any]) -> list[dict[str, Any]]:
     """Forward, and forward with backward, of every row, and the short convolution."""
     found = []
-    for what, suffix in (("Legendre convolution", ""), ("Legendre convolution with gates", ", forward + backward")):
+    for what, ours, suffix, error in (
+        ("Legendre convolution", "ours", "", "error"),
+        ("Legendre convolution with gates", "ours", ", forward + backward", "error"),
+        ("Legendre convolution with a window", "ours, window", "", "error_window"),
+        ("Legendre convolution with gates and a window", "ours, window", ", forward + backward", "error_window"),
+    ):
         rivals = {name: name + suffix for name in ("best FFT", "attention", "copy")}
         for row in result["rows"]:
             shape = f"{row['batch']} x {row['length']:,} x {DIM}"
-            found.append(case(what + suffix, shape, row["times"], f"ours{suffix}", rivals, row["error"], "float32"))
+            found.append(case(what + suffix, shape, row["times"], ours + suffix, rivals, row[error], "float32"))
     short = result["short_conv"]
     what, rivals = "Short convolution with SiLU, forward + backward", {"nn.Conv1d": "nn.Conv1d + SiLU"}
     return [*found, case(what, f"128 x 200 x {3 * DIM}", short["times"], "ours", rivals, short["error"], "float32")]
