@@ -3,6 +3,10 @@
 #include "cpu/args.h"
 #include "tensors.h"
 
+#if defined(__SSE2__)
+#include <xmmintrin.h>
+#endif
+
 namespace {
 
 using hyenarec::ConvArgs;
@@ -21,8 +25,21 @@ using hyenarec::StepArgs;
 using hyenarec::Tensor;
 using hyenarec::unit_stride;
 
+// Subnormal numbers count as 0 while this lives: windows make them by the thousand, and one operation on them takes as
+// long as a hundred others (2 x 16384 with windows of all lengths, one core: 4.3 ms, and 2.5 with them cut to 0).
+struct FlushSubnormals {
+#if defined(__SSE2__)
+  unsigned before = _mm_getcsr();
+  FlushSubnormals() { _mm_setcsr(before | 0x8040); }  // results, and operands
+  ~FlushSubnormals() { _mm_setcsr(before); }
+#endif
+};
+
 void parallel(int64_t count, hyenarec::Body body, void* context) {
-  torch::stable::parallel_for(0, count, 1, [=](int64_t begin, int64_t end) { body(context, begin, end); });
+  torch::stable::parallel_for(0, count, 1, [=](int64_t begin, int64_t end) {
+    [[maybe_unused]] FlushSubnormals here;
+    body(context, begin, end);
+  });
 }
 
 ScalarType arithmetic(Dtype dtype) { return dtype == Dtype::f64 ? ScalarType::Double : ScalarType::Float; }

@@ -389,3 +389,10 @@ def test_large_outputs_equal_those_of_their_parts(dim: int) -> None:
     parts = [run(slice(i, i + 1)) for i in range(batch)]
     for whole, *pieces in zip(run(slice(None)), *parts, strict=True):
         assert torch.equal(whole, torch.cat(pieces))
+
+
+def test_subnormal_numbers_are_cut_inside_the_kernels_alone() -> None:
+    """Outside they are what they were: the kernels give back the processor's mode."""
+    tiny = torch.full((2, 40, 16), 1e-40)
+    assert torch.equal(cpu._conv(tiny, torch.ones(40, 16), None, None, None, None, None, direct_plan(40, 40)), 0 * tiny)
+    assert (tiny * torch.ones(())).count_nonzero() == tiny.numel()
