@@ -41,7 +41,7 @@ template <class A>
 HYENAREC_INLINE Vec<A> damping(Vec<A> rate, int64_t lag) {
   Vec<A> e, z = rate * A(lag);
   exp_negative<1>(&e, &z);
-  return e + (z - z);  // NaN stays NaN
+  return e + (rate - rate);  // NaN stays NaN
 }
 
 // exp(-rate lag) for one channel block. Lag k C + i - j between row j of a chunk and row i of the k-th after it is
@@ -50,7 +50,7 @@ HYENAREC_INLINE Vec<A> damping(Vec<A> rate, int64_t lag) {
 // what is left between the two chunks is the polynomial. Null pointers: no window.
 template <class A>
 struct Window {
-  Vec<A>* rows = nullptr;           // i = 0..chunk
+  Vec<A>* rows = nullptr;             // i = 0..chunk
   Vec<A>* children[kMaxLevels] = {};  // of a node of level l: j * chunk of the children, j < their fan
 
   Window() = default;
@@ -118,7 +118,8 @@ void damp(const Plan& plan, Vec<A> rate, Vec<A>* values) {
   }
 }
 
-// The filter's values at the plan's lags without its window, and room for coefficients before them: num_samples + terms vectors.
+// The filter's values at the plan's lags, without its window, and room for coefficients before them: num_samples +
+// terms vectors.
 template <class A>
 Vec<A>* filter_values(const ConvArgs& args, int64_t c0, Vec<A>* room) {
   Vec<A>* values = room + args.terms;
