@@ -71,9 +71,17 @@ struct HostMachine {
   }
 };
 
+struct Counter {
+  int launches = 0;
+  template <class Program>
+  void start(const Program&, int64_t grid) {
+    launches += grid > 0;
+  }
+};
+
 template <class Machine>
-int64_t run(const LongConvArgs& args, bool backward, Machine machine) {
-  Schedule<Machine, kTop, kShareElements> schedule(args, machine);
+int64_t run(const LongConvArgs& args, bool backward, Machine&& machine) {
+  Schedule<std::remove_reference_t<Machine>, kTop, kShareElements> schedule(args, machine);
   backward ? schedule.backward() : schedule.forward();
   return schedule.workspace();
 }
@@ -110,6 +118,12 @@ int64_t host_workspace(const LongConvArgs* args, bool backward) { return run(*ar
 
 void host_run(const LongConvArgs* args, bool backward, bool reversed, int dropped) {
   run(*args, backward, HostMachine{{reversed, dropped}});
+}
+
+int host_launches(const LongConvArgs* args, bool backward) {
+  Counter counter;
+  run(*args, backward, counter);
+  return counter.launches;
 }
 
 int host_bank_conflicts(int log) {
