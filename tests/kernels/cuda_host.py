@@ -178,8 +178,8 @@ class Case:
         launches: int = host.host_launches(ctypes.byref(self.arguments(self.results())), backward)
         return launches
 
-    def run(self, host: ctypes.CDLL, *, reversed: bool = False, dropped: int = -1) -> dict[str, Tensor]:
-        """The outputs and gradients. `reversed`, `dropped`: as Emulation in host_test.cpp."""
+    def run(self, host: ctypes.CDLL, *, reversed: bool = False) -> dict[str, Tensor]:
+        """The outputs and gradients; `reversed`: with threads and blocks in the opposite order."""
         results = self.results()
         args = self.arguments(results)
         for backward in (False, True):
@@ -188,7 +188,7 @@ class Case:
             size = host.host_workspace(ctypes.byref(args), backward)
             workspace = torch.full((size // 4 + 64,), torch.nan)  # nothing may depend on it; 64 more as a guard
             args.workspace = workspace.data_ptr()
-            host.host_run(ctypes.byref(args), backward, reversed, dropped)
+            host.host_run(ctypes.byref(args), backward, reversed)
             assert workspace[size // 4 :].isnan().all(), "written past the workspace"
         return results
 

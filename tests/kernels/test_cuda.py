@@ -300,6 +300,26 @@ def test_cuda_graph(packed: bool) -> None:
 
 
 @with_device
+@pytest.mark.parametrize("taps", [1000, 40_000])
+def test_past_two_to_the_31(taps: int) -> None:
+    length, dim = 65_536, 64
+    batch = (1 << 31) // (length * dim) + 1
+    if torch.cuda.mem_get_info()[0] < 40 << 30:
+        pytest.skip("not enough memory")
+    h = torch.randn(dim, taps, device="cuda") * taps**-0.5
+
+    def both(x: Tensor) -> tuple[Tensor, Tensor]:
+        out = hk.long_conv(x.requires_grad_(), h)
+        return out.detach(), torch.autograd.grad(out, x, x.detach())[0]
+
+    x = torch.zeros(batch, length, dim, dtype=torch.bfloat16, device="cuda")
+    x[-1] = torch.randn(length, dim)
+    with backends.use("cuda"):
+        for alone, all_rows in zip(both(x[-1:].clone()), both(x), strict=True):
+            assert alone.any() and torch.equal(alone[0], all_rows[-1]) and not all_rows[:-1].any()
+
+
+@with_device
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="one CUDA device")
 def test_another_device_than_the_current_one() -> None:
     case = Case.random("long_conv", (100, 40), taps=101, dtype=torch.float32)
