@@ -1,7 +1,8 @@
 """The ``cuda`` backend: explicit filters of any shape, over the compiled kernels of ``csrc/cuda``.
 
 Served: the long convolution of float32, bfloat16 and float16 on CUDA devices of compute capability 8.0 and later, by
-FFTs in float32 with gates and skip fused into them. Explicit are also the filters of the bases that have no block form:
+FFTs in float32 with gates and skip fused into them; filters of more than 16,384 taps, or 1,024 where a block has 99 KiB
+of shared memory (8.6, 8.9, 12.0), go in parts. Explicit are also the filters of the bases that have no block form:
 implicit, Chebyshev, cosine. Last positions and float64 go on, as do tensors on a GPU that cannot run the kernels, few
 taps, and taps that many channels share, which tensor cores multiply: see `transforms`.
 

@@ -56,7 +56,7 @@ constexpr int top_of(int64_t shared_bytes) {
 static_assert(top_of(163 << 10) == kLargest && top_of(99 << 10) == kScarce && top_of(64 << 10) == 0);
 
 // A share's sums over items are written once and added up afterwards: as many shares as make one full wave of blocks of
-// four warps a scheduler on 128 multiprocessors. A constant, so that results are the same on every device.
+// four warps a scheduler on 128 multiprocessors. A constant, so that no result depends on how many a device has.
 constexpr int64_t kWave = int64_t(128) * Size<kLargest>::kElements;
 
 // kTop: log2 of the largest block; filters of more taps go in parts.

@@ -23,6 +23,7 @@ from hyenarec_kernels.nn import CosineFilter, ImplicitFilter
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 HAS_OPS = compiled.probe() is None and compiled.has_cuda()
 with_device = pytest.mark.skipif(cuda.probe() is not None, reason=f"cuda backend: {cuda.probe()}")
+without_device = pytest.mark.skipif(cuda.probe() is None, reason="a device runs the kernels")
 
 
 @pytest.fixture(scope="session")
@@ -39,7 +40,7 @@ def host_kernels(tmp_path_factory: pytest.TempPathFactory) -> None:
     torch.ops.load_library(library)
 
 
-@pytest.fixture(params=["cpu", pytest.param("cuda", marks=with_device)])
+@pytest.fixture(params=[pytest.param("cpu", marks=without_device), pytest.param("cuda", marks=with_device)])
 def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """The backend forced; every tensor that it allocates, workspace too, is full of NaN until it is written."""
     if request.param == "cpu":
