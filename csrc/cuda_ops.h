@@ -84,7 +84,7 @@ Tensor conv(const Tensor& x, const Tensor& filter, const MaybeTensor& skip, cons
   return out;
 }
 
-// Gradients of x, filter, skip, pre_gate and post_gate; empty where not needed.
+// Gradients of x, filter, skip, pre_gate and post_gate; empty and of x's type where not needed.
 template <class Current>
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> conv_backward(
     const Tensor& grad_, const Tensor& x, const Tensor& filter, const MaybeTensor& skip, const MaybeTensor& pre_gate,
@@ -96,7 +96,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> conv_backward(
   MaybeTensor grad = unit_stride(grad_);
   in.args.grad = in.like_x(grad, "grad");
   auto like = [&](bool needed, const Tensor& t, ScalarType type) {
-    return empty(x, needed ? sizes_of(t) : std::vector<int64_t>{0}, type);
+    return needed ? empty(x, sizes_of(t), type) : empty(x, {0}, x.scalar_type());
   };
   Tensor dx = like(needs[0], x, x.scalar_type()), dfilter = like(needs[1], filter, ScalarType::Float);
   Tensor dskip = like(needs[2] && skip, skip ? *skip : x, ScalarType::Float);

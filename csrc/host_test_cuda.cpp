@@ -6,11 +6,11 @@ namespace hyenarec {
 
 int64_t long_conv_workspace(const LongConvArgs& args, bool backward) { return host_workspace(&args, backward); }
 const char* long_conv_forward(const LongConvArgs& args, void*) {
-  host_run(&args, false, false, -1);
+  host_run(&args, false, false);
   return nullptr;
 }
 const char* long_conv_backward(const LongConvArgs& args, void*) {
-  host_run(&args, true, false, -1);
+  host_run(&args, true, false);
   return nullptr;
 }
 

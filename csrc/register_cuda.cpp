@@ -16,7 +16,7 @@ void* current_stream(int32_t device) {
   }();
   STD_TORCH_CHECK(stream_of, "long_conv: this torch has no CUDA");
   void* stream = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(stream_of(device, &stream));
+  STD_TORCH_CHECK(stream_of(device, &stream) == AOTI_TORCH_SUCCESS, "long_conv: no stream of GPU ", device);
   return stream;
 }
 

@@ -1,9 +1,10 @@
 """The ``cuda`` backend: explicit filters of any shape, over the compiled kernels of ``csrc/cuda``.
 
 Served: the long convolution of float32, bfloat16 and float16 on CUDA devices of compute capability 8.0 and later, by
-FFTs in float32 with gates and skip fused into them. Explicit are also the filters of the bases that have no block form:
-implicit, Chebyshev, cosine. Last positions and float64 go on, as do few taps, and taps that many channels share, which
-tensor cores multiply: see `transforms`.
+FFTs in float32 with gates and skip fused into them; filters of more than 16,384 taps, or 1,024 where a block has 99 KiB
+of shared memory (8.6, 8.9, 12.0), go in parts. Explicit are also the filters of the bases that have no block form:
+implicit, Chebyshev, cosine. Last positions and float64 go on, as do tensors on a GPU that cannot run the kernels, few
+taps, and taps that many channels share, which tensor cores multiply: see `transforms`.
 
 No call waits for the device, so that all of it can be captured in a CUDA graph. Gradients are sums in a fixed order,
 the same run to run. NaN and Inf stay within their channel and sequence; in time they spread over all of it.
@@ -21,7 +22,6 @@ from torch import Tensor
 from hyenarec_kernels import backends, compiled, reference, triton
 
 SERVED = (torch.float32, torch.bfloat16, torch.float16)
-CAPABILITY = (8, 0)
 
 # Filters of up to this many taps are convolved tap by tap, in Triton. By arithmetic and not measured, in cycles of a
 # multiprocessor of an H200 for an element of bfloat16 (128 lanes; 4.3 bytes a picosecond for 132 at 1.75 GHz):
@@ -50,15 +50,20 @@ def _probe() -> str | None:
         return "torch was built without CUDA"
     if not torch.cuda.is_available():
         return "no NVIDIA GPU"
-    for device in range(torch.cuda.device_count()):
-        capability = torch.cuda.get_device_capability(device)
-        if capability < CAPABILITY:
-            return f"it needs compute capability 8.0, GPU {device} has {capability[0]}.{capability[1]}"
-        with torch.cuda.device(device):
-            unsupported: str = torch.ops.hyenarec_cuda.unsupported()
-        if unsupported:
-            return f"GPU {device}: {unsupported}"
-    return None
+    # The current GPU first: loading the kernels takes memory on every one that is asked.
+    here = torch.cuda.current_device()
+    devices = [here, *(i for i in range(torch.cuda.device_count()) if i != here)]
+    if any(unsupported(torch.device("cuda", i)) is None for i in devices):
+        return None
+    return f"GPU {here}: {unsupported(torch.device('cuda', here))}"
+
+
+@lru_cache
+def unsupported(device: torch.device) -> str | None:
+    """None where this GPU can run the kernels and they were compiled for it, otherwise the reason why not."""
+    with torch.cuda.device(device):
+        reason: str = torch.ops.hyenarec_cuda.unsupported()
+    return reason or None
 
 
 def transforms(x: Tensor, filter: Tensor, last_only: bool) -> bool:
@@ -66,7 +71,12 @@ def transforms(x: Tensor, filter: Tensor, last_only: bool) -> bool:
     reference."""
     if last_only or x.dtype not in SERVED or x.numel() == 0:
         return False
-    if triton.probe() is not None or backends.forced() == "cuda":
+    forced, reason = backends.forced() == "cuda", unsupported(x.device)
+    if reason is not None:
+        if forced:
+            raise NotImplementedError(f"long_conv: the forced backend 'cuda' does not run on {x.device}: {reason}")
+        return False
+    if forced or triton.probe() is not None:
         return True
     taps = filter[:, : x.shape[-2]]
     toeplitz = import_module("hyenarec_kernels.triton.toeplitz")
@@ -112,7 +122,11 @@ def long_conv_backward(
     dx, dfilter, dskip, dpre, dpost = torch.ops.hyenarec_cuda.long_conv_backward(
         grad, x, _values(filter), _values(skip), pre_gate, post_gate, *_where(starts, ends), x.shape[-2], list(needs)
     )
-    return dx, dfilter.to(filter.dtype), dskip if skip is None else dskip.to(skip.dtype), dpre, dpost
+    if needs[1]:
+        dfilter = dfilter.to(filter.dtype)
+    if needs[2] and skip is not None:
+        dskip = dskip.to(skip.dtype)
+    return dx, dfilter, dskip, dpre, dpost
 
 
 def _elsewhere() -> Any:

@@ -23,7 +23,7 @@ struct AssignBuckets {
 
   template <class Block>
   HYENAREC_DEVICE void operator()(Block& block, int64_t index, void* memory) const {
-    auto* offsets = static_cast<int*>(memory);
+    auto* counts = static_cast<int*>(memory);
     const Bucket& bucket = buckets[index];
     auto blocks = [&](int s) {
       int length = sequences.span({s, 0}, 0).length;
@@ -36,20 +36,12 @@ struct AssignBuckets {
     block.phase([&](int thread) {
       int sum = 0;
       for (int s = chunk * thread; s < end(thread); ++s) sum += blocks(s);
-      offsets[thread] = sum;
+      counts[thread] = sum;
     });
     block.phase([&](int thread) {
-      if (thread > 0) return;
-      int sum = 0;
-      for (int t = 0; t < kThreads; ++t) {
-        int next = sum + offsets[t];
-        offsets[t] = sum;
-        sum = next;
-      }
-      *bucket.count = sum < bucket.most ? sum : bucket.most;
-    });
-    block.phase([&](int thread) {
-      int at = offsets[thread];
+      int at = 0;
+      for (int t = 0; t < thread; ++t) at += counts[t];
+      if (thread == kThreads - 1) *bucket.count = at + counts[thread] < bucket.most ? at + counts[thread] : bucket.most;
       for (int s = chunk * thread; s < end(thread); ++s)
         for (int number = 0, n = blocks(s); number < n && at < bucket.most; ++number) bucket.list[at++] = {s, number};
     });

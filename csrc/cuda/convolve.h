@@ -85,7 +85,6 @@ struct Convolve {
   using S = Size<kLog>;
   static constexpr int kThreads = S::kThreads;
   static constexpr int kSharedBytes = S::kSharedBytes + int(sizeof(Span)) + kThreads * int(sizeof(float));
-  static_assert(kSharedBytes <= 166912, "the least that compute capability 8.0 and 9.0 give a block");
   // Of a multiprocessor, which bounds the registers: 16 warps of at most 128; 24 of 80 where the butterflies are small.
   static constexpr int kBlocks = kThreads >= 256 ? 512 / kThreads : 768 / kThreads;
 
@@ -96,13 +95,13 @@ struct Convolve {
   Spectra filter;
   const float* skip;  // (channels,) or null
   Round rounds[kMaxRounds];
-  Complex *held, *partial;  // (shares, tiles, kElements) or null
+  Complex *held, *partial;  // (shares, tiles, kElements) or null; of shares without an item nothing is written
   float* sums;              // (shares, channels) or null
 
   template <class Block>
   HYENAREC_DEVICE void operator()(Block& block, int64_t index, void* memory) const {
     Tiles<S> mine(index, shares);
-    if (mine.tile * S::kChannels >= channels) return;
+    if (mine.tile * S::kChannels >= channels || mine.share >= items.size()) return;
     auto* shared = static_cast<Complex*>(memory);
     auto& span = *reinterpret_cast<Span*>(shared + S::kSharedBytes / sizeof(Complex));
     auto* thread_sums = reinterpret_cast<float*>(&span + 1);
@@ -116,10 +115,6 @@ struct Convolve {
         if (!(rounds[r].only_of_many && alone))
           run(block, rounds[r], span, alone, mine, i == mine.share, shared, thread_sums);
     }
-    if (partial && mine.share >= items.size())
-      block.phase([&](int thread) {
-        for (int i = thread; i < S::kElements; i += kThreads) partial[mine.slice(channels) + i] = {};
-      });
     if (sums)
       block.phase([&](int thread) {
         if (thread >= S::kChannels || mine.tile * S::kChannels + thread >= channels) return;

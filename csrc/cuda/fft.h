@@ -24,6 +24,7 @@
 namespace hyenarec::cuda {
 
 constexpr int kSmallest = 5, kLargest = 14;  // log2 of M: real FFTs of 64 to 32,768 points
+constexpr int kScarce = 10;                  // the largest for half the shared memory of the table's last row
 
 template <int kLog>
 struct Size {

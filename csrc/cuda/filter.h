@@ -15,10 +15,12 @@ struct FilterSpectrum {
 
   const float* filter;  // (groups, taps)
   int groups, taps;
+  Items items;   // nothing is done where there are none
   Complex* out;  // (windows, tiles of groups, kElements)
 
   template <class Block>
   HYENAREC_DEVICE void operator()(Block& block, int64_t number, void* memory) const {
+    if (items.size() == 0) return;
     auto* shared = static_cast<Complex*>(memory);
     int tiles = int(ceil_div(groups, S::kChannels)), tile = int(number % tiles);
     int64_t from = number / tiles * S::kPoints;  // the window's own part; the one before it is negative imaginary
@@ -50,10 +52,12 @@ struct FilterGradient {
   int groups, taps, windows;
   int reached;  // lags from here on meet nothing: zero
   bool add;     // to what another size wrote
+  Items items;  // nothing is added where there are none
   float* out;   // (groups, taps)
 
   template <class Block>
   HYENAREC_DEVICE void operator()(Block& block, int64_t number, void* memory) const {
+    if (add && items.size() == 0) return;
     auto* shared = static_cast<Complex*>(memory);
     int tiles = int(ceil_div(groups, S::kChannels)), tile = int(number % tiles);
     int64_t part = number / tiles;

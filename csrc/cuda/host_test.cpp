@@ -1,7 +1,6 @@
 // The shipped programs and schedule on the host, for tests: every thread block of every launch, its threads one after
 // the other between barriers. tests/kernels/test_cuda_host.py compiles this into libraries: HYENAREC_TOP is log2 of the
 // largest block; small blocks meet filters in parts, and shares of several items, in small calls.
-#include <functional>
 #include <vector>
 
 #include "schedule.h"
@@ -14,66 +13,41 @@ using namespace hyenarec::cuda;
 constexpr int kTop = HYENAREC_TOP;
 constexpr int64_t kShareElements = kTop == kLargest ? kWave : 4096;
 
-// In which order a phase's threads run: results may not depend on it. `dropped`: which barrier of every Convolve is
-// left out, so that half of the threads run ahead into the next phase; -1: none.
-struct Emulation {
+// One thread block. In which order a phase's threads run may not change results; race_test.cpp has them run at once.
+struct HostBlock {
+  int threads;
   bool reversed;
-  int dropped;
-};
-
-class HostBlock {
- public:
-  HostBlock(int threads, Emulation emulation) : threads_(threads), emulation_(emulation) {}
 
   template <class F>
   void phase(const F& f) {
-    int half = threads_ / 2;
-    if (number_++ == emulation_.dropped) {
-      run(f, 0, half);
-      late_ = [this, f, half] { run(f, half, threads_); };
-      return;
-    }
-    if (late_) {
-      run(f, 0, half);
-      late_();
-      late_ = nullptr;
-      return run(f, half, threads_);
-    }
-    run(f, 0, threads_);
+    for (int i = 0; i < threads; ++i) f(reversed ? threads - 1 - i : i);
   }
-
- private:
-  template <class F>
-  void run(const F& f, int begin, int end) {
-    for (int i = begin; i < end; ++i) f(emulation_.reversed ? end - 1 - (i - begin) : i);
-  }
-  int threads_, number_ = 0;
-  Emulation emulation_;
-  std::function<void()> late_;
 };
 
-template <class Program>
-constexpr bool kIsConvolve = false;
-template <int kLog>
-constexpr bool kIsConvolve<Convolve<kLog>> = true;
-
 struct HostMachine {
-  Emulation emulation;
+  bool reversed;
   template <class Program>
   void start(const Program& program, int64_t grid) {
     std::vector<Complex> shared(Program::kSharedBytes / sizeof(Complex) + 1);
     for (int64_t i = 0; i < grid; ++i) {
-      int64_t index = emulation.reversed ? grid - 1 - i : i;
       std::fill(shared.begin(), shared.end(), Complex{NAN, NAN});
-      HostBlock block(Program::kThreads, {emulation.reversed, kIsConvolve<Program> ? emulation.dropped : -1});
-      program(block, index, shared.data());
+      HostBlock block{Program::kThreads, reversed};
+      program(block, reversed ? grid - 1 - i : i, shared.data());
     }
   }
 };
 
+struct Counter {
+  int launches = 0;
+  template <class Program>
+  void start(const Program&, int64_t grid) {
+    launches += grid > 0;
+  }
+};
+
 template <class Machine>
-int64_t run(const LongConvArgs& args, bool backward, Machine machine) {
-  Schedule<Machine, kTop, kShareElements> schedule(args, machine);
+int64_t run(const LongConvArgs& args, bool backward, Machine&& machine) {
+  Schedule<std::remove_reference_t<Machine>, kTop, kShareElements> schedule(args, machine);
   backward ? schedule.backward() : schedule.forward();
   return schedule.workspace();
 }
@@ -108,8 +82,12 @@ int64_t args_size() { return sizeof(LongConvArgs); }
 
 int64_t host_workspace(const LongConvArgs* args, bool backward) { return run(*args, backward, DryRun{}); }
 
-void host_run(const LongConvArgs* args, bool backward, bool reversed, int dropped) {
-  run(*args, backward, HostMachine{{reversed, dropped}});
+void host_run(const LongConvArgs* args, bool backward, bool reversed) { run(*args, backward, HostMachine{reversed}); }
+
+int host_launches(const LongConvArgs* args, bool backward) {
+  Counter counter;
+  run(*args, backward, counter);
+  return counter.launches;
 }
 
 int host_bank_conflicts(int log) {

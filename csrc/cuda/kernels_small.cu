@@ -24,6 +24,7 @@ template cudaError_t launch(const FilterGradient<9>&, unsigned, cudaStream_t);
 
 template cudaError_t launch(const AssignBuckets&, unsigned, cudaStream_t);
 template cudaError_t launch(const SumRows&, unsigned, cudaStream_t);
+template cudaError_t loaded<SumRows>();
 template cudaError_t launch(const SumGroups&, unsigned, cudaStream_t);
 template cudaError_t launch(const Cross&, unsigned, cudaStream_t);
 

@@ -1,4 +1,5 @@
-// Launching a program. `launch` is defined in launch.inc and instantiated in the kernels_*.cu, compiled side by side.
+// Launching a program. The functions are defined in launch.inc and instantiated in the kernels_*.cu, compiled side by
+// side.
 #pragma once
 #include <cuda_runtime.h>
 
@@ -8,5 +9,9 @@ namespace hyenarec::cuda {
 
 template <class Program>
 cudaError_t launch(const Program& program, unsigned grid, cudaStream_t stream);
+
+// Success where the build holds code of a program for the current device.
+template <class Program>
+cudaError_t loaded();
 
 }  // namespace hyenarec::cuda

@@ -21,6 +21,12 @@ struct Device {
   }
 };
 
+cudaError_t attribute(cudaDeviceAttr name, int* value) {
+  int device;
+  cudaError_t status = cudaGetDevice(&device);
+  return status == cudaSuccess ? cudaDeviceGetAttribute(value, name, device) : status;
+}
+
 const char* told(const std::string& message) {
   thread_local std::string text;
   text = message;
@@ -38,12 +44,24 @@ const char* check(const LongConvArgs& args) {
   return nullptr;
 }
 
-const char* run(const LongConvArgs& args, void* stream, void (Schedule<Device>::*pass)()) {
+// The bytes of workspace that the launches took on `machine`, with blocks as large as the current device holds.
+template <class Machine>
+int64_t schedule(const LongConvArgs& args, bool backward, Machine& machine) {
+  auto with_top = [&](auto top) {
+    Schedule<Machine, decltype(top)::value> schedule(args, machine);
+    backward ? schedule.backward() : schedule.forward();
+    return schedule.workspace();
+  };
+  int shared = 0;
+  attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, &shared);  // where it fails, the first launch does and says why
+  return top_of(shared) == kScarce ? with_top(Index<kScarce>{}) : with_top(Index<kLargest>{});
+}
+
+const char* run(const LongConvArgs& args, bool backward, void* stream) {
   if (const char* wrong = check(args)) return wrong;
   if (args.channels == 0) return nullptr;
   Device device{static_cast<cudaStream_t>(stream)};
-  Schedule<Device> schedule(args, device);
-  (schedule.*pass)();
+  schedule(args, backward, device);
   return device.status == cudaSuccess ? nullptr : told(cudaGetErrorString(device.status));
 }
 
@@ -54,30 +72,26 @@ int64_t long_conv_workspace(const LongConvArgs& args, bool backward) {
   DryRun dry;
   LongConvArgs sizes = args;
   sizes.workspace = nullptr;
-  Schedule<DryRun> schedule(sizes, dry);
-  backward ? schedule.backward() : schedule.forward();
-  return schedule.workspace();
+  return schedule(sizes, backward, dry);
 }
 
-const char* long_conv_forward(const LongConvArgs& args, void* stream) {
-  return run(args, stream, &Schedule<Device>::forward);
-}
-const char* long_conv_backward(const LongConvArgs& args, void* stream) {
-  return run(args, stream, &Schedule<Device>::backward);
-}
+const char* long_conv_forward(const LongConvArgs& args, void* stream) { return run(args, false, stream); }
+const char* long_conv_backward(const LongConvArgs& args, void* stream) { return run(args, true, stream); }
 
 const char* long_conv_unsupported() {
-  int device, major, shared;
-  cudaError_t status = cudaGetDevice(&device);
-  if (status == cudaSuccess) status = cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
-  if (status == cudaSuccess)
-    status = cudaDeviceGetAttribute(&shared, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+  int major, minor, shared;
+  cudaError_t status = attribute(cudaDevAttrComputeCapabilityMajor, &major);
+  if (status == cudaSuccess) status = attribute(cudaDevAttrComputeCapabilityMinor, &minor);
+  if (status == cudaSuccess) status = attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, &shared);
   if (status != cudaSuccess) return told(cudaGetErrorString(status));
-  constexpr int kNeeded = Convolve<kLargest>::kSharedBytes;
-  if (major < 8 || shared < kNeeded)
-    return told("needs compute capability 8.0 and " + std::to_string(kNeeded) +
-                " bytes of shared memory a block; the device has " + std::to_string(major) + ".x and " +
-                std::to_string(shared));
+  std::string capability = std::to_string(major) + "." + std::to_string(minor);
+  if (major < 8 || top_of(shared) == 0)
+    return told("needs compute capability 8.0 and " + std::to_string(Convolve<kScarce>::kSharedBytes) +
+                " bytes of shared memory a block; it has " + capability + " and " + std::to_string(shared));
+  status = loaded<SumRows>();  // one program stands for all: they are compiled for the same devices
+  if (status != cudaSuccess)
+    return told("not compiled for compute capability " + capability + " (" + cudaGetErrorString(status) +
+                "); HYENAREC_CUDA_ARCHS names what to compile for");
   return nullptr;
 }
 

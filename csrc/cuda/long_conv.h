@@ -37,8 +37,8 @@ struct LongConvArgs {
   void* workspace = nullptr;
 };
 
-// Bytes of workspace that long_conv_forward (backward: long_conv_backward) needs for these sizes, flags and pointers
-// (only whether they are null matters).
+// Bytes of workspace that long_conv_forward (backward: long_conv_backward) needs on the current device for these sizes,
+// flags and pointers (only whether they are null matters).
 int64_t long_conv_workspace(const LongConvArgs& args, bool backward);
 
 // Null, or why the call could not be made: one line, valid until this thread's next call. Any number of sequences, rows
@@ -46,8 +46,8 @@ int64_t long_conv_workspace(const LongConvArgs& args, bool backward);
 const char* long_conv_forward(const LongConvArgs& args, void* stream);
 const char* long_conv_backward(const LongConvArgs& args, void* stream);
 
-// Null where the current device can run the kernels, otherwise why not. Whether they were compiled for it is not looked
-// at: where they were not, the first call says so.
+// Null where the current device can run the kernels and they were compiled for it, otherwise why not: one line, valid
+// as above. Loads them.
 const char* long_conv_unsupported();
 
 }  // namespace hyenarec

@@ -46,8 +46,17 @@ void with_size(int log, const F& f) {
   f(Index<kLog>{});
 }
 
+// log2 of the largest block where a device gives it this much shared memory: all that compute capability 8.0, 9.0 and
+// 10.0 have, or the 99 KiB of 8.6, 8.9 and 12.0. 0: too little.
+constexpr int top_of(int64_t shared_bytes) {
+  return shared_bytes >= Convolve<kLargest>::kSharedBytes ? kLargest
+         : shared_bytes >= Convolve<kScarce>::kSharedBytes ? kScarce
+                                                           : 0;
+}
+static_assert(top_of(163 << 10) == kLargest && top_of(99 << 10) == kScarce && top_of(64 << 10) == 0);
+
 // A share's sums over items are written once and added up afterwards: as many shares as make one full wave of blocks of
-// four warps a scheduler on 128 multiprocessors. A constant, so that results are the same on every device.
+// four warps a scheduler on 128 multiprocessors. A constant, so that no result depends on how many a device has.
 constexpr int64_t kWave = int64_t(128) * Size<kLargest>::kElements;
 
 // kTop: log2 of the largest block; filters of more taps go in parts.
@@ -69,9 +78,9 @@ class Schedule {
     each_size([&](auto log, const Items& items, bool first) {
       if (first && partitioned()) {
         auto* spectra = hold_blocks(round.input, {}, items, nullptr);
-        combine(spectra, filter_spectra<kTop>(windows()), items, false, round.output);
+        combine(spectra, filter_spectra<kTop>(windows(), items), items, false, round.output);
       } else {
-        convolve<log.value>({round}, items, filter_spectra<log.value>(1), items.most, {});
+        convolve<log.value>({round}, items, filter_spectra<log.value>(1, items), items.most, {});
       }
     });
   }
@@ -92,7 +101,7 @@ class Schedule {
       float* sums = a_.dskip ? workspace_.take<float>(std::max<int64_t>(shares, 1) * a_.channels) : nullptr;
       Complex* cross = nullptr;
       if (in_parts) {
-        auto spectra = need_post || need_input ? filter_spectra<kTop>(windows()) : Spectra{};
+        auto spectra = need_post || need_input ? filter_spectra<kTop>(windows(), items) : Spectra{};
         auto* inputs = need_post || need_filter ? hold_blocks(u, {}, items, nullptr) : nullptr;
         auto* gradients = need_input || need_filter || a_.dskip
                               ? hold_blocks(dy, a_.dskip ? u : Product{}, items, sums)
@@ -111,19 +120,19 @@ class Schedule {
         if (need_input || need_filter || a_.dskip)
           rounds.push_back({dy, 1, true, false, false, need_filter, {to_input[0], to_input[1]},
                             a_.dskip ? u : Product{}});
-        auto spectra = need_post || need_input ? filter_spectra<kLog>(1) : Spectra{};
+        auto spectra = need_post || need_input ? filter_spectra<kLog>(1, items) : Spectra{};
         Complex* held = need_filter ? workspace_.take<Complex>(std::max<int64_t>(shares, 1) * row) : nullptr;
         cross = need_filter ? workspace_.take<Complex>(std::max<int64_t>(shares, 1) * row) : nullptr;
         convolve<kLog>(rounds, items, spectra, shares, {held, cross, sums});
         if (need_filter) {
           auto* values = reinterpret_cast<float*>(cross);
-          SumRows program{values, shares, 2 * row, false, values};
+          SumRows program{values, items, shares, 2 * row, false, values};
           machine_.start(program, program.grid());
         }
       }
-      if (need_filter) filter_gradient<kLog>(cross, in_parts ? windows() : 1, !first);
+      if (need_filter) filter_gradient<kLog>(cross, in_parts ? windows() : 1, items, !first);
       if (a_.dskip) {
-        SumRows program{sums, shares, a_.channels, !first, a_.dskip};
+        SumRows program{sums, items, shares, a_.channels, !first, a_.dskip};
         machine_.start(program, program.grid());
       }
     });
@@ -149,6 +158,9 @@ class Schedule {
     return int(std::min(ceil_div(reached_, m) + 1, ceil_div(a_.max_length, m)));
   }
 
+  // log2 of the block for the shortest sequence that packed rows can hold when none is longer than `max_length`.
+  int bottom() const { return std::clamp(log_of(a_.rows - (a_.sequences - 1) * a_.max_length), kSmallest, top()); }
+
   // f(Index<log>, items, whether it is the first) for padded input's one size, or every size a packed one may have.
   template <class F>
   void each_size(const F& f) {
@@ -162,7 +174,7 @@ class Schedule {
       return visit(top(), {nullptr, nullptr, std::max(per_sequence, 1), int(a_.sequences) * per_sequence});
     }
     AssignBuckets assign{sequences_, int(a_.sequences), {}};
-    int count = top() - kSmallest + 1;
+    int count = top() - bottom() + 1;
     int64_t most[AssignBuckets::kMost];
     for (int i = 0; i < count; ++i) {
       int log = top() - i;
@@ -170,7 +182,7 @@ class Schedule {
       // Every sequence of a size but the smallest has more than M/2 rows: more than half of its blocks is filled.
       most[i] = i == 0 ? a_.sequences + a_.rows / points : a_.sequences;
       most[i] = std::min(most[i], log == kSmallest ? a_.rows : 2 * a_.rows / points);
-      int above = log == kSmallest ? 0 : int(points / 2);
+      int above = log == bottom() ? 0 : int(points / 2);
       assign.buckets[i] = {above, int(points), int(most[i]), i == 0, workspace_.take<Item>(most[i]),
                            workspace_.take<int>(1)};
     }
@@ -180,11 +192,11 @@ class Schedule {
   }
 
   template <int kLog>
-  Spectra filter_spectra(int windows) {
+  Spectra filter_spectra(int windows, const Items& items) {
     using S = Size<kLog>;
     int64_t tiles = Tiles<S>::count(a_.groups) * windows;
     auto* out = workspace_.take<Complex>(tiles * S::kElements);
-    machine_.start(FilterSpectrum<kLog>{a_.filter, int(a_.groups), int(a_.taps), out}, tiles);
+    machine_.start(FilterSpectrum<kLog>{a_.filter, int(a_.groups), int(a_.taps), items, out}, tiles);
     return {out, int(a_.channels), int(a_.groups)};
   }
 
@@ -215,7 +227,7 @@ class Schedule {
 
   // From cross spectra of channels to the gradient of the groups' taps.
   template <int kLog>
-  void filter_gradient(Complex* cross, int windows, bool add) {
+  void filter_gradient(Complex* cross, int windows, const Items& items, bool add) {
     using S = Size<kLog>;
     int64_t tiles = Tiles<S>::count(a_.groups);
     if (a_.groups < a_.channels) {
@@ -225,7 +237,8 @@ class Schedule {
       cross = sums;
     }
     int64_t parts = add ? 1 : ceil_div(a_.taps, S::kPoints);
-    machine_.start(FilterGradient<kLog>{cross, int(a_.groups), int(a_.taps), windows, int(reached_), add, a_.dfilter},
+    machine_.start(FilterGradient<kLog>{cross, int(a_.groups), int(a_.taps), windows, int(reached_), add, items,
+                                        a_.dfilter},
                    parts * tiles);
   }
 

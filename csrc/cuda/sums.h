@@ -1,15 +1,17 @@
 // Sums in a fixed order: over the shares of a backward pass, and over the channels of a group.
 #pragma once
 #include "fft.h"
+#include "rows.h"
 
 namespace hyenarec::cuda {
 
-// out[i] (+)= sum over rows r of in[r, i]; `out` may be row 0.
+// out[i] (+)= sum over r of in[r, i], r the shares that have an item; `out` may be row 0.
 struct SumRows {
   static constexpr int kColumns = 32, kStrips = 8, kThreads = kColumns * kStrips, kBlocks = 1;
   static constexpr int kSharedBytes = kThreads * int(sizeof(float));
   const float* in;
-  int64_t rows, columns;
+  Items items;
+  int64_t shares, columns;
   bool add;
   float* out;
 
@@ -19,7 +21,7 @@ struct SumRows {
   HYENAREC_DEVICE void operator()(Block& block, int64_t index, void* memory) const {
     auto* strips = static_cast<float*>(memory);
     block.phase([&](int thread) {
-      int64_t column = index * kColumns + thread % kColumns;
+      int64_t column = index * kColumns + thread % kColumns, rows = items.size() < shares ? items.size() : shares;
       float sum = 0.f;
       if (column < columns)
         for (int64_t r = thread / kColumns; r < rows; r += kStrips) sum += in[r * columns + column];

@@ -1,4 +1,4 @@
-"""The cuda backend: where it runs and what it takes, then its kernels, on a device and emulated on the host."""
+"""The cuda backend's kernels, on a device and emulated on the host."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,93 +17,13 @@ from torch import Tensor
 from torch.library import opcheck
 
 import hyenarec_kernels as hk
-from hyenarec_kernels import backends, compiled, cuda, triton
+from hyenarec_kernels import backends, compiled, cuda
 from hyenarec_kernels.nn import CosineFilter, ImplicitFilter
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 HAS_OPS = compiled.probe() is None and compiled.has_cuda()
-with_ops = pytest.mark.skipif(not HAS_OPS, reason="the extension was compiled without CUDA")
 with_device = pytest.mark.skipif(cuda.probe() is not None, reason=f"cuda backend: {cuda.probe()}")
-
-
-# ---- where it runs and what it takes ---------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("change", "reason"),
-    [
-        ({"extension": "no compiler"}, "no compiler"),
-        ({"ops": SimpleNamespace()}, "compiled without CUDA"),
-        ({"version": None}, "torch was built without CUDA"),
-        ({"available": False}, "no NVIDIA GPU"),
-        ({"capability": (7, 5)}, "needs compute capability 8.0, GPU 0 has 7.5"),
-        ({"unsupported": "no kernel image"}, "GPU 0: no kernel image"),
-        ({}, None),
-    ],
-)
-def test_why_it_is_not_available(change: dict[str, Any], reason: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
-    ops = SimpleNamespace(long_conv=None, unsupported=lambda: change.get("unsupported", ""))
-    monkeypatch.setattr(compiled, "probe", lambda: change.get("extension"))
-    monkeypatch.setattr(torch.ops, "hyenarec_cuda", change.get("ops", ops), raising=False)
-    monkeypatch.setattr(torch.version, "cuda", change.get("version", "13.0"))
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: change.get("available", True))
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: change.get("capability", (9, 0)))
-    monkeypatch.setattr(torch.cuda, "device", lambda device: torch.no_grad())
-    found = cuda._probe.__wrapped__()
-    assert found is None if reason is None else reason in found
-
-
-@with_ops
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a device")
-def test_without_a_driver_the_extension_says_so_in_one_line() -> None:
-    reason = torch.ops.hyenarec_cuda.unsupported()
-    assert "CUDA" in reason and "\n" not in reason
-
-
-@pytest.mark.skipif(cuda.probe() is None, reason="it is available")
-def test_forcing_it_where_it_is_not_available_gives_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(backends.ENVIRONMENT_VARIABLE, "cuda")
-    with pytest.raises(NotImplementedError) as raised:
-        hk.long_conv(torch.randn(1, 4, 2), torch.randn(2, 3))
-    assert str(raised.value) == f"HYENAREC_BACKEND: backend 'cuda' is not available here: {cuda.probe()}"
-
-
-@pytest.mark.parametrize("use_triton", [True, False])
-@pytest.mark.parametrize(
-    ("shape", "taps", "dtype", "last_only", "expected"),
-    [
-        ((2, 100, 4), 17, torch.float32, False, "FFT"),
-        ((2, 17, 4), 1000, torch.bfloat16, False, "FFT"),
-        ((2, 100, 4), 16, torch.float16, False, "few"),
-        ((2, 16, 4), 1000, torch.float32, False, "few"),
-        ((2, 1000, 32), 512, torch.bfloat16, False, "few"),  # 16 channels share a filter
-        ((2, 1000, 32), 513, torch.bfloat16, False, "FFT"),
-        ((2, 1000, 30), 512, torch.bfloat16, False, "FFT"),
-        ((40, 4), 40, torch.float32, False, "FFT"),
-        ((2, 100, 4), 100, torch.float64, False, "elsewhere"),
-        ((2, 100, 4), 100, torch.float32, True, "elsewhere"),
-        ((2, 0, 4), 100, torch.float32, False, "elsewhere"),
-    ],
-)
-def test_the_plan(
-    shape: tuple[int, ...],
-    taps: int,
-    dtype: torch.dtype,
-    last_only: bool,
-    expected: str,
-    use_triton: bool,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """Long filters go through the FFT; short and shared ones only where Triton is missing or this backend is forced."""
-    monkeypatch.setattr(triton, "probe", lambda: None if use_triton else "not installed")
-    x, filter = torch.empty(shape, dtype=dtype), torch.empty(2, taps)
-    assert cuda.transforms(x, filter, last_only) == (expected == "FFT" or (expected == "few" and not use_triton))
-    monkeypatch.setattr(backends, "_forced", "cuda")
-    assert cuda.transforms(x, filter, last_only) == (expected in ("FFT", "few"))
-
-
-# ---- the shipped kernels, on a device and compiled for the host, where threads run one after the other ---------------
+without_device = pytest.mark.skipif(cuda.probe() is None, reason="a device runs the kernels")
 
 
 @pytest.fixture(scope="session")
@@ -121,12 +40,13 @@ def host_kernels(tmp_path_factory: pytest.TempPathFactory) -> None:
     torch.ops.load_library(library)
 
 
-@pytest.fixture(params=["cpu", pytest.param("cuda", marks=with_device)])
+@pytest.fixture(params=[pytest.param("cpu", marks=without_device), pytest.param("cuda", marks=with_device)])
 def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """The backend forced; every tensor that it allocates, workspace too, is full of NaN until it is written."""
     if request.param == "cpu":
         request.getfixturevalue("host_kernels")
         monkeypatch.setitem(backends.BACKENDS, "cuda", backends.Backend(("cpu",), lambda: None, lambda: cuda))
+        monkeypatch.setattr(cuda, "unsupported", lambda device: None)
     monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", True)
     torch.use_deterministic_algorithms(True, warn_only=True)
     try:
@@ -287,18 +207,37 @@ def test_what_it_lacks_is_named(device: str) -> None:
         hk.legendre_conv(torch.randn(1, 4, 2, device=device), torch.randn(2, 3, device=device), horizon=4)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_strided_rows(dtype: torch.dtype, device: str) -> None:
+    """The parts of one projection of an odd number of channels: rows that begin at odd addresses, and every other."""
+    leaves, where, grad = draw_call(device, (41, 5), 5, 30, dtype, [0, 3, 41])
+    names = ("x", "pre_gate", "post_gate")
+    wide = torch.full((82, 17), torch.nan, dtype=dtype, device=device)
+    parts = {name: wide[1::2, 1 + 5 * i : 6 + 5 * i] for i, name in enumerate(names)}
+    for name, part in parts.items():
+        part.copy_(leaves[name].detach())
+    want = answer((leaves, where, grad))
+    got = answer((leaves | {name: part.requires_grad_() for name, part in parts.items()}, where, grad.expand(41, 5)))
+    assert all(torch.equal(got[name], want[name]) for name in want)
+    summed = answer((leaves, where, grad[:1, :1].expand(41, 5)))  # a gradient of no strides, as of a sum
+    want = answer((leaves, where, grad[:1, :1].expand(41, 5).clone()))
+    assert all(torch.equal(summed[name], want[name]) for name in want)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])  # bfloat16 beside float32 parameters
 @pytest.mark.parametrize("packed", [False, True])
-def test_opcheck_and_double_backward(packed: bool, device: str) -> None:
-    shape = (9, 4) if packed else (3, 3, 4)
-    leaves, _, grad = draw_call(device, shape, 2, 5, torch.float32)
-    x, pre, post, h, skip = leaves.values()
-    ends = torch.tensor([2, 2, 9] if packed else [3, 0, 1], device=device)
-    where = (torch.tensor([0, 2, 2], device=device), ends) if packed else (None, ends)
-    arguments = (x, h, skip, pre, post, *where, False)
+def test_opcheck(packed: bool, dtype: torch.dtype, device: str) -> None:
+    arguments, grad = small_call(packed, dtype, device)
     opcheck(torch.ops.hyenarec.long_conv.default, arguments)
     detached = [a.detach() if isinstance(a, Tensor) else a for a in arguments]
     for needs in ([True, False, True, True, False], [False, True, False, False, True]):
         opcheck(torch.ops.hyenarec.long_conv_backward.default, (grad, *detached, needs))
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_double_backward(packed: bool, device: str) -> None:
+    arguments, grad = small_call(packed, torch.float32, device)
+    x, h, _, pre, post = arguments[:5]
 
     def second() -> tuple[Tensor, ...]:
         (dh,) = torch.autograd.grad(torch.ops.hyenarec.long_conv(*arguments), h, grad, create_graph=True)
@@ -307,6 +246,14 @@ def test_opcheck_and_double_backward(packed: bool, device: str) -> None:
     got = second()
     with backends.use("reference"):
         torch.testing.assert_close(got, second())
+
+
+def small_call(packed: bool, dtype: torch.dtype, device: str) -> tuple[tuple[Any, ...], Tensor]:
+    """Arguments of torch.ops.hyenarec.long_conv with an empty sequence, and the output's gradient."""
+    leaves, _, grad = draw_call(device, (9, 4) if packed else (3, 3, 4), 2, 5, dtype)
+    x, pre, post, h, skip = leaves.values()
+    ends = torch.tensor([2, 2, 9] if packed else [3, 0, 1], device=device)
+    return (x, h, skip, pre, post, torch.tensor([0, 2, 2], device=device) if packed else None, ends, False), grad
 
 
 # ---- what only a device can show -------------------------------------------------------------------------------------
@@ -336,6 +283,7 @@ def test_cuda_graph(packed: bool) -> None:
     call = draw_call("cuda", shape, 32, 300, torch.float32, bounds if packed else None)
     with backends.use("cuda"):
         side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
             for _ in range(3):
                 answer(call)
@@ -350,6 +298,26 @@ def test_cuda_graph(packed: bool) -> None:
             graph.replay()
             again = answer(call)
             assert all(torch.equal(captured[name], again[name]) for name in again)
+
+
+@with_device
+@pytest.mark.parametrize("taps", [1000, 40_000])
+def test_past_two_to_the_31(taps: int) -> None:
+    length, dim = 65_536, 64
+    batch = (1 << 31) // (length * dim) + 1
+    if torch.cuda.mem_get_info()[0] < 40 << 30:
+        pytest.skip("not enough memory")
+    h = torch.randn(dim, taps, device="cuda") * taps**-0.5
+
+    def both(x: Tensor) -> tuple[Tensor, Tensor]:
+        out = hk.long_conv(x.requires_grad_(), h)
+        return out.detach(), torch.autograd.grad(out, x, x.detach())[0]
+
+    x = torch.zeros(batch, length, dim, dtype=torch.bfloat16, device="cuda")
+    x[-1] = torch.randn(length, dim)
+    with backends.use("cuda"):
+        for alone, all_rows in zip(both(x[-1:].clone()), both(x), strict=True):
+            assert alone.any() and torch.equal(alone[0], all_rows[-1]) and not all_rows[:-1].any()
 
 
 @with_device

@@ -5,64 +5,18 @@ makes of it for the device.
 from __future__ import annotations
 
 import ctypes
+import os
 import re
 import shutil
 import subprocess
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from operator_cases import TOLERANCE
-from torch import Tensor
-
-SOURCE = Path(__file__).parents[2] / "csrc"
-DTYPES = {torch.float32: 0, torch.bfloat16: 2, torch.float16: 3}  # hyenarec::Dtype
-NAMES = ("out", "x", "filter", "skip", "pre_gate", "post_gate")
-
-
-class Rows(ctypes.Structure):
-    _fields_ = [("data", ctypes.c_void_p), ("batch_stride", ctypes.c_int64), ("row_stride", ctypes.c_int64)]
-
-    @classmethod
-    def of(cls, t: Tensor | None) -> Rows:
-        if t is None:
-            return cls()
-        return cls(t.data_ptr(), t.stride(0) if t.dim() == 3 else 0, t.stride(-2))
-
-
-class Arguments(ctypes.Structure):
-    """hyenarec::LongConvArgs."""
-
-    _fields_ = [
-        ("dtype", ctypes.c_int),
-        ("packed", ctypes.c_bool),
-        *((name, ctypes.c_int64) for name in ("sequences", "rows", "channels", "groups", "taps", "max_length")),
-        *((name, ctypes.c_void_p) for name in ("starts", "ends")),
-        ("wide_index", ctypes.c_bool),
-        *((name, Rows) for name in ("x", "pre_gate", "post_gate")),
-        *((name, ctypes.c_void_p) for name in ("filter", "skip")),
-        *((name, Rows) for name in ("out", "grad", "dx", "dpre_gate", "dpost_gate")),
-        *((name, ctypes.c_void_p) for name in ("dfilter", "dskip", "workspace")),
-    ]
-
-
-def compiled(target: Path, top: int, source: Path = SOURCE) -> ctypes.CDLL:
-    """The programs for blocks of up to 2^top rows."""
-    flags = ["-std=c++17", "-O1", "-shared", "-fPIC", f"-DHYENAREC_TOP={top}"]
-    subprocess.run(["g++", *flags, str(source / "cuda" / "host_test.cpp"), "-o", str(target)], check=True)
-    library = ctypes.CDLL(str(target))
-    library.args_size.restype = library.host_workspace.restype = ctypes.c_int64
-    assert library.args_size() == ctypes.sizeof(Arguments)
-    return library
-
-
-def needs(program: str) -> None:
-    if shutil.which(program) is None:
-        pytest.skip(f"{program} is not installed")
+from cuda_host import SOURCE, Case, check, compiled, needs, one, random_case, wrong
 
 
 @pytest.fixture(scope="session")
@@ -73,198 +27,17 @@ def host(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
 
 
 @pytest.fixture(scope="session")
+def scarce(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
+    """The sizes of devices with 99 KiB of shared memory a block."""
+    needs("g++")
+    return compiled(tmp_path_factory.mktemp("cuda_host") / "scarce.so", 10)
+
+
+@pytest.fixture(scope="session")
 def small(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
     """Blocks of at most 128 rows: longer filters go in parts, and a block takes several items one after the other."""
     needs("g++")
     return compiled(tmp_path_factory.mktemp("cuda_host") / "small.so", 7)
-
-
-@dataclass
-class Case:
-    """One call. Sequences are rows [starts, ends); of padded input those of a batch row."""
-
-    packed: bool
-    rows: int
-    starts: list[int]
-    ends: list[int]
-    channels: int
-    groups: int
-    taps: int
-    dtype: torch.dtype = torch.float32
-    pre: bool = True
-    post: bool = True
-    skip: bool = True
-    full: bool = False  # starts and ends are not passed
-    wide_index: bool = True
-    max_length: int | None = None
-    needs: frozenset[str] = frozenset(NAMES)
-    seed: int = 0
-    tensors: dict[str, Tensor] = field(init=False)
-
-    def __post_init__(self) -> None:
-        generator = torch.Generator().manual_seed(self.seed)
-        shape = (self.rows,) if self.packed else (len(self.starts), self.rows)
-        position = torch.arange(self.rows)
-        starts, ends = torch.tensor(self.starts), torch.tensor(self.ends)
-        real = (position >= starts[:, None]) & (position < ends[:, None])
-        real = real.any(0) if self.packed else real  # (T,) or (B, L)
-
-        def draw(*shape: int) -> Tensor:
-            return torch.randn(*shape, generator=generator)
-
-        def activation() -> Tensor:
-            # A slice of more channels and rows: strided; NaN where nothing may be read.
-            wide = draw(*shape[:-1], shape[-1] + 2, self.channels + 3).to(self.dtype)
-            values = wide[..., 1:-1, 1 : self.channels + 1]
-            values[~real] = torch.nan
-            return values
-
-        self.tensors = {"x": activation(), "pre_gate": activation(), "post_gate": activation(), "grad": activation()}
-        self.tensors |= {"filter": draw(self.groups, self.taps), "skip": draw(self.channels)}
-        index = torch.int64 if self.wide_index else torch.int32
-        self.tensors |= {"starts": starts.to(index), "ends": ends.to(index)}
-
-    def present(self) -> set[str]:
-        optional = {"pre_gate": self.pre, "post_gate": self.post, "skip": self.skip}
-        return {name for name in self.needs if optional.get(name, True)}
-
-    def expected(self) -> dict[str, Tensor]:
-        """By the definition, float64, without FFT."""
-        t = {name: value.double().numpy() for name, value in self.tensors.items() if name not in ("starts", "ends")}
-        one = np.ones_like(t["x"])
-        pre, post = (t["pre_gate"] if self.pre else one), (t["post_gate"] if self.post else one)
-        result = {"out": np.zeros_like(t["x"])} | {name: np.zeros_like(t[name]) for name in NAMES[1:]}
-        for s, (start, end) in enumerate(zip(self.starts, self.ends, strict=True)):
-            if start == end:
-                continue
-            for d in range(self.channels):
-                at = (slice(start, end), d) if self.packed else (s, slice(start, end), d)
-                taps = t["filter"][d // (self.channels // self.groups), : end - start]
-                gain = t["skip"][d] * self.skip
-                u, dy, count = pre[at] * t["x"][at], post[at] * t["grad"][at], end - start
-                y, du = gain * u, gain * dy
-                if len(taps):
-                    y += np.convolve(u, taps)[:count]
-                    du += np.convolve(dy[::-1], taps)[:count][::-1]
-                result["out"][at] = post[at] * y
-                result["x"][at] = pre[at] * du
-                result["pre_gate"][at] = t["x"][at] * du
-                result["post_gate"][at] = t["grad"][at] * y
-                result["skip"][d] += dy @ u
-                lags = np.convolve(dy, u[::-1])[count - 1 :][: len(taps)]
-                result["filter"][d // (self.channels // self.groups), : len(taps)] += lags
-        return {name: torch.from_numpy(result[name]) for name in self.present()}
-
-    def run(self, host: ctypes.CDLL, *, reversed: bool = False, dropped: int = -1) -> dict[str, Tensor]:
-        """The outputs and gradients, written over NaN. `reversed`, `dropped`: as Emulation in host_test.cpp."""
-        t = self.tensors
-        like = {name: t["x" if name == "out" else name] for name in self.present()}
-        results = {name: torch.full(v.shape, torch.nan, dtype=v.dtype) for name, v in like.items()}
-
-        def pointer(values: Tensor | None) -> int | None:
-            return None if values is None else values.data_ptr()
-
-        args = Arguments(
-            dtype=DTYPES[self.dtype],
-            packed=self.packed,
-            sequences=len(self.starts),
-            rows=self.rows,
-            channels=self.channels,
-            groups=self.groups,
-            taps=self.taps,
-            max_length=self.rows if self.max_length is None else self.max_length,
-            starts=None if self.full else pointer(t["starts"]),
-            ends=None if self.full else pointer(t["ends"]),
-            wide_index=self.wide_index,
-            x=Rows.of(t["x"]),
-            pre_gate=Rows.of(t["pre_gate"] if self.pre else None),
-            post_gate=Rows.of(t["post_gate"] if self.post else None),
-            filter=pointer(t["filter"]),
-            skip=pointer(t["skip"]) if self.skip else None,
-            out=Rows.of(results.get("out")),
-            grad=Rows.of(t["grad"]),
-            dx=Rows.of(results.get("x")),
-            dpre_gate=Rows.of(results.get("pre_gate")),
-            dpost_gate=Rows.of(results.get("post_gate")),
-            dfilter=pointer(results.get("filter")),
-            dskip=pointer(results.get("skip")),
-        )
-        for backward in (False, True):
-            if not backward and "out" not in results:
-                continue
-            size = host.host_workspace(ctypes.byref(args), backward)
-            workspace = torch.full((size // 4 + 64,), torch.nan)  # nothing may depend on it; 64 more as a guard
-            args.workspace = workspace.data_ptr()
-            host.host_run(ctypes.byref(args), backward, reversed, dropped)
-            assert workspace[size // 4 :].isnan().all(), "written past the workspace"
-        return results
-
-
-def wrong(case: Case, found: dict[str, Tensor]) -> dict[str, float]:
-    """The results with an error above the tolerance; padding must be exactly zero."""
-    limit = {torch.float32: 1e-6 * max(np.log2(case.rows), 1) ** 0.5}.get(case.dtype, TOLERANCE[case.dtype])
-    errors = {}
-    for name, expected in case.expected().items():
-        got = found[name].double()
-        error = float((got - expected).norm() / expected.norm().clamp_min(1e-30))
-        padded = expected == 0 if name not in ("filter", "skip") else torch.zeros_like(expected, dtype=torch.bool)
-        errors[name] = torch.inf if got[padded].any() else error
-    return {name: error for name, error in errors.items() if not error < limit}
-
-
-def check(host: ctypes.CDLL, case: Case) -> None:
-    found = case.run(host)
-    bad = wrong(case, found)
-    assert not bad, f"{bad} in {case}"
-    backwards = case.run(host, reversed=True)
-    for name, value in found.items():
-        assert torch.equal(value, backwards[name]), f"{name} depends on the order of threads in {case}"
-
-
-def ragged(generator: np.random.Generator, count: int, rows: int, packed: bool) -> tuple[list[int], list[int]]:
-    """Starts and ends of sequences, some of them empty."""
-    if packed:
-        cuts = np.sort(generator.integers(0, rows + 1, count - 1)).tolist()
-        return [0, *cuts], [*cuts, rows]
-    pairs = np.sort(generator.integers(0, rows + 1, (count, 2)), axis=1)
-    return pairs[:, 0].tolist(), pairs[:, 1].tolist()
-
-
-def random_case(seed: int, most_rows: int, most_taps: int) -> Case:
-    generator = np.random.default_rng(seed)
-    packed, full = generator.random() < 0.5, generator.random() < 0.3
-    groups = int(generator.integers(1, 7))
-    channels = groups * int(generator.integers(1, 6))
-    count, rows = int(generator.integers(1, 5)), int(generator.integers(1, most_rows + 1))
-    if packed and full:
-        count = 1
-    starts, ends = ragged(generator, count, rows, packed)
-    if full:
-        starts, ends = [0] * count, [rows] * count
-    flags = generator.random(4) < 0.7
-    needs = frozenset(name for name in NAMES if generator.random() < 0.8)
-    longest = max(end - start for start, end in zip(starts, ends, strict=True))
-    return Case(
-        packed,
-        rows,
-        starts,
-        ends,
-        channels,
-        groups,
-        int(generator.integers(0, most_taps + 1)),
-        list(DTYPES)[generator.integers(0, 3)],
-        *(bool(flag) for flag in flags[:3]),
-        full,
-        bool(flags[3]),
-        longest if packed and generator.random() < 0.5 else None,
-        needs,
-        seed,
-    )
-
-
-def one(rows: int, taps: int, *, count: int = 1, channels: int = 2, groups: int = 2, **options: Any) -> Case:
-    """Padded sequences without padding."""
-    return Case(False, rows, [0] * count, [rows] * count, channels, groups, taps, full=True, **options)
 
 
 def sizes_of_buckets() -> Case:
@@ -273,7 +46,7 @@ def sizes_of_buckets() -> Case:
     return Case(True, cuts[-1], cuts[:-1], cuts[1:], 6, 3, 100)
 
 
-@pytest.mark.parametrize("library", ["host", "small"])
+@pytest.mark.parametrize("library", ["host", "scarce", "small"])
 def test_sequences_as_long_as_blocks(library: str, request: pytest.FixtureRequest) -> None:
     check(request.getfixturevalue(library), sizes_of_buckets())
 
@@ -298,6 +71,30 @@ def test_every_size(host: ctypes.CDLL, rows: int) -> None:
 def test_sequences_of_many_blocks(host: ctypes.CDLL, rows: int, taps: int) -> None:
     """Up to the most taps a block takes each block needs its neighbour; beyond, filters go in parts."""
     check(host, one(rows, taps, channels=1, groups=1))
+
+
+@pytest.mark.parametrize(("rows", "taps"), [(1025, 1024), (4099, 4099), (9001, 3000), (20011, 1025)])
+def test_with_less_shared_memory(scarce: ctypes.CDLL, rows: int, taps: int) -> None:
+    check(scarce, one(rows, taps))
+
+
+@pytest.mark.parametrize(
+    ("lengths", "longest", "sizes"),
+    [
+        ([300], 300, 1),  # one sequence has all rows
+        ([1], 1, 1),
+        ([40, 40, 40], 40, 1),  # three of at most 40 rows have 120 together
+        ([100, 128, 70], 128, 2),  # none has fewer than 298 - 2 * 128 = 42
+        ([100, 128, 70], 298, 3),  # 32, 64 and 128 rows
+    ],
+)
+def test_only_sizes_that_sequences_can_have_are_launched(
+    small: ctypes.CDLL, lengths: list[int], longest: int, sizes: int
+) -> None:
+    cuts = np.cumsum([0, *lengths]).tolist()
+    case = Case(True, cuts[-1], cuts[:-1], cuts[1:], 4, 2, 100, max_length=longest)
+    check(small, case)
+    assert case.launches(small, False) == 1 + 2 * sizes  # the list of each; the filter's spectrum, the convolution
 
 
 @pytest.mark.parametrize("log", range(5, 15))
@@ -339,11 +136,38 @@ def test_offsets_beyond_32_bits(small: ctypes.CDLL) -> None:
         assert torch.equal(value, expected[name]), name
 
 
-@pytest.mark.parametrize("barrier", [1, 4], ids=["forward", "inverse"])
-def test_a_dropped_barrier_shows(host: ctypes.CDLL, barrier: int) -> None:
-    case = one(1500, 1500, skip=False, needs=frozenset({"out"}))
-    assert not wrong(case, case.run(host))
-    assert wrong(case, case.run(host, dropped=barrier))
+@pytest.fixture(scope="session")
+def race(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., bool]:
+    """Whether two threads meet without a barrier between them in a call of csrc/cuda/race_test.cpp, with blocks of at
+    most 512 rows: of two passes before the last, as the larger ones."""
+    needs("g++")
+    program = tmp_path_factory.mktemp("cuda_host") / "race_test"
+    flags = ["-std=c++17", "-O1", "-fsanitize=thread", "-pthread", "-DHYENAREC_TOP=9"]
+    source = SOURCE / "cuda" / "race_test.cpp"
+    built = subprocess.run(["g++", *flags, str(source), "-o", str(program)], capture_output=True, text=True)
+    if "tsan" in built.stderr:
+        pytest.skip("g++ has no ThreadSanitizer")
+    assert built.returncode == 0, built.stderr
+
+    def run(*words: object) -> bool:
+        environment = {**os.environ, "TSAN_OPTIONS": "halt_on_error=1 exitcode=66"}
+        done = subprocess.run([program, *map(str, words)], capture_output=True, text=True, env=environment)
+        if "FATAL: ThreadSanitizer" in done.stderr:
+            pytest.skip("ThreadSanitizer does not run on this kernel")
+        assert done.returncode in (0, 66), done.stderr
+        return done.returncode == 66
+
+    return run
+
+
+@pytest.mark.parametrize(("layout", "taps"), [("padded", 400), ("packed", 700)])  # in one block, and in parts
+def test_no_races(layout: str, taps: int, race: Callable[..., bool]) -> None:
+    assert not race(layout, taps)
+
+
+@pytest.mark.parametrize("barrier", [1, 2, 3, 4])
+def test_a_dropped_barrier_is_a_race(barrier: int, race: Callable[..., bool]) -> None:
+    assert race("padded", 400, barrier)
 
 
 # One wrong place each in the shipped source: file, what stands there, what to put.
@@ -355,6 +179,7 @@ MUTATIONS = {
     "a share's later items": ("convolve.h", "first_item ? product : partial[at] + product", "product"),
     "the filter's windows": ("filter.h", "Complex{-next.y, next.x}", "Complex{next.y, -next.x}"),
     "a group's channels": ("sums.h", "d < (group + 1) * each_group", "d < (group + 1) * each_group - 1"),
+    "a share without an item": ("sums.h", "items.size() < shares ? items.size()", "false ? 0"),
     "a bucket's bound": ("buckets.h", "length <= bucket.above", "length < bucket.above"),
 }
 
@@ -397,7 +222,7 @@ def kernels(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], l
 
 
 def test_compiled_for_the_device_without_spills(kernels: dict[tuple[str, str], list[int]]) -> None:
-    sizes, others = 10, 5
+    sizes, others = 10, 6
     assert len(kernels) == 2 * (3 * sizes + others)
     bad = {name: used for name, used in kernels.items() if any(used[:3])}
     assert not bad, f"stack frame, spill stores, spill loads, registers: {bad}"

@@ -1,0 +1,260 @@
+"""The shipped CUDA programs compiled for the host and run thread by thread: calls, their oracle, and random ones."""
+
+from __future__ import annotations
+
+import ctypes
+import shutil
+import subprocess
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from operator_cases import TOLERANCE
+from torch import Tensor
+
+SOURCE = Path(__file__).parents[2] / "csrc"
+DTYPES = {torch.float32: 0, torch.bfloat16: 2, torch.float16: 3}  # hyenarec::Dtype
+NAMES = ("out", "x", "filter", "skip", "pre_gate", "post_gate")
+
+
+class Rows(ctypes.Structure):
+    _fields_ = [("data", ctypes.c_void_p), ("batch_stride", ctypes.c_int64), ("row_stride", ctypes.c_int64)]
+
+    @classmethod
+    def of(cls, t: Tensor | None) -> Rows:
+        if t is None:
+            return cls()
+        return cls(t.data_ptr(), t.stride(0) if t.dim() == 3 else 0, t.stride(-2))
+
+
+class Arguments(ctypes.Structure):
+    """hyenarec::LongConvArgs."""
+
+    _fields_ = [
+        ("dtype", ctypes.c_int),
+        ("packed", ctypes.c_bool),
+        *((name, ctypes.c_int64) for name in ("sequences", "rows", "channels", "groups", "taps", "max_length")),
+        *((name, ctypes.c_void_p) for name in ("starts", "ends")),
+        ("wide_index", ctypes.c_bool),
+        *((name, Rows) for name in ("x", "pre_gate", "post_gate")),
+        *((name, ctypes.c_void_p) for name in ("filter", "skip")),
+        *((name, Rows) for name in ("out", "grad", "dx", "dpre_gate", "dpost_gate")),
+        *((name, ctypes.c_void_p) for name in ("dfilter", "dskip", "workspace")),
+    ]
+
+
+def compiled(target: Path, top: int, source: Path = SOURCE) -> ctypes.CDLL:
+    """The programs for blocks of up to 2^top rows."""
+    flags = ["-std=c++17", "-O1", "-shared", "-fPIC", f"-DHYENAREC_TOP={top}"]
+    subprocess.run(["g++", *flags, str(source / "cuda" / "host_test.cpp"), "-o", str(target)], check=True)
+    library = ctypes.CDLL(str(target))
+    library.args_size.restype = library.host_workspace.restype = ctypes.c_int64
+    assert library.args_size() == ctypes.sizeof(Arguments)
+    return library
+
+
+def needs(program: str) -> None:
+    if shutil.which(program) is None:
+        pytest.skip(f"{program} is not installed")
+
+
+@dataclass
+class Case:
+    """One call. Sequences are rows [starts, ends); of padded input those of a batch row."""
+
+    packed: bool
+    rows: int
+    starts: list[int]
+    ends: list[int]
+    channels: int
+    groups: int
+    taps: int
+    dtype: torch.dtype = torch.float32
+    pre: bool = True
+    post: bool = True
+    skip: bool = True
+    full: bool = False  # starts and ends are not passed
+    wide_index: bool = True
+    max_length: int | None = None
+    needs: frozenset[str] = frozenset(NAMES)
+    seed: int = 0
+    tensors: dict[str, Tensor] = field(init=False)
+
+    def __post_init__(self) -> None:
+        generator = torch.Generator().manual_seed(self.seed)
+        shape = (self.rows,) if self.packed else (len(self.starts), self.rows)
+        position = torch.arange(self.rows)
+        starts, ends = torch.tensor(self.starts), torch.tensor(self.ends)
+        real = (position >= starts[:, None]) & (position < ends[:, None])
+        real = real.any(0) if self.packed else real  # (T,) or (B, L)
+
+        def draw(*shape: int) -> Tensor:
+            return torch.randn(*shape, generator=generator)
+
+        def activation() -> Tensor:
+            # A slice of more channels and rows: strided; NaN where nothing may be read.
+            wide = draw(*shape[:-1], shape[-1] + 2, self.channels + 3).to(self.dtype)
+            values = wide[..., 1:-1, 1 : self.channels + 1]
+            values[~real] = torch.nan
+            return values
+
+        self.tensors = {"x": activation(), "pre_gate": activation(), "post_gate": activation(), "grad": activation()}
+        self.tensors |= {"filter": draw(self.groups, self.taps), "skip": draw(self.channels)}
+        index = torch.int64 if self.wide_index else torch.int32
+        self.tensors |= {"starts": starts.to(index), "ends": ends.to(index)}
+
+    def present(self) -> set[str]:
+        optional = {"pre_gate": self.pre, "post_gate": self.post, "skip": self.skip}
+        return {name for name in self.needs if optional.get(name, True)}
+
+    def expected(self) -> dict[str, Tensor]:
+        """By the definition, float64, without FFT."""
+        t = {name: value.double().numpy() for name, value in self.tensors.items() if name not in ("starts", "ends")}
+        one = np.ones_like(t["x"])
+        pre, post = (t["pre_gate"] if self.pre else one), (t["post_gate"] if self.post else one)
+        result = {"out": np.zeros_like(t["x"])} | {name: np.zeros_like(t[name]) for name in NAMES[1:]}
+        for s, (start, end) in enumerate(zip(self.starts, self.ends, strict=True)):
+            if start == end:
+                continue
+            for d in range(self.channels):
+                at = (slice(start, end), d) if self.packed else (s, slice(start, end), d)
+                taps = t["filter"][d // (self.channels // self.groups), : end - start]
+                gain = t["skip"][d] * self.skip
+                u, dy, count = pre[at] * t["x"][at], post[at] * t["grad"][at], end - start
+                y, du = gain * u, gain * dy
+                if len(taps):
+                    y += np.convolve(u, taps)[:count]
+                    du += np.convolve(dy[::-1], taps)[:count][::-1]
+                result["out"][at] = post[at] * y
+                result["x"][at] = pre[at] * du
+                result["pre_gate"][at] = t["x"][at] * du
+                result["post_gate"][at] = t["grad"][at] * y
+                result["skip"][d] += dy @ u
+                lags = np.convolve(dy, u[::-1])[count - 1 :][: len(taps)]
+                result["filter"][d // (self.channels // self.groups), : len(taps)] += lags
+        return {name: torch.from_numpy(result[name]) for name in self.present()}
+
+    def arguments(self, results: dict[str, Tensor]) -> Arguments:
+        t = self.tensors
+
+        def pointer(values: Tensor | None) -> int | None:
+            return None if values is None else values.data_ptr()
+
+        return Arguments(
+            dtype=DTYPES[self.dtype],
+            packed=self.packed,
+            sequences=len(self.starts),
+            rows=self.rows,
+            channels=self.channels,
+            groups=self.groups,
+            taps=self.taps,
+            max_length=self.rows if self.max_length is None else self.max_length,
+            starts=None if self.full else pointer(t["starts"]),
+            ends=None if self.full else pointer(t["ends"]),
+            wide_index=self.wide_index,
+            x=Rows.of(t["x"]),
+            pre_gate=Rows.of(t["pre_gate"] if self.pre else None),
+            post_gate=Rows.of(t["post_gate"] if self.post else None),
+            filter=pointer(t["filter"]),
+            skip=pointer(t["skip"]) if self.skip else None,
+            out=Rows.of(results.get("out")),
+            grad=Rows.of(t["grad"]),
+            dx=Rows.of(results.get("x")),
+            dpre_gate=Rows.of(results.get("pre_gate")),
+            dpost_gate=Rows.of(results.get("post_gate")),
+            dfilter=pointer(results.get("filter")),
+            dskip=pointer(results.get("skip")),
+        )
+
+    def results(self) -> dict[str, Tensor]:
+        """The tensors to write the outputs and gradients to, full of NaN."""
+        like = {name: self.tensors["x" if name == "out" else name] for name in self.present()}
+        return {name: torch.full(v.shape, torch.nan, dtype=v.dtype) for name, v in like.items()}
+
+    def launches(self, host: ctypes.CDLL, backward: bool) -> int:
+        launches: int = host.host_launches(ctypes.byref(self.arguments(self.results())), backward)
+        return launches
+
+    def run(self, host: ctypes.CDLL, *, reversed: bool = False) -> dict[str, Tensor]:
+        """The outputs and gradients; `reversed`: with threads and blocks in the opposite order."""
+        results = self.results()
+        args = self.arguments(results)
+        for backward in (False, True):
+            if not backward and "out" not in results:
+                continue
+            size = host.host_workspace(ctypes.byref(args), backward)
+            workspace = torch.full((size // 4 + 64,), torch.nan)  # nothing may depend on it; 64 more as a guard
+            args.workspace = workspace.data_ptr()
+            host.host_run(ctypes.byref(args), backward, reversed)
+            assert workspace[size // 4 :].isnan().all(), "written past the workspace"
+        return results
+
+
+def wrong(case: Case, found: dict[str, Tensor]) -> dict[str, float]:
+    """The results with an error above the tolerance; padding must be exactly zero."""
+    limit = {torch.float32: 1e-6 * max(np.log2(case.rows), 1) ** 0.5}.get(case.dtype, TOLERANCE[case.dtype])
+    errors = {}
+    for name, expected in case.expected().items():
+        got = found[name].double()
+        error = float((got - expected).norm() / expected.norm().clamp_min(1e-30))
+        padded = expected == 0 if name not in ("filter", "skip") else torch.zeros_like(expected, dtype=torch.bool)
+        errors[name] = torch.inf if got[padded].any() else error
+    return {name: error for name, error in errors.items() if not error < limit}
+
+
+def check(host: ctypes.CDLL, case: Case) -> None:
+    found = case.run(host)
+    bad = wrong(case, found)
+    assert not bad, f"{bad} in {case}"
+    backwards = case.run(host, reversed=True)
+    for name, value in found.items():
+        assert torch.equal(value, backwards[name]), f"{name} depends on the order of threads in {case}"
+
+
+def ragged(generator: np.random.Generator, count: int, rows: int, packed: bool) -> tuple[list[int], list[int]]:
+    """Starts and ends of sequences, some of them empty."""
+    if packed:
+        cuts = np.sort(generator.integers(0, rows + 1, count - 1)).tolist()
+        return [0, *cuts], [*cuts, rows]
+    pairs = np.sort(generator.integers(0, rows + 1, (count, 2)), axis=1)
+    return pairs[:, 0].tolist(), pairs[:, 1].tolist()
+
+
+def random_case(seed: int, most_rows: int, most_taps: int) -> Case:
+    generator = np.random.default_rng(seed)
+    packed, full = generator.random() < 0.5, generator.random() < 0.3
+    groups = int(generator.integers(1, 7))
+    channels = groups * int(generator.integers(1, 6))
+    count, rows = int(generator.integers(1, 5)), int(generator.integers(1, most_rows + 1))
+    if packed and full:
+        count = 1
+    starts, ends = ragged(generator, count, rows, packed)
+    if full:
+        starts, ends = [0] * count, [rows] * count
+    flags = generator.random(4) < 0.7
+    needs = frozenset(name for name in NAMES if generator.random() < 0.8)
+    longest = max(end - start for start, end in zip(starts, ends, strict=True))
+    return Case(
+        packed,
+        rows,
+        starts,
+        ends,
+        channels,
+        groups,
+        int(generator.integers(0, most_taps + 1)),
+        list(DTYPES)[generator.integers(0, 3)],
+        *(bool(flag) for flag in flags[:3]),
+        full,
+        bool(flags[3]),
+        longest if packed and generator.random() < 0.5 else None,
+        needs,
+        seed,
+    )
+
+
+def one(rows: int, taps: int, *, count: int = 1, channels: int = 2, groups: int = 2, **options: Any) -> Case:
+    """Padded sequences without padding."""
+    return Case(False, rows, [0] * count, [rows] * count, channels, groups, taps, full=True, **options)
