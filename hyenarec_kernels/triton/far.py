@@ -126,7 +126,7 @@ class Far:
             shape = (parts, distances, level.rank, level.rank, self.channels)
             shares = torch.empty(shape, dtype=mu[index].dtype, device=mu[index].device)
             tuned = config("across_gradient", shares.device)
-            tile = min(tuned.columns, 4096 // padded(level.rank) ** 2)
+            tile = min(tuned.columns, max(4096 // padded(level.rank) ** 2, 1))
             launch(
                 kernels.across_gradient,
                 (distances, triton.cdiv(self.channels, tile), parts),

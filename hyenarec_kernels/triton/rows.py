@@ -23,6 +23,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+# Kernels' arguments that point to indices: what of a batch they are views of, thus their alignment, depends on lengths.
+WHERE = ["sequences", "starts", "ends"]
+
 
 @triton.jit
 def span(sequence, exists, starts, ends, columns, PACKED: tl.constexpr):
@@ -77,7 +80,7 @@ def written(position, sequence, first, length, slot, slots, columns, PACKED: tl.
     return tl.where(row < end, row, row - columns), (position < columns) & (slot < slots)
 
 
-@triton.jit(do_not_specialize=["width"])
+@triton.jit(do_not_specialize=["width"], do_not_specialize_on_alignment=WHERE)
 def _name_slots(sequences, starts, ends, chunks, width, BLOCK: tl.constexpr):
     """Writes each sequence's number into its slots: one program a sequence and chunk size."""
     sequence, level = tl.program_id(0), tl.program_id(1)
