@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 import torch
@@ -147,9 +147,10 @@ class Rows:
         return [Slots(count, 0, names[i]) for i, count in enumerate(counts)]
 
 
-@lru_cache(maxsize=64)
+@cache
 def on_device(chunks: tuple[int, ...], device: torch.device) -> Tensor:
-    """Chunk sizes where the kernel reads them; made once, since a copy to the device cannot be captured in a graph."""
+    """Chunk sizes where the kernel reads them; made once, since a copy to the device cannot be captured in a graph, and
+    kept, for a captured graph reads them again."""
     return torch.tensor(chunks, dtype=torch.int32).to(device)
 
 
