@@ -1,28 +1,56 @@
-"""What the benchmarks on a GPU share: a clock of the device, tensors to draw, memory that a call takes."""
+"""What the benchmarks on a GPU share: clocks of device and host, tensors to draw, memory that a call takes."""
 
 from __future__ import annotations
 
+import statistics
+import time
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
+FLUSHED = 64 << 20  # elements, 256 MB: larger than any L2 cache
+LONGEST = 20.0  # milliseconds that the device waits for the host
+
 
 class Clock:
-    """Times one call on the device, after writing over its L2 cache."""
+    """Times one call on the device, after writing over its L2 cache.
+
+    Before it the device sleeps for longer than the host took to hand out recent calls: what is timed is the device's
+    work, with as few gaps as in a step that keeps it busy. :func:`host_time` is the host's share.
+    """
 
     def __init__(self) -> None:
-        self.flushed = torch.empty(64 << 20, dtype=torch.int32, device="cuda")  # 256 MB: larger than any L2 cache
+        self.flushed = torch.empty(FLUSHED, dtype=torch.int32, device="cuda")
+        self.lead, self.cycles = 1.0, 0.0
+        sleep = lambda: torch.cuda._sleep(1_000_000)  # noqa: E731
+        self(sleep)
+        self.cycles = 1e6 / self(sleep)  # a millisecond's
 
     def __call__(self, run: Callable[[], Any]) -> float:
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         self.flushed.zero_()
+        torch.cuda._sleep(int(self.lead * self.cycles))
         start.record()
+        began = time.perf_counter()
         run()
         end.record()
+        handed_out = 1e3 * (time.perf_counter() - began)
         end.synchronize()
+        self.lead = min(max(0.9 * self.lead, 1.5 * handed_out), LONGEST)
         return start.elapsed_time(end)
+
+
+def host_time(run: Callable[[], Any]) -> float:
+    """Milliseconds until the host has handed out a call, the median of five."""
+    times = []
+    for _ in range(5):
+        torch.cuda.synchronize()
+        began = time.perf_counter()
+        run()
+        times.append(1e3 * (time.perf_counter() - began))
+    return statistics.median(times)
 
 
 def draw(*shape: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:

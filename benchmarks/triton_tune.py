@@ -1,6 +1,6 @@
 """Measures other launch configurations of the Triton kernels on this GPU, and prints rows for configs.TABLE.
 
-    python -m hyenarec_benchmarks.triton_tune [--seconds 0.2]
+    python -m hyenarec_benchmarks.triton_tune [--seconds 0.2] [--kernels chunks across ...]
 
 A few shapes that differ in kind stand for all: no configuration depends on a length. Only configurations that compile
 are measured; the fastest, by the sum over shapes of the time relative to the shipped configuration, is printed.
@@ -24,6 +24,7 @@ from .gpu_measuring import Clock, draw, training
 from .measuring import take_turns
 
 COLUMNS, WARPS, STAGES = (32, 64, 128), (4, 8, 16), (1, 2, 3)
+TOKENS = 131_072
 
 
 def calls() -> dict[str, Callable[[], Any]]:
@@ -34,9 +35,9 @@ def calls() -> dict[str, Callable[[], Any]]:
         (torch.bfloat16, 128, 4096, 1000),
         (torch.float32, 64, 4096, 4096),
     ):
-        x, pre, post = (draw(131_072 // length, length, dim, dtype=dtype) for _ in range(3))
+        x, pre, post = (draw(TOKENS // length, length, dim, dtype=dtype) for _ in range(3))
         c, h = (draw(dim, n, dtype=torch.float32) for n in (32, 50))
-        wide, weight = draw(131_072 // length, length, 3 * dim, dtype=dtype), draw(3 * dim, 3, dtype=torch.float32)
+        wide, weight = draw(TOKENS // length, length, 3 * dim, dtype=dtype), draw(3 * dim, 3, dtype=torch.float32)
         history, taps = (torch.zeros(*size, dim, device="cuda") for size in ((64, horizon - 1), (horizon,)))
         event, steps = draw(64, dim, dtype=dtype).detach(), torch.arange(64, device="cuda")
         name = f"{dtype}, {dim}, {length}, {horizon}"
@@ -60,6 +61,7 @@ def calls() -> dict[str, Callable[[], Any]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=0.2, help="for all shapes of one configuration")
+    parser.add_argument("--kernels", nargs="+", help="those to tune, all by default")
     arguments = parser.parse_args()
     reason = "no CUDA device" if not torch.cuda.is_available() else backends.BACKENDS["triton"].probe()
     if reason is not None:
@@ -72,7 +74,8 @@ def main() -> None:
     def cost() -> dict[str, float]:
         return {name: t["median"] for name, t in take_turns(runs, arguments.seconds, 5, clock).items()}
 
-    for kernel, shipped in list(family.items()):
+    for kernel in arguments.kernels or list(family):
+        shipped = family[kernel]
         base, best = cost(), (float(len(runs)), shipped)
         for columns in COLUMNS if kernel != "across_gradient" else (8, 16):
             for warps in WARPS:

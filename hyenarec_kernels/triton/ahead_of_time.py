@@ -70,7 +70,9 @@ def compiled(launch: Launch, capability: int) -> dict[str, Any]:
     for index, parameter in enumerate(kernel.params):
         name, value = parameter.name, values[parameter.name]
         if isinstance(value, Tensor):
-            signature[name], attributes[(index,)] = f"*{TYPES[value.dtype]}", [["tt.divisibility", 16]]
+            signature[name] = f"*{TYPES[value.dtype]}"
+            if not parameter.do_not_specialize_on_alignment:
+                attributes[(index,)] = [["tt.divisibility", 16]]
         elif parameter.is_constexpr or value is None or (value == 1 and not parameter.do_not_specialize):
             signature[name], constants[(index,)] = "constexpr", value
         elif isinstance(value, float):

@@ -19,7 +19,7 @@ import triton
 import triton.language as tl
 
 from hyenarec_kernels.triton.moments import gated, store_scaled
-from hyenarec_kernels.triton.rows import locate, tile_columns, written
+from hyenarec_kernels.triton.rows import WHERE, locate, tile_columns, written
 
 LENGTHS = ["slots", "columns", "per_row"]
 
@@ -67,7 +67,7 @@ def store_sums(out, sums, channels, RANK: tl.constexpr, SLOTS: tl.constexpr, CHA
     tl.store(out + at, total, mask=(m < RANK) & (channel < channels))
 
 
-@triton.jit(do_not_specialize=LENGTHS)
+@triton.jit(do_not_specialize=LENGTHS, do_not_specialize_on_alignment=WHERE)
 def chunks(
     x,
     x_row,

@@ -10,12 +10,12 @@ import triton
 import triton.language as tl
 
 from hyenarec_kernels.triton.moments import gated, store_scaled
-from hyenarec_kernels.triton.rows import locate, tile_columns, written
+from hyenarec_kernels.triton.rows import WHERE, locate, tile_columns, written
 
 LENGTHS = ["slots", "columns", "per_row", "count"]
 
 
-@triton.jit(do_not_specialize=LENGTHS)
+@triton.jit(do_not_specialize=LENGTHS, do_not_specialize_on_alignment=WHERE)
 def direct(
     x,
     x_row,
@@ -62,7 +62,7 @@ def direct(
     store_scaled(out, y, post, post_row, row, i, channel[None, :], real, to, here, ACC)
 
 
-@triton.jit(do_not_specialize=LENGTHS)
+@triton.jit(do_not_specialize=LENGTHS, do_not_specialize_on_alignment=WHERE)
 def direct_backward(
     grad,
     grad_row,
@@ -121,7 +121,7 @@ def direct_backward(
     store_scaled(dpre, du, x, x_row, row, i, channel[None, :], real, to, here, ACC)
 
 
-@triton.jit(do_not_specialize=LENGTHS)
+@triton.jit(do_not_specialize=LENGTHS, do_not_specialize_on_alignment=WHERE)
 def tap_gradient(
     grad,
     grad_row,

@@ -44,7 +44,7 @@ class Far:
         """mu of gate * x at every level, (slots, rank, D) each."""
         tuned, tile = config("moments", x.device), tile_channels(self.channels)
         held = [self._empty(level, slots, x) for level, slots in zip(self.levels, self.slots, strict=True)]
-        wide = tuned.columns // tile
+        wide = max(tuned.columns // tile, 1)
         launch(
             kernels.moments,
             (triton.cdiv(self.slots[0].count, wide), triton.cdiv(self.channels, tile)),
@@ -126,7 +126,7 @@ class Far:
             shape = (parts, distances, level.rank, level.rank, self.channels)
             shares = torch.empty(shape, dtype=mu[index].dtype, device=mu[index].device)
             tuned = config("across_gradient", shares.device)
-            tile = min(tuned.columns, 4096 // padded(level.rank) ** 2)
+            tile = min(tuned.columns, max(4096 // padded(level.rank) ** 2, 1))
             launch(
                 kernels.across_gradient,
                 (distances, triton.cdiv(self.channels, tile), parts),

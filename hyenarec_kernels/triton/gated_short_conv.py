@@ -23,13 +23,13 @@ from torch import Tensor
 from hyenarec_kernels import reference
 from hyenarec_kernels.triton.arithmetic import Arithmetic, served, tiles, wide_parameter, with_strides
 from hyenarec_kernels.triton.moments import gated
-from hyenarec_kernels.triton.rows import Rows, launch, locate, tile_columns, written
+from hyenarec_kernels.triton.rows import WHERE, Rows, launch, locate, tile_columns, written
 from hyenarec_kernels.triton.short_conv import LENGTHS, PROGRAMS, WIDTH, preactivation
 
 MOST_BLOCKS = 5  # unrolled, each with its taps: mixers up to order 4; up to 4 blocks of 4 taps nothing is spilled
 
 
-@triton.jit(do_not_specialize=LENGTHS)
+@triton.jit(do_not_specialize=LENGTHS, do_not_specialize_on_alignment=WHERE)
 def gated_short(
     x,
     x_row,
@@ -84,7 +84,7 @@ def block_of(
     return preactivation(x, x_row, weight, bias, row, i, position, length, channel, channels, TAPS, ACC)
 
 
-@triton.jit(do_not_specialize=[*LENGTHS, "width"])
+@triton.jit(do_not_specialize=[*LENGTHS, "width"], do_not_specialize_on_alignment=WHERE)
 def gated_short_backward(
     du,
     du_row,

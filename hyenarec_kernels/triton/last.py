@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 
 from hyenarec_kernels.triton.moments import gated, store_scaled
-from hyenarec_kernels.triton.rows import locate, span, tile_columns, written
+from hyenarec_kernels.triton.rows import WHERE, locate, span, tile_columns, written
 
 LENGTHS = ["slots", "columns", "per_row", "count"]
 
@@ -35,7 +35,7 @@ def at_end(grad, grad_row, post, post_row, sequence, channel, real, ACC: tl.cons
     return dy
 
 
-@triton.jit(do_not_specialize=["columns", "count"])
+@triton.jit(do_not_specialize=["columns", "count"], do_not_specialize_on_alignment=WHERE)
 def last(
     x,
     x_row,
@@ -77,7 +77,7 @@ def last(
     tl.store(out + at * channels + channel, tl.where(real, y, 0).to(out.dtype.element_ty), mask=inside)
 
 
-@triton.jit(do_not_specialize=LENGTHS)
+@triton.jit(do_not_specialize=LENGTHS, do_not_specialize_on_alignment=WHERE)
 def last_backward(
     grad,
     grad_row,
@@ -128,7 +128,7 @@ def last_backward(
     store_scaled(dpre, du, x, x_row, row, i, channel[None, :], real, to, here, ACC)
 
 
-@triton.jit(do_not_specialize=["columns", "count", "batch"])
+@triton.jit(do_not_specialize=["columns", "count", "batch"], do_not_specialize_on_alignment=WHERE)
 def last_tap_gradient(
     grad,
     grad_row,

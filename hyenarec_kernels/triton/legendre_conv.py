@@ -156,9 +156,7 @@ class BlockLowRank:
         if self.far and not self.rows.packed:
             sums = self.chunk_tile[0] * sum(self.sum_ranks) * self.far.channels * self.arithmetic.wide.itemsize
             scratch = self.far.scratch(training) + (sums if training else 0)
-            count = math.ceil(scratch / max(SCRATCH, SHARE * outputs))
-            size = max(batch // count, 1)
-            size -= size % 4 if size > 4 else 0  # `starts` stay aligned, for which Triton would compile another kernel
+            size = math.ceil(batch / math.ceil(scratch / max(SCRATCH, SHARE * outputs)))
         for first in range(0, batch, size):
             part = slice(first, first + size)
             yield part, self if size == batch else replace(self, rows=self.rows.part(part))

@@ -16,7 +16,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from hyenarec_kernels.triton.rows import first_slot, locate, tile_columns
+from hyenarec_kernels.triton.rows import WHERE, first_slot, locate, tile_columns
 
 LENGTHS = ["slots", "columns", "per_row", "per_row_below", "per_row_above"]
 
@@ -48,7 +48,7 @@ def store_scaled(out, y, factor, factor_row, row, i, channel, real, to, written_
         tl.store(out + to, tl.where(real, y, 0).to(out.dtype.element_ty), mask=written_here)
 
 
-@triton.jit(do_not_specialize=LENGTHS)
+@triton.jit(do_not_specialize=LENGTHS, do_not_specialize_on_alignment=WHERE)
 def moments(
     x,
     x_row,
@@ -91,7 +91,7 @@ def moments(
     tl.store(out + at, mu, mask=(r < RANK) & ((index * CHUNK < length) & (channel < channels))[None, :])
 
 
-@triton.jit(do_not_specialize=LENGTHS)
+@triton.jit(do_not_specialize=LENGTHS, do_not_specialize_on_alignment=WHERE)
 def up(
     below,
     transfer,
@@ -154,7 +154,7 @@ def distance_of(number, near_pairs, far_first):
     return tl.where(number < near_pairs, number + 1, far_first + number - near_pairs)
 
 
-@triton.jit(do_not_specialize=[*LENGTHS, "near_pairs", "far_first", "far_pairs"])
+@triton.jit(do_not_specialize=[*LENGTHS, "near_pairs", "far_first", "far_pairs"], do_not_specialize_on_alignment=WHERE)
 def across(
     mu,
     tables,
@@ -220,7 +220,7 @@ def across(
     tl.store(nu + at, total.to(nu.dtype.element_ty), mask=(r < RANK) & real)
 
 
-@triton.jit(do_not_specialize=[*LENGTHS, "near_pairs", "far_first", "far_pairs"])
+@triton.jit(do_not_specialize=[*LENGTHS, "near_pairs", "far_first", "far_pairs"], do_not_specialize_on_alignment=WHERE)
 def across_gradient(
     mu,
     eta,

@@ -15,13 +15,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+
+# Kernels' arguments that point to indices: what of a batch they are views of, thus their alignment, depends on lengths.
+WHERE = ["sequences", "starts", "ends"]
 
 
 @triton.jit
@@ -77,7 +80,7 @@ def written(position, sequence, first, length, slot, slots, columns, PACKED: tl.
     return tl.where(row < end, row, row - columns), (position < columns) & (slot < slots)
 
 
-@triton.jit(do_not_specialize=["width"])
+@triton.jit(do_not_specialize=["width"], do_not_specialize_on_alignment=WHERE)
 def _name_slots(sequences, starts, ends, chunks, width, BLOCK: tl.constexpr):
     """Writes each sequence's number into its slots: one program a sequence and chunk size."""
     sequence, level = tl.program_id(0), tl.program_id(1)
@@ -144,9 +147,10 @@ class Rows:
         return [Slots(count, 0, names[i]) for i, count in enumerate(counts)]
 
 
-@lru_cache(maxsize=64)
+@cache
 def on_device(chunks: tuple[int, ...], device: torch.device) -> Tensor:
-    """Chunk sizes where the kernel reads them; made once, since a copy to the device cannot be captured in a graph."""
+    """Chunk sizes where the kernel reads them; made once, since a copy to the device cannot be captured in a graph, and
+    kept, for a captured graph reads them again."""
     return torch.tensor(chunks, dtype=torch.int32).to(device)
 
 

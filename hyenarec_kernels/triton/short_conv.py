@@ -13,7 +13,7 @@ from torch import Tensor
 from hyenarec_kernels import reference
 from hyenarec_kernels.triton.arithmetic import Arithmetic, served, tiles, wide_parameter, with_strides
 from hyenarec_kernels.triton.moments import gated
-from hyenarec_kernels.triton.rows import Rows, launch, locate, tile_columns, written
+from hyenarec_kernels.triton.rows import WHERE, Rows, launch, locate, tile_columns, written
 
 WIDTH = 8  # taps are unrolled, in the backward pass twice over; wider ones go to the reference
 PROGRAMS = 1024  # that share the sums over rows
@@ -36,7 +36,7 @@ def preactivation(
     return z
 
 
-@triton.jit(do_not_specialize=LENGTHS)
+@triton.jit(do_not_specialize=LENGTHS, do_not_specialize_on_alignment=WHERE)
 def short(
     x,
     x_row,
@@ -72,7 +72,7 @@ def short(
     tl.store(out + to * channels + channel, z.to(out.dtype.element_ty), mask=exists & (channel < channels))
 
 
-@triton.jit(do_not_specialize=LENGTHS)
+@triton.jit(do_not_specialize=LENGTHS, do_not_specialize_on_alignment=WHERE)
 def short_backward(
     grad,
     grad_row,

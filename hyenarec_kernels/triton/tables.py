@@ -7,7 +7,7 @@ give all of them with one product; a window then multiplies each row by its own 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 
 import numpy as np
 import torch
@@ -54,7 +54,7 @@ class Tables:
     levels: list[Tensor]
 
 
-@lru_cache(maxsize=64)
+@cache  # nothing is dropped: a captured CUDA graph may read it as long as the process lives
 def constants(plan: GpuPlan, dtype: torch.dtype, operand: torch.dtype, device: torch.device) -> Constants:
     def put(values: Array, to: torch.dtype) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(values)).to(to).to(device)

@@ -18,7 +18,7 @@ from torch.nn.functional import pad
 
 from hyenarec_kernels.triton.arithmetic import CHUNK, Arithmetic, tiles, wide_parameter, with_strides
 from hyenarec_kernels.triton.moments import gated, store_scaled
-from hyenarec_kernels.triton.rows import Rows, launch, locate, tile_columns, written
+from hyenarec_kernels.triton.rows import WHERE, Rows, launch, locate, tile_columns, written
 
 # By operation counts, not measured: with fewer taps a tap at a time is cheaper, with more the FFT.
 LEAST_TAPS, MOST_TAPS = 8, 512
@@ -26,7 +26,7 @@ SHARES = 64  # programs that split the sum over rows of one block's gradient
 LENGTHS = ["slots", "columns", "per_row", "blocks"]
 
 
-@triton.jit(do_not_specialize=LENGTHS)
+@triton.jit(do_not_specialize=LENGTHS, do_not_specialize_on_alignment=WHERE)
 def toeplitz(
     x,
     x_row,
@@ -87,7 +87,7 @@ def toeplitz(
     store_scaled(other_out, y, other, other_row, row, i, channel[None, :], real, to, here, ACC)
 
 
-@triton.jit(do_not_specialize=LENGTHS)
+@triton.jit(do_not_specialize=LENGTHS, do_not_specialize_on_alignment=WHERE)
 def toeplitz_gradient(
     grad,
     grad_row,

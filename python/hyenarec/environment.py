@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 import subprocess
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ import torch
 def describe(device: torch.device) -> dict[str, Any]:
     """Processor or GPU, threads and versions, as JSON: every recorded figure carries them."""
     return {
-        "hyenarec": version("hyenarec"),
+        "hyenarec": _version(),
         "revision": _revision(),
         "torch": torch.__version__,
         "numpy": np.__version__,
@@ -23,6 +23,14 @@ def describe(device: torch.device) -> dict[str, Any]:
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else _processor(),
         "threads": torch.get_num_threads(),
     }
+
+
+def _version() -> str | None:
+    """None for a checkout that is not installed, only on the path."""
+    try:
+        return version("hyenarec")
+    except PackageNotFoundError:
+        return None
 
 
 def _revision() -> str | None:

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hyenarec_benchmarks import gpu_suite
+import torch
+from hyenarec_benchmarks import gpu_measuring, gpu_rows, gpu_suite
+from hyenarec_benchmarks.recording import read
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from hyenarec_kernels import backends, reference
 
 
 def timed(**milliseconds: float) -> dict[str, dict[str, float]]:
@@ -22,6 +30,7 @@ def result() -> dict[str, Any]:
             "length": length,
             "dim": dim,
             "times": timed(ours=1.0, FFT=7.0, copy=0.5, **both),
+            "host": {"ours, fwd+bwd": 0.75},
             "memory": {"training": 1.5},
             "error": {"out": 1e-3, "x": 2e-3 if length == 512 else 1e-3},
         }
@@ -46,6 +55,9 @@ def result() -> dict[str, Any]:
         "drawn": [{"drawn": "ml-1m", "dim": 64, "relative": 0.875}],
         "mixer": [{"length": 200, "dim": 64, "times": timed(mixer=1.0, attention=2.5)}],
         "fourier": [fourier],
+        "scratch": [
+            {"megabytes": 32, "dim": 64, "times": timed(**both), "host": {"ours, fwd+bwd": 2.0}, "memory": 1.25}
+        ],
     }
 
 
@@ -64,3 +76,75 @@ def test_the_table_compares_with_the_fastest_rival(result: dict[str, Any]) -> No
 def test_the_plot_is_written(result: dict[str, Any], tmp_path: Path) -> None:
     gpu_suite.plot(result, "title", tmp_path / "gpu.png")
     assert (tmp_path / "gpu.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_rows_that_were_left_out_cost_no_other(result: dict[str, Any]) -> None:
+    result["rows"][0] = {"tokens": 131_072, "length": 200, "dim": 64, "left_out": "out of memory"}
+    result["mixer"] = [{"length": 200, "dim": 64, "left_out": "broken"}]
+    lines = gpu_suite.table(result)
+    assert "left out: rows tokens 131072, length 200, dim 64: out of memory" in lines
+    assert "left out: mixer length 200, dim 64: broken" in lines
+    assert len(gpu_suite.table(result | {kind: [] for kind in gpu_suite.ROWS})) == 1
+
+
+class OnCpu(TorchFunctionMode):
+    """What is asked for on CUDA is made on the CPU."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        if func is Tensor.cuda:
+            return args[0]
+        args = ["cpu" if isinstance(a, str) and a == "cuda" else a for a in args]
+        kwargs = {name: "cpu" if name == "device" else value for name, value in (kwargs or {}).items()}
+        return func(*args, **kwargs)
+
+
+class Event:
+    def __init__(self, enable_timing: bool) -> None:
+        assert enable_timing
+
+    def record(self) -> None:
+        self.at = time.perf_counter()
+
+    def synchronize(self) -> None:
+        pass
+
+    def elapsed_time(self, end: Event) -> float:
+        return 1e3 * (end.at - self.at)
+
+
+@pytest.fixture
+def pretended_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Everything that the suite asks of torch.cuda; the reference stands in for both backends."""
+    said = {"is_available": True, "get_device_name": "a made-up GPU", "memory_allocated": 0, "max_memory_allocated": 9}
+    for name, value in said.items():
+        monkeypatch.setattr(torch.cuda, name, lambda *_, value=value: value)
+    for name in ("_sleep", "synchronize", "empty_cache", "reset_peak_memory_stats"):
+        monkeypatch.setattr(torch.cuda, name, lambda *_: None)
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    autocast = torch.autocast
+    monkeypatch.setattr(torch, "autocast", lambda device, *options, **named: autocast("cpu", *options, **named))
+    for name in ("triton", "cuda"):
+        monkeypatch.setitem(backends.BACKENDS, name, backends.Backend(("cuda",), lambda: None, lambda: reference))
+
+
+def test_every_row_is_measured(pretended_gpu: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The whole program on small shapes, one kind of row broken."""
+    pytest.importorskip("triton", reason="triton is not installed")
+    for module in (gpu_rows, gpu_suite):
+        for name, value in {"TOKENS": (2048, 4096), "DIMS": (64,), "LENGTHS": (200,)}.items():
+            monkeypatch.setattr(module, name, value)
+    few = {"DRAWN": ("ml-1m",), "MIXER_LENGTHS": (200,), "FOURIER_LENGTHS": (256,), "SCRATCH": (32,)}
+    for name, value in few.items():
+        monkeypatch.setattr(gpu_suite, name, value)
+    monkeypatch.setattr(gpu_measuring, "FLUSHED", 1)
+    monkeypatch.setitem(gpu_suite.ROWS, "scratch", lambda **_: 1 / 0)
+    monkeypatch.setattr(sys, "argv", ["gpu", "--skip-tests", "--seconds", "0", "--out", str(tmp_path / "gpu")])
+    with OnCpu(), pytest.raises(SystemExit) as stopped:
+        gpu_suite.main()
+    assert not stopped.value.code
+    result = read(tmp_path / "gpu.json")
+    left_out = [row["left_out"] for kind in gpu_suite.ROWS for row in result[kind] if "left_out" in row]
+    assert left_out == ["division by zero"]
+    assert [len(result[kind]) for kind in gpu_suite.ROWS] == [2, 1, 1, 1, 1]
+    assert len(result["cases"]) == 4 and all(case["check"]["error"] < 2e-2 for case in result["cases"])
+    assert (tmp_path / "gpu.png").exists()

@@ -311,6 +311,33 @@ def test_without_a_gpu_the_reason_says_what_would_help() -> None:
     assert done.stdout.strip() == "None"
 
 
+def test_no_length_compiles_anything_new() -> None:
+    """What Triton tells compiled kernels apart by is the same whatever the lengths of a packed batch."""
+    done = run("""-c import torch
+from triton.backends.compiler import GPUTarget
+from triton.compiler import make_backend
+from triton.runtime.jit import create_function_from_signature
+from hyenarec_kernels.triton import operators
+from hyenarec_kernels.triton.ahead_of_time import launches
+
+target = make_backend(GPUTarget("cuda", 90, 32))
+def kinds(*bounds):
+    x, c = torch.empty(bounds[-1], 32), torch.empty(32, 8)
+    cu_seqlens = torch.tensor(bounds)
+    call = (x, c, None, None, None, x, cu_seqlens[:-1], cu_seqlens[1:], 2048, False)
+    with launches(90) as found:
+        operators.legendre_conv(*call)
+        operators.legendre_conv_backward(x, *call, [True] * 6)
+    return {
+        (kernel.__name__, str(create_function_from_signature(kernel.signature, kernel.params, target)(*a, **o)[1:]))
+        for kernel, a, o in found
+    }
+first = kinds(0, 7, 1500)
+print(len(first), all(kinds(*more) == first for more in [(0, 1501), (0, 5, 5, 9, 1400), (0, 1, 2, 3, 4, 5, 1499)]))
+""")
+    assert done.stdout.split()[1:] == ["True"] and int(done.stdout.split()[0]) > 5, done.stderr
+
+
 def test_every_kernel_compiles_without_spills(tmp_path: Path) -> None:
     """For sm_80 and sm_90, in every shipped configuration; needs ptxas, which comes with triton, and no GPU."""
     done = run(f"benchmarks/triton_aot.py --few --out {tmp_path / 'aot.json'}")
