@@ -48,7 +48,7 @@ from .operator_cpu import ratio
 from .recording import RESULTS, describe, write
 
 MIXER_LENGTHS = (200, 1024, 4096)
-SCRATCH = (32, 128, 512)  # megabytes
+RUNS = (1 << 22, 1 << 24, 1 << 26)  # elements
 ROWS: dict[str, Callable[..., dict[str, Any]]] = {
     "rows": operator_row,
     "drawn": drawn_row,
@@ -67,7 +67,7 @@ def shapes() -> list[tuple[str, Row]]:
         found += [("drawn", {"drawn": name, "dim": dim}) for name in DRAWN]
         found += [("mixer", {"length": n, "dim": dim}) for n in MIXER_LENGTHS]
         found += [("fourier", {"length": n, "dim": dim}) for n in FOURIER_LENGTHS if dim in FOURIER_DIMS]
-        found += [("scratch", {"megabytes": m, "dim": dim}) for m in SCRATCH]
+        found += [("scratch", {"run": run, "dim": dim}) for run in RUNS]
     return found
 
 
@@ -132,7 +132,7 @@ def table(result: dict[str, Any]) -> list[str]:
     for row in scratch:
         ms, host = row["times"]["ours, fwd+bwd"]["median"], row["host"]["ours, fwd+bwd"]
         lines.append(
-            f"scratch of {row['megabytes']} MB, L=1024 D={row['dim']}: fwd+bwd {ms:.3f} ms, host {host:.2f} ms, memory "
+            f"runs of {row['run']:,} elements, L=1024 D={row['dim']}: fwd+bwd {ms:.3f} ms, host {host:.2f} ms, memory "
             f"{row['memory']:.2f}x"
         )
     lines += map(fourier_line, fourier)

@@ -42,9 +42,9 @@ from hyenarec_kernels.triton.tables import Constants, Filter, Tables, constants
 
 # Moments and partial sums live one call. They are 0.6 to 2 times the output in 16 bits (more where levels have few rows
 # and high ranks), so that a large batch goes as several runs of sequences, which use the same memory one after the
-# other. How small a run may be before its 3 to 9 launches take longer than its work was not measured.
-SCRATCH = 32 << 20
+# other. A run has work for its 3 to 9 launches, estimated at 10 to 20 us each: some 50 us forward and 170 backward.
 SHARE = 0.14  # of the outputs; with the tables of a call less than 15%
+RUN = 1 << 24  # elements, at least; not measured
 
 
 def legendre_conv(
@@ -147,7 +147,8 @@ class BlockLowRank:
         )
 
     def waves(self, outputs: int, *, training: bool) -> Iterator[tuple[slice, BlockLowRank]]:
-        """The call, as one for each run of sequences whose scratch fits into SCRATCH bytes or SHARE of the `outputs`.
+        """The call, as one for each run of sequences: as many as bring scratch down to SHARE of the `outputs`, unless
+        they were smaller than RUN.
 
         Where packed sequences end is known to the device alone: they go as one.
         """
@@ -156,7 +157,9 @@ class BlockLowRank:
         if self.far and not self.rows.packed:
             sums = self.chunk_tile[0] * sum(self.sum_ranks) * self.far.channels * self.arithmetic.wide.itemsize
             scratch = self.far.scratch(training) + (sums if training else 0)
-            size = math.ceil(batch / math.ceil(scratch / max(SCRATCH, SHARE * outputs)))
+            elements = batch * self.rows.columns * self.far.channels
+            runs = min(math.ceil(scratch / (SHARE * outputs)), elements // RUN)
+            size = math.ceil(batch / max(runs, 1))
         for first in range(0, batch, size):
             part = slice(first, first + size)
             yield part, self if size == batch else replace(self, rows=self.rows.part(part))

@@ -167,7 +167,8 @@ def test_no_races(layout: str, taps: int, race: Callable[..., bool]) -> None:
 
 @pytest.mark.parametrize("barrier", [1, 2, 3, 4])
 def test_a_dropped_barrier_is_a_race(barrier: int, race: Callable[..., bool]) -> None:
-    assert race("padded", 400, barrier)
+    # the tool remembers a few accesses of each place, so that on a busy machine a run may miss one
+    assert any(race("padded", 400, barrier) for _ in range(5))
 
 
 # One wrong place each in the shipped source: file, what stands there, what to put.
