@@ -41,7 +41,7 @@ def test_operator(run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(operator_cpu, "keep_freed_memory", lambda: True)
     threads = torch.get_num_threads()
     result = run(operator_cpu, "--seconds", "0", "--threads", str(threads))
-    assert len(result["cases"]) == 2 * 2 + 1
+    assert len(result["cases"]) == 2 * 4 + 1
     assert all(0 < case["check"]["error"] < 1e-5 for case in result["cases"])
     assert result["cases"][0]["rivals"].keys() == {"best FFT", "attention", "copy"}
     assert (tmp_path / "benchmarks/results/operator-cpu.png").exists()
