@@ -260,8 +260,7 @@ std::tuple<Tensor, Tensor, Tensor> short_conv_backward(const Tensor& grad_, cons
   Tensor grad = unit_stride(grad_);
   in.args.grad = rows_of(grad);
   auto like = [&](bool needed, const Tensor& t) {
-    return empty(t, needed ? sizes_of(t) : std::vector<int64_t>{0},
-                 t.scalar_type());
+    return empty(t, needed ? sizes_of(t) : std::vector<int64_t>{0}, t.scalar_type());
   };
   Tensor dx = like(needs[0], x), dweight = like(needs[1], weight);
   Tensor dbias = like(needs[2] && bias, bias ? *bias : weight);

@@ -44,16 +44,14 @@ const char* check(const LongConvArgs& args) {
   return nullptr;
 }
 
-// The bytes of workspace that the launches took on `machine`, with blocks as large as the current device holds.
+// The bytes of workspace that the launches took on `machine`, with blocks as large as `shared` bytes hold.
 template <class Machine>
-int64_t schedule(const LongConvArgs& args, bool backward, Machine& machine) {
+int64_t schedule(const LongConvArgs& args, bool backward, int shared, Machine& machine) {
   auto with_top = [&](auto top) {
     Schedule<Machine, decltype(top)::value> schedule(args, machine);
     backward ? schedule.backward() : schedule.forward();
     return schedule.workspace();
   };
-  int shared = 0;
-  attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, &shared);  // where it fails, the first launch does and says why
   return top_of(shared) == kScarce ? with_top(Index<kScarce>{}) : with_top(Index<kLargest>{});
 }
 
@@ -61,7 +59,9 @@ const char* run(const LongConvArgs& args, bool backward, void* stream) {
   if (const char* wrong = check(args)) return wrong;
   if (args.channels == 0) return nullptr;
   Device device{static_cast<cudaStream_t>(stream)};
-  schedule(args, backward, device);
+  int shared;
+  device.status = attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, &shared);
+  if (device.status == cudaSuccess) schedule(args, backward, shared, device);
   return device.status == cudaSuccess ? nullptr : told(cudaGetErrorString(device.status));
 }
 
@@ -72,7 +72,9 @@ int64_t long_conv_workspace(const LongConvArgs& args, bool backward) {
   DryRun dry;
   LongConvArgs sizes = args;
   sizes.workspace = nullptr;
-  return schedule(sizes, backward, dry);
+  int shared;
+  bool asked = attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, &shared) == cudaSuccess;
+  return asked ? schedule(sizes, backward, shared, dry) : 0;  // the call asks again, and says what is wrong
 }
 
 const char* long_conv_forward(const LongConvArgs& args, void* stream) { return run(args, false, stream); }

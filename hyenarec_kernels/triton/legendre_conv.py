@@ -42,9 +42,9 @@ from hyenarec_kernels.triton.tables import Constants, Filter, Tables, constants
 
 # Moments and partial sums live one call. They are 0.6 to 2 times the output in 16 bits (more where levels have few rows
 # and high ranks), so that a large batch goes as several runs of sequences, which use the same memory one after the
-# other. A run has work for its 3 to 9 launches, estimated at 10 to 20 us each: some 50 us forward and 170 backward.
+# other. How small a run may be before its 3 to 9 launches take longer than its work was not measured.
 SHARE = 0.14  # of the outputs; with the tables of a call less than 15%
-RUN = 1 << 24  # elements, at least; not measured
+RUN = 1 << 24  # elements, at least
 
 
 def legendre_conv(
