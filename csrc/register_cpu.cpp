@@ -220,21 +220,24 @@ Tensor conv_step(const Tensor& x_, const Tensor& history, const Tensor& taps, co
   return out;
 }
 
-// What short_conv and its backward share. `weight` is (width, D), lag 0 first.
+// What the short convolutions and their backwards share. `weight` is (width, C), lag 0 first; nothing is multiplied in
+// where `dim` is C.
 struct ShortInputs {
   Tensor x;
   std::vector<Sequence> sequences;
   ShortConvArgs args{};
 
   ShortInputs(const Tensor& x_, const Tensor& weight, const MaybeTensor& bias, const MaybeTensor& starts,
-              const MaybeTensor& ends, bool silu)
+              const MaybeTensor& ends, int64_t dim, bool silu)
       : x(unit_stride(x_)), sequences(sequences_of(x, starts, ends)) {
     args.sequences = sequences.data();
     args.num_sequences = int64_t(sequences.size());
     args.channels = x.size(x.dim() - 1);
     args.padded_length = x.dim() == 3 ? x.size(1) : 0;
     args.width = weight.size(0);
+    args.dim = dim;
     args.silu = silu;
+    STD_TORCH_CHECK(dim > 0 && args.channels % dim == 0, "dim: ", dim, " is no divisor of ", args.channels, " channels");
     args.dtype = dtype_of(x);
     args.x = rows_of(x);
     args.weight = values(weight, args.dtype, args.width * args.channels, "weight");
@@ -244,31 +247,64 @@ struct ShortInputs {
 
 Tensor short_conv(const Tensor& x, const Tensor& weight, const MaybeTensor& bias, const MaybeTensor& starts,
                   const MaybeTensor& ends, bool silu) {
-  ShortInputs in(x, weight, bias, starts, ends, silu);
+  ShortInputs in(x, weight, bias, starts, ends, x.size(x.dim() - 1), silu);
   Tensor out = empty(x, sizes_of(x), x.scalar_type());
   in.args.out = rows_of(out);
   hyenarec::kernels().short_conv(in.args, false, parallel);
   return out;
 }
 
-// Gradients of x, weight and bias; empty where not needed.
-std::tuple<Tensor, Tensor, Tensor> short_conv_backward(const Tensor& grad_, const Tensor& x, const Tensor& weight,
-                                                       const MaybeTensor& bias, const MaybeTensor& starts,
-                                                       const MaybeTensor& ends, bool silu, std::vector<bool> needs) {
-  ShortInputs in(x, weight, bias, starts, ends, silu);
+// The first `dim` of the short convolution's channels times the last, and those between.
+std::tuple<Tensor, Tensor> gated_short_conv(const Tensor& x, const Tensor& weight, const MaybeTensor& bias,
+                                            const MaybeTensor& starts, const MaybeTensor& ends, int64_t dim) {
+  ShortInputs in(x, weight, bias, starts, ends, dim, false);
+  STD_TORCH_CHECK(in.args.channels >= 2 * dim, "dim: ", dim, " is more than half of ", in.args.channels, " channels");
+  auto like = [&](int64_t channels) {
+    std::vector<int64_t> sizes = sizes_of(x);
+    sizes.back() = channels;
+    return empty(x, sizes, x.scalar_type());
+  };
+  Tensor u = like(dim), q = like(in.args.channels - 2 * dim);
+  in.args.out = rows_of(u);
+  in.args.rest = rows_of(q);
+  hyenarec::kernels().short_conv(in.args, false, parallel);
+  return {u, q};
+}
+
+using ShortGradients = std::tuple<Tensor, Tensor, Tensor>;  // of x, weight and bias; empty where not needed
+
+ShortGradients short_gradients(ShortInputs& in, const Tensor& weight, const MaybeTensor& bias,
+                               const std::vector<bool>& needs) {
   STD_TORCH_CHECK(needs.size() == 3, "needs: expected 3 flags");
-  Tensor grad = unit_stride(grad_);
-  in.args.grad = rows_of(grad);
   auto like = [&](bool needed, const Tensor& t) {
     return empty(t, needed ? sizes_of(t) : std::vector<int64_t>{0}, t.scalar_type());
   };
-  Tensor dx = like(needs[0], x), dweight = like(needs[1], weight);
+  Tensor dx = like(needs[0], in.x), dweight = like(needs[1], weight);
   Tensor dbias = like(needs[2] && bias, bias ? *bias : weight);
   in.args.dx = needs[0] ? rows_of(dx) : Rows{};
   in.args.dweight = needs[1] ? dweight.data_ptr() : nullptr;
   in.args.dbias = needs[2] && bias ? dbias.data_ptr() : nullptr;
   hyenarec::kernels().short_conv(in.args, true, parallel);
   return {dx, dweight, dbias};
+}
+
+ShortGradients short_conv_backward(const Tensor& grad_, const Tensor& x, const Tensor& weight, const MaybeTensor& bias,
+                                   const MaybeTensor& starts, const MaybeTensor& ends, bool silu,
+                                   std::vector<bool> needs) {
+  ShortInputs in(x, weight, bias, starts, ends, x.size(x.dim() - 1), silu);
+  Tensor grad = unit_stride(grad_);
+  in.args.grad = rows_of(grad);
+  return short_gradients(in, weight, bias, needs);
+}
+
+ShortGradients gated_short_conv_backward(const Tensor& grad_u, const Tensor& grad_q, const Tensor& x,
+                                         const Tensor& weight, const MaybeTensor& bias, const MaybeTensor& starts,
+                                         const MaybeTensor& ends, int64_t dim, std::vector<bool> needs) {
+  ShortInputs in(x, weight, bias, starts, ends, dim, false);
+  Tensor products = unit_stride(grad_u), rest = unit_stride(grad_q);
+  in.args.grad = rows_of(products);
+  in.args.grad_rest = rows_of(rest);
+  return short_gradients(in, weight, bias, needs);
 }
 
 std::string isa() { return hyenarec::kernels().name; }
@@ -298,6 +334,12 @@ STABLE_TORCH_LIBRARY(hyenarec_cpu, m) {
   m.def(
       "short_conv_backward(Tensor grad, Tensor x, Tensor weight, Tensor? bias, Tensor? starts, Tensor? ends, "
       "bool silu, bool[] needs) -> (Tensor, Tensor, Tensor)");
+  m.def(
+      "gated_short_conv(Tensor x, Tensor weight, Tensor? bias, Tensor? starts, Tensor? ends, int dim) "
+      "-> (Tensor, Tensor)");
+  m.def(
+      "gated_short_conv_backward(Tensor grad_u, Tensor grad_q, Tensor x, Tensor weight, Tensor? bias, Tensor? starts, "
+      "Tensor? ends, int dim, bool[] needs) -> (Tensor, Tensor, Tensor)");
   m.def("isa() -> str");
   m.def("scratch_peak() -> int");
   m.def("peak(int steps) -> float");
@@ -310,6 +352,8 @@ STABLE_TORCH_LIBRARY_IMPL(hyenarec_cpu, CPU, m) {
   m.impl("conv_step", TORCH_BOX(&conv_step));
   m.impl("short_conv", TORCH_BOX(&short_conv));
   m.impl("short_conv_backward", TORCH_BOX(&short_conv_backward));
+  m.impl("gated_short_conv", TORCH_BOX(&gated_short_conv));
+  m.impl("gated_short_conv_backward", TORCH_BOX(&gated_short_conv_backward));
 }
 STABLE_TORCH_LIBRARY_IMPL(hyenarec_cpu, CompositeExplicitAutograd, m) {
   m.impl("isa", TORCH_BOX(&isa));

@@ -70,9 +70,11 @@ struct ConvArgs {
 struct ShortConvArgs {
   const Sequence* sequences;
   int64_t num_sequences, channels, padded_length, width;
-  bool silu;
+  int64_t dim;  // fewer than `channels`: the first `dim` outputs multiply the last `dim`, and `out` has the products
+  bool silu;    // where nothing is multiplied
   Dtype dtype;
   Rows x, out, grad, dx;
+  Rows rest, grad_rest;  // the outputs between the two that are multiplied
   const void* weight;  // (width, channels), arithmetic type
   const void* bias;    // (channels,) or null
   void* dweight;       // (width, channels)

@@ -1,5 +1,6 @@
-// The short depthwise convolution with bias and SiLU, forward and backward, in one pass over memory each: tiles of 16
-// rows, all channel blocks of a tile in turn, and the next tile fetched meanwhile, so that whole rows stream in order.
+// The short depthwise convolution with bias and SiLU, or with its first channels multiplied into its last ones, forward
+// and backward, in one pass over memory each: tiles of 16 rows, all channel blocks of a tile in turn, and the next tile
+// fetched meanwhile, so that whole rows stream in order.
 #pragma once
 #include "forward.h"
 
@@ -27,6 +28,7 @@ template <class A>
 struct ShortWorkspace {
   Vec<A>*u;       // x from width - 1 rows before the tile on
   Vec<A>*values;  // one a row
+  Vec<A>*gate;    // likewise: what multiplies them
   Vec<A>*slopes;  // gradients of z, to width - 1 rows behind the tile
   Vec<A>*behind;  // (channel_blocks, width - 1): the slopes behind the tile to come
   Vec<A>*w, *dw;  // for widths without registers of their own
@@ -34,6 +36,7 @@ struct ShortWorkspace {
   void take(Arena& arena, int64_t width, int64_t channel_blocks) {
     u = arena.take<Vec<A>>(kTileRows + width - 1);
     values = arena.take<Vec<A>>(kTileRows);
+    gate = arena.take<Vec<A>>(kTileRows);
     slopes = arena.take<Vec<A>>(kTileRows + width - 1);
     behind = arena.take<Vec<A>>(channel_blocks * (width - 1));
     w = arena.take<Vec<A>>(width);
@@ -47,22 +50,44 @@ struct ShortTile {
   int64_t begin, rows, c0, valid;
 };
 
+// A tensor of so many channels, and which of them a tile begins at.
+struct Columns {
+  Rows rows;
+  int64_t channels, c0;
+};
+
 template <class A, class T, int W>
 struct ShortConv {
   const ShortConvArgs& args;
   bool streams;  // out leaves past the caches (128 x 200 x 192: 2.0 ms instead of 2.4; dx loses: 4.7 instead of 4.0)
   int64_t width() const { return W ? W : args.width; }
 
-  Block block(Rows rows, const ShortTile& tile) const {
-    return at(sequence_block(rows, tile.sequence, tile.c0, sizeof(T)), tile.begin);
+  int64_t between() const { return args.channels - 2 * args.dim; }
+  int64_t last() const { return args.channels - args.dim; }
+  bool gated(const ShortTile& tile) const {
+    return args.dim < args.channels && (tile.c0 < args.dim || tile.c0 >= last());
+  }
+  // The channels that a gated tile's outputs are multiplied with.
+  ShortTile partner(const ShortTile& tile) const {
+    int64_t c0 = tile.c0 < args.dim ? tile.c0 + last() : tile.c0 - last();
+    return {tile.sequence, tile.begin, tile.rows, c0, tile.valid};
+  }
+  Columns inputs(Rows rows, const ShortTile& tile) const { return {rows, args.channels, tile.c0}; }
+  Columns outputs(Rows products, Rows rest, const ShortTile& tile) const {
+    if (tile.c0 < args.dim) return {products, args.dim, tile.c0};
+    if (tile.c0 < last()) return {rest, between(), tile.c0 - args.dim};
+    return {products, args.dim, tile.c0 - last()};
+  }
+  Block block(const Columns& columns, const ShortTile& tile) const {
+    return at(sequence_block(columns.rows, tile.sequence, columns.c0, sizeof(T)), tile.begin);
   }
   // Fetches this block's share of the tile `ahead` rows on, in the order of memory, which the core's own prefetcher
   // follows (128 x 200 x 192 out of cache, forward: 3.4 ms without, 1.9 ms with).
   template <int Write>
-  HYENAREC_INLINE void fetch(Rows rows, const ShortTile& tile, int64_t ahead) const {
-    if (!rows.data) return;
-    int64_t blocks = ceil_div(args.channels, kWidth<A>), share = tile.c0 / kWidth<A> * kTileRows;
-    Block b = at(sequence_block(rows, tile.sequence, 0, sizeof(T)), tile.begin + ahead + share / blocks);
+  HYENAREC_INLINE void fetch(const Columns& columns, const ShortTile& tile, int64_t ahead) const {
+    if (!columns.rows.data) return;
+    int64_t blocks = ceil_div(columns.channels, kWidth<A>), share = columns.c0 / kWidth<A> * kTileRows;
+    Block b = at(sequence_block(columns.rows, tile.sequence, 0, sizeof(T)), tile.begin + ahead + share / blocks);
     int64_t column = share % blocks;
     for (int64_t i = 0; i < kTileRows; ++i) {
       __builtin_prefetch(b.data + column * int64_t(kWidth<A> * sizeof(T)), Write, 2);
@@ -74,7 +99,7 @@ struct ShortConv {
     for (int64_t j = 0; j < width(); ++j) w[j] = load_channels<A>(args.weight, j, args.channels, tile.c0);
     int64_t before = tile.begin < width() - 1 ? tile.begin : width() - 1, absent = width() - 1 - before;
     for (int64_t i = 0; i < absent; ++i) work.u[i] = Vec<A>{};
-    load_rows<A, T>(work.u + absent, 0, at(block(args.x, tile), -before), {}, before + tile.rows, {1, tile.valid});
+    load_rows<A, T>(work.u + absent, 0, at(block(inputs(args.x, tile), tile), -before), {}, before + tile.rows, {1, tile.valid});
   }
   HYENAREC_INLINE Vec<A> bias(const ShortTile& tile) const {
     return args.bias ? load_channels<A>(args.bias, 0, args.channels, tile.c0) : Vec<A>{};
@@ -86,11 +111,24 @@ struct ShortConv {
     return z;
   }
 
+  // z of the rows of what a tile is multiplied with. Leaves that one's x in `work`.
+  HYENAREC_INLINE void enter_gate(const ShortTile& tile, ShortWorkspace<A>& work, Vec<A>* w) const {
+    const ShortTile other = partner(tile);
+    Vec<A> bias = this->bias(other);
+    enter(other, work, w);
+    for (int64_t i = 0; i < tile.rows; ++i) work.gate[i] = preactivation(w, work.u, bias, i);
+  }
+
   void forward(const ShortTile& tile, ShortWorkspace<A>& work) const {
     Vec<A> fixed[W ? W : 1], *w = W ? fixed : work.w, bias = this->bias(tile);
-    Block out = block(args.out, tile);
-    fetch<0>(args.x, tile, kTileRows);
-    if (!streams) fetch<1>(args.out, tile, kTileRows);
+    Columns out = outputs(args.out, args.rest, tile);
+    const bool gated = this->gated(tile);
+    fetch<0>(inputs(args.x, tile), tile, kTileRows);
+    if (!streams) fetch<1>(out, tile, kTileRows);
+    if (gated) {
+      fetch<0>(inputs(args.x, partner(tile)), tile, kTileRows);
+      enter_gate(tile, work, w);
+    }
     enter(tile, work, w);
     for (int64_t i = 0; i < tile.rows; i += kSideBySide) {
       Vec<A> z[kSideBySide], s[kSideBySide];
@@ -101,8 +139,10 @@ struct ShortConv {
       }
       for (int x = 0; x < kSideBySide; ++x) work.values[i + x] = z[x];
     }
+    if (gated)
+      for (int64_t i = 0; i < tile.rows; ++i) work.values[i] *= work.gate[i];
     auto store = streams ? stream_rows<A, T> : store_rows<A, T>;
-    store(out, work.values, 0, {}, tile.rows, {1, tile.valid});
+    store(block(out, tile), work.values, 0, {}, tile.rows, {1, tile.valid});
   }
 
   // The tile's dx, and what it adds to dweight and dbias (sums[width]). Tiles come last first: `behind` has the slopes
@@ -110,11 +150,15 @@ struct ShortConv {
   void backward(const ShortTile& tile, ShortWorkspace<A>& work, Vec<A>* behind, Vec<A>* sums) const {
     Vec<A> fixed[W ? 2 * W : 1], *w = W ? fixed : work.w, *dw = W ? fixed + W : work.dw;
     Vec<A> bias = this->bias(tile), dbias{};
-    Block grad = block(args.grad, tile), dx = block(args.dx, tile);
-    fetch<0>(args.x, tile, -kTileRows), fetch<0>(args.grad, tile, -kTileRows), fetch<1>(args.dx, tile, -kTileRows);
+    Columns x = inputs(args.x, tile), dx = inputs(args.dx, tile), grad = outputs(args.grad, args.grad_rest, tile);
+    const bool gated = this->gated(tile);
+    fetch<0>(x, tile, -kTileRows), fetch<0>(grad, tile, -kTileRows), fetch<1>(dx, tile, -kTileRows);
+    if (gated) enter_gate(tile, work, w);
     enter(tile, work, w);
     Vec<A>*u = work.u, *slopes = work.slopes;
-    load_rows<A, T>(slopes, 0, grad, {}, tile.rows, {1, tile.valid});
+    load_rows<A, T>(slopes, 0, block(grad, tile), {}, tile.rows, {1, tile.valid});
+    if (gated)
+      for (int64_t i = 0; i < tile.rows; ++i) slopes[i] *= work.gate[i];
     for (int64_t j = 0; j < width() - 1; ++j) slopes[tile.rows + j] = behind[j];
     for (int64_t j = 0; j < width(); ++j) dw[j] = Vec<A>{};
     if (args.silu)
@@ -134,20 +178,20 @@ struct ShortConv {
     if (!sums) return;
     for (int64_t j = 0; j < width(); ++j) sums[j] += dw[j];
     sums[width()] += dbias;
-    if (!dx.data) return;
+    if (!dx.rows.data) return;
     for (int64_t i = 0; i < tile.rows; ++i) {
       Vec<A> sum{};
       for (int64_t j = 0; j < width(); ++j) sum += w[j] * slopes[i + j];
       work.values[i] = sum;
     }
-    store_rows<A, T>(dx, work.values, 0, {}, tile.rows, {1, tile.valid});
+    store_rows<A, T>(block(dx, tile), work.values, 0, {}, tile.rows, {1, tile.valid});
   }
 };
 
 template <class A, class T, int W>
 struct ShortConvCall {
   ShortConv<A, T, W> conv;
-  int64_t channel_blocks, units, parts;
+  int64_t slice_blocks, channel_blocks, units, parts;  // blocks of a slice of `dim` channels, and of all slices
   Arena arena;
   Unit* unit;
   Vec<A>* sums;  // (parts, channel_blocks, width + 1)
@@ -167,7 +211,8 @@ struct ShortConvCall {
 
   ShortConvCall(const ShortConvArgs& args, bool backward)
       : conv{args, is_large(args)},
-        channel_blocks(ceil_div(args.channels, kWidth<A>)),
+        slice_blocks(ceil_div(args.dim, kWidth<A>)),
+        channel_blocks(args.channels / args.dim * slice_blocks),
         units(count_units(args)),
         parts(units < kShortParts ? units : kShortParts),
         arena(units * int64_t(sizeof(Unit)) + 64 + (backward ? parts * part_sums() * int64_t(sizeof(Vec<A>)) : 0)),
@@ -203,9 +248,11 @@ struct ShortConvCall {
         backward_rows(sequence, begin, end, work, mine);
       } else {
         for (int64_t t = begin; t < end; t += kTileRows)
-          for (int64_t b = 0; b < channel_blocks; ++b) conv.forward(tile(sequence, t, end, b), work);
+          for (int64_t b = 0; b < output_blocks(); ++b) conv.forward(tile(sequence, t, end, b), work);
       }
-      if (begin == 0) clear(backward ? args.dx : args.out, sequence);
+      if (begin > 0) continue;
+      clear(backward ? args.dx : args.out, backward ? args.channels : args.dim, sequence);
+      if (!backward) clear(args.rest, conv.between(), sequence);
     }
   }
   void backward_rows(const Sequence& sequence, int64_t begin, int64_t end, ShortWorkspace<A>& work,
@@ -215,28 +262,34 @@ struct ShortConvCall {
         conv.backward(tile(sequence, t, end, b), work, work.behind + b * (conv.width() - 1),
                       sums ? sums + b * (conv.width() + 1) : nullptr);
   }
-  ShortTile tile(const Sequence& sequence, int64_t begin, int64_t end, int64_t b) const {
-    int64_t c0 = b * kWidth<A>, valid = conv.args.channels - c0, rows = end - begin;
-    return {sequence, begin, rows < kTileRows ? rows : kTileRows, c0, valid < kWidth<A> ? valid : kWidth<A>};
+  // The last slice's outputs leave with the first's, where there are several.
+  int64_t output_blocks() const { return channel_blocks > slice_blocks ? channel_blocks - slice_blocks : slice_blocks; }
+  int64_t first_channel(int64_t b) const { return b / slice_blocks * conv.args.dim + b % slice_blocks * kWidth<A>; }
+  int64_t valid_channels(int64_t b) const {
+    int64_t left = conv.args.dim - b % slice_blocks * kWidth<A>;
+    return left < kWidth<A> ? left : kWidth<A>;
   }
-  void clear(Rows rows, const Sequence& sequence) const {
+  ShortTile tile(const Sequence& sequence, int64_t begin, int64_t end, int64_t b) const {
+    int64_t rows = end - begin;
+    return {sequence, begin, rows < kTileRows ? rows : kTileRows, first_channel(b), valid_channels(b)};
+  }
+  void clear(Rows rows, int64_t channels, const Sequence& sequence) const {
     const ShortConvArgs& args = conv.args;
     if (!rows.data || args.padded_length == 0) return;
     Block block = sequence_block(rows, {sequence.batch, 0, args.padded_length}, 0, sizeof(T));
-    int64_t end = sequence.start + sequence.length, bytes = args.channels * int64_t(sizeof(T));
+    int64_t end = sequence.start + sequence.length, bytes = channels * int64_t(sizeof(T));
     clear_rows(block, sequence.start, bytes);
     clear_rows(at(block, end), args.padded_length - end, bytes);
   }
   void finish() const {
     const ShortConvArgs& args = conv.args;
     for (int64_t b = 0; b < channel_blocks; ++b) {
-      int64_t c0 = b * kWidth<A>, valid = args.channels - c0 < kWidth<A> ? args.channels - c0 : kWidth<A>;
       for (int64_t j = 0; j <= conv.width(); ++j) {
         Vec<A> total{};
         for (int64_t part = 0; part < parts; ++part) total += sums[part * part_sums() + b * (conv.width() + 1) + j];
         void* out = j < conv.width() ? args.dweight : args.dbias;
-        int64_t at = j < conv.width() ? j * args.channels + c0 : c0;
-        if (out) store_some<A>(static_cast<A*>(out) + at, total, valid);
+        int64_t at = (j < conv.width() ? j * args.channels : 0) + first_channel(b);
+        if (out) store_some<A>(static_cast<A*>(out) + at, total, valid_channels(b));
       }
     }
   }

@@ -18,9 +18,6 @@ from hyenarec_kernels.ops.conv_step import conv_step
 from hyenarec_kernels.ops.gated_short_conv import gated_short_conv
 from hyenarec_kernels.ops.short_conv import short_conv
 
-# Where the short convolution multiplies the first gate in, to save memory traffic; the CPU's long convolution does so
-# where it reads.
-GATED_DEVICES = ("cuda",)
 Factors = tuple[Tensor | None, Tensor]  # (q_i, v) of a long convolution's input; None where v is the product
 GATES: dict[str, Callable[[Tensor], Tensor]] = {"identity": lambda q: q, "sigmoid": torch.sigmoid, "silu": silu}
 SMALL = 0.2  # standard deviation, against what stands beside it, of initial gates and short convolutions
@@ -255,11 +252,11 @@ class HyenaMixer(nn.Module):
         # The operators mask by themselves; in_proj's gradient would multiply their zeros with what the padding holds.
         projected = linear(zero_padding(x, layout), self.in_proj.weight)
         weight, bias = self.short_weight, self.short_bias
-        if self.order > 1 and x.device.type in GATED_DEVICES:
+        if self.order > 1:  # the first long convolution's gate
             v, q = gated_short_conv(projected, weight, bias, self.dim, **layout)
             return projected, [None, *q.chunk(self.order - 1, -1)], v
-        *gates, v = short_conv(projected, weight, bias, **layout).chunk(self.order + 1, -1)
-        return projected, [*gates], v
+        gate, v = short_conv(projected, weight, bias, **layout).chunk(2, -1)
+        return projected, [gate], v
 
     def _convolve(
         self, v: Tensor, q: Sequence[Tensor | None], gate: Tensor, layout: Layout, *, last_only: bool = False
