@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.nn.functional import embedding
 
 # Scores held at a time. On one core of a Sapphire Rapids Xeon 2M (8 MiB of float32) is the fastest of 256K to 4M in
 # float32 and bfloat16 (7,000 tokens, 3,416 items).
@@ -79,7 +80,8 @@ def sampled_softmax(
     unbiased; a negative that equals a row's target is dropped in that row, and the target, which is always present,
     needs no correction (Bengio & Senecal 2008).
     """
-    positive = (hidden * weight[targets]).sum(1) + bias[targets]  # (T,)
+    # embedding and gather: the gradient of indexing sorts the indices (7.6 ms instead of 2.8 for 32,768 x 64)
+    positive = (hidden * embedding(targets, weight)).sum(1) + bias.gather(0, targets)  # (T,)
     correction = log_q[negatives] + torch.log(torch.tensor(float(len(negatives)), device=log_q.device))
     scores = hidden @ weight[negatives].T + (bias[negatives] - correction)  # (T, M)
     scores = scores.float().masked_fill(targets[:, None] == negatives, float("-inf"))
