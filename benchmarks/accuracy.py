@@ -82,7 +82,16 @@ PROTOCOLS = {
     ),
     # 57,289 items: the sampled softmax, as the full one takes 0.45 s a 1,000 events on one core.
     "beauty": Protocol(
-        replace(SHORT, evaluate_every=4, metric="Recall@10", loss="sampled", negatives=4096, weight_decay=0.1),
+        replace(
+            SHORT,
+            epochs=40,
+            patience=40,
+            evaluate_every=4,
+            metric="Recall@10",
+            loss="sampled",
+            negatives=4096,
+            weight_decay=0.1,
+        ),
         batch_tokens=1600,
         systems=PUBLISHED,
         lengths=(50,),

@@ -79,6 +79,25 @@ def test_complex_matrix_multiplies_complex_numbers() -> None:
     torch.testing.assert_close(torch.complex(*got), a * h)
 
 
+def test_a_float64_matrix_keeps_the_phase_of_a_float32_scan() -> None:
+    torch.manual_seed(0)
+    events = 20_000
+    angle = torch.rand(8, dtype=torch.float64) + 0.1
+    matrix, x, packing = complex_matrix(angle.cos(), angle.sin()), torch.randn(events, 2, 8), packing_of([events])
+    exact = linear_scan(matrix, x.double(), packing)
+
+    def error(of: Tensor) -> float:
+        got = linear_scan(of, x, packing)
+        assert got.dtype == torch.float32
+        return float((got - exact).norm() / exact.norm())
+
+    assert error(matrix) < 2e-6
+    assert error(matrix.float()) > 1e-4
+    leaf = matrix.clone().requires_grad_()
+    linear_scan(leaf, x, packing).sum().backward()
+    assert leaf.grad is not None and leaf.grad.dtype == torch.float64
+
+
 def test_linear_scan_rounds_no_worse_than_the_recurrence() -> None:
     """Undamped rotation, the hardest case: nothing is ever forgotten, errors included."""
     torch.manual_seed(0)

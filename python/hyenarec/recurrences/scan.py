@@ -23,11 +23,13 @@ def linear_scan(matrix: Tensor, x: Tensor, packing: Packing) -> Tensor:
 
     ``matrix`` (K, K, D), the A of every channel; ``x`` (T, K, D), packed; returns (T, K, D), float32 (float64 where
     ``x`` is). Linear in T: chunks advance side by side, then the scan of their last states, by the same function,
-    carries each chunk into the next. Powers of A must stay bounded.
+    carries each chunk into the next. Powers of A must stay bounded. Give an oscillation that lasts thousands of events
+    in float64: what rounding turns its phase by grows with every one of them.
     """
     x = at_least_float32(x)
     keep = (packing.positions > 0).to(x.dtype)  # 0 at the start of a sequence
-    return _LinearScan.apply(matrix.to(x.dtype), x, keep)  # type: ignore[no-any-return,no-untyped-call]
+    matrix = matrix.to(torch.promote_types(matrix.dtype, x.dtype))
+    return _LinearScan.apply(matrix, x, keep)  # type: ignore[no-any-return,no-untyped-call]
 
 
 def complex_matrix(real: Tensor, imaginary: Tensor) -> Tensor:
@@ -51,7 +53,7 @@ class _LinearScan(torch.autograd.Function):
         grad_x = _LinearScan.apply(matrix.transpose(0, 1), grad.flip(0), keep_next).flip(0)  # type: ignore[no-untyped-call]
         carried = grad_x[1:] * keep[1:, None, None]
         grad_matrix = torch.stack([(carried * h[:-1, j, None]).sum(0) for j in range(h.shape[1])], 1)  # (K, K, D)
-        return grad_matrix, grad_x, None
+        return grad_matrix.to(matrix.dtype), grad_x, None
 
 
 def _scan(matrix: Tensor, x: Tensor, keep: Tensor) -> Tensor:
