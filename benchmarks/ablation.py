@@ -26,7 +26,10 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "no window": {"window": False},
     "8 terms": {"terms": 8},
     "32 terms": {"terms": 32},
+    "chebyshev": {"filter": "chebyshev"},
+    "cosine": {"filter": "cosine"},
     "implicit": {"filter": "implicit"},
+    "explicit": {"filter": "explicit"},
     "silu gate": {"gate": "silu"},
 }
 TRAINING = TrainingConfig(
