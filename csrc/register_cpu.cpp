@@ -237,7 +237,8 @@ struct ShortInputs {
     args.width = weight.size(0);
     args.dim = dim;
     args.silu = silu;
-    STD_TORCH_CHECK(dim > 0 && args.channels % dim == 0, "dim: ", dim, " is no divisor of ", args.channels, " channels");
+    STD_TORCH_CHECK(dim > 0 && args.channels % dim == 0, "dim: ", dim, " is no divisor of ", args.channels,
+                    " channels");
     args.dtype = dtype_of(x);
     args.x = rows_of(x);
     args.weight = values(weight, args.dtype, args.width * args.channels, "weight");

@@ -99,7 +99,8 @@ struct ShortConv {
     for (int64_t j = 0; j < width(); ++j) w[j] = load_channels<A>(args.weight, j, args.channels, tile.c0);
     int64_t before = tile.begin < width() - 1 ? tile.begin : width() - 1, absent = width() - 1 - before;
     for (int64_t i = 0; i < absent; ++i) work.u[i] = Vec<A>{};
-    load_rows<A, T>(work.u + absent, 0, at(block(inputs(args.x, tile), tile), -before), {}, before + tile.rows, {1, tile.valid});
+    Block x = at(block(inputs(args.x, tile), tile), -before);
+    load_rows<A, T>(work.u + absent, 0, x, {}, before + tile.rows, {1, tile.valid});
   }
   HYENAREC_INLINE Vec<A> bias(const ShortTile& tile) const {
     return args.bias ? load_channels<A>(args.bias, 0, args.channels, tile.c0) : Vec<A>{};
