@@ -76,7 +76,27 @@ def accuracy(result: Result) -> list[str]:
                 if (entry["log"], entry["length"]) == (log, length)
             ]
         lines += [f"`{log}`:", "", *table(["", "history", *METRICS, "seeds"], rows), ""]
+        lines += _for_whom([run for run in runs if (run["log"], run["mixer"]) == (log, OURS)])
     return lines
+
+
+def _for_whom(runs: Sequence[Case]) -> list[str]:
+    """The first metric by how long a user's history is and how much of it is read, where runs differ in that."""
+    lengths = sorted({run["length"] for run in runs})
+    if len(lengths) < 2:
+        return []
+    found: dict[tuple[str, int], dict[int, list[float]]] = {}
+    for run in runs:
+        for bucket in run["test_by_history_length"]:
+            users = found.setdefault((bucket["history"], bucket["targets"]), {})
+            users.setdefault(run["length"], []).append(bucket[METRICS[0]])
+    rows = [
+        [history, f"{users:,}", *(mean(values[length]) for length in lengths)]
+        for (history, users), values in found.items()
+    ]
+    head = ["events in a history", "users", *(f"{length:,} read" for length in lengths)]
+    text = f"For whom does a longer history pay? {METRICS[0]} of {title_of(OURS)} by how long a user's history is:"
+    return [text, "", *table(head, rows), ""]
 
 
 def ablation(result: Result) -> list[str]:

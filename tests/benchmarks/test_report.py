@@ -83,6 +83,18 @@ def doctor(folder: Path, change: Any) -> None:
     path.write_text(json.dumps(result))
 
 
+def test_for_whom_a_longer_history_pays(folder: Path) -> None:
+    path = folder / "accuracy-some-log.json"
+    result = json.loads(path.read_text())
+    for run in result["runs"]:
+        run["test_by_history_length"] = [{"history": "1-10", "targets": 1200, "NDCG@10": run["test"]["NDCG@10"]}]
+    longer = [run | {"length": 50} for run in result["runs"] if run["seed"] == 0]
+    path.write_text(json.dumps(result | {"runs": [*result["runs"], *longer]}))
+    page = page_of(folder)
+    assert "| events in a history | users | 50 read | 200 read |" in page
+    assert "| 1-10 | 1,200 | .0800 | .0820 ± .0020 |" in page
+
+
 def test_page(folder: Path) -> None:
     page = page_of(folder)
     assert "A machine, threads: 2" in page and "0123456789" in page and "`hyenarec bench scaling`" in page
