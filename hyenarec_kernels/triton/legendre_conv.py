@@ -130,7 +130,7 @@ class BlockLowRank:
         filter = Filter.of(plan, held, coefficients, decay, x.dtype)
         rate = filter.rate
         if rate is not None:
-            rate = rate.repeat_interleave(channels // rate.shape[0])
+            rate = rate.to(arithmetic.wide).repeat_interleave(channels // rate.shape[0])
         edge_rank = plan.edge_rank if plan.has_edge(rows.columns) else 0
         return cls(plan, held, filter, filter.tables(channels), rate, rows, edge_rank, arithmetic)
 
