@@ -1,8 +1,8 @@
 """From coefficients and decays to what the kernels read, and the gradients back: small matrices, in plain torch.
 
-Every table is linear in the coefficients. The rows of one matrix (rows, N), made once for a plan and device, give all of
-them with one product; a window then multiplies each row by its own power ``exp(-a * offset)``. All of it is float64,
-rounded once to what the kernels read: of float32 products `torch.set_float32_matmul_precision` may make TF32's.
+Every table is linear in the coefficients. The rows of one matrix (rows, N), made once for a plan and device, give all
+of them with one product; a window then multiplies each row by its own power ``exp(-a * offset)``. All of it is float64,
+rounded once to what the kernels read: `torch.set_float32_matmul_precision` may have float32 products taken in TF32.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ class Constants:
         basis: (C, padded rank) the lowest level's ``Q``, zero columns at the end, likewise; empty without levels.
         edges: (edge_rank, 2, C, C) likewise.
         transfers: between each level and the next, (fan, rank, rank above), in arithmetic type.
-        rows: (rows, N) maps coefficients to, in this order: the first taps, `near`, `edge`, each level's tables; float64
-            as all that follow.
+        rows: (rows, N) maps coefficients to, in this order: the first taps, `near`, `edge`, each level's tables;
+            float64, as all that follow.
         aged: likewise for the filter times lag / K.
         taps, offsets: the exponents' factors of the first taps (taps, 1) and of the other rows (rows - taps, 1).
         fit: (near_rank, taps) for windows too fast to be divided out.
