@@ -275,10 +275,10 @@ def operator_row(tokens: int, length: int, dim: int, clock: Clock, seconds: floa
     return row
 
 
-def scratch_row(run: int, dim: int, clock: Clock, seconds: float) -> dict[str, Any]:
-    """Ours alone, in runs of so many elements at least: with more, fewer launches and more memory."""
+def scratch_row(run: int, channels: int, dim: int, clock: Clock, seconds: float) -> dict[str, Any]:
+    """Ours alone, in runs of so many elements and channels at least: with more, fewer launches and more memory."""
     block = import_module("hyenarec_kernels.triton.legendre_conv")
-    with mock.patch.object(block, "RUN", run):
+    with mock.patch.multiple(block, RUN=run, SLICE=channels):
         runs, alone = contestants(TOKENS[1], 1024, dim)
         return {
             "times": take_turns({name: runs[name] for name in alone}, seconds, 5, clock),

@@ -50,7 +50,7 @@ from .gpu_table import done, plot, table
 from .gpu_worker import Row, Worker
 
 MIXER_LENGTHS = (200, 1024, 4096)
-RUNS = (1 << 22, 1 << 24, 1 << 26)  # elements
+RUNS = ((1 << 22, 64), (1 << 24, 64), (1 << 26, 64), (1 << 24, 32))  # elements, channels
 LONGEST_ROW, LONGEST_TESTS = 45.0, 200.0  # seconds
 
 
@@ -60,7 +60,7 @@ def shapes() -> Iterator[tuple[str, Row]]:
         yield from (("rows", {"tokens": t, "length": n, "dim": dim}) for t in TOKENS for n in LENGTHS)
     for dim in DIMS:
         yield from (("drawn", {"drawn": name, "dim": dim}) for name in DRAWN)
-    yield from (("scratch", {"run": run, "dim": dim}) for dim in DIMS for run in RUNS)
+    yield from (("scratch", {"run": run, "channels": channels, "dim": dim}) for dim in DIMS for run, channels in RUNS)
     yield from (("mixer", {"length": n, "dim": dim}) for dim in DIMS for n in MIXER_LENGTHS)
     yield from (("fourier", {"length": n, "dim": dim}) for dim in FOURIER_DIMS for n in FOURIER_LENGTHS)
 

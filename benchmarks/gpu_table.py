@@ -44,11 +44,12 @@ def table(result: dict[str, Any]) -> list[str]:
             f"packed {row['drawn']}, D={row['dim']}: {forward:.0f}% of dense's tokens a second, trained {training:.0f}%"
         )
     for row in scratch:
-        both = "ours, fwd+bwd"
-        lines.append(
-            f"runs of {row['run']:,} elements, L=1024 D={row['dim']}: fwd+bwd {row['times'][both]['median']:.3f} ms, "
-            f"host {row['host'][both]:.2f} ms, memory {row['memory'][both]:.2f}x"
-        )
+        lines += [
+            f"runs of {row['run']:,} elements and {row['channels']} channels, L=1024 D={row['dim']}: {name} "
+            f"{row['times'][name]['median']:.3f} ms, host {row['host'][name]:.2f} ms, memory {memory:.2f}x"
+            for name, memory in row["memory"].items()
+            if name.endswith("fwd+bwd")
+        ]
     for row in mixer:
         times = row["times"]
         lines.append(f"mixer L={row['length']} D={row['dim']}: attention takes {ratio(times, 'attention', 'mixer')}")

@@ -79,6 +79,7 @@ def chunks(
     other,
     other_row,
     other_out,
+    out_row,
     weigh,
     weigh_row,
     weigh_gate,
@@ -117,7 +118,7 @@ def chunks(
     SLOTS: tl.constexpr,
     CHANNELS: tl.constexpr,
 ):
-    """With u = gate x: out = after y and other_out = other y; an absent factor is 1.
+    """With u = gate x: out = after y and other_out = other y, rows out_row apart; an absent factor is 1.
 
     near_sums, edge_sums, skip_sums: shares of the gradients, for the output gradient weigh_gate weigh; (programs, rank,
     D) each, or None for none of them.
@@ -200,6 +201,6 @@ def chunks(
     to, written_here = written(
         position, sequence[None, :], first[None, :], length[None, :], slot[None, :], slots, columns, PACKED
     )
-    to, written_here = to * channels + channel[None, :], written_here & inside[None, :]
+    to, written_here = to * out_row + channel[None, :], written_here & inside[None, :]
     store_scaled(out, y, after, after_row, row, i, channel[None, :], real, to, written_here, ACC)
     store_scaled(other_out, y, other, other_row, row, i, channel[None, :], real, to, written_here, ACC)

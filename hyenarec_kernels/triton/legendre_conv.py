@@ -15,6 +15,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import torch
 import triton
@@ -40,11 +41,13 @@ from hyenarec_kernels.triton.plan import CHUNK, GpuPlan, fastest, padded, plan_f
 from hyenarec_kernels.triton.rows import Rows, Slots, launch
 from hyenarec_kernels.triton.tables import Constants, Filter, Tables, constants
 
-# Moments and partial sums live one call. They are 0.6 to 2 times the output in 16 bits (more where levels have few rows
-# and high ranks), so that a large batch goes as several runs of sequences, which use the same memory one after the
-# other. How small a run may be before its 3 to 9 launches take longer than its work was not measured.
+# Moments and partial sums live one call. They are 0.5 to 2 times the output in 16 bits (more where levels have few rows
+# and high ranks), so that a large batch goes as several runs, which use the same memory one after the other: runs of
+# sequences, or of channels where sequences are few or packed and their ends known to the device alone. How small a run
+# may be before its 3 to 9 launches take longer than its work was not measured.
 SHARE = 0.14  # of the outputs; with the tables of a call less than 15%
 RUN = 1 << 24  # elements, at least
+SLICE = 64  # channels of a run, or a multiple: what a tile reads of a row, a cache line of 16-bit values
 
 
 def legendre_conv(
@@ -106,6 +109,20 @@ def legendre_conv_backward(
 
 
 @dataclass(frozen=True)
+class Run:
+    """Some sequences of padded input, or all rows of packed input, and some channels."""
+
+    rows: slice
+    columns: slice
+
+    def __call__(self, t: Any) -> Any:
+        """This part of a tensor (..., D) or (D,), a view; of none, and of one that is not wanted, itself."""
+        if t is None or not t.numel():
+            return t
+        return (t[self.rows] if t.dim() > 2 else t)[..., self.columns]
+
+
+@dataclass(frozen=True)
 class BlockLowRank:
     """One call: its plan, tables and where its chunks lie."""
 
@@ -146,28 +163,32 @@ class BlockLowRank:
             Far(levels, self.slots, self.rows, self.constants, self.rate, channels, self.arithmetic) if levels else None
         )
 
-    def waves(self, outputs: int, *, training: bool) -> Iterator[tuple[slice, BlockLowRank]]:
-        """The call, as one for each run of sequences: as many as bring scratch down to SHARE of the `outputs`, unless
-        they were smaller than RUN.
-
-        Where packed sequences end is known to the device alone: they go as one.
-        """
-        batch = self.rows.batch
-        size = batch
-        if self.far and not self.rows.packed:
-            sums = self.chunk_tile[0] * sum(self.sum_ranks) * self.far.channels * self.arithmetic.wide.itemsize
-            scratch = self.far.scratch(training) + (sums if training else 0)
-            elements = batch * self.rows.columns * self.far.channels
-            runs = min(math.ceil(scratch / (SHARE * outputs)), elements // RUN)
-            size = math.ceil(batch / max(runs, 1))
-        for first in range(0, batch, size):
-            part = slice(first, first + size)
-            yield part, self if size == batch else replace(self, rows=self.rows.part(part))
+    def runs(self, x: Tensor, outputs: int, *, training: bool) -> Iterator[tuple[Run, BlockLowRank]]:
+        """The call, as one for each run: as many as bring scratch down to SHARE of the `outputs`, unless they were
+        smaller than RUN or narrower than SLICE."""
+        sequences = 1 if self.rows.packed else self.rows.batch
+        channels, count = x.shape[-1], 1
+        if self.far:
+            sums = self.chunk_tile[0] * sum(self.sum_ranks) * channels * self.arithmetic.wide.itemsize
+            scratch = self.far.scratch(sums if training else None)
+            count = max(min(math.ceil(scratch / (SHARE * outputs)), x.numel() // RUN), 1)
+        size = math.ceil(sequences / count)
+        parts = math.ceil(sequences / size)
+        width = max(channels * parts // count // SLICE, 1) * SLICE if parts < count else channels
+        for start in range(0, channels, width):
+            columns = slice(start, min(start + width, channels))
+            whole = self
+            if columns != slice(0, channels):
+                rate = None if self.rate is None else self.rate[columns]
+                whole = replace(self, tables=self.tables.part(columns), rate=rate)
+            for first in range(0, sequences, size):
+                rows = slice(first, first + size)
+                yield Run(rows, columns), whole if parts == 1 else replace(whole, rows=self.rows.part(rows))
 
     def forward(self, x: Tensor, skip: Tensor | None, pre_gate: Tensor | None, post_gate: Tensor | None) -> Tensor:
         out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-        for part, wave in self.waves(out.nbytes, training=False):
-            wave._forward((x[part], _part(pre_gate, part)), skip, (_part(post_gate, part), out[part]))
+        for run, part in self.runs(x, out.nbytes, training=False):
+            part._forward((run(x), run(pre_gate)), run(skip), (run(post_gate), run(out)))
         return out
 
     def _forward(self, u: tuple[Tensor, Tensor | None], skip: Tensor | None, out: tuple[Tensor | None, Tensor]) -> None:
@@ -190,11 +211,13 @@ class BlockLowRank:
         need_x, need_coefficients, need_decay, need_skip, need_pre, need_post = needs
         need_filter = need_coefficients or need_decay
         dx, dpre, dpost = outputs = row_gradients(x, [need_x, need_pre, need_post], pre_gate, post_gate)
-        total: list[Tensor] = []
-        for part, wave in self.waves(sum(t.nbytes for t in outputs), training=True):
-            u, dy = (x[part], _part(pre_gate, part)), (grad[part], _part(post_gate, part))
-            share = wave._backward(u, dy, skip, (dx[part], dpre[part], dpost[part]), need_filter, need_skip)
-            total = [a + b for a, b in zip(total, share, strict=True)] if total else share
+        totals: dict[int, list[Tensor]] = {}  # by the first channel
+        for run, part in self.runs(x, sum(t.nbytes for t in outputs), training=True):
+            u, dy = (run(x), run(pre_gate)), (run(grad), run(post_gate))
+            shares = part._backward(u, dy, run(skip), (run(dx), run(dpre), run(dpost)), need_filter, need_skip)
+            before = totals.get(run.columns.start)
+            totals[run.columns.start] = [a + b for a, b in zip(before, shares, strict=True)] if before else shares
+        total = [torch.cat(parts, 1) for parts in zip(*totals.values(), strict=True)]
         dcoefficients, ddecay, dskip = (x.new_empty(0) for _ in range(3))
         if need_filter:
             near, edge, _, *dlevels = total
@@ -226,19 +249,18 @@ class BlockLowRank:
         need_input = dx.numel() or dpre.numel()
         mu, eta, nu, dlevels = [], [], None, []
         # In an order that keeps few moments at a time.
-        if self.far:
-            if need_filter or need_input:
-                eta = self.far.moments(*dy, reverse=True)
-            if need_filter:
-                mu = self.far.moments(*u, reverse=False)
-                dlevels = self.far.tables_gradient(mu, eta)
+        if self.far and (need_filter or need_input):
+            eta = self.far.moments(*dy, reverse=True)
         if need_input:
-            xi = self.far.across(eta, self.tables.levels, reverse=True) if self.far else None
-            del eta
+            xi = self.far.across([*eta] if need_filter else eta, self.tables.levels, reverse=True) if self.far else None
             self._chunks(dy, [(pre_gate, dx), (x, dpre)], xi, skip, reverse=True)
             del xi
         if not (dpost.numel() or need_filter or need_skip):
             return []
+        if self.far and need_filter:
+            mu = self.far.moments(*u, reverse=False)
+            dlevels = self.far.tables_gradient(mu, eta)
+        del eta
         if self.far and dpost.numel():
             nu = self.far.across(mu or self.far.moments(*u, reverse=False), self.tables.levels, reverse=False)
         del mu
@@ -280,6 +302,7 @@ class BlockLowRank:
         ranks = self.sum_ranks if weigh else ()
         sums = [torch.empty(grid[0], rank, channels, dtype=self.arithmetic.wide, device=x.device) for rank in ranks]
         (after, out), (other, other_out) = [*outputs, (None, x.new_empty(0))][:2]
+        out_row = next((t.stride(-2) for t in (out, other_out) if t.numel()), 0)
         rank = self.plan.levels[0].rank if self.far else 1
         launch(
             kernels.chunks,
@@ -289,6 +312,7 @@ class BlockLowRank:
             out if out.numel() else None,
             *with_strides(other if other_out.numel() else None),
             other_out if other_out.numel() else None,
+            out_row,
             *with_strides(*(weigh or (None, None))),
             *(sums or (None, None, None)),
             self.constants.toeplitz,
@@ -324,7 +348,3 @@ class BlockLowRank:
             **tuned.options,
         )
         return sums
-
-
-def _part(t: Tensor | None, part: slice) -> Tensor | None:
-    return None if t is None else t[part]

@@ -55,6 +55,11 @@ class Tables:
     edge: Tensor
     levels: list[Tensor]
 
+    def part(self, channels: slice) -> Tables:
+        """Of some channels."""
+        near, edge, *levels = (t[:, channels].contiguous() for t in (self.near, self.edge, *self.levels))
+        return Tables(near, edge, levels)
+
 
 @cache  # nothing is dropped: a captured CUDA graph may read it as long as the process lives
 def constants(plan: GpuPlan, dtype: torch.dtype, operand: torch.dtype, device: torch.device) -> Constants:

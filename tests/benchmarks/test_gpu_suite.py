@@ -58,7 +58,7 @@ def result() -> dict[str, Any]:
         "mixer": [{"length": 200, "dim": 64, "times": timed(mixer=1.0, attention=2.5)}],
         "fourier": [fourier],
         "scratch": [
-            {"run": 1 << 24, "dim": 64, "times": timed(**both)}
+            {"run": 1 << 24, "channels": 64, "dim": 64, "times": timed(**both)}
             | {"host": {"ours, fwd+bwd": 2.0}, "memory": {"ours, fwd+bwd": 1.25}}
         ],
     }
@@ -158,7 +158,7 @@ def test_every_row_is_measured(pretended_gpu: None, tmp_path: Path, monkeypatch:
     for module in (gpu_rows, gpu_suite, gpu_table):
         for name, value in {"TOKENS": (2048, 4096), "DIMS": (64,), "LENGTHS": (200,)}.items():
             monkeypatch.setattr(module, name, value, raising=False)
-    few = {"DRAWN": ("ml-1m",), "MIXER_LENGTHS": (200,), "RUNS": (1 << 24,), "FOURIER_LENGTHS": (256,)}
+    few = {"DRAWN": ("ml-1m",), "MIXER_LENGTHS": (200,), "RUNS": ((1 << 24, 64),), "FOURIER_LENGTHS": (256,)}
     for name, value in (few | {"FOURIER_DIMS": (64,), "Worker": InThisProcess}).items():
         monkeypatch.setattr(gpu_suite, name, value)
     monkeypatch.setattr(gpu_measuring, "FLUSHED", 1)
