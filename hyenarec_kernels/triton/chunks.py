@@ -113,6 +113,7 @@ def chunks(
     PADDED: tl.constexpr,
     EDGE_RANK: tl.constexpr,
     EDGE_PADDED: tl.constexpr,
+    PARTED: tl.constexpr,
     ACC: tl.constexpr,
     PRECISION: tl.constexpr,
     SLOTS: tl.constexpr,
@@ -121,7 +122,8 @@ def chunks(
     """With u = gate x: out = after y and other_out = other y, rows out_row apart; an absent factor is 1.
 
     near_sums, edge_sums, skip_sums: shares of the gradients, for the output gradient weigh_gate weigh; (programs, rank,
-    D) each, or None for none of them.
+    D) each, or None for none of them. PARTED: only tiles whose sequences all end before the filter does or, with an
+    EDGE_RANK, only the others.
     """
     slot, channel = tile_columns(SLOTS, CHANNELS)
     inside = channel < channels
@@ -131,6 +133,10 @@ def chunks(
     exists = inside & (index * CHUNK < length)
     real = (position < length[None, :]) & inside[None, :]
     row = (first + index * CHUNK)[None, :]
+    cut_off = tl.max(tl.where(exists, length, 0), 0) > edge_first * CHUNK
+    if PARTED:  # noqa: SIM102 (this one when it is compiled); the other tiles are another launch's
+        if cut_off != (EDGE_RANK > 0):
+            return
     operand = toeplitz.dtype.element_ty
     u = gated(x, x_row, gate, gate_row, row, i, channel[None, :], real, ACC)
     v = u
@@ -166,7 +172,7 @@ def chunks(
         y += far
     if EDGE_RANK > 0:
         sums = tl.zeros((EDGE_PADDED, SLOTS * CHANNELS), ACC)
-        if tl.max(tl.where(exists, length, 0), 0) > edge_first * CHUNK:
+        if cut_off:
             cut = tl.zeros_like(y)
             for b in range(2):
                 step = (edge_first + b) * CHUNK

@@ -44,7 +44,7 @@ TABLE: dict[tuple[int, int], dict[str, Config]] = {
         "across": Config(64, maxnreg=128),
         "across_gradient": Config(16),
         "chunks": Config(64),
-        "chunks_edge": Config(64, num_warps=8),
+        "chunks_edge": Config(64, num_warps=8, maxnreg=168),
         "chunks_wide": Config(64, num_warps=8),
         "direct": Config(64, num_warps=8),
         "short": Config(64, num_warps=8),

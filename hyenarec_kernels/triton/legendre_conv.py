@@ -273,13 +273,15 @@ class BlockLowRank:
         return self.plan.near_rank, self.edge_rank, 1
 
     @property
-    def chunk_tile(self) -> tuple[int, int, int, Config]:
-        """Programs of `chunks` along the slots; their slots, channels and configuration."""
-        device, channels = self.constants.rows.device, self.tables.near.shape[1]
-        variant = "_wide" if self.arithmetic.dtype.itemsize > 2 else "_edge" if self.edge_rank else ""
-        tuned, tile = config(f"chunks{variant}", device), tile_channels(channels)
-        wide = max(tuned.columns // tile, 1)
-        return triton.cdiv(self.slots[0].count, wide), wide, tile, tuned
+    def chunk_tile(self) -> tuple[int, int, int]:
+        """Programs of `chunks` along the slots; their slots and channels."""
+        tile = tile_channels(self.tables.near.shape[1])
+        wide = max(self.chunk_config(self.edge_rank).columns // tile, 1)
+        return triton.cdiv(self.slots[0].count, wide), wide, tile
+
+    def chunk_config(self, edge_rank: int) -> Config:
+        variant = "_wide" if self.arithmetic.dtype.itemsize > 2 else "_edge" if edge_rank else ""
+        return config(f"chunks{variant}", self.constants.rows.device)
 
     def _chunks(
         self,
@@ -293,58 +295,68 @@ class BlockLowRank:
     ) -> list[Tensor]:
         """One pass of the kernel: each output is its factor times the convolution of the source's product.
 
+        Packed sequences that end before the filter does, usually nearly all, go to a launch without the code for its
+        end, which takes twice the registers; the others to another.
+
         An empty output is not wanted. With ``weigh``, the factors of the output's gradient, returns the programs'
         shares of the gradients of near, edge and skip, (programs, rank, D) each.
         """
         x, channels, located = source[0], source[0].shape[-1], self.slots[0]
-        programs, wide, tile, tuned = self.chunk_tile
+        programs, wide, tile = self.chunk_tile
         grid = (programs, triton.cdiv(channels, tile))
         ranks = self.sum_ranks if weigh else ()
         sums = [torch.empty(grid[0], rank, channels, dtype=self.arithmetic.wide, device=x.device) for rank in ranks]
+        edge_ranks = [self.edge_rank]
+        if self.rows.packed and self.edge_rank:
+            edge_ranks = [0, self.edge_rank]
+            if weigh:
+                sums[1].zero_()
         (after, out), (other, other_out) = [*outputs, (None, x.new_empty(0))][:2]
         out_row = next((t.stride(-2) for t in (out, other_out) if t.numel()), 0)
         rank = self.plan.levels[0].rank if self.far else 1
-        launch(
-            kernels.chunks,
-            grid,
-            *with_strides(*source),
-            *with_strides(after if out.numel() else None),
-            out if out.numel() else None,
-            *with_strides(other if other_out.numel() else None),
-            other_out if other_out.numel() else None,
-            out_row,
-            *with_strides(*(weigh or (None, None))),
-            *(sums or (None, None, None)),
-            self.constants.toeplitz,
-            self.tables.near,
-            self.constants.basis,
-            nu,
-            self.constants.edges,
-            self.tables.edge,
-            wide_parameter(skip, x),
-            self.rate,
-            fastest(self.arithmetic.wide),
-            located.sequences,
-            self.rows.starts,
-            self.rows.ends,
-            located.count,
-            self.rows.columns,
-            located.per_row,
-            channels,
-            self.plan.edge_first,
-            REVERSE=reverse,
-            PACKED=self.rows.packed,
-            CHUNK=CHUNK,
-            NEAR_RANK=self.plan.near_rank,
-            NEAR_PADDED=triton.next_power_of_2(self.plan.near_rank),
-            RANK=rank,
-            PADDED=padded(rank),
-            EDGE_RANK=self.edge_rank,
-            EDGE_PADDED=triton.next_power_of_2(max(self.edge_rank, 1)),
-            ACC=self.arithmetic.kernel_dtype,
-            PRECISION=self.arithmetic.precision,
-            SLOTS=wide,
-            CHANNELS=tile,
-            **tuned.options,
-        )
+        for edge_rank in edge_ranks:
+            launch(
+                kernels.chunks,
+                grid,
+                *with_strides(*source),
+                *with_strides(after if out.numel() else None),
+                out if out.numel() else None,
+                *with_strides(other if other_out.numel() else None),
+                other_out if other_out.numel() else None,
+                out_row,
+                *with_strides(*(weigh or (None, None))),
+                *(sums or (None, None, None)),
+                self.constants.toeplitz,
+                self.tables.near,
+                self.constants.basis,
+                nu,
+                self.constants.edges,
+                self.tables.edge,
+                wide_parameter(skip, x),
+                self.rate,
+                fastest(self.arithmetic.wide),
+                located.sequences,
+                self.rows.starts,
+                self.rows.ends,
+                located.count,
+                self.rows.columns,
+                located.per_row,
+                channels,
+                self.plan.edge_first,
+                REVERSE=reverse,
+                PACKED=self.rows.packed,
+                CHUNK=CHUNK,
+                NEAR_RANK=self.plan.near_rank,
+                NEAR_PADDED=triton.next_power_of_2(self.plan.near_rank),
+                RANK=rank,
+                PADDED=padded(rank),
+                EDGE_RANK=edge_rank,
+                EDGE_PADDED=triton.next_power_of_2(max(edge_rank, 1)),
+                PARTED=len(edge_ranks) > 1,
+                ACC=self.arithmetic.kernel_dtype,
+                PRECISION=self.arithmetic.precision,
+                SLOTS=wide,
+                CHANNELS=tile,
+                **self.chunk_config(edge_rank).options,
+            )
         return sums

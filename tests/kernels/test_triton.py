@@ -356,9 +356,9 @@ print(len(first), all(kinds(*more) == first for more in [(0, 1501), (0, 5, 5, 9,
 
 def test_every_kernel_compiles_without_spills(tmp_path: Path) -> None:
     """For sm_80 and sm_90, in every shipped configuration; needs ptxas, which comes with triton, and no GPU."""
-    done = run(f"benchmarks/triton_aot.py --few --out {tmp_path / 'aot.json'}")
+    done = run(f"-m benchmarks.triton_aot --few --out {tmp_path / 'aot.json'}")
     assert done.returncode == 0, done.stderr[-2000:]
-    rows = json.loads((tmp_path / "aot.json").read_text())["rows"]
+    rows = json.loads((tmp_path / "aot.json").read_text())["kernels"]
     assert {row["architecture"] for row in rows} == {"sm_80", "sm_90a"}
     matrix = {"moments", "chunks", "across_gradient", "toeplitz", "toeplitz_gradient"}
     others = {"up", "across", "direct", "direct_backward", "tap_gradient", "last", "short", "short_backward"}
