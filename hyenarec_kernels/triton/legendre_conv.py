@@ -295,8 +295,8 @@ class BlockLowRank:
     ) -> list[Tensor]:
         """One pass of the kernel: each output is its factor times the convolution of the source's product.
 
-        Packed sequences that end before the filter does, usually nearly all, go to a launch without the code for its
-        end, which takes twice the registers; the others to another.
+        Chunks out of reach of the filter's end, usually nearly all, go to a launch without the code for it, which would
+        take half as many registers again and three times the products; the others go to a second.
 
         An empty output is not wanted. With ``weigh``, the factors of the output's gradient, returns the programs'
         shares of the gradients of near, edge and skip, (programs, rank, D) each.
@@ -306,11 +306,9 @@ class BlockLowRank:
         grid = (programs, triton.cdiv(channels, tile))
         ranks = self.sum_ranks if weigh else ()
         sums = [torch.empty(grid[0], rank, channels, dtype=self.arithmetic.wide, device=x.device) for rank in ranks]
-        edge_ranks = [self.edge_rank]
-        if self.rows.packed and self.edge_rank:
-            edge_ranks = [0, self.edge_rank]
-            if weigh:
-                sums[1].zero_()
+        edge_ranks = [0, self.edge_rank] if self.edge_rank else [0]
+        if weigh and self.edge_rank:
+            sums[1].zero_()
         (after, out), (other, other_out) = [*outputs, (None, x.new_empty(0))][:2]
         out_row = next((t.stride(-2) for t in (out, other_out) if t.numel()), 0)
         rank = self.plan.levels[0].rank if self.far else 1
@@ -352,7 +350,7 @@ class BlockLowRank:
                 PADDED=padded(rank),
                 EDGE_RANK=edge_rank,
                 EDGE_PADDED=triton.next_power_of_2(max(edge_rank, 1)),
-                PARTED=len(edge_ranks) > 1,
+                PARTED=self.edge_rank > 0,
                 ACC=self.arithmetic.kernel_dtype,
                 PRECISION=self.arithmetic.precision,
                 SLOTS=wide,
