@@ -37,6 +37,7 @@ CASES = (
     (torch.bfloat16, 16, 1024, 1024, 64, True, True),
     (torch.float32, 96, 200, 256, 16, False, False),
     (torch.float32, 64, 16384, 16384, 32, False, True),
+    (torch.bfloat16, 100, 131072, 100000, 32, True, True),
 )
 FEW = 3
 
