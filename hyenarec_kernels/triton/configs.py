@@ -36,7 +36,7 @@ class Config:
 
 
 # By the least compute capability they are for: 8.0 (A100 and the smaller 8.x), 9.0 (H100, H200 and later).
-# `chunks` takes 16-bit inputs, `chunks_wide` float32; `chunks_edge` the chunks of 16 bits that the filter's end reaches.
+# `chunks` takes 16-bit inputs, `chunks_wide` float32; `chunks_edge` chunks of 16 bits that the filter's end reaches.
 TABLE: dict[tuple[int, int], dict[str, Config]] = {
     (8, 0): {
         "moments": Config(128),
