@@ -21,6 +21,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -44,10 +45,12 @@ from .gpu_rows import (
     ROWS,
     TERMS,
     TOKENS,
+    drawn_row,
+    mixer_row,
     warm,
 )
 from .gpu_table import done, plot, table
-from .gpu_worker import Row, Worker
+from .gpu_worker import Measure, Row, Worker
 
 MIXER_LENGTHS = (200, 1024, 4096)
 RUNS = ((1 << 22, 64), (1 << 24, 64), (1 << 26, 64), (1 << 24, 32))  # elements, channels
@@ -75,15 +78,18 @@ def row_of(worker: Worker, kind: str, shape: Row, seconds: float, deadline: floa
     return worker(ROWS[kind], shape, seconds, LONGEST_ROW)
 
 
-def prepare() -> None:
-    """Compiles in as many processes as there are lengths, for one width: the others launch the same kernels."""
+def prepare(deadline: float) -> None:
+    """Compiles in several processes, for one width: the others launch the same kernels."""
+    jobs: list[tuple[Measure, Row]] = [(warm, {"length": length, "dim": DIMS[0]}) for length in LENGTHS]
+    jobs += [(mixer_row, {"length": length, "dim": DIMS[0]}) for length in MIXER_LENGTHS]
+    jobs += [(drawn_row, {"drawn": name, "dim": DIMS[0]}) for name in DRAWN]
 
-    def compile_length(length: int) -> None:
+    def run(job: tuple[Measure, Row]) -> None:
         with closing(Worker()) as worker:
-            worker(warm, {"length": length, "dim": DIMS[0]}, 0.0, LONGEST_TESTS)
+            worker(*job, 0.0, max(deadline - time.perf_counter(), 1.0))
 
-    with ThreadPoolExecutor(min(len(LENGTHS), max((os.cpu_count() or 1) // 2, 1))) as pool:
-        list(pool.map(compile_length, LENGTHS))
+    with ThreadPoolExecutor(max((os.cpu_count() or 1) // 2, 1)) as pool:
+        list(pool.map(run, jobs))
 
 
 def cases(result: dict[str, Any]) -> list[dict[str, Any]]:
@@ -127,7 +133,8 @@ def start_tests() -> list[subprocess.Popen[bytes]]:
     if find_spec("xdist") is not None:  # compiling takes most of their time
         command += ["-n", "4"]
     folder = Path(__file__).resolve().parents[1] / "tests/kernels"
-    return [subprocess.Popen([*command, str(folder / name)]) for name in ("test_gpu.py", "test_cuda.py")]
+    names = ("test_gpu.py", "test_cuda.py")
+    return [subprocess.Popen([*command, str(folder / name)], start_new_session=True) for name in names]
 
 
 def passed(tests: list[subprocess.Popen[bytes]], deadline: float) -> bool:
@@ -137,7 +144,7 @@ def passed(tests: list[subprocess.Popen[bytes]], deadline: float) -> bool:
             codes.append(process.wait(max(deadline - time.perf_counter(), 0)))
         except subprocess.TimeoutExpired:
             print(f"tests: not done after {LONGEST_TESTS:.0f} s", file=sys.stderr)
-            process.kill()
+            os.killpg(process.pid, signal.SIGKILL)  # xdist's workers too
             codes.append(1)
     return not any(codes)
 
@@ -156,7 +163,7 @@ def main() -> None:
         parser.exit(2, f"error: backend triton: {reason}\n")
     began = time.perf_counter()
     tests = [] if arguments.skip_tests else start_tests()
-    prepare()
+    prepare(began + LONGEST_TESTS)
     title = f"gated Legendre convolution, bfloat16, {TERMS} terms"
     result: dict[str, Any] = {
         "settings": {"tokens": TOKENS, "terms": TERMS, "seconds": arguments.seconds},
