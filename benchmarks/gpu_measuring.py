@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -21,17 +22,25 @@ class Clock:
     work, with as few gaps as in a step that keeps it busy. :func:`host_time` is the host's share.
     """
 
-    def __init__(self) -> None:
-        self.flushed = torch.empty(FLUSHED, dtype=torch.int32, device="cuda")
-        self.lead, self.cycles = 1.0, 0.0
-        sleep = lambda: torch.cuda._sleep(1_000_000)  # noqa: E731
-        self(sleep)
-        self.cycles = 1e6 / self(sleep)  # a millisecond's
+    lead = 1.0  # milliseconds
+
+    @cached_property
+    def flushed(self) -> Tensor:
+        return torch.empty(FLUSHED, dtype=torch.int32, device="cuda")
+
+    @cached_property
+    def cycles(self) -> float:
+        """Of a sleep of a millisecond."""
+        times = [self._timed(lambda: torch.cuda._sleep(1_000_000), 0) for _ in range(2)]
+        return 1e6 / times[-1]
 
     def __call__(self, run: Callable[[], Any]) -> float:
+        return self._timed(run, int(self.lead * self.cycles))
+
+    def _timed(self, run: Callable[[], Any], asleep: int) -> float:
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         self.flushed.zero_()
-        torch.cuda._sleep(int(self.lead * self.cycles))
+        torch.cuda._sleep(asleep)
         start.record()
         began = time.perf_counter()
         run()

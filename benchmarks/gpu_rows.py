@@ -21,10 +21,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 import hyenarec_kernels as hk
 from hyenarec_kernels import backends
 from hyenarec_kernels.nn import HyenaMixer
+from hyenarec_kernels.reference.fourier import fft_size
 
 from .gpu_measuring import Clock, draw, extra_memory, host_time, training
 from .measuring import take_turns
-from .operator_cpu import fft, fft_sizes
 
 TOKENS = (131_072, 1_048_576)
 LENGTHS = (50, 200, 512, 1024, 4096, 16384, 65536)
@@ -39,6 +39,14 @@ DRAWN = {
 }
 
 
+def fft(u: Tensor, h: Tensor, dim: int) -> Tensor:
+    """torch's: a causal convolution along a dimension as long as the filter."""
+    length = u.shape[dim]
+    size = fft_size(2 * length - 1)
+    spectrum = torch.fft.rfft(u, size, dim=dim) * torch.fft.rfft(h, size, dim=dim)
+    return torch.fft.irfft(spectrum, size, dim=dim).narrow(dim, 0, length)
+
+
 def packed_attention() -> Callable[..., Tensor] | None:
     """torch's causal attention of packed sequences, where it has one."""
     try:
@@ -49,8 +57,10 @@ def packed_attention() -> Callable[..., Tensor] | None:
     return partial(attention, **({"window_size": (-1, 0)} if windowed else {"is_causal": True}))
 
 
-def contestants(tokens: int, length: int, dim: int) -> tuple[dict[str, Callable[[], Any]], list[Callable[[], Any]]]:
-    """Forward passes and training steps by name; also what to call to measure ours alone: forward, training."""
+def contestants(
+    tokens: int, length: int, dim: int
+) -> tuple[dict[str, Callable[[], Any]], dict[str, Callable[[], Any]]]:
+    """Forward passes and training steps by name; also ours alone, returning all that stays."""
     batch = max(tokens // length, 1)
     x, pre, post = (draw(batch, length, dim) for _ in range(3))
     c, skip = draw(dim, TERMS, dtype=torch.float32), draw(dim, dtype=torch.float32)
@@ -67,11 +77,10 @@ def contestants(tokens: int, length: int, dim: int) -> tuple[dict[str, Callable[
         )
 
     basis = torch.randn(TERMS, length, device="cuda") * length**-0.5
-    size = fft_sizes(length)[0]
 
     def through_fft() -> Tensor:
         u = (pre * x).float()
-        y = fft(u, (c @ basis).T, size, -2) + skip * u
+        y = fft(u, (c @ basis).T, -2) + skip * u
         return post * y.to(x.dtype)
 
     query = draw(batch, dim // 64, length, 64)
@@ -97,21 +106,27 @@ def contestants(tokens: int, length: int, dim: int) -> tuple[dict[str, Callable[
             runs[f"{name}, fwd+bwd"] = training(run, leaves)
             runs[name] = torch.no_grad()(run)
         except (RuntimeError, TypeError) as error:  # out of memory, or an argument that this torch calls otherwise
-            if name.startswith("ours"):
+            if name == "ours":
                 raise
             print(f"{name} at {batch} x {length} x {dim}: {str(error).splitlines()[0]}", file=sys.stderr)
-    grad = torch.randn_like(x)
+    alone: dict[str, Callable[[], Any]] = {}
+    for name in ("ours", "ours, packed"):
+        if name in runs:
+            alone |= {
+                name: runs[name],
+                f"{name}, fwd+bwd": partial(both, *forward[name], torch.randn_like(forward[name][1][0])),
+            }
+    return runs, alone
 
-    def both() -> tuple[Tensor, ...]:
-        out = ours()
-        return out, *torch.autograd.grad(out, [x, c, skip, pre, post], grad)
 
-    return runs, [torch.no_grad()(ours), both]
+def both(run: Callable[[], Tensor], leaves: list[Tensor], grad: Tensor) -> tuple[Tensor, ...]:
+    out = run()
+    return out, *torch.autograd.grad(out, leaves, grad)
 
 
 def parity(length: int, dim: int) -> dict[str, float]:
-    """The norm-wise error of the output and each gradient, of two sequences, against the reference in float64."""
-    length = min(length, 16384)  # a dense float64 FFT of more would leave no time for the rest
+    """The norm-wise error of the output and each gradient against the reference in float64: the worse of two
+    sequences', or the parameters'."""
     names = ("x", "coefficients", "skip", "pre_gate", "post_gate")
     x, pre, post = (draw(2, length, dim) for _ in range(3))
     c, skip = draw(dim, TERMS, dtype=torch.float32), draw(dim, dtype=torch.float32)
@@ -126,7 +141,14 @@ def parity(length: int, dim: int) -> dict[str, float]:
     got = answer(leaves, grad)
     with backends.use("reference"):
         want = answer([t.detach().double().requires_grad_() for t in leaves], grad.double())
-    return {name: float((got[name].double() - value).norm() / value.norm()) for name, value in want.items()}
+
+    def error(got: Tensor, want: Tensor) -> float:
+        if want.dim() < 3:
+            got, want = got[None], want[None]
+        difference = (got.double() - want).flatten(1).norm(dim=1)
+        return float((difference / want.flatten(1).norm(dim=1)).max())
+
+    return {name: error(got[name], value) for name, value in want.items()}
 
 
 def drawn_row(drawn: str, dim: int, clock: Clock, seconds: float) -> dict[str, Any]:
@@ -154,10 +176,22 @@ def drawn_row(drawn: str, dim: int, clock: Clock, seconds: float) -> dict[str, A
     def padded() -> Tensor:
         return hk.legendre_conv(dense[0], c, horizon=horizon, pre_gate=dense[1], post_gate=dense[2])
 
-    runs = {"packed": training(packed, [x, c, pre, post]), "dense": training(padded, [dense[0], c, *dense[1:]])}
-    times = take_turns(runs, seconds * len(runs), 5, clock)
-    rates = {key: size / times[key]["median"] for key, size in (("packed", total), ("dense", even))}
-    return {"sequences": len(ends), "times": times, "relative": rates["packed"] / rates["dense"]}
+    runs = {
+        "packed": torch.no_grad()(packed),
+        "dense": torch.no_grad()(padded),
+        "packed, fwd+bwd": training(packed, [x, c, pre, post]),
+        "dense, fwd+bwd": training(padded, [dense[0], c, *dense[1:]]),
+    }
+    times = take_turns(runs, seconds, 5, clock)
+
+    def relative(suffix: str) -> float:
+        return total / even * times[f"dense{suffix}"]["median"] / times[f"packed{suffix}"]["median"]
+
+    return {
+        "sequences": len(ends),
+        "times": times,
+        "relative": {"forward": relative(""), "training": relative(", fwd+bwd")},
+    }
 
 
 def mixer_row(length: int, dim: int, clock: Clock, seconds: float) -> dict[str, Any]:
@@ -181,12 +215,12 @@ def mixer_row(length: int, dim: int, clock: Clock, seconds: float) -> dict[str, 
         "mixer": training(hyena, [x, *mixer.parameters()]),
         "attention": training(attention, [x, *projection.parameters()]),
     }
-    return {"times": take_turns(runs, seconds * len(runs), 5, clock)}
+    return {"times": take_turns(runs, seconds, 5, clock)}
 
 
 def fourier_row(length: int, dim: int, clock: Clock, seconds: float) -> dict[str, Any]:
     """Explicit filters of `length` taps, gated: ours in bfloat16 and float32, torch.fft in float32."""
-    batch, size = TOKENS[0] // length, fft_sizes(length)[0]
+    batch = TOKENS[0] // length
     h, skip = draw(dim, length, dtype=torch.float32), draw(dim, dtype=torch.float32)
     h.data *= length**-0.5
 
@@ -196,7 +230,7 @@ def fourier_row(length: int, dim: int, clock: Clock, seconds: float) -> dict[str
     def through_fft(x: Tensor, pre: Tensor, post: Tensor, h: Tensor, skip: Tensor) -> Tensor:
         last = x.shape[-1] == length  # (B, D, L), otherwise (B, L, D)
         u = pre * x
-        y = fft(u, h if last else h.T, size, -1 if last else -2)
+        y = fft(u, h if last else h.T, -1 if last else -2)
         return post * (y + (skip[:, None] if last else skip) * u)
 
     half, wide, last = (
@@ -230,25 +264,41 @@ def fourier_row(length: int, dim: int, clock: Clock, seconds: float) -> dict[str
 
 
 def operator_row(tokens: int, length: int, dim: int, clock: Clock, seconds: float) -> dict[str, Any]:
-    runs, ours = contestants(tokens, length, dim)
+    runs, alone = contestants(tokens, length, dim)
     row: dict[str, Any] = {
         "times": take_turns(runs, seconds, 5, clock),
-        "host": {name: host_time(run) for name, run in runs.items()},
-        "memory": dict(zip(("forward", "training"), map(extra_memory, ours), strict=True)),
+        "host": {name: host_time(run) for name, run in alone.items()},
+        "memory": {name: extra_memory(run) for name, run in alone.items()},
     }
     if tokens == TOKENS[0]:
         row["error"] = parity(length, dim)
     return row
 
 
-def scratch_row(run: int, dim: int, clock: Clock, seconds: float) -> dict[str, Any]:
-    """Ours alone, in runs of so many elements at least: with more, fewer launches and more memory."""
+def scratch_row(run: int, channels: int, dim: int, clock: Clock, seconds: float) -> dict[str, Any]:
+    """Ours alone, in runs of so many elements and channels at least: with more, fewer launches and more memory."""
     block = import_module("hyenarec_kernels.triton.legendre_conv")
-    with mock.patch.object(block, "RUN", run):
-        runs, ours = contestants(TOKENS[1], 1024, dim)
-        runs = {name: runs[name] for name in ("ours", "ours, fwd+bwd")}
+    with mock.patch.multiple(block, RUN=run, SLICE=channels):
+        runs, alone = contestants(TOKENS[1], 1024, dim)
         return {
-            "times": take_turns(runs, seconds, 5, clock),
-            "host": {name: host_time(run) for name, run in runs.items()},
-            "memory": extra_memory(ours[1]),
+            "times": take_turns({name: runs[name] for name in alone}, seconds, 5, clock),
+            "host": {name: host_time(run) for name, run in alone.items()},
+            "memory": {name: extra_memory(run) for name, run in alone.items()},
         }
+
+
+def warm(length: int, dim: int, clock: Clock, seconds: float) -> dict[str, Any]:
+    """Compiles what the rows of this length launch, which Triton keeps on disk."""
+    for run in contestants(2 * length, length, dim)[1].values():
+        run()
+    return {}
+
+
+# By the name of their list in the result, what matters most first.
+ROWS: dict[str, Callable[..., dict[str, Any]]] = {
+    "rows": operator_row,
+    "drawn": drawn_row,
+    "scratch": scratch_row,
+    "mixer": mixer_row,
+    "fourier": fourier_row,
+}

@@ -1,6 +1,6 @@
 """Compiles every Triton kernel in every shipped configuration, without a GPU, and records what comes out.
 
-    python benchmarks/triton_aot.py [--out benchmarks/results/triton-aot.json] [--few]
+    python -m hyenarec_benchmarks.triton_aot [--out benchmarks/results/triton-aot.json] [--few]
 
 For sm_80 and sm_90: registers, spilled bytes, shared memory, tensor-core instructions, of whatever the operators launch
 at the CASES below. `--few` leaves out the shapes that only change ranks.
@@ -9,8 +9,8 @@ at the CASES below. `--few` leaves out the shapes that only change ranks.
 from __future__ import annotations
 
 import argparse
-import json
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,8 @@ from hyenarec_kernels.triton import operators
 from hyenarec_kernels.triton.ahead_of_time import SHARED, compiled, launches
 from hyenarec_kernels.triton.arithmetic import Arithmetic
 
+from .recording import write
+
 ARCHITECTURES = (80, 90)
 # dtype, channels, sequence length, horizon, terms, packed, window. The first three use every kernel and configuration.
 CASES = (
@@ -36,6 +38,7 @@ CASES = (
     (torch.bfloat16, 16, 1024, 1024, 64, True, True),
     (torch.float32, 96, 200, 256, 16, False, False),
     (torch.float32, 64, 16384, 16384, 32, False, True),
+    (torch.bfloat16, 100, 131072, 100000, 32, True, True),
 )
 FEW = 3
 
@@ -85,7 +88,7 @@ def rows(cases: tuple[Any, ...]) -> Iterator[dict[str, Any]]:
                     continue
                 seen.add(variant)
                 row = compiled(launch, capability)
-                shapes = ("RANK", "NEAR_RANK", "EDGE_RANK", "REVERSE", "PACKED", "SLOTS", "CHANNELS")
+                shapes = ("RANK", "NEAR_RANK", "EDGE_RANK", "REVERSE", "PACKED", "PARTED", "SLOTS", "CHANNELS")
                 yield {
                     "dtype": str(case[0]).removeprefix("torch."),
                     **row,
@@ -99,16 +102,18 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/triton-aot.json"))
     parser.add_argument("--few", action="store_true")
     arguments = parser.parse_args()
-    result = {"triton": triton.__version__, "rows": list(rows(CASES[:FEW] if arguments.few else CASES))}
-    lines = ",\n".join(json.dumps(row) for row in result["rows"])
-    arguments.out.write_text(f'{{"triton": "{triton.__version__}", "rows": [\n{lines}\n]}}\n')
-    for row in result["rows"]:
+    kernels = list(rows(CASES[:FEW] if arguments.few else CASES))
+    settings = {"triton": triton.__version__, "shared_limit": {f"sm_{n}": SHARED[n] for n in ARCHITECTURES}}
+    title = "what the Triton kernels compile to, in every shipped configuration"
+    sys.argv[0] = "python -m hyenarec_benchmarks.triton_aot"  # no path of this machine's
+    write(arguments.out, "gpu", title, {"settings": settings, "cases": [], "kernels": kernels})
+    for row in kernels:
         if row["spilled"] or row["shared"] > row["shared_limit"]:
             print("over:", row)
     print(
-        f"{len(result['rows'])} kernels: at most {max(r['registers'] for r in result['rows'])} registers, "
-        f"{max(r['spilled'] for r in result['rows'])} bytes spilled, "
-        f"{max(r['shared'] for r in result['rows'])} bytes of shared memory"
+        f"{len(kernels)} kernels: at most {max(row['registers'] for row in kernels)} registers, "
+        f"{max(row['spilled'] for row in kernels)} bytes spilled, "
+        f"{max(row['shared'] for row in kernels)} bytes of shared memory"
     )
 
 

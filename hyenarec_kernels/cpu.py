@@ -15,7 +15,7 @@ from torch.nn.functional import pad, softplus
 from hyenarec_kernels import compiled, reference
 from hyenarec_kernels.blocks import sampled_basis
 from hyenarec_kernels.fit import condition, fits, gram_at
-from hyenarec_kernels.legendre import legendre_basis, legendre_filter
+from hyenarec_kernels.legendre import legendre_basis, legendre_filter, product
 from hyenarec_kernels.plan import CHUNKS, MANY_ROWS, TOLERANCE, Plan, direct_plan, plan_for
 from hyenarec_kernels.reference.legendre_conv import filter_gradients
 from hyenarec_kernels.reference.rows import wide
@@ -306,7 +306,7 @@ def _sample_taps(x: Tensor, filter: Tensor, longest: int) -> tuple[Plan, Tensor]
                 continue
             bound = plan.bound * condition(horizon, terms) * coefficients.norm(dim=1)
             if (bound <= allowed).all():
-                return plan, _per_channel(_gram(plan, terms, arithmetic) @ coefficients.T, x)
+                return plan, _per_channel(product(_gram(plan, terms, arithmetic), coefficients.T), x)
     return None
 
 

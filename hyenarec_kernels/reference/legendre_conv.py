@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from hyenarec_kernels.legendre import legendre_basis, legendre_filter, window
+from hyenarec_kernels.legendre import legendre_basis, legendre_filter, product, window
 from hyenarec_kernels.reference.long_conv import long_conv, long_conv_backward
 from hyenarec_kernels.reference.rows import wide
 
@@ -61,8 +61,8 @@ def filter_gradients(
     taps = h.shape[1]
     basis = legendre_basis(coefficients.shape[1], horizon, h.dtype, h.device)[:, :taps]  # (N, k)
     if decay is None:
-        return (dh @ basis.T).to(coefficients.dtype), None
-    dcoefficients = (dh * window(decay.to(h.dtype), horizon, taps)) @ basis.T
+        return product(dh, basis.T).to(coefficients.dtype), None
+    dcoefficients = product(dh * window(decay.to(h.dtype), horizon, taps), basis.T)
     age = torch.arange(taps, device=h.device, dtype=h.dtype) / horizon
     ddecay = -(dh * h * age).sum(1) * decay.to(h.dtype).sigmoid()
     return dcoefficients.to(coefficients.dtype), ddecay.to(decay.dtype)

@@ -2,7 +2,7 @@
 
     y_i = exp(-a' (i - C/2)) sum_m near_m (T_m v)_i,    v_j = exp(a' (j - C/2)) u_j,    T_m[i, j] = phi_m(i - j)
         + exp(-a i) (Q nu)_i                                  what other chunks contribute
-        + the two chunks that the filter's end cuts           (EDGE_RANK > 0; only where a sequence reaches that far)
+        + the two chunks that the filter's end cuts           (EDGE_RANK > 0)
         + skip u_i
 
 The matrices ``T_m`` and ``Q`` are shared by all channels, so a tile of SLOTS chunks times CHANNELS channels is one
@@ -79,6 +79,7 @@ def chunks(
     other,
     other_row,
     other_out,
+    out_row,
     weigh,
     weigh_row,
     weigh_gate,
@@ -112,15 +113,17 @@ def chunks(
     PADDED: tl.constexpr,
     EDGE_RANK: tl.constexpr,
     EDGE_PADDED: tl.constexpr,
+    PARTED: tl.constexpr,
     ACC: tl.constexpr,
     PRECISION: tl.constexpr,
     SLOTS: tl.constexpr,
     CHANNELS: tl.constexpr,
 ):
-    """With u = gate x: out = after y and other_out = other y; an absent factor is 1.
+    """With u = gate x: out = after y and other_out = other y, rows out_row apart; an absent factor is 1.
 
     near_sums, edge_sums, skip_sums: shares of the gradients, for the output gradient weigh_gate weigh; (programs, rank,
-    D) each, or None for none of them.
+    D) each, or None for none of them. PARTED: of the tiles only those out of the reach of the filter's end or, with an
+    EDGE_RANK, only the others.
     """
     slot, channel = tile_columns(SLOTS, CHANNELS)
     inside = channel < channels
@@ -130,6 +133,10 @@ def chunks(
     exists = inside & (index * CHUNK < length)
     real = (position < length[None, :]) & inside[None, :]
     row = (first + index * CHUNK)[None, :]
+    if PARTED:
+        within_reach = (index + edge_first) * CHUNK < length if REVERSE else index >= edge_first
+        if (tl.max((exists & within_reach).to(tl.int32), 0) > 0) != (EDGE_RANK > 0):
+            return
     operand = toeplitz.dtype.element_ty
     u = gated(x, x_row, gate, gate_row, row, i, channel[None, :], real, ACC)
     v = u
@@ -165,34 +172,33 @@ def chunks(
         y += far
     if EDGE_RANK > 0:
         sums = tl.zeros((EDGE_PADDED, SLOTS * CHANNELS), ACC)
-        if tl.max(tl.where(exists, length, 0), 0) > edge_first * CHUNK:
-            cut = tl.zeros_like(y)
-            for b in range(2):
-                step = (edge_first + b) * CHUNK
-                if REVERSE:
-                    reached, source = (position + step < length[None, :]) & inside[None, :], row + step
-                else:
-                    reached, source = (exists & (index >= edge_first + b))[None, :] & (i >= 0), row - step
-                v = gated(x, x_row, gate, gate_row, source, i, channel[None, :], reached, ACC)
-                if rate is not None:
-                    v *= tl.exp(-a * (into + b * CHUNK))
-                if near_sums is None:
-                    cut += shared_product(
-                        edges + b * CHUNK * CHUNK, edge, v.to(operand), channel, channels, REVERSE, EDGE_RANK,
-                        2 * CHUNK * CHUNK, CHUNK, ACC, PRECISION,
-                    )  # fmt: skip
-                else:
-                    g = gated(weigh, weigh_row, weigh_gate, weigh_gate_row, row, i, channel[None, :], real, ACC)
-                    if rate is not None:
-                        g *= tl.exp(-a * (CHUNK - into))
-                    term, sums = weighed_product(
-                        edges + b * CHUNK * CHUNK, edge, v.to(operand), g, sums, channel, channels, EDGE_RANK,
-                        2 * CHUNK * CHUNK, CHUNK, ACC, PRECISION,
-                    )  # fmt: skip
-                    cut += term
+        cut = tl.zeros_like(y)
+        for b in range(2):
+            step = (edge_first + b) * CHUNK
+            if REVERSE:
+                reached, source = (position + step < length[None, :]) & inside[None, :], row + step
+            else:
+                reached, source = (exists & (index >= edge_first + b))[None, :] & (i >= 0), row - step
+            v = gated(x, x_row, gate, gate_row, source, i, channel[None, :], reached, ACC)
             if rate is not None:
-                cut *= tl.exp(-a * (CHUNK - into))
-            y += cut
+                v *= tl.exp(-a * (into + b * CHUNK))
+            if near_sums is None:
+                cut += shared_product(
+                    edges + b * CHUNK * CHUNK, edge, v.to(operand), channel, channels, REVERSE, EDGE_RANK,
+                    2 * CHUNK * CHUNK, CHUNK, ACC, PRECISION,
+                )  # fmt: skip
+            else:
+                g = gated(weigh, weigh_row, weigh_gate, weigh_gate_row, row, i, channel[None, :], real, ACC)
+                if rate is not None:
+                    g *= tl.exp(-a * (CHUNK - into))
+                term, sums = weighed_product(
+                    edges + b * CHUNK * CHUNK, edge, v.to(operand), g, sums, channel, channels, EDGE_RANK,
+                    2 * CHUNK * CHUNK, CHUNK, ACC, PRECISION,
+                )  # fmt: skip
+                cut += term
+        if rate is not None:
+            cut *= tl.exp(-a * (CHUNK - into))
+        y += cut
         if near_sums is not None:
             store_sums(edge_sums, sums, channels, EDGE_RANK, SLOTS, CHANNELS)
     if skip is not None:
@@ -200,6 +206,6 @@ def chunks(
     to, written_here = written(
         position, sequence[None, :], first[None, :], length[None, :], slot[None, :], slots, columns, PACKED
     )
-    to, written_here = to * channels + channel[None, :], written_here & inside[None, :]
+    to, written_here = to * out_row + channel[None, :], written_here & inside[None, :]
     store_scaled(out, y, after, after_row, row, i, channel[None, :], real, to, written_here, ACC)
     store_scaled(other_out, y, other, other_row, row, i, channel[None, :], real, to, written_here, ACC)

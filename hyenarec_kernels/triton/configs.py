@@ -36,7 +36,7 @@ class Config:
 
 
 # By the least compute capability they are for: 8.0 (A100 and the smaller 8.x), 9.0 (H100, H200 and later).
-# `chunks` takes 16-bit inputs, `chunks_edge` those of them whose filter ends inside a sequence, `chunks_wide` float32.
+# `chunks` takes 16-bit inputs, `chunks_wide` float32; `chunks_edge` chunks of 16 bits that the filter's end reaches.
 TABLE: dict[tuple[int, int], dict[str, Config]] = {
     (8, 0): {
         "moments": Config(128),
@@ -44,7 +44,7 @@ TABLE: dict[tuple[int, int], dict[str, Config]] = {
         "across": Config(64, maxnreg=128),
         "across_gradient": Config(16),
         "chunks": Config(64),
-        "chunks_edge": Config(64, num_warps=8),
+        "chunks_edge": Config(64, num_warps=8, maxnreg=255),
         "chunks_wide": Config(64, num_warps=8),
         "direct": Config(64, num_warps=8),
         "short": Config(64, num_warps=8),
@@ -59,7 +59,7 @@ TABLE: dict[tuple[int, int], dict[str, Config]] = {
         "across": Config(64, maxnreg=128),
         "across_gradient": Config(16),
         "chunks": Config(64),
-        "chunks_edge": Config(64),
+        "chunks_edge": Config(64, num_warps=8, maxnreg=255),
         "chunks_wide": Config(64, num_warps=8),
         "direct": Config(64, num_warps=8),
         "short": Config(64, num_warps=8),

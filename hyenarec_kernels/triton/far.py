@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,9 +16,10 @@ from hyenarec_kernels.triton.arithmetic import Arithmetic, tile_channels, with_s
 from hyenarec_kernels.triton.configs import config
 from hyenarec_kernels.triton.plan import padded
 from hyenarec_kernels.triton.rows import Rows, Slots, launch
+from hyenarec_kernels.triton.short_conv import PROGRAMS
 from hyenarec_kernels.triton.tables import Constants
 
-SHARES = 32  # programs that split the sum over chunks in a table's gradient
+SHARES = 32  # programs at most that split the sum over chunks in a table's gradient
 SHARED_SLOTS = 16  # chunks they take at a time
 
 
@@ -33,12 +35,16 @@ class Far:
     channels: int
     arithmetic: Arithmetic
 
-    def scratch(self, training: bool) -> int:
-        """Most bytes that moments and what comes of them take at a time."""
+    def scratch(self, sums: int | None) -> int:
+        """Most bytes that moments and what comes of them take at a time; in training `sums` beside the last of them."""
         wide, operand = self.arithmetic.wide.itemsize, self.arithmetic.operand.itemsize
         sizes = [slots.count * level.rank * self.channels for level, slots in zip(self.levels, self.slots, strict=True)]
-        across = sizes[0] * operand + sum(sizes[1:2]) * wide
-        return (1 + training) * sum(sizes) * wide + across
+        moments, nu = sum(sizes) * wide, sizes[0] * operand
+        across = nu + sum(sizes[1:2]) * wide
+        if sums is None:
+            return max(moments, sizes[0] * wide + across)
+        shares = max(math.prod(self._shares(index)[0]) for index in range(len(self.levels)))
+        return max(moments + max(moments + shares * wide, across), nu + sums)
 
     def moments(self, x: Tensor, gate: Tensor | None, *, reverse: bool) -> list[Tensor]:
         """mu of gate * x at every level, (slots, rank, D) each."""
@@ -83,7 +89,7 @@ class Far:
         return held
 
     def across(self, mu: list[Tensor], tables: list[Tensor], *, reverse: bool) -> Tensor:
-        """nu of the lowest level."""
+        """nu of the lowest level. Takes `mu` away as it goes, so that each level's memory serves those below."""
         above: Tensor | None = None
         for index in reversed(range(len(self.levels))):
             level = self.levels[index]
@@ -114,6 +120,7 @@ class Far:
                 **options,
             )
             above = nu
+            mu.pop()
         assert above is not None
         return above
 
@@ -121,15 +128,11 @@ class Far:
         """Of each level's tables, (distances * rank * rank, D)."""
         gradients = []
         for index, level in enumerate(self.levels):
-            distances = level.near_pairs + level.far_pairs
-            parts = min(SHARES, triton.cdiv(self.slots[index].count, SHARED_SLOTS))
-            shape = (parts, distances, level.rank, level.rank, self.channels)
+            shape, grid, tile, options = self._shares(index)
             shares = torch.empty(shape, dtype=mu[index].dtype, device=mu[index].device)
-            tuned = config("across_gradient", shares.device)
-            tile = min(tuned.columns, max(4096 // padded(level.rank) ** 2, 1))
             launch(
                 kernels.across_gradient,
-                (distances, triton.cdiv(self.channels, tile), parts),
+                grid,
                 mu[index],
                 eta[index],
                 shares,
@@ -143,10 +146,21 @@ class Far:
                 PRECISION=self.arithmetic.precision_of_moments,
                 SLOTS=SHARED_SLOTS,
                 CHANNELS=tile,
-                **tuned.options,
+                **options,
             )
             gradients.append(shares.sum(0).view(-1, self.channels))
         return gradients
+
+    def _shares(self, index: int) -> tuple[tuple[int, ...], tuple[int, int, int], int, dict[str, Any]]:
+        """Of the gradient of a level's tables: the programs' shares, the grid, a tile's channels, launch options."""
+        level, tuned = self.levels[index], config("across_gradient", self.constants.rows.device)
+        tile = min(tuned.columns, max(4096 // padded(level.rank) ** 2, 1))
+        distances, tiles = level.near_pairs + level.far_pairs, triton.cdiv(self.channels, tile)
+        parts = min(
+            SHARES, triton.cdiv(self.slots[index].count, SHARED_SLOTS), triton.cdiv(PROGRAMS, distances * tiles)
+        )
+        shape = (parts, distances, level.rank, level.rank, self.channels)
+        return shape, (distances, tiles, parts), tile, tuned.options
 
     def _where(self, index: int) -> tuple[Any, ...]:
         slots = self.slots[index]

@@ -15,6 +15,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import torch
 import triton
@@ -40,11 +41,13 @@ from hyenarec_kernels.triton.plan import CHUNK, GpuPlan, fastest, padded, plan_f
 from hyenarec_kernels.triton.rows import Rows, Slots, launch
 from hyenarec_kernels.triton.tables import Constants, Filter, Tables, constants
 
-# Moments and partial sums live one call. They are 0.6 to 2 times the output in 16 bits (more where levels have few rows
-# and high ranks), so that a large batch goes as several runs of sequences, which use the same memory one after the
-# other. How small a run may be before its 3 to 9 launches take longer than its work was not measured.
+# Moments and partial sums live one call. They are 0.5 to 2 times the output in 16 bits (more where levels have few rows
+# and high ranks), so that a large batch goes as several runs, which use the same memory one after the other: runs of
+# sequences, or of channels where sequences are few or packed and their ends known to the device alone. How small a run
+# may be before its 3 to 9 launches take longer than its work was not measured.
 SHARE = 0.14  # of the outputs; with the tables of a call less than 15%
 RUN = 1 << 24  # elements, at least
+SLICE = 64  # channels of a run, or a multiple: what a tile reads of a row, a cache line of 16-bit values
 
 
 def legendre_conv(
@@ -106,6 +109,20 @@ def legendre_conv_backward(
 
 
 @dataclass(frozen=True)
+class Run:
+    """Some sequences of padded input, or all rows of packed input, and some channels."""
+
+    rows: slice
+    columns: slice
+
+    def __call__(self, t: Any) -> Any:
+        """This part of a tensor (..., D) or (D,), a view; of none, and of one that is not wanted, itself."""
+        if t is None or not t.numel():
+            return t
+        return (t[self.rows] if t.dim() > 2 else t)[..., self.columns]
+
+
+@dataclass(frozen=True)
 class BlockLowRank:
     """One call: its plan, tables and where its chunks lie."""
 
@@ -130,7 +147,7 @@ class BlockLowRank:
         filter = Filter.of(plan, held, coefficients, decay, x.dtype)
         rate = filter.rate
         if rate is not None:
-            rate = rate.repeat_interleave(channels // rate.shape[0])
+            rate = rate.to(arithmetic.wide).repeat_interleave(channels // rate.shape[0])
         edge_rank = plan.edge_rank if plan.has_edge(rows.columns) else 0
         return cls(plan, held, filter, filter.tables(channels), rate, rows, edge_rank, arithmetic)
 
@@ -146,28 +163,32 @@ class BlockLowRank:
             Far(levels, self.slots, self.rows, self.constants, self.rate, channels, self.arithmetic) if levels else None
         )
 
-    def waves(self, outputs: int, *, training: bool) -> Iterator[tuple[slice, BlockLowRank]]:
-        """The call, as one for each run of sequences: as many as bring scratch down to SHARE of the `outputs`, unless
-        they were smaller than RUN.
-
-        Where packed sequences end is known to the device alone: they go as one.
-        """
-        batch = self.rows.batch
-        size = batch
-        if self.far and not self.rows.packed:
-            sums = self.chunk_tile[0] * sum(self.sum_ranks) * self.far.channels * self.arithmetic.wide.itemsize
-            scratch = self.far.scratch(training) + (sums if training else 0)
-            elements = batch * self.rows.columns * self.far.channels
-            runs = min(math.ceil(scratch / (SHARE * outputs)), elements // RUN)
-            size = math.ceil(batch / max(runs, 1))
-        for first in range(0, batch, size):
-            part = slice(first, first + size)
-            yield part, self if size == batch else replace(self, rows=self.rows.part(part))
+    def runs(self, x: Tensor, outputs: int, *, training: bool) -> Iterator[tuple[Run, BlockLowRank]]:
+        """The call, as one for each run: as many as bring scratch down to SHARE of the `outputs`, unless they were
+        smaller than RUN or narrower than SLICE."""
+        sequences = 1 if self.rows.packed else self.rows.batch
+        channels, count = x.shape[-1], 1
+        if self.far:
+            sums = self.chunk_tile[0] * sum(self.sum_ranks) * channels * self.arithmetic.wide.itemsize
+            scratch = self.far.scratch(sums if training else None)
+            count = max(min(math.ceil(scratch / (SHARE * outputs)), x.numel() // RUN), 1)
+        size = math.ceil(sequences / count)
+        parts = math.ceil(sequences / size)
+        width = max(channels * parts // count // SLICE, 1) * SLICE if parts < count else channels
+        for start in range(0, channels, width):
+            columns = slice(start, min(start + width, channels))
+            whole = self
+            if columns != slice(0, channels):
+                rate = None if self.rate is None else self.rate[columns]
+                whole = replace(self, tables=self.tables.part(columns), rate=rate)
+            for first in range(0, sequences, size):
+                rows = slice(first, first + size)
+                yield Run(rows, columns), whole if parts == 1 else replace(whole, rows=self.rows.part(rows))
 
     def forward(self, x: Tensor, skip: Tensor | None, pre_gate: Tensor | None, post_gate: Tensor | None) -> Tensor:
         out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-        for part, wave in self.waves(out.nbytes, training=False):
-            wave._forward((x[part], _part(pre_gate, part)), skip, (_part(post_gate, part), out[part]))
+        for run, part in self.runs(x, out.nbytes, training=False):
+            part._forward((run(x), run(pre_gate)), run(skip), (run(post_gate), run(out)))
         return out
 
     def _forward(self, u: tuple[Tensor, Tensor | None], skip: Tensor | None, out: tuple[Tensor | None, Tensor]) -> None:
@@ -190,11 +211,13 @@ class BlockLowRank:
         need_x, need_coefficients, need_decay, need_skip, need_pre, need_post = needs
         need_filter = need_coefficients or need_decay
         dx, dpre, dpost = outputs = row_gradients(x, [need_x, need_pre, need_post], pre_gate, post_gate)
-        total: list[Tensor] = []
-        for part, wave in self.waves(sum(t.nbytes for t in outputs), training=True):
-            u, dy = (x[part], _part(pre_gate, part)), (grad[part], _part(post_gate, part))
-            share = wave._backward(u, dy, skip, (dx[part], dpre[part], dpost[part]), need_filter, need_skip)
-            total = [a + b for a, b in zip(total, share, strict=True)] if total else share
+        totals: dict[int, list[Tensor]] = {}  # by the first channel
+        for run, part in self.runs(x, sum(t.nbytes for t in outputs), training=True):
+            u, dy = (run(x), run(pre_gate)), (run(grad), run(post_gate))
+            shares = part._backward(u, dy, run(skip), (run(dx), run(dpre), run(dpost)), need_filter, need_skip)
+            before = totals.get(run.columns.start)
+            totals[run.columns.start] = [a + b for a, b in zip(before, shares, strict=True)] if before else shares
+        total = [torch.cat(parts, 1) for parts in zip(*totals.values(), strict=True)]
         dcoefficients, ddecay, dskip = (x.new_empty(0) for _ in range(3))
         if need_filter:
             near, edge, _, *dlevels = total
@@ -226,19 +249,18 @@ class BlockLowRank:
         need_input = dx.numel() or dpre.numel()
         mu, eta, nu, dlevels = [], [], None, []
         # In an order that keeps few moments at a time.
-        if self.far:
-            if need_filter or need_input:
-                eta = self.far.moments(*dy, reverse=True)
-            if need_filter:
-                mu = self.far.moments(*u, reverse=False)
-                dlevels = self.far.tables_gradient(mu, eta)
+        if self.far and (need_filter or need_input):
+            eta = self.far.moments(*dy, reverse=True)
         if need_input:
-            xi = self.far.across(eta, self.tables.levels, reverse=True) if self.far else None
-            del eta
+            xi = self.far.across([*eta] if need_filter else eta, self.tables.levels, reverse=True) if self.far else None
             self._chunks(dy, [(pre_gate, dx), (x, dpre)], xi, skip, reverse=True)
             del xi
         if not (dpost.numel() or need_filter or need_skip):
             return []
+        if self.far and need_filter:
+            mu = self.far.moments(*u, reverse=False)
+            dlevels = self.far.tables_gradient(mu, eta)
+        del eta
         if self.far and dpost.numel():
             nu = self.far.across(mu or self.far.moments(*u, reverse=False), self.tables.levels, reverse=False)
         del mu
@@ -251,13 +273,15 @@ class BlockLowRank:
         return self.plan.near_rank, self.edge_rank, 1
 
     @property
-    def chunk_tile(self) -> tuple[int, int, int, Config]:
-        """Programs of `chunks` along the slots; their slots, channels and configuration."""
-        device, channels = self.constants.rows.device, self.tables.near.shape[1]
-        variant = "_wide" if self.arithmetic.dtype.itemsize > 2 else "_edge" if self.edge_rank else ""
-        tuned, tile = config(f"chunks{variant}", device), tile_channels(channels)
-        wide = max(tuned.columns // tile, 1)
-        return triton.cdiv(self.slots[0].count, wide), wide, tile, tuned
+    def chunk_tile(self) -> tuple[int, int, int]:
+        """Programs of `chunks` along the slots; their slots and channels."""
+        tile = tile_channels(self.tables.near.shape[1])
+        wide = max(self.chunk_config(self.edge_rank).columns // tile, 1)
+        return triton.cdiv(self.slots[0].count, wide), wide, tile
+
+    def chunk_config(self, edge_rank: int) -> Config:
+        variant = "_wide" if self.arithmetic.dtype.itemsize > 2 else "_edge" if edge_rank else ""
+        return config(f"chunks{variant}", self.constants.rows.device)
 
     def _chunks(
         self,
@@ -271,60 +295,66 @@ class BlockLowRank:
     ) -> list[Tensor]:
         """One pass of the kernel: each output is its factor times the convolution of the source's product.
 
+        Chunks out of reach of the filter's end, usually nearly all, go to a launch without the code for it, which would
+        take half as many registers again and three times the products; the others go to a second.
+
         An empty output is not wanted. With ``weigh``, the factors of the output's gradient, returns the programs'
         shares of the gradients of near, edge and skip, (programs, rank, D) each.
         """
         x, channels, located = source[0], source[0].shape[-1], self.slots[0]
-        programs, wide, tile, tuned = self.chunk_tile
+        programs, wide, tile = self.chunk_tile
         grid = (programs, triton.cdiv(channels, tile))
         ranks = self.sum_ranks if weigh else ()
         sums = [torch.empty(grid[0], rank, channels, dtype=self.arithmetic.wide, device=x.device) for rank in ranks]
+        edge_ranks = [0, self.edge_rank] if self.edge_rank else [0]
+        if weigh and self.edge_rank:
+            sums[1].zero_()
         (after, out), (other, other_out) = [*outputs, (None, x.new_empty(0))][:2]
+        out_row = next((t.stride(-2) for t in (out, other_out) if t.numel()), 0)
         rank = self.plan.levels[0].rank if self.far else 1
-        launch(
-            kernels.chunks,
-            grid,
-            *with_strides(*source),
-            *with_strides(after if out.numel() else None),
-            out if out.numel() else None,
-            *with_strides(other if other_out.numel() else None),
-            other_out if other_out.numel() else None,
-            *with_strides(*(weigh or (None, None))),
-            *(sums or (None, None, None)),
-            self.constants.toeplitz,
-            self.tables.near,
-            self.constants.basis,
-            nu,
-            self.constants.edges,
-            self.tables.edge,
-            wide_parameter(skip, x),
-            self.rate,
-            fastest(self.arithmetic.wide),
-            located.sequences,
-            self.rows.starts,
-            self.rows.ends,
-            located.count,
-            self.rows.columns,
-            located.per_row,
-            channels,
-            self.plan.edge_first,
-            REVERSE=reverse,
-            PACKED=self.rows.packed,
-            CHUNK=CHUNK,
-            NEAR_RANK=self.plan.near_rank,
-            NEAR_PADDED=triton.next_power_of_2(self.plan.near_rank),
-            RANK=rank,
-            PADDED=padded(rank),
-            EDGE_RANK=self.edge_rank,
-            EDGE_PADDED=triton.next_power_of_2(max(self.edge_rank, 1)),
-            ACC=self.arithmetic.kernel_dtype,
-            PRECISION=self.arithmetic.precision,
-            SLOTS=wide,
-            CHANNELS=tile,
-            **tuned.options,
-        )
+        for edge_rank in edge_ranks:
+            launch(
+                kernels.chunks,
+                grid,
+                *with_strides(*source),
+                *with_strides(after if out.numel() else None),
+                out if out.numel() else None,
+                *with_strides(other if other_out.numel() else None),
+                other_out if other_out.numel() else None,
+                out_row,
+                *with_strides(*(weigh or (None, None))),
+                *(sums or (None, None, None)),
+                self.constants.toeplitz,
+                self.tables.near,
+                self.constants.basis,
+                nu,
+                self.constants.edges,
+                self.tables.edge,
+                wide_parameter(skip, x),
+                self.rate,
+                fastest(self.arithmetic.wide),
+                located.sequences,
+                self.rows.starts,
+                self.rows.ends,
+                located.count,
+                self.rows.columns,
+                located.per_row,
+                channels,
+                self.plan.edge_first,
+                REVERSE=reverse,
+                PACKED=self.rows.packed,
+                CHUNK=CHUNK,
+                NEAR_RANK=self.plan.near_rank,
+                NEAR_PADDED=triton.next_power_of_2(self.plan.near_rank),
+                RANK=rank,
+                PADDED=padded(rank),
+                EDGE_RANK=edge_rank,
+                EDGE_PADDED=triton.next_power_of_2(max(edge_rank, 1)),
+                PARTED=self.edge_rank > 0,
+                ACC=self.arithmetic.kernel_dtype,
+                PRECISION=self.arithmetic.precision,
+                SLOTS=wide,
+                CHANNELS=tile,
+                **self.chunk_config(edge_rank).options,
+            )
         return sums
-
-
-def _part(t: Tensor | None, part: slice) -> Tensor | None:
-    return None if t is None else t[part]

@@ -1,7 +1,8 @@
 """From coefficients and decays to what the kernels read, and the gradients back: small matrices, in plain torch.
 
-Every table is linear in the coefficients. The rows of one matrix (rows, N), made in float64 once for a plan and device,
-give all of them with one product; a window then multiplies each row by its own power ``exp(-a * offset)``.
+Every table is linear in the coefficients. The rows of one matrix (rows, N), made once for a plan and device, give all
+of them with one product; a window then multiplies each row by its own power ``exp(-a * offset)``. All of it is float64,
+rounded once to what the kernels read: `torch.set_float32_matmul_precision` may have float32 products taken in TF32.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ class Constants:
         basis: (C, padded rank) the lowest level's ``Q``, zero columns at the end, likewise; empty without levels.
         edges: (edge_rank, 2, C, C) likewise.
         transfers: between each level and the next, (fan, rank, rank above), in arithmetic type.
-        rows: (rows, N) maps coefficients to, in this order: the first taps, `near`, `edge`, each level's tables.
+        rows: (rows, N) maps coefficients to, in this order: the first taps, `near`, `edge`, each level's tables;
+            float64, as all that follow.
         aged: likewise for the filter times lag / K.
         taps, offsets: the exponents' factors of the first taps (taps, 1) and of the other rows (rows - taps, 1).
         fit: (near_rank, taps) for windows too fast to be divided out.
@@ -52,6 +54,11 @@ class Tables:
     near: Tensor
     edge: Tensor
     levels: list[Tensor]
+
+    def part(self, channels: slice) -> Tables:
+        """Of some channels."""
+        near, edge, *levels = (t[:, channels].contiguous() for t in (self.near, self.edge, *self.levels))
+        return Tables(near, edge, levels)
 
 
 @cache  # nothing is dropped: a captured CUDA graph may read it as long as the process lives
@@ -95,30 +102,33 @@ def constants(plan: GpuPlan, dtype: torch.dtype, operand: torch.dtype, device: t
             transfers=tuple(
                 put(transfer(below, above), dtype) for below, above in zip(plan.levels, plan.levels[1:], strict=False)
             ),
-            rows=put(np.concatenate(rows), dtype),
-            aged=put(np.concatenate(aged), dtype),
-            taps=put(first[:, None], dtype),
-            offsets=put(np.array(offsets[len(first) :])[:, None], dtype),
-            fit=put(fast, dtype),
+            rows=put(np.concatenate(rows), torch.float64),
+            aged=put(np.concatenate(aged), torch.float64),
+            taps=put(first[:, None], torch.float64),
+            offsets=put(np.array(offsets[len(first) :])[:, None], torch.float64),
+            fit=put(fast, torch.float64),
         )
 
 
 @dataclass(frozen=True)
 class Filter:
-    """One call's parameters in arithmetic type: coefficients (G, N), and the decay an event (G,), if any."""
+    """One call's parameters in float64: coefficients (G, N), and the decay an event (G,), if any.
+
+    `dtype` is the kernels' arithmetic type.
+    """
 
     plan: GpuPlan
     constants: Constants
     coefficients: Tensor
     rate: Tensor | None
+    dtype: torch.dtype
 
     @classmethod
     def of(
         cls, plan: GpuPlan, constants: Constants, coefficients: Tensor, decay: Tensor | None, dtype: torch.dtype
     ) -> Filter:
-        arithmetic = wide(dtype)
-        rate = None if decay is None else softplus(decay.to(arithmetic)) / plan.horizon
-        return cls(plan, constants, coefficients.to(arithmetic), rate)
+        rate = None if decay is None else softplus(decay.double()) / plan.horizon
+        return cls(plan, constants, coefficients.double(), rate, wide(dtype))
 
     @property
     def sizes(self) -> list[int]:
@@ -131,18 +141,19 @@ class Filter:
         values = self.constants.rows @ self.coefficients.T
         if self.rate is None:
             return values, None
-        beyond = (self.rate - fastest(values.dtype)).clamp(min=0)
+        beyond = (self.rate - fastest(self.dtype)).clamp(min=0)
         window = torch.exp(-torch.cat([self.constants.taps * beyond, self.constants.offsets * self.rate]))
         return values * window, window
 
     def too_fast(self) -> Tensor:
         assert self.rate is not None
-        return self.rate > fastest(self.rate.dtype)
+        return self.rate > fastest(self.dtype)
 
     def tables(self, channels: int) -> Tables:
-        taps, near, edge, *blocks = self.values()[0].split(self.sizes)
+        values = self.values()[0]
+        taps, near, edge, *blocks = values.to(self.dtype).split(self.sizes)
         if self.rate is not None:
-            near = torch.where(self.too_fast(), self.constants.fit @ taps, near)
+            near = torch.where(self.too_fast(), (self.constants.fit @ values[: len(taps)]).to(self.dtype), near)
         repeat = channels // near.shape[1]
         if repeat > 1:
             near, edge, *blocks = (t.repeat_interleave(repeat, 1) for t in (near, edge, *blocks))
@@ -151,7 +162,9 @@ class Filter:
     def backward(self, near: Tensor, edge: Tensor, blocks: list[Tensor]) -> tuple[Tensor, Tensor | None]:
         """Gradients of the coefficients (G, N) and of ``softplus(decay)`` (G,) from those of the tables, (rows, D)."""
         groups = self.coefficients.shape[0]
-        near, edge, *blocks = (t.reshape(t.shape[0], groups, -1).sum(2) for t in (near, edge, *blocks))
+        near, edge, *blocks = (
+            t.reshape(t.shape[0], groups, -1).sum(2, dtype=torch.float64) for t in (near, edge, *blocks)
+        )
         taps = near.new_zeros(self.plan.near_taps, groups)
         if self.rate is not None:
             fast = self.too_fast()

@@ -202,6 +202,22 @@ def test_autocast_and_another_stream() -> None:
     assert got.dtype == torch.bfloat16 and torch.equal(got, want)
 
 
+@pytest.mark.parametrize("backend", ["triton", "reference"])
+def test_no_setting_makes_float32_less_precise(backend: str) -> None:
+    """Not that for matrix products: tables and taps are none that may be rounded to TF32."""
+    long = Case.random("legendre_conv", (600, 3, 70), taps=520, terms=16, dtype=torch.float32)
+    short = Case.random("legendre_conv", (100, 40), taps=50, terms=16, dtype=torch.float32)
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
+    try:
+        with backends.use(backend):
+            found = [case.run("packed", torch.float32, function=on_device("legendre_conv")) for case in (long, short)]
+    finally:
+        torch.set_float32_matmul_precision(before)
+    for case, got in zip((long, short), found, strict=True):
+        assert_close(got, case.expected(), TOLERANCE[torch.float32])
+
+
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="one CUDA device")
 def test_another_device_than_the_current_one() -> None:
     case = Case.random("legendre_conv", (100, 40), taps=101, dtype=torch.float32)

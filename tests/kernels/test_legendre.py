@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from hyenarec_kernels import legendre_filter
-from hyenarec_kernels.legendre import legendre_basis
+from hyenarec_kernels.legendre import legendre_basis, product
 
 CPU = torch.device("cpu")
 
@@ -61,6 +61,20 @@ def test_filter_stays_wide_under_autocast_and_for_half_coefficients() -> None:
         torch.testing.assert_close(legendre_filter(c, 33), legendre_filter(c, 33), rtol=0, atol=0)
         assert legendre_filter(c, 33).dtype == torch.float32
     assert legendre_filter(c.bfloat16(), 33).dtype == torch.float32
+
+
+def test_no_setting_makes_products_less_precise() -> None:
+    """Where a CPU has bfloat16 products, "medium" takes them for float32; a GPU's TF32 is among its own tests."""
+    a, b = torch.randn(64, 64), torch.randn(64, 512)
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium")
+    try:
+        with torch.autocast("cpu", torch.bfloat16):
+            got = product(a, b)
+    finally:
+        torch.set_float32_matmul_precision(before)
+    assert got.dtype == torch.float32
+    torch.testing.assert_close(got, (a.double() @ b.double()).float(), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize(

@@ -211,14 +211,17 @@ def test_the_oracle_notices_what_is_broken(broken: str, monkeypatch: pytest.Monk
 
 
 class Called(TorchDispatchMode):
-    """The names of the torch operations run inside."""
+    """The names of the torch operations run inside, with their keyword arguments, and the dtypes of matrix products."""
 
     def __init__(self) -> None:
         super().__init__()
         self.names: list[str] = []
+        self.products: set[torch.dtype] = set()
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
-        self.names.append(str(func))
+        self.names.append(f"{func} {kwargs}")
+        if func.overloadpacket.__name__ in ("mm", "addmm", "bmm", "baddbmm", "mv", "dot"):
+            self.products |= {t.dtype for t in args if isinstance(t, Tensor)}
         return func(*args, **(kwargs or {}))
 
 
@@ -248,7 +251,20 @@ def test_no_length_is_read_on_the_host() -> None:
     host_side(torch.tensor([0, 300, 300]))  # plans and constants are made once
     one, other = (host_side(torch.tensor(bounds)) for bounds in ([0, 300, 300], [0, 7, 300]))
     assert one == other and one[0]
-    assert not any("_local_scalar_dense" in name or "_to_copy" in name for name in one[1])
+    assert not any("_local_scalar_dense" in name or ("_to_copy" in name and "device" in name) for name in one[1])
+
+
+@pytest.mark.parametrize("windowed", [False, True])
+def test_no_setting_reaches_the_tables(windowed: bool) -> None:
+    """Every matrix product outside the kernels is float64: `torch.set_float32_matmul_precision` may round others."""
+    x, c, skip = torch.zeros(2, 90, 4), torch.zeros(4, 5), torch.zeros(4)
+    for horizon, last_only in ((80, False), (20, False), (80, True)):
+        call = (x, c, skip if windowed else None, skip, x, None, None, None, horizon, last_only)
+        grad = x[:, 0] if last_only else x
+        with launches(90), Called() as called:
+            operators.legendre_conv(*call)
+            operators.legendre_conv_backward(grad, *call, [True] * 6)
+        assert called.products == {torch.float64}
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -340,9 +356,9 @@ print(len(first), all(kinds(*more) == first for more in [(0, 1501), (0, 5, 5, 9,
 
 def test_every_kernel_compiles_without_spills(tmp_path: Path) -> None:
     """For sm_80 and sm_90, in every shipped configuration; needs ptxas, which comes with triton, and no GPU."""
-    done = run(f"benchmarks/triton_aot.py --few --out {tmp_path / 'aot.json'}")
+    done = run(f"-m benchmarks.triton_aot --few --out {tmp_path / 'aot.json'}")
     assert done.returncode == 0, done.stderr[-2000:]
-    rows = json.loads((tmp_path / "aot.json").read_text())["rows"]
+    rows = json.loads((tmp_path / "aot.json").read_text())["kernels"]
     assert {row["architecture"] for row in rows} == {"sm_80", "sm_90a"}
     matrix = {"moments", "chunks", "across_gradient", "toeplitz", "toeplitz_gradient"}
     others = {"up", "across", "direct", "direct_backward", "tap_gradient", "last", "short", "short_backward"}

@@ -19,25 +19,43 @@ pytest.importorskip("triton", reason="triton is not installed")
 from hyenarec_kernels.triton import legendre_conv as block
 from hyenarec_kernels.triton import operators
 from hyenarec_kernels.triton.ahead_of_time import launches
-from hyenarec_kernels.triton.rows import Rows
 
 pytestmark = pytest.mark.skipif(not package.INTERPRETED, reason="these run in the interpreter, on CPU tensors")
 
 
-@pytest.mark.parametrize("layout", ["left", "full"])
-def test_sequences_in_several_runs(layout: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a large batch is cut into, from a small one: runs of several sequences and a shorter one at the end."""
-    lengths = (70,) * 6 if layout == "full" else (70, 0, 1, 66, 40, 7)
-    case = Case.random("legendre_conv", lengths, dim=3, taps=66)
+@pytest.mark.parametrize(
+    ("layout", "lengths", "dim", "run", "sequences", "channels"),
+    [
+        ("left", (70, 0, 1, 66, 40, 7), 3, 420, [2, 2, 2], [3]),
+        ("full", (70,) * 5, 3, 350, [2, 2, 1], [3]),
+        ("packed", (70, 0, 1, 66), 40, 1, [4], [16, 16, 8]),
+        ("middle", (70, 0), 40, 1, [1, 1], [16, 16, 8]),
+    ],
+)
+def test_several_runs(
+    layout: str,
+    lengths: tuple[int, ...],
+    dim: int,
+    run: int,
+    sequences: list[int],
+    channels: list[int],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What a large batch is cut into, from a small one: runs of some sequences and some channels, the last smaller."""
+    case = Case.random("legendre_conv", lengths, dim=dim, groups=1, taps=66)
     runs = []
-    part = Rows.part
-    monkeypatch.setattr(Rows, "part", lambda self, p: runs.append(part(self, p)) or runs[-1])
-    monkeypatch.setattr(block, "RUN", 420)
+    forward = block.BlockLowRank._forward
+
+    def noted(self: block.BlockLowRank, u: Any, skip: Any, out: Any) -> None:
+        runs.append((self.rows.batch, u[0].shape[-1]))
+        forward(self, u, skip, out)
+
+    monkeypatch.setattr(block.BlockLowRank, "_forward", noted)
+    monkeypatch.setattr(block, "RUN", run)
+    monkeypatch.setattr(block, "SLICE", 16)
     with backends.use("triton"):
         assert_close(case.run(layout), case.expected(), TOLERANCE[torch.float64])
-    counts = [run.batch for run in runs]
-    assert len(counts) > 2 and sum(counts) == 12  # six forward, six backward
-    assert max(counts) > 1
+    assert runs == [(n, width) for width in channels for n in sequences]
 
 
 class Allocated(TorchDispatchMode):
@@ -75,13 +93,23 @@ class Allocated(TorchDispatchMode):
 
 
 @pytest.mark.parametrize(
-    ("tokens", "length", "dim", "training"),
-    [(1 << 20, 200, 128, False), (1 << 20, 4096, 256, False), (1 << 20, 16384, 64, True), (1 << 17, 512, 128, True)],
+    ("tokens", "length", "dim", "training", "packed"),
+    [
+        (1 << 20, 200, 128, False, False),
+        (1 << 20, 4096, 256, False, False),
+        (1 << 20, 16384, 64, True, False),
+        (1 << 17, 512, 128, True, False),
+        (1 << 20, 1 << 20, 256, False, False),
+        (1 << 20, 4096, 256, True, True),
+    ],
 )
-def test_scratch_stays_bounded(tokens: int, length: int, dim: int, training: bool) -> None:
+def test_scratch_stays_bounded(tokens: int, length: int, dim: int, training: bool, packed: bool) -> None:
     """What a call allocates beside its outputs, at shapes of the GPU suite, by running all of it but the kernels."""
-    x, pre, post, grad = (torch.empty(tokens // length, length, dim, dtype=torch.float16) for _ in range(4))
-    call = (x, torch.zeros(dim, 32), None, torch.zeros(dim), pre, post, None, None, length, False)
+    shape = (tokens, dim) if packed else (tokens // length, length, dim)
+    x, pre, post, grad = (torch.empty(shape, dtype=torch.float16) for _ in range(4))
+    bounds = torch.arange(0, tokens + 1, length)
+    where = (bounds[:-1], bounds[1:]) if packed else (None, None)
+    call = (x, torch.zeros(dim, 32), None, torch.zeros(dim), pre, post, *where, min(length, 65_536), False)
 
     def run() -> tuple[Tensor, ...]:
         return operators.legendre_conv_backward(grad, *call, [True] * 6) if training else operators.legendre_conv(*call)
