@@ -72,6 +72,13 @@ SECTIONS = {
         ("cpu",),
     ),
     "gpu": Section("The operators and the mixer on a GPU", "The same question on a GPU.", tables.operator, ("cuda",)),
+    "compiled": Section(
+        "What the Triton kernels compile to",
+        "Do the kernels fit GPUs of compute capability 8.0 and 9.0? Compiled ahead of time, in every shipped "
+        "configuration; the most of any variant.",
+        tables.compiled,
+        (),
+    ),
     "losses": Section(
         "The loss over a full catalogue", "Milliseconds of forward and backward.", tables.losses, ("cpu",)
     ),

@@ -28,6 +28,7 @@ SUITES: dict[str, Suite] = {
     "losses": Suite("losses", "full cross entropy over a catalogue, by chunk size"),
     "loading": Suite("loading", "seconds and memory of reading a log of ten million events"),
     "gpu": Suite("gpu_suite", "the operators and the mixer on a GPU, after their tests"),
+    "compiled": Suite("triton_aot", "registers and memory of every Triton kernel, compiled without a GPU"),
     "report": Suite("report", "one Markdown page from the folder of results"),
 }
 

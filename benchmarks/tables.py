@@ -253,6 +253,26 @@ def _times(case: Case, rival: str) -> str:
     return f"{case['rivals'][rival]['median'] / case['ms']['median']:.1f}x"
 
 
+def compiled(result: Result) -> list[str]:
+    kernels: dict[tuple[str, str], list[Case]] = {}
+    for row in result["kernels"]:
+        kernels.setdefault((row["kernel"], row["architecture"]), []).append(row)
+    rows = [
+        [
+            kernel,
+            architecture,
+            str(len(variants)),
+            str(max(row["registers"] for row in variants)),
+            str(max(row["spilled"] for row in variants)),
+            f"{max(row['shared'] for row in variants) / 1024:.0f}",
+            "yes" if any(row["tensor_core"] for row in variants) else "",
+        ]
+        for (kernel, architecture), variants in sorted(kernels.items())
+    ]
+    head = ["kernel", "architecture", "variants", "registers", "bytes spilled", "shared KiB", "tensor cores"]
+    return [*table(head, rows), ""]
+
+
 def losses(result: Result) -> list[str]:
     return grid(
         result["cases"],

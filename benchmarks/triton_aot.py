@@ -1,6 +1,6 @@
 """Compiles every Triton kernel in every shipped configuration, without a GPU, and records what comes out.
 
-    python -m hyenarec_benchmarks.triton_aot [--out benchmarks/results/triton-aot.json] [--few]
+    hyenarec bench compiled [--out benchmarks/results/triton-aot.json] [--few]
 
 For sm_80 and sm_90: registers, spilled bytes, shared memory, tensor-core instructions, of whatever the operators launch
 at the CASES below. `--few` leaves out the shapes that only change ranks.
@@ -10,13 +10,9 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-
-if os.environ.pop("TRITON_INTERPRET", None):
-    raise SystemExit("error: TRITON_INTERPRET is set; the interpreter compiles nothing")
 
 import torch
 import triton
@@ -98,6 +94,8 @@ def rows(cases: tuple[Any, ...]) -> Iterator[dict[str, Any]]:
 
 
 def main() -> None:
+    if os.environ.get("TRITON_INTERPRET"):
+        raise SystemExit("error: TRITON_INTERPRET is set; the interpreter compiles nothing")
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/triton-aot.json"))
     parser.add_argument("--few", action="store_true")
@@ -105,8 +103,7 @@ def main() -> None:
     kernels = list(rows(CASES[:FEW] if arguments.few else CASES))
     settings = {"triton": triton.__version__, "shared_limit": {f"sm_{n}": SHARED[n] for n in ARCHITECTURES}}
     title = "what the Triton kernels compile to, in every shipped configuration"
-    sys.argv[0] = "python -m hyenarec_benchmarks.triton_aot"  # no path of this machine's
-    write(arguments.out, "gpu", title, {"settings": settings, "cases": [], "kernels": kernels})
+    write(arguments.out, "compiled", title, {"settings": settings, "cases": [], "kernels": kernels})
     for row in kernels:
         if row["spilled"] or row["shared"] > row["shared_limit"]:
             print("over:", row)

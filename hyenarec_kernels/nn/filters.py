@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from hyenarec_kernels.layout import Layout
-from hyenarec_kernels.legendre import legendre_basis, window
+from hyenarec_kernels.legendre import legendre_basis, product, window
 from hyenarec_kernels.ops.legendre_conv import legendre_conv
 from hyenarec_kernels.ops.long_conv import long_conv
 
@@ -102,8 +102,7 @@ class _BasisFilter(Filter):
 
     def forward(self) -> Tensor:
         coefficients = self.coefficients()
-        with torch.autocast(coefficients.device.type, enabled=False):
-            return self.windowed(coefficients @ self.basis(coefficients.dtype, coefficients.device))
+        return self.windowed(product(coefficients, self.basis(coefficients.dtype, coefficients.device)))
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, terms={self.terms}"
