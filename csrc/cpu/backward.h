@@ -48,6 +48,7 @@ void input_gradients(const BackwardCall<A>& call, Pass<A>& pass, const Sequence&
   Block dx = block(args.dx), dpre = block(args.dpre_gate), pre = block(args.pre_gate), x = block(args.x);
   pass.begin(call.reader(sequence, args.grad, args.post_gate, t, true), call.tables + call.first_block(t));
   pass.each_segment([&](const Segment& segment) {
+    pass.ahead = call.ahead(&sequence, segment, pass, t, {args.grad, args.post_gate, args.pre_gate, args.x}, true);
     pass.run(segment);
     call.store(dx, pass, pre, segment);
     call.store(dpre, pass, x, segment);
@@ -57,13 +58,14 @@ void input_gradients(const BackwardCall<A>& call, Pass<A>& pass, const Sequence&
 
 // Adds the gradients of one segment's taps and of the blocks whose targets it completes.
 template <class A>
-void table_gradients(const Plan& plan, const Pass<A>& u, const Pass<A>& dy, const Segment& segment,
+void table_gradients(const Plan& plan, const Pass<A>& u, Pass<A>& dy, const Segment& segment,
                      const Tables<A>* sums) {
+  auto ask = [&]() __attribute__((always_inline)) { dy.ask_ahead(); };
   for (int64_t c = 0; c < u.reader.tile.blocks; ++c)
     for (int64_t x = 0; x < segment.chunks; ++x) {
       int64_t first = x * plan.chunk, used = u.used_rows(segment, x);
       const Vec<A>*grad = dy.u + c * dy.stride() + first, *input = u.u + c * u.stride() + first;
-      correlate_near<A>(sums[c].near, plan.near_taps, grad, input, ceil_div(used, kTapRows) * kTapRows);
+      correlate_near<A>(sums[c].near, plan.near_taps, grad, input, ceil_div(used, kTapRows) * kTapRows, ask);
       if (u.reaches(segment))
         correlate_far<A>(sums[c].far - plan.far_lag, plan.horizon, u.chunk_history(), grad, u.past(c, first), used);
     }
@@ -89,6 +91,7 @@ void output_side(const BackwardCall<A>& call, Pass<A>& u, Pass<A>& dy, const Seq
   dy.begin(call.reader(sequence, args.grad, args.post_gate, t), tables, true);
   u.each_segment([&](const Segment& segment) {
     if (dpost.data) {
+      u.ahead = call.ahead(&sequence, segment, u, t, {args.x, args.pre_gate});
       u.run(segment);
       call.store(dpost, u, grad, segment);
     } else {
@@ -101,6 +104,7 @@ void output_side(const BackwardCall<A>& call, Pass<A>& u, Pass<A>& dy, const Seq
     dy.read(segment);
     dy.all_moments(segment);
     dy.ascend(segment, segment.last);
+    dy.ahead = call.ahead(&sequence, segment, dy, t, {args.grad, args.post_gate});
     table_gradients<A>(*args.plan, u, dy, segment, sums);
   });
 }

@@ -45,12 +45,13 @@ struct Taps {
 
 // y[t] = rest[t] (absent: 0) + the sum over the lags below near_taps of taps.near[lag] * u[t - lag] inside the chunk,
 // and with a history (rows from -(horizon - 1) of the chunk, kTapRows readable vectors before it) over the far lags.
-// Rows are rounded up to whole tiles and go downwards, so that y may be u.
-template <class A>
-void direct(const Taps<A>& taps, const Vec<A>* u, const Vec<A>* history, int64_t history_rows, const Vec<A>* rest,
-            Vec<A>* y, int64_t rows) {
+// Rows are rounded up to whole tiles and go downwards, so that y may be u. each_tile() is called before every tile.
+template <class A, class EachTile>
+HYENAREC_INLINE void direct(const Taps<A>& taps, const Vec<A>* u, const Vec<A>* history, int64_t history_rows,
+                            const Vec<A>* rest, Vec<A>* y, int64_t rows, const EachTile& each_tile) {
   constexpr int R = kTapRows;
   for (int64_t t = (rows - 1) / R * R; t >= 0; t -= R) {
+    each_tile();
     Vec<A> sum[R];
     for (int r = 0; r < R; ++r) sum[r] = rest ? rest[t + r] : Vec<A>{};
     if (rest && taps.window)

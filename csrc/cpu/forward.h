@@ -127,6 +127,20 @@ struct Call {
     Block first = block(sequence, a, t, reversed), second = block(sequence, b, t, reversed);
     return {&io_of<A>(args.dtype), first, second, sequence.length, tile(t)};
   }
+  // The next segment in these tensors: of the same sequence (one of args.sequences) or, where time runs forwards, of
+  // the one after it.
+  Ahead ahead(const Sequence* sequence, const Segment& segment, const Pass<A>& pass, int64_t t,
+              const Rows (&tensors)[Ahead::kTensors], bool reversed = false) const {
+    int64_t from = segment.last ? 0 : segment.from + segment.rows;
+    if (segment.last && (reversed || ++sequence == args.sequences + args.num_sequences)) return {};
+    int64_t left = sequence->length - from, row_bytes = tile(t).blocks * kWidth<A> * io_of<A>(args.dtype).element_size;
+    Ahead next;
+    next.rows = left < pass.segment_rows() ? left : pass.segment_rows();
+    next.lines = ceil_div(row_bytes, Ahead::kLine);
+    for (int i = 0; i < Ahead::kTensors; ++i)
+      if (tensors[i].data) next.blocks[i] = at(block(*sequence, tensors[i], t, reversed), from);
+    return next;
+  }
   Block block(const Sequence& sequence, Rows rows, int64_t t, bool reversed = false) const {
     return sequence_block(rows, sequence, first_channel(t), io_of<A>(args.dtype).element_size, reversed);
   }
@@ -145,6 +159,7 @@ void forward_sequence(const Call<A>& call, Pass<A>& pass, const Sequence& sequen
   const bool by_chunk = kWholeLines && !gate.data;
   pass.begin(call.reader(sequence, args.x, args.pre_gate, t), call.tables + call.first_block(t));
   pass.each_segment([&](const Segment& segment) {
+    pass.ahead = call.ahead(&sequence, segment, pass, t, {args.x, args.pre_gate, args.post_gate});
     pass.run(segment, [&](int64_t c, int64_t first, int64_t rows) {
       if (by_chunk) call.store_chunk(out, pass, segment, c, first, rows);
     });

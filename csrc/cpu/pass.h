@@ -44,6 +44,7 @@ struct Pass {
   Vec<A>* u;        // (blocks, stride())
   Vec<A>* y;        // likewise; may be u itself
   Vec<A>* history;  // (blocks, history_stride())
+  Ahead ahead;      // asked for while the present segment is computed
   Vec<A>* work;     // folded rows, then what other chunks contribute: small, so that it stays in the first-level cache
 
   int top() const { return plan->num_levels - 1; }
@@ -172,6 +173,7 @@ struct Pass {
   template <class Done>
   void convolve(const Segment& segment, const Done& done) {
     int64_t history_rows = reaches(segment) ? chunk_history() : 0;
+    auto ask = [&]() __attribute__((always_inline)) { ask_ahead(); };
     for (int64_t c = 0; c < reader.tile.blocks; ++c) {
       moments(c, segment);
       if (plan->num_levels) from_other_chunks(c, segment);
@@ -180,11 +182,15 @@ struct Pass {
       for (int64_t x = 0; x < segment.chunks; ++x) {
         int64_t first = x * plan->chunk, used = used_rows(segment, x);
         const Vec<A>* rest = plan->num_levels ? work + first : nullptr;
-        direct<A>(taps, u + c * stride() + first, past(c, first), history_rows, rest, y + c * stride() + first, used);
+        direct<A>(taps, u + c * stride() + first, past(c, first), history_rows, rest, y + c * stride() + first, used,
+                  ask);
         done(c, first, used);
       }
     }
   }
+
+  // The share of one register tile: a segment has as many in each channel block as it has kTapRows rows.
+  HYENAREC_INLINE void ask_ahead() { ahead.ask(ceil_div(kTapRows, reader.tile.blocks)); }
 
   int64_t used_rows(const Segment& segment, int64_t x) const {
     int64_t left = segment.rows - x * plan->chunk;
