@@ -1,6 +1,6 @@
 // Between rows of a tensor in memory and contiguous vectors of one channel block in arithmetic type.
 #pragma once
-#include "simd.h"
+#include "micro.h"
 
 namespace hyenarec::HYENAREC_ISA {
 
@@ -11,6 +11,12 @@ struct Block {
 };
 
 HYENAREC_INLINE Block at(Block block, int64_t i) { return {block.data + i * block.stride, block.stride}; }
+
+// Vector c of the rows of a block of elements of the arithmetic type.
+template <class A>
+HYENAREC_INLINE Block channel_block(Block block, int64_t c) {
+  return {block.data + c * int64_t(sizeof(Vec<A>)), block.stride};
+}
 
 // The rows of one sequence of a tensor from channel c0 on, forwards or from the last row down.
 inline Block sequence_block(Rows rows, const Sequence& sequence, int64_t c0, int64_t element, bool reversed = false) {
@@ -80,6 +86,18 @@ void load_rows(Vec<A>* dst, int64_t stride, Block a, Block b, int64_t rows, Tile
       dst[whole * stride + i] = b.data ? v * load_some<A>(q + whole * kWidth<A>, tile.valid) : v;
     }
   }
+}
+
+// dst[i] = src[i] (* factor[i]) for the first `count` rows of a register tile, in whole vectors of the arithmetic type.
+template <class A, int R>
+HYENAREC_INLINE void store_tile(Block dst, const Vec<A> (&src)[R], Block factor, int64_t count, bool past_caches) {
+  repeat<R>([&](auto i) __attribute__((always_inline)) {
+    if (i.value >= count) return;
+    Vec<A> v = src[i.value];
+    if (factor.data) v *= load_full<A>(row<A, A>(factor, i.value));
+    A* p = const_cast<A*>(row<A, A>(dst, i.value));
+    past_caches ? stream_full(p, v) : store_full<A>(p, v);
+  });
 }
 
 template <class A, class T, bool Stream>
