@@ -123,18 +123,17 @@ struct Call {
     Block first = block(sequence, a, t, reversed), second = block(sequence, b, t, reversed);
     return {&io_of<A>(args.dtype), first, second, sequence.length, tile(t)};
   }
-  // The next segment in these tensors: of the same sequence (one of args.sequences) or, where time runs forwards, of
-  // the one after it.
+  // The next segment in these tensors, of the same sequence (one of args.sequences) or the one after it.
   Ahead ahead(const Sequence* sequence, const Segment& segment, const Pass<A>& pass, int64_t t,
-              const Rows (&tensors)[Ahead::kTensors], bool reversed = false) const {
+              const Rows (&tensors)[Ahead::kTensors]) const {
     int64_t from = segment.last ? 0 : segment.from + segment.rows;
-    if (segment.last && (reversed || ++sequence == args.sequences + args.num_sequences)) return {};
+    if (segment.last && ++sequence == args.sequences + args.num_sequences) return {};
     int64_t left = sequence->length - from, row_bytes = tile(t).blocks * kWidth<A> * io_of<A>(args.dtype).element_size;
     Ahead next;
     next.rows = left < pass.segment_rows() ? left : pass.segment_rows();
     next.lines = ceil_div(row_bytes, Ahead::kLine);
     for (int i = 0; i < Ahead::kTensors; ++i)
-      if (tensors[i].data) next.blocks[i] = at(block(*sequence, tensors[i], t, reversed), from);
+      if (tensors[i].data) next.blocks[i] = at(block(*sequence, tensors[i], t), from);
     return next;
   }
   Block block(const Sequence& sequence, Rows rows, int64_t t, bool reversed = false) const {

@@ -32,13 +32,12 @@ struct Tile {
 };
 constexpr int64_t kTileBlocks = 4;
 
-// Rows of up to four tensors that the next segment reads: every register tile that multiplies taps asks for a few, so
+// Rows of up to three tensors that the next segment reads: every register tile that multiplies taps asks for a few, so
 // that they come meanwhile (two cores, medians: forward 5 to 7% less at 128 x 50 to 32 x 1024, with gates 6 to 13%,
-// gradients 8% at 128 x 200 and nothing at 32 x 1024). Row by row: with one line of every row at a time, gates took 10%
-// longer than without asking. Inlined by force: gcc takes a function that only asks for one without effect, and drops
-// its calls.
+// gradients 5 to 8% at 128 x 200). Row by row: with one line of every row at a time, gates took 10% longer than without
+// asking. Inlined by force: gcc takes a function that only asks for one without effect, and drops its calls.
 struct Ahead {
-  static constexpr int kTensors = 4, kLine = 64;
+  static constexpr int kTensors = 3, kLine = 64;
   Block blocks[kTensors] = {};
   int64_t rows = 0, lines = 0;  // rows left, lines of a row
 

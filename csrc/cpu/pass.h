@@ -112,7 +112,8 @@ struct Pass {
                      __attribute__((always_inline)) { keep(c, first, rows); });
   }
   HYENAREC_INLINE void keep(int64_t c, int64_t first, const Vec<A> (&rows)[kTapRows]) {
-    for (int r = 0; r < kTapRows; ++r) y[c * stride() + first + r] = rows[r];
+    Vec<A>* to = y + c * stride() + first;
+    for (int r = 0; r < kTapRows; ++r) to[r] = rows[r];
   }
 
   void read(const Segment& segment) {
