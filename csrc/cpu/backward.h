@@ -57,13 +57,14 @@ void input_gradients(const BackwardCall<A>& call, Pass<A>& pass, const Sequence&
 
 // Adds the gradients of one segment's taps and of the blocks whose targets it completes.
 template <class A>
-void table_gradients(const Plan& plan, const Pass<A>& u, const Pass<A>& dy, const Segment& segment,
+void table_gradients(const Plan& plan, const Pass<A>& u, Pass<A>& dy, const Segment& segment,
                      const Tables<A>* sums) {
+  auto ask = [&]() __attribute__((always_inline)) { dy.ask_ahead(); };
   for (int64_t c = 0; c < u.reader.tile.blocks; ++c)
     for (int64_t x = 0; x < segment.chunks; ++x) {
       int64_t first = x * plan.chunk, used = u.used_rows(segment, x);
       const Vec<A>*grad = dy.u + c * dy.stride() + first, *input = u.u + c * u.stride() + first;
-      correlate_near<A>(sums[c].near, plan.near_taps, grad, input, ceil_div(used, kTapRows) * kTapRows);
+      correlate_near<A>(sums[c].near, plan.near_taps, grad, input, ceil_div(used, kTapRows) * kTapRows, ask);
       if (u.reaches(segment))
         correlate_far<A>(sums[c].far - plan.far_lag, plan.horizon, u.chunk_history(), grad, u.past(c, first), used);
     }
@@ -87,7 +88,13 @@ void output_side(const BackwardCall<A>& call, Pass<A>& u, Pass<A>& dy, const Seq
   const Tables<A>* tables = call.tables + call.first_block(t);
   u.begin(call.reader(sequence, args.x, args.pre_gate, t), tables);
   dy.begin(call.reader(sequence, args.grad, args.post_gate, t), tables, true);
+  // Blocks leave too few register tiles to spread four tensors over (32 x 1024: 2% more).
+  const bool asks = args.plan->num_levels == 0;
   u.each_segment([&](const Segment& segment) {
+    if (asks) {
+      u.ahead = call.ahead(&sequence, segment, u, t, {args.x, args.pre_gate});
+      dy.ahead = call.ahead(&sequence, segment, dy, t, {args.grad, args.post_gate});
+    }
     if (dpost.data) {
       u.run(segment);
       call.store(dpost, u, grad, segment);

@@ -5,11 +5,14 @@
 namespace hyenarec::HYENAREC_ISA {
 
 // dtap[lag] += sum over t in [lag, rows) of dy[t] u[t - lag], lag < min(lags, rows); rows a multiple of kTapRows.
-template <class A>
-void correlate_near(Vec<A>* dtap, int64_t lags, const Vec<A>* dy, const Vec<A>* u, int64_t rows) {
+// each_tile() is called before every kTapRows lags.
+template <class A, class EachTile>
+HYENAREC_INLINE void correlate_near(Vec<A>* dtap, int64_t lags, const Vec<A>* dy, const Vec<A>* u, int64_t rows,
+                                    const EachTile& each_tile) {
   constexpr int R = kTapRows;
   if (lags > rows) lags = rows;
   for (int64_t lag = 0; lag < lags; lag += R) {
+    each_tile();
     Vec<A> sum[R] = {};
     repeat<R>([&](auto j) __attribute__((always_inline)) {
       repeat<j.value + 1>([&](auto r) __attribute__((always_inline)) {

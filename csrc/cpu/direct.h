@@ -43,14 +43,17 @@ struct Taps {
   const Vec<A>* window;  // what multiplies `rest`, a vector a row; or null
 };
 
-// y[t] = rest[t] (absent: 0) + the sum over the lags below near_taps of taps.near[lag] * u[t - lag] inside the chunk,
-// and with a history (rows from -(horizon - 1) of the chunk, kTapRows readable vectors before it) over the far lags.
-// Rows are rounded up to whole tiles and go downwards, so that y may be u.
-template <class A>
-void direct(const Taps<A>& taps, const Vec<A>* u, const Vec<A>* history, int64_t history_rows, const Vec<A>* rest,
-            Vec<A>* y, int64_t rows) {
+// put(t, y), y rows t to t + kTapRows - 1 of a tile: y[t] = rest[t] (absent: 0) + the sum over the lags below near_taps
+// of taps.near[lag] * u[t - lag] inside the chunk, and with a history (rows from -(horizon - 1) of the chunk, kTapRows
+// readable vectors before it) over the far lags. Rows are rounded up to whole tiles and go downwards, so that y may be
+// put in the place of u. put() takes its rows at constant indices, or they do not stay in registers. each_tile() is
+// called before every tile.
+template <class A, class EachTile, class Put>
+HYENAREC_INLINE void direct(const Taps<A>& taps, const Vec<A>* u, const Vec<A>* history, int64_t history_rows,
+                            const Vec<A>* rest, int64_t rows, const EachTile& each_tile, const Put& put) {
   constexpr int R = kTapRows;
   for (int64_t t = (rows - 1) / R * R; t >= 0; t -= R) {
+    each_tile();
     Vec<A> sum[R];
     for (int r = 0; r < R; ++r) sum[r] = rest ? rest[t + r] : Vec<A>{};
     if (rest && taps.window)
@@ -62,7 +65,7 @@ void direct(const Taps<A>& taps, const Vec<A>* u, const Vec<A>* history, int64_t
     int64_t oldest = t - taps.near_taps + 1, first = oldest > 0 ? oldest / R * R : 0;
     slide<1, A, R>(sum, taps.near + t - first, u + first, t - first);
     slide_triangle<1, A, R>(sum, taps.near, u + t);
-    for (int r = 0; r < R; ++r) y[t + r] = sum[r];
+    put(t, sum);
   }
 }
 

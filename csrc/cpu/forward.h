@@ -113,19 +113,28 @@ struct Call {
     (streams() ? io.stream : io.store)(at(out, segment.from), pass.y, pass.stride(), factor, segment.rows,
                                        pass.reader.tile);
   }
-  // The same without a factor, for `count` rows of block c alone.
-  void store_chunk(Block out, const Pass<A>& pass, const Segment& segment, int64_t c, int64_t first,
-                   int64_t count) const {
-    const Io<A>& io = *pass.reader.io;
-    const Tile& tile = pass.reader.tile;
-    out.data += c * kWidth<A> * io.element_size;
-    (streams() ? io.stream : io.store)(at(out, segment.from + first), pass.y + c * pass.stride() + first, 0, {}, count,
-                                       {1, c + 1 == tile.blocks ? tile.valid : kWidth<A>});
-  }
   bool streams() const { return rows * args.channels * io_of<A>(args.dtype).element_size > kStreamBytes; }
+  // Whether register tiles of y are whole cache lines of `out`.
+  bool whole_lines(Block out, int64_t t) const {
+    return kWholeLines && io_of<A>(args.dtype).element_size == sizeof(A) && tile(t).valid == kWidth<A> &&
+           (uintptr_t(out.data) | uintptr_t(out.stride)) % sizeof(Vec<A>) == 0;
+  }
   Reader<A> reader(const Sequence& sequence, Rows a, Rows b, int64_t t, bool reversed = false) const {
     Block first = block(sequence, a, t, reversed), second = block(sequence, b, t, reversed);
     return {&io_of<A>(args.dtype), first, second, sequence.length, tile(t)};
+  }
+  // The next segment in these tensors, of the same sequence (one of args.sequences) or the one after it.
+  Ahead ahead(const Sequence* sequence, const Segment& segment, const Pass<A>& pass, int64_t t,
+              const Rows (&tensors)[Ahead::kTensors]) const {
+    int64_t from = segment.last ? 0 : segment.from + segment.rows;
+    if (segment.last && ++sequence == args.sequences + args.num_sequences) return {};
+    int64_t left = sequence->length - from, row_bytes = tile(t).blocks * kWidth<A> * io_of<A>(args.dtype).element_size;
+    Ahead next;
+    next.rows = left < pass.segment_rows() ? left : pass.segment_rows();
+    next.lines = ceil_div(row_bytes, Ahead::kLine);
+    for (int i = 0; i < Ahead::kTensors; ++i)
+      if (tensors[i].data) next.blocks[i] = at(block(*sequence, tensors[i], t), from);
+    return next;
   }
   Block block(const Sequence& sequence, Rows rows, int64_t t, bool reversed = false) const {
     return sequence_block(rows, sequence, first_channel(t), io_of<A>(args.dtype).element_size, reversed);
@@ -140,15 +149,19 @@ template <class A>
 void forward_sequence(const Call<A>& call, Pass<A>& pass, const Sequence& sequence, int64_t t) {
   const ConvArgs& args = call.args;
   Block out = call.block(sequence, args.out, t), gate = call.block(sequence, args.post_gate, t);
-  // Whole cache lines leave while the next chunk is computed (3 to 9% less at 32 x 1024 to 2 x 16384, two cores); with
-  // a factor to read in pieces that gains nothing, and gradients lose 2 to 8%.
-  const bool by_chunk = kWholeLines && !gate.data;
+  // Whole cache lines leave while the next tile is computed (two cores: 128 x 200 to 8 x 4096 take 5 to 17%
+  // less, with gates 1 to 4%); within the caches a factor makes it slower, and gradients lose 4% at 32 x 1024.
+  const bool streams = call.streams(), by_tile = call.whole_lines(out, t) && (streams || !gate.data);
   pass.begin(call.reader(sequence, args.x, args.pre_gate, t), call.tables + call.first_block(t));
   pass.each_segment([&](const Segment& segment) {
-    pass.run(segment, [&](int64_t c, int64_t first, int64_t rows) {
-      if (by_chunk) call.store_chunk(out, pass, segment, c, first, rows);
-    });
-    if (!by_chunk) call.store(out, pass, gate, segment);
+    pass.ahead = call.ahead(&sequence, segment, pass, t, {args.x, args.pre_gate, args.post_gate});
+    auto put = [&](int64_t c, int64_t first, const Vec<A>(&y)[kTapRows]) __attribute__((always_inline)) {
+      if (!by_tile) return pass.keep(c, first, y);
+      auto tile = [&](Block b) { return b.data ? channel_block<A>(at(b, segment.from + first), c) : b; };
+      store_tile<A>(tile(out), y, tile(gate), segment.rows - first, streams);
+    };
+    pass.run(segment, put);
+    if (!by_tile) call.store(out, pass, gate, segment);
     if (!segment.last) pass.ascend(segment, false);
   });
   call.clear_padding_of(args.out, sequence, t);

@@ -44,6 +44,7 @@ struct Pass {
   Vec<A>* u;        // (blocks, stride())
   Vec<A>* y;        // likewise; may be u itself
   Vec<A>* history;  // (blocks, history_stride())
+  Ahead ahead;      // asked for while the present segment is computed
   Vec<A>* work;     // folded rows, then what other chunks contribute: small, so that it stays in the first-level cache
 
   int top() const { return plan->num_levels - 1; }
@@ -97,16 +98,22 @@ struct Pass {
     }
   }
 
-  // The segment's y, all the way from its rows; done(block, first row, rows) after each chunk of each block.
-  template <class Done>
-  void run(const Segment& segment, const Done& done) {
+  // The segment's y, all the way from its rows: put(block, first row, y) for every tile of kTapRows rows, the last of
+  // which may lie past the segment's.
+  template <class Put>
+  void run(const Segment& segment, const Put& put) {
     read(segment);
     read_history(segment);
     descend(segment.chunk);
-    convolve(segment, done);
+    convolve(segment, put);
   }
   void run(const Segment& segment) {
-    run(segment, [](int64_t, int64_t, int64_t) {});
+    run(segment, [&](int64_t c, int64_t first, const Vec<A>(&rows)[kTapRows])
+                     __attribute__((always_inline)) { keep(c, first, rows); });
+  }
+  HYENAREC_INLINE void keep(int64_t c, int64_t first, const Vec<A> (&rows)[kTapRows]) {
+    Vec<A>* to = y + c * stride() + first;
+    for (int r = 0; r < kTapRows; ++r) to[r] = rows[r];
   }
 
   void read(const Segment& segment) {
@@ -169,9 +176,10 @@ struct Pass {
   }
 
   // Moments and y of the segment: from other chunks, then the chunks' own taps.
-  template <class Done>
-  void convolve(const Segment& segment, const Done& done) {
+  template <class Put>
+  void convolve(const Segment& segment, const Put& put) {
     int64_t history_rows = reaches(segment) ? chunk_history() : 0;
+    auto ask = [&]() __attribute__((always_inline)) { ask_ahead(); };
     for (int64_t c = 0; c < reader.tile.blocks; ++c) {
       moments(c, segment);
       if (plan->num_levels) from_other_chunks(c, segment);
@@ -180,11 +188,15 @@ struct Pass {
       for (int64_t x = 0; x < segment.chunks; ++x) {
         int64_t first = x * plan->chunk, used = used_rows(segment, x);
         const Vec<A>* rest = plan->num_levels ? work + first : nullptr;
-        direct<A>(taps, u + c * stride() + first, past(c, first), history_rows, rest, y + c * stride() + first, used);
-        done(c, first, used);
+        direct<A>(taps, u + c * stride() + first, past(c, first), history_rows, rest, used, ask,
+                  [&](int64_t t, const Vec<A>(&rows)[kTapRows])
+                      __attribute__((always_inline)) { put(c, first + t, rows); });
       }
     }
   }
+
+  // The share of one register tile: a segment has as many in each channel block as it has kTapRows rows.
+  HYENAREC_INLINE void ask_ahead() { ahead.ask(ceil_div(kTapRows, reader.tile.blocks)); }
 
   int64_t used_rows(const Segment& segment, int64_t x) const {
     int64_t left = segment.rows - x * plan->chunk;
