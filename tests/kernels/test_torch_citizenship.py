@@ -223,7 +223,7 @@ def test_contract_8_export(layout: str, strict: bool, backend: str) -> None:
     dynamic = {"x": {0: auto} if layout == "packed" else {0: auto, 1: auto}} | {name: {0: auto} for name in where}
     program = torch.export.export(mixer, (x,), where, dynamic_shapes=dynamic, strict=strict)
     names = {str(node.target) for node in program.graph.nodes}
-    assert {"hyenarec.short_conv.default", "hyenarec.legendre_conv.default"} <= names
+    assert {"hyenarec.gated_short_conv.default", "hyenarec.legendre_conv.default"} <= names
     for batch, length in ((5, 11), (3, 29), (4, 8)):
         if layout == "packed":
             x, where = torch.randn(length * batch, 6), {"cu_seqlens": torch.tensor([0, 4, length * batch])}
