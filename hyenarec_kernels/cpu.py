@@ -14,11 +14,31 @@ from torch.nn.functional import pad, softplus
 
 from hyenarec_kernels import compiled, reference
 from hyenarec_kernels.blocks import sampled_basis
+from hyenarec_kernels.cpu_parameters import in_arithmetic, lag_major, per_channel, per_group, rows_per_channel
+from hyenarec_kernels.cpu_short_conv import (
+    gated_short_conv,
+    gated_short_conv_backward,
+    short_conv,
+    short_conv_backward,
+)
 from hyenarec_kernels.fit import condition, fits, gram_at
 from hyenarec_kernels.legendre import legendre_basis, legendre_filter, product
 from hyenarec_kernels.plan import CHUNKS, MANY_ROWS, TOLERANCE, Plan, direct_plan, plan_for
 from hyenarec_kernels.reference.legendre_conv import filter_gradients
 from hyenarec_kernels.reference.rows import wide
+
+__all__ = [
+    "conv_step",
+    "gated_short_conv",
+    "gated_short_conv_backward",
+    "legendre_conv",
+    "legendre_conv_backward",
+    "long_conv",
+    "long_conv_backward",
+    "probe",
+    "short_conv",
+    "short_conv_backward",
+]
 
 # Explicit filters of more taps than this go as blocks where they are smooth, otherwise through the reference's FFT.
 # Nanoseconds an element, direct and FFT (two AVX-512 cores, float32): 2.9 to 3.5 and 6 to 7 at 512 taps, 5.0 to 5.6 and
@@ -43,65 +63,6 @@ def _probe() -> str | None:
     return reason
 
 
-def short_conv(
-    x: Tensor, weight: Tensor, bias: Tensor | None, starts: Tensor | None, ends: Tensor | None, activation: str
-) -> Tensor:
-    out: Tensor = torch.ops.hyenarec_cpu.short_conv(
-        x, _lag_major(weight, x), _wide(bias, x), starts, ends, activation == "silu"
-    )
-    return out
-
-
-def short_conv_backward(
-    grad: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    starts: Tensor | None,
-    ends: Tensor | None,
-    activation: str,
-    needs: list[bool],
-) -> tuple[Tensor, Tensor, Tensor]:
-    gradients = torch.ops.hyenarec_cpu.short_conv_backward(
-        grad, x, _lag_major(weight, x), _wide(bias, x), starts, ends, activation == "silu", list(needs)
-    )
-    return _short_gradients(gradients, weight, bias)
-
-
-def gated_short_conv(
-    x: Tensor, weight: Tensor, bias: Tensor | None, starts: Tensor | None, ends: Tensor | None, dim: int
-) -> tuple[Tensor, Tensor]:
-    u, q = torch.ops.hyenarec_cpu.gated_short_conv(x, _lag_major(weight, x), _wide(bias, x), starts, ends, dim)
-    return u, q
-
-
-def gated_short_conv_backward(
-    grad_u: Tensor,
-    grad_q: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    starts: Tensor | None,
-    ends: Tensor | None,
-    dim: int,
-    needs: list[bool],
-) -> tuple[Tensor, Tensor, Tensor]:
-    gradients = torch.ops.hyenarec_cpu.gated_short_conv_backward(
-        grad_u, grad_q, x, _lag_major(weight, x), _wide(bias, x), starts, ends, dim, list(needs)
-    )
-    return _short_gradients(gradients, weight, bias)
-
-
-def _short_gradients(
-    gradients: tuple[Tensor, Tensor, Tensor], weight: Tensor, bias: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The kernel's gradients of x, weight (W, C) and bias in the parameters' form; empty ones as they are."""
-    dx, dweight, dbias = gradients
-    if dweight.dim() == 2:
-        dweight = dweight.T.contiguous().to(weight.dtype)
-    return dx, dweight, dbias if bias is None else dbias.to(bias.dtype)
-
-
 def long_conv(
     x: Tensor,
     filter: Tensor,
@@ -115,7 +76,7 @@ def long_conv(
     longest = _longest(x, starts, ends)
     taps = min(filter.shape[1], longest)
     if last_only:
-        used = _per_channel(_lag_major(filter[:, :taps], x), x)
+        used = per_channel(lag_major(filter[:, :taps], x), x)
         return _last(x, used, skip, pre_gate, post_gate, starts, ends)
     sampled = _sample_taps(x, filter, longest)
     if sampled is None:
@@ -158,7 +119,7 @@ def long_conv_backward(
         [needs[0], needs[1] and every, False, *needs[2:]],
     )  # fmt: skip
     if needs[1] and every:
-        dfilter = pad(_per_group(dfilter, filter.shape[0]).T, (0, unused)).contiguous()
+        dfilter = pad(per_group(dfilter, filter.shape[0]).T, (0, unused)).contiguous()
     elif needs[1]:
         dfilter = reference.long_conv_backward(*arguments, [False, True, False, False, False])[1]
     return dx, dfilter.to(filter.dtype), dskip, dpre, dpost
@@ -181,7 +142,7 @@ def legendre_conv(
         return reference.legendre_conv(
             x, coefficients, decay, skip, pre_gate, post_gate, starts, ends, horizon, last_only
         )
-    filter, rate = _rows_per_channel(coefficients, x), _rate(decay, horizon, x)
+    filter, rate = rows_per_channel(coefficients, x), _rate(decay, horizon, x)
     if last_only:
         basis = _basis_at_taps(coefficients.shape[1], horizon, wide(x.dtype))[:longest]
         return _last(x, filter, skip, pre_gate, post_gate, starts, ends, basis, rate)
@@ -228,16 +189,16 @@ def legendre_conv_backward(
             grad, x, coefficients, decay, skip, pre_gate, post_gate, starts, ends, horizon, last_only, needs
         )
     basis = _basis(plan, coefficients.shape[1], wide(x.dtype))
-    filter, rate = _rows_per_channel(coefficients, x), _rate(decay, horizon, x)
+    filter, rate = rows_per_channel(coefficients, x), _rate(decay, horizon, x)
     kernel_needs = [needs[0], needs[1], need_decay, *needs[3:]]
     dx, dfilter, drate, dskip, dpre, dpost = _conv_backward(
         grad, x, filter, skip, pre_gate, post_gate, starts, ends, plan, kernel_needs, basis, rate
     )
     if needs[1]:
-        dcoefficients = _per_group(dfilter.T, groups).T.contiguous().to(coefficients.dtype)
+        dcoefficients = per_group(dfilter.T, groups).T.contiguous().to(coefficients.dtype)
     if need_decay and decay is not None:
         slope = decay.to(drate.dtype).sigmoid() / horizon
-        ddecay = (slope * _per_group(drate[None], groups)[0]).to(decay.dtype)
+        ddecay = (slope * per_group(drate[None], groups)[0]).to(decay.dtype)
     return dx, dcoefficients, ddecay, dskip, dpre, dpost
 
 
@@ -262,7 +223,7 @@ def _plan(x: Tensor, terms: int, horizon: int, longest: int) -> Plan | None:
 
 
 def _rate(decay: Tensor | None, horizon: int, x: Tensor) -> Tensor | None:  # (G,) -> (D,), a row
-    return None if decay is None else _rows_per_channel(softplus(decay.to(wide(x.dtype))) / horizon, x)
+    return None if decay is None else rows_per_channel(softplus(decay.to(wide(x.dtype))) / horizon, x)
 
 
 def _bucket(length: int) -> int:
@@ -294,7 +255,7 @@ def _sample_taps(x: Tensor, filter: Tensor, longest: int) -> tuple[Plan, Tensor]
     if taps == 0:
         return None
     if taps <= DIRECT_TAPS:
-        return direct_plan(taps, longest), _per_channel(_lag_major(filter[:, :taps], x), x)
+        return direct_plan(taps, longest), per_channel(lag_major(filter[:, :taps], x), x)
     horizon, arithmetic = filter.shape[1], wide(x.dtype)
     with torch.autocast("cpu", enabled=False):
         h = filter.to(arithmetic)
@@ -306,7 +267,7 @@ def _sample_taps(x: Tensor, filter: Tensor, longest: int) -> tuple[Plan, Tensor]
                 continue
             bound = plan.bound * condition(horizon, terms) * coefficients.norm(dim=1)
             if (bound <= allowed).all():
-                return plan, _per_channel(product(_gram(plan, terms, arithmetic), coefficients.T), x)
+                return plan, per_channel(product(_gram(plan, terms, arithmetic), coefficients.T), x)
     return None
 
 
@@ -329,7 +290,7 @@ def _conv(
     rate: Tensor | None = None,
 ) -> Tensor:
     """`filter`: samples (Q, D), or coefficients (D, N) of `basis` (Q, N), before a window of `rate` (D,)."""
-    gates = (_wide(skip, x), pre_gate, post_gate)
+    gates = (in_arithmetic(skip, x), pre_gate, post_gate)
     constants = plan.constants(wide(x.dtype))
     out: Tensor = torch.ops.hyenarec_cpu.conv(x, filter, basis, rate, *gates, starts, ends, plan.numbers, constants)
     return out
@@ -350,7 +311,7 @@ def _conv_backward(
     rate: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of x, filter, rate, skip, pre_gate and post_gate."""
-    layout = (_wide(skip, x), pre_gate, post_gate, starts, ends)
+    layout = (in_arithmetic(skip, x), pre_gate, post_gate, starts, ends)
     dx, dfilter, drate, dskip, dpre, dpost = torch.ops.hyenarec_cpu.conv_backward(
         grad, x, filter, basis, rate, *layout, plan.numbers, plan.constants(wide(x.dtype)), list(needs)
     )
@@ -369,7 +330,7 @@ def _last(
     rate: Tensor | None = None,
 ) -> Tensor:
     """As `_conv`, at every lag that the longest sequence can use."""
-    gates = (_wide(skip, x), pre_gate, post_gate)
+    gates = (in_arithmetic(skip, x), pre_gate, post_gate)
     out: Tensor = torch.ops.hyenarec_cpu.conv_last(x, filter, basis, rate, *gates, starts, ends)
     return out
 
@@ -386,12 +347,12 @@ def _last_backward(
     needs: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of x, taps (G, k), skip, pre_gate and post_gate."""
-    layout = (_wide(skip, x), pre_gate, post_gate, starts, ends)
+    layout = (in_arithmetic(skip, x), pre_gate, post_gate, starts, ends)
     dx, dtaps, dskip, dpre, dpost = torch.ops.hyenarec_cpu.conv_last_backward(
-        grad, x, _per_channel(_lag_major(taps, x), x), *layout, list(needs)
+        grad, x, per_channel(lag_major(taps, x), x), *layout, list(needs)
     )
     if needs[1]:
-        dtaps = _per_group(dtaps, taps.shape[0]).T.contiguous()
+        dtaps = per_group(dtaps, taps.shape[0]).T.contiguous()
     return dx, dtaps, dskip if skip is None else dskip.to(skip.dtype), dpre, dpost
 
 
@@ -402,31 +363,3 @@ def _longest(x: Tensor, starts: Tensor | None, ends: Tensor | None) -> int:
     if ends.shape[0] == 0:
         return 0
     return int((ends.numpy() if starts is None else ends.numpy() - starts.numpy()).max())  # torch's calls take longer
-
-
-def _wide(t: Tensor | None, x: Tensor) -> Tensor | None:
-    return None if t is None else _contiguous(t, wide(x.dtype))
-
-
-def _contiguous(t: Tensor, dtype: torch.dtype) -> Tensor:
-    # asked first: out of cache, the two calls take 10 us each to do nothing
-    return t if t.dtype == dtype and t.is_contiguous() else t.to(dtype).contiguous()
-
-
-def _lag_major(weight: Tensor, x: Tensor) -> Tensor:  # (D, W) -> (W, D)
-    return weight.to(wide(x.dtype)).T.contiguous()
-
-
-def _per_channel(values: Tensor, x: Tensor) -> Tensor:  # (Q, G) -> (Q, D)
-    shared = x.shape[-1] // values.shape[1]
-    return values if shared == 1 else values.repeat_interleave(shared, 1)
-
-
-def _per_group(values: Tensor, groups: int) -> Tensor:  # (Q, D) -> (Q, G)
-    # the sum of one alone takes torch 0.1 ms
-    return values if groups == values.shape[1] else values.view(len(values), groups, -1).sum(-1)
-
-
-def _rows_per_channel(parameter: Tensor, x: Tensor) -> Tensor:  # (G, ...) -> (D, ...)
-    shared = x.shape[-1] // parameter.shape[0]
-    return _contiguous(parameter if shared == 1 else parameter.repeat_interleave(shared, 0), wide(x.dtype))
