@@ -171,12 +171,12 @@ HYENAREC_INLINE void exp_negative(Vec<float>* e, const Vec<float>* z) {
 }
 
 // 1 / v to a last bit or two, v normal: from 14 bits by one step of Newton's where the machine has those (a division of
-// 16 floats takes 16 cycles).
+// 16 floats takes 16 cycles). Not as r + r (1 - v r), whose product is subnormal, and so lost, for v above 1e34.
 HYENAREC_INLINE Vec<double> reciprocal(Vec<double> v) { return 1.0 / v; }
 HYENAREC_INLINE Vec<float> reciprocal(Vec<float> v) {
 #if defined(__AVX512F__)
   Vec<float> r = (Vec<float>)_mm512_maskz_rcp14_ps(0xffff, (__m512)v);  // gcc warns of the unmasked form
-  return r + r * (1.0f - v * r);
+  return r * (2.0f - v * r);
 #else
   return 1.0f / v;
 #endif
