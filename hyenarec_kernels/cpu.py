@@ -15,30 +15,15 @@ from torch.nn.functional import pad, softplus
 from hyenarec_kernels import compiled, reference
 from hyenarec_kernels.blocks import sampled_basis
 from hyenarec_kernels.cpu_parameters import in_arithmetic, lag_major, per_channel, per_group, rows_per_channel
-from hyenarec_kernels.cpu_short_conv import (
-    gated_short_conv,
-    gated_short_conv_backward,
-    short_conv,
-    short_conv_backward,
-)
+from hyenarec_kernels.cpu_short_conv import gated_short_conv as gated_short_conv
+from hyenarec_kernels.cpu_short_conv import gated_short_conv_backward as gated_short_conv_backward
+from hyenarec_kernels.cpu_short_conv import short_conv as short_conv
+from hyenarec_kernels.cpu_short_conv import short_conv_backward as short_conv_backward
 from hyenarec_kernels.fit import condition, fits, gram_at
 from hyenarec_kernels.legendre import legendre_basis, legendre_filter, product
 from hyenarec_kernels.plan import CHUNKS, MANY_ROWS, TOLERANCE, Plan, direct_plan, plan_for
 from hyenarec_kernels.reference.legendre_conv import filter_gradients
 from hyenarec_kernels.reference.rows import wide
-
-__all__ = [
-    "conv_step",
-    "gated_short_conv",
-    "gated_short_conv_backward",
-    "legendre_conv",
-    "legendre_conv_backward",
-    "long_conv",
-    "long_conv_backward",
-    "probe",
-    "short_conv",
-    "short_conv_backward",
-]
 
 # Explicit filters of more taps than this go as blocks where they are smooth, otherwise through the reference's FFT.
 # Nanoseconds an element, direct and FFT (two AVX-512 cores, float32): 2.9 to 3.5 and 6 to 7 at 512 taps, 5.0 to 5.6 and

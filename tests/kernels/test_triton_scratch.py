@@ -43,19 +43,22 @@ def test_several_runs(
 ) -> None:
     """What a large batch is cut into, from a small one: runs of some sequences and some channels, the last smaller."""
     case = Case.random("legendre_conv", lengths, dim=dim, groups=1, taps=66)
-    runs = []
-    forward = block.BlockLowRank._forward
+    runs: dict[str, list[tuple[int, int]]] = {"_forward": [], "_backward": []}
+    for name, noted in runs.items():
+        right = getattr(block.BlockLowRank, name)
 
-    def noted(self: block.BlockLowRank, u: Any, skip: Any, out: Any) -> None:
-        runs.append((self.rows.batch, u[0].shape[-1]))
-        forward(self, u, skip, out)
+        def note(self: Any, u: Any, *rest: Any, noted: Any = noted, right: Any = right) -> Any:
+            noted.append((self.rows.batch, u[0].shape[-1]))
+            return right(self, u, *rest)
 
-    monkeypatch.setattr(block.BlockLowRank, "_forward", noted)
+        monkeypatch.setattr(block.BlockLowRank, name, note)
     monkeypatch.setattr(block, "RUN", run)
     monkeypatch.setattr(block, "SLICE", 16)
     with backends.use("triton"):
         assert_close(case.run(layout), case.expected(), TOLERANCE[torch.float64])
-    assert runs == [(n, width) for width in channels for n in sequences]
+    assert runs["_forward"] == [(n, width) for width in channels for n in sequences]
+    assert len(runs["_backward"]) > 1  # fewer, as gradients are more outputs to share the memory with
+    assert sum(n * width for n, width in runs["_backward"]) == sum(sequences) * sum(channels)
 
 
 class Allocated(TorchDispatchMode):
