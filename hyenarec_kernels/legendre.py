@@ -52,7 +52,7 @@ def product(a: Tensor, b: Tensor) -> Tensor:
     """``a @ b`` of a filter's matrices, in float64 and rounded once to the dtype of ``a``.
 
     Products of float32 may be rounded on the way by whoever asks for speed elsewhere: autocast, and
-    `torch.set_float32_matmul_precision`, by which a GPU takes TF32 and a CPU bfloat16 (errors of 1e-3 and 2e-3).
+    `torch.set_float32_matmul_precision`, by which a GPU takes TF32, of ten bits, and a CPU bfloat16 (errors of 2e-3).
     """
     if a.device.type == "mps":  # has no float64
         with torch.autocast("mps", enabled=False):
