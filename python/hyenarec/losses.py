@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-from torch.nn.functional import embedding
+from torch.nn.functional import embedding, softplus
 
 # Scores held at a time. On one core of a Sapphire Rapids Xeon 2M (8 MiB of float32) is the fastest of 256K to 4M in
 # float32 and bfloat16 (7,000 tokens, 3,416 items).
 CHUNK_SCORES = 1 << 21
+
+# From a chunk of tokens, their scores (C, V) and as much room: the sum of their losses (), and in that room the
+# gradient of the scores.
+Chunk = Callable[[slice, Tensor, Tensor], Tensor]
 
 
 def _matmul_dtype(tensor: Tensor) -> torch.dtype:
@@ -19,45 +25,65 @@ def _matmul_dtype(tensor: Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else tensor.dtype
 
 
-class _FullCrossEntropy(torch.autograd.Function):
-    """Computes the gradients beside the loss, chunk by chunk, so that no score is computed twice or kept."""
+def _loss_and_gradients(
+    hidden: Tensor, weight: Tensor, bias: Tensor, of_chunk: Chunk
+) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
+    """The sum of the tokens' losses, (), and beside it, so that no score is computed twice or kept, its gradients by
+    ``hidden``, ``weight`` and ``bias``."""
+    dtype = _matmul_dtype(weight)
+    h, e, b = hidden.to(dtype), weight.to(dtype), bias.to(dtype)
+    tokens, n_items = len(h), len(e)
+    chunk = max(1, min(tokens, CHUNK_SCORES // n_items))
+    scores = h.new_empty(chunk, n_items)  # reused: fresh pages for every chunk cost a third of the time
+    gradients = torch.empty_like(scores)
+    grad_hidden = torch.empty_like(h)
+    grad_weight = torch.zeros_like(weight, dtype=torch.float32)
+    grad_bias = torch.zeros_like(bias, dtype=torch.float32)
+    loss = torch.zeros((), dtype=torch.float32, device=h.device)
+    for first in range(0, tokens, chunk):
+        part = h[first : first + chunk]  # (C, D)
+        s, g = scores[: len(part)], gradients[: len(part)]  # (C, V)
+        torch.addmm(b, part, e.T, out=s)
+        loss += of_chunk(slice(first, first + len(part)), s, g)
+        grad_bias += g.sum(0, dtype=torch.float32)
+        torch.mm(g, e, out=grad_hidden[first : first + chunk])
+        grad_weight += g.T @ part
+    return loss, (grad_hidden, grad_weight, grad_bias)
 
+
+def _softmax(scores: Tensor, out: Tensor) -> Tensor:
+    """The softmax of each row into ``out``; returns the rows' log normalisers, (C,) float32."""
+    torch.softmax(scores, 1, out=out)
+    # A row's largest probability is exp(0) / normaliser: the normaliser for the price of two maxima.
+    return scores.amax(1).float() - out.amax(1).float().log()
+
+
+def _scaled(ctx: Any, grad: Tensor) -> list[Tensor]:
+    """The saved gradients of the sum over tokens as those of the mean, times the incoming one."""
+    scale = grad / len(ctx.saved_tensors[0])
+    return [gradient.to(dtype) * scale for gradient, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)]
+
+
+class _FullCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor, targets: Tensor) -> Tensor:
-        dtype = _matmul_dtype(weight)
-        h, e, b = hidden.to(dtype), weight.to(dtype), bias.to(dtype)
-        tokens, n_items = len(h), len(e)
-        chunk = max(1, min(tokens, CHUNK_SCORES // n_items))
-        scores = h.new_empty(chunk, n_items)  # reused: fresh pages for every chunk cost a third of the time
-        probabilities = torch.empty_like(scores)
-        minus_one = h.new_full((1, 1), -1.0)
-        grad_hidden = torch.empty_like(h)
-        grad_weight = torch.zeros_like(weight, dtype=torch.float32)
-        grad_bias = torch.zeros_like(bias, dtype=torch.float32)
-        loss = torch.zeros((), dtype=torch.float32, device=h.device)
-        for first in range(0, tokens, chunk):
-            part, target = h[first : first + chunk], targets[first : first + chunk, None]  # (C, D), (C, 1)
-            s, p = scores[: len(part)], probabilities[: len(part)]  # (C, V)
-            torch.addmm(b, part, e.T, out=s)
-            torch.softmax(s, 1, out=p)
-            # A row's largest probability is exp(0) / normaliser: the normaliser for the price of two maxima.
-            log_normaliser = s.amax(1, keepdim=True).float() - p.amax(1, keepdim=True).float().log()
-            loss += (log_normaliser - s.gather(1, target).float()).sum()
-            p.scatter_add_(1, target, minus_one.expand_as(target))  # d loss / d scores = softmax - one-hot
-            grad_bias += p.sum(0, dtype=torch.float32)
-            torch.mm(p, e, out=grad_hidden[first : first + chunk])
-            grad_weight += p.T @ part
-        ctx.save_for_backward(grad_hidden, grad_weight, grad_bias)
-        ctx.dtypes = hidden.dtype, weight.dtype, bias.dtype, tokens
-        return loss / tokens
+        minus_one = hidden.new_full((1, 1), -1.0, dtype=_matmul_dtype(weight))
+
+        def of_chunk(tokens: slice, scores: Tensor, gradient: Tensor) -> Tensor:
+            target = targets[tokens, None]  # (C, 1)
+            log_normaliser = _softmax(scores, gradient)
+            gradient.scatter_add_(1, target, minus_one.expand_as(target))  # softmax - one-hot
+            return (log_normaliser - scores.gather(1, target)[:, 0].float()).sum()
+
+        loss, gradients = _loss_and_gradients(hidden, weight, bias, of_chunk)
+        ctx.save_for_backward(*gradients)
+        ctx.dtypes = hidden.dtype, weight.dtype, bias.dtype
+        return loss / len(hidden)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
-        *dtypes, tokens = ctx.dtypes
-        scale = grad / tokens
-        hidden, weight, bias = (g.to(d) * scale for g, d in zip(ctx.saved_tensors, dtypes, strict=True))
-        return hidden, weight, bias, None
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        return *_scaled(ctx, grad), None
 
 
 def full_cross_entropy(hidden: Tensor, weight: Tensor, bias: Tensor, targets: Tensor) -> Tensor:
@@ -70,6 +96,36 @@ def full_cross_entropy(hidden: Tensor, weight: Tensor, bias: Tensor, targets: Te
     return _FullCrossEntropy.apply(hidden, weight, bias, targets)  # type: ignore[no-any-return,no-untyped-call]
 
 
+class _AgainstNegatives(torch.autograd.Function):
+    """``own`` (T,) is each token's score of its target: beside the negatives', (M, D) and (M,), it has the loss
+    log(exp(own) + sum of exp(scores)) - own = softplus(log sum of exp(scores) - own)."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor, own: Tensor, targets: Tensor, negatives: Tensor
+    ) -> Tensor:
+        grad_own = torch.empty_like(own, dtype=torch.float32)
+
+        def of_chunk(tokens: slice, scores: Tensor, gradient: Tensor) -> Tensor:
+            # The least number and not -inf: a token whose negatives all are its target would have no softmax.
+            scores.masked_fill_(targets[tokens, None] == negatives, torch.finfo(scores.dtype).min)
+            excess = _softmax(scores, gradient) - own[tokens].float()  # (C,)
+            share = torch.sigmoid(excess)  # of the negatives in the whole softmax
+            grad_own[tokens] = -share
+            gradient.mul_(share[:, None])
+            return softplus(excess).sum()
+
+        loss, gradients = _loss_and_gradients(hidden, weight, bias, of_chunk)
+        ctx.save_for_backward(*gradients, grad_own)
+        ctx.dtypes = hidden.dtype, weight.dtype, bias.dtype, own.dtype
+        return loss / len(hidden)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        return *_scaled(ctx, grad), None, None
+
+
 def sampled_softmax(
     hidden: Tensor, weight: Tensor, bias: Tensor, targets: Tensor, negatives: Tensor, log_q: Tensor
 ) -> Tensor:
@@ -78,12 +134,11 @@ def sampled_softmax(
     ``negatives`` (M,) int64 are drawn with replacement from the distribution whose log is ``log_q`` (V,), one sample
     shared by the batch. Each negative's score is corrected by ``log(M q)``, which makes the estimated normaliser
     unbiased; a negative that equals a row's target is dropped in that row, and the target, which is always present,
-    needs no correction (Bengio & Senecal 2008).
+    needs no correction (Bengio & Senecal 2008). Precision and memory are those of :func:`full_cross_entropy`.
     """
     # embedding and gather: the gradient of indexing sorts the indices (7.6 ms instead of 2.8 for 32,768 x 64)
-    positive = (hidden * embedding(targets, weight)).sum(1) + bias.gather(0, targets)  # (T,)
-    correction = log_q[negatives] + torch.log(torch.tensor(float(len(negatives)), device=log_q.device))
-    scores = hidden @ weight[negatives].T + (bias[negatives] - correction)  # (T, M)
-    scores = scores.float().masked_fill(targets[:, None] == negatives, float("-inf"))
-    positive = positive.float()
-    return (torch.logsumexp(torch.cat((positive[:, None], scores), 1), 1) - positive).mean()
+    own = (hidden * embedding(targets, weight)).sum(1) + bias.gather(0, targets)  # (T,)
+    corrected = bias[negatives] - (log_q[negatives] + math.log(len(negatives)))  # (M,)
+    return _AgainstNegatives.apply(  # type: ignore[no-any-return,no-untyped-call]
+        hidden, weight[negatives], corrected, own, targets, negatives
+    )

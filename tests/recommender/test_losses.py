@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from hyenarec import losses
@@ -95,17 +97,52 @@ def test_sampled_softmax_drops_accidental_hits() -> None:
     torch.testing.assert_close(hits, torch.zeros(()))
 
 
-def test_sampled_softmax_gradients() -> None:
-    hidden, weight, bias, targets = inputs(tokens=4, items=9, dim=3)
-    negatives, log_q = torch.tensor([0, 3, 3, 8]), torch.full((9,), 1 / 9, dtype=torch.float64).log()
-    parts = [p.detach().double().requires_grad_() for p in (hidden, weight, bias)]
-    assert parts[0].dtype == torch.float64
-    # The loss is float32 inside by design, so compare with the closed form instead of finite differences.
+@pytest.mark.parametrize("chunk", [1, 4 * 5, 1 << 20], ids=["one token", "five tokens", "all"])
+def test_sampled_softmax_and_gradients(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(losses, "CHUNK_SCORES", chunk)
+    *parts, targets = inputs(tokens=37, items=9, dim=3)
+    negatives = torch.tensor([0, 3, 3, 8])
+    log_q = torch.rand(9, generator=torch.Generator().manual_seed(2)).log()
     loss = losses.sampled_softmax(*parts, targets, negatives, log_q)
+    gradients = torch.autograd.grad(3 * loss, parts)  # the factor catches a dropped incoming gradient
+    expected, expected_gradients = sampled_reference(*parts, targets, negatives, log_q)
+    torch.testing.assert_close(loss.double(), expected, rtol=1e-6, atol=0)
+    for got, want in zip(gradients, expected_gradients, strict=True):
+        assert got.dtype == torch.float32
+        assert (got - 3 * want).norm() <= 1e-5 * (3 * want).norm()
+
+
+def sampled_reference(
+    hidden: Tensor, weight: Tensor, bias: Tensor, targets: Tensor, negatives: Tensor, log_q: Tensor
+) -> tuple[Tensor, list[Tensor]]:
+    """All scores of tokens and negatives at once, float64."""
+    parts = [p.detach().double().requires_grad_() for p in (hidden, weight, bias)]
     scores = parts[0] @ parts[1].T + parts[2]
-    negative = scores[:, negatives] - (log_q[negatives] + torch.log(torch.tensor(4.0, dtype=torch.float64)))
+    negative = scores[:, negatives] - (log_q.double()[negatives] + math.log(len(negatives)))
     negative = negative.masked_fill(targets[:, None] == negatives, float("-inf"))
     own = scores.gather(1, targets[:, None])
-    expected = (torch.logsumexp(torch.cat((own, negative), 1), 1) - own[:, 0]).mean()
-    for got, want in zip(torch.autograd.grad(loss, parts), torch.autograd.grad(expected, parts), strict=True):
-        torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-7)
+    loss = (torch.logsumexp(torch.cat((own, negative), 1), 1) - own[:, 0]).mean()
+    return loss.detach(), list(torch.autograd.grad(loss, parts))
+
+
+def test_sampled_softmax_survives_large_scores_and_tokens_without_negatives() -> None:
+    *parts, _ = inputs(tokens=6, items=9, dim=3)
+    parts[0] = (parts[0].detach() * 300).requires_grad_()
+    targets, negatives, log_q = torch.tensor([4, 4, 0, 1, 2, 3]), torch.tensor([4, 4]), torch.full((9,), -2.0)
+    loss = losses.sampled_softmax(*parts, targets, negatives, log_q)
+    expected, expected_gradients = sampled_reference(*parts, targets, negatives, log_q)
+    torch.testing.assert_close(loss.double(), expected, rtol=1e-5, atol=0)
+    for got, want in zip(torch.autograd.grad(loss, parts), expected_gradients, strict=True):
+        assert (got - want).norm() <= 1e-5 * want.norm()
+
+
+def test_sampled_softmax_under_autocast_stays_near_float32() -> None:
+    *parts, targets = inputs(tokens=500)
+    negatives, log_q = torch.arange(0, 53, 2), torch.full((53,), 1 / 53).log()
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = losses.sampled_softmax(*parts, targets, negatives, log_q)
+    expected, gradients = sampled_reference(*parts, targets, negatives, log_q)
+    torch.testing.assert_close(loss.double(), expected, rtol=2e-3, atol=0)
+    for got, want in zip(torch.autograd.grad(loss, parts), gradients, strict=True):
+        assert got.dtype == torch.float32
+        assert (got - want).norm() <= 2e-2 * want.norm()
