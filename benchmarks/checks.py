@@ -55,7 +55,7 @@ def training_check(model: SequenceModel, batch: Batch, precision: str) -> Check:
     them (backend, autocast, compiled or not) against a float64 copy of it on the reference backend."""
     for module in model.modules():
         if isinstance(module, Dropout):
-            module.dropped = 0
+            module.probability = 0.0
     if model.mask is not None:
         batch = hide_next(batch)
     exact = copy.deepcopy(model).double()

@@ -1,8 +1,7 @@
-"""What the benchmarks share: contestants that take turns, memory that stays, a process of one's own."""
+"""What the benchmarks share: contestants that take turns, a process of one's own."""
 
 from __future__ import annotations
 
-import ctypes
 import statistics
 import time
 from collections.abc import Callable, Hashable, Mapping
@@ -53,13 +52,6 @@ def summary(values: list[float]) -> dict[str, float]:
     low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
     late = statistics.quantiles(values, n=100, method="inclusive")[98]
     return {"median": middle, "q1": low, "q3": high, "p99": late, "min": min(values), "rounds": len(values)}
-
-
-def keep_freed_memory() -> bool:
-    """Asks glibc's malloc to give nothing back to the system; False where that is not the allocator."""
-    trim_threshold, mmap_max = -1, -4  # of malloc.h
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    return mallopt is not None and bool(mallopt(mmap_max, 0)) and bool(mallopt(trim_threshold, 2**31 - 1))
 
 
 def in_fresh_process(function: Callable[P, T], *arguments: P.args, **options: P.kwargs) -> T:

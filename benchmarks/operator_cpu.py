@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from hyenarec.allocator import keep_freed_memory
 from hyenarec.display import show_table
 from hyenarec.errors import UserError
 from hyenarec.plots import save_figure
@@ -32,7 +33,7 @@ from hyenarec_kernels.ops.conv_step import conv_step
 from hyenarec_kernels.plan import Plan
 
 from .convolutions import against_reference, case
-from .measuring import keep_freed_memory, take_turns
+from .measuring import take_turns
 from .recording import RESULTS, write
 
 SHAPES = ((128, 50), (128, 200), (32, 1024), (8, 4096), (2, 16384), (1, 1024))

@@ -22,6 +22,7 @@ from typing import Any, Literal
 
 import torch
 import tyro
+from hyenarec.allocator import keep_freed_memory
 from hyenarec.cloze import hide_next
 from hyenarec.data.batches import Batch
 from hyenarec.display import show_table
@@ -35,7 +36,7 @@ from hyenarec_kernels import backends
 
 from . import plots
 from .checks import TOLERANCE, Check, compare, first_sequences
-from .measuring import in_fresh_process, keep_freed_memory, take_turns, wall_clock
+from .measuring import in_fresh_process, take_turns, wall_clock
 from .recording import RESULTS, earlier_cases, left_out_before, write
 from .registry import BLOCKS, DIM, ITEMS, LENGTHS, MAIN, SYSTEMS, check_names
 from .streaming import STREAMS, Stream

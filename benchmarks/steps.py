@@ -19,13 +19,14 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import torch
+from hyenarec.allocator import keep_freed_memory
 from hyenarec.data.batches import Batch
 from hyenarec.data.splits import leave_one_out
 from hyenarec.data.store import SequenceStore
 from hyenarec.training import Run, Source, TrainingConfig
 
 from .checks import first_sequences, training_check
-from .measuring import in_fresh_process, keep_freed_memory, take_turns
+from .measuring import in_fresh_process, take_turns
 from .registry import BLOCKS, DIM, SYSTEMS
 
 # Rounds until the kept memory has grown to what all mixers need: steps of the first took up to twice their time.

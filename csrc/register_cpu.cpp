@@ -308,6 +308,29 @@ ShortGradients gated_short_conv_backward(const Tensor& grad_u, const Tensor& gra
   return short_gradients(in, weight, bias, needs);
 }
 
+// `x` with each element 0 by a chance of dropped / 256 and the others scaled up by as much, or its GELU so; the mask
+// follows from `seed` (one int64) and an element's place in contiguous memory.
+Tensor drop(const MaybeTensor& grad_, const Tensor& x_, const Tensor& seed, int64_t dropped, bool gelu) {
+  STD_TORCH_CHECK(seed.scalar_type() == ScalarType::Long && seed.numel() == 1, "seed: expected one int64");
+  STD_TORCH_CHECK(0 <= dropped && dropped < 256, "dropped: expected 0 to 255, got ", dropped);
+  Tensor x = torch::stable::contiguous(x_), out = empty(x, sizes_of(x), x.scalar_type());
+  MaybeTensor grad = grad_ ? MaybeTensor(torch::stable::contiguous(*grad_)) : grad_;
+  STD_TORCH_CHECK(!grad || (grad->numel() == x.numel() && grad->scalar_type() == x.scalar_type()),
+                  "grad: expected the shape and dtype of x");
+  hyenarec::kernels().dropout({x.numel(), dtype_of(x), *static_cast<const uint64_t*>(seed.data_ptr()), int(dropped),
+                               gelu, x.data_ptr(), grad ? grad->data_ptr() : nullptr, out.data_ptr()},
+                              parallel);
+  return out;
+}
+
+Tensor dropout(const Tensor& x, const Tensor& seed, int64_t dropped, bool gelu) {
+  return drop({}, x, seed, dropped, gelu);
+}
+
+Tensor dropout_backward(const Tensor& grad, const Tensor& x, const Tensor& seed, int64_t dropped, bool gelu) {
+  return drop(grad, x, seed, dropped, gelu);
+}
+
 std::string isa() { return hyenarec::kernels().name; }
 int64_t scratch_peak() { return hyenarec::scratch_peak(); }
 double peak(int64_t steps) { return hyenarec::kernels().peak(steps, parallel); }
@@ -341,6 +364,8 @@ STABLE_TORCH_LIBRARY(hyenarec_cpu, m) {
   m.def(
       "gated_short_conv_backward(Tensor grad_u, Tensor grad_q, Tensor x, Tensor weight, Tensor? bias, Tensor? starts, "
       "Tensor? ends, int dim, bool[] needs) -> (Tensor, Tensor, Tensor)");
+  m.def("dropout(Tensor x, Tensor seed, int dropped, bool gelu) -> Tensor");
+  m.def("dropout_backward(Tensor grad, Tensor x, Tensor seed, int dropped, bool gelu) -> Tensor");
   m.def("isa() -> str");
   m.def("scratch_peak() -> int");
   m.def("peak(int steps) -> float");
@@ -355,6 +380,8 @@ STABLE_TORCH_LIBRARY_IMPL(hyenarec_cpu, CPU, m) {
   m.impl("short_conv_backward", TORCH_BOX(&short_conv_backward));
   m.impl("gated_short_conv", TORCH_BOX(&gated_short_conv));
   m.impl("gated_short_conv_backward", TORCH_BOX(&gated_short_conv_backward));
+  m.impl("dropout", TORCH_BOX(&dropout));
+  m.impl("dropout_backward", TORCH_BOX(&dropout_backward));
 }
 STABLE_TORCH_LIBRARY_IMPL(hyenarec_cpu, CompositeExplicitAutograd, m) {
   m.impl("isa", TORCH_BOX(&isa));

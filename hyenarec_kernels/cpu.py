@@ -14,6 +14,8 @@ from torch.nn.functional import pad, softplus
 
 from hyenarec_kernels import compiled, reference
 from hyenarec_kernels.blocks import sampled_basis
+from hyenarec_kernels.cpu_dropout import dropout as dropout
+from hyenarec_kernels.cpu_dropout import dropout_backward as dropout_backward
 from hyenarec_kernels.cpu_parameters import in_arithmetic, lag_major, per_channel, per_group, rows_per_channel
 from hyenarec_kernels.cpu_short_conv import gated_short_conv as gated_short_conv
 from hyenarec_kernels.cpu_short_conv import gated_short_conv_backward as gated_short_conv_backward

@@ -91,6 +91,18 @@ struct StepArgs {
   const int64_t* steps;  // rows each ring has taken since its oldest row stood first
 };
 
+// Dropout of `count` adjacent elements with probability dropped / 256, or of their GELU; with `grad`, its gradient.
+struct DropoutArgs {
+  int64_t count;
+  Dtype dtype;
+  uint64_t seed;
+  int dropped;
+  bool gelu;
+  const void* x;     // not read for a gradient without GELU
+  const void* grad;  // or null
+  void* out;
+};
+
 // Runs body(context, begin, end) over a partition of [0, count).
 using Body = void (*)(void* context, int64_t begin, int64_t end);
 using ParallelFor = void (*)(int64_t count, Body body, void* context);
@@ -104,6 +116,7 @@ struct Kernels {
   void (*conv_last_backward)(const ConvArgs&, ParallelFor);
   void (*conv_step)(const StepArgs&, ParallelFor);
   void (*short_conv)(const ShortConvArgs&, bool backward, ParallelFor);
+  void (*dropout)(const DropoutArgs&, ParallelFor);
   double (*peak)(int64_t steps, ParallelFor);  // multiply-adds done by a register-only loop
 };
 

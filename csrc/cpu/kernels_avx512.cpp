@@ -10,5 +10,6 @@ const hyenarec::Kernels hyenarec::kernels_avx512 = {
     isa::conv_last_backward,
     isa::conv_step,
     isa::short_conv_of_type,
+    isa::dropout,
     isa::peak,
 };

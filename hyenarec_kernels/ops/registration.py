@@ -1,13 +1,15 @@
 """Registers an operator and its backward with torch: schema, dispatch to a backend, fake, autograd, double backward.
 
-Every operator of the package has the arguments ``(tensors..., starts, ends, options...)`` and one output or more. Its
-backward has ``(grads..., tensors..., starts, ends, options..., needs)``, a grad for each output, and one gradient for
-each of ``tensors``: an empty ``(0,)`` tensor where ``needs`` is False or the tensor is absent.
+Every operator of the package has the arguments ``(tensors..., constants..., options...)`` and one output or more. Its
+backward has ``(grads..., tensors..., constants..., options..., needs)``, a grad for each output, and one gradient for
+each of ``tensors``: an empty ``(0,)`` tensor where ``needs`` is False or the tensor is absent. One result is returned
+as it is, several as a tuple. ``constants`` are
+tensors without gradients: where the sequences start and end, but for an operator that knows no sequences.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -18,6 +20,7 @@ from hyenarec_kernels import backends, reference
 from hyenarec_kernels.layout import check_segments
 
 NAMESPACE = "hyenarec"
+SEGMENTS = ("Tensor? starts", "Tensor? ends")
 
 
 def register(
@@ -26,32 +29,34 @@ def register(
     options: str,
     output_shapes: Callable[..., Sequence[Sequence[int]]],
     outputs: int = 1,
+    constants: Sequence[str] = SEGMENTS,
 ) -> None:
     """Defines ``hyenarec::name`` and ``hyenarec::name_backward``.
 
     Args:
         name: the operator.
         tensors: schema of each differentiable argument, ``x`` first.
-        options: schema of the arguments after ``starts`` and ``ends``; none of them a tensor.
+        options: schema of the arguments after ``constants``; none of them a tensor.
         output_shapes: the shapes of the outputs, from the operator's arguments.
         outputs: how many these are.
+        constants: schema of each tensor that has no gradient.
     """
     count = len(tensors)
-    arguments = f"{', '.join(tensors)}, Tensor? starts, Tensor? ends, {options}"
+    arguments = ", ".join((*tensors, *constants, options))
     grads = ", ".join(f"Tensor grad_{i}" for i in range(outputs))
     backward_name = f"{name}_backward"
-    _define(name, f"({arguments}) -> ({_tensors(outputs)})", 0, count)
-    _define(backward_name, f"({grads}, {arguments}, bool[{count}] needs) -> ({_tensors(count)})", outputs, count)
+    segments = slice(count, count + 2) if constants is SEGMENTS else None
+    _define(name, f"({arguments}) -> ({_tensors(outputs)})", 0, segments)
+    _define(backward_name, f"({grads}, {arguments}, bool[{count}] needs) -> ({_tensors(count)})", outputs, segments)
     backward_operator = getattr(torch.ops.hyenarec, backward_name)
 
     def fake(x: Tensor, *rest: Any) -> Tensor | tuple[Tensor, ...]:
-        made = tuple(x.new_empty(shape) for shape in output_shapes(x, *rest))
-        return made if outputs > 1 else made[0]
+        return _one_or_all(x.new_empty(shape) for shape in output_shapes(x, *rest))
 
-    def fake_backward(*call: Any) -> tuple[Tensor, ...]:
+    def fake_backward(*call: Any) -> Tensor | tuple[Tensor, ...]:
         inputs, needs = call[outputs : outputs + count], call[-1]
         x: Tensor = inputs[0]
-        return tuple(
+        return _one_or_all(
             t.new_empty(t.shape) if t is not None and need else x.new_empty(0)
             for t, need in zip(inputs, needs, strict=True)
         )
@@ -63,16 +68,16 @@ def register(
 
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         needs = list(ctx.needs_input_grad[:count])
-        gradients = backward_operator(*grads, *ctx.saved_tensors, *ctx.options, needs)
-        constants = [None] * (len(ctx.needs_input_grad) - count)
-        return *(g if need else None for g, need in zip(gradients, needs, strict=True)), *constants
+        gradients = _all(backward_operator(*grads, *ctx.saved_tensors, *ctx.options, needs))
+        without = [None] * (len(ctx.needs_input_grad) - count)
+        return *(g if need else None for g, need in zip(gradients, needs, strict=True)), *without
 
     def double_backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         create_graph = torch.is_grad_enabled()
         with torch.enable_grad(), _no_autocast(grads[0].device.type):
             # Views, so that a tensor given for two arguments gets each one's gradient and not twice their sum.
             inputs = [None if t is None else t.view_as(t) for t in ctx.saved_tensors]
-            outputs = getattr(reference, backward_name)(*inputs, *ctx.options)
+            outputs = _all(getattr(reference, backward_name)(*inputs, *ctx.options))
         pairs = [(o, g) for o, g in zip(outputs, grads, strict=True) if o.requires_grad]
         wanted = [t for t, need in zip(inputs, ctx.needs_input_grad, strict=False) if need and t is not None]
         found = iter(
@@ -88,18 +93,29 @@ def register(
     torch.library.register_autograd(f"{NAMESPACE}::{backward_name}", double_backward, setup_context=save)
 
 
+def _one_or_all(results: Iterable[Tensor]) -> Tensor | tuple[Tensor, ...]:
+    """As a schema returns them: one result is no tuple."""
+    made = tuple(results)
+    return made if len(made) > 1 else made[0]
+
+
+def _all(results: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return (results,) if isinstance(results, Tensor) else results
+
+
 def _tensors(count: int) -> str:
     return ", ".join(["Tensor"] * count)
 
 
-def _define(name: str, schema: str, first: int, count: int) -> None:
-    """Defines one operator, whose ``x`` is its argument ``first`` and begins ``count`` tensors before ``starts`` and
-    ``ends``."""
+def _define(name: str, schema: str, first: int, segments: slice | None) -> None:
+    """Defines one operator, whose ``x`` is its argument ``first``; ``segments`` are ``starts`` and ``ends``, counted
+    from there."""
     qualified = f"{NAMESPACE}::{name}"
 
     def dispatch(*arguments: Any) -> Any:
         x: Tensor = arguments[first]
-        check_segments(name, x, *arguments[first + count : first + count + 2])
+        if segments is not None:
+            check_segments(name, x, *arguments[first:][segments])
         with _no_autocast(x.device.type):
             return backends.implementation(name, x.device.type)(*arguments)
 

@@ -8,6 +8,7 @@ the lengths.
 """
 
 from hyenarec_kernels.reference.conv_step import conv_step
+from hyenarec_kernels.reference.dropout import dropout, dropout_backward
 from hyenarec_kernels.reference.gated_short_conv import gated_short_conv, gated_short_conv_backward
 from hyenarec_kernels.reference.legendre_conv import legendre_conv, legendre_conv_backward
 from hyenarec_kernels.reference.long_conv import long_conv, long_conv_backward
@@ -15,6 +16,8 @@ from hyenarec_kernels.reference.short_conv import short_conv, short_conv_backwar
 
 __all__ = [
     "conv_step",
+    "dropout",
+    "dropout_backward",
     "gated_short_conv",
     "gated_short_conv_backward",
     "legendre_conv",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -350,7 +351,7 @@ def test_silu_is_accurate() -> None:
 
 @pytest.mark.parametrize("isa", ["avx512", "avx2", "portable"])
 def test_each_instruction_set(isa: str) -> None:
-    """The short checks of this file in a process of their own, with the instruction set forced."""
+    """The short checks of this file, and dropout's, in a process of their own, with the instruction set forced."""
     environment = os.environ | {"HYENAREC_CPU_ISA": isa}
     probe = "import torch, hyenarec_kernels._C; print(torch.ops.hyenarec_cpu.isa())"
     found = subprocess.run([sys.executable, "-c", probe], env=environment, capture_output=True, text=True, check=False)
@@ -358,8 +359,9 @@ def test_each_instruction_set(isa: str) -> None:
         assert "this machine has no" in found.stderr or "allowed are" in found.stderr
         pytest.skip(f"this machine has no {isa}")
     assert found.stdout.strip() == isa
-    selected = "channels or short_conv or same_bits"
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__, "-k", selected]
+    selected = "channels or short_conv or same_bits or (dropout and (oracle or range))"
+    files = [__file__, str(Path(__file__).with_name("test_dropout.py"))]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *files, "-k", selected]
     ran = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stdout[-3000:]
 

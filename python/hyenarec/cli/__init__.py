@@ -7,6 +7,7 @@ from typing import Annotated
 
 import tyro
 
+from hyenarec.allocator import keep_freed_memory
 from hyenarec.cli.bench import Bench, RunSuite
 from hyenarec.cli.prepare import Prepare
 from hyenarec.cli.serve import Evaluate, Inspect, Recommend
@@ -28,6 +29,8 @@ Command = (
 
 def main(arguments: list[str] | None = None) -> None:
     """Entry point. Bad input prints one line and exits with code 2."""
+    if arguments is None:  # the process is this command's own
+        keep_freed_memory()
     try:
         _parse(sys.argv[1:] if arguments is None else arguments).run()
     except UserError as error:

@@ -1,0 +1,57 @@
+"""Dropout, of values or of their GELU."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from hyenarec_kernels.ops.checks import DTYPES
+from hyenarec_kernels.ops.registration import register
+
+
+def dropout(x: Tensor, probability: float, seed: Tensor, *, activation: Literal["gelu"] | None = None) -> Tensor:
+    """Each element 0 with a probability and otherwise scaled up by it, where the seed alone decides which.
+
+        out = keep(seed) * act(x) / (1 - p),    p = round(256 probability) / 256
+
+    The mask is computed wherever it is needed and never stored (Philox 4x32-10 of Salmon et al. 2011, one byte an
+    element), the same on every backend. With GELU (arXiv 1606.08415, by the error function) a feed-forward's hidden
+    values are read once and written once on the way forth, and read twice and written once on the way back.
+
+    Args:
+        x: any shape; float32, bfloat16, float16 or float64.
+        probability: of 0; at most 255/256.
+        seed: (1,) int64 beside ``x``. Another one for every call.
+        activation: None or "gelu".
+
+    Returns:
+        The shape and dtype of ``x``, contiguous. Computed in float32 (float64 for float64) and rounded once; in
+        float32 GELU is within 4e-7 of its argument's size.
+
+    Raises:
+        ValueError: an argument has a shape, dtype or value that does not fit.
+    """
+    op = "dropout"
+    dropped = round(256 * probability)
+    if not 0 <= dropped < 256:
+        raise ValueError(f"{op}: probability must be from 0 to 255/256, got {probability}")
+    if activation not in (None, "gelu"):
+        raise ValueError(f"{op}: activation must be None or 'gelu', got {activation!r}")
+    if x.dtype not in DTYPES:
+        raise ValueError(f"{op}: x must be float32, bfloat16, float16 or float64, got {x.dtype}")
+    if seed.shape != (1,) or seed.dtype != torch.int64 or seed.device != x.device:
+        raise ValueError(
+            f"{op}: seed must be (1,) int64 on {x.device}, got {tuple(seed.shape)} {seed.dtype} on {seed.device}"
+        )
+    out: Tensor = torch.ops.hyenarec.dropout(x, seed, dropped, activation == "gelu")
+    return out
+
+
+def _output_shapes(x: Tensor, *_: object) -> Sequence[Sequence[int]]:
+    return [x.shape]
+
+
+register("dropout", ("Tensor x",), "int dropped, bool gelu", _output_shapes, constants=("Tensor seed",))
