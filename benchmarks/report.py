@@ -79,9 +79,7 @@ SECTIONS = {
         tables.compiled,
         (),
     ),
-    "losses": Section(
-        "The loss over a full catalogue", "Milliseconds of forward and backward.", tables.losses, ("cpu",)
-    ),
+    "losses": Section("The losses over a catalogue", "Milliseconds of forward and backward.", tables.losses, ("cpu",)),
     "loading": Section("Reading a log", "Seconds and memory until a log is in memory.", tables.loading, ("cpu",)),
     "ablation": Section("The hyena mixer's options", "What is each option worth?", tables.ablation, ()),
 }

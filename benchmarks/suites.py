@@ -25,7 +25,7 @@ SUITES: dict[str, Suite] = {
     "serving": Suite("serving", "latency of scoring one more event: full forward, streaming step, top-k"),
     "accuracy": Suite("accuracy", "ranking metrics of every system on a log, over seeds, beside the baselines"),
     "ablation": Suite("ablation", "accuracy of the hyena mixer with each of its options changed alone"),
-    "losses": Suite("losses", "full cross entropy over a catalogue, by chunk size"),
+    "losses": Suite("losses", "losses over a catalogue, by chunk size"),
     "loading": Suite("loading", "seconds and memory of reading a log of ten million events"),
     "gpu": Suite("gpu_suite", "the operators and the mixer on a GPU, after their tests"),
     "compiled": Suite("triton_aot", "registers and memory of every Triton kernel, compiled without a GPU"),

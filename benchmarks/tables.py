@@ -274,12 +274,17 @@ def compiled(result: Result) -> list[str]:
 
 
 def losses(result: Result) -> list[str]:
-    return grid(
-        result["cases"],
-        lambda case: str(case["loss"]),
-        lambda case: case["precision"],
-        lambda case: number(case["ms"]["median"]),
-    )
+    lines = []
+    for kind in dict.fromkeys(case["kind"] for case in result["cases"]):
+        sizes = ", ".join(f"{count:,} {name}" for name, count in result["settings"][kind].items())
+        lines += [f"{kind.capitalize()}, {sizes}:", ""]
+        lines += grid(
+            [case for case in result["cases"] if case["kind"] == kind],
+            lambda case: str(case["loss"]),
+            lambda case: case["precision"],
+            lambda case: number(case["ms"]["median"]),
+        )
+    return lines
 
 
 def loading(result: Result) -> list[str]:

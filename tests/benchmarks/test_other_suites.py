@@ -80,9 +80,11 @@ def test_gpu_rows_are_cases_with_the_error_of_their_length_and_width() -> None:
 
 
 def test_losses(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in {"TOKENS": 40, "ITEMS": 30, "DIM": 8, "ROUNDS": 2, "CHUNKS": [64]}.items():
+    small = {"TOKENS": 40, "ITEMS": 30, "SAMPLED_TOKENS": 40, "SAMPLED_ITEMS": 30, "NEGATIVES": 7}
+    for name, value in (small | {"DIM": 8, "ROUNDS": 2, "CHUNKS": [64]}).items():
         monkeypatch.setattr(losses, name, value)
     result = run(losses)
+    assert {case["kind"] for case in result["cases"]} == {"full cross entropy", "sampled softmax"}
     assert {case["precision"] for case in result["cases"]} == {"float32", "bfloat16"}
     assert {"everything at once", "ours, 0K scores a chunk"} <= {case["loss"] for case in result["cases"]}
 

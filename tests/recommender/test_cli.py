@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import io
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -75,6 +77,16 @@ def test_evaluate_repeats_the_runs_own_test(run: Path, tmp_path: Path, capsys: p
     assert "by history length" in capsys.readouterr().out
     report = json.loads((tmp_path / "metrics.json").read_text())
     assert report["metrics"] == json.loads((run / "result.json").read_text())["test"]
+
+
+def test_a_reader_that_leaves_early_is_no_error(run: Path) -> None:
+    command = [sys.executable, "-c", "from hyenarec.cli import main; main()", "recommend", str(run)]
+    command += ["--users", "user-004", "--json"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None and process.stderr is not None
+    process.stdout.close()  # as `| head` does once it has its lines
+    assert process.stderr.read() == ""
+    assert process.wait() == 1
 
 
 def test_recommend_by_user_by_history_by_file_and_by_standard_input(
