@@ -29,7 +29,7 @@ class Dropout(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if self.training and self.probability and x.device.type == "cpu":
-            seed = torch.empty(1, dtype=torch.int64).random_(-(2**63), None)
+            seed = torch.randint(-(2**63), 2**63 - 1, (1,))
             return kernels.dropout(x, self.probability, seed, activation=self.activation)
         return dropout(gelu(x) if self.activation else x, self.probability, self.training)
 

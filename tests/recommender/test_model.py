@@ -165,6 +165,16 @@ def test_dropout_drops_independently_and_keeps_the_mean(probability: float) -> N
     assert torch.equal(x.grad, y.detach())  # type: ignore[arg-type]
 
 
+def test_dropout_compiles_whole() -> None:
+    """The seed too comes from the compiled program: the same values as without, others on the next call."""
+    x, dropout = torch.randn(50, 8), Dropout(0.5, activation="gelu")
+    compiled = torch.compile(dropout, fullgraph=True, backend="aot_eager")
+    torch.manual_seed(0)
+    first, second = compiled(x), compiled(x)
+    torch.manual_seed(0)
+    assert torch.equal(first, dropout(x)) and not torch.equal(first, second)
+
+
 def test_dropout_is_the_identity_when_evaluating() -> None:
     x = torch.randn(5, 3)
     assert Dropout(0.5).eval()(x) is x
