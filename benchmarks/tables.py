@@ -254,23 +254,29 @@ def _times(case: Case, rival: str) -> str:
 
 
 def compiled(result: Result) -> list[str]:
-    kernels: dict[tuple[str, str], list[Case]] = {}
+    """A line a kernel; where architectures differ, both, in their order."""
+    architectures = sorted({row["architecture"] for row in result["kernels"]})
+    kernels: dict[str, dict[str, list[Case]]] = {}
     for row in result["kernels"]:
-        kernels.setdefault((row["kernel"], row["architecture"]), []).append(row)
+        kernels.setdefault(row["kernel"], {}).setdefault(row["architecture"], []).append(row)
+
+    def most(variants: Mapping[str, Sequence[Case]], what: Callable[[Case], float]) -> str:
+        found = [f"{max(map(what, variants[name])):.0f}" for name in architectures]
+        return found[0] if len(set(found)) == 1 else " / ".join(found)
+
     rows = [
         [
             kernel,
-            architecture,
-            str(len(variants)),
-            str(max(row["registers"] for row in variants)),
-            str(max(row["spilled"] for row in variants)),
-            f"{max(row['shared'] for row in variants) / 1024:.0f}",
-            "yes" if any(row["tensor_core"] for row in variants) else "",
+            str(sum(map(len, variants.values()))),
+            most(variants, lambda row: row["registers"]),
+            most(variants, lambda row: row["spilled"]),
+            most(variants, lambda row: row["shared"] / 1024),
+            "yes" if any(row["tensor_core"] for rows in variants.values() for row in rows) else "",
         ]
-        for (kernel, architecture), variants in sorted(kernels.items())
+        for kernel, variants in sorted(kernels.items())
     ]
-    head = ["kernel", "architecture", "variants", "registers", "bytes spilled", "shared KiB", "tensor cores"]
-    return [*table(head, rows), ""]
+    head = ["kernel", "variants", "registers", "bytes spilled", "shared KiB", "tensor cores"]
+    return [f"{' / '.join(architectures)}:", "", *table(head, rows), ""]
 
 
 def losses(result: Result) -> list[str]:

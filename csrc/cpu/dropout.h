@@ -10,8 +10,8 @@ namespace hyenarec::HYENAREC_ISA {
 
 constexpr int64_t kMaskGroup = 256, kCounters = 16;
 
-// Words (4, kCounters) of counters from `first` on, a multiple of kCounters. Arrays and plain loops, which compilers make
-// vectors of: 2^21 elements take one core 0.6 ms (AVX-512).
+// Words (4, kCounters) of counters from `first` on, a multiple of kCounters. Arrays and plain loops, which compilers
+// make vectors of: 2^21 elements take one core 0.6 ms (AVX-512).
 inline void philox(uint32_t* __restrict words, uint64_t first, uint64_t seed) {
   alignas(64) uint32_t a[kCounters], b[kCounters], c[kCounters] = {}, d[kCounters] = {};
   for (int64_t i = 0; i < kCounters; ++i) a[i] = uint32_t(first) + uint32_t(i), b[i] = uint32_t(first >> 32);

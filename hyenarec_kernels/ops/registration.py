@@ -3,8 +3,8 @@
 Every operator of the package has the arguments ``(tensors..., constants..., options...)`` and one output or more. Its
 backward has ``(grads..., tensors..., constants..., options..., needs)``, a grad for each output, and one gradient for
 each of ``tensors``: an empty ``(0,)`` tensor where ``needs`` is False or the tensor is absent. One result is returned
-as it is, several as a tuple. ``constants`` are
-tensors without gradients: where the sequences start and end, but for an operator that knows no sequences.
+as it is, several as a tuple. ``constants`` are tensors without gradients: where the sequences start and end, except for
+an operator that knows no sequences.
 """
 
 from __future__ import annotations
