@@ -28,10 +28,12 @@ class Dropout(nn.Module):
         self.probability, self.activation = round(256 * probability) / 256, activation
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.training and self.probability and x.device.type == "cpu":
+        if not self.training or not self.probability:
+            return gelu(x) if self.activation else x
+        if x.device.type == "cpu":
             seed = torch.randint(-(2**63), 2**63 - 1, (1,))
             return kernels.dropout(x, self.probability, seed, activation=self.activation)
-        return dropout(gelu(x) if self.activation else x, self.probability, self.training)
+        return dropout(gelu(x) if self.activation else x, self.probability)
 
 
 class Block(nn.Module):
