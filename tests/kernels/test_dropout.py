@@ -25,7 +25,7 @@ def serving(request: pytest.FixtureRequest) -> Any:
         yield request.param
 
 
-# Counter, key and words of the authors' known-answer tests (Random123, kat_vectors).
+# The first row is from the authors' known-answer tests (Random123, kat_vectors); the others are computed by integers.
 @pytest.mark.parametrize(
     ("counter", "key", "words"),
     [
@@ -104,8 +104,8 @@ def test_gelu_over_its_whole_range(serving: str) -> None:
 
 
 @pytest.mark.parametrize("activation", [None, "gelu"])
-def test_citizenship(activation: Any, serving: str) -> None:
-    """Schema, fake and autograd; gradients of gradients; compiled whole, with another seed and size."""
+def test_contract_8(activation: Any, serving: str) -> None:
+    """Schema, fake and autograd; gradients of gradients."""
     x = torch.randn(9, 31, dtype=torch.float64, requires_grad=True)
     operator = torch.ops.hyenarec.dropout.default
     gelu = activation == "gelu"
@@ -120,6 +120,8 @@ def test_citizenship(activation: Any, serving: str) -> None:
 
 
 def test_compiles_whole() -> None:
+    """Once for every seed and size."""
+
     def model(x: Tensor, seed: Tensor) -> Tensor:
         return dropout(2 * x, 0.5, seed, activation="gelu") + 1
 
