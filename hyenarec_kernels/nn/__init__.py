@@ -8,6 +8,7 @@ from hyenarec_kernels.nn.filters import (
     ImplicitFilter,
     LegendreFilter,
 )
+from hyenarec_kernels.nn.linear import Linear
 from hyenarec_kernels.nn.mixer import HyenaMixer
 from hyenarec_kernels.nn.streaming import MixerState
 
@@ -19,5 +20,6 @@ __all__ = [
     "HyenaMixer",
     "ImplicitFilter",
     "LegendreFilter",
+    "Linear",
     "MixerState",
 ]

@@ -9,10 +9,11 @@ from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear, silu
+from torch.nn.functional import silu
 
 from hyenarec_kernels.layout import Layout, check_segments, from_mask, last_rows, segments, spans, zero_padding
 from hyenarec_kernels.nn.filters import ConvOptions, Filter, make_filter
+from hyenarec_kernels.nn.linear import Linear
 from hyenarec_kernels.nn.streaming import MixerState
 from hyenarec_kernels.ops.conv_step import conv_step
 from hyenarec_kernels.ops.gated_short_conv import gated_short_conv
@@ -71,13 +72,13 @@ class HyenaMixer(nn.Module):
         self.dim, self.horizon, self.order, self.gate, self.short_width = dim, horizon, order, gate, short_width
         channels = (order + 1) * dim
         # Without biases padding stays exactly 0 from end to end; the short convolution has one where it matters.
-        self.in_proj = nn.Linear(dim, channels, bias=False)
+        self.in_proj = Linear(dim, channels, bias=False)
         self.short_weight = nn.Parameter(torch.empty(channels, short_width))
         self.short_bias = nn.Parameter(torch.zeros(channels))
         make = filter if callable(filter) else partial(make_filter, filter, terms=terms, window=window)
         self.filters = cast(Sequence[Filter], nn.ModuleList(make(groups, horizon) for _ in range(order - 1)))
         self.skip = nn.Parameter(torch.ones(order - 1, dim))
-        self.out_proj = nn.Linear(dim, dim, bias=False)
+        self.out_proj = Linear(dim, dim, bias=False)
         self._start_linear()
 
     @torch.no_grad()
@@ -250,7 +251,7 @@ class HyenaMixer(nn.Module):
         """What the short convolution reads; the gates and the values after it. A gate of None has been multiplied
         in."""
         # The operators mask by themselves; in_proj's gradient would multiply their zeros with what the padding holds.
-        projected = linear(zero_padding(x, layout), self.in_proj.weight)
+        projected: Tensor = self.in_proj(zero_padding(x, layout))
         weight, bias = self.short_weight, self.short_bias
         if self.order > 1:  # the first long convolution's gate
             v, q = gated_short_conv(projected, weight, bias, self.dim, **layout)

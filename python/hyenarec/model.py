@@ -13,6 +13,7 @@ from hyenarec.config import ModelConfig
 from hyenarec.data.batches import Batch
 from hyenarec.errors import UserError
 from hyenarec.mixers import MIXERS
+from hyenarec_kernels.nn import Linear
 from hyenarec_kernels.ops import dropout as kernels
 
 
@@ -45,9 +46,9 @@ class Block(nn.Module):
         self.mixer = MIXERS[config.mixer](config, layer)
         self.ffn_norm = nn.LayerNorm(config.dim)
         self.ffn = nn.Sequential(
-            nn.Linear(config.dim, 4 * config.dim),
+            Linear(config.dim, 4 * config.dim),
             Dropout(config.dropout, activation="gelu"),
-            nn.Linear(4 * config.dim, config.dim),
+            Linear(4 * config.dim, config.dim),
         )
         self.dropout = Dropout(config.dropout)
 

@@ -22,6 +22,7 @@ from hyenarec.mixers.base import Mixer
 from hyenarec.packing import Packing
 from hyenarec.recurrences import at_least_float32
 from hyenarec.recurrences.linear_attention import linear_attention
+from hyenarec_kernels.nn import Linear
 
 INTERESTS = 16  # a head
 
@@ -35,8 +36,8 @@ class ElasticMixer(Mixer):
         super().__init__(config, layer)
         self.heads = config.attention.heads
         self.interests = nn.Parameter(torch.randn(self.heads, INTERESTS, config.dim // self.heads))
-        self.qkv = nn.Linear(config.dim, 3 * config.dim)
-        self.out = nn.Linear(config.dim, config.dim)
+        self.qkv = Linear(config.dim, 3 * config.dim)
+        self.out = Linear(config.dim, config.dim)
 
     def forward(
         self, x: Tensor, packing: Packing, *, timestamps: Tensor | None = None, last_only: bool = False

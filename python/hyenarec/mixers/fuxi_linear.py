@@ -26,6 +26,7 @@ from hyenarec.errors import UserError
 from hyenarec.mixers.base import Mixer
 from hyenarec.packing import Packing
 from hyenarec.recurrences.linear_attention import linear_attention
+from hyenarec_kernels.nn import Linear
 
 PERIODS = 8  # 1, 16, 16^2 .. seconds, up to 8.5 years; fewer where the channels do not divide into twice as many heads
 PERIOD_BASE = 16
@@ -46,14 +47,14 @@ class FuXiLinearMixer(Mixer):
         if dim % 2:
             raise UserError(f"option dim: {dim} is odd; mixer fuxi_linear has a sine and a cosine head for each period")
         self.heads = config.attention.heads
-        self.gate_qkv = nn.Linear(dim, 6 * dim)
-        self.out = nn.Linear(3 * dim, dim)
+        self.gate_qkv = Linear(dim, 6 * dim)
+        self.out = Linear(3 * dim, dim)
         self.retention_rate = nn.Parameter(0.02 * torch.randn(self.heads))
         periods = math.gcd(dim // 2, PERIODS)
         self.register_buffer("periods", PERIOD_BASE ** torch.arange(periods), persistent=False)  # (P,) int64
-        self.temporal_value = nn.Linear(dim, dim, bias=False)
+        self.temporal_value = Linear(dim, dim, bias=False)
         self.temporal_decay = nn.Parameter(0.02 * torch.randn(periods))
-        self.positional_value = nn.Linear(dim, dim, bias=False)
+        self.positional_value = Linear(dim, dim, bias=False)
         frequencies = SINUSOID_BASE ** -(torch.arange(0, POSITION_FEATURES, 2) / POSITION_FEATURES)
         angles = torch.arange(config.max_length)[:, None] * frequencies
         self.positions = nn.Parameter(torch.cat((angles.sin(), angles.cos()), 1))  # (L, E)

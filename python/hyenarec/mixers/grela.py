@@ -21,6 +21,7 @@ from hyenarec.packing import Packing
 from hyenarec.recurrences import at_least_float32
 from hyenarec.recurrences.linear_attention import linear_attention
 from hyenarec_kernels import short_conv
+from hyenarec_kernels.nn import Linear
 
 TAPS = 4
 ROPE_BASE = 10_000
@@ -36,11 +37,11 @@ class GRELAMixer(Mixer):
         if config.dim % 2:
             raise UserError(f"option dim: {config.dim} is odd; mixer grela turns pairs of features")
         self.heads = config.attention.heads
-        self.gate_value = nn.Linear(config.dim, 2 * config.dim)
-        self.query_key = nn.Linear(config.dim, 2 * config.dim)
+        self.gate_value = Linear(config.dim, 2 * config.dim)
+        self.query_key = Linear(config.dim, 2 * config.dim)
         self.taps = nn.Parameter(torch.empty(config.dim, TAPS).uniform_(-(TAPS**-0.5), TAPS**-0.5))
         self.taps_bias = nn.Parameter(torch.zeros(config.dim))
-        self.out = nn.Linear(config.dim, config.dim)
+        self.out = Linear(config.dim, config.dim)
         frequencies = ROPE_BASE ** -(torch.arange(0, config.dim, 2) / config.dim)
         self.register_buffer("frequencies", frequencies, persistent=False)
 

@@ -21,6 +21,7 @@ from hyenarec.config import ModelConfig
 from hyenarec.mixers.base import Mixer
 from hyenarec.packing import Packing
 from hyenarec.recurrences.delta_rule import gated_delta_rule
+from hyenarec_kernels.nn import Linear
 
 PERIOD = 4  # blocks, of which one is attention
 WINDOW = 64  # events that the attention sees
@@ -55,10 +56,10 @@ class DecayingMemory(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.heads = config.attention.heads
-        self.qkv_gate = nn.Linear(config.dim, 4 * config.dim)
-        self.decay_beta = nn.Linear(config.dim, 2 * self.heads)
+        self.qkv_gate = Linear(config.dim, 4 * config.dim)
+        self.decay_beta = Linear(config.dim, 2 * self.heads)
         self.rate = nn.Parameter(torch.full((self.heads,), -3.0))  # before the softplus: a memory of 20 days
-        self.out = nn.Linear(config.dim, config.dim)
+        self.out = Linear(config.dim, config.dim)
         with torch.no_grad():  # a memory of 16 events in the first head, 256 in the last
             self.decay_beta.bias[: self.heads] = torch.linspace(-2.8, -5.5, self.heads)
 
@@ -80,8 +81,8 @@ class RecentAttention(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.heads = config.attention.heads
-        self.qkv = nn.Linear(config.dim, 3 * config.dim)
-        self.out = nn.Linear(config.dim, config.dim)
+        self.qkv = Linear(config.dim, 3 * config.dim)
+        self.out = Linear(config.dim, config.dim)
 
     def forward(self, x: Tensor, packing: Packing, days: Tensor) -> Tensor:
         events = x.shape[0]

@@ -21,6 +21,7 @@ from hyenarec.config import ModelConfig
 from hyenarec.mixers.base import Mixer
 from hyenarec.packing import Packing
 from hyenarec.recurrences.scan import linear_scan
+from hyenarec_kernels.nn import Linear
 
 
 class LinOSSMixer(Mixer):
@@ -31,10 +32,10 @@ class LinOSSMixer(Mixer):
         dim = config.dim
         self.stiffness = nn.Parameter(torch.rand(dim))
         self.step = nn.Parameter(torch.randn(dim) / 2)  # before the sigmoid
-        self.input = nn.Linear(dim, dim, bias=False)
-        self.output = nn.Linear(dim, dim, bias=False)
+        self.input = Linear(dim, dim, bias=False)
+        self.output = Linear(dim, dim, bias=False)
         self.skip = nn.Parameter(torch.randn(dim))
-        self.glu = nn.Linear(dim, 2 * dim)
+        self.glu = Linear(dim, 2 * dim)
 
     def forward(
         self, x: Tensor, packing: Packing, *, timestamps: Tensor | None = None, last_only: bool = False

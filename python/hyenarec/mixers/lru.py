@@ -18,6 +18,7 @@ from hyenarec.config import ModelConfig
 from hyenarec.mixers.base import Mixer
 from hyenarec.packing import Packing
 from hyenarec.recurrences.scan import complex_matrix, linear_scan
+from hyenarec_kernels.nn import Linear
 
 SMALLEST, LARGEST = 0.8, 0.99  # |lambda| at the start
 
@@ -32,8 +33,8 @@ class LRUMixer(Mixer):
         self.nu = nn.Parameter((-size.log()).log())
         self.theta = nn.Parameter((2 * math.pi * torch.rand(channels)).log())
         self.gamma = nn.Parameter((1 - size**2).log() / 2)  # a logarithm, as nu and theta are
-        self.input = nn.Linear(config.dim, 2 * channels)
-        self.out = nn.Linear(2 * channels, config.dim)
+        self.input = Linear(config.dim, 2 * channels)
+        self.out = Linear(2 * channels, config.dim)
 
     def forward(
         self, x: Tensor, packing: Packing, *, timestamps: Tensor | None = None, last_only: bool = False
