@@ -23,6 +23,11 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 
+# What the terms of a filter but the constant start at: ml-100k validation NDCG@10 .108 so, .104 with all coefficients
+# of deviation 1 (test .093 and .085; means of three seeds, 20 epochs).
+INITIAL_DEVIATION = 0.1
+
+
 class ConvOptions(Layout, total=False):
     """The keyword arguments of :func:`hyenarec_kernels.long_conv`."""
 
@@ -77,18 +82,26 @@ class Filter(nn.Module):
 
 
 class _BasisFilter(Filter):
-    """``terms`` learned coefficients a group over a fixed basis, times the window."""
+    """``terms`` learned coefficients a group over a fixed basis, times the window.
 
-    scale: Tensor  # (G,) brings filters of unit-scale coefficients, under the initial window, to an expected norm of 1
+    A filter starts near its window alone, an exponential average of the past: the constant's coefficient is 1, the
+    others have a deviation of ``INITIAL_DEVIATION``. Were all of them random, over half of a filter's energy would lie at lag 0,
+    where the terms add up, and the rest be noise to unlearn.
+    """
+
+    scale: Tensor  # (G,) brings the initial filters to an expected norm of 1
 
     def __init__(self, groups: int, horizon: int, terms: int = 16, window: bool = True) -> None:
         super().__init__(groups, horizon, window=window)
         if terms < 1:
             raise ValueError(f"{type(self).__name__}: terms must be at least 1, got {terms}")
         self.terms = terms
-        self.weight = nn.Parameter(torch.randn(groups, terms))
+        deviation = torch.cat([torch.ones(1), torch.full((terms - 1,), INITIAL_DEVIATION)])  # (N,)
+        weight = torch.randn(groups, terms) * deviation
+        weight[:, 0] = 1
+        self.weight = nn.Parameter(weight)
         with torch.no_grad():
-            energy = self.basis(torch.float32, torch.device("cpu")).square().sum(0)  # (K,)
+            energy = deviation.square() @ self.basis(torch.float32, torch.device("cpu")).square()  # (K,)
             self.register_buffer("scale", (self.windowed(torch.ones(groups, horizon)).square() @ energy).rsqrt())
 
     def basis(self, dtype: torch.dtype, device: torch.device) -> Tensor:
