@@ -1,7 +1,8 @@
 """What wins where and what loses where: HyenaRec against SASRec and against the best of all others, from the results.
 
-Two times count as level where their quartiles overlap, two accuracies where their means differ by no more than the
-mean of their standard deviations over seeds, two memories where they differ by no more than 1%.
+Two times count as level where their quartiles overlap, two memories where they differ by no more than 1%. Accuracies
+are paired: two are level where the differences between runs of the same seed have a mean of no more than their standard
+deviation, and one pair alone decides nothing.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import statistics
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from .recording import Result
@@ -17,17 +18,19 @@ from .registry import OURS, RIVAL, SYSTEMS
 from .tables import mean, number, table, title_of
 
 METRIC = "NDCG@10"
+WINS, LEVEL, LOSES, ONE_SEED = VERDICTS = ("wins", "level", "loses", "one seed")
 
 
 @dataclass(frozen=True)
 class Figure:
-    """A system's figure with the range in which another one is level with it."""
+    """A system's figure with the range in which another one is level with it, or the values of its seeds."""
 
     system: str
     value: float
     low: float
     high: float
     text: str
+    seeds: dict[int, float] = field(default_factory=dict)
 
 
 def verdicts(results: Iterable[Result]) -> list[str]:
@@ -50,7 +53,7 @@ def verdicts(results: Iterable[Result]) -> list[str]:
                 ours.text,
                 f"{rival.text} ({judge(ours, rival, higher)})" if rival else "",
                 f"{best.text}, {title_of(best.system)}",
-                f"**{verdict}**" if verdict == "wins" else verdict,
+                f"**{verdict}**" if verdict == WINS else verdict,
             ]
         )
     if not rows:
@@ -62,13 +65,21 @@ def verdicts(results: Iterable[Result]) -> list[str]:
 
 
 def _counts(found: Counter[str]) -> str:
-    return f"wins {found['wins']}, level {found['level']}, loses {found['loses']} of {found.total()}"
+    counts = ", ".join(f"{verdict} {found[verdict]}" for verdict in VERDICTS if verdict != ONE_SEED or found[verdict])
+    return f"{counts} of {found.total()}"
 
 
 def judge(ours: Figure, other: Figure, higher: bool) -> str:
-    if ours.low <= other.high and other.low <= ours.high:
-        return "level"
-    return "wins" if (ours.value > other.value) == higher else "loses"
+    difference = ours.value - other.value
+    if ours.seeds:
+        differences = [ours.seeds[seed] - other.seeds[seed] for seed in ours.seeds.keys() & other.seeds.keys()]
+        if len(differences) < 2:
+            return ONE_SEED
+        difference = statistics.mean(differences)
+        level = abs(difference) <= statistics.stdev(differences)
+    else:
+        level = ours.low <= other.high and other.low <= ours.high
+    return LEVEL if level else WINS if (difference > 0) == higher else LOSES
 
 
 def comparisons(results: Iterable[Result]) -> Iterable[tuple[str, str, list[Figure], bool]]:
@@ -114,13 +125,13 @@ def of_times(cases: Sequence[dict[str, Any]]) -> list[Figure]:
 
 
 def of_runs(runs: Sequence[dict[str, Any]]) -> list[Figure]:
-    """The mean of each system over its seeds, half a standard deviation to either side."""
+    """The mean of each system over its seeds."""
     figures = []
     for mixer in dict.fromkeys(run["mixer"] for run in runs):
-        values = [run["test"][METRIC] for run in runs if run["mixer"] == mixer]
-        middle, spread = statistics.mean(values), statistics.stdev(values) / 2 if len(values) > 1 else 0.0
-        text = mean(values) + (" (one seed)" if len(values) == 1 else "")
-        figures.append(Figure(mixer, middle, middle - spread, middle + spread, text))
+        seeds = {run["seed"]: run["test"][METRIC] for run in runs if run["mixer"] == mixer}
+        values = list(seeds.values())
+        middle, text = statistics.mean(values), mean(values) + (" (one seed)" if len(values) == 1 else "")
+        figures.append(Figure(mixer, middle, middle, middle, text, seeds))
     return figures
 
 

@@ -187,6 +187,22 @@ def test_where_a_speed_is_reached(speed: float, at: float | None) -> None:
     assert found == (None if at is None else pytest.approx(at))
 
 
+def of_seeds(system: str, *values: float) -> verdicts.Figure:
+    runs = [{"mixer": system, "seed": seed, "test": {"NDCG@10": value}} for seed, value in enumerate(values)]
+    return verdicts.of_runs(runs)[0]
+
+
+def test_accuracies_are_paired_over_seeds() -> None:
+    ours = of_seeds("hyena", 0.10, 0.20)
+    assert (
+        verdicts.judge(ours, of_seeds("gru", 0.09, 0.19), True) == "wins"
+    )  # the seeds differ by more than the systems
+    assert verdicts.judge(ours, of_seeds("gru", 0.11, 0.22), True) == "loses"
+    assert verdicts.judge(ours, of_seeds("gru", 0.09, 0.2), True) == "level"
+    assert verdicts.judge(ours, of_seeds("gru", 0.01), True) == "one seed"
+    assert verdicts.judge(ours, of_seeds("gru", 0.09, 0.19, 0.9), True) == "wins"  # the third has no pair
+
+
 def test_level_is_where_ranges_overlap() -> None:
     ours = verdicts.Figure("hyena", 10.0, 9.0, 11.0, "")
     assert verdicts.judge(ours, verdicts.Figure("gru", 12.0, 11.0, 13.0, ""), False) == "level"
