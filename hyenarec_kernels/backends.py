@@ -60,7 +60,12 @@ _forced: str | None = None
 
 def available(device: str) -> list[str]:
     """The backends that work on this machine for a torch device type ("cpu", "cuda"), in order of preference."""
-    return [name for name, backend in BACKENDS.items() if backend.serves(device) and backend.probe() is None]
+    return list(_available(device))
+
+
+def _available(device: str) -> Iterator[str]:
+    """One by one, so that a call probes no backend behind the one that serves it."""
+    return (name for name, backend in BACKENDS.items() if backend.serves(device) and backend.probe() is None)
 
 
 @contextmanager
@@ -92,12 +97,12 @@ def implementation(operator: str, device: str) -> Callable[..., Any]:
         _check_usable(name, "backends.use" if _forced else ENVIRONMENT_VARIABLE)
         if not BACKENDS[name].serves(device):
             raise NotImplementedError(f"{operator}: the forced backend {name!r} does not serve device {device!r}")
-    candidates = available(device) if name is None else [name]
-    for candidate in candidates:
+    for candidate in _available(device) if name is None else [name]:
         function: Callable[..., Any] | None = getattr(BACKENDS[candidate].load(), operator, None)
         if function is not None:
             return function
-    raise NotImplementedError(f"{operator}: not implemented for device {device!r} by backend {', '.join(candidates)}")
+    tried = available(device) if name is None else [name]
+    raise NotImplementedError(f"{operator}: not implemented for device {device!r} by backend {', '.join(tried)}")
 
 
 def _check_usable(name: str, origin: str) -> None:
