@@ -43,7 +43,8 @@ def verdicts(results: Iterable[Result]) -> list[str]:
         others = [figure for figure in figures if figure.system not in mine]
         if ours is None or not others:
             continue
-        best = max(others, key=lambda figure: figure.value if higher else -figure.value)
+        decided = [figure for figure in others if judge(ours, figure, higher) != ONE_SEED]
+        best = max(decided or others, key=lambda figure: figure.value if higher else -figure.value)
         rival = next((figure for figure in others if figure.system == RIVAL), None)
         verdict = judge(ours, best, higher)
         tally.setdefault(what, Counter())[verdict] += 1
@@ -51,7 +52,7 @@ def verdicts(results: Iterable[Result]) -> list[str]:
             [
                 f"{what}, {where}",
                 ours.text,
-                f"{rival.text} ({judge(ours, rival, higher)})" if rival else "",
+                f"{rival.text} ({judge(ours, rival, higher)})" if rival in decided else rival.text if rival else "",
                 f"{best.text}, {title_of(best.system)}",
                 f"**{verdict}**" if verdict == WINS else verdict,
             ]
@@ -60,7 +61,7 @@ def verdicts(results: Iterable[Result]) -> list[str]:
         return ["Nothing that compares HyenaRec with another system was measured.", ""]
     lines = [
         f"{title_of(OURS)} against the best of the other systems. Of times and memory, less is better; accuracies are "
-        "compared seed by seed, and one seed decides nothing:",
+        "compared seed by seed, with systems of two seeds or more where there are any, and one seed decides nothing:",
         "",
     ]
     lines += [*(f"- {what}: {_counts(found)}" for what, found in tally.items()), ""]

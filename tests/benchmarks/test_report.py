@@ -203,6 +203,15 @@ def test_accuracies_are_paired_over_seeds() -> None:
     assert verdicts.judge(ours, of_seeds("gru", 0.09, 0.19, 0.9), True) == "wins"  # the third has no pair
 
 
+def test_a_system_of_one_seed_is_not_the_best(folder: Path) -> None:
+    path = folder / "accuracy-some-log.json"
+    result = json.loads(path.read_text())
+    result["runs"] = [run for run in result["runs"] if run["mixer"] != "gru" or run["seed"] == 0]
+    path.write_text(json.dumps(result))
+    line = next(line for line in page_of(folder).splitlines() if line.startswith("| NDCG@10, some-log, 200 events"))
+    assert line.endswith("| .0620 ± .0020, SASRec | **wins** |")
+
+
 def test_level_is_where_ranges_overlap() -> None:
     ours = verdicts.Figure("hyena", 10.0, 9.0, 11.0, "")
     assert verdicts.judge(ours, verdicts.Figure("gru", 12.0, 11.0, 13.0, ""), False) == "level"
