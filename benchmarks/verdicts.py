@@ -46,13 +46,16 @@ def verdicts(results: Iterable[Result]) -> list[str]:
         decided = [figure for figure in others if judge(ours, figure, higher) != ONE_SEED]
         best = max(decided or others, key=lambda figure: figure.value if higher else -figure.value)
         rival = next((figure for figure in others if figure.system == RIVAL), None)
+        against = rival.text if rival else ""
+        if rival in decided:
+            against += f" ({judge(ours, rival, higher)})"
         verdict = judge(ours, best, higher)
         tally.setdefault(what, Counter())[verdict] += 1
         rows.append(
             [
                 f"{what}, {where}",
                 ours.text,
-                f"{rival.text} ({judge(ours, rival, higher)})" if rival in decided else rival.text if rival else "",
+                against,
                 f"{best.text}, {title_of(best.system)}",
                 f"**{verdict}**" if verdict == WINS else verdict,
             ]

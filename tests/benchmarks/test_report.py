@@ -193,10 +193,8 @@ def of_seeds(system: str, *values: float) -> verdicts.Figure:
 
 
 def test_accuracies_are_paired_over_seeds() -> None:
-    ours = of_seeds("hyena", 0.10, 0.20)
-    assert (
-        verdicts.judge(ours, of_seeds("gru", 0.09, 0.19), True) == "wins"
-    )  # the seeds differ by more than the systems
+    ours = of_seeds("hyena", 0.10, 0.20)  # the seeds differ by more than the systems
+    assert verdicts.judge(ours, of_seeds("gru", 0.09, 0.19), True) == "wins"
     assert verdicts.judge(ours, of_seeds("gru", 0.11, 0.22), True) == "loses"
     assert verdicts.judge(ours, of_seeds("gru", 0.09, 0.2), True) == "level"
     assert verdicts.judge(ours, of_seeds("gru", 0.01), True) == "one seed"
