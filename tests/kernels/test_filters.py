@@ -23,6 +23,14 @@ def test_norm_is_about_one_at_any_horizon(kind: type[Filter], horizon: int) -> N
         assert 0.3 < float(band) < 3
 
 
+@pytest.mark.parametrize("kind", BASES)
+def test_filters_start_near_their_windows(kind: type[Filter]) -> None:
+    torch.manual_seed(0)
+    filter = kind(256, 200)
+    windows = filter.windowed(torch.ones(256, 200))
+    assert torch.cosine_similarity(filter(), windows).mean() > 0.75  # .4 to .5 from coefficients that are all random
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("horizon", [16, 4096])
 def test_parameters_are_of_unit_scale_at_any_horizon(kind: type[Filter], horizon: int) -> None:
