@@ -5,7 +5,9 @@
 
 Logs named in ``PROTOCOLS`` have settings of their own, any other log the default ones; the options choose a part of a
 protocol to train now. Each run has its own folder and resumes, so an interrupted table goes on where it stopped. Writes
-benchmarks/results/accuracy-LOG.json and .png from every run of the protocol that is finished by then.
+benchmarks/results/accuracy-LOG.json and .png from every run of the protocol that is finished by then, here or in an
+earlier result of the same settings: one stays until its system, length and seed are trained again, and says by its
+``environment`` where and at which revision it began.
 """
 
 from __future__ import annotations
@@ -31,7 +33,7 @@ from hyenarec.mixers import MIXERS
 from hyenarec.training import Source, TrainingConfig
 
 from . import plots
-from .recording import METRICS, RESULTS, write
+from .recording import METRICS, RESULTS, read, write
 from .registry import MAIN, OURS, SYSTEMS, check_names
 
 CLOZE_EPOCHS = 4  # times the epochs for systems that learn from masked items: they predict a fifth of the events
@@ -151,11 +153,14 @@ class Accuracy:
             training = replace(training, device=self.device)
             train(store, split, model, training, source, folder(name, length, seed))
 
-        runs = [
-            {"log": log, "mixer": name, "length": length, "seed": seed, **outcome(json.loads(result.read_text()))}
-            for length, name, seed in product(protocol.lengths, protocol.systems, protocol.seeds)
-            if (result := folder(name, length, seed) / "result.json").exists()
-        ]
+        settings, path = asdict(protocol) | {"windows": windows}, RESULTS / f"accuracy-{log}.json"
+        found = {key(run): run for run in earlier_runs(path, settings)}
+        for name, length, seed in product(protocol.systems, protocol.lengths, protocol.seeds):
+            result = folder(name, length, seed) / "result.json"
+            if result.exists():
+                run = {"log": log, "mixer": name, "length": length, "seed": seed}
+                found[key(run)] = run | outcome(json.loads(result.read_text()))
+        runs = list(found.values())
         baselines = [
             {"log": log, "length": length, "name": row.pop("model"), **row}
             for length in protocol.lengths
@@ -163,15 +168,31 @@ class Accuracy:
         ]
         title = f"test on {log}, leave-one-out, all items ranked"
         show_table(f"{title}; mean ± s.d.", ("read", "system", "seeds", *METRICS), table(runs, baselines))
-        content = {"settings": asdict(protocol) | {"windows": windows}, "runs": runs, "baselines": baselines}
-        write(RESULTS / f"accuracy-{log}.json", "accuracy", title, content)
-        picture(title, runs, baselines, RESULTS / f"accuracy-{log}.png")
+        write(path, "accuracy", title, {"settings": settings, "runs": runs, "baselines": baselines})
+        picture(title, runs, baselines, path.with_suffix(".png"))
 
 
 def outcome(result: Mapping[str, Any]) -> dict[str, Any]:
     """What the table keeps of a run's ``result.json``."""
     kept = ("parameters", "epochs", "best_epoch", "seconds_per_epoch", "validation", "test", "test_by_history_length")
-    return {name: result[name] for name in kept}
+    return {name: result[name] for name in (*kept, "environment")}
+
+
+def key(run: Mapping[str, Any]) -> tuple[Any, ...]:
+    return run["mixer"], run["length"], run["seed"]
+
+
+def earlier_runs(path: Path, settings: Mapping[str, Any]) -> Rows:
+    """The runs of the result at ``path`` that these settings would train alike; none elsewhere."""
+    if not path.exists():
+        return []
+    result = read(path)
+    trained = ("training", "batch_tokens", "timestamp", "dropout")
+    if json.loads(json.dumps({name: settings[name] for name in trained})) != {
+        name: result["settings"].get(name) for name in trained
+    }:
+        return []
+    return [{"environment": result["environment"]} | run for run in result["runs"]]
 
 
 def spread(runs: Rows, metric: str) -> dict[tuple[int, str], tuple[float, float, int]]:

@@ -23,4 +23,4 @@ class Linear(nn.Linear):
         if self.out_features > self.in_features:
             weight = weight.contiguous()  # the gradient has this layout, so autograd computes it in this order
         y: Tensor = x @ weight
-        return y if self.bias is None else y.add_(self.bias)
+        return y if self.bias is None else y.add_(self.bias.to(y.dtype))  # autocast casts products, not sums

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -125,3 +126,18 @@ def test_accuracy(run: Any, log: str, tmp_path: Path) -> None:
     }
     assert {"popularity", "repeat-last"} <= {row["name"] for row in result["baselines"]}
     assert (tmp_path / "benchmarks/results/accuracy-small.png").exists()
+
+
+def test_accuracy_joins_what_was_trained_alike(run: Any, log: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def trained(folder: str, mixer: str, seed: str) -> list[tuple[str, int]]:
+        result = run(accuracy, log, folder, "--mixers", mixer, "--seeds", seed)
+        assert all({"revision", "device"} <= row["environment"].keys() for row in result["runs"])
+        return [(row["mixer"], row["seed"]) for row in result["runs"]]
+
+    default = accuracy.DEFAULT
+    monkeypatch.setattr(accuracy, "DEFAULT", replace(default, training=replace(default.training, epochs=1)))
+    assert trained("runs", "gru", "0") == [("gru", 0)]
+    assert trained("elsewhere", "hydra", "0") == [("gru", 0), ("hydra", 0)]
+    assert trained("there", "gru", "0") == [("gru", 0), ("hydra", 0)]
+    monkeypatch.setattr(accuracy, "DEFAULT", replace(default, training=replace(default.training, epochs=2)))
+    assert trained("again", "gru", "1") == [("gru", 1)]

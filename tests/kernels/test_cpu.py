@@ -359,7 +359,7 @@ def test_each_instruction_set(isa: str) -> None:
         assert "this machine has no" in found.stderr or "allowed are" in found.stderr
         pytest.skip(f"this machine has no {isa}")
     assert found.stdout.strip() == isa
-    selected = "channels or short_conv or same_bits or (dropout and (oracle or range))"
+    selected = "channels or short_conv or same_bits or (dropout and (oracle or whole_range))"
     files = [__file__, str(Path(__file__).with_name("test_dropout.py"))]
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *files, "-k", selected]
     ran = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)

@@ -103,6 +103,20 @@ def test_gelu_over_its_whole_range(serving: str) -> None:
     assert dropout(torch.tensor([float("nan")]), 0, SEED, activation="gelu").isnan()
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("left", [0, 5])
+def test_rounding_over_the_whole_range(dtype: torch.dtype, left: int, serving: str) -> None:
+    """Every 16-bit value in whole vectors, and the first of them in what is left over: what is kept is the product in
+    float32, rounded to nearest even as torch does; Inf and NaN come through. Subnormal bfloat16 may be cut."""
+    x = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16).view(dtype)
+    x = torch.cat([x, x[1 : 1 + left]])
+    compared = kept(len(x), SEED, 77) & ~((x != 0) & (x.float().abs() < torch.finfo(torch.float32).tiny))
+    out = dropout(x, 77 / 256, SEED)
+    product = (x.float() * torch.tensor(256 / 179)).to(dtype)
+    torch.testing.assert_close(out[compared], product[compared], rtol=0, atol=0, equal_nan=True)
+    assert not out[~kept(len(x), SEED, 77)].any()
+
+
 @pytest.mark.parametrize("activation", [None, "gelu"])
 def test_contract_8(activation: Any, serving: str) -> None:
     """Schema, fake and autograd; gradients of gradients."""
