@@ -58,7 +58,7 @@ class Scaling:
     lengths: tuple[int, ...] = LENGTHS
     """History lengths."""
     out: Path | None = None
-    """Result without its suffix; default: benchmarks/results/scaling-DEVICE."""
+    """Result without its suffix; default: benchmarks/results/scaling-DEVICE, or scaling-DEVICE-bfloat16."""
     settings: tyro.conf.OmitArgPrefixes[Settings] = field(default_factory=Settings)
 
     def run(self) -> None:
@@ -66,7 +66,7 @@ class Scaling:
         if not self.lengths or min(self.lengths) < 1:
             raise UserError("option lengths: name at least one, each 1 or more")
         settings, device = asdict(self.settings), self.settings.training().torch_device()
-        out = self.out or RESULTS / f"scaling-{device.type}"
+        out = self.out or RESULTS / self.settings.name("scaling")
         earlier = earlier_cases(out.with_suffix(".json"), settings, device)
         cases = [case for case in earlier if case["length"] not in self.lengths]
         for length in sorted(self.lengths):

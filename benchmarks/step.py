@@ -62,7 +62,7 @@ class Step:
     lengths: tuple[int, ...] = (200,)
     """Greatest lengths of a window."""
     out: Path | None = None
-    """Result without its suffix; default: benchmarks/results/step-DEVICE."""
+    """Result without its suffix; default: benchmarks/results/step-DEVICE, or step-DEVICE-bfloat16."""
     settings: tyro.conf.OmitArgPrefixes[Settings] = field(default_factory=Settings)
 
     def run(self) -> None:
@@ -70,7 +70,7 @@ class Step:
         if not self.lengths or min(self.lengths) < 1:
             raise UserError("option lengths: name at least one, each 1 or more")
         settings, device = asdict(self.settings), self.settings.training().torch_device()
-        out = self.out or RESULTS / f"step-{device.type}"
+        out = self.out or RESULTS / self.settings.name("step")
         log = self.data.stem if self.data else GENERATED
         earlier = earlier_cases(out.with_suffix(".json"), settings, device)
         cases = [case for case in earlier if case["log"] != log or case["length"] not in self.lengths]

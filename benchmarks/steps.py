@@ -70,6 +70,11 @@ class Settings:
             device=self.device,
         )
 
+    def name(self, suite: str) -> str:
+        """The result's, without a suffix."""
+        device = self.training().torch_device().type
+        return "-".join([suite, device] + [self.precision] * (self.precision != "float32"))
+
     def run(self, system: str, length: int, batch_size: int, store: SequenceStore, folder: Path) -> Run:
         """A run of the system on the store's training windows of ``length`` events, ready for steps."""
         model = SYSTEMS[system].model(length, self.dim, self.blocks)

@@ -83,20 +83,24 @@ class HyenaMixer(nn.Module):
 
     @torch.no_grad()
     def _start_linear(self) -> None:
-        """Initial weights: outer gates near 1 and a short convolution near the identity leave the long filters alone.
+        """Initial weights: near the long filters alone, of the input itself.
 
-        From random gates the product of ``order + 1`` projections is noise until trained: ml-100k test NDCG@10 .078
-        from them, .083 from gates near 1, .090 with the short convolution near the identity too (20 epochs, seed 0).
+        Outer gates are near 1; the short convolution, the values' projection and the last one near the identity. An
+        event's own embedding and averages of those before it then meet the scores (a recommender's are products with
+        the same embeddings) as they are, not turned by two random matrices that training has to undo. ml-100k test
+        NDCG@10, 20 epochs: from random weights .078 (seed 0), with gates near 1 .083, with the short convolution near
+        the identity .090, and the two projections (filters begun as averages) .098.
+
         Gates between two convolutions start random, or what both filters pass would grow with the horizon.
         """
-        nn.init.normal_(self.in_proj.weight, std=self.dim**-0.5)
-        nn.init.normal_(self.out_proj.weight, std=self.dim**-0.5)
-        nn.init.normal_(self.short_weight, std=SMALL * self.short_width**-0.5)
-        self.short_weight[:, 0] += 1
+        self.in_proj.weight.normal_(std=self.dim**-0.5)
+        self.short_weight.normal_(std=SMALL * self.short_width**-0.5)[:, 0] += 1
         for gate in {0, self.order - 1}:
             channels = slice(gate * self.dim, (gate + 1) * self.dim)
             self.in_proj.weight[channels] *= SMALL
             self.short_bias[channels] = 1
+        for values in (self.in_proj.weight[-self.dim :], self.out_proj.weight):
+            values.normal_(std=SMALL * self.dim**-0.5).diagonal().add_(1)
 
     def forward(
         self,

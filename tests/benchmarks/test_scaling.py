@@ -11,7 +11,7 @@ import pytest
 from hyenarec.data.batches import TrainingWindows
 from hyenarec.data.splits import leave_one_out
 from hyenarec.errors import UserError
-from hyenarec_benchmarks import scaling, steps
+from hyenarec_benchmarks import checks, scaling, steps
 from hyenarec_benchmarks.measuring import take_turns
 from hyenarec_benchmarks.recording import read
 from hyenarec_benchmarks.tables import over_rival
@@ -115,6 +115,11 @@ def test_windows_of_the_generated_log_are_full() -> None:
     store = scaling.full_windows(7, 6)
     batches = list(TrainingWindows(store, leave_one_out(store), 7, 3).epoch(0, 0))
     assert [batch.packing.lengths.tolist() for batch in batches] == [[7, 7, 7], [7, 7, 7]]
+
+
+def test_results_of_two_precisions_have_names_of_their_own() -> None:
+    names = [scaling.Settings(device="cpu", precision=precision).name("scaling") for precision in checks.TOLERANCE]
+    assert names == ["scaling-cpu", "scaling-cpu-bfloat16"]
 
 
 def test_turns_alternate() -> None:
