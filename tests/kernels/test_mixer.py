@@ -43,7 +43,8 @@ def test_mixer_follows_its_equations(
     mixer = HyenaMixer(
         4, horizon, order=order, gate=gate, groups=groups, short_width=short_width, filter="chebyshev", terms=3
     ).double()
-    torch.nn.init.normal_(mixer.short_bias)
+    for zeros in (mixer.short_bias, mixer.skip):
+        torch.nn.init.normal_(zeros)
     lengths = (8, 8) if layout == "full" else LENGTHS
     rows = [np.random.default_rng(n).standard_normal((n, 4)) for n in lengths]
     x, where = place(layout, rows)
