@@ -6,8 +6,8 @@
 Logs named in ``PROTOCOLS`` have settings of their own, any other log the default ones; the options choose a part of a
 protocol to train now. Each run has its own folder and resumes, so an interrupted table goes on where it stopped. Writes
 benchmarks/results/accuracy-LOG.json and .png from every run of the protocol that is finished by then, here or in an
-earlier result of the same settings: one stays until its system, length and seed are trained again, and says by its
-``environment`` where and at which revision it began.
+earlier result of the same log and settings: one stays until its system, length and seed are trained again, and says by
+its ``environment`` where and at which revision it began.
 """
 
 from __future__ import annotations
@@ -153,7 +153,8 @@ class Accuracy:
             training = replace(training, device=self.device)
             train(store, split, model, training, source, folder(name, length, seed))
 
-        settings, path = asdict(protocol) | {"windows": windows}, RESULTS / f"accuracy-{log}.json"
+        settings = asdict(protocol) | {"windows": windows, "data": store.describe()}
+        path = RESULTS / f"accuracy-{log}.json"
         found = {key(run): run for run in earlier_runs(path, settings)}
         for name, length, seed in product(protocol.systems, protocol.lengths, protocol.seeds):
             result = folder(name, length, seed) / "result.json"
@@ -187,7 +188,7 @@ def earlier_runs(path: Path, settings: Mapping[str, Any]) -> Rows:
     if not path.exists():
         return []
     result = read(path)
-    trained = ("training", "batch_tokens", "timestamp", "dropout")
+    trained = ("data", "training", "batch_tokens", "timestamp", "dropout")
     if json.loads(json.dumps({name: settings[name] for name in trained})) != {
         name: result["settings"].get(name) for name in trained
     }:

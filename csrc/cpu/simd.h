@@ -28,13 +28,13 @@ struct VectorOf<float> {
   typedef float type __attribute__((vector_size(HYENAREC_VECTOR_BYTES), may_alias));
   typedef int32_t bits __attribute__((vector_size(HYENAREC_VECTOR_BYTES), may_alias));
 };
-// As many 16-bit values as a vector holds floats.
-typedef uint16_t Halves __attribute__((vector_size(HYENAREC_VECTOR_BYTES / 2), may_alias));
 template <>
 struct VectorOf<double> {
   typedef double type __attribute__((vector_size(HYENAREC_VECTOR_BYTES), may_alias));
   typedef int64_t bits __attribute__((vector_size(HYENAREC_VECTOR_BYTES), may_alias));
 };
+// As many 16-bit values as a vector holds floats.
+typedef uint16_t Halves __attribute__((vector_size(HYENAREC_VECTOR_BYTES / 2), may_alias));
 template <class A>
 using Vec = typename VectorOf<A>::type;
 template <class A>

@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import math
 import time
-import zlib
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -147,12 +146,7 @@ class Run:
             "model": asdict(model_config),
             "training": asdict(config),
             "source": asdict(source),
-            "data": {
-                "users": store.n_users,
-                "items": store.n_items,
-                "events": store.n_events,
-                "checksum": zlib.crc32(store.items.tobytes()),
-            },
+            "data": store.describe(),
         }
         self.windows = TrainingWindows(store, split, model_config.max_length, config.batch_size)
         if not self.windows.tokens:

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import shutil
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -66,6 +67,15 @@ class SequenceStore:
     def users_of(self, events: NDArray[np.int64]) -> NDArray[np.int64]:
         """The dense user of each absolute event index: the history before event ``e`` is ``offsets[users_of(e)]:e``."""
         return np.searchsorted(self.offsets, events, side="right") - 1
+
+    def describe(self) -> dict[str, int]:
+        """What tells one log from another, as JSON: sizes, and the items' CRC-32."""
+        return {
+            "users": self.n_users,
+            "items": self.n_items,
+            "events": self.n_events,
+            "checksum": zlib.crc32(self.items.tobytes()),
+        }
 
     def save(self, path: str | Path) -> None:
         """Write the store into the folder ``path``, whole or not at all; an older store there is replaced.
