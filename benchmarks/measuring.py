@@ -54,7 +54,12 @@ def summary(values: list[float]) -> dict[str, float]:
     return {"median": middle, "q1": low, "q3": high, "p99": late, "min": min(values), "rounds": len(values)}
 
 
+def fresh_process() -> ProcessPoolExecutor:
+    """A process that has done nothing before."""
+    return ProcessPoolExecutor(1, mp_context=get_context("spawn"))
+
+
 def in_fresh_process(function: Callable[P, T], *arguments: P.args, **options: P.kwargs) -> T:
     """``function(*arguments)`` in a process that has done nothing before: peak memory is a process's own."""
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        return pool.submit(function, *arguments, **options).result()
+    with fresh_process() as process:
+        return process.submit(function, *arguments, **options).result()
