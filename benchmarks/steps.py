@@ -120,11 +120,8 @@ def try_steps(build: Build, settings: Settings) -> dict[str, Any]:
 
 
 def time_steps(builds: Mapping[Name, Build], settings: Settings) -> dict[Name, dict[str, float]]:
-    """Milliseconds of the contestants' steps, by turns, each in a process of its own, as training is.
-
-    In one process a contestant pays for how the others have cut up the memory that they share: hyena at 16,384 events
-    took 176 ms beside attention and 193 beside attention and lru (bfloat16, medians).
-    """
+    """Milliseconds of the contestants' steps, by turns, each in a process of its own, as training is: none pays for how
+    the others have cut up a common heap."""
     with tempfile.TemporaryDirectory() as root, ExitStack() as stack:
         turns: dict[Name, Callable[[], float]] = {}
         for number, (name, build) in enumerate(builds.items()):
