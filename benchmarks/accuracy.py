@@ -82,8 +82,8 @@ PROTOCOLS = {
         timestamp=None,
     ),
     # 57,289 items: the sampled softmax, as the full one takes 0.45 s a 1,000 events on one core. Seven events an item
-    # want strong decay: hyena's validation Recall@10 is .064 with 0.1, .067 with 0.3 and .072 with 1; with 2 it is
-    # behind at epoch 12 (.051; with 1 .061).
+    # want strong decay: hyena's validation Recall@10 was .064 with 0.1, .067 with 0.3 and .072 with 1 when its mixers
+    # decayed too; with 2 it was behind at epoch 12 (.051; with 1 .061).
     "beauty": Protocol(
         replace(
             SHORT,

@@ -31,6 +31,7 @@ from hyenarec.evaluation import Ranking, rank_targets
 from hyenarec.files import write_text
 from hyenarec.losses import full_cross_entropy, sampled_softmax
 from hyenarec.mixers import MIXERS
+from hyenarec.mixers.base import Mixer
 from hyenarec.model import SequenceModel
 
 LAST, BEST = "last.safetensors", "best.safetensors"
@@ -51,7 +52,7 @@ class TrainingConfig:
     warmup_steps: int = 100
     """Steps over which the learning rate rises from zero."""
     weight_decay: float = 0.01
-    """AdamW's weight decay of matrices; vectors are not decayed."""
+    """AdamW's weight decay of matrices; vectors are not decayed, nor are mixers that start near the identity."""
     clip_norm: float = 5.0
     """Largest norm of the whole gradient; 0 switches clipping off."""
     loss: Literal["full", "sampled"] = "full"
@@ -337,11 +338,11 @@ def read_history(folder: Path) -> list[dict[str, Any]]:
 
 
 def _optimizer(model: SequenceModel, config: TrainingConfig) -> torch.optim.AdamW:
-    parameters = list(model.parameters())
-    groups = [
-        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": config.weight_decay},
-        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
-    ]
+    mixers = (module for module in model.modules() if isinstance(module, Mixer) and not module.decayed)
+    spared = {parameter for mixer in mixers for parameter in mixer.parameters()}
+    decayed = [p for p in model.parameters() if p.ndim >= 2 and p not in spared]
+    free = [p for p in model.parameters() if p.ndim < 2 or p in spared]
+    groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": free, "weight_decay": 0.0}]
     return torch.optim.AdamW(groups, lr=config.learning_rate, fused=True)
 
 

@@ -166,13 +166,17 @@ def test_schedules() -> None:
     assert cosine.rate(0, 100) == pytest.approx(0.1)
 
 
-def test_vectors_are_not_decayed(tmp_path: Path) -> None:
+@pytest.mark.parametrize("mixer", ["hyena", "attention"])
+def test_what_decays(mixer: str, tmp_path: Path) -> None:
     store = make_store()
-    run = Run(tmp_path, store, leave_one_out(store), MODEL, CONFIG, SOURCE)
+    run = Run(tmp_path, store, leave_one_out(store), replace(MODEL, mixer=mixer), CONFIG, SOURCE)
     decayed, free = run.optimizer.param_groups
     assert decayed["weight_decay"] == CONFIG.weight_decay and free["weight_decay"] == 0
-    assert all(p.ndim >= 2 for p in decayed["params"]) and all(p.ndim < 2 for p in free["params"])
-    assert sum(len(g["params"]) for g in (decayed, free)) == len(list(run.model.parameters()))
+    decays = {name for name, p in run.model.named_parameters() if any(p is q for q in decayed["params"])}
+    matrices = {name for name, p in run.model.named_parameters() if p.ndim >= 2}
+    mixers = {name for name in matrices if ".mixer." in name}
+    assert mixers and decays == (matrices - mixers if mixer == "hyena" else matrices)
+    assert len(decays) + len(free["params"]) == len(list(run.model.parameters()))
 
 
 def test_divergence_is_said_in_one_line(tmp_path: Path) -> None:

@@ -15,13 +15,15 @@ class Mixer(nn.Module):
 
     A class with ``needs_positions`` has learned positions added to the item embeddings. One that is not ``causal`` sees
     its whole sequence, so its model learns to fill in masked items (:mod:`hyenarec.cloze`) instead of predicting next
-    ones. One that ``knows_time`` uses timestamps, and positions in their stead where there are none. ``layer`` is the
-    0-based block that the mixer serves, for those whose blocks differ.
+    ones. One that ``knows_time`` uses timestamps, and positions in their stead where there are none. Weight decay
+    spares the mixer that is not ``decayed``. ``layer`` is the 0-based block that the mixer serves, for those whose
+    blocks differ.
     """
 
     needs_positions: ClassVar[bool] = False
     causal: ClassVar[bool] = True
     knows_time: ClassVar[bool] = False
+    decayed: ClassVar[bool] = True
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
