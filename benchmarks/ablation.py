@@ -31,6 +31,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "implicit": {"filter": "implicit"},
     "explicit": {"filter": "explicit"},
     "silu gate": {"gate": "silu"},
+    "no gates": {"gate": "none"},
 }
 TRAINING = TrainingConfig(
     epochs=20, batch_size=32, learning_rate=2e-3, schedule="cosine", evaluate_every=5, device="cpu"

@@ -69,7 +69,7 @@ SHORT = TrainingConfig(
     epochs=20, learning_rate=2e-3, schedule="cosine", evaluate_every=2, metric="NDCG@10", patience=20
 )
 DEFAULT = Protocol(SHORT, batch_tokens=3200)
-PUBLISHED = ("hyena", "attention", "lru", "gru")
+PUBLISHED = ("hyena", "hyena_ungated", "attention", "lru", "gru")
 PROTOCOLS = {
     "ml-100k": DEFAULT,
     # The published lru-loo protocol, but 40 epochs of small steps, not to convergence (20: hyena .189; 40: .199).

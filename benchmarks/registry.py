@@ -64,6 +64,9 @@ SYSTEMS: dict[str, System] = {
     "elastic": System(
         "ELASTIC", "attention to a few learned interests that compress the history (arXiv 2408.09380)", "elastic"
     ),
+    "hyena_ungated": System(
+        "HyenaRec, no gates", "the short and the long convolution alone", "hyena", HyenaConfig(gate="none")
+    ),
     "hyena_chebyshev": System(
         "HyenaRec, Chebyshev filters",
         "Chebyshev polynomials in place of Legendre's",

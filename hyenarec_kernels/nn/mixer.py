@@ -40,7 +40,7 @@ class HyenaMixer(nn.Module):
         terms: polynomial or cosine terms a filter.
         groups: filters a convolution, a divisor of ``dim``; one a channel by default.
         window: whether filters decay exponentially (:class:`hyenarec_kernels.nn.Filter`).
-        gate: "identity" (Hyena), "sigmoid" or "silu", applied to ``q_order``.
+        gate: "identity" (Hyena), "sigmoid" or "silu", applied to ``q_order``; "none" leaves all gates out.
         short_width: W, taps of the short convolution.
 
     Raises:
@@ -57,7 +57,7 @@ class HyenaMixer(nn.Module):
         terms: int = 16,
         groups: int | None = None,
         window: bool = True,
-        gate: Literal["identity", "sigmoid", "silu"] = "identity",
+        gate: Literal["identity", "sigmoid", "silu", "none"] = "identity",
         short_width: int = 3,
     ) -> None:
         super().__init__()
@@ -67,10 +67,11 @@ class HyenaMixer(nn.Module):
                 raise ValueError(f"HyenaMixer: {name} must be at least 1, got {value}")
         if groups < 1 or dim % groups:
             raise ValueError(f"HyenaMixer: groups must be a divisor of dim {dim}, got {groups}")
-        if gate not in GATES:
-            raise ValueError(f"HyenaMixer: gate must be {', '.join(GATES)}, got {gate!r}")
+        if gate not in (*GATES, "none"):
+            raise ValueError(f"HyenaMixer: gate must be {', '.join(GATES)} or none, got {gate!r}")
         self.dim, self.horizon, self.order, self.gate, self.short_width = dim, horizon, order, gate, short_width
-        channels = (order + 1) * dim
+        self.gates = 0 if gate == "none" else order
+        channels = (self.gates + 1) * dim
         # Without biases padding stays exactly 0 from end to end; the short convolution has one where it matters.
         self.in_proj = Linear(dim, channels, bias=False)
         self.short_weight = nn.Parameter(torch.empty(channels, short_width))
@@ -96,7 +97,7 @@ class HyenaMixer(nn.Module):
         """
         self.in_proj.weight.normal_(std=self.dim**-0.5)
         self.short_weight.normal_(std=SMALL * self.short_width**-0.5)[:, 0] += 1
-        for gate in {0, self.order - 1}:
+        for gate in {0, self.order - 1} if self.gates else ():
             channels = slice(gate * self.dim, (gate + 1) * self.dim)
             self.in_proj.weight[channels] *= SMALL
             self.short_bias[channels] = 1
@@ -147,7 +148,7 @@ class HyenaMixer(nn.Module):
             )
             taps = torch.cat([taps[:, :-1], taps[:, -1:] + self.skip[:, None].to(dtype)], 1)  # lag 0 stands last
         return MixerState(
-            projected=taps.new_zeros(batch_size, self.short_width - 1, (self.order + 1) * self.dim),
+            projected=taps.new_zeros(batch_size, self.short_width - 1, (self.gates + 1) * self.dim),
             gated=taps.new_zeros(batch_size, self.order - 1, self.horizon - 1, self.dim),
             steps=taps.new_zeros(batch_size, dtype=torch.int64),
             short_taps=self.short_weight.to(dtype).flip(1).T.contiguous(),
@@ -176,11 +177,8 @@ class HyenaMixer(nn.Module):
             rows = values.detach().reshape(-1, values.shape[-1])
             return last_rows(rows, first, length, count).to(state.taps.dtype)
 
-        def product(q: Tensor | None, v: Tensor) -> Tensor:
-            u = newest(v, self.horizon - 1)
-            return u if q is None else newest(q, self.horizon - 1) * u
-
-        histories = [product(q, v) for q, v in gated]
+        count = self.horizon - 1
+        histories = [_product(None if q is None else newest(q, count), newest(v, count)) for q, v in gated]
         return y, replace(
             state,
             projected=newest(projected, self.short_width - 1),
@@ -200,16 +198,17 @@ class HyenaMixer(nn.Module):
                 f"HyenaMixer.step: x must be ({state.projected.shape[0]}, {self.dim}) beside this state, "
                 f"got {tuple(x.shape)}"
             )
-        new = self.in_proj(x)  # (B, (order+1) D)
+        new = self.in_proj(x)  # (B, (gates+1) D)
         z = conv_step(new.to(state.taps.dtype), state.projected, state.short_taps, state.steps)
-        *q, v = (z + self.short_bias).to(new.dtype).chunk(self.order + 1, -1)
-        gate = GATES[self.gate](q[-1])
+        *gates, v = (z + self.short_bias).to(new.dtype).chunk(self.gates + 1, -1)
+        q: list[Tensor | None] = [*gates] or [None] * self.order
+        gate = self._gate(q[-1])
         for i in range(self.order - 1):
             post_gate = gate if i == self.order - 2 else None
             history, taps = state.gated[:, i], state.taps[i]
             v = conv_step(v, history, taps, state.steps, pre_gate=q[i], post_gate=post_gate)
         state.steps.add_(1)
-        return self.out_proj(v if self.filters else gate * v), state
+        return self.out_proj(v if self.filters else _product(gate, v)), state
 
     def _layout(
         self, x: Tensor, lengths: Tensor | None, starts: Tensor | None, mask: Tensor | None, cu_seqlens: Tensor | None
@@ -226,7 +225,7 @@ class HyenaMixer(nn.Module):
     def _mix(self, x: Tensor, layout: Layout) -> tuple[Tensor, Tensor, list[Factors]]:
         """The output, the short convolution's input, and the factors of each long convolution's input."""
         projected, (*q, gate), v = self._project(x, layout)
-        v, gated = self._convolve(v, q, GATES[self.gate](cast(Tensor, gate)), layout)
+        v, gated = self._convolve(v, q, self._gate(gate), layout)
         return self.out_proj(v), projected, gated
 
     def _mix_last(self, x: Tensor, layout: Layout) -> Tensor:
@@ -247,17 +246,19 @@ class HyenaMixer(nn.Module):
         def newest(values: Tensor) -> Tensor:  # (..., D) to (S, D)
             return last_rows(values.reshape(-1, self.dim), first, length, 1)[:, 0]
 
-        gate = GATES[self.gate](newest(cast(Tensor, gates)))
+        gate = None if gates is None else self._gate(newest(gates))
         v, _ = self._convolve(v if self.filters else newest(v), q, gate, layout, last_only=True)
         y: Tensor = self.out_proj(v)
         return y
 
     def _project(self, x: Tensor, layout: Layout) -> tuple[Tensor, list[Tensor | None], Tensor]:
-        """What the short convolution reads; the gates and the values after it. A gate of None has been multiplied
-        in."""
+        """What the short convolution reads; the order gates and the values after it. A gate of None has been
+        multiplied in, or there are no gates."""
         # The operators mask by themselves; in_proj's gradient would multiply their zeros with what the padding holds.
         projected: Tensor = self.in_proj(zero_padding(x, layout))
         weight, bias = self.short_weight, self.short_bias
+        if not self.gates:
+            return projected, [None] * self.order, short_conv(projected, weight, bias, **layout)
         if self.order > 1:  # the first long convolution's gate
             v, q = gated_short_conv(projected, weight, bias, self.dim, **layout)
             return projected, [None, *q.chunk(self.order - 1, -1)], v
@@ -265,10 +266,10 @@ class HyenaMixer(nn.Module):
         return projected, [gate], v
 
     def _convolve(
-        self, v: Tensor, q: Sequence[Tensor | None], gate: Tensor, layout: Layout, *, last_only: bool = False
+        self, v: Tensor, q: Sequence[Tensor | None], gate: Tensor | None, layout: Layout, *, last_only: bool = False
     ) -> tuple[Tensor, list[Factors]]:
         """The recurrence from ``v`` to ``gate * v``, and the factors of each convolution's input."""
-        gated = []
+        gated: list[Factors] = []
         for i, f in enumerate(self.filters):
             last = i == self.order - 2
             gated.append((q[i], v))
@@ -279,4 +280,11 @@ class HyenaMixer(nn.Module):
                 "last_only": last and last_only,
             }
             v = f.convolve(v, self.skip[i], **options)
-        return (v if self.filters else gate * v), gated
+        return (v if self.filters else _product(gate, v)), gated
+
+    def _gate(self, q: Tensor | None) -> Tensor | None:
+        return None if q is None else GATES[self.gate](q)
+
+
+def _product(q: Tensor | None, v: Tensor) -> Tensor:
+    return v if q is None else q * v

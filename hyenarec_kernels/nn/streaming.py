@@ -15,14 +15,14 @@ class MixerState:
 
     Histories are rings, which :meth:`HyenaMixer.step` writes to: of ``n`` rows the oldest is row ``steps % n``, and
     zeros stand for what lies before a sequence's start. Sequences are independent, so states of different users can be
-    joined and picked along the batch whatever their lengths. ``(W-1)*(order+1)*D + (order-1)*(K-1)*D`` values a
-    sequence, in float32 (float64 for a float64 mixer).
+    joined and picked along the batch whatever their lengths. ``(W-1)*C + (order-1)*(K-1)*D`` values a sequence, in
+    float32 (float64 for a float64 mixer); C is ``(order+1)*D``, or D without gates.
 
     Attributes:
-        projected: (B, W-1, (order+1)*D) the last inputs of the short convolution.
+        projected: (B, W-1, C) the last inputs of the short convolution.
         gated: (B, order-1, K-1, D) the last inputs ``u`` of each long convolution.
         steps: (B,) int64 steps taken since ``init_state`` or ``prefill``.
-        short_taps: (W, (order+1)*D) the short filter, largest lag first.
+        short_taps: (W, C) the short filter, largest lag first.
         taps: (order-1, K, D) the long filters, skip included, largest lag first. Like the short one captured by
             ``init_state`` and shared by all sequences; after a change of the parameters, states must be made anew.
     """

@@ -22,8 +22,8 @@ class HyenaConfig:
     """How the long filter is parameterised."""
     order: int = 2
     """Gated convolutions: order 2 has one long convolution."""
-    gate: Literal["identity", "sigmoid", "silu"] = "identity"
-    """Function of the last gate."""
+    gate: Literal["identity", "sigmoid", "silu", "none"] = "identity"
+    """Function of the last gate; none leaves all gates out."""
     short_width: int = 4
     """Taps of the short convolution."""
 

@@ -57,6 +57,7 @@ def folder(tmp_path: Path) -> Path:
             "mixer": mixer,
             "length": 200,
             "seed": seed,
+            "validation": {"NDCG@10": value + 0.01},
             "test": {"NDCG@10": value + 0.002 * seed, "Recall@10": 0.2, "MRR": 0.1},
         }
         for mixer, value in (("hyena", 0.08), ("attention", 0.06), ("gru", 0.09))
@@ -188,7 +189,10 @@ def test_where_a_speed_is_reached(speed: float, at: float | None) -> None:
 
 
 def of_seeds(system: str, *values: float) -> verdicts.Figure:
-    runs = [{"mixer": system, "seed": seed, "test": {"NDCG@10": value}} for seed, value in enumerate(values)]
+    runs = [
+        {"mixer": system, "seed": seed, "test": {"NDCG@10": value}, "validation": {"NDCG@10": value}}
+        for seed, value in enumerate(values)
+    ]
     return verdicts.of_runs(runs)[0]
 
 
@@ -208,6 +212,22 @@ def test_a_system_of_one_seed_is_not_the_best(folder: Path) -> None:
     path.write_text(json.dumps(result))
     line = next(line for line in page_of(folder).splitlines() if line.startswith("| NDCG@10, some-log, 200 events"))
     assert line.endswith("| .0620 ± .0020, SASRec | **wins** |")
+
+
+@pytest.mark.parametrize(
+    ("validation", "counted"), [(0.2, ".0500 ± .0020, HyenaRec, no gates"), (0.01, ".0820 ± .0020")]
+)
+def test_the_variant_best_in_validation_counts(folder: Path, validation: float, counted: str) -> None:
+    """Whatever its test accuracy."""
+    path = folder / "accuracy-some-log.json"
+    result = json.loads(path.read_text())
+    for run in result["runs"][:3]:
+        test = run["test"] | {"NDCG@10": run["test"]["NDCG@10"] - 0.032}
+        variant = {"mixer": "hyena_ungated", "validation": {"NDCG@10": validation}, "test": test}
+        result["runs"].append(run | variant)
+    path.write_text(json.dumps(result))
+    line = next(line for line in page_of(folder).splitlines() if line.startswith("| NDCG@10, some-log, 200 events"))
+    assert line.split(" | ")[1] == counted
 
 
 def test_level_is_where_ranges_overlap() -> None:

@@ -19,12 +19,14 @@ def by_equations(mixer: HyenaMixer, x: np.ndarray) -> np.ndarray:
     """One sequence (n, D), float64."""
     p = {name: value.detach().numpy() for name, value in mixer.named_parameters()}
     z = oracle.short_conv(x @ p["in_proj.weight"].T, p["short_weight"], p["short_bias"], silu=False)
-    *q, v = np.split(z, mixer.order + 1, axis=1)
+    *q, v = np.split(z, z.shape[1] // mixer.dim, axis=1)
     one = np.ones_like(v)
+    q = q or [one] * mixer.order
     for i, filter in enumerate(mixer.filters):
         h = np.repeat(filter().detach().numpy(), mixer.dim // filter.groups, 0)
         v = oracle.long_conv(v, h, p["skip"][i], q[i], one)
-    return (GATES[mixer.gate](q[-1]) * v) @ p["out_proj.weight"].T
+    gate = one if mixer.gate == "none" else GATES[mixer.gate](q[-1])
+    return (gate * v) @ p["out_proj.weight"].T
 
 
 def place(layout: str, rows: list[np.ndarray], fill: float = float("nan")) -> tuple[Tensor, dict[str, Tensor]]:
@@ -35,7 +37,8 @@ def place(layout: str, rows: list[np.ndarray], fill: float = float("nan")) -> tu
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize(
     ("order", "gate", "groups", "short_width", "horizon"),
-    [(1, "silu", 4, 3, 5), (2, "identity", 4, 3, 5), (2, "sigmoid", 2, 4, 30), (3, "silu", 1, 1, 3)],
+    [(1, "silu", 4, 3, 5), (2, "identity", 4, 3, 5), (2, "sigmoid", 2, 4, 30), (3, "silu", 1, 1, 3)]
+    + [(order, "none", 2, 3, 5) for order in (1, 2, 3)],
 )
 def test_mixer_follows_its_equations(
     layout: str, order: int, gate: str, groups: int, short_width: int, horizon: int, backend: str
@@ -100,20 +103,20 @@ def test_mixer_takes_a_filter_of_ones_own() -> None:
 
 
 @pytest.mark.parametrize("horizon", [8, 200, 4096])
-@pytest.mark.parametrize("order", [1, 2, 3])
-def test_output_scale_does_not_depend_on_the_horizon(horizon: int, order: int) -> None:
-    mixer = HyenaMixer(64, horizon, order=order)
+@pytest.mark.parametrize(("order", "gate"), [(1, "identity"), (2, "identity"), (3, "identity"), (2, "none")])
+def test_output_scale_does_not_depend_on_the_horizon(horizon: int, order: int, gate: str) -> None:
+    mixer = HyenaMixer(64, horizon, order=order, gate=gate)
     with torch.no_grad():
         scale = float(mixer(torch.randn(4, 400, 64)).std())
     assert 0.5 < scale < 3.5
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("order", [1, 2])
-def test_it_starts_near_its_filters_of_the_input_itself(order: int) -> None:
+@pytest.mark.parametrize(("order", "gate"), [(1, "identity"), (2, "identity"), (2, "none")])
+def test_it_starts_near_its_filters_of_the_input_itself(order: int, gate: str) -> None:
     """Their cosine is 0.90 to 0.93 at five seeds; random projections leave nothing of it."""
     torch.manual_seed(0)
-    mixer, x = HyenaMixer(64, 200, order=order), torch.randn(3, 150, 64)
+    mixer, x = HyenaMixer(64, 200, order=order, gate=gate), torch.randn(3, 150, 64)
     expected = mixer.filters[0].convolve(x, mixer.skip[0]) if order > 1 else x
     assert torch.cosine_similarity(mixer(x), expected, dim=-1).mean() > 0.85
     mixer.out_proj.weight.normal_(std=1 / 8)
@@ -144,7 +147,7 @@ def test_timestamps_are_ignored() -> None:
         ({"horizon": 0}, "HyenaMixer: horizon must be at least 1, got 0"),
         ({"short_width": 0}, "HyenaMixer: short_width must be at least 1, got 0"),
         ({"groups": 3}, "HyenaMixer: groups must be a divisor of dim 4, got 3"),
-        ({"gate": "tanh"}, "HyenaMixer: gate must be identity, sigmoid, silu, got 'tanh'"),
+        ({"gate": "tanh"}, "HyenaMixer: gate must be identity, sigmoid, silu or none, got 'tanh'"),
         ({"filter": "fourier"}, "filter must be legendre, .* or a callable, got 'fourier'"),
         ({"terms": 0}, "LegendreFilter: terms must be at least 1, got 0"),
     ],

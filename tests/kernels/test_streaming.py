@@ -58,8 +58,9 @@ def test_contract_9_step_refuses_what_does_not_fit(arguments: dict[str, Tensor],
 @pytest.mark.parametrize("order", [1, 2, 3])
 @pytest.mark.parametrize("horizon", [1, 2, 7, 40])
 @pytest.mark.parametrize("short_width", [1, 4])
-def test_contract_4_streaming(order: int, horizon: int, short_width: int, compiled_backend: str) -> None:
-    mixer = HyenaMixer(6, horizon, order=order, short_width=short_width, groups=3, gate="silu", terms=4).double()
+@pytest.mark.parametrize("gate", ["silu", "none"])
+def test_contract_4_streaming(order: int, horizon: int, short_width: int, gate: str, compiled_backend: str) -> None:
+    mixer = HyenaMixer(6, horizon, order=order, short_width=short_width, groups=3, gate=gate, terms=4).double()
     torch.nn.init.normal_(mixer.skip)
     x = torch.randn(3, 17, 6, dtype=torch.float64)
     for prompt in (0, 1, 9):
@@ -81,9 +82,10 @@ def test_contract_4_streaming_under_autocast() -> None:
 
 @torch.no_grad()
 @pytest.mark.parametrize("layout", ["right", "left", "mask", "packed"])
-def test_contract_4_prefill_of_every_layout(layout: str, backend: str) -> None:
+@pytest.mark.parametrize("gate", ["identity", "none"])
+def test_contract_4_prefill_of_every_layout(layout: str, gate: str, backend: str) -> None:
     """A ragged prefill leaves each sequence, an empty one too, where steps alone would have left it."""
-    mixer = HyenaMixer(6, 5, order=3, terms=3).double()
+    mixer = HyenaMixer(6, 5, order=3, gate=gate, terms=3).double()
     lengths = torch.tensor([9, 0, 1, 4])
     x = torch.randn(4, 9, 6, dtype=torch.float64)
     alone = [mixer.init_state(1) for _ in lengths]

@@ -173,8 +173,11 @@ def test_contract_8_compile_without_recompiling(
 
 @pytest.mark.parametrize("layout", ["full", "right", "mask", "packed"])
 @pytest.mark.parametrize("last_only", [False, True])
-def test_contract_8_compile_the_mixer(layout: str, last_only: bool, counter: CompileCounterWithBackend) -> None:
-    mixer = HyenaMixer(6, 7, order=3, gate="silu", terms=4)
+@pytest.mark.parametrize("gate", ["silu", "none"])
+def test_contract_8_compile_the_mixer(
+    layout: str, last_only: bool, gate: str, counter: CompileCounterWithBackend
+) -> None:
+    mixer = HyenaMixer(6, 7, order=3, gate=gate, terms=4)
     compiled = torch.compile(mixer, fullgraph=True, dynamic=True, backend=counter)
     for length in range(17, 37):
         x = torch.randn((5 * length, 6) if layout == "packed" else (5, length, 6), requires_grad=True)
