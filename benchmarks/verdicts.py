@@ -2,7 +2,8 @@
 
 Two times count as level where their quartiles overlap, two memories where they differ by no more than 1%. Accuracies
 are paired: two are level where the differences between runs of the same seed have a mean of no more than their standard
-deviation, and one pair alone decides nothing. Of our own variants the one that is best in validation stands for us.
+deviation, and one pair alone decides nothing. Of our own variants the one that is best in validation stands for us, of
+those with two seeds or more where there are any.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ def verdicts(results: Iterable[Result]) -> list[str]:
         others = [figure for figure in figures if figure.system not in mine]
         if not variants or not others:
             continue
-        ours = max(variants, key=lambda figure: (figure.validation, figure.system == OURS))
+        ours = max(variants, key=lambda figure: (len(figure.seeds) > 1, figure.validation, figure.system == OURS))
         decided = [figure for figure in others if judge(ours, figure, higher) != ONE_SEED]
         best = max(decided or others, key=lambda figure: figure.value if higher else -figure.value)
         rival = next((figure for figure in others if figure.system == RIVAL), None)
