@@ -21,7 +21,7 @@ lint: $(VENV)/test
 # The cpu backend's tests under address and undefined-behaviour checks: all that run the kernels, less those of torch's
 # compilers and of the reference.
 sanitize: $(VENV)/test
-	PYTHON=$(CURDIR)/$(BIN)/python csrc/sanitize.sh tests/kernels \
+	PYTHON=$(CURDIR)/$(BIN)/python tests/native/sanitize.sh tests/kernels \
 		-k "not reference and not triton and not plan and not compile and not export and not inductor and not opcheck"
 
 # The cuda backend's kernels on small shapes: accesses out of bounds, races in shared memory. Needs a GPU and

@@ -1,6 +1,4 @@
-"""The packages and the optional compiled part; everything else is declared in pyproject.toml.
-
-The folder benchmarks/ is installed as the package hyenarec_benchmarks, which pyproject.toml's tables cannot say.
+"""The optional compiled part; everything else is declared in pyproject.toml.
 
 torch's stable ABI needs only torch's headers and libraries, so torch is no build requirement: inside pip's isolated
 build, sysconfig still names the target environment's site-packages. Without torch there, without a compiler, or with
@@ -22,7 +20,7 @@ import sysconfig
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from setuptools import Extension, find_packages, setup
+from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 TORCH = Path(sysconfig.get_path("purelib")) / "torch"
@@ -37,7 +35,7 @@ OLDEST_CUDA_ARCH = 80  # bfloat16 arithmetic
 
 def sources() -> list[str]:
     isa = list(ISA_FLAGS) if X86 else ["kernels_portable.cpp"]
-    return ["csrc/register_cpu.cpp", "csrc/cpu/dispatch.cpp", *(f"csrc/cpu/{name}" for name in isa)]
+    return ["csrc/cpu/register.cpp", "csrc/cpu/dispatch.cpp", *(f"csrc/cpu/{name}" for name in isa)]
 
 
 def cuda_targets(archs: str) -> list[str]:
@@ -93,7 +91,7 @@ class Build(build_ext):
             # nvcc's first: they take longest
             cuda = [pool.submit(self.compile_cuda, source, nvcc, targets) for source in cuda_sources]
             if nvcc:
-                cuda.append(pool.submit(self.compile_cpp, ext, "csrc/register_cuda.cpp"))
+                cuda.append(pool.submit(self.compile_cpp, ext, "csrc/cuda/register.cpp"))
             objects = list(pool.map(lambda source: self.compile_cpp(ext, source), ext.sources))
         try:
             if nvcc is None:
@@ -159,12 +157,6 @@ def extension() -> Extension:
 
 
 setup(
-    packages=[
-        *find_packages(".", include=["hyenarec_kernels*"]),
-        *find_packages("python", include=["hyenarec*"]),
-        "hyenarec_benchmarks",
-    ],
-    package_dir={"hyenarec": "python/hyenarec", "hyenarec_benchmarks": "benchmarks"},
     ext_modules=[] if os.environ.get("HYENAREC_BUILD") == "0" else [extension()],
     cmdclass={"build_ext": Build},
     options={"bdist_wheel": {"py_limited_api": "cp310"}},

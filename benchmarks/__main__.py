@@ -1,7 +1,25 @@
-"""``python -m hyenarec_benchmarks``: the same as ``hyenarec bench``."""
+"""``python -m benchmarks``: list the suites; ``python -m benchmarks SUITE [options]`` runs one."""
+
+from __future__ import annotations
 
 import sys
 
-from hyenarec.cli import main
+from benchmarks import front_door
+from hyenarec.errors import UserError
 
-main(["bench", *sys.argv[1:]])
+
+def main(arguments: list[str]) -> None:
+    """Bad input prints one line and exits with code 2."""
+    try:
+        match arguments:
+            case [suite, *options] if not suite.startswith("-"):
+                front_door.run(suite, options)
+            case _:
+                front_door.show()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -9,7 +9,7 @@ from shutil import which
 
 import torch
 
-from hyenarec_kernels import backends, compiled
+from hyenarec_kernels.backends import compiled, registry
 
 
 def report() -> str:
@@ -22,9 +22,9 @@ def report() -> str:
         ("nvcc", _nvcc()),
         ("compiled extension", _extension()),
         ("GPU", _gpu()),
-        ("forced backend", backends.forced() or "none"),
+        ("forced backend", registry.forced() or "none"),
     ]
-    for name, backend in backends.BACKENDS.items():
+    for name, backend in registry.BACKENDS.items():
         devices = "any device" if backend.devices is None else ", ".join(backend.devices)
         reason = backend.probe()
         rows.append((f"backend {name}", f"available ({devices})" if reason is None else f"not available: {reason}"))

@@ -2,15 +2,9 @@
 #pragma once
 #include <cstdint>
 
+#include "../common/types.h"
+
 namespace hyenarec {
-
-enum class Dtype { f32, f64, bf16, f16 };
-
-// A tensor seen as rows of channels: element (batch, t, d) is at data + batch * batch_stride + t * row_stride + d.
-struct Rows {
-  void* data = nullptr;
-  int64_t batch_stride = 0, row_stride = 0;
-};
 
 // One sequence: rows [start, start + length) of a batch row (packed input is one batch row).
 struct Sequence {

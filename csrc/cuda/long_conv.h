@@ -9,7 +9,7 @@
 #pragma once
 #include <cstdint>
 
-#include "../cpu/args.h"  // Dtype, Rows
+#include "../common/types.h"
 
 namespace hyenarec {
 

@@ -1,7 +1,7 @@
 // Where a call's rows lie: sequences, the blocks of M rows that they are cut into, and the reading and writing of one
 // butterfly's rows in any of the three dtypes.
 #pragma once
-#include "../cpu/args.h"
+#include "../common/types.h"
 #include "device.h"
 
 namespace hyenarec::cuda {

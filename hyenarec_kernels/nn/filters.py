@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from hyenarec_kernels.layout import Layout
 from hyenarec_kernels.legendre import legendre_basis, product, window
 from hyenarec_kernels.ops.legendre_conv import legendre_conv
 from hyenarec_kernels.ops.long_conv import long_conv
+from hyenarec_kernels.segments import Layout
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

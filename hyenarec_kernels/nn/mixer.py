@@ -11,13 +11,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import silu
 
-from hyenarec_kernels.layout import Layout, check_segments, from_mask, last_rows, segments, spans, zero_padding
 from hyenarec_kernels.nn.filters import ConvOptions, Filter, make_filter
 from hyenarec_kernels.nn.linear import Linear
 from hyenarec_kernels.nn.streaming import MixerState
 from hyenarec_kernels.ops.conv_step import conv_step
 from hyenarec_kernels.ops.gated_short_conv import gated_short_conv
 from hyenarec_kernels.ops.short_conv import short_conv
+from hyenarec_kernels.segments import Layout, check_segments, from_mask, last_rows, segments, spans, zero_padding
 
 Factors = tuple[Tensor | None, Tensor]  # (q_i, v) of a long convolution's input; None where v is the product
 GATES: dict[str, Callable[[Tensor], Tensor]] = {"identity": lambda q: q, "sigmoid": torch.sigmoid, "silu": silu}

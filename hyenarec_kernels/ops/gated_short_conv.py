@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from hyenarec_kernels.layout import segments
 from hyenarec_kernels.ops.checks import autocast, check_input, check_parameter
 from hyenarec_kernels.ops.registration import register
+from hyenarec_kernels.segments import segments
 
 
 def gated_short_conv(

@@ -16,8 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hyenarec_kernels import backends, reference
-from hyenarec_kernels.layout import check_segments
+from hyenarec_kernels import backends
+from hyenarec_kernels.backends import reference
+from hyenarec_kernels.segments import check_segments
 
 NAMESPACE = "hyenarec"
 SEGMENTS = ("Tensor? starts", "Tensor? ends")

@@ -8,9 +8,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from hyenarec_kernels.layout import segments
 from hyenarec_kernels.ops.checks import autocast, check_input, check_parameter
 from hyenarec_kernels.ops.registration import register
+from hyenarec_kernels.segments import segments
 
 
 def short_conv(

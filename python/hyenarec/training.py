@@ -33,6 +33,7 @@ from hyenarec.losses import full_cross_entropy, sampled_softmax
 from hyenarec.mixers import MIXERS
 from hyenarec.mixers.base import Mixer
 from hyenarec.model import SequenceModel
+from hyenarec.source import Source
 
 LAST, BEST = "last.safetensors", "best.safetensors"
 
@@ -115,17 +116,6 @@ class Progress:
     finished: bool = False
     history: list[dict[str, Any]] = field(default_factory=list)  # a row an epoch
     environment: dict[str, Any] = field(default_factory=dict)  # where training began: evaluating again leaves it alone
-
-
-@dataclass(frozen=True)
-class Source:
-    """Where the data came from, so that a checkpoint can find them again."""
-
-    data: str
-    split: Literal["leave-one-out", "temporal"] = "leave-one-out"
-    user: str = "user_id"
-    item: str = "item_id"
-    timestamp: str | None = "timestamp"
 
 
 class Run:

@@ -5,7 +5,10 @@ from concurrent.futures import Executor, Future
 from typing import Any
 
 import pytest
-from hyenarec_benchmarks import measuring, serving, steps
+
+from benchmarks.harness import measuring
+from benchmarks.harness import training_steps as steps
+from benchmarks.suites import serving
 
 
 class ThisProcess(Executor):

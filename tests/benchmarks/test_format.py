@@ -10,12 +10,15 @@ from typing import Any, get_args, get_type_hints
 
 import pytest
 import torch
+
+from benchmarks import front_door
+from benchmarks.harness import checks, recording
+from benchmarks.harness.registry import MAIN, SYSTEMS, check_names
+from benchmarks.suites import serving
 from hyenarec.config import HyenaConfig
 from hyenarec.errors import UserError
 from hyenarec.mixers import MIXERS
 from hyenarec.model import SequenceModel
-from hyenarec_benchmarks import checks, recording, serving, suites
-from hyenarec_benchmarks.registry import MAIN, SYSTEMS, check_names
 
 CPU = torch.device("cpu")
 CASE = {
@@ -87,12 +90,12 @@ def test_error_is_norm_wise() -> None:
 
 
 def test_written_is_what_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "argv", ["hyenarec bench scaling", "--out", "a b"])
+    monkeypatch.setattr(sys, "argv", ["python -m benchmarks scaling", "--out", "a b"])
     path = tmp_path / "new" / "result.json"
     write(path, cases=[CASE])
     result = recording.read(path)
     assert result["cases"] == [CASE]
-    assert result["command"] == "hyenarec bench scaling --out 'a b'"
+    assert result["command"] == "python -m benchmarks scaling --out 'a b'"
     assert {"revision", "torch", "device", "threads", "backend"} <= result["environment"].keys()
     assert recording.earlier_cases(path, {"dim": 8}, CPU) == [CASE]
     assert recording.earlier_cases(path, {"dim": 16}, CPU) == []
@@ -126,12 +129,12 @@ def test_nothing_that_breaks_the_format_is_written(content: dict[str, Any], word
 
 
 def test_every_suite_is_a_module_with_a_main() -> None:
-    for name, suite in suites.SUITES.items():
-        assert callable(import_module(f"hyenarec_benchmarks.{suite.module}").main), name
+    for name, suite in front_door.SUITES.items():
+        assert callable(import_module(f"benchmarks.{suite.module}").main), name
         assert suite.line
 
 
 def test_results_in_the_repository_are_in_the_format() -> None:
     for path in (Path(__file__).parents[2] / "benchmarks/results").glob("*.json"):
         if recording.is_result(path):
-            assert recording.read(path)["suite"] in suites.SUITES
+            assert recording.read(path)["suite"] in front_door.SUITES

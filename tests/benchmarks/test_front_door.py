@@ -1,4 +1,4 @@
-"""``hyenarec bench``: the list of suites, and each with its own options."""
+"""``python -m benchmarks``: the list of suites, and each with its own options."""
 
 from __future__ import annotations
 
@@ -7,19 +7,20 @@ import sys
 from pathlib import Path
 
 import pytest
-from hyenarec.cli import main
-from hyenarec_benchmarks.suites import SUITES
+
+from benchmarks.__main__ import main
+from benchmarks.front_door import SUITES
 
 
 def test_lists_every_suite_in_a_line(capsys: pytest.CaptureFixture[str]) -> None:
-    main(["bench"])
+    main([])
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines] == list(SUITES)
     assert all(len(line) <= 100 for line in lines)
 
 
 def test_runs_one_with_its_options(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    main(["bench", "report", str(tmp_path)])
+    main(["report", str(tmp_path)])
     assert (tmp_path / "report.md").exists()
     assert "written to" in capsys.readouterr().out
 
@@ -34,7 +35,7 @@ def test_runs_one_with_its_options(tmp_path: Path, capsys: pytest.CaptureFixture
 )
 def test_bad_input_gets_one_line(arguments: list[str], line: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
-        main(["bench", *arguments])
+        main([*arguments])
     output = capsys.readouterr()
     assert stopped.value.code == 2
     assert output.err.startswith(f"error: {line}") and output.err.count("\n") == 1
@@ -43,13 +44,13 @@ def test_bad_input_gets_one_line(arguments: list[str], line: str, capsys: pytest
 @pytest.mark.parametrize("suite", ["step", "scaling", "serving", "report", "ablation", "operator", "gpu"])
 def test_explains_itself(suite: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
-        main(["bench", suite, "--help"])
+        main([suite, "--help"])
     assert stopped.value.code == 0
-    assert f"usage: hyenarec bench {suite}" in capsys.readouterr().out
+    assert f"usage: python -m benchmarks {suite}" in capsys.readouterr().out
 
 
-def test_the_package_is_the_same_door(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "hyenarec_benchmarks", "report", str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+def test_runs_as_a_module(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "benchmarks", "report", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2])
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "report.md").exists()

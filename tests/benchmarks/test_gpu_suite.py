@@ -11,12 +11,17 @@ from typing import Any
 
 import pytest
 import torch
-from hyenarec_benchmarks import gpu_measuring, gpu_rows, gpu_suite, gpu_table, gpu_worker
-from hyenarec_benchmarks.recording import read
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from hyenarec_kernels import backends, reference
+from benchmarks.gpu import clocks as gpu_measuring
+from benchmarks.gpu import rows as gpu_rows
+from benchmarks.gpu import suite as gpu_suite
+from benchmarks.gpu import table as gpu_table
+from benchmarks.gpu import worker as gpu_worker
+from benchmarks.harness.recording import read
+from hyenarec_kernels import backends
+from hyenarec_kernels.backends import reference
 
 
 def timed(**milliseconds: float) -> dict[str, dict[str, float]]:
@@ -199,6 +204,6 @@ def test_a_worker_survives_its_rows() -> None:
 def test_figures_are_kept_where_the_recommender_is_missing(
     pretended_gpu: None, result: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(sys.modules, "hyenarec_benchmarks.recording", None)
+    monkeypatch.setitem(sys.modules, "benchmarks.harness.recording", None)
     gpu_suite.save(result, "title", tmp_path / "new" / "gpu.json")
     assert json.loads((tmp_path / "new" / "gpu.json").read_text())["rows"] == result["rows"]

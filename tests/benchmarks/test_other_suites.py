@@ -10,14 +10,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hyenarec.data.synthetic import write_synthetic_log
-from hyenarec_benchmarks import ablation, accuracy, convolutions, gpu_suite, loading, losses, operator_cpu
-from hyenarec_benchmarks.checks import refusal
-from hyenarec_benchmarks.recording import Result, read
 from torch import Tensor
 
 import hyenarec_kernels as hk
-from hyenarec_kernels import cpu
+from benchmarks.gpu import suite as gpu_suite
+from benchmarks.harness import convolutions
+from benchmarks.harness.checks import refusal
+from benchmarks.harness.recording import Result, read
+from benchmarks.suites import ablation, accuracy, loading, losses
+from benchmarks.suites import operator as operator_cpu
+from hyenarec.data.synthetic import write_synthetic_log
+from hyenarec_kernels.backends import cpu
 
 
 @pytest.fixture
@@ -26,7 +29,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.chdir(tmp_path)
 
     def call(suite: Any, *options: str) -> Result:
-        monkeypatch.setattr(sys, "argv", ["hyenarec bench suite", *options])
+        monkeypatch.setattr(sys, "argv", ["python -m benchmarks suite", *options])
         suite.main()
         (path,) = (tmp_path / "benchmarks/results").glob("*.json")
         result = read(path)

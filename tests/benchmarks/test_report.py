@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from benchmarks.front_door import SUITES
+from benchmarks.report import page as report
+from benchmarks.report import tables, verdicts
 from hyenarec.errors import UserError
-from hyenarec_benchmarks import report, tables, verdicts
-from hyenarec_benchmarks.suites import SUITES
 
 ENVIRONMENT = {
     "hyenarec": "0.1.0",
@@ -33,7 +35,7 @@ def summary(milliseconds: float) -> dict[str, Any]:
 
 
 def head(suite: str, title: str) -> dict[str, Any]:
-    return {"suite": suite, "title": title, "command": f"hyenarec bench {suite}", "environment": ENVIRONMENT}
+    return {"suite": suite, "title": title, "command": f"python -m benchmarks {suite}", "environment": ENVIRONMENT}
 
 
 def scaling_case(mixer: str, length: int, milliseconds: float) -> dict[str, Any]:
@@ -98,7 +100,7 @@ def test_for_whom_a_longer_history_pays(folder: Path) -> None:
 
 def test_page(folder: Path) -> None:
     page = page_of(folder)
-    assert "A machine, threads: 2" in page and "0123456789" in page and "`hyenarec bench scaling`" in page
+    assert "A machine, threads: 2" in page and "0123456789" in page and "`python -m benchmarks scaling`" in page
     assert "| SASRec | `attention` | causal softmax attention" in page and "LinOSS" not in page
     assert "![training steps](scaling-cpu.png)" in page
     assert "| HyenaRec | 271 (0.45x) | 300 (1.00x) | 311 (9.00x) |" in page
@@ -143,7 +145,7 @@ def test_no_speed_without_a_green_check(change: Any, reason: str, folder: Path) 
 def test_command_ends_with_code_1_on_a_red_check(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(sys, "argv", ["hyenarec bench report", str(folder)])
+    monkeypatch.setattr(sys, "argv", ["python -m benchmarks report", str(folder)])
     report.main()
     assert not capsys.readouterr().err
     doctor(folder, lambda case: case["check"].update(error=1.0))

@@ -8,13 +8,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+
+from benchmarks.harness import checks
+from benchmarks.harness import training_steps as steps
+from benchmarks.harness.measuring import take_turns
+from benchmarks.harness.recording import read
+from benchmarks.report.tables import over_rival
+from benchmarks.suites import scaling
 from hyenarec.data.batches import TrainingWindows
 from hyenarec.data.splits import leave_one_out
 from hyenarec.errors import UserError
-from hyenarec_benchmarks import checks, scaling, steps
-from hyenarec_benchmarks.measuring import take_turns
-from hyenarec_benchmarks.recording import read
-from hyenarec_benchmarks.tables import over_rival
 
 TINY = scaling.Settings(tokens=800, dim=8, blocks=1, negatives=4, device="cpu", seconds=0, rounds=2)
 GREEN = {"against": "float64 reference", "error": 1e-7, "tolerance": 1e-3}

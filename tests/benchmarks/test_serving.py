@@ -7,15 +7,17 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
+
+from benchmarks.harness import streaming
+from benchmarks.harness.checks import refusal
+from benchmarks.harness.recording import read
+from benchmarks.harness.registry import MAIN, SYSTEMS
+from benchmarks.suites import serving
 from hyenarec.data.batches import Batch
 from hyenarec.errors import UserError
 from hyenarec.model import SequenceModel
 from hyenarec.packing import Packing
-from hyenarec_benchmarks import serving, streaming
-from hyenarec_benchmarks.checks import refusal
-from hyenarec_benchmarks.recording import read
-from hyenarec_benchmarks.registry import MAIN, SYSTEMS
-from torch import Tensor
 
 TINY = serving.Settings(dim=8, blocks=2, items=20, device="cpu", seconds=0, rounds=3)
 

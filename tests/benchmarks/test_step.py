@@ -7,14 +7,15 @@ from pathlib import Path
 
 import pytest
 import torch
+
+from benchmarks.harness.recording import read
+from benchmarks.suites import step
 from hyenarec.cli.options import Columns
 from hyenarec.data.batches import Batch
 from hyenarec.data.reading import open_data
 from hyenarec.data.splits import leave_one_out
 from hyenarec.errors import UserError
 from hyenarec.packing import Packing
-from hyenarec_benchmarks import step
-from hyenarec_benchmarks.recording import read
 
 TINY = step.Settings(batch_size=4, dim=8, blocks=1, negatives=4, device="cpu", seconds=0, rounds=2)
 LENGTHS = (3, 9, 4, 12, 5, 30)

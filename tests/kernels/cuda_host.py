@@ -15,7 +15,8 @@ import torch
 from operator_cases import TOLERANCE
 from torch import Tensor
 
-SOURCE = Path(__file__).parents[2] / "csrc"
+ROOT = Path(__file__).parents[2]
+SOURCE, NATIVE = ROOT / "csrc", ROOT / "tests" / "native"
 DTYPES = {torch.float32: 0, torch.bfloat16: 2, torch.float16: 3}  # hyenarec::Dtype
 NAMES = ("out", "x", "filter", "skip", "pre_gate", "post_gate")
 
@@ -48,8 +49,8 @@ class Arguments(ctypes.Structure):
 
 def compiled(target: Path, top: int, source: Path = SOURCE) -> ctypes.CDLL:
     """The programs for blocks of up to 2^top rows."""
-    flags = ["-std=c++17", "-O1", "-shared", "-fPIC", f"-DHYENAREC_TOP={top}"]
-    subprocess.run(["g++", *flags, str(source / "cuda" / "host_test.cpp"), "-o", str(target)], check=True)
+    flags = ["-std=c++17", "-O1", "-shared", "-fPIC", f"-DHYENAREC_TOP={top}", f"-I{source}"]
+    subprocess.run(["g++", *flags, str(NATIVE / "host_test.cpp"), "-o", str(target)], check=True)
     library = ctypes.CDLL(str(target))
     library.args_size.restype = library.host_workspace.restype = ctypes.c_int64
     assert library.args_size() == ctypes.sizeof(Arguments)

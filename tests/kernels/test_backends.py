@@ -12,7 +12,7 @@ import torch
 
 import hyenarec_kernels as hk
 from hyenarec_kernels import backends
-from hyenarec_kernels.backends import BACKENDS, Backend
+from hyenarec_kernels.backends import BACKENDS, Backend, registry
 
 X, H = torch.randn(1, 4, 2), torch.randn(2, 3)
 
@@ -27,7 +27,7 @@ def table(monkeypatch: pytest.MonkeyPatch) -> dict[str, Backend]:
         "marked": Backend(("cpu",), lambda: None, lambda: marked),
         **BACKENDS,
     }
-    monkeypatch.setattr(backends, "BACKENDS", entries)
+    monkeypatch.setattr(registry, "BACKENDS", entries)
     return entries
 
 

@@ -9,13 +9,14 @@ import torch
 from operator_checks import check_causality, check_gradients, check_padding, check_step, check_streaming
 from torch import Tensor
 
-from hyenarec_kernels import backends, reference
+from hyenarec_kernels import backends
+from hyenarec_kernels.backends import reference
+from hyenarec_kernels.backends.reference import direct, fourier
+from hyenarec_kernels.backends.reference.rows import Rows
 from hyenarec_kernels.nn import HyenaMixer
 from hyenarec_kernels.nn import mixer as mixer_module
-from hyenarec_kernels.reference import direct, fourier
-from hyenarec_kernels.reference.rows import Rows
 
-long_conv_module = import_module("hyenarec_kernels.reference.long_conv")
+long_conv_module = import_module("hyenarec_kernels.backends.reference.long_conv")
 
 
 @pytest.fixture(autouse=True)

@@ -12,10 +12,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from hyenarec_kernels import cpu, fit, long_conv, reference
-from hyenarec_kernels.blocks import sampled_basis
+from hyenarec_kernels import long_conv
+from hyenarec_kernels.backends import cpu, reference
+from hyenarec_kernels.backends.cpu import convolutions
+from hyenarec_kernels.backends.cpu.plan import Plan, block_plan, direct_plan, plan_for
 from hyenarec_kernels.legendre import legendre_at
-from hyenarec_kernels.plan import TOLERANCE, Plan, block_plan, direct_plan, plan_for
+from hyenarec_kernels.lowrank import fit
+from hyenarec_kernels.lowrank.blocks import sampled_basis
+from hyenarec_kernels.lowrank.levels import TOLERANCE
 
 pytestmark = pytest.mark.skipif(cpu.probe() is not None, reason=f"cpu backend: {cpu.probe()}")
 
@@ -70,8 +74,8 @@ def errors(
     nx, npre, npost, ngrad = poison
     layout = (skip.detach().to(dtype), npre, npost, starts, ends, plan)
     filter = (basis, rate.detach().to(dtype) if window else None)
-    found = {"out": cpu._conv(nx, coefficients.detach().to(dtype), *layout, *filter)}
-    gradients = cpu._conv_backward(ngrad, nx, coefficients.detach().to(dtype), *layout, [True] * 6, *filter)
+    found = {"out": convolutions._conv(nx, coefficients.detach().to(dtype), *layout, *filter)}
+    gradients = convolutions._conv_backward(ngrad, nx, coefficients.detach().to(dtype), *layout, [True] * 6, *filter)
     found |= dict(zip(NAMES, gradients, strict=True))
     if not window:
         assert found.pop("rate").numel() == 0
@@ -140,10 +144,12 @@ def test_coefficients_of_any_number_of_channels(dim: int, batch: int) -> None:
         basis = torch.from_numpy(sampled_basis(plan.lags, 9, plan.horizon)).contiguous()
         coefficients = torch.randn(dim, 9, dtype=torch.float64)
         layout = (None, None, None, None, None, plan)
-        assert torch.allclose(cpu._conv(x, coefficients, *layout, basis), cpu._conv(x, basis @ coefficients.T, *layout))
+        assert torch.allclose(
+            convolutions._conv(x, coefficients, *layout, basis), convolutions._conv(x, basis @ coefficients.T, *layout)
+        )
         needs = [True, True, False, False, False, False]
-        dx, dsamples, *_ = cpu._conv_backward(grad, x, basis @ coefficients.T, *layout, needs)
-        found = cpu._conv_backward(grad, x, coefficients, *layout, needs, basis)
+        dx, dsamples, *_ = convolutions._conv_backward(grad, x, basis @ coefficients.T, *layout, needs)
+        found = convolutions._conv_backward(grad, x, coefficients, *layout, needs, basis)
         assert torch.allclose(found[0], dx) and torch.allclose(found[1], dsamples.T @ basis)
 
 
@@ -169,7 +175,7 @@ def test_error_stays_under_the_plans_bound(fastest: float) -> None:
 
     def conv(p: Plan) -> Tensor:
         basis = torch.from_numpy(sampled_basis(p.lags, terms, length)).contiguous()
-        return cpu._conv(x, c, None, None, None, None, None, p, basis, rate)
+        return convolutions._conv(x, c, None, None, None, None, None, p, basis, rate)
 
     found = conv(plan), conv(exact)
     error = (found[0] - found[1])[0].view(-1, plan.chunk, dim).norm(dim=1)  # (chunks, D)
@@ -213,7 +219,7 @@ def test_smooth_taps_go_as_blocks(
     expected = [out.detach(), *torch.autograd.grad(out, inputs, grad.double())]
 
     arguments = (*(t.detach().to(dtype) for t in inputs), starts, ends)
-    sampled = cpu._sample_taps(arguments[0], arguments[1], length)
+    sampled = convolutions._sample_taps(arguments[0], arguments[1], length)
     assert sampled is not None and sampled[0].levels, "not taken for smooth"
     found = [cpu.long_conv(*arguments, False), *cpu.long_conv_backward(grad, *arguments, False, [True] * 5)]
     for f, e in zip(found, expected, strict=True):
@@ -235,11 +241,11 @@ def test_rough_taps_go_through_the_fft() -> None:
 @pytest.mark.parametrize("at", [0, 100, 511, 800, 1023])
 def test_one_tap_out_of_line_is_not_smooth(dtype: torch.dtype, at: int) -> None:
     filter, x = smooth_filters("12 terms", 3, 1024).to(dtype), torch.randn(2, 1024, 3, dtype=dtype)
-    assert cpu._sample_taps(x, filter, 1024) is not None
+    assert convolutions._sample_taps(x, filter, 1024) is not None
     filter[1, at] += filter[1].norm() * 4 * TOLERANCE[dtype]
-    assert cpu._sample_taps(x, filter, 1024) is None
+    assert convolutions._sample_taps(x, filter, 1024) is None
     filter[1, at] = torch.nan
-    assert cpu._sample_taps(x, filter, 1024) is None
+    assert convolutions._sample_taps(x, filter, 1024) is None
 
 
 def test_what_is_taken_for_smooth_stays_within_twice_the_tolerance(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -253,14 +259,14 @@ def test_what_is_taken_for_smooth_stays_within_twice_the_tolerance(monkeypatch: 
     noise *= smooth.norm(dim=1, keepdim=True) / noise.norm(dim=1, keepdim=True) * tolerance / 8
     plan_for.cache_clear()
     monkeypatch.setitem(TOLERANCE, torch.float64, tolerance)
-    assert cpu._sample_taps(x, smooth + 1.1 * noise, length) is None
+    assert convolutions._sample_taps(x, smooth + 1.1 * noise, length) is None
     filter = smooth + 0.99 * noise
-    sampled = cpu._sample_taps(x, filter, length)
+    sampled = convolutions._sample_taps(x, filter, length)
     plan_for.cache_clear()
     assert sampled is not None
     plan, samples = sampled
-    exact = cpu._conv(x, filter.T.contiguous(), None, None, None, None, None, direct_plan(length, length))
-    found = cpu._conv(x, samples, None, None, None, None, None, plan)
+    exact = convolutions._conv(x, filter.T.contiguous(), None, None, None, None, None, direct_plan(length, length))
+    found = convolutions._conv(x, samples, None, None, None, None, None, plan)
     error = (found - exact)[0].view(-1, plan.chunk, dim).norm(dim=1)  # (chunks, D)
     assert (error <= 2 * tolerance * filter.norm(dim=1) * x[0].norm(dim=0)).all()
     assert error.max() > 1e-6
@@ -270,7 +276,7 @@ def test_gradients_of_smooth_taps() -> None:
     """Of the filter too, although a filter moved in one tap is no longer smooth and goes through the FFT."""
     x = torch.randn(1, 520, 1, dtype=torch.float64, requires_grad=True)
     filter = smooth_filters("12 terms", 1, 520).requires_grad_()
-    sampled = cpu._sample_taps(x, filter.detach(), 520)
+    sampled = convolutions._sample_taps(x, filter.detach(), 520)
     assert sampled is not None and sampled[0].levels
     # one output in 40, or the numbers would fill the time of the suite
     assert torch.autograd.gradcheck(lambda *t: long_conv(*t)[:, ::40], (x, filter))
@@ -367,7 +373,7 @@ def test_each_instruction_set(isa: str) -> None:
 
 
 def test_an_unknown_instruction_set_is_named() -> None:
-    code = "from hyenarec_kernels import cpu; print(cpu.probe())"
+    code = "from hyenarec_kernels.backends import cpu; print(cpu.probe())"
     environment = os.environ | {"HYENAREC_CPU_ISA": "sse9"}
     ran = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     assert "HYENAREC_CPU_ISA=sse9" in ran.stdout and "avx512, avx2 and portable" in ran.stdout
@@ -385,8 +391,10 @@ def test_large_outputs_equal_those_of_their_parts(dim: int) -> None:
 
     def run(rows: slice) -> tuple[Tensor, ...]:
         arguments = (x[rows], samples, None, pre[rows], post[rows], None, None, plan)
-        dx, _, _, _, dpre, dpost = cpu._conv_backward(grad[rows], *arguments, [True, False, False, False, True, True])
-        return cpu._conv(*arguments), dx, dpre, dpost
+        dx, _, _, _, dpre, dpost = convolutions._conv_backward(
+            grad[rows], *arguments, [True, False, False, False, True, True]
+        )
+        return convolutions._conv(*arguments), dx, dpre, dpost
 
     parts = [run(slice(i, i + 1)) for i in range(batch)]
     for whole, *pieces in zip(run(slice(None)), *parts, strict=True):
@@ -396,5 +404,7 @@ def test_large_outputs_equal_those_of_their_parts(dim: int) -> None:
 def test_subnormal_numbers_are_cut_inside_the_kernels_alone() -> None:
     """Outside they are what they were: the kernels give back the processor's mode."""
     tiny = torch.full((2, 40, 16), 1e-40)
-    assert torch.equal(cpu._conv(tiny, torch.ones(40, 16), None, None, None, None, None, direct_plan(40, 40)), 0 * tiny)
+    assert torch.equal(
+        convolutions._conv(tiny, torch.ones(40, 16), None, None, None, None, None, direct_plan(40, 40)), 0 * tiny
+    )
     assert (tiny * torch.ones(())).count_nonzero() == tiny.numel()

@@ -17,7 +17,9 @@ from torch import Tensor
 from torch.library import opcheck
 
 import hyenarec_kernels as hk
-from hyenarec_kernels import backends, compiled, cuda
+from hyenarec_kernels import backends
+from hyenarec_kernels.backends import compiled
+from hyenarec_kernels.backends.cuda import fft_conv as cuda
 from hyenarec_kernels.nn import CosineFilter, ImplicitFilter
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -28,13 +30,15 @@ without_device = pytest.mark.skipif(cuda.probe() is None, reason="a device runs 
 
 @pytest.fixture(scope="session")
 def host_kernels(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Registers the compiled ops for CPU tensors too (csrc/host_test_cuda.cpp)."""
+    """Registers the compiled ops for CPU tensors too (tests/native/host_ops.cpp)."""
     if not HAS_OPS or shutil.which("g++") is None:
         pytest.skip("the extension was compiled without CUDA, or there is no g++")
     torch_home, library = Path(torch.__file__).parent, tmp_path_factory.mktemp("cuda") / "host.so"
     flags = ["-std=c++17", "-O1", "-g0", "-shared", "-fPIC", "-DHYENAREC_TOP=14"]
+    root = Path(__file__).parents[2]
     flags += ["-DTORCH_TARGET_VERSION=0x020a000000000000", f"-I{torch_home / 'include'}", f"-L{torch_home / 'lib'}"]
-    source = Path(__file__).parents[2] / "csrc" / "host_test_cuda.cpp"
+    flags.append(f"-I{root / 'csrc'}")
+    source = root / "tests" / "native" / "host_ops.cpp"
     command = ["g++", *flags, str(source), "-o", str(library), "-ltorch", "-ltorch_cpu", "-lc10"]
     subprocess.run(command, check=True)
     torch.ops.load_library(library)

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from cuda_host import SOURCE, Case, check, compiled, needs, one, random_case, wrong
+from cuda_host import NATIVE, SOURCE, Case, check, compiled, needs, one, random_case, wrong
 
 
 @pytest.fixture(scope="session")
@@ -138,12 +138,12 @@ def test_offsets_beyond_32_bits(small: ctypes.CDLL) -> None:
 
 @pytest.fixture(scope="session")
 def race(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., bool]:
-    """Whether two threads meet without a barrier between them in a call of csrc/cuda/race_test.cpp, with blocks of at
-    most 512 rows: of two passes before the last, as the larger ones."""
+    """Whether two threads meet without a barrier between them in a call of tests/native/race_test.cpp, with blocks
+    of at most 512 rows: of two passes before the last, as the larger ones."""
     needs("g++")
     program = tmp_path_factory.mktemp("cuda_host") / "race_test"
-    flags = ["-std=c++17", "-O1", "-fsanitize=thread", "-pthread", "-DHYENAREC_TOP=9"]
-    source = SOURCE / "cuda" / "race_test.cpp"
+    flags = ["-std=c++17", "-O1", "-fsanitize=thread", "-pthread", "-DHYENAREC_TOP=9", f"-I{SOURCE}"]
+    source = NATIVE / "race_test.cpp"
     built = subprocess.run(["g++", *flags, str(source), "-o", str(program)], capture_output=True, text=True)
     if "tsan" in built.stderr:
         pytest.skip("g++ has no ThreadSanitizer")
@@ -189,7 +189,7 @@ MUTATIONS = {
 def test_a_broken_kernel_shows(mutation: str, tmp_path: Path) -> None:
     needs("g++")
     name, old, new = MUTATIONS[mutation]
-    for folder in ("cuda", "cpu"):
+    for folder in ("common", "cuda"):
         shutil.copytree(SOURCE / folder, tmp_path / folder)
     path = tmp_path / "cuda" / name
     text = path.read_text()

@@ -12,7 +12,9 @@ import pytest
 import torch
 
 import hyenarec_kernels as hk
-from hyenarec_kernels import backends, compiled, cuda, triton
+from hyenarec_kernels import backends
+from hyenarec_kernels.backends import compiled, registry, triton
+from hyenarec_kernels.backends.cuda import fft_conv as cuda
 
 
 @pytest.mark.parametrize(
@@ -68,13 +70,13 @@ def test_what_a_gpu_cannot_run_goes_on(use_triton: bool, monkeypatch: pytest.Mon
     monkeypatch.setattr(cuda, "unsupported", lambda device: f"not compiled for {device.type}")
     if use_triton:
         monkeypatch.setattr(triton, "probe", lambda: None)
-        monkeypatch.setitem(sys.modules, "hyenarec_kernels.triton.operators", marked)
+        monkeypatch.setitem(sys.modules, "hyenarec_kernels.backends.triton.operators", marked)
         assert cuda.long_conv(*arguments) is x
     else:
         monkeypatch.setattr(triton, "probe", lambda: "not installed")
         with backends.use("reference"):
             assert torch.equal(cuda.long_conv(*arguments), hk.long_conv(x, h))
-    monkeypatch.setattr(backends, "_forced", "cuda")
+    monkeypatch.setattr(registry, "_forced", "cuda")
     with pytest.raises(NotImplementedError, match="the forced backend 'cuda' does not run on cpu: not compiled for"):
         cuda.long_conv(*arguments)
 
@@ -88,7 +90,7 @@ def test_without_a_driver_the_extension_says_so_in_one_line() -> None:
 
 @pytest.mark.skipif(cuda.probe() is None, reason="it is available")
 def test_forcing_it_where_it_is_not_available_gives_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(backends.ENVIRONMENT_VARIABLE, "cuda")
+    monkeypatch.setenv(registry.ENVIRONMENT_VARIABLE, "cuda")
     with pytest.raises(NotImplementedError) as raised:
         hk.long_conv(torch.randn(1, 4, 2), torch.randn(2, 3))
     assert str(raised.value) == f"HYENAREC_BACKEND: backend 'cuda' is not available here: {cuda.probe()}"
@@ -125,5 +127,5 @@ def test_the_plan(
     monkeypatch.setattr(cuda, "unsupported", lambda device: None)
     x, filter = torch.empty(shape, dtype=dtype), torch.empty(2, taps)
     assert cuda.transforms(x, filter, last_only) == (expected == "FFT" or (expected == "few" and not use_triton))
-    monkeypatch.setattr(backends, "_forced", "cuda")
+    monkeypatch.setattr(registry, "_forced", "cuda")
     assert cuda.transforms(x, filter, last_only) == (expected in ("FFT", "few"))

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 from torch.library import opcheck
 
-from hyenarec_kernels import backends, reference
+from hyenarec_kernels import backends
+from hyenarec_kernels.backends import reference
+from hyenarec_kernels.backends.reference.dropout import kept, philox
 from hyenarec_kernels.ops.dropout import dropout
-from hyenarec_kernels.reference.dropout import kept, philox
 
 SERVING = [name for name in ("reference", "cpu") if name in backends.available("cpu")]
 TOLERANCE = {torch.float64: 1e-14, torch.float32: 5e-7, torch.float16: 1e-3, torch.bfloat16: 8e-3}

@@ -152,7 +152,7 @@ def compiled_kernels() -> int:
     """Kernels that Triton holds ready, of all the package's."""
     from triton.runtime.jit import JITFunction
 
-    from hyenarec_kernels.triton import chunks, far, rows
+    from hyenarec_kernels.backends.triton import chunks, far, rows
 
     functions = [f for module in (chunks, far.kernels, rows) for f in vars(module).values()]
     caches = [cache for f in functions if isinstance(f, JITFunction) for cache in f.device_caches.values()]

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from hyenarec_kernels.blocks import (
+from hyenarec_kernels.backends.cpu.plan import Plan, block_plan, direct_plan, plan_for
+from hyenarec_kernels.lowrank.blocks import (
     blocks_from_nodes,
     chebyshev_nodes,
     entries,
@@ -17,7 +18,7 @@ from hyenarec_kernels.blocks import (
     local_basis,
     sampled_basis,
 )
-from hyenarec_kernels.plan import Level, Plan, Windows, block_plan, direct_plan, plan_for
+from hyenarec_kernels.lowrank.levels import Level, Windows
 
 
 def far_part(plan: Plan, terms: int, length: int) -> np.ndarray:

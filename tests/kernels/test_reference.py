@@ -11,10 +11,11 @@ from operator_checks import check_padding
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from hyenarec_kernels import backends, reference
-from hyenarec_kernels.reference import direct, fourier
+from hyenarec_kernels import backends
+from hyenarec_kernels.backends import reference
+from hyenarec_kernels.backends.reference import direct, fourier
 
-long_conv_module = import_module("hyenarec_kernels.reference.long_conv")
+long_conv_module = import_module("hyenarec_kernels.backends.reference.long_conv")
 
 
 @pytest.mark.parametrize("form", [direct, fourier])

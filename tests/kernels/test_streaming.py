@@ -11,7 +11,7 @@ from operator_checks import check_step, check_streaming
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from hyenarec_kernels import reference
+from hyenarec_kernels.backends import reference
 from hyenarec_kernels.nn import CosineFilter, HyenaMixer, MixerState
 from hyenarec_kernels.ops.conv_step import conv_step
 

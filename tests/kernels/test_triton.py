@@ -25,16 +25,16 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import hyenarec_kernels as hk
 from hyenarec_kernels import backends
-from hyenarec_kernels import triton as package
+from hyenarec_kernels.backends import triton as package
+from hyenarec_kernels.lowrank.blocks import sampled_basis
 from hyenarec_kernels.nn import HyenaMixer
-from hyenarec_kernels.plan import sampled_basis
 
 pytest.importorskip("triton", reason="triton is not installed")
 
-from hyenarec_kernels.triton import legendre_conv as block
-from hyenarec_kernels.triton import long_conv, operators, plan, tables, toeplitz
-from hyenarec_kernels.triton.ahead_of_time import launches
-from hyenarec_kernels.triton.rows import Rows
+from hyenarec_kernels.backends.triton import legendre_conv as block
+from hyenarec_kernels.backends.triton import long_conv, operators, plan, tables, toeplitz
+from hyenarec_kernels.backends.triton.ahead_of_time import launches
+from hyenarec_kernels.backends.triton.rows import Rows
 
 pytestmark = pytest.mark.skipif(not package.INTERPRETED, reason="these run in the interpreter, on CPU tensors")
 ROOT = Path(__file__).parents[2]
@@ -321,9 +321,9 @@ def run(program: str, **environment: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_without_a_gpu_the_reason_says_what_would_help() -> None:
-    done = run("-c from hyenarec_kernels.triton import probe; print(probe())")
+    done = run("-c from hyenarec_kernels.backends.triton import probe; print(probe())")
     assert done.stdout.strip() == "no NVIDIA GPU (TRITON_INTERPRET=1 runs the kernels on CPU tensors, slowly)"
-    done = run("-c from hyenarec_kernels.triton import probe; print(probe())", TRITON_INTERPRET="1")
+    done = run("-c from hyenarec_kernels.backends.triton import probe; print(probe())", TRITON_INTERPRET="1")
     assert done.stdout.strip() == "None"
 
 
@@ -333,8 +333,8 @@ def test_no_length_compiles_anything_new() -> None:
 from triton.backends.compiler import GPUTarget
 from triton.compiler import make_backend
 from triton.runtime.jit import create_function_from_signature
-from hyenarec_kernels.triton import operators
-from hyenarec_kernels.triton.ahead_of_time import launches
+from hyenarec_kernels.backends.triton import operators
+from hyenarec_kernels.backends.triton.ahead_of_time import launches
 
 target = make_backend(GPUTarget("cuda", 90, 32))
 def kinds(*bounds):
@@ -356,7 +356,7 @@ print(len(first), all(kinds(*more) == first for more in [(0, 1501), (0, 5, 5, 9,
 
 def test_every_kernel_compiles_without_spills(tmp_path: Path) -> None:
     """For sm_80 and sm_90, in every shipped configuration; needs ptxas, which comes with triton, and no GPU."""
-    done = run(f"-m benchmarks.triton_aot --few --out {tmp_path / 'aot.json'}")
+    done = run(f"-m benchmarks.gpu.compiled --few --out {tmp_path / 'aot.json'}")
     assert done.returncode == 0, done.stderr[-2000:]
     rows = json.loads((tmp_path / "aot.json").read_text())["kernels"]
     assert {row["architecture"] for row in rows} == {"sm_80", "sm_90a"}

@@ -12,13 +12,13 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from hyenarec_kernels import backends
-from hyenarec_kernels import triton as package
+from hyenarec_kernels.backends import triton as package
 
 pytest.importorskip("triton", reason="triton is not installed")
 
-from hyenarec_kernels.triton import legendre_conv as block
-from hyenarec_kernels.triton import operators
-from hyenarec_kernels.triton.ahead_of_time import launches
+from hyenarec_kernels.backends.triton import legendre_conv as block
+from hyenarec_kernels.backends.triton import operators
+from hyenarec_kernels.backends.triton.ahead_of_time import launches
 
 pytestmark = pytest.mark.skipif(not package.INTERPRETED, reason="these run in the interpreter, on CPU tensors")
 

@@ -107,7 +107,7 @@ def test_a_broken_nvcc_costs_the_cuda_backend_alone(build: tuple[Path, str], tmp
 @pytest.mark.skipif("HYENAREC_CUDA_ARCHS" in os.environ, reason="HYENAREC_CUDA_ARCHS is set")
 def test_nvcc_is_used_where_it_is_found() -> None:
     """This environment's own extension."""
-    from hyenarec_kernels import compiled
+    from hyenarec_kernels.backends import compiled
 
     assert compiled.probe() is None and compiled.has_cuda()
 

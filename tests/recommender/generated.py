@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+
 from hyenarec.data.batches import Batch
 from hyenarec.data.ids import Ids
 from hyenarec.data.store import SequenceStore

@@ -7,11 +7,12 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+
 from hyenarec.config import ModelConfig
 from hyenarec.mixers import MIXERS, attention
 from hyenarec.packing import Packing
-from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention
 
 LENGTHS = torch.tensor([5, 1, 17])
 

@@ -5,6 +5,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 from generated import make_store
+
 from hyenarec.data.batches import TrainingWindows, evaluation_batches, pack_histories
 from hyenarec.data.splits import leave_one_out
 

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
+
 from hyenarec import checkpoint
 from hyenarec.errors import UserError
 from hyenarec.files import write_text
-from safetensors.torch import save_file
 
 
 def test_round_trip(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from generated import make_store
+
 from hyenarec.cli import main
 from hyenarec.data.store import SequenceStore
 from hyenarec.mixers import MIXERS

@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 import torch
 from generated import make_batch, make_store
+from test_training import interrupt_after_one_epoch, same, train, weights
+
 from hyenarec import cloze
 from hyenarec.cloze import hide_events, hide_next
 from hyenarec.config import ModelConfig
@@ -16,8 +18,8 @@ from hyenarec.evaluation import rank_targets
 from hyenarec.mixers import MIXERS
 from hyenarec.model import SequenceModel
 from hyenarec.recommendation import Recommender
-from hyenarec.training import Run, Source, TrainingConfig
-from test_training import interrupt_after_one_epoch, same, train, weights
+from hyenarec.source import Source
+from hyenarec.training import Run, TrainingConfig
 
 LENGTHS = [1, 9, 4, 13, 2]
 BIDIRECTIONAL = [name for name, mixer in MIXERS.items() if not mixer.causal]

@@ -4,11 +4,6 @@ import numpy as np
 import pytest
 import torch
 from generated import make_store
-from hyenarec.baselines import Popularity, RepeatLast, baselines
-from hyenarec.data.batches import Batch, pack_histories
-from hyenarec.data.splits import leave_one_out
-from hyenarec.errors import UserError
-from hyenarec.evaluation import Ranking, exclude_history, rank_targets, target_ranks
 from torch import Tensor
 from torchmetrics.functional.retrieval import (
     retrieval_hit_rate,
@@ -16,6 +11,12 @@ from torchmetrics.functional.retrieval import (
     retrieval_recall,
     retrieval_reciprocal_rank,
 )
+
+from hyenarec.baselines import Popularity, RepeatLast, baselines
+from hyenarec.data.batches import Batch, pack_histories
+from hyenarec.data.splits import leave_one_out
+from hyenarec.errors import UserError
+from hyenarec.evaluation import Ranking, exclude_history, rank_targets, target_ranks
 
 
 class RandomScorer:

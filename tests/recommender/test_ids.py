@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+
 from hyenarec.data.ids import Ids
 from hyenarec.errors import UserError
 

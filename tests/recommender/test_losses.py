@@ -4,9 +4,10 @@ import math
 
 import pytest
 import torch
-from hyenarec import losses
 from torch import Tensor
 from torch.nn import functional as F
+
+from hyenarec import losses
 
 
 def inputs(tokens: int = 37, items: int = 53, dim: int = 8, seed: int = 0) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -8,17 +8,18 @@ from typing import Any
 
 import pytest
 import torch
-from hyenarec.config import AttentionConfig, ModelConfig
-from hyenarec.errors import UserError
-from hyenarec.mixers import MIXERS, Mixer, elastic, hytrec
-from hyenarec.mixers.hytrec import DecayingMemory, RecentAttention
-from hyenarec.packing import Packing
-from hyenarec.recurrences.delta_rule import chunked_gated_delta_rule
 from torch import Tensor, nn
 from torch.nn.functional import gelu, layer_norm, normalize, scaled_dot_product_attention, silu, softplus
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
+
+from hyenarec.config import AttentionConfig, ModelConfig
+from hyenarec.errors import UserError
+from hyenarec.mixers import MIXERS, Mixer, elastic, hytrec
+from hyenarec.mixers.hytrec import DecayingMemory, RecentAttention
+from hyenarec.mixers.recurrences.delta_rule import chunked_gated_delta_rule
+from hyenarec.packing import Packing
 
 DIM, LENGTH = 8, 70  # more than two chunks
 

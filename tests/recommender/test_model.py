@@ -5,6 +5,8 @@ from dataclasses import replace
 import pytest
 import torch
 from generated import make_batch
+from torch import Tensor
+
 from hyenarec.cloze import hide_events
 from hyenarec.config import ModelConfig
 from hyenarec.data.batches import Batch
@@ -13,7 +15,6 @@ from hyenarec.mixers import MIXERS
 from hyenarec.mixers.attention import AttentionMixer
 from hyenarec.model import Dropout, SequenceModel
 from hyenarec.packing import Packing
-from torch import Tensor
 
 LENGTHS = [1, 9, 4, 13, 2]
 CAUSAL = [name for name, mixer in MIXERS.items() if mixer.causal]

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
+
 from hyenarec.data import SequenceStore, global_temporal, leave_one_out, open_data, read_log
 from hyenarec.errors import UserError
 

@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 import torch
 from generated import make_store
+from test_training import CONFIG, MODEL, SOURCE
+
 from hyenarec.data.batches import Batch, pack_histories
 from hyenarec.data.splits import leave_one_out
 from hyenarec.data.store import SequenceStore
@@ -15,7 +17,6 @@ from hyenarec.packing import Packing
 from hyenarec.plots import learned_filters, training_curves
 from hyenarec.recommendation import Recommender
 from hyenarec.training import Run, read_history
-from test_training import CONFIG, MODEL, SOURCE
 
 
 @pytest.fixture(scope="module")

@@ -4,12 +4,13 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from hyenarec.packing import Packing
-from hyenarec.recurrences import delta_rule, linear_attention, scan
-from hyenarec.recurrences.delta_rule import chunked_gated_delta_rule, gated_delta_rule
-from hyenarec.recurrences.linear_attention import decay_between
-from hyenarec.recurrences.scan import complex_matrix, linear_scan
 from torch import Tensor
+
+from hyenarec.mixers.recurrences import delta_rule, linear_attention, scan
+from hyenarec.mixers.recurrences.delta_rule import chunked_gated_delta_rule, gated_delta_rule
+from hyenarec.mixers.recurrences.linear_attention import decay_between
+from hyenarec.mixers.recurrences.scan import complex_matrix, linear_scan
+from hyenarec.packing import Packing
 
 LENGTHS = [[1], [32], [33], [1, 31, 2, 64, 1], [7, 1100, 40]]  # one chunk, whole chunks, chunks of chunks (32 * 32)
 

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+
 from hyenarec.data.ids import Ids
 from hyenarec.data.splits import Split, global_temporal, leave_one_out
 from hyenarec.data.store import SequenceStore

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from hyenarec.data import store as store_module
 from hyenarec.data.ids import Ids
 from hyenarec.data.store import SequenceStore, is_store

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from hyenarec.data import SequenceStore, read_log
 from hyenarec.data.synthetic import BURST_SECONDS, TOPICS, write_synthetic_log
 

@@ -14,13 +14,15 @@ from typing import Any
 import pytest
 import torch
 from generated import make_store
+
 from hyenarec import checkpoint
 from hyenarec.config import ModelConfig
 from hyenarec.data.splits import leave_one_out
 from hyenarec.data.store import SequenceStore
 from hyenarec.errors import UserError
 from hyenarec.mixers import MIXERS
-from hyenarec.training import BEST, LAST, Run, Source, TrainingConfig, read_history
+from hyenarec.source import Source
+from hyenarec.training import BEST, LAST, Run, TrainingConfig, read_history
 
 MODEL = ModelConfig(dim=8, max_length=8, blocks=1)
 CONFIG = TrainingConfig(epochs=3, batch_size=4, warmup_steps=4, learning_rate=1e-2, exclude_seen=False, device="cpu")

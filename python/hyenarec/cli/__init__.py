@@ -1,4 +1,4 @@
-"""The ``hyenarec`` command: one file for each group of subcommands."""
+"""The ``hyenarec`` command: one file a subcommand."""
 
 from __future__ import annotations
 
@@ -9,11 +9,13 @@ from typing import Annotated
 import tyro
 
 from hyenarec.allocator import keep_freed_memory
-from hyenarec.cli.bench import Bench, RunSuite
+from hyenarec.cli.compare import Compare
+from hyenarec.cli.demo import Demo
+from hyenarec.cli.evaluate import Evaluate
+from hyenarec.cli.inspect import Inspect
 from hyenarec.cli.prepare import Prepare
-from hyenarec.cli.serve import Evaluate, Inspect, Recommend
-from hyenarec.cli.train import Compare, Train
-from hyenarec.demo import Demo
+from hyenarec.cli.recommend import Recommend
+from hyenarec.cli.train import Train
 from hyenarec.errors import UserError
 
 Command = (
@@ -23,7 +25,6 @@ Command = (
     | Annotated[Recommend, tyro.conf.subcommand("recommend")]
     | Annotated[Compare, tyro.conf.subcommand("compare")]
     | Annotated[Inspect, tyro.conf.subcommand("inspect")]
-    | Annotated[Bench, tyro.conf.subcommand("bench")]
     | Annotated[Demo, tyro.conf.subcommand("demo")]
 )
 
@@ -46,10 +47,7 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(130)
 
 
-def _parse(arguments: list[str]) -> Command | RunSuite:
-    match arguments:
-        case ["bench", suite, *options] if not suite.startswith("-"):
-            return RunSuite(suite, options)  # which parses its options itself
+def _parse(arguments: list[str]) -> Command:
     return tyro.cli(
         Command, prog="hyenarec", description="Sequential recommendation for long histories.", args=arguments
     )

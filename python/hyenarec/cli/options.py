@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 
-from hyenarec.data.reading import open_data
-from hyenarec.data.splits import Split, global_temporal, leave_one_out
-from hyenarec.data.store import SequenceStore
-from hyenarec.training import Source
+from hyenarec.recommendation import Recommender
+from hyenarec.source import Source
 
 DataPath = Annotated[Path, tyro.conf.Positional]
-
-
-def load_source(source: Source) -> tuple[SequenceStore, Split]:
-    """The store and the split that ``source`` describes."""
-    store = open_data(Path(source.data), user=source.user, item=source.item, timestamp=source.timestamp)
-    return store, (leave_one_out if source.split == "leave-one-out" else global_temporal)(store)
+RunPath = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
 
 
 @dataclass(frozen=True)
@@ -32,3 +25,8 @@ class Columns:
     """Column of item ids."""
     timestamp: str | None = "timestamp"
     """Column of times, or None where the rows are in order of time already."""
+
+
+def source_of(recommender: Recommender, data: Path | None) -> Source:
+    source = Source(**recommender.config["source"])
+    return source if data is None else replace(source, data=str(data))

@@ -24,8 +24,8 @@ from torch.nn.functional import layer_norm, logsigmoid, silu, softplus
 from hyenarec.config import ModelConfig
 from hyenarec.errors import UserError
 from hyenarec.mixers.base import Mixer
+from hyenarec.mixers.recurrences.linear_attention import linear_attention
 from hyenarec.packing import Packing
-from hyenarec.recurrences.linear_attention import linear_attention
 from hyenarec_kernels.nn import Linear
 
 PERIODS = 8  # 1, 16, 16^2 .. seconds, up to 8.5 years; fewer where the channels do not divide into twice as many heads

@@ -17,9 +17,9 @@ from torch.nn.functional import elu, silu
 from hyenarec.config import ModelConfig
 from hyenarec.errors import UserError
 from hyenarec.mixers.base import Mixer
+from hyenarec.mixers.recurrences import at_least_float32
+from hyenarec.mixers.recurrences.linear_attention import linear_attention
 from hyenarec.packing import Packing
-from hyenarec.recurrences import at_least_float32
-from hyenarec.recurrences.linear_attention import linear_attention
 from hyenarec_kernels import short_conv
 from hyenarec_kernels.nn import Linear
 

@@ -13,8 +13,8 @@ from torch.nn.functional import normalize
 
 from hyenarec.config import ModelConfig
 from hyenarec.mixers.base import Mixer
+from hyenarec.mixers.recurrences import at_least_float32
 from hyenarec.packing import Packing
-from hyenarec.recurrences import at_least_float32
 from hyenarec_kernels.nn import Linear
 
 

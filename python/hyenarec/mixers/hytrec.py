@@ -1,7 +1,7 @@
 """HyTRec's mixers: a decaying memory for the whole history, softmax attention for the recent part (arXiv 2602.18283).
 
 Three blocks of four are temporal-aware delta networks, the fourth is attention over a recent window; what decides is
-how long ago things happened. The memory is the gated delta rule (:mod:`hyenarec.recurrences.delta_rule`) with
+how long ago things happened. The memory is the gated delta rule (:mod:`hyenarec.mixers.recurrences.delta_rule`) with
 
     log a_t = -softplus(w . x_t + c) - lambda dt_t,    b_t = sigmoid(w_b . x_t)
 
@@ -19,8 +19,8 @@ from torch.nn.functional import normalize, pad, rms_norm, scaled_dot_product_att
 
 from hyenarec.config import ModelConfig
 from hyenarec.mixers.base import Mixer
+from hyenarec.mixers.recurrences.delta_rule import gated_delta_rule
 from hyenarec.packing import Packing
-from hyenarec.recurrences.delta_rule import gated_delta_rule
 from hyenarec_kernels.nn import Linear
 
 PERIOD = 4  # blocks, of which one is attention

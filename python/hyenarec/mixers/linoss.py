@@ -19,8 +19,8 @@ from torch.nn.functional import gelu, glu
 
 from hyenarec.config import ModelConfig
 from hyenarec.mixers.base import Mixer
+from hyenarec.mixers.recurrences.scan import linear_scan
 from hyenarec.packing import Packing
-from hyenarec.recurrences.scan import linear_scan
 from hyenarec_kernels.nn import Linear
 
 

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from hyenarec.config import ModelConfig
 from hyenarec.mixers.base import Mixer
+from hyenarec.mixers.recurrences.scan import complex_matrix, linear_scan
 from hyenarec.packing import Packing
-from hyenarec.recurrences.scan import complex_matrix, linear_scan
 from hyenarec_kernels.nn import Linear
 
 SMALLEST, LARGEST = 0.8, 0.99  # |lambda| at the start

@@ -1,0 +1,48 @@
+"""The table of suites, and how one is run."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import import_module
+
+from hyenarec.errors import UserError
+
+
+@dataclass(frozen=True)
+class Suite:
+    """A module of this package with a ``main()``, imported when it is run, and one line on what it measures."""
+
+    module: str
+    line: str
+
+
+SUITES: dict[str, Suite] = {
+    "operator": Suite("suites.operator", "the convolutions alone on a CPU, against FFT, attention and a copy"),
+    "step": Suite("suites.step", "whole training steps on a log, packed and padded: tokens a second, peak memory"),
+    "scaling": Suite("suites.scaling", "training steps against history length, and the exponent of their growth"),
+    "serving": Suite("suites.serving", "latency of scoring one more event: full forward, streaming step, top-k"),
+    "accuracy": Suite("suites.accuracy", "ranking metrics of every system on a log, over seeds, beside the baselines"),
+    "ablation": Suite("suites.ablation", "accuracy of the hyena mixer with each of its options changed alone"),
+    "losses": Suite("suites.losses", "losses over a catalogue, by chunk size"),
+    "loading": Suite("suites.loading", "seconds and memory of reading a log of ten million events"),
+    "gpu": Suite("gpu.suite", "the operators and the mixer on a GPU, after their tests"),
+    "compiled": Suite("gpu.compiled", "registers and memory of every Triton kernel, compiled without a GPU"),
+    "report": Suite("report.page", "one Markdown page from the folder of results"),
+}
+
+
+def run(name: str, options: Sequence[str]) -> None:
+    """Run a suite as if its options had been its program's own; raises :class:`UserError` where there is none."""
+    if name not in SUITES:
+        raise UserError(f"no benchmark suite is called {name!r}: choose one of {', '.join(SUITES)}")
+    suite = import_module(f"benchmarks.{SUITES[name].module}")
+    sys.argv = [f"python -m benchmarks {name}", *options]
+    suite.main()
+
+
+def show() -> None:
+    """Print the table, one line a suite."""
+    for name, suite in SUITES.items():
+        print(f"{name:<10} {suite.line}")

@@ -1,0 +1,94 @@
+"""Measures other launch configurations of the Triton kernels on this GPU, and prints rows for configs.TABLE.
+
+    python -m benchmarks.gpu.tune [--seconds 0.2] [--kernels chunks across ...]
+
+A few shapes that differ in kind stand for all: no configuration depends on a length. Only configurations that compile
+are measured; the fastest, by the sum over shapes of the time relative to the shipped configuration, is printed.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+import hyenarec_kernels as hk
+from benchmarks.gpu.clocks import Clock, draw, training
+from benchmarks.harness.measuring import take_turns
+from hyenarec_kernels import backends
+from hyenarec_kernels.ops.conv_step import conv_step
+from hyenarec_kernels.ops.gated_short_conv import gated_short_conv
+
+COLUMNS, WARPS, STAGES = (32, 64, 128), (4, 8, 16), (1, 2, 3)
+TOKENS = 131_072
+
+
+def calls() -> dict[str, Callable[[], Any]]:
+    runs: dict[str, Callable[[], Any]] = {}
+    for dtype, dim, length, horizon in (
+        (torch.bfloat16, 64, 200, 200),
+        (torch.bfloat16, 256, 4096, 4096),
+        (torch.bfloat16, 128, 4096, 1000),
+        (torch.float32, 64, 4096, 4096),
+    ):
+        x, pre, post = (draw(TOKENS // length, length, dim, dtype=dtype) for _ in range(3))
+        c, h = (draw(dim, n, dtype=torch.float32) for n in (32, 50))
+        wide, weight = draw(TOKENS // length, length, 3 * dim, dtype=dtype), draw(3 * dim, 3, dtype=torch.float32)
+        history, taps = (torch.zeros(*size, dim, device="cuda") for size in ((64, horizon - 1), (horizon,)))
+        event, steps = draw(64, dim, dtype=dtype).detach(), torch.arange(64, device="cuda")
+        name = f"{dtype}, {dim}, {length}, {horizon}"
+        options = {"pre_gate": pre, "post_gate": post}
+
+        def legendre(x=x, c=c, horizon=horizon, options=options):  # type: ignore[no-untyped-def]
+            return hk.legendre_conv(x, c, horizon=horizon, **options)
+
+        runs[f"legendre {name}"] = training(legendre, [x, c, pre, post])
+        runs[f"step {name}"] = lambda x=event, h=history, t=taps, s=steps: conv_step(x, h, t, s)
+        runs[f"long {name}"] = training(lambda x=x, h=h, options=options: hk.long_conv(x, h, **options), [x, h])
+        shared = draw(dim // 64, 50, dtype=torch.float32)
+        runs[f"shared {name}"] = training(lambda x=x, h=shared: hk.long_conv(x, h), [x, shared])
+        runs[f"gated {name}"] = training(
+            lambda x=wide, w=weight, d=dim: torch.cat(gated_short_conv(x, w, None, d), -1), [wide, weight]
+        )
+        runs[f"short {name}"] = training(lambda x=wide, w=weight: hk.short_conv(x, w), [wide, weight])
+    return runs
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seconds", type=float, default=0.2, help="for all shapes of one configuration")
+    parser.add_argument("--kernels", nargs="+", help="those to tune, all by default")
+    arguments = parser.parse_args()
+    reason = "no CUDA device" if not torch.cuda.is_available() else backends.BACKENDS["triton"].probe()
+    if reason is not None:
+        parser.exit(2, f"error: {reason}\n")
+    from hyenarec_kernels.backends.triton.configs import TABLE
+
+    capability, clock, runs = torch.cuda.get_device_capability(), Clock(), calls()
+    family = TABLE[max(least for least in TABLE if least <= capability)]
+
+    def cost() -> dict[str, float]:
+        return {name: t["median"] for name, t in take_turns(runs, arguments.seconds, 5, clock).items()}
+
+    for kernel in arguments.kernels or list(family):
+        shipped = family[kernel]
+        base, best = cost(), (float(len(runs)), shipped)
+        for columns in COLUMNS if kernel != "across_gradient" else (8, 16):
+            for warps in WARPS:
+                for stages in STAGES:
+                    family[kernel] = replace(shipped, columns=columns, num_warps=warps, num_stages=stages)
+                    try:
+                        found = cost()
+                    except Exception as error:  # a configuration that does not fit is no candidate
+                        print(f"{kernel} {family[kernel]}: {str(error).splitlines()[0]}")
+                        continue
+                    best = min(best, (sum(found[n] / base[n] for n in runs), family[kernel]), key=lambda pair: pair[0])
+        family[kernel] = best[1]
+        print(f'"{kernel}": {best[1]},  # {best[0] / len(runs):.3f} of the shipped time', flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""What suites share: systems, clocks, checks, and the one format of results."""

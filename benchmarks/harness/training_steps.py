@@ -1,0 +1,176 @@
+"""Whole training steps, timed: what the suites on training share.
+
+A step is what training does: a batch from the loader, the model forward and backward, clipping, AdamW; nothing is
+evaluated or saved. Contestants take turns, each in its own process. Peak memory is that of another process: all of its
+resident set on a CPU, interpreter and libraries included, and what tensors took on a GPU. That process checks the
+contestant's outputs and gradients on its own batch. A contestant whose step takes longer than the limit is left out.
+"""
+
+from __future__ import annotations
+
+import resource
+import tempfile
+import time
+from collections.abc import Callable, Hashable, Iterator, Mapping
+from concurrent.futures import Executor
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from itertools import count
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import torch
+
+from benchmarks.harness.checks import first_sequences, training_check
+from benchmarks.harness.measuring import fresh_process, in_fresh_process, take_turns, wall_clock
+from benchmarks.harness.registry import BLOCKS, DIM, SYSTEMS
+from hyenarec.allocator import keep_freed_memory
+from hyenarec.data.batches import Batch
+from hyenarec.data.splits import leave_one_out
+from hyenarec.data.store import SequenceStore
+from hyenarec.source import Source
+from hyenarec.training import Run, TrainingConfig
+
+WARM_UP = 6  # steps until the kept memory has grown to what they need: the first take up to twice their time
+
+Build = Callable[[Path], Run]  # from an empty folder; a fresh process calls it, so it has to be picklable
+Name = TypeVar("Name", bound=Hashable)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What all measurements of a result share."""
+
+    dim: int = DIM
+    """Channels."""
+    blocks: int = BLOCKS
+    """Blocks of the model."""
+    loss: Literal["full", "sampled"] = "sampled"
+    """Cross entropy over the full catalogue, which can hide the mixer, or sampled softmax."""
+    negatives: int = 128
+    """Negatives of the sampled softmax; the 1,024 that training takes by default are over half of hyena's step."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """What matrix products are computed in: bfloat16 through autocast, of every mixer alike."""
+    compile: bool = False
+    """Compile every model alike (torch.compile)."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to train: auto takes a GPU where there is one."""
+    limit: float = 20.0
+    """Seconds a step may take."""
+    seconds: float = 15.0
+    """Seconds of turns for each length."""
+    rounds: int = 5
+    """Fewest turns of each contestant, however long they take."""
+
+    def training(self, batch_size: int = 1) -> TrainingConfig:
+        return TrainingConfig(
+            batch_size=batch_size,
+            loss=self.loss,
+            negatives=self.negatives,
+            bf16=self.precision == "bfloat16",
+            device=self.device,
+        )
+
+    def name(self, suite: str) -> str:
+        """The result's, without a suffix."""
+        device = self.training().torch_device().type
+        return "-".join([suite, device] + [self.precision] * (self.precision != "float32"))
+
+    def run(self, system: str, length: int, batch_size: int, store: SequenceStore, folder: Path) -> Run:
+        """A run of the system on the store's training windows of ``length`` events, ready for steps."""
+        model = SYSTEMS[system].model(length, self.dim, self.blocks)
+        run = Run(folder, store, leave_one_out(store), model, self.training(batch_size), Source("benchmark"))
+        run.model.train()
+        if self.compile:
+            run.model.compile()
+        return run
+
+
+def measure(builds: Mapping[Name, Build], settings: Settings) -> dict[Name, dict[str, Any]]:
+    """What a case has of each contestant's step: memory, check and times, or why it is left out."""
+    found: dict[Name, dict[str, Any]] = {}
+    for name, build in builds.items():
+        trial = in_fresh_process(try_steps, build, settings)
+        if trial.pop("seconds") <= settings.limit:
+            found[name] = trial
+        else:
+            found[name] = {"left_out": f"a step takes over {settings.limit:g} s"}
+    running = {name: build for name, build in builds.items() if "left_out" not in found[name]}
+    for name, milliseconds in time_steps(running, settings).items():
+        found[name]["ms"] = milliseconds
+    return found
+
+
+def try_steps(build: Build, settings: Settings) -> dict[str, Any]:
+    """Two steps in this process: seconds of the second (of the first where that is over the limit and had nothing to
+    compile), memory in MiB, and the check where the limit is kept."""
+    with tempfile.TemporaryDirectory() as folder:
+        run = build(Path(folder))
+        step, idle = training_step(run), peak_mib()
+        for first in (True, False):
+            began = time.perf_counter()
+            step()
+            seconds = time.perf_counter() - began
+            if seconds > settings.limit and not (first and settings.compile):
+                return {"seconds": seconds}
+        peak = peak_mib()
+        batch = first_sequences(next(endless(run))).to(run.device)
+        check = training_check(run.model, batch, settings.precision)
+        return {"seconds": seconds, "peak_mib": peak, "idle_mib": idle, "check": check}
+
+
+def time_steps(builds: Mapping[Name, Build], settings: Settings) -> dict[Name, dict[str, float]]:
+    """Milliseconds of the contestants' steps, by turns, each in a process of its own, as training is: none pays for how
+    the others have cut up a common heap."""
+    with tempfile.TemporaryDirectory() as root, ExitStack() as stack:
+        turns: dict[Name, Callable[[], float]] = {}
+        for number, (name, build) in enumerate(builds.items()):
+            process, folder = stack.enter_context(fresh_process()), Path(root) / str(number)
+            process.submit(prepare_steps, build, folder).result()
+            turns[name] = partial(take_turn, process, folder)
+        return take_turns(turns, settings.seconds, settings.rounds, clock=lambda turn: turn())
+
+
+def take_turn(process: Executor, folder: Path) -> float:
+    """Milliseconds of the next step of the run in ``folder``, which ``process`` has prepared."""
+    return process.submit(timed_step, folder).result()
+
+
+_steps: dict[Path, Callable[[], None]] = {}  # of this process
+
+
+def prepare_steps(build: Build, folder: Path) -> None:
+    """It keeps freed memory, as the ``hyenarec`` command does."""
+    keep_freed_memory()
+    _steps[folder] = training_step(build(folder))
+    for _ in range(WARM_UP):
+        _steps[folder]()
+
+
+def timed_step(folder: Path) -> float:
+    return wall_clock(_steps[folder])
+
+
+def training_step(run: Run) -> Callable[[], None]:
+    """A function that does the run's next training step, and returns when the device has done it."""
+    return partial(_step, run, endless(run))
+
+
+def _step(run: Run, batches: Iterator[Batch]) -> None:
+    run.step(next(batches).to(run.device), run.config.learning_rate)
+    run.progress.step += 1
+    if run.device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def endless(run: Run) -> Iterator[Batch]:
+    for epoch in count():
+        yield from run.windows.epoch(run.config.seed, epoch)
+
+
+def peak_mib() -> float:
+    """The most memory this process has held so far: tensors on the GPU where it uses one, else its resident set."""
+    if torch.cuda.is_initialized():
+        return torch.cuda.max_memory_allocated() / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10  # Linux counts KiB

@@ -1,0 +1,314 @@
+"""The report's tables, one function a suite: from a result to lines of Markdown."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from benchmarks.harness.recording import METRICS, Result
+from benchmarks.harness.registry import OURS, RIVAL, SYSTEMS
+
+Case = Mapping[str, Any]
+
+SPEED_UP = 6.0  # over attention, in training: what the source paper's abstract has
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]], numbers: bool = True) -> list[str]:
+    """A table in Markdown; with ``numbers`` all columns but the first are set to the right."""
+    marks = ["---", *["---:" if numbers else "---"] * (len(head) - 1)]
+    return ["| " + " | ".join(cells) + " |" for cells in (head, marks, *rows)]
+
+
+def title_of(mixer: str) -> str:
+    return SYSTEMS[mixer].title if mixer in SYSTEMS else mixer
+
+
+def name_of(case: Case) -> str:
+    """A case in a few words."""
+    left = ("ms", "check", "rivals")
+    return ", ".join(f"{key} {case[key]}" for key in case if isinstance(case[key], str | int) and key not in left)
+
+
+def grid(
+    cases: Iterable[Case], row: Callable[[Case], str], column: Callable[[Case], Any], cell: Callable[[Case], str]
+) -> list[str]:
+    """A table with a row and a column for each value there is; a case without a time says why in a word."""
+    rows: dict[str, dict[Any, str]] = {}
+    columns: dict[Any, None] = {}
+    for case in cases:
+        columns[column(case)] = None
+        text = cell(case) if "ms" in case else ("refused" if case["left_out"] == "refused" else "left out")
+        rows.setdefault(row(case), {})[column(case)] = text
+    head = ["", *(f"{name:,}" if isinstance(name, int) else str(name) for name in columns)]
+    lines = [[name, *(cells.get(column, "") for column in columns)] for name, cells in rows.items()]
+    return [*table(head, lines), ""]
+
+
+def mean(values: Sequence[float], digits: int = 4) -> str:
+    """Mean, and standard deviation where there are several, without leading zeros."""
+    text = f"{statistics.mean(values):.{digits}f}".lstrip("0")
+    return text + (f" ± {statistics.stdev(values):.{digits}f}".replace(" 0.", " .") if len(values) > 1 else "")
+
+
+def number(milliseconds: float) -> str:
+    """Three digits, whatever the size."""
+    digits = max(0, 2 - math.floor(math.log10(milliseconds)))
+    return f"{milliseconds:,.{min(digits, 3)}f}"
+
+
+# Accuracy
+
+
+def accuracy(result: Result) -> list[str]:
+    """A table for each log: systems by length, best first, then the baselines."""
+    lines = []
+    runs, baselines = result.get("runs", []), result.get("baselines", [])
+    for log in dict.fromkeys(run["log"] for run in [*runs, *baselines]):
+        rows = []
+        for length in sorted({entry["length"] for entry in [*runs, *baselines] if entry["log"] == log}):
+            here = [run for run in runs if (run["log"], run["length"]) == (log, length)]
+            rows += _ranked(here, "mixer", lambda run: title_of(run["mixer"]), length)
+            rows += [
+                [entry["name"], f"{length:,}", *(mean([entry[name]]) for name in METRICS), ""]
+                for entry in baselines
+                if (entry["log"], entry["length"]) == (log, length)
+            ]
+        lines += [f"`{log}`:", "", *table(["", "history", *METRICS, "seeds"], rows), ""]
+        lines += _for_whom([run for run in runs if (run["log"], run["mixer"]) == (log, OURS)])
+    return lines
+
+
+def _for_whom(runs: Sequence[Case]) -> list[str]:
+    """The first metric by how long a user's history is and how much of it is read, where runs differ in that."""
+    lengths = sorted({run["length"] for run in runs})
+    if len(lengths) < 2:
+        return []
+    found: dict[tuple[str, int], dict[int, list[float]]] = {}
+    for run in runs:
+        for bucket in run["test_by_history_length"]:
+            users = found.setdefault((bucket["history"], bucket["targets"]), {})
+            users.setdefault(run["length"], []).append(bucket[METRICS[0]])
+    rows = [
+        [history, f"{users:,}", *(mean(values[length]) for length in lengths)]
+        for (history, users), values in found.items()
+    ]
+    head = ["events in a history", "users", *(f"{length:,} read" for length in lengths)]
+    text = f"For whom does a longer history pay? {METRICS[0]} of {title_of(OURS)} by how long a user's history is:"
+    return [text, "", *table(head, rows), ""]
+
+
+def ablation(result: Result) -> list[str]:
+    rows = _ranked(result["runs"], "variant", lambda run: run["variant"], result["runs"][0]["length"])
+    return [*table(["", "history", *METRICS, "seeds"], rows), ""]
+
+
+def _ranked(runs: Sequence[Case], by: str, title: Callable[[Case], str], length: int) -> list[list[str]]:
+    """A row for each group of runs, best NDCG@10 first."""
+    groups: dict[str, list[Case]] = {}
+    for run in runs:
+        groups.setdefault(run[by], []).append(run)
+    best_first = sorted(groups.values(), key=lambda group: -statistics.mean(run["test"][METRICS[0]] for run in group))
+    return [
+        [
+            title(group[0]),
+            f"{length:,}",
+            *(mean([run["test"][name] for run in group]) for name in METRICS),
+            str(len(group)),
+        ]
+        for group in best_first
+    ]
+
+
+# Speed
+
+
+def scaling(result: Result) -> list[str]:
+    cases = result["cases"]
+
+    def cell(case: Case) -> str:
+        speed = over_rival(case, cases)
+        return number(case["ms"]["median"]) + (f" ({speed:.2f}x)" if speed and case["mixer"] != RIVAL else "")
+
+    lines = grid(cases, _system, _length, cell)
+    lines += ["Peak memory, MiB:", "", *grid(cases, _system, _length, lambda case: f"{case['peak_mib']:,.0f}")]
+    timed = {case["mixer"] for case in cases if "ms" in case}
+    fits = {mixer: fit for mixer, fit in result["exponents"].items() if mixer in timed}
+    if fits:
+        lengths = next(iter(fits.values()))["lengths"]
+        text = ", ".join(f"{title_of(m)} {fit['sequence']:.2f}" for m, fit in sorted(fits.items(), key=_growth))
+        lines += [
+            f"A sequence's time grows with this power of its length from {min(lengths):,} events on (1 is linear, 2 "
+            f"quadratic; each fitted over the lengths it was timed at): {text}.",
+            "",
+        ]
+    return [*lines, *_speed_up(cases)]
+
+
+def over_rival(case: Case, cases: Iterable[Case]) -> float | None:
+    """How many times as fast as the rival at the same length; None where either has no time."""
+    rival = next((c for c in cases if c["mixer"] == RIVAL and c["length"] == case["length"] and "ms" in c), None)
+    return rival["ms"]["median"] / case["ms"]["median"] if rival and "ms" in case else None
+
+
+def reached(points: Sequence[tuple[int, float]], speed: float) -> float | None:
+    """The length at which the speed-ups ``points`` by length first reach ``speed``, between two lengths by a power
+    law; None where they do not."""
+    for index, (length, value) in enumerate(points):
+        if value >= speed:
+            if index == 0:
+                return length
+            before, low = points[index - 1]
+            share = math.log(speed / low) / math.log(value / low)
+            return float(before * (length / before) ** share)
+    return None
+
+
+def _speed_up(cases: Sequence[Case]) -> list[str]:
+    ours = [case for case in cases if case["mixer"] == OURS]
+    points = [(case["length"], speed) for case in ours if (speed := over_rival(case, cases)) is not None]
+    if not points:
+        return []
+    at = reached(points, SPEED_UP)
+    if at is None:
+        length, best = max(points, key=lambda point: point[1])
+        text = f"is not reached up to {points[-1][0]:,} events; the most is {best:.1f} times, at {length:,}."
+    else:
+        text = f"is reached at about {at:,.0f} events."
+    return [
+        f"The speed-up over attention that HyenaRec's paper reports, {SPEED_UP:g} times, {text}",
+        "",
+    ]
+
+
+def step(result: Result) -> list[str]:
+    lines = []
+    for log, length in dict.fromkeys((case["log"], case["length"]) for case in result["cases"]):
+        here = [case for case in result["cases"] if (case["log"], case["length"]) == (log, length)]
+        padding = max((case["padding"] for case in here if "padding" in case), default=0.0)
+        rows = []
+        for mixer in dict.fromkeys(case["mixer"] for case in here):
+            by_layout = {case["layout"]: case for case in here if case["mixer"] == mixer}
+            timed = {layout: case for layout, case in by_layout.items() if "ms" in case}
+            gain = (
+                f"{timed['packed']['tokens_per_second'] / timed['padded']['tokens_per_second']:.2f}x"
+                if len(timed) == 2
+                else ""
+            )
+            rates = [_rate(by_layout.get(layout)) for layout in ("packed", "padded")]
+            memory = [f"{timed[layout]['peak_mib']:,.0f}" if layout in timed else "" for layout in ("packed", "padded")]
+            rows.append([title_of(mixer), rates[0], rates[1], gain, " / ".join(memory)])
+        lines += [
+            f"`{log}`, windows of at most {length:,} events; {padding:.0%} of a padded batch is padding:",
+            "",
+            *table(["", "packed", "padded", "packing gains", "peak MiB"], rows),
+            "",
+        ]
+    return lines
+
+
+def _rate(case: Case | None) -> str:
+    if case is None:
+        return ""
+    return f"{case['tokens_per_second']:,.0f}" if "ms" in case else case["left_out"]
+
+
+def serving(result: Result) -> list[str]:
+    lines = []
+    for batch in dict.fromkeys(case["batch"] for case in result["cases"]):
+        here = [case for case in result["cases"] if case["batch"] == batch]
+
+        def row(case: Case) -> str:
+            return f"{title_of(case['mixer'])}, {case['what']}".removeprefix(", ")
+
+        def cell(case: Case) -> str:
+            return f"{number(case['ms']['median'])} / {number(case['ms']['p99'])}"
+
+        lines += [f"{batch} user{'s' if batch > 1 else ''} a call:", "", *grid(here, row, _length, cell)]
+    return lines
+
+
+def operator(result: Result) -> list[str]:
+    """Cases by operation and shape; the rivals' times over ours."""
+    lines = []
+    for what in dict.fromkeys(case["what"] for case in result["cases"]):
+        here = [case for case in result["cases"] if case["what"] == what]
+        rivals = list(dict.fromkeys(name for case in here for name in case.get("rivals", {})))
+        rows = [
+            [
+                case["shape"],
+                number(case["ms"]["median"]) if "ms" in case else case["left_out"],
+                *(_times(case, name) for name in rivals),
+            ]
+            for case in here
+        ]
+        lines += [f"{what}:", "", *table(["shape", "ms", *(f"{name} takes" for name in rivals)], rows), ""]
+    return lines
+
+
+def _times(case: Case, rival: str) -> str:
+    if "ms" not in case or rival not in case.get("rivals", {}):
+        return ""
+    return f"{case['rivals'][rival]['median'] / case['ms']['median']:.1f}x"
+
+
+def compiled(result: Result) -> list[str]:
+    """A line a kernel; where architectures differ, both, in their order."""
+    architectures = sorted({row["architecture"] for row in result["kernels"]})
+    kernels: dict[str, dict[str, list[Case]]] = {}
+    for row in result["kernels"]:
+        kernels.setdefault(row["kernel"], {}).setdefault(row["architecture"], []).append(row)
+
+    def most(variants: Mapping[str, Sequence[Case]], what: Callable[[Case], float]) -> str:
+        found = [f"{max(map(what, variants[name])):.0f}" for name in architectures]
+        return found[0] if len(set(found)) == 1 else " / ".join(found)
+
+    rows = [
+        [
+            kernel,
+            str(sum(map(len, variants.values()))),
+            most(variants, lambda row: row["registers"]),
+            most(variants, lambda row: row["spilled"]),
+            most(variants, lambda row: row["shared"] / 1024),
+            "yes" if any(row["tensor_core"] for rows in variants.values() for row in rows) else "",
+        ]
+        for kernel, variants in sorted(kernels.items())
+    ]
+    head = ["kernel", "variants", "registers", "bytes spilled", "shared KiB", "tensor cores"]
+    return [f"{' / '.join(architectures)}:", "", *table(head, rows), ""]
+
+
+def losses(result: Result) -> list[str]:
+    lines = []
+    for kind in dict.fromkeys(case["kind"] for case in result["cases"]):
+        sizes = ", ".join(f"{count:,} {name}" for name, count in result["settings"][kind].items())
+        lines += [f"{kind.capitalize()}, {sizes}:", ""]
+        lines += grid(
+            [case for case in result["cases"] if case["kind"] == kind],
+            lambda case: str(case["loss"]),
+            lambda case: case["precision"],
+            lambda case: number(case["ms"]["median"]),
+        )
+    return lines
+
+
+def loading(result: Result) -> list[str]:
+    return grid(
+        result["cases"],
+        lambda case: f"{case['format']}, ids are {case['ids']}",
+        lambda case: "s / GiB",
+        lambda case: f"{case['ms']['median'] / 1e3:.1f} / {case['peak_gib']:.2f}",
+    )
+
+
+def _system(case: Case) -> str:
+    return title_of(case["mixer"])
+
+
+def _length(case: Case) -> int:
+    return int(case["length"])
+
+
+def _growth(item: tuple[str, Mapping[str, float]]) -> float:
+    return item[1]["sequence"]

@@ -1,0 +1,32 @@
+"""The ``cpu`` backend: the operators' functions over the compiled kernels of ``csrc/cpu``."""
+
+from hyenarec_kernels.backends.cpu.convolutions import (
+    conv_step,
+    legendre_conv,
+    legendre_conv_backward,
+    long_conv,
+    long_conv_backward,
+    probe,
+)
+from hyenarec_kernels.backends.cpu.dropout import dropout, dropout_backward
+from hyenarec_kernels.backends.cpu.short_conv import (
+    gated_short_conv,
+    gated_short_conv_backward,
+    short_conv,
+    short_conv_backward,
+)
+
+__all__ = [
+    "conv_step",
+    "dropout",
+    "dropout_backward",
+    "gated_short_conv",
+    "gated_short_conv_backward",
+    "legendre_conv",
+    "legendre_conv_backward",
+    "long_conv",
+    "long_conv_backward",
+    "probe",
+    "short_conv",
+    "short_conv_backward",
+]

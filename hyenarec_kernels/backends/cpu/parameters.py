@@ -1,0 +1,36 @@
+"""Parameters as the compiled CPU kernels read them: contiguous, of the arithmetic type, a value a channel."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from hyenarec_kernels.backends.reference.rows import wide
+
+
+def in_arithmetic(t: Tensor | None, x: Tensor) -> Tensor | None:
+    return None if t is None else contiguous(t, wide(x.dtype))
+
+
+def contiguous(t: Tensor, dtype: torch.dtype) -> Tensor:
+    # asked first: out of cache, the two calls take 10 us each to do nothing
+    return t if t.dtype == dtype and t.is_contiguous() else t.to(dtype).contiguous()
+
+
+def lag_major(weight: Tensor, x: Tensor) -> Tensor:  # (D, W) -> (W, D)
+    return weight.to(wide(x.dtype)).T.contiguous()
+
+
+def per_channel(values: Tensor, x: Tensor) -> Tensor:  # (Q, G) -> (Q, D)
+    shared = x.shape[-1] // values.shape[1]
+    return values if shared == 1 else values.repeat_interleave(shared, 1)
+
+
+def per_group(values: Tensor, groups: int) -> Tensor:  # (Q, D) -> (Q, G)
+    # the sum of one alone takes torch 0.1 ms
+    return values if groups == values.shape[1] else values.view(len(values), groups, -1).sum(-1)
+
+
+def rows_per_channel(parameter: Tensor, x: Tensor) -> Tensor:  # (G, ...) -> (D, ...)
+    shared = x.shape[-1] // parameter.shape[0]
+    return contiguous(parameter if shared == 1 else parameter.repeat_interleave(shared, 0), wide(x.dtype))

@@ -1,0 +1,28 @@
+"""The reference backend: the definition in plain PyTorch, on any device, and the oracle of every other backend.
+
+Differentiable throughout, gradients of gradients too; deterministic; computes in float32 (float64 for float64).
+Sequences do not see each other, so NaN and Inf stay within their channel and sequence: with few taps they spread as far
+as the taps reach, with many over the whole of both (see `direct` and `fourier`). Packed
+input on an accelerator waits for the device once a call, to read the lengths.
+"""
+
+from hyenarec_kernels.backends.reference.conv_step import conv_step
+from hyenarec_kernels.backends.reference.dropout import dropout, dropout_backward
+from hyenarec_kernels.backends.reference.gated_short_conv import gated_short_conv, gated_short_conv_backward
+from hyenarec_kernels.backends.reference.legendre_conv import legendre_conv, legendre_conv_backward
+from hyenarec_kernels.backends.reference.long_conv import long_conv, long_conv_backward
+from hyenarec_kernels.backends.reference.short_conv import short_conv, short_conv_backward
+
+__all__ = [
+    "conv_step",
+    "dropout",
+    "dropout_backward",
+    "gated_short_conv",
+    "gated_short_conv_backward",
+    "legendre_conv",
+    "legendre_conv_backward",
+    "long_conv",
+    "long_conv_backward",
+    "short_conv",
+    "short_conv_backward",
+]

@@ -1,0 +1,60 @@
+"""The causal convolution as its definition: one multiply-add a lag. NaN and Inf spread as far as the taps reach.
+
+Every function takes ``taps`` (D, K), one row a channel, 1 <= K <= the longest sequence (or 1), and values (R, D) that
+are zero in padding. A first pass lets the lags run across the borders of sequences; the rows at a border are then done
+again. (Masking every lag instead took 14 ms where this takes 5: 14,000 rows of 192 channels, K = 3, one core.)
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from hyenarec_kernels.backends.reference.rows import Rows
+
+
+def convolve(u: Tensor, taps: Tensor, rows: Rows) -> Tensor:
+    """``y[t] = sum_tau taps[tau] u[t - tau]``: (R, D)."""
+    weights = taps.T.contiguous()  # (K, D); strided rows would take twice as long
+    y = u * weights[0]
+    for lag in range(1, len(weights)):
+        y[lag:].addcmul_(u[:-lag], weights[lag])
+    if len(weights) > 1:
+        heads, _ = rows.borders(len(weights) - 1)
+        y[heads] = torch.stack([rows.shifted(u, heads, lag) * w for lag, w in enumerate(weights)]).sum(0)
+    return y
+
+
+def correlate(dy: Tensor, taps: Tensor, rows: Rows) -> Tensor:
+    """The gradient of ``u``: ``du[s] = sum_tau taps[tau] dy[s + tau]``: (R, D)."""
+    weights = taps.T.contiguous()  # (K, D)
+    du = dy * weights[0]
+    for lag in range(1, len(weights)):
+        du[:-lag].addcmul_(dy[lag:], weights[lag])
+    if len(weights) > 1:
+        _, tails = rows.borders(len(weights) - 1)
+        du[tails] = torch.stack([rows.shifted(dy, tails, -lag) * w for lag, w in enumerate(weights)]).sum(0)
+    return du
+
+
+def tap_gradient(dy: Tensor, u: Tensor, taps: int, rows: Rows) -> Tensor:
+    """The gradient of the taps: ``dh[tau] = sum_t dy[t] u[t - tau]``: (D, taps)."""
+    gradient = [(dy * u).sum(0)]
+    for lag in range(1, taps):
+        products = dy[lag:] * u[:-lag]  # (R - lag, D)
+        heads, _ = rows.borders(lag)
+        products.index_fill_(0, heads[lag:] - lag, 0)  # the first `lag` heads are rows 0 .. lag-1, not in `products`
+        gradient.append(products.sum(0))
+    return torch.stack(gradient, 1)
+
+
+def convolve_backward(
+    dy: Tensor, u: Tensor, taps: Tensor, rows: Rows, *, y: bool, du: bool, dtaps: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Those asked for of: the output again, the gradients of ``u`` and of the taps; empty tensors for the others."""
+    empty = u.new_empty(0)
+    return (
+        convolve(u, taps, rows) if y else empty,
+        correlate(dy, taps, rows) if du else empty,
+        tap_gradient(dy, u, taps.shape[1], rows) if dtaps else empty,
+    )

@@ -1,0 +1,73 @@
+"""The long convolution with a Legendre filter: its taps, and their gradient brought back to coefficients and decay."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from hyenarec_kernels.backends.reference.long_conv import long_conv, long_conv_backward
+from hyenarec_kernels.backends.reference.rows import wide
+from hyenarec_kernels.legendre import legendre_basis, legendre_filter, product, window
+
+
+def legendre_conv(
+    x: Tensor,
+    coefficients: Tensor,
+    decay: Tensor | None,
+    skip: Tensor | None,
+    pre_gate: Tensor | None,
+    post_gate: Tensor | None,
+    starts: Tensor | None,
+    ends: Tensor | None,
+    horizon: int,
+    last_only: bool,
+) -> Tensor:
+    taps = _filter(x, coefficients, decay, horizon)
+    return long_conv(x, taps, skip, pre_gate, post_gate, starts, ends, last_only)
+
+
+def legendre_conv_backward(
+    grad: Tensor,
+    x: Tensor,
+    coefficients: Tensor,
+    decay: Tensor | None,
+    skip: Tensor | None,
+    pre_gate: Tensor | None,
+    post_gate: Tensor | None,
+    starts: Tensor | None,
+    ends: Tensor | None,
+    horizon: int,
+    last_only: bool,
+    needs: list[bool],
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    need_x, need_coefficients, need_decay, need_skip, need_pre, need_post = needs
+    h = _filter(x, coefficients, decay, horizon)  # (G, k)
+    wanted = [need_x, need_coefficients or need_decay, need_skip, need_pre, need_post]
+    dx, dh, dskip, dpre, dpost = long_conv_backward(
+        grad, x, h, skip, pre_gate, post_gate, starts, ends, last_only, wanted
+    )
+    dcoefficients, ddecay = x.new_empty(0), x.new_empty(0)
+    if need_coefficients or need_decay:
+        full_coefficients, full_decay = filter_gradients(dh, h, coefficients, decay, horizon)
+        dcoefficients = full_coefficients if need_coefficients else dcoefficients
+        ddecay = full_decay if need_decay and full_decay is not None else ddecay
+    return dx, dcoefficients, ddecay, dskip, dpre, dpost
+
+
+def filter_gradients(
+    dh: Tensor, h: Tensor, coefficients: Tensor, decay: Tensor | None, horizon: int
+) -> tuple[Tensor, Tensor | None]:
+    """Gradients of coefficients and decay from that of the first taps ``h`` (G, k)."""
+    taps = h.shape[1]
+    basis = legendre_basis(coefficients.shape[1], horizon, h.dtype, h.device)[:, :taps]  # (N, k)
+    if decay is None:
+        return product(dh, basis.T).to(coefficients.dtype), None
+    dcoefficients = product(dh * window(decay.to(h.dtype), horizon, taps), basis.T)
+    age = torch.arange(taps, device=h.device, dtype=h.dtype) / horizon
+    ddecay = -(dh * h * age).sum(1) * decay.to(h.dtype).sigmoid()
+    return dcoefficients.to(coefficients.dtype), ddecay.to(decay.dtype)
+
+
+def _filter(x: Tensor, coefficients: Tensor, decay: Tensor | None, horizon: int) -> Tensor:
+    """The taps that fit into ``x``, in the dtype to compute in: (G, min(K, L))."""
+    return legendre_filter(coefficients.to(wide(x.dtype)), horizon, decay, taps=x.shape[-2])

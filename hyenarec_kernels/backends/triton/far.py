@@ -1,0 +1,189 @@
+"""Runs the kernels of :mod:`hyenarec_kernels.backends.triton.kernels.moments` over the levels of a plan."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+
+from hyenarec_kernels.backends.triton.arithmetic import Arithmetic, tile_channels, with_strides
+from hyenarec_kernels.backends.triton.configs import config
+from hyenarec_kernels.backends.triton.kernels import moments as kernels
+from hyenarec_kernels.backends.triton.plan import padded
+from hyenarec_kernels.backends.triton.rows import Rows, Slots, launch
+from hyenarec_kernels.backends.triton.short_conv import PROGRAMS
+from hyenarec_kernels.backends.triton.tables import Constants
+from hyenarec_kernels.lowrank.levels import Level
+
+SHARES = 32  # programs at most that split the sum over chunks in a table's gradient
+SHARED_SLOTS = 16  # chunks they take at a time
+
+
+@dataclass(frozen=True)
+class Far:
+    """What the far part of one call consists of: its levels, where their nodes lie, and the constants they use."""
+
+    levels: tuple[Level, ...]
+    slots: list[Slots]
+    rows: Rows
+    constants: Constants
+    rate: Tensor | None
+    channels: int
+    arithmetic: Arithmetic
+
+    def scratch(self, sums: int | None) -> int:
+        """Most bytes that moments and what comes of them take at a time; in training `sums` beside the last of them."""
+        wide, operand = self.arithmetic.wide.itemsize, self.arithmetic.operand.itemsize
+        sizes = [slots.count * level.rank * self.channels for level, slots in zip(self.levels, self.slots, strict=True)]
+        moments, nu = sum(sizes) * wide, sizes[0] * operand
+        across = nu + sum(sizes[1:2]) * wide
+        if sums is None:
+            return max(moments, sizes[0] * wide + across)
+        shares = max(math.prod(self._shares(index)[0]) for index in range(len(self.levels)))
+        return max(moments + max(moments + shares * wide, across), nu + sums)
+
+    def moments(self, x: Tensor, gate: Tensor | None, *, reverse: bool) -> list[Tensor]:
+        """mu of gate * x at every level, (slots, rank, D) each."""
+        tuned, tile = config("moments", x.device), tile_channels(self.channels)
+        held = [self._empty(level, slots, x) for level, slots in zip(self.levels, self.slots, strict=True)]
+        wide = max(tuned.columns // tile, 1)
+        launch(
+            kernels.moments,
+            (triton.cdiv(self.slots[0].count, wide), triton.cdiv(self.channels, tile)),
+            *with_strides(x, gate),
+            self.constants.basis,
+            self.rate,
+            held[0],
+            *self._where(0),
+            self.channels,
+            REVERSE=reverse,
+            **self._level(0),
+            PRECISION=self.arithmetic.precision,
+            SLOTS=wide,
+            CHANNELS=tile,
+            **tuned.options,
+        )
+        for index in range(1, len(self.levels)):
+            below = self.levels[index - 1]
+            grid, shape, options = self._tile("up", index)
+            options |= self._level(index) | {"FAN": below.fan}
+            launch(
+                kernels.up,
+                grid,
+                held[index - 1],
+                self.constants.transfers[index - 1],
+                self.rate,
+                held[index],
+                *self._where(index),
+                self.slots[index - 1].per_row,
+                self.channels,
+                REVERSE=reverse,
+                RANK_BELOW=below.rank,
+                **shape,
+                **options,
+            )
+        return held
+
+    def across(self, mu: list[Tensor], tables: list[Tensor], *, reverse: bool) -> Tensor:
+        """nu of the lowest level. Takes `mu` away as it goes, so that each level's memory serves those below."""
+        above: Tensor | None = None
+        for index in reversed(range(len(self.levels))):
+            level = self.levels[index]
+            # What `chunks` reads becomes an operand of a matrix product: it is rounded here, once.
+            nu = torch.empty_like(mu[index], dtype=None if index else self.arithmetic.operand)
+            grid, shape, options = self._tile("across", index)
+            top = above is None
+            launch(
+                kernels.across,
+                grid,
+                mu[index],
+                tables[index],
+                above,
+                None if top else self.constants.transfers[index],
+                self.rate,
+                nu,
+                *self._where(index),
+                0 if top else self.slots[index + 1].per_row,
+                self.channels,
+                level.near_pairs,
+                level.far_first,
+                level.far_pairs,
+                REVERSE=reverse,
+                FAN=level.fan,
+                RANK_ABOVE=1 if top else self.levels[index + 1].rank,
+                **self._level(index),
+                **shape,
+                **options,
+            )
+            above = nu
+            mu.pop()
+        assert above is not None
+        return above
+
+    def tables_gradient(self, mu: list[Tensor], eta: list[Tensor]) -> list[Tensor]:
+        """Of each level's tables, (distances * rank * rank, D)."""
+        gradients = []
+        for index, level in enumerate(self.levels):
+            shape, grid, tile, options = self._shares(index)
+            shares = torch.empty(shape, dtype=mu[index].dtype, device=mu[index].device)
+            launch(
+                kernels.across_gradient,
+                grid,
+                mu[index],
+                eta[index],
+                shares,
+                *self._where(index),
+                self.channels,
+                level.near_pairs,
+                level.far_first,
+                level.far_pairs,
+                FAN=level.fan,
+                **self._level(index),
+                PRECISION=self.arithmetic.precision_of_moments,
+                SLOTS=SHARED_SLOTS,
+                CHANNELS=tile,
+                **options,
+            )
+            gradients.append(shares.sum(0).view(-1, self.channels))
+        return gradients
+
+    def _shares(self, index: int) -> tuple[tuple[int, ...], tuple[int, int, int], int, dict[str, Any]]:
+        """Of the gradient of a level's tables: the programs' shares, the grid, a tile's channels, launch options."""
+        level, tuned = self.levels[index], config("across_gradient", self.constants.rows.device)
+        tile = min(tuned.columns, max(4096 // padded(level.rank) ** 2, 1))
+        distances, tiles = level.near_pairs + level.far_pairs, triton.cdiv(self.channels, tile)
+        parts = min(
+            SHARES, triton.cdiv(self.slots[index].count, SHARED_SLOTS), triton.cdiv(PROGRAMS, distances * tiles)
+        )
+        shape = (parts, distances, level.rank, level.rank, self.channels)
+        return shape, (distances, tiles, parts), tile, tuned.options
+
+    def _where(self, index: int) -> tuple[Any, ...]:
+        slots = self.slots[index]
+        return slots.sequences, self.rows.starts, self.rows.ends, slots.count, self.rows.columns, slots.per_row
+
+    def _level(self, index: int) -> dict[str, Any]:
+        level = self.levels[index]
+        return {
+            "PACKED": self.rows.packed,
+            "CHUNK": level.chunk,
+            "RANK": level.rank,
+            "PADDED": padded(level.rank),
+            "ACC": self.arithmetic.kernel_dtype,
+        }
+
+    def _tile(self, kernel: str, index: int) -> tuple[tuple[int, ...], dict[str, int], dict[str, Any]]:
+        """Grid, tile and launch options of a kernel on (rank, slots, channels) tiles."""
+        tuned = config(kernel, self.constants.rows.device)
+        tile = min(tile_channels(self.channels), 32)
+        # 2,048 elements: 16 registers a thread of 4 warps; with 4,096 some ranks spilled.
+        deep = max(min(tuned.columns, 2048 // padded(self.levels[index].rank)) // tile, 1)
+        grid = (triton.cdiv(self.slots[index].count, deep), triton.cdiv(self.channels, tile))
+        return grid, {"SLOTS": deep, "CHANNELS": tile}, tuned.options
+
+    def _empty(self, level: Level, slots: Slots, like: Tensor) -> Tensor:
+        return torch.empty(slots.count, level.rank, self.channels, dtype=self.arithmetic.wide, device=like.device)

@@ -1,0 +1,1 @@
+"""Kernels, and what they share; the operators beside this folder launch them."""

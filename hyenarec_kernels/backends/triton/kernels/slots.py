@@ -1,0 +1,74 @@
+"""How a kernel finds its rows: slots of chunks (`hyenarec_kernels.backends.triton.rows`), located on the device."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+# Kernels' arguments that point to indices: what of a batch they are views of, thus their alignment, depends on lengths.
+WHERE = ["sequences", "starts", "ends"]
+
+
+@triton.jit
+def span(sequence, exists, starts, ends, columns, PACKED: tl.constexpr):
+    """The first row (int64) of sequences (n,) and their lengths; 0 and 0 of one that does not exist."""
+    start = tl.zeros_like(sequence).to(tl.int64)
+    if starts is not None:
+        start = tl.load(starts + sequence, mask=exists, other=0).to(tl.int64)
+    end = tl.zeros_like(start) + columns
+    if ends is not None:
+        end = tl.load(ends + sequence, mask=exists, other=0).to(tl.int64)
+    first = start if PACKED else start + sequence.to(tl.int64) * columns
+    return first, tl.where(exists, end - start, 0).to(tl.int32)
+
+
+@triton.jit
+def first_slot(sequence, first, per_row, CHUNK: tl.constexpr, PACKED: tl.constexpr):
+    """The slot of a sequence's chunk 0."""
+    if PACKED:
+        return (first // CHUNK).to(tl.int32) + sequence
+    return sequence * per_row
+
+
+@triton.jit
+def locate(slot, slots, sequences, starts, ends, columns, per_row, CHUNK: tl.constexpr, PACKED: tl.constexpr):
+    """Of slots (n,): the sequence, its first row (int64), its length, and the chunk's number in it.
+
+    A slot that does not exist is a chunk of a sequence of length 0.
+    """
+    exists = slot < slots
+    sequence = tl.load(sequences + slot, mask=exists, other=0) if PACKED else slot // per_row
+    first, length = span(sequence, exists, starts, ends, columns, PACKED)
+    return sequence, first, length, slot - first_slot(sequence, first, per_row, CHUNK, PACKED)
+
+
+@triton.jit
+def tile_columns(SLOTS: tl.constexpr, CHANNELS: tl.constexpr):
+    """The slot and the channel of each column of a program's tile, (SLOTS * CHANNELS,)."""
+    column = tl.arange(0, SLOTS * CHANNELS)
+    return tl.program_id(0) * SLOTS + column // CHANNELS, tl.program_id(1) * CHANNELS + column % CHANNELS
+
+
+@triton.jit
+def written(position, sequence, first, length, slot, slots, columns, PACKED: tl.constexpr):
+    """The rows that a chunk writes and which of them exist: its own, and, of padded input, the padding's share.
+
+    What follows the sequence in a batch row goes on at the row's beginning, so that the chunks of a row cover it.
+    """
+    row = first + position
+    if PACKED:
+        return row, position < length
+    end = (sequence.to(tl.int64) + 1) * columns
+    return tl.where(row < end, row, row - columns), (position < columns) & (slot < slots)
+
+
+@triton.jit(do_not_specialize=["width"], do_not_specialize_on_alignment=WHERE)
+def name_slots(sequences, starts, ends, chunks, width, BLOCK: tl.constexpr):
+    """Writes each sequence's number into its slots: one program a sequence and chunk size."""
+    sequence, level = tl.program_id(0), tl.program_id(1)
+    chunk = tl.load(chunks + level).to(tl.int64)
+    begin = tl.load(starts + sequence).to(tl.int64) // chunk + sequence
+    end = tl.load(ends + sequence).to(tl.int64) // chunk + sequence + 1
+    for at in range(begin, end, BLOCK):
+        slot = at + tl.arange(0, BLOCK)
+        tl.store(sequences + level * width.to(tl.int64) + slot, tl.zeros_like(slot).to(tl.int32) + sequence, slot < end)

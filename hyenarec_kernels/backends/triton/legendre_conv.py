@@ -1,0 +1,360 @@
+"""The gated Legendre convolution as block low-rank: three groups of launches.
+
+    moments    of each chunk of 32, then up the levels; reads x and pre_gate
+    across     between the chunks of each level, from the top down; on moments alone
+    chunks     the rest: inside chunks, what came from others, gates and skip; reads all inputs, writes the output
+
+Two passes over the inputs, so that every chunk of every sequence runs at once, whatever the lengths. A single pass
+would have to carry the moments through a sequence and leave most of a GPU idle with few or long sequences. A sequence
+of one chunk needs the third group alone.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+
+from hyenarec_kernels.backends import reference
+from hyenarec_kernels.backends.reference.legendre_conv import filter_gradients
+from hyenarec_kernels.backends.reference.rows import wide
+from hyenarec_kernels.backends.triton.arithmetic import Arithmetic, served, tile_channels, wide_parameter, with_strides
+from hyenarec_kernels.backends.triton.configs import Config, config
+from hyenarec_kernels.backends.triton.far import Far
+from hyenarec_kernels.backends.triton.kernels import chunks as kernels
+from hyenarec_kernels.backends.triton.long_conv import (
+    DIRECT_TAPS,
+    convolve,
+    convolve_backward,
+    convolve_last,
+    convolve_last_backward,
+    row_gradients,
+)
+from hyenarec_kernels.backends.triton.plan import CHUNK, GpuPlan, fastest, padded, plan_for
+from hyenarec_kernels.backends.triton.rows import Rows, Slots, launch
+from hyenarec_kernels.backends.triton.tables import Constants, Filter, Tables, constants
+from hyenarec_kernels.legendre import legendre_filter
+
+# Moments and partial sums live one call. They are 0.5 to 2 times the output in 16 bits (more where levels have few rows
+# and high ranks), so that a large batch goes as several runs, which use the same memory one after the other: runs of
+# sequences, or of channels where sequences are few or packed and their ends known to the device alone. How small a run
+# may be before its 3 to 9 launches take longer than its work was not measured.
+SHARE = 0.14  # of the outputs; with the tables of a call less than 15%
+RUN = 1 << 24  # elements, at least
+SLICE = 64  # channels of a run, or a multiple: what a tile reads of a row, a cache line of 16-bit values
+
+
+def legendre_conv(
+    x: Tensor,
+    coefficients: Tensor,
+    decay: Tensor | None,
+    skip: Tensor | None,
+    pre_gate: Tensor | None,
+    post_gate: Tensor | None,
+    starts: Tensor | None,
+    ends: Tensor | None,
+    horizon: int,
+    last_only: bool,
+) -> Tensor:
+    if not served(x):
+        return reference.legendre_conv(
+            x, coefficients, decay, skip, pre_gate, post_gate, starts, ends, horizon, last_only
+        )
+    rows = Rows.of(x, starts, ends)
+    if last_only or horizon <= DIRECT_TAPS:
+        taps = legendre_filter(coefficients.to(wide(x.dtype)), horizon, decay, taps=rows.columns)
+        return (convolve_last if last_only else convolve)(x, taps, skip, pre_gate, post_gate, rows)
+    return BlockLowRank.of(x, coefficients, decay, rows, horizon).forward(x, skip, pre_gate, post_gate)
+
+
+def legendre_conv_backward(
+    grad: Tensor,
+    x: Tensor,
+    coefficients: Tensor,
+    decay: Tensor | None,
+    skip: Tensor | None,
+    pre_gate: Tensor | None,
+    post_gate: Tensor | None,
+    starts: Tensor | None,
+    ends: Tensor | None,
+    horizon: int,
+    last_only: bool,
+    needs: list[bool],
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    if not served(x):
+        return reference.legendre_conv_backward(
+            grad, x, coefficients, decay, skip, pre_gate, post_gate, starts, ends, horizon, last_only, needs
+        )
+    rows = Rows.of(x, starts, ends)
+    if last_only or horizon <= DIRECT_TAPS:
+        taps = legendre_filter(coefficients.to(wide(x.dtype)), horizon, decay, taps=rows.columns)
+        wanted = [needs[0], needs[1] or needs[2], *needs[3:]]
+        backward = convolve_last_backward if last_only else convolve_backward
+        dx, dtaps, dskip, dpre, dpost = backward(grad, x, taps, skip, pre_gate, post_gate, rows, wanted)
+        dcoefficients, ddecay = x.new_empty(0), x.new_empty(0)
+        if wanted[1]:
+            both = filter_gradients(dtaps, taps, coefficients, decay, horizon)
+            dcoefficients = both[0] if needs[1] else dcoefficients
+            ddecay = both[1] if needs[2] and both[1] is not None else ddecay
+        return dx, dcoefficients, ddecay, dskip, dpre, dpost
+    return BlockLowRank.of(x, coefficients, decay, rows, horizon).backward(
+        grad, x, coefficients, decay, skip, pre_gate, post_gate, needs
+    )
+
+
+@dataclass(frozen=True)
+class Run:
+    """Some sequences of padded input, or all rows of packed input, and some channels."""
+
+    rows: slice
+    columns: slice
+
+    def __call__(self, t: Any) -> Any:
+        """This part of a tensor (..., D) or (D,), a view; of none, and of one that is not wanted, itself."""
+        if t is None or not t.numel():
+            return t
+        return (t[self.rows] if t.dim() > 2 else t)[..., self.columns]
+
+
+@dataclass(frozen=True)
+class BlockLowRank:
+    """One call: its plan, tables and where its chunks lie."""
+
+    plan: GpuPlan
+    constants: Constants
+    filter: Filter
+    tables: Tables
+    rate: Tensor | None  # (D,) decay an event
+    rows: Rows
+    edge_rank: int
+    arithmetic: Arithmetic
+
+    @classmethod
+    def of(cls, x: Tensor, coefficients: Tensor, decay: Tensor | None, rows: Rows, horizon: int) -> BlockLowRank:
+        plan = plan_for(coefficients.shape[1], horizon, decay is not None, rows.columns > horizon, x.dtype)
+        return cls.planned(plan, x, coefficients, decay, rows)
+
+    @classmethod
+    def planned(cls, plan: GpuPlan, x: Tensor, coefficients: Tensor, decay: Tensor | None, rows: Rows) -> BlockLowRank:
+        arithmetic, channels = Arithmetic(x.dtype), x.shape[-1]
+        held = constants(plan, arithmetic.wide, arithmetic.operand, x.device)
+        filter = Filter.of(plan, held, coefficients, decay, x.dtype)
+        rate = filter.rate
+        if rate is not None:
+            rate = rate.to(arithmetic.wide).repeat_interleave(channels // rate.shape[0])
+        edge_rank = plan.edge_rank if plan.has_edge(rows.columns) else 0
+        return cls(plan, held, filter, filter.tables(channels), rate, rows, edge_rank, arithmetic)
+
+    @cached_property
+    def slots(self) -> list[Slots]:
+        """Of the chunks, and of each level above."""
+        return self.rows.slots([CHUNK, *(level.chunk for level in self.plan.reached(self.rows.columns)[1:])])
+
+    @cached_property
+    def far(self) -> Far | None:
+        levels, channels = self.plan.reached(self.rows.columns), self.tables.near.shape[1]
+        return (
+            Far(levels, self.slots, self.rows, self.constants, self.rate, channels, self.arithmetic) if levels else None
+        )
+
+    def runs(self, x: Tensor, outputs: int, *, training: bool) -> Iterator[tuple[Run, BlockLowRank]]:
+        """The call, as one for each run: as many as bring scratch down to SHARE of the `outputs`, unless they were
+        smaller than RUN or narrower than SLICE."""
+        sequences = 1 if self.rows.packed else self.rows.batch
+        channels, count = x.shape[-1], 1
+        if self.far:
+            sums = self.chunk_tile[0] * sum(self.sum_ranks) * channels * self.arithmetic.wide.itemsize
+            scratch = self.far.scratch(sums if training else None)
+            count = max(min(math.ceil(scratch / (SHARE * outputs)), x.numel() // RUN), 1)
+        size = math.ceil(sequences / count)
+        parts = math.ceil(sequences / size)
+        width = max(channels * parts // count // SLICE, 1) * SLICE if parts < count else channels
+        for start in range(0, channels, width):
+            columns = slice(start, min(start + width, channels))
+            whole = self
+            if columns != slice(0, channels):
+                rate = None if self.rate is None else self.rate[columns]
+                whole = replace(self, tables=self.tables.part(columns), rate=rate)
+            for first in range(0, sequences, size):
+                rows = slice(first, first + size)
+                yield Run(rows, columns), whole if parts == 1 else replace(whole, rows=self.rows.part(rows))
+
+    def forward(self, x: Tensor, skip: Tensor | None, pre_gate: Tensor | None, post_gate: Tensor | None) -> Tensor:
+        out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+        for run, part in self.runs(x, out.nbytes, training=False):
+            part._forward((run(x), run(pre_gate)), run(skip), (run(post_gate), run(out)))
+        return out
+
+    def _forward(self, u: tuple[Tensor, Tensor | None], skip: Tensor | None, out: tuple[Tensor | None, Tensor]) -> None:
+        nu = None
+        if self.far:
+            nu = self.far.across(self.far.moments(*u, reverse=False), self.tables.levels, reverse=False)
+        self._chunks(u, [out], nu, skip)
+
+    def backward(
+        self,
+        grad: Tensor,
+        x: Tensor,
+        coefficients: Tensor,
+        decay: Tensor | None,
+        skip: Tensor | None,
+        pre_gate: Tensor | None,
+        post_gate: Tensor | None,
+        needs: list[bool],
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+        need_x, need_coefficients, need_decay, need_skip, need_pre, need_post = needs
+        need_filter = need_coefficients or need_decay
+        dx, dpre, dpost = outputs = row_gradients(x, [need_x, need_pre, need_post], pre_gate, post_gate)
+        totals: dict[int, list[Tensor]] = {}  # by the first channel
+        for run, part in self.runs(x, sum(t.nbytes for t in outputs), training=True):
+            u, dy = (run(x), run(pre_gate)), (run(grad), run(post_gate))
+            shares = part._backward(u, dy, run(skip), (run(dx), run(dpre), run(dpost)), need_filter, need_skip)
+            before = totals.get(run.columns.start)
+            totals[run.columns.start] = [a + b for a, b in zip(before, shares, strict=True)] if before else shares
+        total = [torch.cat(parts, 1) for parts in zip(*totals.values(), strict=True)]
+        dcoefficients, ddecay, dskip = (x.new_empty(0) for _ in range(3))
+        if need_filter:
+            near, edge, _, *dlevels = total
+            unreached = self.tables.levels[len(dlevels) :]
+            dc, drate = self.filter.backward(
+                near,
+                edge if self.edge_rank else torch.zeros_like(self.tables.edge),
+                [*dlevels, *map(torch.zeros_like, unreached)],
+            )
+            dcoefficients = dc.to(coefficients.dtype) if need_coefficients else dcoefficients
+            if need_decay and decay is not None and drate is not None:
+                ddecay = (drate * decay.to(drate.dtype).sigmoid()).to(decay.dtype)
+        if need_skip and skip is not None:
+            dskip = total[2][0].to(skip.dtype)
+        return dx, dcoefficients, ddecay, dskip, dpre, dpost
+
+    def _backward(
+        self,
+        u: tuple[Tensor, Tensor | None],
+        dy: tuple[Tensor, Tensor | None],
+        skip: Tensor | None,
+        outputs: tuple[Tensor, Tensor, Tensor],
+        need_filter: bool,
+        need_skip: bool,
+    ) -> list[Tensor]:
+        """Writes the gradients of x and the gates, those that are not empty; returns the sums for those of near, edge,
+        skip and, where the filter's is wanted, each level's tables."""
+        (x, pre_gate), grad, (dx, dpre, dpost) = u, dy[0], outputs
+        need_input = dx.numel() or dpre.numel()
+        mu, eta, nu, dlevels = [], [], None, []
+        # In an order that keeps few moments at a time.
+        if self.far and (need_filter or need_input):
+            eta = self.far.moments(*dy, reverse=True)
+        if need_input:
+            xi = self.far.across([*eta] if need_filter else eta, self.tables.levels, reverse=True) if self.far else None
+            self._chunks(dy, [(pre_gate, dx), (x, dpre)], xi, skip, reverse=True)
+            del xi
+        if not (dpost.numel() or need_filter or need_skip):
+            return []
+        if self.far and need_filter:
+            mu = self.far.moments(*u, reverse=False)
+            dlevels = self.far.tables_gradient(mu, eta)
+        del eta
+        if self.far and dpost.numel():
+            nu = self.far.across(mu or self.far.moments(*u, reverse=False), self.tables.levels, reverse=False)
+        del mu
+        sums = self._chunks(u, [(grad, dpost)], nu, skip, weigh=dy)
+        return [*(t.sum(0) for t in sums), *dlevels]
+
+    @property
+    def sum_ranks(self) -> tuple[int, int, int]:
+        """Rows that a program of `chunks` adds to the gradients of near, edge and skip."""
+        return self.plan.near_rank, self.edge_rank, 1
+
+    @property
+    def chunk_tile(self) -> tuple[int, int, int]:
+        """Programs of `chunks` along the slots; their slots and channels."""
+        tile = tile_channels(self.tables.near.shape[1])
+        wide = max(self.chunk_config(self.edge_rank).columns // tile, 1)
+        return triton.cdiv(self.slots[0].count, wide), wide, tile
+
+    def chunk_config(self, edge_rank: int) -> Config:
+        variant = "_wide" if self.arithmetic.dtype.itemsize > 2 else "_edge" if edge_rank else ""
+        return config(f"chunks{variant}", self.constants.rows.device)
+
+    def _chunks(
+        self,
+        source: tuple[Tensor, Tensor | None],
+        outputs: list[tuple[Tensor | None, Tensor]],
+        nu: Tensor | None,
+        skip: Tensor | None,
+        *,
+        weigh: tuple[Tensor, Tensor | None] | None = None,
+        reverse: bool = False,
+    ) -> list[Tensor]:
+        """One pass of the kernel: each output is its factor times the convolution of the source's product.
+
+        Chunks out of reach of the filter's end, usually nearly all, go to a launch without the code for it, which would
+        take half as many registers again and three times the products; the others go to a second.
+
+        An empty output is not wanted. With ``weigh``, the factors of the output's gradient, returns the programs'
+        shares of the gradients of near, edge and skip, (programs, rank, D) each.
+        """
+        x, channels, located = source[0], source[0].shape[-1], self.slots[0]
+        programs, wide, tile = self.chunk_tile
+        grid = (programs, triton.cdiv(channels, tile))
+        ranks = self.sum_ranks if weigh else ()
+        sums = [torch.empty(grid[0], rank, channels, dtype=self.arithmetic.wide, device=x.device) for rank in ranks]
+        edge_ranks = [0, self.edge_rank] if self.edge_rank else [0]
+        if weigh and self.edge_rank:
+            sums[1].zero_()
+        (after, out), (other, other_out) = [*outputs, (None, x.new_empty(0))][:2]
+        out_row = next((t.stride(-2) for t in (out, other_out) if t.numel()), 0)
+        rank = self.plan.levels[0].rank if self.far else 1
+        for edge_rank in edge_ranks:
+            launch(
+                kernels.chunks,
+                grid,
+                *with_strides(*source),
+                *with_strides(after if out.numel() else None),
+                out if out.numel() else None,
+                *with_strides(other if other_out.numel() else None),
+                other_out if other_out.numel() else None,
+                out_row,
+                *with_strides(*(weigh or (None, None))),
+                *(sums or (None, None, None)),
+                self.constants.toeplitz,
+                self.tables.near,
+                self.constants.basis,
+                nu,
+                self.constants.edges,
+                self.tables.edge,
+                wide_parameter(skip, x),
+                self.rate,
+                fastest(self.arithmetic.wide),
+                located.sequences,
+                self.rows.starts,
+                self.rows.ends,
+                located.count,
+                self.rows.columns,
+                located.per_row,
+                channels,
+                self.plan.edge_first,
+                REVERSE=reverse,
+                PACKED=self.rows.packed,
+                CHUNK=CHUNK,
+                NEAR_RANK=self.plan.near_rank,
+                NEAR_PADDED=triton.next_power_of_2(self.plan.near_rank),
+                RANK=rank,
+                PADDED=padded(rank),
+                EDGE_RANK=edge_rank,
+                EDGE_PADDED=triton.next_power_of_2(max(edge_rank, 1)),
+                PARTED=self.edge_rank > 0,
+                ACC=self.arithmetic.kernel_dtype,
+                PRECISION=self.arithmetic.precision,
+                SLOTS=wide,
+                CHANNELS=tile,
+                **self.chunk_config(edge_rank).options,
+            )
+        return sums

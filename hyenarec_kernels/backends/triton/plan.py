@@ -1,0 +1,194 @@
+"""Plans of the GPU convolution: the block low-rank form of :mod:`hyenarec_kernels.lowrank` on shared bases.
+
+What differs from the CPU's plan:
+
+* A window ``exp(-a tau)`` is not part of the filter but scales the input before a block and the output after it: every
+  table below is a polynomial's, the bound holds for any decay, and no plan depends on a value that lies on the device.
+* The first chunk too is written in a shared basis, ``h[tau] = sum_m near[m] phi_m(tau)``: ``sum_m diag(near_m) T_m u``
+  is a matrix product with matrices that all channels share.
+* Where the filter ends inside a sequence, the two chunk distances that the end cuts are written the same way.
+
+A plan depends on the length of a batch only through ``beyond``: levels that a batch does not reach are not run.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from hyenarec_kernels.lowrank.blocks import Array, blocks_from_nodes, entries, kept_entries, local_basis, sampled_basis
+from hyenarec_kernels.lowrank.levels import TOLERANCE, Level, Shape, Windows, last_distance, make_levels
+
+# Rows of the lowest chunk. A window is divided out of the first chunk around its middle, exp(+-a * CHUNK / 2), which
+# must stay in range: with more rows fewer decays fit, and the ranks that stand in for the others double.
+CHUNK = 32
+FANS = (4, 8)
+# What one element costs in picoseconds, from the rates of an H200's data sheet and not measured: 500 bf16 operations
+# of a tensor core and 15 multiply-adds of the other cores a picosecond, 4.3 bytes from memory, 5.5 from the L2 cache.
+TENSOR, SCALAR, MEMORY, CACHE, LEVEL = 500.0, 15.0, 4.3, 5.5, 0.1
+# Largest exponent of the windows' scale in the first chunk, either way; beyond it a fit takes over (`near_fits`).
+EXPONENT = {torch.float64: 300.0, torch.float32: 60.0}
+
+
+@dataclass(frozen=True)
+class GpuPlan:
+    """How to convolve sequences of any length up to `horizon` (any length at all if `beyond`).
+
+    `bound` is that of :class:`hyenarec_kernels.backends.cpu.plan.Plan`, window or not, for decays up to `fastest`.
+    """
+
+    terms: int
+    horizon: int
+    levels: tuple[Level, ...]
+    near_rank: int
+    edge_rank: int
+    bound: float
+
+    @property
+    def near_taps(self) -> int:
+        return min(CHUNK, self.horizon)
+
+    @property
+    def edge_first(self) -> int:
+        """The first chunk distance of the two that the filter's end cuts."""
+        return max(self.horizon // CHUNK, 1)
+
+    @property
+    def edge_lag(self) -> int:
+        """The first lag that no level covers from every row."""
+        return (self.edge_first - 1) * CHUNK + 1
+
+    def reached(self, length: int) -> tuple[Level, ...]:
+        """The levels that sequences of up to `length` rows use: those below the first node that holds all of one."""
+        return tuple(level for level in self.levels if level.chunk < length)
+
+    def has_edge(self, length: int) -> bool:
+        return -(-length // CHUNK) > self.edge_first and self.horizon > self.edge_lag
+
+    @cached_property
+    def near_basis(self) -> Array:
+        return local_basis(self.near_taps, self.near_rank)
+
+    @cached_property
+    def edge_basis(self) -> Array:
+        return local_basis(self.horizon - self.edge_lag, self.edge_rank)
+
+
+def toeplitz(values: Array, first: int, offset: int) -> Array:
+    """out[m, i, j] = values[offset + i - j - first, m], 0 outside: (lags, rank) to (rank, CHUNK, CHUNK)."""
+    at = offset + np.arange(CHUNK)[:, None] - np.arange(CHUNK) - first
+    inside = (at >= 0) & (at < len(values))
+    return np.where(inside, values.T[:, np.clip(at, 0, len(values) - 1)], 0.0)
+
+
+def fastest(dtype: torch.dtype) -> float:
+    """The decay an event up to which a window is divided out of the first chunk exactly."""
+    return 2 * EXPONENT[dtype] / CHUNK
+
+
+def near_fits(plan: GpuPlan, dtype: torch.dtype) -> tuple[Array, Array]:
+    """Maps from the first taps, window `fastest` divided out, to coefficients of the near basis, (near_rank, taps).
+
+    The first is for slower decays, whose taps are polynomials: a projection. The second is for faster ones: what is
+    left of their window is no polynomial, but `fastest` alone leaves only a few taps that matter, and the fit weighs
+    each tap by what it will be multiplied with.
+    """
+    weight = np.exp(-fastest(dtype) * np.arange(plan.near_taps))
+    weighted = np.linalg.pinv(weight[:, None] * plan.near_basis, rcond=torch.finfo(dtype).eps)
+    return plan.near_basis.T, weighted * weight
+
+
+def block_map(level: Level) -> Array:
+    """From a polynomial's values at a window's nodes to its block, (nodes, rank * rank)."""
+    kept = kept_entries(level.nodes, level.rank, level.degree)
+    r, s = (index[kept] for index in entries(level.nodes))
+    out = np.zeros((level.nodes, level.rank, level.rank))
+    out[:, r, s] = blocks_from_nodes(level.chunk, level.nodes)[kept].T
+    return out.reshape(level.nodes, -1)
+
+
+def transfer(below: Level, above: Level) -> Array:
+    """The basis of a chunk's parent in that of its children, (fan, rank below, rank above)."""
+    parts = local_basis(above.chunk, above.rank).reshape(-1, below.chunk, above.rank)
+    moved: Array = np.einsum("ib,jia->jba", local_basis(below.chunk, below.rank), parts)
+    return moved
+
+
+def padded(rank: int) -> int:
+    """The size of a kernel's tile that holds `rank` rows."""
+    return max(1 << (rank - 1).bit_length(), 16)
+
+
+@lru_cache(maxsize=256)
+def plan_for(terms: int, horizon: int, windowed: bool, beyond: bool, dtype: torch.dtype) -> GpuPlan:
+    """The cheapest plan for filters of `horizon` taps.
+
+    `windowed`: they have a window; the gradient of its decay is a filter too, ``tau / K`` times the first and thus of
+    one more term. `beyond`: sequences may be longer than the horizon.
+    """
+    tolerance, degree = TOLERANCE[dtype] / 4, terms + windowed
+    windows = Windows(degree, horizon)
+    length = 4 * horizon + 4 * CHUNK if beyond else horizon
+    best: tuple[float, tuple[Level, ...]] = (math.inf, ())
+
+    def extend(chunks: tuple[int, ...], shapes: tuple[Shape, ...]) -> None:
+        nonlocal best
+        chunk = chunks[-1]
+        shapes = (*shapes, _shape(windows, chunk, last_distance(horizon, length, chunk), tolerance))
+        levels = make_levels(horizon, length, chunks, shapes)
+        best = min(best, (_cost(levels), levels), key=lambda pair: pair[0])
+        for fan in FANS:
+            if 2 * fan * chunk <= horizon:
+                extend((*chunks, fan * chunk), shapes)
+
+    if horizon >= 2 * CHUNK:
+        extend((CHUNK,), ())
+    levels = best[1]
+    least = 1
+    if windowed:  # fewer polynomials could not stand in for the fastest decays (`near_fits`)
+        least = 6 if dtype in (torch.bfloat16, torch.float16) else 8
+    near_rank, near_error = _run(degree, horizon, np.arange(min(CHUNK, horizon)), tolerance, least)
+    edge_lag = (max(horizon // CHUNK, 1) - 1) * CHUNK + 1
+    edge_rank, edge_error = _run(degree, horizon, np.arange(edge_lag, horizon), tolerance, 1)
+    bound = sum(windows.bound(level, last_distance(horizon, length, level.chunk)) for level in levels)
+    return GpuPlan(terms, horizon, levels, near_rank, edge_rank, bound + near_error + edge_error)
+
+
+def _shape(windows: Windows, chunk: int, last: int, tolerance: float) -> Shape:
+    """The smallest (rank, degree, nodes) that drops less than `tolerance`; with every entry kept nothing is dropped."""
+    energy, count = windows.energy(chunk, last), min(windows.exact_nodes, chunk)
+    for rank in range(1, count + 1):
+        degree = min(2 * rank - 1, count)
+        if energy[~kept_entries(count, rank, degree)].sum() <= tolerance**2 * windows.horizon:
+            return rank, degree, min(degree + 3, count)
+    raise AssertionError("the full rank drops nothing")
+
+
+def _run(terms: int, horizon: int, lags: npt.NDArray[Any], tolerance: float, least: int) -> tuple[int, float]:
+    """The rank that a run of taps needs, at least `least` where there are so many taps, and its error bound."""
+    samples = sampled_basis(lags.astype(np.float64), terms, horizon)
+    for rank in range(min(least, len(lags)), len(lags) + 1):
+        basis = local_basis(len(lags), rank)
+        error = samples - basis @ (basis.T @ samples)
+        # A lag stands in at most CHUNK entries of a chunk's rows: a bound of the Frobenius norm.
+        bound = math.sqrt(CHUNK * float(np.square(error).sum()) / horizon)
+        if bound <= tolerance or rank == len(lags):
+            return rank, bound
+    return 0, 0.0
+
+
+def _cost(levels: tuple[Level, ...]) -> float:
+    """Picoseconds an element; the first chunk costs the same whatever the levels."""
+    total = 4 * 4 * levels[0].rank / CHUNK / MEMORY  # moments are written and read twice
+    for index, level in enumerate(levels):
+        pairs = (level.fan - 1) / 2 if level.fan else level.near_pairs / 2
+        total += pairs * level.rank * padded(level.rank) / level.chunk / SCALAR + LEVEL
+        if index + 1 < len(levels):
+            total += 2 * level.rank * padded(levels[index + 1].rank) / level.chunk / SCALAR
+    return total

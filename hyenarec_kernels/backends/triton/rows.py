@@ -1,0 +1,93 @@
+"""Where the sequences lie, for kernels: chunks of sequences as *slots*, found without reading a length on the host.
+
+Every sequence is cut into chunks from its first row on, so that padding on either side and packing give the same
+values. A slot is a place for one chunk:
+
+* padded (B, L, D): sequence ``s`` has the slots ``s * ceil(L / C)`` and on;
+* packed (T, D): sequence ``s``, which starts at row ``a``, has those from ``a // C + s`` up to the next sequence's
+  first. These are at least ``ceil(length / C)``, need no running sum, and are ``T // C + S`` in all.
+
+Slots past a sequence's end hold no rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hyenarec_kernels.backends.triton.kernels.slots import name_slots
+
+
+@dataclass(frozen=True)
+class Slots:
+    """The slots of one chunk size, and the arguments by which a kernel finds them (`locate`)."""
+
+    count: int
+    per_row: int
+    sequences: Tensor | None
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Where the sequences of one call lie.
+
+    Attributes:
+        starts, ends: as the operator got them.
+        columns: L for padded input; for packed T, which bounds a length.
+        batch: sequences.
+        packed: whether input is (T, D).
+    """
+
+    starts: Tensor | None
+    ends: Tensor | None
+    columns: int
+    batch: int
+    packed: bool
+
+    @classmethod
+    def of(cls, x: Tensor, starts: Tensor | None, ends: Tensor | None) -> Rows:
+        starts = None if starts is None else starts.contiguous()
+        ends = None if ends is None else ends.contiguous()
+        if x.dim() == 2:
+            assert starts is not None
+            return cls(starts, ends, x.shape[0], starts.shape[0], True)
+        return cls(starts, ends, x.shape[1], x.shape[0], False)
+
+    def part(self, part: slice) -> Rows:
+        """Of some sequences of padded input."""
+        starts, ends = (None if t is None else t[part] for t in (self.starts, self.ends))
+        return replace(self, starts=starts, ends=ends, batch=len(range(*part.indices(self.batch))))
+
+    def slots(self, chunks: Sequence[int]) -> list[Slots]:
+        """The slots of several chunk sizes, for packed input with one launch."""
+        if not self.packed:
+            per_row = [-(-self.columns // chunk) for chunk in chunks]
+            return [Slots(self.batch * n, n, None) for n in per_row]
+        assert self.starts is not None
+        counts = [self.columns // chunk + self.batch for chunk in chunks]
+        names = torch.empty(len(chunks), max(counts), dtype=torch.int32, device=self.starts.device)
+        sizes = on_device(tuple(chunks), names.device)
+        if self.batch:
+            sequences = (names, self.starts, self.ends, sizes, max(counts))
+            launch(name_slots, (self.batch, len(chunks)), *sequences, BLOCK=32, num_warps=1)
+        return [Slots(count, 0, names[i]) for i, count in enumerate(counts)]
+
+
+@cache
+def on_device(chunks: tuple[int, ...], device: torch.device) -> Tensor:
+    """Chunk sizes where the kernel reads them; made once, since a copy to the device cannot be captured in a graph, and
+    kept, for a captured graph reads them again."""
+    return torch.tensor(chunks, dtype=torch.int32).to(device)
+
+
+def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **options: Any) -> None:
+    """Runs a kernel on the device of its first tensor, on that device's current stream."""
+    device = next(a for a in arguments if isinstance(a, Tensor)).device
+    with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+        kernel[grid](*arguments, **options)

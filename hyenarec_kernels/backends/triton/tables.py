@@ -1,0 +1,188 @@
+"""From coefficients and decays to what the kernels read, and the gradients back: small matrices, in plain torch.
+
+Every table is linear in the coefficients. The rows of one matrix (rows, N), made once for a plan and device, give all
+of them with one product; a window then multiplies each row by its own power ``exp(-a * offset)``. All of it is float64,
+rounded once to what the kernels read: `torch.set_float32_matmul_precision` may have float32 products taken in TF32.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import softplus
+
+from hyenarec_kernels.backends.reference.rows import wide
+from hyenarec_kernels.backends.triton.plan import (
+    CHUNK,
+    GpuPlan,
+    block_map,
+    fastest,
+    near_fits,
+    padded,
+    toeplitz,
+    transfer,
+)
+from hyenarec_kernels.lowrank.blocks import Array, local_basis, sampled_basis
+
+
+@dataclass(frozen=True)
+class Constants:
+    """What a plan needs on a device, whatever the parameters.
+
+    Attributes:
+        toeplitz: (near_rank, C, C) the matrices ``T_m``, in the dtype of the matrix products.
+        basis: (C, padded rank) the lowest level's ``Q``, zero columns at the end, likewise; empty without levels.
+        edges: (edge_rank, 2, C, C) likewise.
+        transfers: between each level and the next, (fan, rank, rank above), in arithmetic type.
+        rows: (rows, N) maps coefficients to, in this order: the first taps, `near`, `edge`, each level's tables;
+            float64, as all that follow.
+        aged: likewise for the filter times lag / K.
+        taps, offsets: the exponents' factors of the first taps (taps, 1) and of the other rows (rows - taps, 1).
+        fit: (near_rank, taps) for windows too fast to be divided out.
+    """
+
+    toeplitz: Tensor
+    basis: Tensor
+    edges: Tensor
+    transfers: tuple[Tensor, ...]
+    rows: Tensor
+    aged: Tensor
+    taps: Tensor
+    offsets: Tensor
+    fit: Tensor
+
+
+@dataclass(frozen=True)
+class Tables:
+    """What one call's kernels read, (..., D): coefficients of the near and edge bases, blocks of each level."""
+
+    near: Tensor
+    edge: Tensor
+    levels: list[Tensor]
+
+    def part(self, channels: slice) -> Tables:
+        """Of some channels."""
+        near, edge, *levels = (t[:, channels].contiguous() for t in (self.near, self.edge, *self.levels))
+        return Tables(near, edge, levels)
+
+
+@cache  # nothing is dropped: a captured CUDA graph may read it as long as the process lives
+def constants(plan: GpuPlan, dtype: torch.dtype, operand: torch.dtype, device: torch.device) -> Constants:
+    def put(values: Array, to: torch.dtype) -> Tensor:
+        return torch.from_numpy(np.ascontiguousarray(values)).to(to).to(device)
+
+    def sampled(lags: Array) -> tuple[Array, Array]:
+        values = sampled_basis(lags, plan.terms, plan.horizon)
+        return values, values * (lags / plan.horizon)[:, None]
+
+    first, cut = np.arange(plan.near_taps, dtype=np.float64), np.arange(plan.edge_lag, plan.horizon, dtype=np.float64)
+    exact, fast = near_fits(plan, dtype)
+    parts = [
+        (first, np.eye(len(first)), [0.0] * len(first)),
+        (first, exact, [0.0] * len(exact)),
+        (cut, plan.edge_basis.T, [float(plan.edge_lag - 1)] * plan.edge_rank),
+    ]
+    rows: list[Array] = []
+    aged: list[Array] = []
+    offsets: list[float] = []
+    for lags, fit, offset in parts:
+        for target, values in zip((rows, aged), sampled(lags), strict=True):
+            target.append(fit @ values)
+        offsets += offset
+    for level in plan.levels:
+        blocks = block_map(level).T  # (rank * rank, nodes)
+        for target, values in zip((rows, aged), sampled(level.lags), strict=True):
+            target.append((blocks @ values.reshape(-1, level.nodes, plan.terms)).reshape(-1, plan.terms))
+        offsets += [float((distance - 1) * level.chunk) for distance in level.distances for _ in range(level.rank**2)]
+    basis = np.zeros((CHUNK, 0))
+    if plan.levels:
+        basis = np.zeros((CHUNK, padded(plan.levels[0].rank)))
+        basis[:, : plan.levels[0].rank] = local_basis(CHUNK, plan.levels[0].rank)
+    edge_lags = [(plan.edge_first + b) * CHUNK for b in range(2)]
+    with torch.inference_mode(False):
+        return Constants(
+            toeplitz=put(toeplitz(plan.near_basis, 0, 0), operand),
+            basis=put(basis, operand),
+            edges=put(np.stack([toeplitz(plan.edge_basis, plan.edge_lag, lag) for lag in edge_lags], 1), operand),
+            transfers=tuple(
+                put(transfer(below, above), dtype) for below, above in zip(plan.levels, plan.levels[1:], strict=False)
+            ),
+            rows=put(np.concatenate(rows), torch.float64),
+            aged=put(np.concatenate(aged), torch.float64),
+            taps=put(first[:, None], torch.float64),
+            offsets=put(np.array(offsets[len(first) :])[:, None], torch.float64),
+            fit=put(fast, torch.float64),
+        )
+
+
+@dataclass(frozen=True)
+class Filter:
+    """One call's parameters in float64: coefficients (G, N), and the decay an event (G,), if any.
+
+    `dtype` is the kernels' arithmetic type.
+    """
+
+    plan: GpuPlan
+    constants: Constants
+    coefficients: Tensor
+    rate: Tensor | None
+    dtype: torch.dtype
+
+    @classmethod
+    def of(
+        cls, plan: GpuPlan, constants: Constants, coefficients: Tensor, decay: Tensor | None, dtype: torch.dtype
+    ) -> Filter:
+        rate = None if decay is None else softplus(decay.double()) / plan.horizon
+        return cls(plan, constants, coefficients.double(), rate, wide(dtype))
+
+    @property
+    def sizes(self) -> list[int]:
+        plan = self.plan
+        blocks = [len(level.distances) * level.rank**2 for level in plan.levels]
+        return [plan.near_taps, plan.near_rank, plan.edge_rank, *blocks]
+
+    def values(self) -> tuple[Tensor, Tensor | None]:
+        """All rows and their windows, (rows, G)."""
+        values = self.constants.rows @ self.coefficients.T
+        if self.rate is None:
+            return values, None
+        beyond = (self.rate - fastest(self.dtype)).clamp(min=0)
+        window = torch.exp(-torch.cat([self.constants.taps * beyond, self.constants.offsets * self.rate]))
+        return values * window, window
+
+    def too_fast(self) -> Tensor:
+        assert self.rate is not None
+        return self.rate > fastest(self.dtype)
+
+    def tables(self, channels: int) -> Tables:
+        values = self.values()[0]
+        taps, near, edge, *blocks = values.to(self.dtype).split(self.sizes)
+        if self.rate is not None:
+            near = torch.where(self.too_fast(), (self.constants.fit @ values[: len(taps)]).to(self.dtype), near)
+        repeat = channels // near.shape[1]
+        if repeat > 1:
+            near, edge, *blocks = (t.repeat_interleave(repeat, 1) for t in (near, edge, *blocks))
+        return Tables(near, edge, blocks)
+
+    def backward(self, near: Tensor, edge: Tensor, blocks: list[Tensor]) -> tuple[Tensor, Tensor | None]:
+        """Gradients of the coefficients (G, N) and of ``softplus(decay)`` (G,) from those of the tables, (rows, D)."""
+        groups = self.coefficients.shape[0]
+        near, edge, *blocks = (
+            t.reshape(t.shape[0], groups, -1).sum(2, dtype=torch.float64) for t in (near, edge, *blocks)
+        )
+        taps = near.new_zeros(self.plan.near_taps, groups)
+        if self.rate is not None:
+            fast = self.too_fast()
+            taps = self.constants.fit.T @ torch.where(fast, near, 0)
+            near = torch.where(fast, 0, near)
+        gradient = torch.cat([taps, near, edge, *blocks])  # (rows, G)
+        _, window = self.values()
+        if window is None:
+            return gradient.T @ self.constants.rows, None
+        gradient = gradient * window
+        drate = -(gradient * (self.constants.aged @ self.coefficients.T)).sum(0)
+        return gradient.T @ self.constants.rows, drate

@@ -1,0 +1,131 @@
+"""Convolution with explicit taps that many channels share: products of Toeplitz blocks with tiles of channels.
+
+    y_I = sum_b T_b u_(I-b),    T_b[i, j] = taps[b C + i - j],    dT_b = sum_I dy_I u_(I-b)^T
+
+A block is C x C for each group of channels, a tile C rows of one group's: both products run on tensor cores, where one
+tap after the other would read every row as often as there are taps. The number of blocks is not compiled in.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from hyenarec_kernels.backends.triton.arithmetic import CHUNK, Arithmetic, tiles, wide_parameter, with_strides
+from hyenarec_kernels.backends.triton.kernels import toeplitz as kernels
+from hyenarec_kernels.backends.triton.rows import Rows, launch
+
+# By operation counts, not measured: with fewer taps a tap at a time is cheaper, with more the FFT.
+LEAST_TAPS, MOST_TAPS = 8, 512
+SHARES = 64  # programs that split the sum over rows of one block's gradient
+
+
+def shared(x: Tensor, taps: Tensor) -> bool:
+    """Whether taps (G, k) are few and shared by enough channels."""
+    return LEAST_TAPS <= taps.shape[1] <= MOST_TAPS and x.shape[-1] // taps.shape[0] % 16 == 0
+
+
+def convolve(
+    x: Tensor, taps: Tensor, skip: Tensor | None, pre_gate: Tensor | None, post_gate: Tensor | None, rows: Rows
+) -> Tensor:
+    out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    _run((x, pre_gate), [(post_gate, out)], _matrices(taps, x), skip, rows)
+    return out
+
+
+def convolve_backward(
+    grad: Tensor,
+    x: Tensor,
+    taps: Tensor,
+    skip: Tensor | None,
+    pre_gate: Tensor | None,
+    post_gate: Tensor | None,
+    rows: Rows,
+    outputs: tuple[Tensor, Tensor, Tensor],
+    need_taps: bool,
+    need_skip: bool,
+) -> tuple[Tensor, Tensor]:
+    """Writes the gradients of x and the gates to `outputs`, those that are not empty, and returns those of taps and
+    skip."""
+    dx, dpre, dpost = outputs
+    matrices = _matrices(taps, x)
+    if dx.numel() or dpre.numel():
+        _run((grad, post_gate), [(pre_gate, dx), (x, dpre)], matrices, skip, rows, reverse=True)
+    if dpost.numel():
+        _run((x, pre_gate), [(grad, dpost)], matrices, skip, rows)
+    dtaps, dskip = x.new_empty(0), x.new_empty(0)
+    if need_taps or (need_skip and skip is not None):
+        blocks = matrices.shape[1] if need_taps else 1
+        grid, where, options = _tiles("toeplitz_gradient", x, taps, rows)
+        shape, wide = (min(SHARES, grid[0]), grid[1], blocks, CHUNK, CHUNK), Arithmetic(x.dtype).wide
+        shares = torch.empty(shape, dtype=wide, device=x.device)
+        own = torch.empty(shape[0], x.shape[-1], dtype=wide, device=x.device)
+        inputs = with_strides(grad, x, pre_gate, post_gate)
+        launch(
+            kernels.toeplitz_gradient, (blocks, grid[1], shape[0]), *inputs, shares, own, matrices, *where, **options
+        )
+        if need_taps:
+            dtaps = _along_diagonals(shares.sum(0).view(len(taps), -1, blocks, CHUNK, CHUNK).sum(1))[:, : taps.shape[1]]
+        if need_skip and skip is not None:
+            dskip = own.sum(0).to(skip.dtype)
+    return dtaps, dskip
+
+
+def _run(
+    source: tuple[Tensor, Tensor | None],
+    outputs: list[tuple[Tensor | None, Tensor]],
+    matrices: Tensor,
+    skip: Tensor | None,
+    rows: Rows,
+    *,
+    reverse: bool = False,
+) -> None:
+    """Each output is its factor times the convolution of the source's product; an empty one is not wanted."""
+    x = source[0]
+    (after, out), (other, other_out) = [*outputs, (None, x.new_empty(0))][:2]
+    grid, where, options = _tiles("toeplitz", x, matrices, rows)
+    launch(
+        kernels.toeplitz,
+        grid,
+        *with_strides(*source),
+        *with_strides(after if out.numel() else None),
+        out if out.numel() else None,
+        *with_strides(other if other_out.numel() else None),
+        other_out if other_out.numel() else None,
+        matrices,
+        matrices.shape[1],
+        x.shape[-1] // len(matrices),
+        wide_parameter(skip, x),
+        *where,
+        REVERSE=reverse,
+        **options,
+    )
+
+
+def _tiles(
+    kernel: str, x: Tensor, grouped: Tensor, rows: Rows
+) -> tuple[tuple[int, int], tuple[Any, ...], dict[str, Any]]:
+    """As `tiles`, of channels of one group."""
+    grid, where, options = tiles(kernel, x, x.shape[-1], rows, within=x.shape[-1] // len(grouped))
+    return grid, where, options | {"PRECISION": Arithmetic(x.dtype).precision}
+
+
+def _matrices(taps: Tensor, x: Tensor) -> Tensor:  # (G, k) to (G, blocks, C, C)
+    blocks = (taps.shape[1] + CHUNK - 2) // CHUNK + 1
+    row = torch.arange(CHUNK, device=taps.device)
+    lag = CHUNK * torch.arange(blocks, device=taps.device)[:, None, None] + row[:, None] - row
+    # Lags before 0 and past the last find the zeros on either side.
+    padded = pad(taps.to(Arithmetic(x.dtype).operand), (CHUNK - 1, blocks * CHUNK - taps.shape[1]))
+    matrices: Tensor = padded[:, lag + CHUNK - 1]
+    return matrices
+
+
+def _along_diagonals(blocks: Tensor) -> Tensor:  # (G, blocks, C, C) to (G, blocks * C)
+    """The gradient of the taps from that of the blocks."""
+    sheared = pad(blocks.flip(-1), (0, CHUNK)).flatten(-2)[..., : CHUNK * (2 * CHUNK - 1)]
+    sums = sheared.unflatten(-1, (CHUNK, -1)).sum(-2)  # (G, blocks, 2 C - 1): i - j from 1 - C to C - 1
+    joined: Tensor = sums[..., CHUNK - 1 :] + pad(sums[:, 1:, : CHUNK - 1], (1, 0, 0, 1))
+    return joined.flatten(1)

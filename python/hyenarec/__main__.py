@@ -1,0 +1,5 @@
+"""``python -m hyenarec``: the ``hyenarec`` command."""
+
+from hyenarec.cli import main
+
+main()

@@ -1,0 +1,78 @@
+"""``hyenarec compare``: several mixers over several seeds, in one table."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shlex
+import sys
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from hyenarec.cli.options import Columns, DataPath
+from hyenarec.config import ModelConfig
+from hyenarec.display import console, show_table
+from hyenarec.errors import UserError
+from hyenarec.experiments import COLUMNS, baseline_rows, show_log, summarise, train
+from hyenarec.files import write_text
+from hyenarec.mixers import MIXERS
+from hyenarec.source import Source, load_source
+from hyenarec.training import TrainingConfig
+
+
+@dataclass(frozen=True)
+class Compare:
+    """Train several mixers under several seeds and print one table with mean and spread.
+
+    Each run has its own folder and resumes like ``train``, so an interrupted comparison goes on where it stopped.
+    """
+
+    data: DataPath
+    """Log (Parquet, CSV, TSV, RecBole .inter) or store."""
+    out: Path
+    """Folder for the runs and compare.json."""
+    mixers: tuple[str, ...] = ("hyena", "attention", "gru")
+    """Mixers to compare."""
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """Seeds of each mixer."""
+    split: Literal["leave-one-out", "temporal"] = "leave-one-out"
+    """Last event of each user for testing and the one before for validation, or cuts in time for everyone."""
+    model: Annotated[ModelConfig, tyro.conf.arg(name="")] = field(default_factory=ModelConfig)
+    training: Annotated[TrainingConfig, tyro.conf.arg(name="")] = field(default_factory=TrainingConfig)
+    columns: Annotated[Columns, tyro.conf.arg(name="")] = field(default_factory=Columns)
+
+    def run(self) -> None:
+        unknown = [name for name in self.mixers if name not in MIXERS]
+        if unknown or not self.mixers or not self.seeds:
+            raise UserError(f"options mixers and seeds: name at least one seed, and mixers out of {', '.join(MIXERS)}")
+        source = Source(str(self.data), self.split, **asdict(self.columns))
+        store, split = load_source(source)
+        show_log(store)
+        results: dict[str, list[dict[str, Any]]] = {name: [] for name in self.mixers}
+        for seed in self.seeds:
+            for name in self.mixers:
+                console.rule(f"{name}, seed {seed}")
+                model = dataclasses.replace(self.model, mixer=name)
+                training = dataclasses.replace(self.training, seed=seed)
+                results[name].append(train(store, split, model, training, source, self.out / f"{name}-{seed}"))
+        baseline = baseline_rows(store, split, self.model, self.training)
+        summary = summarise(results)
+        command = shlex.join(["hyenarec", *sys.argv[1:]])
+        report = {"command": command, "summary": summary, "baselines": baseline, "results": results}
+        write_text(self.out / "compare.json", json.dumps(report, indent=2) + "\n")
+        rows = [{"model": name, **_mean_cells(values, len(self.seeds))} for name, values in summary.items()]
+        title = f"test, {self.data.name}, mean ± s.d. of seeds {', '.join(map(str, self.seeds))}"
+        show_table(title, ("model", *COLUMNS), rows + baseline)
+
+
+def _mean_cells(summary: dict[str, dict[str, float]], seeds: int) -> dict[str, str]:
+    """Mean and spread, narrow enough for four columns on an 80-column terminal; the mean alone of a single seed."""
+    cells = {}
+    for metric, value in summary.items():
+        digits = 1 if metric == "s/epoch" else 4
+        spread = f"{value['sd']:.{digits}f}".removeprefix("0")
+        cells[metric] = f"{value['mean']:.{digits}f}" + (f" ±{spread}" if seeds > 1 else "")
+    return cells

@@ -1,0 +1,25 @@
+"""``hyenarec inspect``: what the long filters of a model learned."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from hyenarec.cli.options import RunPath
+from hyenarec.display import console
+from hyenarec.plots import learned_filters
+from hyenarec.recommendation import Recommender
+
+
+@dataclass(frozen=True)
+class Inspect:
+    """Draw the learned long filters of a hyena checkpoint."""
+
+    run_path: RunPath
+    """Run folder or checkpoint file."""
+    out: Path
+    """PNG file to write."""
+
+    def run(self) -> None:
+        learned_filters(Recommender.load(self.run_path).model, self.out)
+        console.print(f"{self.out}: learned filters", highlight=False)

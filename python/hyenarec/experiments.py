@@ -1,0 +1,68 @@
+"""What commands and benchmarks do with runs: train one, rank the baselines beside it, sum up seeds."""
+
+from __future__ import annotations
+
+import statistics
+from pathlib import Path
+from typing import Any
+
+from hyenarec.baselines import baselines
+from hyenarec.config import ModelConfig
+from hyenarec.data.splits import Split
+from hyenarec.data.store import SequenceStore
+from hyenarec.display import console
+from hyenarec.evaluation import rank_targets
+from hyenarec.plots import training_curves
+from hyenarec.source import Source
+from hyenarec.training import Run, TrainingConfig
+
+COLUMNS = ("NDCG@10", "Recall@10", "MRR", "s/epoch")
+
+
+def train(
+    store: SequenceStore, split: Split, model: ModelConfig, training: TrainingConfig, source: Source, out: Path
+) -> dict[str, Any]:
+    """Train (or finish) the run in ``out`` and draw its curve; returns the run's result."""
+    run = Run(out, store, split, model, training, source)
+    result = run.train()
+    training_curves({model.mixer: run.progress.history}, training.metric, out / "curve.png")
+    return result
+
+
+def baseline_rows(
+    store: SequenceStore, split: Split, model: ModelConfig, training: TrainingConfig
+) -> list[dict[str, Any]]:
+    """Test metrics of the baselines that need no training, as table rows."""
+    rows = []
+    for name, scorer in baselines(store, split).items():
+        ranking = rank_targets(
+            scorer, store, split.test, max_length=model.max_length, exclude_seen=training.exclude_seen
+        )
+        rows.append({"model": name, **ranking.metrics()})
+    return rows
+
+
+def summarise(results: dict[str, list[dict[str, Any]]]) -> dict[str, dict[str, dict[str, float]]]:
+    """Mean and sample standard deviation over seeds of every test metric and of the seconds an epoch."""
+    summary: dict[str, dict[str, dict[str, float]]] = {}
+    for name, runs in results.items():
+        values = {metric: [run["test"][metric] for run in runs] for metric in runs[0]["test"]}
+        values["s/epoch"] = [run["seconds_per_epoch"] for run in runs]
+        summary[name] = {
+            metric: {"mean": statistics.mean(v), "sd": statistics.stdev(v) if len(v) > 1 else 0.0}
+            for metric, v in values.items()
+        }
+    return summary
+
+
+def result_cells(result: dict[str, Any]) -> dict[str, Any]:
+    """A run's result as a row of the table with ``COLUMNS``."""
+    return {**result["test"], "s/epoch": round(result["seconds_per_epoch"], 2)}
+
+
+def show_log(store: SequenceStore) -> None:
+    mean = store.n_events / store.n_users
+    console.print(
+        f"{store.n_users:,} users, {store.n_items:,} items, {store.n_events:,} events, mean history {mean:.1f}",
+        highlight=False,
+    )

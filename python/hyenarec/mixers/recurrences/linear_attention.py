@@ -1,0 +1,60 @@
+"""Linear attention with decay: a matrix of memories that every event reads and adds to, chunk by chunk."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from hyenarec.mixers.recurrences import at_least_float32
+
+CHUNK = 32  # events that attend to each other directly; what is older is read from the state
+
+
+def linear_attention(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor | None = None, *, chunk: int = CHUNK) -> Tensor:
+    """``S_t = exp(g_t) S_{t-1} + k_t v_t^T``, ``o_t = S_t^T q_t`` for every head, from ``S = 0``.
+
+    ``q``, ``k`` (B, L, H, K) and ``v`` (B, L, H, V), right-padded; ``log_decay`` g (B, L, H), at most 0, or None for no
+    decay. B of each may be 1 for what is common to all. Returns (B, L, H, V), float32 (float64 where ``v`` is). Linear
+    in L, with exponentials of sums of g alone, so that nothing overflows. ``chunk`` events attend to each other
+    directly: about as many as a head's features is fastest.
+    """
+    length = v.shape[1]
+    with torch.autocast(v.device.type, enabled=False):
+        q, k, v = (by_chunk(x, chunk) for x in (q, k, v))  # (B, H, N, C, ·)
+        if log_decay is None:
+            log_decay = q.new_zeros(1, length, 1)
+        g = by_chunk(log_decay[..., None], chunk).squeeze(-1)  # (B, H, N, C)
+        decay = decay_between(g)  # (B, H, N, C, C)
+        out = ((q @ k.mT) * decay) @ v
+        added = (k * decay[..., -1, :, None]).mT @ v  # (B, H, N, K, V), what a chunk adds, seen from its end
+        total = g.sum(-1)[..., None, None].exp()
+        states = [torch.zeros_like(added[:, :, 0])]
+        # unbind: the gradient of indexing a chunk would be as large as all chunks, and the whole quadratic in L.
+        for fade, more in zip(total.unbind(2)[:-1], added.unbind(2)[:-1], strict=True):
+            states.append(fade * states[-1] + more)
+        out = out + (q * g.cumsum(-1)[..., None].exp()) @ torch.stack(states, 2)
+    return from_chunks(out, length)
+
+
+def by_chunk(x: Tensor, chunk: int = CHUNK) -> Tensor:
+    """(B, L, H, ·) to (B, H, N, chunk, ·), zeros after the end, in at least float32."""
+    batch, length, heads, size = x.shape
+    x = pad(at_least_float32(x), (0, 0, 0, 0, 0, -length % chunk))
+    return x.view(batch, -1, chunk, heads, size).permute(0, 3, 1, 2, 4)
+
+
+def from_chunks(x: Tensor, length: int) -> Tensor:
+    """(B, H, N, C, ·) to (B, length, H, ·)."""
+    return x.permute(0, 2, 3, 1, 4).flatten(1, 2)[:, :length]
+
+
+def decay_between(g: Tensor) -> Tensor:
+    """``exp(g_{j+1} + ... + g_i)`` at [i, j] for j <= i and 0 above: (..., C) to (..., C, C).
+
+    Each sum is added up by itself: a difference of running sums would lose small decays beside large ones.
+    """
+    places = torch.arange(g.shape[-1], device=g.device)
+    below = places[:, None] > places
+    sums = (g[..., :, None] * below).cumsum(-2)
+    return sums.exp() * (below | (places[:, None] == places))
