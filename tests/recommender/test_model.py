@@ -41,26 +41,6 @@ def test_sequences_of_a_batch_do_not_see_each_other(mixer: str) -> None:
         torch.testing.assert_close(together[begin:end], hidden_of_one(model, batch, row), rtol=1e-9, atol=1e-10)
 
 
-@pytest.mark.parametrize("mixer", MIXERS)
-@pytest.mark.parametrize("side", ["right", "left"])
-def test_a_padded_batch_is_mixed_as_the_packed_one(mixer: str, side: str) -> None:
-    """Whatever the padding holds, however wide it is."""
-    module, batch = make_model(mixer).blocks[-1].mixer, make_batch(LENGTHS)
-    x, times = torch.randn(len(batch.items), 8).double(), batch.timestamps
-    want = module(x, batch.packing, timestamps=times)
-    for width in (max(LENGTHS), max(LENGTHS) + 3):
-        place = torch.arange(width) if side == "right" else width - 1 - torch.arange(width)
-        mask = place < batch.packing.lengths[:, None]
-        padded, padded_times = (
-            torch.full((len(LENGTHS), width, 8), torch.nan).double(),
-            torch.full(mask.shape, -(2**60)),
-        )
-        padded[mask], padded_times[mask] = x, times
-        got = module.mix_padded(padded, mask, timestamps=padded_times)
-        torch.testing.assert_close(got[mask], want, rtol=1e-9, atol=1e-10)
-        assert not got[~mask].any()
-
-
 def leak(model: SequenceModel, batch: Batch, event: int, change: str = "items") -> float:
     """How much the hidden states before ``event`` of the longest sequence move when that event changes."""
     begin, end = batch.packing.cu_seqlens[3:5].tolist()
