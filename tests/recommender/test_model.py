@@ -181,3 +181,23 @@ def test_scores_stay_float32_under_autocast() -> None:
         scores = model.scores(batch)
     assert scores.dtype == torch.float32
     assert not torch.equal(scores, scores.bfloat16().float())
+
+
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("bert4rec", "hydra", "hydra_bidirectional", "grela")]
+
+
+@pytest.mark.parametrize("mixer", ["hyena", "attention", *SLOW])
+def test_scores_compile_whole(mixer: str) -> None:
+    """For any number of users and events. The others loop over events or have branches that
+    depend on them, and GRU4Rec holds a module that torch does not compile."""
+    model = make_model(mixer)
+
+    def scores(items: torch.Tensor, cu_seqlens: torch.Tensor) -> torch.Tensor:
+        return model.scores(Batch(items, Packing(cu_seqlens, 9)))
+
+    compiled = torch.compile(scores, fullgraph=True, dynamic=True, backend="eager")
+    with torch.no_grad():
+        for lengths in ([4, 3], [1, 9, 5]):
+            packing = Packing.from_lengths(torch.tensor(lengths))
+            items = torch.randint(30, (sum(lengths),))
+            torch.testing.assert_close(compiled(items, packing.cu_seqlens), scores(items, packing.cu_seqlens))
