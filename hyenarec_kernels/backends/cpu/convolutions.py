@@ -14,7 +14,7 @@ from torch.nn.functional import pad, softplus
 
 from hyenarec_kernels.backends import compiled, reference
 from hyenarec_kernels.backends.cpu.parameters import in_arithmetic, lag_major, per_channel, per_group, rows_per_channel
-from hyenarec_kernels.backends.cpu.plan import CHUNKS, MANY_ROWS, Plan, direct_plan, plan_for
+from hyenarec_kernels.backends.cpu.plan import CHUNKS, FORMAT, MANY_ROWS, Plan, direct_plan, plan_for
 from hyenarec_kernels.backends.reference.legendre_conv import filter_gradients
 from hyenarec_kernels.backends.reference.rows import wide
 from hyenarec_kernels.legendre import legendre_basis, legendre_filter, product
@@ -42,7 +42,15 @@ def _probe() -> str | None:
             torch.ops.hyenarec_cpu.isa()
         except RuntimeError as error:
             reason = str(error).strip().splitlines()[0]
+    if reason is None and not (hasattr(torch.ops.hyenarec_cpu, "plan_format") and compiled_format() == FORMAT):
+        reason = "the compiled extension is of another version of this package: install the package again"
     return reason
+
+
+def compiled_format() -> str:
+    """The wire format of plans that the extension reads."""
+    found: str = torch.ops.hyenarec_cpu.plan_format()
+    return found
 
 
 def long_conv(
