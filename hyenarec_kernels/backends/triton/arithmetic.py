@@ -52,11 +52,6 @@ class Arithmetic:
         return tl.float64 if self.dtype == torch.float64 else tl.float32
 
 
-def served(x: Tensor) -> bool:
-    """Whether the kernels take this input; what they do not take, empty ones too, goes to the reference."""
-    return x.dtype in SERVED and x.numel() > 0
-
-
 def tile_channels(channels: int) -> int:
     """Channels of a tile: as many as divide D well, for no tile may be mostly empty."""
     return min((64, 32, 16), key=lambda tile: (-(-channels // tile) * tile, -tile))

@@ -7,8 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from hyenarec_kernels.backends import reference
-from hyenarec_kernels.backends.triton.arithmetic import CHUNK, Arithmetic, served, tile_channels, with_strides
+from hyenarec_kernels.backends.triton.arithmetic import CHUNK, Arithmetic, tile_channels, with_strides
 from hyenarec_kernels.backends.triton.configs import config
 from hyenarec_kernels.backends.triton.rows import launch
 
@@ -63,8 +62,6 @@ def step(
 def conv_step(
     x: Tensor, history: Tensor, taps: Tensor, steps: Tensor, pre_gate: Tensor | None, post_gate: Tensor | None
 ) -> Tensor:
-    if not served(x) or history.stride(2) != 1:
-        return reference.conv_step(x, history, taps, steps, pre_gate, post_gate)
     channels = x.shape[1]
     tuned, tile = config("step", x.device), tile_channels(channels)
     out = torch.empty(x.shape, dtype=x.dtype, device=x.device)

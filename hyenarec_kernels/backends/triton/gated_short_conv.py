@@ -20,12 +20,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from hyenarec_kernels.backends import reference
-from hyenarec_kernels.backends.triton.arithmetic import Arithmetic, served, tiles, wide_parameter, with_strides
+from hyenarec_kernels.backends.triton.arithmetic import Arithmetic, tiles, wide_parameter, with_strides
 from hyenarec_kernels.backends.triton.kernels.gates import gated
 from hyenarec_kernels.backends.triton.kernels.slots import WHERE, locate, tile_columns, written
 from hyenarec_kernels.backends.triton.rows import Rows, launch
-from hyenarec_kernels.backends.triton.short_conv import LENGTHS, PROGRAMS, WIDTH, preactivation
+from hyenarec_kernels.backends.triton.short_conv import LENGTHS, PROGRAMS, preactivation
 
 MOST_BLOCKS = 5  # unrolled, each with its taps: mixers up to order 4; up to 4 blocks of 4 taps nothing is spilled
 
@@ -160,8 +159,6 @@ def gated_short_backward(
 def gated_short_conv(
     x: Tensor, weight: Tensor, bias: Tensor | None, starts: Tensor | None, ends: Tensor | None, dim: int
 ) -> tuple[Tensor, Tensor]:
-    if not _served(x, weight, dim):
-        return reference.gated_short_conv(x, weight, bias, starts, ends, dim)
     blocks, taps = x.shape[-1] // dim, weight.shape[1]
     u, q = (torch.empty(*x.shape[:-1], n * dim, dtype=x.dtype, device=x.device) for n in (1, blocks - 2))
     grid, where, options = tiles("short", x, dim, Rows.of(x, starts, ends))
@@ -181,8 +178,6 @@ def gated_short_conv_backward(
     dim: int,
     needs: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor]:
-    if not _served(x, weight, dim):
-        return reference.gated_short_conv_backward(grad_u, grad_q, x, weight, bias, starts, ends, dim, needs)
     need_x, need_weight, need_bias = needs
     blocks, taps = x.shape[-1] // dim, weight.shape[1]
     grid, where, options = tiles("gated_short_backward", x, dim, Rows.of(x, starts, ends))
@@ -212,7 +207,3 @@ def gated_short_conv_backward(
         dweight = total[:, :taps].to(weight.dtype).contiguous() if need_weight else dweight
         dbias = total[:, taps].to(bias.dtype).contiguous() if need_bias and bias is not None else dbias
     return x.new_empty(0) if dx is None else dx, dweight, dbias
-
-
-def _served(x: Tensor, weight: Tensor, dim: int) -> bool:
-    return served(x) and weight.shape[1] <= WIDTH and x.shape[-1] <= MOST_BLOCKS * dim

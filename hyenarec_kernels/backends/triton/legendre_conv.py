@@ -21,15 +21,13 @@ import torch
 import triton
 from torch import Tensor
 
-from hyenarec_kernels.backends import reference
-from hyenarec_kernels.backends.reference.legendre_conv import filter_gradients
+from hyenarec_kernels.backends.crossovers import TRITON_DIRECT
 from hyenarec_kernels.backends.reference.rows import wide
-from hyenarec_kernels.backends.triton.arithmetic import Arithmetic, served, tile_channels, wide_parameter, with_strides
+from hyenarec_kernels.backends.triton.arithmetic import Arithmetic, tile_channels, wide_parameter, with_strides
 from hyenarec_kernels.backends.triton.configs import Config, config
 from hyenarec_kernels.backends.triton.far import Far
 from hyenarec_kernels.backends.triton.kernels import chunks as kernels
 from hyenarec_kernels.backends.triton.long_conv import (
-    DIRECT_TAPS,
     convolve,
     convolve_backward,
     convolve_last,
@@ -39,7 +37,7 @@ from hyenarec_kernels.backends.triton.long_conv import (
 from hyenarec_kernels.backends.triton.plan import CHUNK, GpuPlan, fastest, padded, plan_for
 from hyenarec_kernels.backends.triton.rows import Rows, Slots, launch
 from hyenarec_kernels.backends.triton.tables import Constants, Filter, Tables, constants
-from hyenarec_kernels.legendre import legendre_filter
+from hyenarec_kernels.legendre import filter_gradients, legendre_filter
 
 # Moments and partial sums live one call. They are 0.5 to 2 times the output in 16 bits (more where levels have few rows
 # and high ranks), so that a large batch goes as several runs, which use the same memory one after the other: runs of
@@ -62,12 +60,8 @@ def legendre_conv(
     horizon: int,
     last_only: bool,
 ) -> Tensor:
-    if not served(x):
-        return reference.legendre_conv(
-            x, coefficients, decay, skip, pre_gate, post_gate, starts, ends, horizon, last_only
-        )
     rows = Rows.of(x, starts, ends)
-    if last_only or horizon <= DIRECT_TAPS:
+    if last_only or horizon <= TRITON_DIRECT:
         taps = legendre_filter(coefficients.to(wide(x.dtype)), horizon, decay, taps=rows.columns)
         return (convolve_last if last_only else convolve)(x, taps, skip, pre_gate, post_gate, rows)
     return BlockLowRank.of(x, coefficients, decay, rows, horizon).forward(x, skip, pre_gate, post_gate)
@@ -87,12 +81,8 @@ def legendre_conv_backward(
     last_only: bool,
     needs: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    if not served(x):
-        return reference.legendre_conv_backward(
-            grad, x, coefficients, decay, skip, pre_gate, post_gate, starts, ends, horizon, last_only, needs
-        )
     rows = Rows.of(x, starts, ends)
-    if last_only or horizon <= DIRECT_TAPS:
+    if last_only or horizon <= TRITON_DIRECT:
         taps = legendre_filter(coefficients.to(wide(x.dtype)), horizon, decay, taps=rows.columns)
         wanted = [needs[0], needs[1] or needs[2], *needs[3:]]
         backward = convolve_last_backward if last_only else convolve_backward
@@ -229,7 +219,7 @@ class BlockLowRank:
             )
             dcoefficients = dc.to(coefficients.dtype) if need_coefficients else dcoefficients
             if need_decay and decay is not None and drate is not None:
-                ddecay = (drate * decay.to(drate.dtype).sigmoid()).to(decay.dtype)
+                ddecay = drate.to(decay.dtype)
         if need_skip and skip is not None:
             dskip = total[2][0].to(skip.dtype)
         return dx, dcoefficients, ddecay, dskip, dpre, dpost

@@ -1,5 +1,5 @@
-"""The gated long convolution with explicit taps: one by one where they are few, as Toeplitz products where groups of
-channels share them, otherwise the reference's FFT."""
+"""The gated long convolution with explicit taps: as Toeplitz products where groups of channels share them, otherwise
+one by one."""
 
 from __future__ import annotations
 
@@ -10,12 +10,10 @@ import triton
 from torch import Tensor
 from torch.nn.functional import pad
 
-from hyenarec_kernels.backends import reference
 from hyenarec_kernels.backends.triton import toeplitz
 from hyenarec_kernels.backends.triton.arithmetic import (
     CHUNK,
     Arithmetic,
-    served,
     tile_channels,
     tiles,
     wide_parameter,
@@ -26,7 +24,6 @@ from hyenarec_kernels.backends.triton.kernels import direct as kernels
 from hyenarec_kernels.backends.triton.kernels import last as last_kernels
 from hyenarec_kernels.backends.triton.rows import Rows, launch
 
-DIRECT_TAPS = 64  # by operation counts, not measured: 64 reads from cache take about as long as an FFT's passes
 SHARES = 64  # programs that split the sum over rows of one tap's gradient
 
 
@@ -42,8 +39,6 @@ def long_conv(
 ) -> Tensor:
     rows = Rows.of(x, starts, ends)
     taps = filter[:, : rows.columns]
-    if not served(x) or not (last_only or _few(x, taps)):
-        return reference.long_conv(x, filter, skip, pre_gate, post_gate, starts, ends, last_only)
     return (convolve_last if last_only else convolve)(x, taps, skip, pre_gate, post_gate, rows)
 
 
@@ -61,17 +56,11 @@ def long_conv_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     rows = Rows.of(x, starts, ends)
     taps = filter[:, : rows.columns]
-    if not served(x) or not (last_only or _few(x, taps)):
-        return reference.long_conv_backward(grad, x, filter, skip, pre_gate, post_gate, starts, ends, last_only, needs)
     backward = convolve_last_backward if last_only else convolve_backward
     dx, dtaps, dskip, dpre, dpost = backward(grad, x, taps, skip, pre_gate, post_gate, rows, needs)
     if needs[1]:
         dtaps = pad(dtaps, (0, filter.shape[1] - taps.shape[1])).to(filter.dtype)
     return dx, dtaps, dskip, dpre, dpost
-
-
-def _few(x: Tensor, taps: Tensor) -> bool:
-    return taps.shape[1] <= DIRECT_TAPS or toeplitz.shared(x, taps)
 
 
 def convolve(

@@ -10,13 +10,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from hyenarec_kernels.backends import reference
-from hyenarec_kernels.backends.triton.arithmetic import Arithmetic, served, tiles, wide_parameter, with_strides
+from hyenarec_kernels.backends.triton.arithmetic import Arithmetic, tiles, wide_parameter, with_strides
 from hyenarec_kernels.backends.triton.kernels.gates import gated
 from hyenarec_kernels.backends.triton.kernels.slots import WHERE, locate, tile_columns, written
 from hyenarec_kernels.backends.triton.rows import Rows, launch
 
-WIDTH = 8  # taps are unrolled, in the backward pass twice over; wider ones go to the reference
+WIDTH = 8  # of the widest that are served: taps are unrolled, in the backward pass twice over
 PROGRAMS = 1024  # that share the sums over rows
 LENGTHS = ["slots", "columns", "per_row"]
 
@@ -148,8 +147,6 @@ def short_backward(
 def short_conv(
     x: Tensor, weight: Tensor, bias: Tensor | None, starts: Tensor | None, ends: Tensor | None, activation: str
 ) -> Tensor:
-    if not served(x) or weight.shape[1] > WIDTH:
-        return reference.short_conv(x, weight, bias, starts, ends, activation)
     out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     grid, where, options = tiles("short", x, x.shape[-1], Rows.of(x, starts, ends))
     parameters = (wide_parameter(weight, x), wide_parameter(bias, x))
@@ -168,8 +165,6 @@ def short_conv_backward(
     activation: str,
     needs: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor]:
-    if not served(x) or weight.shape[1] > WIDTH:
-        return reference.short_conv_backward(grad, x, weight, bias, starts, ends, activation, needs)
     grid, where, options = tiles("short", x, x.shape[-1], Rows.of(x, starts, ends))
     grid = (min(grid[0], max(PROGRAMS // grid[1], 1)), grid[1])
     parameters = (wide_parameter(weight, x), wide_parameter(bias, x))

@@ -13,7 +13,6 @@ from functools import cache
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import softplus
 
 from hyenarec_kernels.backends.reference.rows import wide
 from hyenarec_kernels.backends.triton.plan import (
@@ -26,6 +25,7 @@ from hyenarec_kernels.backends.triton.plan import (
     toeplitz,
     transfer,
 )
+from hyenarec_kernels.legendre import event_rate
 from hyenarec_kernels.lowrank.blocks import Array, local_basis, sampled_basis
 
 
@@ -136,7 +136,7 @@ class Filter:
     def of(
         cls, plan: GpuPlan, constants: Constants, coefficients: Tensor, decay: Tensor | None, dtype: torch.dtype
     ) -> Filter:
-        rate = None if decay is None else softplus(decay.double()) / plan.horizon
+        rate = None if decay is None else event_rate(decay.double(), plan.horizon)
         return cls(plan, constants, coefficients.double(), rate, wide(dtype))
 
     @property
@@ -169,7 +169,7 @@ class Filter:
         return Tables(near, edge, blocks)
 
     def backward(self, near: Tensor, edge: Tensor, blocks: list[Tensor]) -> tuple[Tensor, Tensor | None]:
-        """Gradients of the coefficients (G, N) and of ``softplus(decay)`` (G,) from those of the tables, (rows, D)."""
+        """Gradients of the coefficients (G, N) and of the decay (G,) from those of the tables, (rows, D)."""
         groups = self.coefficients.shape[0]
         near, edge, *blocks = (
             t.reshape(t.shape[0], groups, -1).sum(2, dtype=torch.float64) for t in (near, edge, *blocks)

@@ -14,18 +14,17 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from hyenarec_kernels.backends import crossovers
 from hyenarec_kernels.backends.triton.arithmetic import CHUNK, Arithmetic, tiles, wide_parameter, with_strides
 from hyenarec_kernels.backends.triton.kernels import toeplitz as kernels
 from hyenarec_kernels.backends.triton.rows import Rows, launch
 
-# By operation counts, not measured: with fewer taps a tap at a time is cheaper, with more the FFT.
-LEAST_TAPS, MOST_TAPS = 8, 512
 SHARES = 64  # programs that split the sum over rows of one block's gradient
 
 
 def shared(x: Tensor, taps: Tensor) -> bool:
     """Whether taps (G, k) are few and shared by enough channels."""
-    return LEAST_TAPS <= taps.shape[1] <= MOST_TAPS and x.shape[-1] // taps.shape[0] % 16 == 0
+    return crossovers.toeplitz(taps.shape[1], taps.shape[0], x.shape[-1])
 
 
 def convolve(
