@@ -9,7 +9,6 @@ at the CASES below. `--few` leaves out the shapes that only change ranks.
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,9 +16,9 @@ from typing import Any
 import torch
 import triton
 
+from benchmarks.gpu.ahead_of_time import OPTIONS, SHARED, compiled, launches
 from benchmarks.harness.recording import write
-from hyenarec_kernels.backends.triton import operators
-from hyenarec_kernels.backends.triton.ahead_of_time import SHARED, compiled, launches
+from hyenarec_kernels.backends.triton import INTERPRETED, operators
 from hyenarec_kernels.backends.triton.arithmetic import Arithmetic
 
 ARCHITECTURES = (80, 90)
@@ -73,12 +72,13 @@ def call(dtype: torch.dtype, dim: int, length: int, horizon: int, terms: int, pa
 def rows(cases: tuple[Any, ...]) -> Iterator[dict[str, Any]]:
     for capability in ARCHITECTURES:
         for case in cases:
-            with launches(capability) as found:
+            with launches() as found:
                 call(*case)
             seen = set()
             for launch in found:
-                kernel, arguments, options = launch
-                variant = (kernel.__name__, str(options), tuple(a is None for a in arguments))
+                kernel, arguments = launch
+                options = {name: value for name, value in arguments.items() if name.isupper() or name in OPTIONS}
+                variant = (kernel.__name__, str(options), tuple(a is None for a in arguments.values()))
                 if variant in seen:
                     continue
                 seen.add(variant)
@@ -93,8 +93,8 @@ def rows(cases: tuple[Any, ...]) -> Iterator[dict[str, Any]]:
 
 
 def main() -> None:
-    if os.environ.get("TRITON_INTERPRET"):
-        raise SystemExit("error: TRITON_INTERPRET is set; the interpreter compiles nothing")
+    if INTERPRETED:
+        raise SystemExit("error: TRITON_INTERPRET=1 is set; the interpreter compiles nothing")
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/triton-aot.json"))
     parser.add_argument("--few", action="store_true")

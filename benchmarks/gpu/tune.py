@@ -67,26 +67,25 @@ def main() -> None:
         parser.exit(2, f"error: {reason}\n")
     from hyenarec_kernels.backends.triton.configs import TABLE
 
-    capability, clock, runs = torch.cuda.get_device_capability(), Clock(), calls()
-    family = TABLE[max(least for least in TABLE if least <= capability)]
+    clock, runs = Clock(), calls()
 
     def cost() -> dict[str, float]:
         return {name: t["median"] for name, t in take_turns(runs, arguments.seconds, 5, clock).items()}
 
-    for kernel in arguments.kernels or list(family):
-        shipped = family[kernel]
+    for kernel in arguments.kernels or list(TABLE):
+        shipped = TABLE[kernel]
         base, best = cost(), (float(len(runs)), shipped)
         for columns in COLUMNS if kernel != "across_gradient" else (8, 16):
             for warps in WARPS:
                 for stages in STAGES:
-                    family[kernel] = replace(shipped, columns=columns, num_warps=warps, num_stages=stages)
+                    TABLE[kernel] = replace(shipped, columns=columns, num_warps=warps, num_stages=stages)
                     try:
                         found = cost()
                     except Exception as error:  # a configuration that does not fit is no candidate
-                        print(f"{kernel} {family[kernel]}: {str(error).splitlines()[0]}")
+                        print(f"{kernel} {TABLE[kernel]}: {str(error).splitlines()[0]}")
                         continue
-                    best = min(best, (sum(found[n] / base[n] for n in runs), family[kernel]), key=lambda pair: pair[0])
-        family[kernel] = best[1]
+                    best = min(best, (sum(found[n] / base[n] for n in runs), TABLE[kernel]), key=lambda pair: pair[0])
+        TABLE[kernel] = best[1]
         print(f'"{kernel}": {best[1]},  # {best[0] / len(runs):.3f} of the shipped time', flush=True)
 
 

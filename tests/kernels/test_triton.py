@@ -31,10 +31,10 @@ from hyenarec_kernels.nn import HyenaMixer
 
 pytest.importorskip("triton", reason="triton is not installed")
 
+from benchmarks.gpu.ahead_of_time import launches
 from hyenarec_kernels.backends.triton import legendre_conv as block
 from hyenarec_kernels.backends.triton import long_conv, operators, plan, tables, toeplitz
-from hyenarec_kernels.backends.triton.ahead_of_time import launches
-from hyenarec_kernels.backends.triton.rows import Rows
+from hyenarec_kernels.backends.triton.rows import ChunkedRows
 
 pytestmark = pytest.mark.skipif(not package.INTERPRETED, reason="these run in the interpreter, on CPU tensors")
 ROOT = Path(__file__).parents[2]
@@ -167,7 +167,7 @@ def test_error_stays_under_the_plans_bound(terms: int, horizon: int) -> None:
     coarse = plan.plan_for(terms, horizon, True, False, torch.bfloat16)
     x = torch.randn(1, horizon, 4, dtype=torch.float64)
     c, decay = torch.randn(4, terms, dtype=torch.float64), torch.tensor([-9.0, 0.0, 3.0, 20.0], dtype=torch.float64)
-    found = block.BlockLowRank.planned(coarse, x, c, decay, Rows.of(x, None, None)).forward(x, None, None, None)
+    found = block.BlockLowRank.planned(coarse, x, c, decay, ChunkedRows.of(x, None, None)).forward(x, None, None, None)
     with backends.use("reference"):
         error = (found - hk.legendre_conv(x, c, horizon=horizon, decay=decay))[0]
     for rows in error.split(plan.CHUNK):
@@ -231,7 +231,7 @@ def test_no_length_is_read_on_the_host() -> None:
     def host_side(bounds: Tensor) -> tuple[list[str], list[str]]:
         x, h, skip, last = torch.zeros(300, 4), torch.zeros(4, 5), torch.zeros(4), torch.zeros(2, 4)
         where = (bounds[:-1], bounds[1:])
-        with launches(90) as found, Called() as called:
+        with launches() as found, Called() as called:
             for last_only in (False, True):
                 post = last if last_only else x
                 legendre = (x, h, skip, None, x, post, *where, 200, last_only)
@@ -261,7 +261,7 @@ def test_no_setting_reaches_the_tables(windowed: bool) -> None:
     for horizon, last_only in ((80, False), (20, False), (80, True)):
         call = (x, c, skip if windowed else None, skip, x, None, None, None, horizon, last_only)
         grad = x[:, 0] if last_only else x
-        with launches(90), Called() as called:
+        with launches(), Called() as called:
             operators.legendre_conv(*call)
             operators.legendre_conv_backward(grad, *call, [True] * 6)
         assert called.products == {torch.float64}
@@ -334,14 +334,14 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import make_backend
 from triton.runtime.jit import create_function_from_signature
 from hyenarec_kernels.backends.triton import operators
-from hyenarec_kernels.backends.triton.ahead_of_time import launches
+from benchmarks.gpu.ahead_of_time import launches
 
 target = make_backend(GPUTarget("cuda", 90, 32))
 def kinds(*bounds):
     x, c = torch.empty(bounds[-1], 32), torch.empty(32, 8)
     cu_seqlens = torch.tensor(bounds)
     call = (x, c, None, None, None, x, cu_seqlens[:-1], cu_seqlens[1:], 2048, False)
-    with launches(90) as found:
+    with launches() as found:
         operators.legendre_conv(*call)
         operators.legendre_conv_backward(x, *call, [True] * 6)
     return {

@@ -13,10 +13,8 @@ from torch import Tensor
 
 from hyenarec_kernels.backends.reference.rows import wide
 from hyenarec_kernels.backends.triton import INTERPRETED
-from hyenarec_kernels.backends.triton.configs import config
-from hyenarec_kernels.backends.triton.rows import Rows
-
-CHUNK = 32  # rows of a tile of the kernels that need no levels
+from hyenarec_kernels.backends.triton.configs import CHUNK, TABLE
+from hyenarec_kernels.backends.triton.rows import ChunkedRows
 
 SERVED = (torch.float32, torch.float16, torch.float64 if INTERPRETED else torch.bfloat16)
 
@@ -63,33 +61,21 @@ def tile_channels(channels: int) -> int:
 
 
 def tiles(
-    kernel: str, x: Tensor, channels: int, rows: Rows, within: int | None = None
-) -> tuple[tuple[int, int], tuple[Any, ...], dict[str, Any]]:
-    """Grid, the arguments that locate rows, and options of a kernel on tiles of chunks times channels.
+    config: str, x: Tensor, channels: int, rows: ChunkedRows, within: int | None = None
+) -> tuple[tuple[int, int], dict[str, Any]]:
+    """Grid and arguments of a kernel on tiles of chunks times channels: those that locate rows, sizes and options.
 
     `within`: a multiple of 16; no tile then reaches across a multiple of it.
     """
-    (slots,), tuned = rows.slots([CHUNK]), config(kernel, x.device)
+    (slots,), tuned = rows.slots([CHUNK]), TABLE[config]
     tile = min(tile_channels(channels), tuned.columns)
     if within is not None:
         tile = math.gcd(within, min(tuned.columns, 64))
     wide = max(tuned.columns // tile, 1)
     grid = (triton.cdiv(slots.count, wide), triton.cdiv(channels, tile))
-    where = (slots.sequences, rows.starts, rows.ends, slots.count, rows.columns, slots.per_row, channels)
-    options = {"PACKED": rows.packed, "CHUNK": CHUNK, "ACC": Arithmetic(x.dtype).kernel_dtype}
-    return grid, where, options | {"SLOTS": wide, "CHANNELS": tile} | tuned.options
+    sizes = {"channels": channels, "CHUNK": CHUNK, "SLOTS": wide, "CHANNELS": tile}
+    return grid, rows.located(slots) | sizes | {"ACC": Arithmetic(x.dtype).kernel_dtype} | tuned.options
 
 
 def wide_parameter(parameter: Tensor | None, x: Tensor) -> Tensor | None:
     return None if parameter is None else parameter.to(Arithmetic(x.dtype).wide).contiguous()
-
-
-def with_strides(*tensors: Tensor | None) -> list[Any]:
-    """Each tensor (..., D) as rows (R, D) with adjacent channels, a view unless strides forbid, and its row stride."""
-    return [value for t in tensors for value in ((None, 0) if t is None else _rows(t))]
-
-
-def _rows(t: Tensor) -> tuple[Tensor, int]:
-    rows = t.reshape(-1, t.shape[-1])
-    rows = rows if rows.stride(1) == 1 or rows.shape[1] == 1 else rows.contiguous()
-    return rows, rows.stride(0)

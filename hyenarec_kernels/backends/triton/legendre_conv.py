@@ -24,10 +24,11 @@ from torch import Tensor
 from hyenarec_kernels.backends import reference
 from hyenarec_kernels.backends.reference.legendre_conv import filter_gradients
 from hyenarec_kernels.backends.reference.rows import wide
-from hyenarec_kernels.backends.triton.arithmetic import Arithmetic, served, tile_channels, wide_parameter, with_strides
-from hyenarec_kernels.backends.triton.configs import Config, config
+from hyenarec_kernels.backends.triton.arithmetic import Arithmetic, served, tile_channels, wide_parameter
+from hyenarec_kernels.backends.triton.configs import CHUNK, TABLE, Config
 from hyenarec_kernels.backends.triton.far import Far
 from hyenarec_kernels.backends.triton.kernels import chunks as kernels
+from hyenarec_kernels.backends.triton.launching import launch, with_strides
 from hyenarec_kernels.backends.triton.long_conv import (
     DIRECT_TAPS,
     convolve,
@@ -36,8 +37,8 @@ from hyenarec_kernels.backends.triton.long_conv import (
     convolve_last_backward,
     row_gradients,
 )
-from hyenarec_kernels.backends.triton.plan import CHUNK, GpuPlan, fastest, padded, plan_for
-from hyenarec_kernels.backends.triton.rows import Rows, Slots, launch
+from hyenarec_kernels.backends.triton.plan import GpuPlan, fastest, padded, plan_for
+from hyenarec_kernels.backends.triton.rows import ChunkedRows, Slots
 from hyenarec_kernels.backends.triton.tables import Constants, Filter, Tables, constants
 from hyenarec_kernels.legendre import legendre_filter
 
@@ -66,11 +67,12 @@ def legendre_conv(
         return reference.legendre_conv(
             x, coefficients, decay, skip, pre_gate, post_gate, starts, ends, horizon, last_only
         )
-    rows = Rows.of(x, starts, ends)
-    if last_only or horizon <= DIRECT_TAPS:
+    rows = ChunkedRows.of(x, starts, ends)
+    plan = None if last_only else block_plan(x, coefficients, decay, rows, horizon)
+    if plan is None:
         taps = legendre_filter(coefficients.to(wide(x.dtype)), horizon, decay, taps=rows.columns)
         return (convolve_last if last_only else convolve)(x, taps, skip, pre_gate, post_gate, rows)
-    return BlockLowRank.of(x, coefficients, decay, rows, horizon).forward(x, skip, pre_gate, post_gate)
+    return BlockLowRank.of(plan, x, coefficients, decay, rows).forward(x, skip, pre_gate, post_gate)
 
 
 def legendre_conv_backward(
@@ -91,8 +93,9 @@ def legendre_conv_backward(
         return reference.legendre_conv_backward(
             grad, x, coefficients, decay, skip, pre_gate, post_gate, starts, ends, horizon, last_only, needs
         )
-    rows = Rows.of(x, starts, ends)
-    if last_only or horizon <= DIRECT_TAPS:
+    rows = ChunkedRows.of(x, starts, ends)
+    plan = None if last_only else block_plan(x, coefficients, decay, rows, horizon)
+    if plan is None:
         taps = legendre_filter(coefficients.to(wide(x.dtype)), horizon, decay, taps=rows.columns)
         wanted = [needs[0], needs[1] or needs[2], *needs[3:]]
         backward = convolve_last_backward if last_only else convolve_backward
@@ -103,9 +106,18 @@ def legendre_conv_backward(
             dcoefficients = both[0] if needs[1] else dcoefficients
             ddecay = both[1] if needs[2] and both[1] is not None else ddecay
         return dx, dcoefficients, ddecay, dskip, dpre, dpost
-    return BlockLowRank.of(x, coefficients, decay, rows, horizon).backward(
+    return BlockLowRank.of(plan, x, coefficients, decay, rows).backward(
         grad, x, coefficients, decay, skip, pre_gate, post_gate, needs
     )
+
+
+def block_plan(
+    x: Tensor, coefficients: Tensor, decay: Tensor | None, rows: ChunkedRows, horizon: int
+) -> GpuPlan | None:
+    """The plan of a call, or None where its taps are taken one by one: they are few, or no plan is precise enough."""
+    if horizon <= DIRECT_TAPS:
+        return None
+    return plan_for(coefficients.shape[1], horizon, decay is not None, rows.columns > horizon, x.dtype)
 
 
 @dataclass(frozen=True)
@@ -131,17 +143,14 @@ class BlockLowRank:
     filter: Filter
     tables: Tables
     rate: Tensor | None  # (D,) decay an event
-    rows: Rows
+    rows: ChunkedRows
     edge_rank: int
     arithmetic: Arithmetic
 
     @classmethod
-    def of(cls, x: Tensor, coefficients: Tensor, decay: Tensor | None, rows: Rows, horizon: int) -> BlockLowRank:
-        plan = plan_for(coefficients.shape[1], horizon, decay is not None, rows.columns > horizon, x.dtype)
-        return cls.planned(plan, x, coefficients, decay, rows)
-
-    @classmethod
-    def planned(cls, plan: GpuPlan, x: Tensor, coefficients: Tensor, decay: Tensor | None, rows: Rows) -> BlockLowRank:
+    def of(
+        cls, plan: GpuPlan, x: Tensor, coefficients: Tensor, decay: Tensor | None, rows: ChunkedRows
+    ) -> BlockLowRank:
         arithmetic, channels = Arithmetic(x.dtype), x.shape[-1]
         held = constants(plan, arithmetic.wide, arithmetic.operand, x.device)
         filter = Filter.of(plan, held, coefficients, decay, x.dtype)
@@ -281,7 +290,7 @@ class BlockLowRank:
 
     def chunk_config(self, edge_rank: int) -> Config:
         variant = "_wide" if self.arithmetic.dtype.itemsize > 2 else "_edge" if edge_rank else ""
-        return config(f"chunks{variant}", self.constants.rows.device)
+        return TABLE[f"chunks{variant}"]
 
     def _chunks(
         self,
@@ -301,7 +310,7 @@ class BlockLowRank:
         An empty output is not wanted. With ``weigh``, the factors of the output's gradient, returns the programs'
         shares of the gradients of near, edge and skip, (programs, rank, D) each.
         """
-        x, channels, located = source[0], source[0].shape[-1], self.slots[0]
+        x, channels = source[0], source[0].shape[-1]
         programs, wide, tile = self.chunk_tile
         grid = (programs, triton.cdiv(channels, tile))
         ranks = self.sum_ranks if weigh else ()
@@ -309,40 +318,41 @@ class BlockLowRank:
         edge_ranks = [0, self.edge_rank] if self.edge_rank else [0]
         if weigh and self.edge_rank:
             sums[1].zero_()
+        near_sums, edge_sums, skip_sums = sums or (None, None, None)
         (after, out), (other, other_out) = [*outputs, (None, x.new_empty(0))][:2]
         out_row = next((t.stride(-2) for t in (out, other_out) if t.numel()), 0)
         rank = self.plan.levels[0].rank if self.far else 1
         for edge_rank in edge_ranks:
             launch(
-                kernels.chunks,
+                kernels.legendre_chunks_kernel,
                 grid,
-                *with_strides(*source),
-                *with_strides(after if out.numel() else None),
-                out if out.numel() else None,
-                *with_strides(other if other_out.numel() else None),
-                other_out if other_out.numel() else None,
-                out_row,
-                *with_strides(*(weigh or (None, None))),
-                *(sums or (None, None, None)),
-                self.constants.toeplitz,
-                self.tables.near,
-                self.constants.basis,
-                nu,
-                self.constants.edges,
-                self.tables.edge,
-                wide_parameter(skip, x),
-                self.rate,
-                fastest(self.arithmetic.wide),
-                located.sequences,
-                self.rows.starts,
-                self.rows.ends,
-                located.count,
-                self.rows.columns,
-                located.per_row,
-                channels,
-                self.plan.edge_first,
+                **with_strides(
+                    x=x,
+                    gate=source[1],
+                    after=after if out.numel() else None,
+                    other=other if other_out.numel() else None,
+                    weigh=weigh[0] if weigh else None,
+                    weigh_gate=weigh[1] if weigh else None,
+                ),
+                out_ptr=out if out.numel() else None,
+                other_out_ptr=other_out if other_out.numel() else None,
+                out_row=out_row,
+                near_sums_ptr=near_sums,
+                edge_sums_ptr=edge_sums,
+                skip_sums_ptr=skip_sums,
+                toeplitz_ptr=self.constants.toeplitz,
+                near_ptr=self.tables.near,
+                basis_ptr=self.constants.basis,
+                nu_ptr=nu,
+                edges_ptr=self.constants.edges,
+                edge_ptr=self.tables.edge,
+                skip_ptr=wide_parameter(skip, x),
+                rate_ptr=self.rate,
+                fastest=fastest(self.arithmetic.wide),
+                **self.rows.located(self.slots[0]),
+                channels=channels,
+                edge_first=self.plan.edge_first,
                 REVERSE=reverse,
-                PACKED=self.rows.packed,
                 CHUNK=CHUNK,
                 NEAR_RANK=self.plan.near_rank,
                 NEAR_PADDED=triton.next_power_of_2(self.plan.near_rank),
