@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -24,6 +25,10 @@ from hyenarec_kernels.ops.gated_short_conv import gated_short_conv
 
 COLUMNS, WARPS, STAGES = (32, 64, 128), (4, 8, 16), (1, 2, 3)
 TOKENS = 131_072
+
+
+def joined_short_conv(x: torch.Tensor, weight: torch.Tensor, dim: int) -> torch.Tensor:
+    return torch.cat(gated_short_conv(x, weight, None, dim), -1)
 
 
 def calls() -> dict[str, Callable[[], Any]]:
@@ -41,19 +46,14 @@ def calls() -> dict[str, Callable[[], Any]]:
         event, steps = draw(64, dim, dtype=dtype).detach(), torch.arange(64, device="cuda")
         name = f"{dtype}, {dim}, {length}, {horizon}"
         options = {"pre_gate": pre, "post_gate": post}
-
-        def legendre(x=x, c=c, horizon=horizon, options=options):  # type: ignore[no-untyped-def]
-            return hk.legendre_conv(x, c, horizon=horizon, **options)
-
+        legendre = partial(hk.legendre_conv, x, c, horizon=horizon, **options)
         runs[f"legendre {name}"] = training(legendre, [x, c, pre, post])
-        runs[f"step {name}"] = lambda x=event, h=history, t=taps, s=steps: conv_step(x, h, t, s)
-        runs[f"long {name}"] = training(lambda x=x, h=h, options=options: hk.long_conv(x, h, **options), [x, h])
+        runs[f"step {name}"] = partial(conv_step, event, history, taps, steps)
+        runs[f"long {name}"] = training(partial(hk.long_conv, x, h, **options), [x, h])
         shared = draw(dim // 64, 50, dtype=torch.float32)
-        runs[f"shared {name}"] = training(lambda x=x, h=shared: hk.long_conv(x, h), [x, shared])
-        runs[f"gated {name}"] = training(
-            lambda x=wide, w=weight, d=dim: torch.cat(gated_short_conv(x, w, None, d), -1), [wide, weight]
-        )
-        runs[f"short {name}"] = training(lambda x=wide, w=weight: hk.short_conv(x, w), [wide, weight])
+        runs[f"shared {name}"] = training(partial(hk.long_conv, x, shared), [x, shared])
+        runs[f"gated {name}"] = training(partial(joined_short_conv, wide, weight, dim), [wide, weight])
+        runs[f"short {name}"] = training(partial(hk.short_conv, wide, weight), [wide, weight])
     return runs
 
 

@@ -162,7 +162,7 @@ def test_any_number_of_channels(dim: int) -> None:
     assert_oracle(case, case.run("right", torch.float32), torch.float32)
 
 
-@pytest.mark.parametrize(("terms", "horizon"), [(16, 256), (8, 500)])
+@pytest.mark.parametrize(("terms", "horizon"), [(16, 256), (8, 500), (40, 300)])
 def test_error_stays_under_the_plans_bound(terms: int, horizon: int) -> None:
     """A coarse plan in float64, where rounding plays no part, with windows and without."""
     coarse = plan.plan_for(terms, horizon, True, False, torch.bfloat16)

@@ -1,4 +1,4 @@
-"""In which types and tiles the kernels work."""
+"""The types that the kernels compute in, and the tiles that they work on."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ SERVED = (torch.float32, torch.float16, torch.float64 if INTERPRETED else torch.
 
 @dataclass(frozen=True)
 class Arithmetic:
-    """How an input dtype is computed with.
+    """How the kernels compute with an input dtype.
 
-    Sums are float32. A matrix product takes bfloat16 as it is. float16 goes through TF32, which has its 11 bits and the
-    range that windows need; float32 through three TF32 products, which keep 22 bits.
+    Sums are float32. Matrix products take bfloat16 values as they are. They take float16 values as TF32, which has the
+    same 11 bits and the range that windows need, and split float32 values over three TF32 products, which keep 22 bits.
     """
 
     dtype: torch.dtype
@@ -56,7 +56,7 @@ def served(x: Tensor) -> bool:
 
 
 def tile_channels(channels: int) -> int:
-    """Channels of a tile: as many as divide D well, for no tile may be mostly empty."""
+    """Channels of a tile: the number that leaves fewest channels of the last tile empty, the larger of two such."""
     return min((64, 32, 16), key=lambda tile: (-(-channels // tile) * tile, -tile))
 
 

@@ -1,4 +1,4 @@
-"""One event more of every sequence, for serving: rings of past inputs are read once, and written to where they lie."""
+"""One more event of every sequence, for serving: each ring of past inputs is read once, and updated in place."""
 
 from __future__ import annotations
 
@@ -33,7 +33,8 @@ def conv_step_kernel(
     ACC: tl.constexpr,
     CHANNELS: tl.constexpr,
 ):
-    """One sequence (axis 0): history (B, slots, D), taps (slots + 1, D), largest lag first."""
+    """A program for each sequence (axis 0) and tile of channels: history (B, slots, D), taps (slots + 1, D) with the
+    largest lag first."""
     sequence = tl.program_id(0).to(tl.int64)
     channel = (tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS))[None, :]
     inside = channel < channels

@@ -35,7 +35,10 @@ class Far:
     arithmetic: Arithmetic
 
     def scratch(self, sums: int | None) -> int:
-        """Most bytes that moments and what comes of them take at a time; in training `sums` beside the last of them."""
+        """The most bytes that moments, and what is computed from them, take at a time.
+
+        `sums`: in training, the bytes of the sums that the chunks kernel adds up while nu is in use; None otherwise.
+        """
         wide, operand = self.arithmetic.wide.itemsize, self.arithmetic.operand.itemsize
         sizes = [slots.count * level.rank * self.channels for level, slots in zip(self.levels, self.slots, strict=True)]
         moments, nu = sum(sizes) * wide, sizes[0] * operand
@@ -46,7 +49,7 @@ class Far:
         return max(moments + max(moments + shares * wide, across), nu + sums)
 
     def moments(self, x: Tensor, gate: Tensor | None, *, reverse: bool) -> list[Tensor]:
-        """mu of gate * x at every level, (slots, rank, D) each."""
+        """The moments mu of gate * x at every level, (slots, rank, D) each."""
         tuned, tile = TABLE["moments"], tile_channels(self.channels)
         held = [self._empty(level, slots, x) for level, slots in zip(self.levels, self.slots, strict=True)]
         wide = max(tuned.columns // tile, 1)
@@ -84,11 +87,14 @@ class Far:
         return held
 
     def across(self, mu: list[Tensor], tables: list[Tensor], *, reverse: bool) -> Tensor:
-        """nu of the lowest level. Takes `mu` away as it goes, so that each level's memory serves those below."""
+        """nu of the lowest level, (slots, rank, D).
+
+        Empties the list `mu` as it goes, so that the levels below can use the memory of those above.
+        """
         above: Tensor | None = None
         for index in reversed(range(len(self.levels))):
             level = self.levels[index]
-            # What `chunks` reads becomes an operand of a matrix product: it is rounded here, once.
+            # The chunks kernel takes the lowest nu as an operand of a matrix product: it is rounded here, once.
             nu = torch.empty_like(mu[index], dtype=None if index else self.arithmetic.operand)
             grid, tiled = self._tile("across", index)
             top = above is None
@@ -114,7 +120,7 @@ class Far:
         return above
 
     def tables_gradient(self, mu: list[Tensor], eta: list[Tensor]) -> list[Tensor]:
-        """Of each level's tables, (distances * rank * rank, D)."""
+        """The gradients of each level's tables, (distances * rank * rank, D)."""
         gradients = []
         for index, level in enumerate(self.levels):
             shape, grid, tile = self._shares(index)
@@ -170,7 +176,7 @@ class Far:
         """Grid, tile and launch options of a kernel on (rank, slots, channels) tiles."""
         tuned = TABLE[config]
         tile = min(tile_channels(self.channels), 32)
-        # 2,048 elements: 16 registers a thread of 4 warps; with 4,096 some ranks spilled.
+        # 2,048 elements are 16 registers for each thread of 4 warps; with 4,096 elements some ranks spilled.
         deep = max(min(tuned.columns, 2048 // padded(self.levels[index].rank)) // tile, 1)
         grid = (triton.cdiv(self.slots[index].count, deep), triton.cdiv(self.channels, tile))
         return grid, {"SLOTS": deep, "CHANNELS": tile} | tuned.options

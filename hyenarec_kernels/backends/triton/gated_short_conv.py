@@ -1,8 +1,9 @@
 """The short convolution, the split and the first gate in one pass: what a mixer's projection becomes.
 
 A program takes the same channels of every gate and of the values, so each row is read once and only what the long
-convolution needs is written. Tensors of the size of (B, L, D) that a mixer of order 2 moves, its convolution's passes
-included (moments and chunks; in the backward pass two of each), and bytes an element in 16 bits:
+convolution needs is written. The table counts the (B, L, D) tensors that a mixer of order 2 reads and writes, its long
+convolution's passes included (moments and chunks; two of each in the backward pass), and the bytes per element of 16
+bits:
 
                 short_conv, then gates where they are read        this
     forward     3 in, 3 out, then 5 in, 1 out: 24 bytes           3 in, 2 out, then 3 in, 1 out: 18 bytes
@@ -29,7 +30,8 @@ from hyenarec_kernels.backends.triton.launching import launch, with_strides
 from hyenarec_kernels.backends.triton.rows import ChunkedRows
 from hyenarec_kernels.backends.triton.short_conv import WIDTH, preactivation
 
-MOST_BLOCKS = 5  # unrolled, each with its taps: mixers up to order 4; up to 4 blocks of 4 taps nothing is spilled
+# Blocks are unrolled, each with its taps. Five serve mixers up to order 4; up to four blocks of 4 taps spill nothing.
+MOST_BLOCKS = 5
 
 
 @triton.jit(do_not_specialize=LENGTHS, do_not_specialize_on_alignment=WHERE)
@@ -55,7 +57,8 @@ def gated_short_conv_kernel(
     SLOTS: tl.constexpr,
     CHANNELS: tl.constexpr,
 ):
-    """u (R, D) the product of the first and the last of BLOCKS blocks of D channels, q (R, (BLOCKS - 2) D) the rest."""
+    """Writes u (R, D), the product of the first and the last of BLOCKS blocks of D channels, and q (R, (BLOCKS - 2) D),
+    the blocks between them."""
     slot, channel = tile_columns(SLOTS, CHANNELS)
     channel = channel[None, :]
     sequence, first, length, index = locate(
@@ -130,7 +133,7 @@ def gated_short_conv_backward_kernel(
     SLOTS: tl.constexpr,
     CHANNELS: tl.constexpr,
 ):
-    """dx, and a program's share of the gradients of taps and bias: sums (programs, BLOCKS, TAPS + 1, D)."""
+    """Writes dx, and this program's share of the gradients of taps and bias to sums (programs, BLOCKS, TAPS + 1, D)."""
     column = tl.arange(0, SLOTS * CHANNELS)
     channel = (tl.program_id(1) * CHANNELS + column % CHANNELS)[None, :]
     inside = channel < channels
@@ -147,7 +150,7 @@ def gated_short_conv_backward_kernel(
         for block in tl.static_range(BLOCKS):
             own, taps = x_ptr + block * channels, weight_ptr + block * channels * TAPS
             gradient = tl.zeros((CHUNK, SLOTS * CHANNELS), ACC)
-            # A loop, not unrolled: with the taps of every row in flight at once registers were spilled.
+            # This loop is not unrolled: with the taps of all rows in flight at once, registers were spilled.
             for step in tl.range(0, width, num_stages=1):
                 j = width - 1 - step
                 row, at = first + index[None, :] * CHUNK + j, position + j

@@ -69,7 +69,7 @@ def _few(x: Tensor, taps: Tensor) -> bool:
 def convolve(
     x: Tensor, taps: Tensor, skip: Tensor | None, pre_gate: Tensor | None, post_gate: Tensor | None, rows: ChunkedRows
 ) -> Tensor:
-    """The convolution with taps (G, k), k as large as one likes."""
+    """The convolution with taps (G, k), for any number k of them."""
     if toeplitz.shared(x, taps):
         return toeplitz.convolve(x, taps, skip, pre_gate, post_gate, rows)
     out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
@@ -123,7 +123,7 @@ def convolve_backward(
             **tile,
         )
     if need_taps or (need_skip and skip is not None):
-        # Lag 0 is the gradient of the skip, whether or not the other lags are wanted.
+        # The gradient of lag 0 is the skip's too: it is computed even where those of other lags are not wanted.
         count = len(weights) if need_taps else 1
         shape = (min(TAP_SHARES, grid[0]), count, x.shape[-1])
         shares = torch.empty(shape, dtype=Arithmetic(x.dtype).wide, device=x.device)
@@ -229,7 +229,7 @@ def _lag_major(taps: Tensor, x: Tensor) -> Tensor:  # (G, k) to (k, D)
 def row_gradients(
     x: Tensor, needs: list[bool], pre_gate: Tensor | None, post_gate: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Room for the gradients of x and the gates; (0,) for those that are absent or not wanted."""
+    """Uninitialized tensors for the gradients of x and the gates; of shape (0,) where one is absent or not wanted."""
     present = (x, pre_gate, post_gate)
     dx, dpre, dpost = (
         torch.empty(x.shape if need and t is not None else (0,), dtype=x.dtype, device=x.device)

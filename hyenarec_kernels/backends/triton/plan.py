@@ -27,10 +27,11 @@ from hyenarec_kernels.lowrank.blocks import Array, blocks_from_nodes, entries, k
 from hyenarec_kernels.lowrank.levels import TOLERANCE, Level, Shape, Windows, last_distance, make_levels
 
 FANS = (4, 8)
-# What one element costs in picoseconds, from the rates of an H200's data sheet and not measured: 500 bf16 operations
-# of a tensor core and 15 multiply-adds of the other cores a picosecond, 4.3 bytes from memory, 5.5 from the L2 cache.
-TENSOR, SCALAR, MEMORY, CACHE, LEVEL = 500.0, 15.0, 4.3, 5.5, 0.1
-# Largest exponent of the windows' scale in the first chunk, either way; beyond it a fit takes over (`near_fits`).
+# What happens in a picosecond, from the rates of an H200's data sheet and not measured: 15 multiply-adds outside tensor
+# cores, and 4.3 bytes from memory. A level costs LEVEL picoseconds per element besides.
+SCALAR, MEMORY, LEVEL = 15.0, 4.3, 0.1
+# The largest exponent, in either direction, of a window's scale in the first chunk; beyond it a fit takes over
+# (`near_fits`).
 EXPONENT = {torch.float64: 300.0, torch.float32: 60.0}
 
 
@@ -38,7 +39,8 @@ EXPONENT = {torch.float64: 300.0, torch.float32: 60.0}
 class GpuPlan:
     """How to convolve sequences of any length up to `horizon` (any length at all if `beyond`).
 
-    `bound` is that of :class:`hyenarec_kernels.backends.cpu.plan.Plan`, window or not, for decays up to `fastest`.
+    `bound` means what it means in :class:`hyenarec_kernels.backends.cpu.plan.Plan`, with a window or without one, for
+    decays up to `fastest`.
     """
 
     terms: int
@@ -86,16 +88,17 @@ def toeplitz(values: Array, first: int, offset: int) -> Array:
 
 
 def fastest(dtype: torch.dtype) -> float:
-    """The decay an event up to which a window is divided out of the first chunk exactly."""
+    """The decay per event up to which a window is divided out of the first chunk exactly."""
     return 2 * EXPONENT[dtype] / CHUNK
 
 
 def near_fits(plan: GpuPlan, dtype: torch.dtype) -> tuple[Array, Array]:
-    """Maps from the first taps, window `fastest` divided out, to coefficients of the near basis, (near_rank, taps).
+    """Two maps (near_rank, taps) from the first taps, the window of decay `fastest` divided out, to coefficients of the
+    near basis.
 
-    The first is for slower decays, whose taps are polynomials: a projection. The second is for faster ones: what is
-    left of their window is no polynomial, but `fastest` alone leaves only a few taps that matter, and the fit weighs
-    each tap by what it will be multiplied with.
+    The first is a projection, for slower decays, whose taps are polynomials. The second is for faster decays: what is
+    left of their window is not a polynomial, but the window of `fastest` leaves only a few taps that matter, and the
+    fit weighs each tap by that window.
     """
     weight = np.exp(-fastest(dtype) * np.arange(plan.near_taps))
     weighted = np.linalg.pinv(weight[:, None] * plan.near_basis, rcond=torch.finfo(dtype).eps)
@@ -197,7 +200,7 @@ def _run(windows: Windows, lags: npt.NDArray[Any], tolerance: float, least: int)
 
 
 def _cost(levels: tuple[Level, ...]) -> float:
-    """Picoseconds an element; the first chunk costs the same whatever the levels."""
+    """Picoseconds per element; the first chunk costs the same whatever the levels."""
     total = 4 * 4 * levels[0].rank / CHUNK / MEMORY  # moments are written and read twice
     for index, level in enumerate(levels):
         pairs = (level.fan - 1) / 2 if level.fan else level.near_pairs / 2

@@ -71,7 +71,7 @@ class ChunkedRows:
         return replace(self, starts=starts, ends=ends, batch=len(range(*part.indices(self.batch))))
 
     def slots(self, chunks: Sequence[int]) -> list[Slots]:
-        """The slots of several chunk sizes, for packed input with one launch."""
+        """The slots of each of several chunk sizes. For packed input one launch finds them all."""
         if not self.packed:
             per_row = [-(-self.columns // chunk) for chunk in chunks]
             return [Slots(self.batch * n, n, None) for n in per_row]
@@ -108,6 +108,9 @@ class ChunkedRows:
 
 @cache
 def on_device(chunks: tuple[int, ...], device: torch.device) -> Tensor:
-    """Chunk sizes where the kernel reads them; made once, since a copy to the device cannot be captured in a graph, and
-    kept, for a captured graph reads them again."""
+    """The chunk sizes on the device, where the kernel reads them.
+
+    They are copied once, since a CUDA graph cannot capture a copy to the device, and kept, since a captured graph reads
+    them again.
+    """
     return torch.tensor(chunks, dtype=torch.int32).to(device)

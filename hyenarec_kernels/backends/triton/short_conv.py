@@ -113,7 +113,8 @@ def short_conv_backward_kernel(
     SLOTS: tl.constexpr,
     CHANNELS: tl.constexpr,
 ):
-    """dx, and a program's share of dweight (programs, TAPS, D) and dbias (programs, D); an absent one is None."""
+    """Writes dx, and this program's share of dweight (programs, TAPS, D) and dbias (programs, D); the pointer to one
+    that is not wanted is None."""
     column = tl.arange(0, SLOTS * CHANNELS)
     channel = (tl.program_id(1) * CHANNELS + column % CHANNELS)[None, :]
     inside = channel < channels

@@ -2,8 +2,9 @@
 
     y_I = sum_b T_b u_(I-b),    T_b[i, j] = taps[b C + i - j],    dT_b = sum_I dy_I u_(I-b)^T
 
-A block is C x C for each group of channels, a tile C rows of one group's: both products run on tensor cores, where one
-tap after the other would read every row as often as there are taps. The number of blocks is not compiled in.
+A block is a C x C matrix for each group of channels, and a tile holds C rows of one group's channels, so that both
+products run on tensor cores; taking one tap after the other would read every row once per tap. Another number of blocks
+does not compile the kernels again.
 """
 
 from __future__ import annotations

@@ -120,8 +120,8 @@ def legendre_chunks_kernel(
     """With u = gate x: out = after y and other_out = other y, rows out_row apart; an absent factor is 1.
 
     near_sums, edge_sums, skip_sums: shares of the gradients, for the output gradient weigh_gate weigh; (programs, rank,
-    D) each, or None for none of them. PARTED: of the tiles only those out of the reach of the filter's end or, with an
-    EDGE_RANK, only the others.
+    D) each, or None for none of them. PARTED: this launch takes only the tiles out of reach of the filter's end
+    or, with an EDGE_RANK, only the others.
     """
     slot, channel = tile_columns(SLOTS, CHANNELS)
     inside = channel < channels

@@ -1,7 +1,7 @@
 """Convolution with a few explicit taps, one after the other: no chunk depends on another.
 
 A tile is SLOTS chunks of CHUNK rows times CHANNELS channels; each tap reads the rows it needs again, from cache. Taps
-are (K, D), lag 0 first; their number is not compiled in.
+are (K, D), lag 0 first; another number of them does not compile the kernels again.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ def long_conv_direct_backward_kernel(
     SLOTS: tl.constexpr,
     CHANNELS: tl.constexpr,
 ):
-    """Gradients of x and the gates; an absent one is None."""
+    """Gradients of x and the gates; the pointer to one that is not wanted is None."""
     slot, channel = tile_columns(SLOTS, CHANNELS)
     inside = channel < channels
     sequence, first, length, index = locate(

@@ -26,7 +26,7 @@ def gated(x_ptr, x_row, gate_ptr, gate_row, row, i, channel, real, ACC: tl.const
 
 @triton.jit
 def store_scaled(out_ptr, y, factor_ptr, factor_row, row, i, channel, real, to, written_here, ACC: tl.constexpr):
-    """Writes factor * y, 0 in padding; nothing where `out` is None."""
+    """Writes factor * y, 0 in padding; nothing where `out_ptr` is None."""
     if out_ptr is not None:
         if factor_ptr is not None:
             y *= rows_of(factor_ptr, factor_row, row, i, channel, real, ACC)

@@ -2,8 +2,8 @@
 
     o[s] = post[s] sum_lag taps[lag] u[s, last - lag],    u = pre x
 
-Taps are (K, D), lag 0 first; their number is not compiled in. Nothing but `last_backward`, which fills gradients of the
-input's shape, touches more rows than the taps reach.
+Taps are (K, D), lag 0 first; another number of them does not compile the kernels again. Only
+`long_conv_last_backward_kernel`, which fills gradients of the input's shape, touches more rows than the taps reach.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from hyenarec_kernels.backends.triton.kernels.slots import ENDS, LENGTHS, WHERE,
 
 @triton.jit
 def end_of(sequence, starts_ptr, ends_ptr, columns, PACKED: tl.constexpr):
-    """Of one sequence: the row after its last (int64), and its length."""
+    """The row after a sequence's last one (int64), and its length."""
     one = sequence + tl.zeros((1,), tl.int32)
     first, length = span(one, one >= 0, starts_ptr, ends_ptr, columns, PACKED)
     first, length = tl.sum(first, 0), tl.sum(length, 0)
@@ -103,7 +103,7 @@ def long_conv_last_backward_kernel(
     SLOTS: tl.constexpr,
     CHANNELS: tl.constexpr,
 ):
-    """Gradients of x and its gate, 0 where the taps do not reach; an absent one is None."""
+    """Gradients of x and its gate, 0 where the taps do not reach; the pointer to one that is not wanted is None."""
     slot, channel = tile_columns(SLOTS, CHANNELS)
     inside = channel < channels
     sequence, first, length, index = locate(

@@ -1,12 +1,12 @@
 """The far part of the block low-rank convolution, on moments: small arrays (slots, rank, D) of the arithmetic type.
 
-    mu = Q^T (alpha u)                       `moments`, of each chunk of 32; reads the input once
-    mu above = sum_j w_j S_j^T mu_j          `up`, from the children j of a node
-    nu = sum_k M^(k) mu[-k] + w_j S_j nu above   `across`, from the earlier nodes under one parent, and the parent's
+    mu = Q^T (alpha u)                           moments of each chunk of 32 rows; reads the input once
+    mu above = sum_j w_j S_j^T mu_j              up: a node's moments from those of its children j
+    nu = sum_k M^(k) mu[-k] + w_j S_j nu above   across: from the earlier nodes under one parent, and the parent's nu
 
 ``alpha_j = exp(-a (C - j))`` and, where the result is used, ``beta_i = exp(-a i)``: with ``exp(-a (k-1) C)`` inside
 ``M^(k)`` they make up the window of lag ``k C + i - j``, and none is above 1. The transposed operator is the same with
-time reversed: ``alpha`` and ``beta`` change places, `across` looks at later nodes and transposes ``M``.
+time reversed: ``alpha`` and ``beta`` change places, and across looks at later nodes and transposes ``M``.
 
 The levels above the lowest hold few numbers, so their kernels use no tensor cores and lose no digits to them.
 """

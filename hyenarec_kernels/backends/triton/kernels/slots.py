@@ -37,7 +37,7 @@ def first_slot(sequence, first, per_row, CHUNK: tl.constexpr, PACKED: tl.constex
 def locate(
     slot, slots, sequences_ptr, starts_ptr, ends_ptr, columns, per_row, CHUNK: tl.constexpr, PACKED: tl.constexpr
 ):
-    """Of slots (n,): the sequence, its first row (int64), its length, and the chunk's number in it.
+    """For slots (n,): the sequence of each, its first row (int64), its length, and the chunk's number in it.
 
     A slot that does not exist is a chunk of a sequence of length 0.
     """
@@ -56,9 +56,9 @@ def tile_columns(SLOTS: tl.constexpr, CHANNELS: tl.constexpr):
 
 @triton.jit
 def written(position, sequence, first, length, slot, slots, columns, PACKED: tl.constexpr):
-    """The rows that a chunk writes and which of them exist: its own, and, of padded input, the padding's share.
+    """The rows that a chunk writes, and which of them exist: its own and, of padded input, its share of the padding.
 
-    What follows the sequence in a batch row goes on at the row's beginning, so that the chunks of a row cover it.
+    Positions past the end of a batch row go on at its beginning, so that the chunks of a row cover all of it.
     """
     row = first + position
     if PACKED:
@@ -69,7 +69,7 @@ def written(position, sequence, first, length, slot, slots, columns, PACKED: tl.
 
 @triton.jit(do_not_specialize=["width"], do_not_specialize_on_alignment=WHERE)
 def name_slots_kernel(sequences_ptr, starts_ptr, ends_ptr, chunks_ptr, width, BLOCK: tl.constexpr):
-    """Writes each sequence's number into its slots: one program a sequence and chunk size."""
+    """Writes each sequence's number into its slots: one program for each sequence and chunk size."""
     sequence, level = tl.program_id(0), tl.program_id(1)
     chunk = tl.load(chunks_ptr + level).to(tl.int64)
     begin = tl.load(starts_ptr + sequence).to(tl.int64) // chunk + sequence

@@ -100,7 +100,8 @@ def long_conv_toeplitz_gradient_kernel(
     CHANNELS: tl.constexpr,
 ):
     """A program's share (axis 2) of one tile of channels (axis 1) in one block (axis 0): out (shares, tiles, blocks, C,
-    C). Block 0 adds up dy u for the skip, skip_out (shares, D). Products are taken in the type of `operand`."""
+    C). Block 0 adds up dy u for the skip, skip_out (shares, D). Products are taken in the type of what `operand_ptr`
+    points to."""
     b, share = tl.program_id(0), tl.program_id(2)
     column = tl.arange(0, SLOTS * CHANNELS)
     channel = (tl.program_id(1) * CHANNELS + column % CHANNELS)[None, :]
