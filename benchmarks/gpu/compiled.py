@@ -48,19 +48,12 @@ def call(dtype: torch.dtype, dim: int, length: int, horizon: int, terms: int, pa
     def parameter(*size: int) -> torch.Tensor:
         return torch.zeros(size, dtype=dtype)
 
-    legendre: tuple[Any, ...] = (
-        x,
-        parameter(dim, terms),
-        parameter(dim) if window else None,
-        parameter(dim),
-        pre,
-        post,
-        *where,
-    )
+    decay = parameter(dim) if window else None
+    legendre: list[Any] = [x, parameter(dim, terms), decay, parameter(dim), pre, post, *where]
     operators.legendre_conv(*legendre, horizon, False)
     operators.legendre_conv_backward(x, *legendre, horizon, False, [True] * 6)
     for groups in (1, dim):
-        explicit: tuple[Any, ...] = (x, parameter(groups, 50), parameter(dim), pre, post, *where)
+        explicit: list[Any] = [x, parameter(groups, 50), parameter(dim), pre, post, *where]
         operators.long_conv(*explicit, False)
         operators.long_conv_backward(x, *explicit, False, [True] * 5)
     last = wide[..., :2, :dim].reshape(-1, dim)[:2]
@@ -69,10 +62,10 @@ def call(dtype: torch.dtype, dim: int, length: int, horizon: int, terms: int, pa
     wide_dtype = Arithmetic(dtype).wide
     history, taps = (torch.empty(*size, length, dim, dtype=wide_dtype) for size in ((2,), ()))
     operators.conv_step(last, history[:, 1:], taps, torch.zeros(2, dtype=torch.int64), last, last)
-    short: tuple[Any, ...] = (wide, parameter(3 * dim, 4), parameter(3 * dim), *where, "silu")
+    short: list[Any] = [wide, parameter(3 * dim, 4), parameter(3 * dim), *where, "silu"]
     operators.short_conv(*short)
     operators.short_conv_backward(wide, *short, [True] * 3)
-    projected: tuple[Any, ...] = (wide, parameter(3 * dim, 4), parameter(3 * dim), *where, dim)
+    projected: list[Any] = [wide, parameter(3 * dim, 4), parameter(3 * dim), *where, dim]
     u, q = operators.gated_short_conv(*projected)
     operators.gated_short_conv_backward(u, q, *projected, [True] * 3)
 

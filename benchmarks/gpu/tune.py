@@ -45,7 +45,7 @@ def calls() -> dict[str, Callable[[], Any]]:
         history, taps = (torch.zeros(*size, dim, device="cuda") for size in ((64, horizon - 1), (horizon,)))
         event, steps = draw(64, dim, dtype=dtype).detach(), torch.arange(64, device="cuda")
         name = f"{dtype}, {dim}, {length}, {horizon}"
-        options = {"pre_gate": pre, "post_gate": post}
+        options: dict[str, Any] = {"pre_gate": pre, "post_gate": post}
         legendre = partial(hk.legendre_conv, x, c, horizon=horizon, **options)
         runs[f"legendre {name}"] = training(legendre, [x, c, pre, post])
         runs[f"step {name}"] = partial(conv_step, event, history, taps, steps)
