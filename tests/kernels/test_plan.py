@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import random
 
 import numpy as np
 import pytest
@@ -20,7 +21,7 @@ from hyenarec_kernels.lowrank.blocks import (
     local_basis,
     sampled_basis,
 )
-from hyenarec_kernels.lowrank.levels import Level, Windows
+from hyenarec_kernels.lowrank.levels import TOLERANCE, Level, Windows
 
 
 def far_part(plan: Plan, terms: int, length: int) -> np.ndarray:
@@ -77,13 +78,28 @@ def worst_chunk(plan: Plan, terms: int, length: int) -> float:
     return max(float(np.linalg.norm(error[start : start + plan.chunk])) for start in range(0, length, plan.chunk))
 
 
-@pytest.mark.parametrize(("terms", "horizon", "length"), [(8, 256, 256), (8, 200, 256), (16, 300, 300), (4, 500, 900)])
+@pytest.mark.parametrize(
+    ("terms", "horizon", "length"),
+    [(8, 256, 256), (8, 200, 256), (16, 300, 300), (4, 500, 900), (36, 256, 256)],
+)
 def test_bound_holds_for_every_filter_input_and_chunk(terms: int, horizon: int, length: int) -> None:
     plan = block_plan(terms, horizon, length, 1e-5)
     assert plan is not None and plan.levels
     # few terms are represented exactly, rounding apart
     assert 0 < worst_chunk(plan, terms, length) <= plan.bound * np.sqrt(horizon) + 1e-11
     assert plan.bound <= 1e-5
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+def test_every_plan_meets_its_tolerance(dtype: torch.dtype) -> None:
+    """Any number of terms, horizon and length, short ones more often; half of all plans have blocks."""
+    draw, blocks = random.Random(0), 0
+    for _ in range(80):
+        horizon, length = (draw.randint(1, draw.choice([300, 5000])) for _ in range(2))
+        plan = plan_for(draw.randint(1, 64), horizon, draw.choice([length, horizon]), dtype)
+        assert plan.bound <= TOLERANCE[dtype], (horizon, length)
+        blocks += bool(plan.levels)
+    assert blocks > 20
 
 
 def test_bound_fails_with_a_rank_one_too_small() -> None:

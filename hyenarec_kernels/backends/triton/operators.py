@@ -12,7 +12,7 @@ from hyenarec_kernels.backends.calls import Call, Slower
 from hyenarec_kernels.backends.triton.arithmetic import SERVED
 from hyenarec_kernels.backends.triton.conv_step import conv_step
 from hyenarec_kernels.backends.triton.gated_short_conv import MOST_BLOCKS, gated_short_conv, gated_short_conv_backward
-from hyenarec_kernels.backends.triton.legendre_conv import legendre_conv, legendre_conv_backward
+from hyenarec_kernels.backends.triton.legendre_conv import block_plan, legendre_conv, legendre_conv_backward
 from hyenarec_kernels.backends.triton.long_conv import long_conv, long_conv_backward
 from hyenarec_kernels.backends.triton.short_conv import WIDTH, short_conv, short_conv_backward
 
@@ -56,8 +56,10 @@ def algorithm(call: Call) -> str:
     if call.operator == "long_conv":
         return _explicit(call).replace("FFT", "direct")  # where this backend is forced
     if call.operator == "legendre_conv":
-        *_, horizon, last_only = call.arguments
-        return "last rows" if last_only else "direct" if horizon <= crossovers.TRITON_DIRECT else "blocks"
+        x, coefficients, decay, *_, horizon, last_only = call.arguments
+        if last_only:
+            return "last rows"
+        return "direct" if block_plan(x, coefficients, decay, horizon) is None else "blocks"
     return "direct"
 
 

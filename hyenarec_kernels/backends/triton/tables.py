@@ -1,8 +1,10 @@
-"""From coefficients and decays to what the kernels read, and the gradients back: small matrices, in plain torch.
+"""Turns coefficients and decays into the tables that the kernels read, and the tables' gradients back into theirs:
+small matrices, in plain torch.
 
-Every table is linear in the coefficients. The rows of one matrix (rows, N), made once for a plan and device, give all
-of them with one product; a window then multiplies each row by its own power ``exp(-a * offset)``. All of it is float64,
-rounded once to what the kernels read: `torch.set_float32_matmul_precision` may have float32 products taken in TF32.
+Every table is linear in the coefficients, so that one product with a matrix (rows, N), made once for a plan and a
+device, gives all of them. A window then multiplies each row by its own factor ``exp(-a * offset)``. All of this is
+float64 and rounded once, to what the kernels read, because `torch.set_float32_matmul_precision` may let float32
+products run in TF32.
 """
 
 from __future__ import annotations
@@ -15,8 +17,8 @@ import torch
 from torch import Tensor
 
 from hyenarec_kernels.backends.reference.rows import wide
+from hyenarec_kernels.backends.triton.configs import CHUNK
 from hyenarec_kernels.backends.triton.plan import (
-    CHUNK,
     GpuPlan,
     block_map,
     fastest,
