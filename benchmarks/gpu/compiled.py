@@ -51,24 +51,24 @@ def call(dtype: torch.dtype, dim: int, length: int, horizon: int, terms: int, pa
     decay = parameter(dim) if window else None
     legendre: list[Any] = [x, parameter(dim, terms), decay, parameter(dim), pre, post, *where, horizon, False]
     operators.legendre_conv(*legendre)
-    operators.legendre_conv_backward(x, *legendre, needs=[True] * 6)
+    operators.legendre_conv_backward(*(x, *legendre, [True] * 6))
     for groups in (1, dim):
         explicit: list[Any] = [x, parameter(groups, 50), parameter(dim), pre, post, *where, False]
         operators.long_conv(*explicit)
-        operators.long_conv_backward(x, *explicit, needs=[True] * 5)
+        operators.long_conv_backward(*(x, *explicit, [True] * 5))
     last = wide[..., :2, :dim].reshape(-1, dim)[:2]
     at_the_end = [*explicit[:4], last, *where, True]
     operators.long_conv(*at_the_end)
-    operators.long_conv_backward(last, *at_the_end, needs=[True] * 5)
+    operators.long_conv_backward(*(last, *at_the_end, [True] * 5))
     wide_dtype = Arithmetic(dtype).wide
     history, taps = (torch.empty(*size, length, dim, dtype=wide_dtype) for size in ((2,), ()))
     operators.conv_step(last, history[:, 1:], taps, torch.zeros(2, dtype=torch.int64), last, last)
     short: list[Any] = [wide, parameter(3 * dim, 4), parameter(3 * dim), *where, "silu"]
     operators.short_conv(*short)
-    operators.short_conv_backward(wide, *short, needs=[True] * 3)
+    operators.short_conv_backward(*(wide, *short, [True] * 3))
     projected: list[Any] = [wide, parameter(3 * dim, 4), parameter(3 * dim), *where, dim]
     u, q = operators.gated_short_conv(*projected)
-    operators.gated_short_conv_backward(u, q, *projected, needs=[True] * 3)
+    operators.gated_short_conv_backward(*(u, q, *projected, [True] * 3))
 
 
 def rows(cases: tuple[Any, ...]) -> Iterator[dict[str, Any]]:

@@ -22,6 +22,7 @@ import torch
 import triton
 from torch import Tensor
 
+from hyenarec_kernels.backends.crossovers import TRITON_DIRECT
 from hyenarec_kernels.backends.reference.rows import wide
 from hyenarec_kernels.backends.triton.arithmetic import Arithmetic, tile_channels, wide_parameter
 from hyenarec_kernels.backends.triton.configs import CHUNK, TABLE, Config
