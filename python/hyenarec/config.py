@@ -6,8 +6,8 @@ Needs no torch, so that a command can explain its options before anything large 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field, is_dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, is_dataclass
 from types import NoneType, UnionType
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -22,6 +22,8 @@ MANY = 2**31 - 1  # of what is only counted
 LONGEST = 2**20  # events of a history, taps of a filter
 BASIS_VALUES = 2**25  # of a filter's basis, terms x taps: 256 MiB in float64, which no tensor of a checkpoint shows
 LARGEST_SEED = 2**32 - 1  # a step's seed is made of it and has to stay within 64 bits
+
+MIXERS_WITH_HEADS = ("attention", "bert4rec", "hytrec", "fuxi_linear", "grela", "elastic")
 
 # Lowest and highest value of every number among the options.
 HYENA_RANGES = {"horizon": (1, LONGEST), "terms": (1, 1024), "order": (1, 16), "short_width": (1, 64)}
@@ -179,6 +181,25 @@ class TrainingConfig:
         if self.schedule == "constant":
             return self.learning_rate * warm
         return self.learning_rate * warm * 0.5 * (1 + math.cos(math.pi * step / steps))
+
+
+def refuse_unused(model: ModelConfig, training: TrainingConfig, mixers: Sequence[str]) -> None:
+    """Raises :class:`UserError` for an option that was changed although none of ``mixers``, and no loss, reads it."""
+    readers = (
+        ("hyena.", model.hyena, ("hyena",)),
+        # With an odd dim even those without heads need another number, which has to divide it.
+        ("attention.", model.attention if model.dim % AttentionConfig.heads == 0 else None, MIXERS_WITH_HEADS),
+    )
+    for prefix, config, used_by in readers:
+        if config is None or set(mixers) & set(used_by):
+            continue
+        for option in fields(config):
+            if getattr(config, option.name) != option.default:
+                raise UserError(
+                    f"option {prefix}{option.name}: not used by {', '.join(mixers)}; only by {', '.join(used_by)}"
+                )
+    if training.loss == "full" and training.negatives != TrainingConfig.negatives:
+        raise UserError("option negatives: not used by loss full; only by loss sampled")
 
 
 def from_json(cls: type[T], data: object, name: str) -> T:

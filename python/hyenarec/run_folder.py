@@ -158,11 +158,6 @@ class Run:
         progress = from_json(Progress, header.get("progress"), f"{last}: progress")
         if progress.epoch != len(progress.history) or not 0 <= progress.best_epoch <= progress.epoch:
             raise UserError(f"{last}: damaged checkpoint: its progress does not fit its history")
-        if progress.epoch > self.trainer.config.epochs:
-            raise UserError(
-                f"option epochs: {self.trainer.config.epochs}, but the run in {self.folder} has trained "
-                f"{progress.epoch} already; ask for as many or more, or choose another folder"
-            )
         checkpoint.fill(self.trainer.model, checkpoint.without_prefix("model", tensors), last)
         try:
             checkpoint.restore_optimizer(
@@ -172,6 +167,12 @@ class Run:
             raise UserError(f"{last}: {error}") from error
         self.trainer.progress, self.environment = progress, header.get("environment", {})
         self.trainer.timing = _read_timing(self.folder, progress.epoch)
+        if progress.epoch > self.trainer.config.epochs:
+            console.print(
+                f"{self.folder} has trained {progress.epoch} epochs already, more than the {self.trainer.config.epochs} "
+                "asked for",
+                highlight=False,
+            )
 
     def _refuse_other_best(self, path: Path) -> None:
         """A ``best`` that this run did not write would be tested and served as its own."""
