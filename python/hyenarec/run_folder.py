@@ -168,9 +168,9 @@ class Run:
         self.trainer.progress, self.environment = progress, header.get("environment", {})
         self.trainer.timing = _read_timing(self.folder, progress.epoch)
         if progress.epoch > self.trainer.config.epochs:
+            asked = self.trainer.config.epochs
             console.print(
-                f"{self.folder} has trained {progress.epoch} epochs already, more than the {self.trainer.config.epochs} "
-                "asked for",
+                f"{self.folder} has trained {progress.epoch} epochs already, more than the {asked} asked for",
                 highlight=False,
             )
 

@@ -169,7 +169,7 @@ class Trainer:
         for _ in range(2):  # the first also pays for fresh memory
             began = time.perf_counter()
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.bf16):
-                float(self.loss(hidden, targets))
+                float(self.loss(hidden, targets).detach())  # the loss computes its gradients on the way
             seconds = min(seconds, time.perf_counter() - began)
         return seconds * self.windows.tokens / dim
 
