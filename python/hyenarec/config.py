@@ -216,7 +216,7 @@ def from_json(cls: type[T], data: object, name: str) -> T:
         hint = hints.get(option)
         if hint is None:
             raise UserError(f"{name}: unknown option {_short(option)}")
-        if is_dataclass(hint):
+        if isinstance(hint, type) and is_dataclass(hint):
             values[option] = from_json(hint, value, f"{name}.{option}")
         elif _fits(value, hint):
             values[option] = value

@@ -202,7 +202,7 @@ class Trainer:
                 f"training diverged: epoch {progress.epoch + 1} has loss {mean_loss}; lower learning_rate "
                 f"({config.learning_rate}) or clip_norm ({config.clip_norm})"
             )
-        row = {"epoch": progress.epoch + 1, "step": progress.step, "loss": mean_loss}
+        row: dict[str, Any] = {"epoch": progress.epoch + 1, "step": progress.step, "loss": mean_loss}
         rank = None
         if progress.epoch + 1 == config.epochs or (progress.epoch + 1) % config.evaluate_every == 0:
             metrics = self.validate(self.split.validation, _Interruptible(self.model, check_stop)).metrics()

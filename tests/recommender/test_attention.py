@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from itertools import pairwise
 from typing import Any
 
@@ -44,6 +47,20 @@ def test_packed_equals_padded(name: str, monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_only_bfloat16_on_a_gpu_goes_packed() -> None:
     assert not attention.takes_packed(torch.zeros(4, 3, 2, 8, dtype=torch.bfloat16))  # a CPU has no such kernel
+
+
+def test_without_a_gpu_nothing_is_compiled() -> None:
+    """The module of torch's flash attention imports TorchDynamo, which takes as long as torch itself."""
+    program = """
+import sys, torch
+from hyenarec.config import ModelConfig
+from hyenarec.model import SequenceModel
+SequenceModel(ModelConfig(mixer="attention"), n_items=3)
+print("torch._dynamo" in sys.modules)
+"""
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment)
+    assert done.stdout == "False\n", done.stderr
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,14 @@ import torch
 from generated import make_store
 
 from hyenarec import checkpoint
-from hyenarec.config import ModelConfig, TrainingConfig
+from hyenarec.config import (
+    HYENA_RANGES,
+    TRAINING_RANGES,
+    AttentionConfig,
+    HyenaConfig,
+    ModelConfig,
+    TrainingConfig,
+)
 from hyenarec.data.splits import leave_one_out
 from hyenarec.data.store import SequenceStore
 from hyenarec.errors import UserError
@@ -213,3 +220,44 @@ def test_bad_options_are_one_line(option: str, value: float) -> None:
     with pytest.raises(UserError, match=f"option {option}: {value} is"):
         TrainingConfig(**{option: value})
     assert math.isfinite(value)
+
+
+NUMBERS = [
+    (config, option.name)
+    for config in (HyenaConfig, AttentionConfig, ModelConfig, TrainingConfig)
+    for option in fields(config)
+    if option.type in ("int", "float", "int | None")
+]
+
+
+@pytest.mark.parametrize(("config", "option"), NUMBERS, ids=[f"{config.__name__}.{name}" for config, name in NUMBERS])
+def test_every_number_has_a_range(config: type[Any], option: str) -> None:
+    """Nothing that is no number or without measure is taken, and zero only where it means something."""
+    assert len(NUMBERS) == 20
+    for value in (-1, math.nan, math.inf, -math.inf, 10**400):
+        with pytest.raises(UserError, match=rf"^option \S*{option}: [^\n]+$"):
+            config(**{option: value})
+    if option in ("warmup_steps", "weight_decay", "clip_norm", "checkpoint_minutes", "seed", "dropout"):
+        assert getattr(config(**{option: 0}), option) == 0
+    else:
+        with pytest.raises(UserError, match=rf"option \S*{option}: 0 is below"):
+            config(**{option: 0})
+
+
+def largest(config: type[Any], ranges: dict[str, Any]) -> list[Any]:
+    return [config(**{option: high}) for option, (_, high) in ranges.items()]
+
+
+@pytest.mark.parametrize("training", largest(TrainingConfig, TRAINING_RANGES), ids=str)
+def test_the_largest_options_of_training_work(training: TrainingConfig) -> None:
+    store = make_store()
+    trainer = Trainer(store, leave_one_out(store), MODEL, replace(training, loss="sampled", device="cpu"))
+    batch = next(trainer.windows.epoch(training.seed, 0))
+    assert trainer.step(batch, training.rate(0, 10)).isfinite()
+
+
+@pytest.mark.parametrize("hyena", largest(HyenaConfig, HYENA_RANGES), ids=str)
+def test_the_largest_options_of_hyena_work(hyena: HyenaConfig) -> None:
+    store = make_store()
+    trainer = Trainer(store, leave_one_out(store), replace(MODEL, dim=2, hyena=hyena), CONFIG)
+    assert trainer.step(next(trainer.windows.epoch(0, 0)), 1e-3).isfinite()
