@@ -20,7 +20,7 @@ from hyenarec.errors import UserError
 from hyenarec.evaluation import exclude_history
 from hyenarec.mixers import MIXERS
 from hyenarec.model import SequenceModel
-from hyenarec.run_folder import load_trained
+from hyenarec.trained import load_trained
 
 HISTORIES_AT_A_TIME = 256
 

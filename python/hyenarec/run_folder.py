@@ -17,28 +17,26 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
-import torch
 
 from hyenarec import checkpoint, environment
 from hyenarec.config import ModelConfig, TrainingConfig, from_json
-from hyenarec.data.ids import Ids
 from hyenarec.data.splits import Split
 from hyenarec.data.store import SequenceStore
 from hyenarec.display import console
 from hyenarec.errors import UserError
 from hyenarec.files import remove_unfinished, write_text
 from hyenarec.mixers import MIXERS
-from hyenarec.model import SequenceModel
 from hyenarec.source import Source
+from hyenarec.trained import BEST, Trained, save_trained
 from hyenarec.training import Interrupted, Progress, Timing, Trainer
 
-LAST, BEST, CONFIG = "last.safetensors", "best.safetensors", "config.json"
-METRICS, RESULT, TIMING = "metrics.jsonl", "result.json", "timing.json"
+LAST, CONFIG, METRICS = "last.safetensors", "config.json", "metrics.jsonl"
+RESULT, TIMING = "result.json", "timing.json"
 LOCK = ".lock"
 
 # Options that change nothing about the epochs trained so far; a cosine schedule is laid out over its epochs.
@@ -126,11 +124,8 @@ class Run:
         self._write_metrics()
 
     def _write_best(self, trainer: Trainer) -> None:
-        tensors = checkpoint.with_prefix("model", trainer.model.state_dict())
-        for role, ids in (("user_ids", self.store.user_ids), ("item_ids", self.store.item_ids)):
-            arrays = {name: torch.from_numpy(array.copy()) for name, array in ids.to_arrays().items()}
-            tensors |= checkpoint.with_prefix(role, arrays)
-        checkpoint.save(self.folder / BEST, tensors, {"config": self.description, "epoch": trainer.progress.epoch})
+        ids = self.store.user_ids, self.store.item_ids
+        save_trained(self.folder / BEST, Trained(trainer.model, *ids, self.description), trainer.progress.epoch)
 
     def _write_metrics(self) -> None:
         rows = self.trainer.progress.history
@@ -156,7 +151,7 @@ class Run:
                 f"{self.folder} holds a run with other options ({'; '.join(differing)}): choose another folder"
             )
         progress = from_json(Progress, header.get("progress"), f"{last}: progress")
-        if progress.epoch != len(progress.history) or not 0 <= progress.best_epoch <= progress.epoch:
+        if not _is_whole(progress):
             raise UserError(f"{last}: damaged checkpoint: its progress does not fit its history")
         checkpoint.fill(self.trainer.model, checkpoint.without_prefix("model", tensors), last)
         try:
@@ -247,57 +242,6 @@ class Run:
             )
 
 
-@dataclass(frozen=True)
-class Trained:
-    """What a ``best`` checkpoint holds."""
-
-    model: SequenceModel
-    user_ids: Ids
-    item_ids: Ids
-    config: dict[str, Any]  # model, training, source, data
-
-
-def load_trained(path: Path) -> Trained:
-    """The model of a run's folder (its best epoch) or of one checkpoint file, on the CPU.
-
-    Raises :class:`UserError` where there is none, or it is damaged, foreign or of another version. Nothing is allocated
-    that the file's own tensors do not bear out.
-    """
-    path = path / BEST if path.is_dir() else path
-    tensors, header = checkpoint.load(path)
-    config = header.get("config")
-    if not isinstance(config, dict):
-        raise UserError(f"{path}: no configuration in this checkpoint")
-    options = from_json(ModelConfig, config.get("model"), f"{path}: model")
-    from_json(TrainingConfig, config.get("training"), f"{path}: training")
-    from_json(Source, config.get("source"), f"{path}: source")
-    try:
-        user_ids, item_ids = (
-            Ids.from_arrays({name: tensor.numpy() for name, tensor in checkpoint.without_prefix(role, tensors).items()})
-            for role in ("user_ids", "item_ids")
-        )
-    except ValueError as error:
-        raise UserError(f"{path}: {error}") from error
-    weights = checkpoint.without_prefix("model", tensors)
-    _check_size(weights, options, len(item_ids), path)
-    model = SequenceModel(options, len(item_ids))
-    checkpoint.fill(model, weights, path)
-    return Trained(model, user_ids, item_ids, config)
-
-
-def _check_size(weights: Mapping[str, torch.Tensor], options: ModelConfig, n_items: int, path: Path) -> None:
-    """The options' sizes are those of the file's tensors: a few bytes of JSON can ask for any amount of memory."""
-    blocks = {name.split(".")[1] for name in weights if name.startswith("blocks.")}
-    expected = {"items.weight": (n_items, options.dim)}
-    expected |= {f"blocks.{block}.ffn.0.weight": (4 * options.dim, options.dim) for block in blocks}
-    for name, shape in expected.items():
-        found = tuple(weights[name].shape) if name in weights else None
-        if found != shape:
-            raise UserError(f"{path}: {name} should be {shape} by the checkpoint's own options and ids, but is {found}")
-    if len(blocks) != options.blocks:
-        raise UserError(f"{path}: {options.blocks} blocks by the checkpoint's own options, but it has {len(blocks)}")
-
-
 def read_history(folder: Path) -> list[dict[str, Any]]:
     """The rows of a run's ``metrics.jsonl``, one an epoch."""
     return [json.loads(line) for line in (folder / METRICS).read_text(encoding="utf-8").splitlines()]
@@ -360,6 +304,17 @@ def _lock(folder: Path) -> IO[str]:
 def _unlock(file: IO[str], folder: Path) -> None:
     (folder / LOCK).unlink(missing_ok=True)  # while it is still held: nobody else's is removed
     file.close()
+
+
+def _is_whole(progress: Progress) -> bool:
+    """Whether a history has a row an epoch, and the best epoch its place and its values in it."""
+    if progress.epoch != len(progress.history) or not 0 <= progress.best_epoch <= progress.epoch:
+        return False
+    if not all(isinstance(row, dict) and isinstance(row.get("validation", {}), dict) for row in progress.history):
+        return False
+    evaluated = progress.best_epoch > 0 and bool(progress.history[progress.best_epoch - 1].get("validation"))
+    numbers = [value for value in progress.best if isinstance(value, int | float)]
+    return evaluated == (len(numbers) == 3) == (len(progress.best) > 0) and len(numbers) == len(progress.best)
 
 
 def _read_timing(folder: Path, epochs: int) -> Timing:

@@ -100,7 +100,9 @@ class Trainer:
 
     @property
     def finished(self) -> bool:
-        return self.progress.epoch >= self.config.epochs or self.progress.stale >= self.config.patience
+        """Whether there is a best epoch, and nothing is left to be trained for a better one."""
+        progress, config = self.progress, self.config
+        return progress.best_epoch > 0 and (progress.epoch >= config.epochs or progress.stale >= config.patience)
 
     def train(self, saver: Saver | None = None) -> None:
         """Train to the end, or until a signal asks to stop: then :class:`Interrupted` is raised between two steps."""
@@ -204,7 +206,7 @@ class Trainer:
             )
         row: dict[str, Any] = {"epoch": progress.epoch + 1, "step": progress.step, "loss": mean_loss}
         rank = None
-        if progress.epoch + 1 == config.epochs or (progress.epoch + 1) % config.evaluate_every == 0:
+        if progress.epoch + 1 >= config.epochs or (progress.epoch + 1) % config.evaluate_every == 0:
             metrics = self.validate(self.split.validation, _Interruptible(self.model, check_stop)).metrics()
             row["validation"] = metrics
             rank = [metrics[config.metric], metrics["MRR"], -mean_loss]

@@ -20,13 +20,15 @@ from generated import make_store
 from test_training import CONFIG, MODEL, SOURCE, interrupt_after_one_epoch, same, train, weights
 
 from hyenarec import checkpoint, environment, run_folder
+from hyenarec import trained as trained_module
 from hyenarec.config import TrainingConfig
 from hyenarec.data.ids import Ids
 from hyenarec.data.splits import leave_one_out
 from hyenarec.data.store import SequenceStore
 from hyenarec.errors import UserError
 from hyenarec.recommendation import Recommender
-from hyenarec.run_folder import BEST, LAST, LOCK, Run, fingerprint, load_trained, read_history
+from hyenarec.run_folder import LAST, LOCK, Run, fingerprint, read_history
+from hyenarec.trained import BEST, load_trained
 from hyenarec.training import Interrupted, Trainer
 
 TESTS = str(Path(__file__).parent)
@@ -89,6 +91,14 @@ def test_a_finished_run_can_be_given_more(first: dict[str, Any], tmp_path: Path)
         assert same(weights(tmp_path / "run", name), weights(tmp_path / "whole", name))
     again = train(tmp_path / "run", make_store(), **first)  # fewer than it has: nothing is lost
     assert again["test"] == whole["test"] and len(read_history(tmp_path / "run")) == 4
+
+
+def test_a_run_cut_short_before_any_evaluation_is_evaluated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Trainer, "_end_epoch", interrupt_after_one_epoch(Trainer._end_epoch))
+        train(tmp_path, make_store(), epochs=10, evaluate_every=5)
+    result = train(tmp_path, make_store(), epochs=1, evaluate_every=5)
+    assert result["epochs"] == result["best_epoch"] == 2
 
 
 def test_a_cosine_schedule_keeps_its_epochs(tmp_path: Path) -> None:
@@ -345,7 +355,7 @@ def test_no_model_is_built_that_the_tensors_do_not_bear_out(
     tensors, header = checkpoint.load(trained / BEST)
     checkpoint.save(tmp_path / BEST, tensors, hostile(header, options))
     built = []
-    monkeypatch.setattr(run_folder, "SequenceModel", lambda *arguments: built.append(arguments))
+    monkeypatch.setattr(trained_module, "SequenceModel", lambda *arguments: built.append(arguments))
     with pytest.raises(UserError, match="by the checkpoint's own options"):
         load_trained(tmp_path)
     assert not built
@@ -377,6 +387,8 @@ def test_a_foreign_last_is_one_line(trained: Path, tmp_path: Path) -> None:
         (tensors, header | {"progress": None}, "progress: expected options by name"),
         (tensors, header | {"progress": header["progress"] | {"step": "x"}}, "progress: option step cannot be 'x'"),
         (tensors, header | {"progress": header["progress"] | {"epoch": 9}}, "its progress does not fit its history"),
+        (tensors, header | {"progress": header["progress"] | {"best": ["a", "b", "c"]}}, "does not fit its history"),
+        (tensors, header | {"progress": header["progress"] | {"history": [{"epoch": 1}]}}, "does not fit its history"),
         (tensors | {"optimizer.x/step": torch.zeros(())}, header, "optimizer state 'x/step' does not belong"),
         (tensors | {name: torch.zeros(2)}, header, "has another shape than its parameter"),
     ):

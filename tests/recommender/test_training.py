@@ -28,8 +28,9 @@ from hyenarec.data.splits import leave_one_out
 from hyenarec.data.store import SequenceStore
 from hyenarec.errors import UserError
 from hyenarec.mixers import MIXERS
-from hyenarec.run_folder import BEST, LAST, Run, read_history
+from hyenarec.run_folder import LAST, Run, read_history
 from hyenarec.source import Source
+from hyenarec.trained import BEST
 from hyenarec.training import Trainer
 
 MODEL = ModelConfig(dim=8, max_length=8, blocks=1)
