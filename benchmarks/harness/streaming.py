@@ -9,7 +9,7 @@ from torch import Tensor
 
 from hyenarec.data.batches import Batch
 from hyenarec.mixers.gru import GRUMixer
-from hyenarec.mixers.hyena import HyenaMixer
+from hyenarec.mixers.hyena import HyenaRecMixer
 from hyenarec.model import Block, SequenceModel
 from hyenarec.packing import Packing
 
@@ -27,7 +27,7 @@ class MixerStream(Protocol):
 
 
 class HyenaStream:
-    def __init__(self, mixer: HyenaMixer, x: Tensor, packing: Packing) -> None:
+    def __init__(self, mixer: HyenaRecMixer, x: Tensor, packing: Packing) -> None:
         self.operator = mixer.operator
         self.y, self.state = self.operator.prefill(x, cu_seqlens=packing.cu_seqlens)
 

@@ -9,7 +9,6 @@ contestant's outputs and gradients on its own batch. A contestant whose step tak
 from __future__ import annotations
 
 import resource
-import tempfile
 import time
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from concurrent.futures import Executor
@@ -17,7 +16,6 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from itertools import count
-from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import torch
@@ -26,15 +24,15 @@ from benchmarks.harness.checks import first_sequences, training_check
 from benchmarks.harness.measuring import fresh_process, in_fresh_process, take_turns, wall_clock
 from benchmarks.harness.registry import BLOCKS, DIM, SYSTEMS
 from hyenarec.allocator import keep_freed_memory
+from hyenarec.config import TrainingConfig
 from hyenarec.data.batches import Batch
 from hyenarec.data.splits import leave_one_out
 from hyenarec.data.store import SequenceStore
-from hyenarec.source import Source
-from hyenarec.training import Run, TrainingConfig
+from hyenarec.training import Trainer
 
 WARM_UP = 6  # steps until the kept memory has grown to what they need: the first take up to twice their time
 
-Build = Callable[[Path], Run]  # from an empty folder; a fresh process calls it, so it has to be picklable
+Build = Callable[[], Trainer]  # a fresh process calls it, so it has to be picklable
 Name = TypeVar("Name", bound=Hashable)
 
 
@@ -77,14 +75,14 @@ class Settings:
         device = self.training().torch_device().type
         return "-".join([suite, device] + [self.precision] * (self.precision != "float32"))
 
-    def run(self, system: str, length: int, batch_size: int, store: SequenceStore, folder: Path) -> Run:
-        """A run of the system on the store's training windows of ``length`` events, ready for steps."""
+    def trainer(self, system: str, length: int, batch_size: int, store: SequenceStore) -> Trainer:
+        """A trainer of the system on the store's training windows of ``length`` events, ready for steps."""
         model = SYSTEMS[system].model(length, self.dim, self.blocks)
-        run = Run(folder, store, leave_one_out(store), model, self.training(batch_size), Source("benchmark"))
-        run.model.train()
+        trainer = Trainer(store, leave_one_out(store), model, self.training(batch_size))
+        trainer.model.train()
         if self.compile:
-            run.model.compile()
-        return run
+            trainer.model.compile()
+        return trainer
 
 
 def measure(builds: Mapping[Name, Build], settings: Settings) -> dict[Name, dict[str, Any]]:
@@ -105,68 +103,67 @@ def measure(builds: Mapping[Name, Build], settings: Settings) -> dict[Name, dict
 def try_steps(build: Build, settings: Settings) -> dict[str, Any]:
     """Two steps in this process: seconds of the second (of the first where that is over the limit and had nothing to
     compile), memory in MiB, and the check where the limit is kept."""
-    with tempfile.TemporaryDirectory() as folder:
-        run = build(Path(folder))
-        step, idle = training_step(run), peak_mib()
-        for first in (True, False):
-            began = time.perf_counter()
-            step()
-            seconds = time.perf_counter() - began
-            if seconds > settings.limit and not (first and settings.compile):
-                return {"seconds": seconds}
-        peak = peak_mib()
-        batch = first_sequences(next(endless(run))).to(run.device)
-        check = training_check(run.model, batch, settings.precision)
-        return {"seconds": seconds, "peak_mib": peak, "idle_mib": idle, "check": check}
+    trainer = build()
+    step, idle = training_step(trainer), peak_mib()
+    for first in (True, False):
+        began = time.perf_counter()
+        step()
+        seconds = time.perf_counter() - began
+        if seconds > settings.limit and not (first and settings.compile):
+            return {"seconds": seconds}
+    peak = peak_mib()
+    batch = first_sequences(next(endless(trainer))).to(trainer.device)
+    check = training_check(trainer.model, batch, settings.precision)
+    return {"seconds": seconds, "peak_mib": peak, "idle_mib": idle, "check": check}
 
 
 def time_steps(builds: Mapping[Name, Build], settings: Settings) -> dict[Name, dict[str, float]]:
     """Milliseconds of the contestants' steps, by turns, each in a process of its own, as training is: none pays for how
     the others have cut up a common heap."""
-    with tempfile.TemporaryDirectory() as root, ExitStack() as stack:
+    with ExitStack() as stack:
         turns: dict[Name, Callable[[], float]] = {}
         for number, (name, build) in enumerate(builds.items()):
-            process, folder = stack.enter_context(fresh_process()), Path(root) / str(number)
-            process.submit(prepare_steps, build, folder).result()
-            turns[name] = partial(take_turn, process, folder)
+            process = stack.enter_context(fresh_process())
+            process.submit(prepare_steps, build, number).result()
+            turns[name] = partial(take_turn, process, number)
         return take_turns(turns, settings.seconds, settings.rounds, clock=lambda turn: turn())
 
 
-def take_turn(process: Executor, folder: Path) -> float:
-    """Milliseconds of the next step of the run in ``folder``, which ``process`` has prepared."""
-    return process.submit(timed_step, folder).result()
+def take_turn(process: Executor, number: int) -> float:
+    """Milliseconds of the next step of the contestant ``number``, which ``process`` has prepared."""
+    return process.submit(timed_step, number).result()
 
 
-_steps: dict[Path, Callable[[], None]] = {}  # of this process
+_steps: dict[int, Callable[[], None]] = {}  # of this process
 
 
-def prepare_steps(build: Build, folder: Path) -> None:
+def prepare_steps(build: Build, number: int) -> None:
     """It keeps freed memory, as the ``hyenarec`` command does."""
     keep_freed_memory()
-    _steps[folder] = training_step(build(folder))
+    _steps[number] = training_step(build())
     for _ in range(WARM_UP):
-        _steps[folder]()
+        _steps[number]()
 
 
-def timed_step(folder: Path) -> float:
-    return wall_clock(_steps[folder])
+def timed_step(number: int) -> float:
+    return wall_clock(_steps[number])
 
 
-def training_step(run: Run) -> Callable[[], None]:
-    """A function that does the run's next training step, and returns when the device has done it."""
-    return partial(_step, run, endless(run))
+def training_step(trainer: Trainer) -> Callable[[], None]:
+    """A function that does the trainer's next step, and returns when the device has done it."""
+    return partial(_step, trainer, endless(trainer))
 
 
-def _step(run: Run, batches: Iterator[Batch]) -> None:
-    run.step(next(batches).to(run.device), run.config.learning_rate)
-    run.progress.step += 1
-    if run.device.type == "cuda":
+def _step(trainer: Trainer, batches: Iterator[Batch]) -> None:
+    trainer.step(next(batches).to(trainer.device), trainer.config.learning_rate)
+    trainer.progress.step += 1
+    if trainer.device.type == "cuda":
         torch.cuda.synchronize()
 
 
-def endless(run: Run) -> Iterator[Batch]:
+def endless(trainer: Trainer) -> Iterator[Batch]:
     for epoch in count():
-        yield from run.windows.epoch(run.config.seed, epoch)
+        yield from trainer.windows.epoch(trainer.config.seed, epoch)
 
 
 def peak_mib() -> float:

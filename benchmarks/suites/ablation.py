@@ -15,11 +15,10 @@ from typing import Annotated, Any
 import tyro
 
 from benchmarks.harness.recording import RESULTS, write
-from hyenarec.config import HyenaConfig, ModelConfig
+from hyenarec.config import HyenaConfig, ModelConfig, TrainingConfig
 from hyenarec.display import console, show_table
 from hyenarec.experiments import summarise, train
 from hyenarec.source import Source, load_source
-from hyenarec.training import TrainingConfig
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "defaults": {},

@@ -26,7 +26,7 @@ import tyro
 from benchmarks.harness import plots
 from benchmarks.harness.recording import METRICS, RESULTS, read, write
 from benchmarks.harness.registry import MAIN, OURS, SYSTEMS, check_names
-from hyenarec.config import ModelConfig
+from hyenarec.config import ModelConfig, TrainingConfig
 from hyenarec.data.batches import TrainingWindows
 from hyenarec.data.splits import Split
 from hyenarec.data.store import SequenceStore
@@ -34,7 +34,6 @@ from hyenarec.display import console, show_table
 from hyenarec.experiments import baseline_rows, train
 from hyenarec.mixers import MIXERS
 from hyenarec.source import Source, load_source
-from hyenarec.training import TrainingConfig
 
 CLOZE_EPOCHS = 4  # times the epochs for systems that learn from masked items: they predict a fifth of the events
 

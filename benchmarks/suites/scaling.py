@@ -29,7 +29,7 @@ from hyenarec.data.ids import Ids
 from hyenarec.data.store import SequenceStore
 from hyenarec.display import console, show_table
 from hyenarec.errors import UserError
-from hyenarec.training import Run
+from hyenarec.training import Trainer
 
 BATCHES = 4  # of an epoch
 HELD_OUT = 3  # events of a history that are no input: two targets to evaluate, and the last target to train on
@@ -92,7 +92,7 @@ def measure(mixers: Sequence[str], length: int, settings: Settings, earlier: Seq
     for mixer, case in cases.items():
         reason = left_out_before(case, earlier)
         if reason is None:
-            builds[mixer] = partial(full_run, mixer, length, settings)
+            builds[mixer] = partial(full_trainer, mixer, length, settings)
         else:
             case["left_out"] = reason
     tokens = settings.windows(length) * length
@@ -103,9 +103,9 @@ def measure(mixers: Sequence[str], length: int, settings: Settings, earlier: Seq
     return list(cases.values())
 
 
-def full_run(mixer: str, length: int, settings: Settings, folder: Path) -> Run:
+def full_trainer(mixer: str, length: int, settings: Settings) -> Trainer:
     windows = settings.windows(length)
-    return settings.run(mixer, length, windows, full_windows(length, BATCHES * windows), folder)
+    return settings.trainer(mixer, length, windows, full_windows(length, BATCHES * windows))
 
 
 def full_windows(length: int, users: int) -> SequenceStore:

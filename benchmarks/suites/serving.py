@@ -32,12 +32,12 @@ from benchmarks.harness.registry import BLOCKS, DIM, ITEMS, LENGTHS, MAIN, SYSTE
 from benchmarks.harness.streaming import STREAMS, Stream
 from hyenarec.allocator import keep_freed_memory
 from hyenarec.cloze import hide_next
+from hyenarec.config import TrainingConfig
 from hyenarec.data.batches import Batch
 from hyenarec.display import show_table
 from hyenarec.errors import UserError
 from hyenarec.model import SequenceModel
 from hyenarec.packing import Packing
-from hyenarec.training import TrainingConfig
 from hyenarec_kernels import backends
 
 TOP = 10

@@ -35,7 +35,7 @@ from hyenarec.data.synthetic import write_synthetic_log
 from hyenarec.display import show_table
 from hyenarec.errors import UserError
 from hyenarec.packing import Packing
-from hyenarec.training import Run
+from hyenarec.training import Trainer
 
 LAYOUTS = ("packed", "padded")
 GENERATED = "generated"
@@ -103,14 +103,13 @@ def open_log(data: Path | None, columns: Columns) -> SequenceStore:
 def measure(log: str, store: Path, mixers: tuple[str, ...], length: int, settings: Settings) -> list[Case]:
     """A case for each mixer and layout."""
     builds: dict[tuple[str, str], steps.Build] = {
-        (mixer, layout): partial(log_run, mixer, layout, length, settings, store)
+        (mixer, layout): partial(log_trainer, mixer, layout, length, settings, store)
         for mixer, layout in product(mixers, LAYOUTS)
     }
-    with tempfile.TemporaryDirectory() as folder:
-        run = log_run(mixers[0], "padded", length, settings, store, Path(folder))
-    batches = len(run.windows)
-    tokens = run.windows.tokens / batches
-    rows = sum(len(batch.items) for batch in run.windows.epoch(0, 0)) / batches
+    windows = log_trainer(mixers[0], "padded", length, settings, store).windows
+    batches = len(windows)
+    tokens = windows.tokens / batches
+    rows = sum(len(batch.items) for batch in windows.epoch(0, 0)) / batches
     cases = []
     for (mixer, layout), found in steps.measure(builds, settings).items():
         case: Case = {"log": log, "mixer": mixer, "layout": layout, "length": length, "tokens": tokens} | found
@@ -125,11 +124,11 @@ def measure(log: str, store: Path, mixers: tuple[str, ...], length: int, setting
     return cases
 
 
-def log_run(mixer: str, layout: str, length: int, settings: Settings, store: Path, folder: Path) -> Run:
-    run = settings.run(mixer, length, settings.batch_size, SequenceStore.load(store), folder)
+def log_trainer(mixer: str, layout: str, length: int, settings: Settings, store: Path) -> Trainer:
+    trainer = settings.trainer(mixer, length, settings.batch_size, SequenceStore.load(store))
     if layout == "padded":
-        run.windows = PaddedWindows(run.store, run.split, length, settings.batch_size)
-    return run
+        trainer.windows = PaddedWindows(trainer.store, trainer.split, length, settings.batch_size)
+    return trainer
 
 
 class PaddedWindows(TrainingWindows):

@@ -1,11 +1,61 @@
-"""The shape of a model: what a checkpoint carries so that it can be built again."""
+"""The shape of a model and how it is trained: what a checkpoint carries so that both can be had again.
+
+Needs no torch, so that a command can explain its options before anything large is imported.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Literal
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, is_dataclass
+from types import NoneType, UnionType
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from hyenarec.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+
+T = TypeVar("T")
+
+MANY = 2**31 - 1  # of what is only counted
+LONGEST = 2**20  # events of a history, taps of a filter
+BASIS_VALUES = 2**25  # of a filter's basis, terms x taps: 256 MiB in float64, which no tensor of a checkpoint shows
+LARGEST_SEED = 2**32 - 1  # a step's seed is made of it and has to stay within 64 bits
+
+MIXERS_WITH_HEADS = ("attention", "bert4rec", "hytrec", "fuxi_linear", "grela", "elastic")
+
+# Lowest and highest value of every number among the options.
+HYENA_RANGES = {"horizon": (1, LONGEST), "terms": (1, 1024), "order": (1, 16), "short_width": (1, 64)}
+ATTENTION_RANGES = {"heads": (1, 2**16)}
+MODEL_RANGES = {"dim": (1, 2**16), "blocks": (1, 1024), "max_length": (1, LONGEST)}
+TRAINING_RANGES: dict[str, tuple[float, float]] = {
+    "epochs": (1, MANY),
+    "batch_size": (1, MANY),
+    "learning_rate": (1e-12, 1e30),
+    "warmup_steps": (0, MANY),
+    "weight_decay": (0, 1e30),
+    "clip_norm": (0, 1e30),
+    "negatives": (1, 1_000_000),
+    "patience": (1, MANY),
+    "evaluate_every": (1, MANY),
+    "checkpoint_minutes": (0, 1e30),
+    "seed": (0, LARGEST_SEED),
+}
+
+
+def check_ranges(config: object, ranges: Mapping[str, tuple[float, float]], prefix: str = "") -> None:
+    """Raises :class:`UserError` for the first option that lies outside its range or is not a number; None is fine."""
+    for name, (low, high) in ranges.items():
+        value = getattr(config, name)
+        if value is None:
+            continue
+        if value != value:  # NaN; math.isnan has no answer for an integer of 400 digits
+            raise UserError(f"option {prefix}{name}: {value} is not a number")
+        if value < low:
+            raise UserError(f"option {prefix}{name}: {_short(value)} is below {low}")
+        if value > high:
+            raise UserError(f"option {prefix}{name}: {_short(value)} is above {high}")
 
 
 @dataclass(frozen=True)
@@ -27,6 +77,9 @@ class HyenaConfig:
     short_width: int = 4
     """Taps of the short convolution."""
 
+    def __post_init__(self) -> None:
+        check_ranges(self, HYENA_RANGES, "hyena.")
+
 
 @dataclass(frozen=True)
 class AttentionConfig:
@@ -34,6 +87,9 @@ class AttentionConfig:
 
     heads: int = 2
     """Heads; a divisor of dim."""
+
+    def __post_init__(self) -> None:
+        check_ranges(self, ATTENTION_RANGES, "attention.")
 
 
 @dataclass(frozen=True)
@@ -55,10 +111,136 @@ class ModelConfig:
     attention: AttentionConfig = field(default_factory=AttentionConfig)
 
     def __post_init__(self) -> None:
-        for name, low in (("dim", 1), ("blocks", 1), ("max_length", 1)):
-            if getattr(self, name) < low:
-                raise UserError(f"option {name}: {getattr(self, name)} is below {low}")
-        if not 0 <= self.dropout < 1:
-            raise UserError(f"option dropout: {self.dropout} is outside [0, 1)")
+        check_ranges(self, MODEL_RANGES)
+        if not 0 <= self.dropout <= 0.99:  # of more, rounded to 1/256, nothing might be left
+            raise UserError(f"option dropout: {self.dropout} is outside [0, 0.99]")
         if self.dim % self.attention.heads:
             raise UserError(f"option attention.heads: {self.attention.heads} does not divide dim {self.dim}")
+        horizon = self.hyena.horizon or self.max_length
+        if self.mixer == "hyena" and horizon * self.hyena.terms > BASIS_VALUES:
+            raise UserError(
+                f"option hyena.terms: {self.hyena.terms} terms of {horizon} taps are over {BASIS_VALUES} values; "
+                "lower hyena.terms, hyena.horizon or max_length"
+            )
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """How to train."""
+
+    epochs: int = 200
+    """Most epochs to train."""
+    batch_size: int = 128
+    """Training windows a step."""
+    learning_rate: float = 1e-3
+    """Peak learning rate of AdamW."""
+    schedule: Literal["constant", "cosine"] = "constant"
+    """Learning rate after the warm-up: constant, or a half cosine down to zero at the last epoch."""
+    warmup_steps: int = 100
+    """Steps over which the learning rate rises from zero."""
+    weight_decay: float = 0.01
+    """AdamW's weight decay of matrices; vectors are not decayed, nor are mixers that start near the identity."""
+    clip_norm: float = 5.0
+    """Largest norm of the whole gradient; 0 switches clipping off."""
+    loss: Literal["full", "sampled"] = "full"
+    """Cross entropy over the full catalogue, or sampled softmax with logQ correction."""
+    negatives: int = 1024
+    """Negatives a step of the sampled softmax, drawn by training frequency."""
+    bf16: bool = False
+    """Compute matrix products in bfloat16 (autocast)."""
+    metric: Literal["NDCG@5", "NDCG@10", "NDCG@20", "Recall@5", "Recall@10", "Recall@20", "MRR"] = "Recall@10"
+    """Validation metric that chooses the best epoch."""
+    patience: int = 10
+    """Stop after this many evaluations without a better one."""
+    evaluate_every: int = 1
+    """Epochs between evaluations."""
+    exclude_seen: bool = True
+    """Evaluate recommending only items that are not in the user's input."""
+    checkpoint_minutes: float = 5.0
+    """Save inside an epoch after so many minutes, besides after every epoch."""
+    seed: int = 0
+    """Seed of weights, order, dropout and negatives."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to train: auto takes a GPU where there is one."""
+
+    def __post_init__(self) -> None:
+        check_ranges(self, TRAINING_RANGES)
+
+    def torch_device(self) -> torch.device:
+        """The device that ``device`` names on this machine. Raises :class:`UserError` where there is no such one."""
+        import torch
+
+        available = torch.cuda.is_available()
+        if self.device == "cuda" and not available:
+            raise UserError("option device: cuda was asked for, but torch sees no CUDA device")
+        return torch.device("cuda" if available and self.device != "cpu" else "cpu")
+
+    def rate(self, step: int, steps: int) -> float:
+        """The learning rate of 0-based ``step`` of ``steps``."""
+        warm = min(1.0, (step + 1) / self.warmup_steps) if self.warmup_steps else 1.0
+        if self.schedule == "constant":
+            return self.learning_rate * warm
+        return self.learning_rate * warm * 0.5 * (1 + math.cos(math.pi * step / steps))
+
+
+def refuse_unused(model: ModelConfig, training: TrainingConfig, mixers: Sequence[str]) -> None:
+    """Raises :class:`UserError` for an option that was changed although none of ``mixers``, and no loss, reads it."""
+    readers = (
+        ("hyena.", model.hyena, ("hyena",)),
+        # With an odd dim even those without heads need another number, which has to divide it.
+        ("attention.", model.attention if model.dim % AttentionConfig.heads == 0 else None, MIXERS_WITH_HEADS),
+    )
+    for prefix, config, used_by in readers:
+        if config is None or set(mixers) & set(used_by):
+            continue
+        for option in fields(config):
+            if getattr(config, option.name) != option.default:
+                raise UserError(
+                    f"option {prefix}{option.name}: not used by {', '.join(mixers)}; only by {', '.join(used_by)}"
+                )
+    if training.loss == "full" and training.negatives != TrainingConfig.negatives:
+        raise UserError("option negatives: not used by loss full; only by loss sampled")
+
+
+def from_json(cls: type[T], data: object, name: str) -> T:
+    """The configuration of dataclass ``cls`` from parsed JSON, ``name`` being what messages call it.
+
+    Raises :class:`UserError` for anything but an object, and for an option that is unknown, missing, of another type or
+    out of range.
+    """
+    if not isinstance(data, dict):
+        raise UserError(f"{name}: expected options by name, got {_short(data)}")
+    hints = get_type_hints(cls)
+    values: dict[str, Any] = {}
+    for option, value in data.items():
+        hint = hints.get(option)
+        if hint is None:
+            raise UserError(f"{name}: unknown option {_short(option)}")
+        if isinstance(hint, type) and is_dataclass(hint):
+            values[option] = from_json(hint, value, f"{name}.{option}")
+        elif _fits(value, hint):
+            values[option] = value
+        else:
+            raise UserError(f"{name}: option {option} cannot be {_short(value)}")
+    try:
+        return cls(**values)
+    except TypeError as error:  # an option without a default is missing
+        raise UserError(f"{name}: {error}") from None
+
+
+def _fits(value: object, hint: Any) -> bool:
+    """Whether a value from JSON is one of type ``hint``."""
+    origin = get_origin(hint)
+    if origin in (Union, UnionType):
+        return any(_fits(value, part) for part in get_args(hint))
+    if origin is Literal:
+        return isinstance(value, str) and value in get_args(hint)
+    if hint is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    kind = NoneType if hint is None else origin or hint
+    return isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
+
+
+def _short(value: object) -> str:
+    text = repr(value) if not isinstance(value, int) or abs(value) < 10**30 else "a number of over 30 digits"
+    return text if len(text) <= 60 else f"{text[:57]}..."

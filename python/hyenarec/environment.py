@@ -1,7 +1,8 @@
-"""The machine and the versions behind a figure."""
+"""The machine and the versions behind a figure, and whether what was asked for can run on it."""
 
 from __future__ import annotations
 
+import os
 import platform
 import subprocess
 from importlib.metadata import PackageNotFoundError, version
@@ -10,6 +11,38 @@ from typing import Any
 
 import numpy as np
 import torch
+
+from hyenarec.config import ModelConfig
+from hyenarec.errors import UserError
+from hyenarec_kernels import backends
+
+BACKEND_VARIABLE = "HYENAREC_BACKEND"
+TRAINED_BYTES = 16  # of a parameter: itself, its gradient and AdamW's two averages in float32
+
+
+def check_backend(device: torch.device) -> None:
+    """Raises :class:`UserError` where ``HYENAREC_BACKEND`` names what does not work on this machine's ``device``."""
+    name = os.environ.get(BACKEND_VARIABLE)
+    if name and name not in backends.available(device.type):
+        usable = ", ".join(backends.available(device.type))
+        raise UserError(
+            f"{BACKEND_VARIABLE}: {name!r} is no backend that works on {device.type} here; there are {usable}"
+        )
+
+
+def check_memory(config: ModelConfig, n_items: int, device: torch.device) -> None:
+    """Raises :class:`UserError` where the weights in training cannot fit the memory of this machine or its GPU."""
+    parameters = n_items * config.dim + config.blocks * 8 * config.dim**2  # embeddings and feed-forward layers
+    if device.type == "cuda":
+        memory = torch.cuda.get_device_properties(device).total_memory
+    else:
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    needed = TRAINED_BYTES * parameters
+    if needed > memory:
+        raise UserError(
+            f"options dim and blocks: {parameters:,} parameters or more need {needed / 2**30:,.0f} GiB to train, "
+            f"and {device.type} has {memory / 2**30:,.0f} here"
+        )
 
 
 def describe(device: torch.device) -> dict[str, Any]:

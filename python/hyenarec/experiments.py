@@ -7,14 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from hyenarec.baselines import baselines
-from hyenarec.config import ModelConfig
+from hyenarec.config import ModelConfig, TrainingConfig
 from hyenarec.data.splits import Split
 from hyenarec.data.store import SequenceStore
 from hyenarec.display import console
 from hyenarec.evaluation import rank_targets
-from hyenarec.plots import training_curves
+from hyenarec.run_folder import Run
 from hyenarec.source import Source
-from hyenarec.training import Run, TrainingConfig
 
 COLUMNS = ("NDCG@10", "Recall@10", "MRR", "s/epoch")
 
@@ -23,9 +22,11 @@ def train(
     store: SequenceStore, split: Split, model: ModelConfig, training: TrainingConfig, source: Source, out: Path
 ) -> dict[str, Any]:
     """Train (or finish) the run in ``out`` and draw its curve; returns the run's result."""
+    from hyenarec.plots import training_curves  # matplotlib: a command that draws nothing does without it
+
     run = Run(out, store, split, model, training, source)
     result = run.train()
-    training_curves({model.mixer: run.progress.history}, training.metric, out / "curve.png")
+    training_curves({model.mixer: run.trainer.progress.history}, training.metric, out / "curve.png")
     return result
 
 

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from hyenarec.errors import UserError
 from hyenarec.files import write_atomically
-from hyenarec.mixers.hyena import HyenaMixer
+from hyenarec.mixers.hyena import HyenaRecMixer
 from hyenarec.model import SequenceModel
 
 
@@ -43,7 +43,7 @@ def learned_filters(model: SequenceModel, path: Path, channels: int = 6) -> None
     Raises :class:`UserError` for a model without long filters.
     """
     mixers = [block.mixer for block in model.blocks]
-    filters = [taps for mixer in mixers if isinstance(mixer, HyenaMixer) for taps in mixer.taps()]  # (G, K) each
+    filters = [taps for mixer in mixers if isinstance(mixer, HyenaRecMixer) for taps in mixer.taps()]  # (G, K) each
     if not filters:
         raise UserError(f"mixer {model.config.mixer} has no long filters to plot; only hyena has")
     figure = Figure(figsize=(11, 3.6 * len(filters)), layout="constrained")

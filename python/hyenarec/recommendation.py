@@ -13,15 +13,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hyenarec import checkpoint
-from hyenarec.config import AttentionConfig, HyenaConfig, ModelConfig
 from hyenarec.data.batches import Batch, pack_histories
 from hyenarec.data.ids import Ids
+from hyenarec.environment import check_backend
 from hyenarec.errors import UserError
 from hyenarec.evaluation import exclude_history
 from hyenarec.mixers import MIXERS
 from hyenarec.model import SequenceModel
-from hyenarec.training import BEST
+from hyenarec.trained import load_trained
 
 HISTORIES_AT_A_TIME = 256
 
@@ -55,18 +54,9 @@ class Recommender:
 
         Raises :class:`UserError` where there is none, or it is damaged or of another version.
         """
-        path = Path(path)
-        tensors, header = checkpoint.load(path / BEST if path.is_dir() else path)
-        config = header["config"]
-        user_ids, item_ids = (
-            Ids.from_arrays({name: tensor.numpy() for name, tensor in checkpoint.without_prefix(role, tensors).items()})
-            for role in ("user_ids", "item_ids")
-        )
-        options = dict(config["model"])
-        hyena, attention = HyenaConfig(**options.pop("hyena")), AttentionConfig(**options.pop("attention"))
-        model = SequenceModel(ModelConfig(hyena=hyena, attention=attention, **options), len(item_ids))
-        model.load_state_dict(checkpoint.without_prefix("model", tensors))
-        return cls(model, user_ids, item_ids, config, torch.device(device))
+        trained = load_trained(Path(path))
+        check_backend(torch.device(device))
+        return cls(trained.model, trained.user_ids, trained.item_ids, trained.config, torch.device(device))
 
     def scores(self, batch: Batch) -> Tensor:
         """Scores of every item as the next one after each packed history, (S, V)."""

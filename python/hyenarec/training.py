@@ -1,209 +1,122 @@
-"""Training that stops early, saves itself and resumes exactly.
+"""The training loop: epochs of steps, validation after them, early stopping. It keeps nothing on disk.
 
-A step's randomness is seeded by (seed, step) and an epoch's order by (seed, epoch), so the state of a run is its
-weights, its optimiser and a few counters: a run that was killed at any moment and started again ends with the same
-bits.
+A step's randomness is seeded by (seed, step) and an epoch's order by (seed, epoch), so the state of a training is its
+weights, its optimiser and a few counters: one that was stopped between two steps and goes on from there
+(:mod:`hyenarec.run_folder`) ends with the same bits.
 """
 
 from __future__ import annotations
 
-import json
 import math
+import signal
+import threading
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
-from typing import Any, Literal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from hyenarec import checkpoint, environment
 from hyenarec.baselines import Popularity
 from hyenarec.cloze import hide_events
-from hyenarec.config import ModelConfig
+from hyenarec.config import ModelConfig, TrainingConfig
 from hyenarec.data.batches import Batch, TrainingWindows
 from hyenarec.data.splits import Split
 from hyenarec.data.store import SequenceStore
-from hyenarec.display import TrainingDisplay, console, training_display
+from hyenarec.display import TrainingDisplay, training_display
+from hyenarec.environment import check_backend, check_memory
 from hyenarec.errors import UserError
-from hyenarec.evaluation import Ranking, rank_targets
-from hyenarec.files import write_text
+from hyenarec.evaluation import Ranking, Scorer, rank_targets
 from hyenarec.losses import full_cross_entropy, sampled_softmax
-from hyenarec.mixers import MIXERS
 from hyenarec.mixers.base import Mixer
 from hyenarec.model import SequenceModel
-from hyenarec.source import Source
 
-LAST, BEST = "last.safetensors", "best.safetensors"
+# Scores an epoch from which the full loss is timed beforehand: on one core of a Sapphire Rapids Xeon 1e11 take about
+# ten minutes at 64 channels.
+TIMED_FROM_SCORES = 1e11
 
 
-@dataclass(frozen=True)
-class TrainingConfig:
-    """How to train."""
+class Interrupted(KeyboardInterrupt):
+    """A signal asked to stop, and training did so between two steps. ``exit_code`` is what a shell expects."""
 
-    epochs: int = 200
-    """Most epochs to train."""
-    batch_size: int = 128
-    """Training windows a step."""
-    learning_rate: float = 1e-3
-    """Peak learning rate of AdamW."""
-    schedule: Literal["constant", "cosine"] = "constant"
-    """Learning rate after the warm-up: constant, or a half cosine down to zero at the last epoch."""
-    warmup_steps: int = 100
-    """Steps over which the learning rate rises from zero."""
-    weight_decay: float = 0.01
-    """AdamW's weight decay of matrices; vectors are not decayed, nor are mixers that start near the identity."""
-    clip_norm: float = 5.0
-    """Largest norm of the whole gradient; 0 switches clipping off."""
-    loss: Literal["full", "sampled"] = "full"
-    """Cross entropy over the full catalogue, or sampled softmax with logQ correction."""
-    negatives: int = 1024
-    """Negatives a step of the sampled softmax, drawn by training frequency."""
-    bf16: bool = False
-    """Compute matrix products in bfloat16 (autocast)."""
-    metric: Literal["NDCG@5", "NDCG@10", "NDCG@20", "Recall@5", "Recall@10", "Recall@20", "MRR"] = "Recall@10"
-    """Validation metric that chooses the best epoch."""
-    patience: int = 10
-    """Stop after this many evaluations without a better one."""
-    evaluate_every: int = 1
-    """Epochs between evaluations."""
-    exclude_seen: bool = True
-    """Evaluate recommending only items that are not in the user's input."""
-    checkpoint_minutes: float = 5.0
-    """Save inside an epoch after so many minutes, besides after every epoch."""
-    seed: int = 0
-    """Seed of weights, order, dropout and negatives."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where to train: auto takes a GPU where there is one."""
-
-    def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "patience", "evaluate_every", "negatives"):
-            if getattr(self, name) < 1:
-                raise UserError(f"option {name}: {getattr(self, name)} is below 1")
-        for name in ("weight_decay", "clip_norm", "warmup_steps", "checkpoint_minutes", "seed"):
-            if getattr(self, name) < 0:
-                raise UserError(f"option {name}: {getattr(self, name)} is negative")
-        if not self.learning_rate > 0:
-            raise UserError(f"option learning_rate: {self.learning_rate} is not positive")
-
-    def torch_device(self) -> torch.device:
-        available = torch.cuda.is_available()
-        if self.device == "cuda" and not available:
-            raise UserError("option device: cuda was asked for, but torch sees no CUDA device")
-        return torch.device("cuda" if available and self.device != "cpu" else "cpu")
-
-    def rate(self, step: int, steps: int) -> float:
-        """The learning rate of 0-based ``step`` of ``steps``."""
-        warm = min(1.0, (step + 1) / self.warmup_steps) if self.warmup_steps else 1.0
-        if self.schedule == "constant":
-            return self.learning_rate * warm
-        return self.learning_rate * warm * 0.5 * (1 + math.cos(math.pi * step / steps))
+    def __init__(self, number: int, message: str = "interrupted") -> None:
+        super().__init__(message)
+        self.number, self.exit_code = number, 128 + number
 
 
 @dataclass
 class Progress:
-    """Where a run stands; with weights and optimiser the whole of its state."""
+    """Where a training stands; with weights and optimiser the whole of its state. Equal trainings have equal ones."""
 
     step: int = 0
     epoch: int = 0
     batch: int = 0  # batches done in this epoch
     epoch_loss: float = 0.0  # sum over the epoch's predictions so far
-    epoch_seconds: float = 0.0
-    best: float = -math.inf
-    best_epoch: int = -1
-    stale: int = 0  # evaluations since the best
-    finished: bool = False
+    best: list[float] = field(default_factory=list)  # the metric, MRR and minus the loss of the best epoch
+    best_epoch: int = 0  # 1-based; 0 before the first evaluation
+    stale: int = 0  # evaluations since the metric, or MRR at the same metric, rose
     history: list[dict[str, Any]] = field(default_factory=list)  # a row an epoch
-    environment: dict[str, Any] = field(default_factory=dict)  # where training began: evaluating again leaves it alone
 
 
-class Run:
-    """A training run in a folder: ``last.safetensors``, ``best.safetensors``, ``config.json``, ``metrics.jsonl``,
-    ``result.json``."""
+@dataclass
+class Timing:
+    """Seconds of training, kept apart from what equal trainings share."""
 
-    def __init__(
-        self,
-        folder: Path,
-        store: SequenceStore,
-        split: Split,
-        model_config: ModelConfig,
-        config: TrainingConfig,
-        source: Source,
-    ) -> None:
-        self.folder, self.store, self.split, self.config = folder, store, split, config
+    epochs: list[float] = field(default_factory=list)
+    current: float = 0.0  # of the epoch that has begun
+
+    def median(self) -> float:
+        return sorted(self.epochs)[len(self.epochs) // 2] if self.epochs else 0.0
+
+
+class Saver(Protocol):
+    """What keeps a training: it is told when."""
+
+    def save_best(self) -> None: ...
+
+    def save_last(self) -> None: ...
+
+
+class Trainer:
+    """A model in training on a store's training windows."""
+
+    def __init__(self, store: SequenceStore, split: Split, model_config: ModelConfig, config: TrainingConfig) -> None:
+        self.store, self.split, self.config = store, split, config
         self.device = config.torch_device()
-        self.description = {
-            "model": asdict(model_config),
-            "training": asdict(config),
-            "source": asdict(source),
-            "data": store.describe(),
-        }
+        check_backend(self.device)
         self.windows = TrainingWindows(store, split, model_config.max_length, config.batch_size)
         if not self.windows.tokens:
             raise UserError("nothing to train on: no user has two training events")
+        check_memory(model_config, store.n_items, self.device)
         torch.manual_seed(config.seed)
         self.model = SequenceModel(model_config, store.n_items).to(self.device)
         self.optimizer = _optimizer(self.model, config)
         self.loss = self._make_loss()
-        self.progress = Progress(environment=environment.describe(self.device))
-        self._resume()
-        if MIXERS[model_config.mixer].knows_time and store.timestamps is None:
-            console.print(
-                f"{model_config.mixer}: the log has no timestamps; positions take their place", highlight=False
-            )
+        self.progress, self.timing = Progress(), Timing()
+        self._loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
+        self._began: float | None = None  # when the steps of this epoch that are not in ``timing`` did
 
-    def train(self) -> dict[str, Any]:
-        """Train to the end (or from where the folder's run stopped) and return the result that ``result.json``
-        holds."""
-        write_text(self.folder / "config.json", json.dumps(self.description, indent=2) + "\n")
-        with training_display() as display:
-            while not self.progress.finished:
-                self._epoch(display)
-        return self._finish()
-
-    def validate(self, targets: Any) -> Ranking:
-        self.model.eval()
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.bf16):
-            return rank_targets(
-                self.model,
-                self.store,
-                targets,
-                max_length=self.model.config.max_length,
-                exclude_seen=self.config.exclude_seen,
-                device=self.device,
-            )
-
-    # One epoch
-
-    def _epoch(self, display: TrainingDisplay) -> None:
+    @property
+    def finished(self) -> bool:
+        """Whether there is a best epoch, and nothing is left to be trained for a better one."""
         progress, config = self.progress, self.config
-        steps = config.epochs * len(self.windows)
-        display.start_epoch(progress.epoch, config.epochs, len(self.windows), progress.batch)
-        self.model.train()
-        loss_sum = torch.tensor(progress.epoch_loss, dtype=torch.float64, device=self.device)
-        began = saved = time.perf_counter()
-        before = progress.epoch_seconds
-        for batch in self.windows.epoch(config.seed, progress.epoch, progress.batch):
-            rate = config.rate(progress.step, steps)
-            loss_sum += self.step(batch.to(self.device), rate) * len(batch.items)
-            progress.step += 1
-            progress.batch += 1
-            display.advance()
-            now = time.perf_counter()
-            if now - saved > 60 * config.checkpoint_minutes:
-                progress.epoch_loss, progress.epoch_seconds = float(loss_sum), before + now - began
-                self._save_last()
-                saved = now
-        mean_loss = float(loss_sum) / self.windows.tokens
-        if not math.isfinite(mean_loss):
-            raise UserError(
-                f"training diverged: epoch {progress.epoch + 1} has loss {mean_loss}; lower learning_rate "
-                f"({config.learning_rate}) or clip_norm ({config.clip_norm})"
-            )
-        seconds = before + time.perf_counter() - began
-        row = {"epoch": progress.epoch + 1, "step": progress.step, "loss": mean_loss, "seconds": seconds}
-        self._end_epoch(row, display)
+        return progress.best_epoch > 0 and (progress.epoch >= config.epochs or progress.stale >= config.patience)
+
+    def train(self, saver: Saver | None = None) -> None:
+        """Train to the end, or until a signal asks to stop: then :class:`Interrupted` is raised between two steps."""
+        with training_display() as display, stop_requests() as check_stop:
+            while not self.finished:
+                self._steps(display, check_stop, saver)
+                self._end_epoch(display, check_stop, saver)
+
+    def train_only(self, epochs: int) -> None:
+        """The steps of the next ``epochs`` epochs, without evaluating anything."""
+        with training_display() as display, stop_requests() as check_stop:
+            for _ in range(epochs):
+                self._steps(display, check_stop, None)
+                self._next_epoch()
 
     def step(self, batch: Batch, rate: float) -> Tensor:
         """One optimiser step at learning rate ``rate``; the batch's mean loss."""
@@ -225,25 +138,99 @@ class Run:
         self.optimizer.step()
         return loss.detach()
 
-    def _end_epoch(self, row: dict[str, Any], display: TrainingDisplay) -> None:
+    def validate(self, targets: Any, scorer: Scorer | None = None) -> Ranking:
+        """Rank ``targets`` by the model, or by what stands in for it."""
+        self.model.eval()
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.bf16):
+            return rank_targets(
+                scorer or self.model,
+                self.store,
+                targets,
+                max_length=self.model.config.max_length,
+                exclude_seen=self.config.exclude_seen,
+                device=self.device,
+            )
+
+    def measure(self) -> None:
+        """Bring the sums over the epoch so far into ``progress`` and ``timing``, so that they may be kept."""
+        self.progress.epoch_loss = float(self._loss_sum)
+        if self._began is not None:
+            now = time.perf_counter()
+            self.timing.current += now - self._began
+            self._began = now
+
+    def full_loss_seconds(self) -> float:
+        """About how long the full loss takes an epoch here, from the time of one chunk; 0 where that is no matter."""
+        scores = self.windows.tokens * self.store.n_items
+        if self.config.loss != "full" or scores < TIMED_FROM_SCORES:
+            return 0.0
+        dim = self.model.config.dim
+        hidden = torch.zeros(dim, dim, device=self.device, requires_grad=True)  # (C, D)
+        targets = torch.zeros(dim, dtype=torch.int64, device=self.device)
+        seconds = math.inf
+        for _ in range(2):  # the first also pays for fresh memory
+            began = time.perf_counter()
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.bf16):
+                float(self.loss(hidden, targets).detach())  # the loss computes its gradients on the way
+            seconds = min(seconds, time.perf_counter() - began)
+        return seconds * self.windows.tokens / dim
+
+    def _steps(self, display: TrainingDisplay, check_stop: Callable[[], None], saver: Saver | None) -> None:
+        """The rest of the epoch's steps."""
         progress, config = self.progress, self.config
-        last = progress.epoch + 1 == config.epochs
-        if last or (progress.epoch + 1) % config.evaluate_every == 0:
-            metrics = self.validate(self.split.validation).metrics()
+        steps = config.epochs * len(self.windows)
+        display.start_epoch(progress.epoch, config.epochs, len(self.windows), progress.batch)
+        self.model.train()
+        self._loss_sum.fill_(progress.epoch_loss)
+        self._began = saved = time.perf_counter()
+        for batch in self.windows.epoch(config.seed, progress.epoch, progress.batch):
+            rate = config.rate(progress.step, steps)
+            self._loss_sum += self.step(batch.to(self.device), rate) * len(batch.items)
+            progress.step += 1
+            progress.batch += 1
+            display.advance()
+            if saver is not None and time.perf_counter() - saved > 60 * config.checkpoint_minutes:
+                saver.save_last()
+                saved = time.perf_counter()
+            check_stop()
+        self.measure()
+        self._began = None
+
+    def _end_epoch(self, display: TrainingDisplay, check_stop: Callable[[], None], saver: Saver | None) -> None:
+        progress, config = self.progress, self.config
+        mean_loss = progress.epoch_loss / self.windows.tokens
+        if not math.isfinite(mean_loss) or not all(bool(p.isfinite().all()) for p in self.model.parameters()):
+            raise UserError(
+                f"training diverged: epoch {progress.epoch + 1} has loss {mean_loss}; lower learning_rate "
+                f"({config.learning_rate}) or clip_norm ({config.clip_norm})"
+            )
+        row: dict[str, Any] = {"epoch": progress.epoch + 1, "step": progress.step, "loss": mean_loss}
+        rank = None
+        if progress.epoch + 1 >= config.epochs or (progress.epoch + 1) % config.evaluate_every == 0:
+            metrics = self.validate(self.split.validation, _Interruptible(self.model, check_stop)).metrics()
             row["validation"] = metrics
-            value = metrics[config.metric]
-            if value > progress.best:
-                progress.best, progress.best_epoch, progress.stale = value, progress.epoch + 1, 0
-                self._save_best()
-            else:
-                progress.stale += 1
+            rank = [metrics[config.metric], metrics["MRR"], -mean_loss]
+        line = _epoch_line(row, config, self.timing.current)
+        better = rank is not None and rank > progress.best
+        if rank is not None:
+            # A lower loss alone makes a better epoch, but no reason to go on: it hardly ever stops falling.
+            progress.stale = 0 if rank[:2] > progress.best[:2] else progress.stale + 1
+            if better:
+                progress.best, progress.best_epoch = rank, progress.epoch + 1
         progress.history.append(row)
-        progress.epoch += 1
-        progress.batch, progress.epoch_loss, progress.epoch_seconds = 0, 0.0, 0.0
-        progress.finished = last or progress.stale >= config.patience
-        self._save_last()
-        self._write_metrics()
-        display.line(_epoch_line(row, config))
+        self._next_epoch()
+        if saver is not None:
+            if better:
+                saver.save_best()
+            saver.save_last()
+        display.line(line)
+
+    def _next_epoch(self) -> None:
+        self.progress.epoch += 1
+        self.progress.batch, self.progress.epoch_loss = 0, 0.0
+        self._loss_sum.zero_()
+        self.timing.epochs.append(self.timing.current)
+        self.timing.current = 0.0
 
     def _make_loss(self) -> Callable[[Tensor, Tensor], Tensor]:
         weight, bias = self.model.items.weight, self.model.bias
@@ -260,71 +247,49 @@ class Run:
 
         return sampled
 
-    # The folder
 
-    def _model_tensors(self) -> dict[str, Tensor]:
-        return checkpoint.with_prefix("model", self.model.state_dict())
+class _Interruptible:
+    """The model's scores, between whose batches training may stop."""
 
-    def _save_best(self) -> None:
-        ids = {
-            f"{role}.{name}": torch.from_numpy(array.copy())
-            for role, ids in (("user_ids", self.store.user_ids), ("item_ids", self.store.item_ids))
-            for name, array in ids.to_arrays().items()
-        }
-        checkpoint.save(self.folder / BEST, self._model_tensors() | ids, {"config": self.description})
+    def __init__(self, model: SequenceModel, check_stop: Callable[[], None]) -> None:
+        self._model, self._check_stop = model, check_stop
 
-    def _save_last(self) -> None:
-        optimizer = checkpoint.with_prefix("optimizer", checkpoint.optimizer_tensors(self.model, self.optimizer))
-        header = {"config": self.description, "progress": asdict(self.progress)}
-        checkpoint.save(self.folder / LAST, self._model_tensors() | optimizer, header)
-
-    def _resume(self) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        path = self.folder / LAST
-        if not path.exists():
-            return
-        tensors, header = checkpoint.load(path)
-        differing = _differences(header["config"], json.loads(json.dumps(self.description)))
-        if differing:
-            raise UserError(
-                f"{self.folder} holds a run with other options ({'; '.join(differing)}): choose another folder"
-            )
-        self.model.load_state_dict(checkpoint.without_prefix("model", tensors))
-        checkpoint.restore_optimizer(self.model, self.optimizer, checkpoint.without_prefix("optimizer", tensors))
-        self.progress = Progress(**header["progress"])
-
-    def _write_metrics(self) -> None:
-        history = self.progress.history
-        write_text(self.folder / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in history))
-        flat = [{**row, **row.get("validation", {})} for row in history]
-        columns = list(dict.fromkeys(key for row in flat for key in row if key != "validation"))
-        lines = [",".join(columns), *(",".join(str(row.get(column, "")) for column in columns) for row in flat)]
-        write_text(self.folder / "metrics.csv", "\n".join(lines) + "\n")
-
-    def _finish(self) -> dict[str, Any]:
-        self._write_metrics()
-        tensors, _ = checkpoint.load(self.folder / BEST)
-        self.model.load_state_dict(checkpoint.without_prefix("model", tensors))
-        test = self.validate(self.split.test)
-        seconds = sorted(row["seconds"] for row in self.progress.history)
-        result = {
-            **self.description,
-            "environment": self.progress.environment,
-            "parameters": sum(p.numel() for p in self.model.parameters()),
-            "epochs": self.progress.epoch,
-            "best_epoch": self.progress.best_epoch,
-            "seconds_per_epoch": seconds[len(seconds) // 2],
-            "validation": self.progress.history[self.progress.best_epoch - 1]["validation"],
-            "test": test.metrics(),
-            "test_by_history_length": test.by_history_length(),
-        }
-        write_text(self.folder / "result.json", json.dumps(result, indent=2) + "\n")
-        return result
+    def scores(self, batch: Batch) -> Tensor:
+        self._check_stop()
+        return self._model.scores(batch)
 
 
-def read_history(folder: Path) -> list[dict[str, Any]]:
-    """The rows of a run's ``metrics.jsonl``, one an epoch."""
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+@contextmanager
+def stop_requests() -> Iterator[Callable[[], None]]:
+    """Inside, SIGINT and SIGTERM only leave a note, and the function that this yields raises :class:`Interrupted` when
+    there is one: call it where the state is whole. A second signal acts at once.
+
+    Signals that the process ignores stay ignored; outside the main thread, which alone gets signals, nothing changes.
+    """
+    received: list[int] = []
+    previous: dict[int, Any] = {}
+
+    def restore() -> None:
+        while previous:
+            number, handler = previous.popitem()
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+
+    def note(number: int, frame: Any) -> None:
+        received.append(number)
+        restore()
+
+    def check() -> None:
+        if received:
+            raise Interrupted(received[0])
+
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGINT, signal.SIGTERM):
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                previous[number] = signal.signal(number, note)
+    try:
+        yield check
+    finally:
+        restore()
 
 
 def _optimizer(model: SequenceModel, config: TrainingConfig) -> torch.optim.AdamW:
@@ -336,20 +301,8 @@ def _optimizer(model: SequenceModel, config: TrainingConfig) -> torch.optim.Adam
     return torch.optim.AdamW(groups, lr=config.learning_rate, fused=True)
 
 
-def _epoch_line(row: dict[str, Any], config: TrainingConfig) -> str:
+def _epoch_line(row: dict[str, Any], config: TrainingConfig, seconds: float) -> str:
     text = f"epoch {row['epoch']:>3}/{config.epochs}  loss {row['loss']:.4f}"
     if "validation" in row:
         text += f"  validation {config.metric} {row['validation'][config.metric]:.4f}"
-    return f"{text}  {row['seconds']:.1f} s"
-
-
-def _differences(there: dict[str, Any], here: dict[str, Any], path: str = "") -> list[str]:
-    """The leaves in which two configurations differ, each as ``name: value there, value here``."""
-    found = []
-    for key in sorted(there.keys() | here.keys()):
-        name, old, new = f"{path}{key}", there.get(key), here.get(key)
-        if isinstance(old, dict) and isinstance(new, dict):
-            found += _differences(old, new, f"{name}.")
-        elif old != new:
-            found.append(f"{name}: {old} there, {new} here")
-    return found
+    return f"{text}  {seconds:.1f} s"

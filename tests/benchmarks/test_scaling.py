@@ -58,16 +58,16 @@ def test_fresh_processes() -> None:
 
 
 @pytest.mark.parametrize("options", [{"precision": "bfloat16"}, {"compile": True}], ids=str)
-def test_precision_and_compile_are_applied_and_checked(options: dict[str, Any], tmp_path: Path) -> None:
+def test_precision_and_compile_are_applied_and_checked(options: dict[str, Any]) -> None:
     settings = scaling.Settings(tokens=64, dim=8, blocks=1, negatives=4, device="cpu", **options)
-    trial = steps.try_steps(partial(scaling.full_run, "attention", 16, settings), settings)
-    exact = steps.try_steps(partial(scaling.full_run, "attention", 16, TINY), TINY)
+    trial = steps.try_steps(partial(scaling.full_trainer, "attention", 16, settings), settings)
+    exact = steps.try_steps(partial(scaling.full_trainer, "attention", 16, TINY), TINY)
     assert trial["check"]["error"] <= trial["check"]["tolerance"]
     if settings.precision == "bfloat16":  # rounding shows
         assert trial["check"]["error"] > 100 * exact["check"]["error"]
     else:
-        run = scaling.full_run("attention", 16, settings, tmp_path)
-        assert run.model._compiled_call_impl is not None
+        trainer = scaling.full_trainer("attention", 16, settings)
+        assert trainer.model._compiled_call_impl is not None
 
 
 def test_left_out_from_the_length_that_is_too_slow(monkeypatch: pytest.MonkeyPatch) -> None:

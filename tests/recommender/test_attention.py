@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from itertools import pairwise
 from typing import Any
 
@@ -15,12 +18,13 @@ from hyenarec.mixers import MIXERS, attention
 from hyenarec.packing import Packing
 
 LENGTHS = torch.tensor([5, 1, 17])
+CAUSAL = {"window_size": (-1, 0)}
 
 
 def flash(q: Tensor, k: Tensor, v: Tensor, bounds_q: Tensor, bounds_k: Tensor, *longest: int, **rule: Any) -> Tensor:
     """What the flash kernel computes, sequence by sequence."""
     assert bounds_q.dtype == torch.int32 and longest == (17, 17)
-    causal = rule == attention.CAUSAL
+    causal = rule == CAUSAL
     assert causal or not rule
     parts = []
     for first, last in pairwise(bounds_q.tolist()):
@@ -35,7 +39,7 @@ def test_packed_equals_padded(name: str, monkeypatch: pytest.MonkeyPatch) -> Non
     mixer = MIXERS[name](ModelConfig(mixer=name, dim=16), 0).double()
     x, packing = torch.randn(int(LENGTHS.sum()), 16, dtype=torch.float64), Packing.from_lengths(LENGTHS)
     padded, last = mixer(x, packing), mixer(x, packing, last_only=True)
-    monkeypatch.setattr(attention, "varlen_attn", flash)
+    monkeypatch.setattr(mixer, "varlen", (flash, CAUSAL))
     monkeypatch.setattr(attention, "takes_packed", lambda qkv: True)
     torch.testing.assert_close(mixer(x, packing), padded)
     torch.testing.assert_close(mixer(x, packing, last_only=True), last)
@@ -43,6 +47,20 @@ def test_packed_equals_padded(name: str, monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_only_bfloat16_on_a_gpu_goes_packed() -> None:
     assert not attention.takes_packed(torch.zeros(4, 3, 2, 8, dtype=torch.bfloat16))  # a CPU has no such kernel
+
+
+def test_without_a_gpu_nothing_is_compiled() -> None:
+    """The module of torch's flash attention imports TorchDynamo, which takes as long as torch itself."""
+    program = """
+import sys, torch
+from hyenarec.config import ModelConfig
+from hyenarec.model import SequenceModel
+SequenceModel(ModelConfig(mixer="attention"), n_items=3)
+print("torch._dynamo" in sys.modules)
+"""
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment)
+    assert done.stdout == "False\n", done.stderr
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -53,8 +71,8 @@ def test_flash_kernel_on_packed_sequences(name: str, monkeypatch: pytest.MonkeyP
     x, packing = torch.randn(int(LENGTHS.sum()), 64, device="cuda"), Packing.from_lengths(LENGTHS).to("cuda")
     want = mixer(x, packing)
     calls = []
-    kernel = attention.varlen_attn
-    monkeypatch.setattr(attention, "varlen_attn", lambda *a, **options: calls.append(1) or kernel(*a, **options))
+    kernel, rule = mixer.varlen
+    monkeypatch.setattr(mixer, "varlen", (lambda *a, **options: calls.append(1) or kernel(*a, **options), rule))
     with torch.autocast("cuda", torch.bfloat16):
         got = mixer(x, packing)
     assert calls

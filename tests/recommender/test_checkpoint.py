@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -32,6 +33,68 @@ def test_truncated_file(tmp_path: Path, keep: int) -> None:
     path.write_bytes(path.read_bytes()[:keep])
     with pytest.raises(UserError, match=r"x\.safetensors: truncated or damaged checkpoint"):
         checkpoint.load(path)
+
+
+def test_every_single_bit_matters(tmp_path: Path) -> None:
+    """Or is of no consequence: a file with one bit flipped is refused in one line, or read as it was written."""
+    path = tmp_path / "x.safetensors"
+    tensors = {"a": torch.tensor([1.0, -2.0]), "b": torch.tensor([3], dtype=torch.int64)}
+    checkpoint.save(path, tensors, {"seed": 1, "text": "ü"})
+    content, refused = path.read_bytes(), 0
+    for bit in range(8 * len(content)):
+        flipped = bytearray(content)
+        flipped[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(flipped)
+        try:
+            got, header = checkpoint.load(path)
+        except UserError as error:
+            assert str(error).count("\n") == 0
+            refused += 1
+        else:
+            assert header == {"seed": 1, "text": "ü"}
+            assert got.keys() == tensors.keys() and all(torch.equal(got[name], tensors[name]) for name in got)
+    assert refused > 0.95 * 8 * len(content)
+
+
+def test_equal_checkpoints_have_equal_bytes(tmp_path: Path) -> None:
+    """In every process, whatever the order in which tensors and entries come."""
+    program = """
+import sys, torch
+from pathlib import Path
+from hyenarec import checkpoint
+names = ["b", "a", "c"][:: int(sys.argv[2])]
+checkpoint.save(Path(sys.argv[1]), {name: torch.ones(3) for name in names}, {name: 1 for name in names})
+"""
+    files = [tmp_path / str(index) for index in range(2)]
+    for path, order in zip(files, ("1", "-1"), strict=True):
+        subprocess.run([sys.executable, "-c", program, str(path), order], check=True)
+    assert len({path.read_bytes() for path in files}) == 1
+
+
+def test_a_file_that_may_not_be_read_is_not_called_damaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "x.safetensors"
+    checkpoint.save(path, {"a": torch.zeros(1)}, {})
+
+    def refuse(*_: object) -> None:  # what root, who may read everything, would not see
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "open", refuse)
+    with pytest.raises(UserError, match=r"x\.safetensors: cannot read this checkpoint: Permission denied$"):
+        checkpoint.load(path)
+    monkeypatch.undo()
+    with pytest.raises(UserError, match="cannot read this checkpoint: Is a directory"):
+        checkpoint.load(tmp_path)
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o077, 0o002])
+def test_files_have_the_mode_of_the_umask(umask: int, tmp_path: Path) -> None:
+    previous = os.umask(umask)
+    try:
+        checkpoint.save(tmp_path / "x.safetensors", {"a": torch.zeros(1)}, {})
+        write_text(tmp_path / "x.json", "{}")
+    finally:
+        os.umask(previous)
+    assert {path.stat().st_mode & 0o777 for path in tmp_path.iterdir()} == {0o666 & ~umask}
 
 
 def test_missing_foreign_and_other_version(tmp_path: Path) -> None:

@@ -2,8 +2,10 @@ from __future__ import annotations
 
 import io
 import json
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -171,6 +173,78 @@ def test_bad_options_and_checkpoints(fails: Callable[..., str], log: Path, run: 
     text.write_text('100 101\n["a",\n')
     assert f"{text}: line 2: not a JSON list" in fails("recommend", run, "--histories", text)
     assert f"mixers out of {', '.join(MIXERS)}" in fails("compare", log, "--out", tmp_path / "c", "--mixers", "lstm")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--hyena.terms", "0"], "option hyena.terms: 0 is below 1"),
+        (["--seed", "99999999999999999999"], "option seed: 99999999999999999999 is above 4294967295"),
+        (["--learning-rate", "nan"], "option learning_rate: nan is not a number"),
+        (["--mixer", "gru", "--hyena.order", "3"], "option hyena.order: not used by gru; only by hyena"),
+        (["--mixer", "gru", "--attention.heads", "4"], "option attention.heads: not used by gru; only by attention, "),
+        (["--negatives", "7"], "option negatives: not used by loss full; only by loss sampled"),
+    ],
+    ids=" ".join,
+)
+def test_options_out_of_range_or_without_use(
+    options: list[str], message: str, fails: Callable[..., str], log: Path, tmp_path: Path
+) -> None:
+    assert fails("train", log, "--out", tmp_path / "run", *options).startswith(message)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("command", ["train", "compare"])
+def test_out_is_checked_before_the_log_is_read(
+    command: str, fails: Callable[..., str], log: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("")
+    for out in (tmp_path / "file", tmp_path / "file" / "below"):
+        assert fails(command, log.with_name("none.csv"), "--out", out).startswith("option out: ")
+
+
+def test_compare_takes_mixers_and_seeds_alone(
+    fails: Callable[..., str], log: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "comparison"
+    for option in (["--mixer", "gru"], ["--mixer", "hyena"], ["--seed", "0"]):
+        with pytest.raises(SystemExit) as stopped:
+            main(["compare", str(log), "--out", str(out), *option])
+        assert stopped.value.code == 2 and option[0] in capsys.readouterr().err
+    assert fails("compare", log, "--out", out, "--seeds", "0", "-1") == "option seed: -1 is below 0"
+    assert fails("compare", log, "--out", out, "--seeds", "0", "0").startswith("option seeds: one is named twice")
+    assert fails("compare", log, "--out", out, "--mixers", "gru", "--hyena.terms", "8").startswith("option hyena.terms")
+    odd = ["--dim", "7", "--attention.heads", "1", "--mixers", "hyena", "grela"]
+    assert fails("compare", log, "--out", out, *odd).startswith("option dim: 7 is odd")
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("arguments", [["train"], ["compare"], ["demo"], ["prepare"]], ids=" ".join)
+def test_help_imports_nothing_large(arguments: list[str]) -> None:
+    program = f"""
+import sys
+from hyenarec.cli import main
+try:
+    main({[*arguments, "--help"]!r})
+except SystemExit:
+    print([name for name in ("torch", "polars", "matplotlib") if name in sys.modules])
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_stopped_command_says_one_line(number: int, code: int, log: Path, tmp_path: Path) -> None:
+    arguments = ["train", str(log), "--out", str(tmp_path / "run"), *TRAIN, "--epochs", "100000", "--patience", "9999"]
+    command = [sys.executable, "-m", "hyenarec", *arguments]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    while process.poll() is None and not (tmp_path / "run" / "last.safetensors").exists():
+        time.sleep(0.01)
+    process.send_signal(number)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == code
+    assert error.startswith("interrupted in epoch ") and error.count("\n") == 1
+    assert not list((tmp_path / "run").glob(".*"))
 
 
 def test_evaluating_on_foreign_items_is_refused(fails: Callable[..., str], run: Path, tmp_path: Path) -> None:

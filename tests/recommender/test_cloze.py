@@ -11,15 +11,16 @@ from test_training import interrupt_after_one_epoch, same, train, weights
 
 from hyenarec import cloze
 from hyenarec.cloze import hide_events, hide_next
-from hyenarec.config import ModelConfig
+from hyenarec.config import ModelConfig, TrainingConfig
 from hyenarec.data.batches import Batch, TrainingWindows, evaluation_batches
 from hyenarec.data.splits import leave_one_out
 from hyenarec.evaluation import rank_targets
 from hyenarec.mixers import MIXERS
 from hyenarec.model import SequenceModel
 from hyenarec.recommendation import Recommender
+from hyenarec.run_folder import Run
 from hyenarec.source import Source
-from hyenarec.training import Run, TrainingConfig
+from hyenarec.training import Trainer
 
 LENGTHS = [1, 9, 4, 13, 2]
 BIDIRECTIONAL = [name for name, mixer in MIXERS.items() if not mixer.causal]
@@ -127,13 +128,14 @@ def test_checkpoint_round_trip(mixer: str, tmp_path: Path) -> None:
         Source("generated"),
     )
     run.train()
+    model = run.trainer.model
     recommender = Recommender.load(tmp_path)
     batch = make_batch([3, 8])
-    assert recommender.model.mask is not None and run.model.mask is not None
-    assert torch.equal(recommender.model.mask, run.model.mask)
-    run.model.eval()
+    assert recommender.model.mask is not None and model.mask is not None
+    assert torch.equal(recommender.model.mask, model.mask)
+    model.eval()
     with torch.inference_mode():
-        assert torch.equal(recommender.scores(batch), run.model.scores(batch))
+        assert torch.equal(recommender.scores(batch), model.scores(batch))
     assert len(recommender.recommend([[100, 101]], k=5)[0]) == 5
 
 
@@ -141,7 +143,7 @@ def test_an_interrupted_run_hides_the_same_events(tmp_path: Path, monkeypatch: p
     store = make_store()
     train(tmp_path / "whole", store, mixer="bert4rec")
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(Run, "_end_epoch", interrupt_after_one_epoch(Run._end_epoch))
+        patch.setattr(Trainer, "_end_epoch", interrupt_after_one_epoch(Trainer._end_epoch))
         train(tmp_path / "resumed", store, mixer="bert4rec")
     train(tmp_path / "resumed", store, mixer="bert4rec")
     assert same(weights(tmp_path / "whole"), weights(tmp_path / "resumed"))

@@ -24,16 +24,32 @@ def reference(hidden: Tensor, weight: Tensor, bias: Tensor, targets: Tensor) -> 
     return loss.detach(), list(torch.autograd.grad(loss, parts))
 
 
-@pytest.mark.parametrize("chunk", [1, 53 * 5, 1 << 20], ids=["one token", "five tokens", "all"])
-def test_full_cross_entropy_and_gradients(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("chunk", "dim"),
+    [(1, 1), (1, 8), (53 * 10, 8), (1 << 20, 8)],
+    ids=["one token", "as many tokens as channels", "ten tokens", "all"],
+)
+def test_full_cross_entropy_and_gradients(chunk: int, dim: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(losses, "CHUNK_SCORES", chunk)
-    hidden, weight, bias, targets = inputs()
+    hidden, weight, bias, targets = inputs(dim=dim)
     loss = losses.full_cross_entropy(hidden, weight, bias, targets)
     gradients = torch.autograd.grad(3 * loss, (hidden, weight, bias))  # the factor catches a dropped incoming gradient
     expected, expected_gradients = reference(hidden, weight, bias, targets)
     torch.testing.assert_close(loss.double(), expected, rtol=1e-6, atol=0)
     for got, want in zip(gradients, expected_gradients, strict=True):
         assert (got - 3 * want).norm() <= 1e-5 * (3 * want).norm()
+
+
+@pytest.mark.parametrize(("items", "tokens"), [(500_000, [64, 64, 2]), (3_416, [130])])
+def test_a_chunk_is_worth_its_pass_over_the_catalogue(
+    items: int, tokens: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At 500,000 items the scores alone would give chunks of four tokens, each paying for all 500,000 rows."""
+    found, softmax = [], losses._softmax
+    monkeypatch.setattr(losses, "_softmax", lambda s, out: found.append(len(s)) or softmax(s, out))
+    hidden, weight = torch.zeros(130, 64), torch.zeros(items, 64)
+    losses.full_cross_entropy(hidden, weight, torch.zeros(items), torch.zeros(130, dtype=torch.int64))
+    assert found == tokens
 
 
 def test_full_cross_entropy_survives_large_scores() -> None:
@@ -98,7 +114,7 @@ def test_sampled_softmax_drops_accidental_hits() -> None:
     torch.testing.assert_close(hits, torch.zeros(()))
 
 
-@pytest.mark.parametrize("chunk", [1, 4 * 5, 1 << 20], ids=["one token", "five tokens", "all"])
+@pytest.mark.parametrize("chunk", [1, 4 * 5, 1 << 20], ids=["as many tokens as channels", "five tokens", "all"])
 def test_sampled_softmax_and_gradients(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(losses, "CHUNK_SCORES", chunk)
     *parts, targets = inputs(tokens=37, items=9, dim=3)

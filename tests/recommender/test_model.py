@@ -8,7 +8,7 @@ from generated import make_batch
 from torch import Tensor
 
 from hyenarec.cloze import hide_events
-from hyenarec.config import ModelConfig
+from hyenarec.config import HyenaConfig, ModelConfig
 from hyenarec.data.batches import Batch
 from hyenarec.errors import UserError
 from hyenarec.mixers import MIXERS
@@ -117,7 +117,12 @@ def test_every_parameter_learns(mixer: str) -> None:
     [
         ({"dim": 0}, "option dim: 0 is below 1"),
         ({"dropout": 1.0}, "option dropout: 1.0 is outside"),
+        ({"dropout": 0.999}, "option dropout: 0.999 is outside"),  # to 1/256 that is 1
         ({"dim": 7}, "option attention.heads: 2 does not divide dim 7"),
+        (
+            {"max_length": 2**20, "hyena": HyenaConfig(terms=64)},
+            "option hyena.terms: 64 terms of 1048576 taps are over",
+        ),
     ],
 )
 def test_bad_options_are_one_line(options: dict[str, object], message: str) -> None:

@@ -16,7 +16,7 @@ from hyenarec.errors import UserError
 from hyenarec.packing import Packing
 from hyenarec.plots import learned_filters, training_curves
 from hyenarec.recommendation import Recommender
-from hyenarec.training import Run, read_history
+from hyenarec.run_folder import Run, read_history
 
 
 @pytest.fixture(scope="module")

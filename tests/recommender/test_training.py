@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +16,22 @@ import torch
 from generated import make_store
 
 from hyenarec import checkpoint
-from hyenarec.config import ModelConfig
+from hyenarec.config import (
+    HYENA_RANGES,
+    TRAINING_RANGES,
+    AttentionConfig,
+    HyenaConfig,
+    ModelConfig,
+    TrainingConfig,
+)
 from hyenarec.data.splits import leave_one_out
 from hyenarec.data.store import SequenceStore
 from hyenarec.errors import UserError
 from hyenarec.mixers import MIXERS
+from hyenarec.run_folder import LAST, Run, read_history
 from hyenarec.source import Source
-from hyenarec.training import BEST, LAST, Run, TrainingConfig, read_history
+from hyenarec.trained import BEST
+from hyenarec.training import Trainer
 
 MODEL = ModelConfig(dim=8, max_length=8, blocks=1)
 CONFIG = TrainingConfig(epochs=3, batch_size=4, warmup_steps=4, learning_rate=1e-2, exclude_seen=False, device="cpu")
@@ -50,14 +59,15 @@ def test_training_lowers_the_loss_and_writes_its_folder(mixer: str, options: dic
     assert len(history) == result["epochs"]
     assert history[-1]["loss"] < history[0]["loss"]
     assert {path.name for path in (tmp_path / "run").iterdir()} == {
-        "config.json", "metrics.jsonl", "metrics.csv", "result.json", LAST, BEST,
+        "config.json", "metrics.jsonl", "timing.json", "result.json", LAST, BEST,
     }  # fmt: skip
     assert json.loads((tmp_path / "run" / "result.json").read_text()) == result
     assert result["test"]["HR@10"] == result["test"]["Recall@10"] > 0
-    best = max(range(len(history)), key=lambda row: history[row]["validation"]["Recall@10"])
+    validation = [row["validation"] for row in history]
+    best = max(range(len(history)), key=lambda row: (validation[row]["Recall@10"], validation[row]["MRR"]))
     assert result["best_epoch"] == best + 1
-    csv = (tmp_path / "run" / "metrics.csv").read_text().splitlines()
-    assert csv[0].startswith("epoch,step,loss") and len(csv) == len(history) + 1
+    timing = json.loads((tmp_path / "run" / "timing.json").read_text())
+    assert len(timing["epochs"]) == len(history) and min(timing["epochs"]) > 0 == timing["current"]
 
 
 def test_two_runs_agree_to_the_bit_and_another_seed_does_not(tmp_path: Path) -> None:
@@ -116,7 +126,7 @@ def test_the_resume_check_catches_lost_state(tmp_path: Path, monkeypatch: pytest
     store = make_store()
     train(tmp_path / "whole", store)
     run = Run(tmp_path / "broken", store, leave_one_out(store), MODEL, CONFIG, SOURCE)
-    monkeypatch.setattr(Run, "_end_epoch", interrupt_after_one_epoch(Run._end_epoch))
+    monkeypatch.setattr(Trainer, "_end_epoch", interrupt_after_one_epoch(Trainer._end_epoch))
     with pytest.raises(KeyboardInterrupt):
         run.train()
     monkeypatch.undo()
@@ -126,7 +136,7 @@ def test_the_resume_check_catches_lost_state(tmp_path: Path, monkeypatch: pytest
 
 
 def interrupt_after_one_epoch(end_epoch: Any) -> Any:
-    def ended(self: Run, *args: Any) -> None:
+    def ended(self: Trainer, *args: Any) -> None:
         end_epoch(self, *args)
         raise KeyboardInterrupt
 
@@ -169,9 +179,9 @@ def test_schedules() -> None:
 
 
 @pytest.mark.parametrize("mixer", ["hyena", "attention"])
-def test_what_decays(mixer: str, tmp_path: Path) -> None:
+def test_what_decays(mixer: str) -> None:
     store = make_store()
-    run = Run(tmp_path, store, leave_one_out(store), replace(MODEL, mixer=mixer), CONFIG, SOURCE)
+    run = Trainer(store, leave_one_out(store), replace(MODEL, mixer=mixer), CONFIG)
     decayed, free = run.optimizer.param_groups
     assert decayed["weight_decay"] == CONFIG.weight_decay and free["weight_decay"] == 0
     decays = {name for name, p in run.model.named_parameters() if any(p is q for q in decayed["params"])}
@@ -211,3 +221,44 @@ def test_bad_options_are_one_line(option: str, value: float) -> None:
     with pytest.raises(UserError, match=f"option {option}: {value} is"):
         TrainingConfig(**{option: value})
     assert math.isfinite(value)
+
+
+NUMBERS = [
+    (config, option.name)
+    for config in (HyenaConfig, AttentionConfig, ModelConfig, TrainingConfig)
+    for option in fields(config)
+    if option.type in ("int", "float", "int | None")
+]
+
+
+@pytest.mark.parametrize(("config", "option"), NUMBERS, ids=[f"{config.__name__}.{name}" for config, name in NUMBERS])
+def test_every_number_has_a_range(config: type[Any], option: str) -> None:
+    """Nothing that is no number or without measure is taken, and zero only where it means something."""
+    assert len(NUMBERS) == 20
+    for value in (-1, math.nan, math.inf, -math.inf, 10**400):
+        with pytest.raises(UserError, match=rf"^option \S*{option}: [^\n]+$"):
+            config(**{option: value})
+    if option in ("warmup_steps", "weight_decay", "clip_norm", "checkpoint_minutes", "seed", "dropout"):
+        assert getattr(config(**{option: 0}), option) == 0
+    else:
+        with pytest.raises(UserError, match=rf"option \S*{option}: 0 is below"):
+            config(**{option: 0})
+
+
+def largest(config: type[Any], ranges: dict[str, Any]) -> list[Any]:
+    return [config(**{option: high}) for option, (_, high) in ranges.items()]
+
+
+@pytest.mark.parametrize("training", largest(TrainingConfig, TRAINING_RANGES), ids=str)
+def test_the_largest_options_of_training_work(training: TrainingConfig) -> None:
+    store = make_store()
+    trainer = Trainer(store, leave_one_out(store), MODEL, replace(training, loss="sampled", device="cpu"))
+    batch = next(trainer.windows.epoch(training.seed, 0))
+    assert trainer.step(batch, training.rate(0, 10)).isfinite()
+
+
+@pytest.mark.parametrize("hyena", largest(HyenaConfig, HYENA_RANGES), ids=str)
+def test_the_largest_options_of_hyena_work(hyena: HyenaConfig) -> None:
+    store = make_store()
+    trainer = Trainer(store, leave_one_out(store), replace(MODEL, dim=2, hyena=hyena), CONFIG)
+    assert trainer.step(next(trainer.windows.epoch(0, 0)), 1e-3).isfinite()

@@ -4,29 +4,16 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import Annotated
+from importlib import import_module
+from typing import Annotated, Any, Union
 
 import tyro
 
 from hyenarec.allocator import keep_freed_memory
-from hyenarec.cli.compare import Compare
-from hyenarec.cli.demo import Demo
-from hyenarec.cli.evaluate import Evaluate
-from hyenarec.cli.inspect import Inspect
-from hyenarec.cli.prepare import Prepare
-from hyenarec.cli.recommend import Recommend
-from hyenarec.cli.train import Train
 from hyenarec.errors import UserError
 
-Command = (
-    Annotated[Prepare, tyro.conf.subcommand("prepare")]
-    | Annotated[Train, tyro.conf.subcommand("train")]
-    | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
-    | Annotated[Recommend, tyro.conf.subcommand("recommend")]
-    | Annotated[Compare, tyro.conf.subcommand("compare")]
-    | Annotated[Inspect, tyro.conf.subcommand("inspect")]
-    | Annotated[Demo, tyro.conf.subcommand("demo")]
-)
+# Each in a module of its name, in a class of its name.
+COMMANDS = ("prepare", "train", "evaluate", "recommend", "compare", "inspect", "demo")
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -42,12 +29,21 @@ def main(arguments: list[str] | None = None) -> None:
     except BrokenPipeError:  # whoever read the output has left, as head does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter would flush, and complain
         sys.exit(1)
-    except KeyboardInterrupt:
-        print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
-        sys.exit(130)
+    except KeyboardInterrupt as stop:  # training names the signal and what it saved
+        print(str(stop) or "interrupted", file=sys.stderr)
+        sys.exit(getattr(stop, "exit_code", 130))
 
 
-def _parse(arguments: list[str]) -> Command:
+def _parse(arguments: list[str]) -> Any:
+    """The command that ``arguments`` ask for. Of several only the named one is imported."""
+    if arguments and arguments[0] in COMMANDS:
+        name = arguments[0]
+        return tyro.cli(_command(name), prog=f"hyenarec {name}", args=arguments[1:])
+    commands: Any = Union[tuple(Annotated[_command(name), tyro.conf.subcommand(name)] for name in COMMANDS)]  # noqa: UP007
     return tyro.cli(
-        Command, prog="hyenarec", description="Sequential recommendation for long histories.", args=arguments
+        commands, prog="hyenarec", description="Sequential recommendation for long histories.", args=arguments
     )
+
+
+def _command(name: str) -> Any:
+    return getattr(import_module(f"hyenarec.cli.{name}"), name.title())

@@ -13,14 +13,22 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from hyenarec.cli.options import Columns, DataPath
-from hyenarec.config import ModelConfig
-from hyenarec.display import console, show_table
+from hyenarec.config import ModelConfig, TrainingConfig, refuse_unused
 from hyenarec.errors import UserError
-from hyenarec.experiments import COLUMNS, baseline_rows, show_log, summarise, train
-from hyenarec.files import write_text
-from hyenarec.mixers import MIXERS
-from hyenarec.source import Source, load_source
-from hyenarec.training import TrainingConfig
+
+
+@dataclass(frozen=True)
+class SharedModel(ModelConfig):
+    """Shape of all models; ``--mixers`` says which."""
+
+    mixer: tyro.conf.Suppress[tyro.conf.Fixed[str]] = "hyena"
+
+
+@dataclass(frozen=True)
+class SharedTraining(TrainingConfig):
+    """How to train all of them; ``--seeds`` has their seeds."""
+
+    seed: tyro.conf.Suppress[tyro.conf.Fixed[int]] = 0
 
 
 @dataclass(frozen=True)
@@ -40,24 +48,27 @@ class Compare:
     """Seeds of each mixer."""
     split: Literal["leave-one-out", "temporal"] = "leave-one-out"
     """Last event of each user for testing and the one before for validation, or cuts in time for everyone."""
-    model: Annotated[ModelConfig, tyro.conf.arg(name="")] = field(default_factory=ModelConfig)
-    training: Annotated[TrainingConfig, tyro.conf.arg(name="")] = field(default_factory=TrainingConfig)
+    model: Annotated[SharedModel, tyro.conf.arg(name="")] = field(default_factory=SharedModel)
+    training: Annotated[SharedTraining, tyro.conf.arg(name="")] = field(default_factory=SharedTraining)
     columns: Annotated[Columns, tyro.conf.arg(name="")] = field(default_factory=Columns)
 
     def run(self) -> None:
-        unknown = [name for name in self.mixers if name not in MIXERS]
-        if unknown or not self.mixers or not self.seeds:
-            raise UserError(f"options mixers and seeds: name at least one seed, and mixers out of {', '.join(MIXERS)}")
+        from hyenarec.display import console, show_table
+        from hyenarec.experiments import COLUMNS, baseline_rows, show_log, summarise, train
+        from hyenarec.files import write_text
+        from hyenarec.run_folder import check_folder
+        from hyenarec.source import Source, load_source
+
+        cells = self._cells()
+        check_folder(self.out)
         source = Source(str(self.data), self.split, **asdict(self.columns))
         store, split = load_source(source)
         show_log(store)
         results: dict[str, list[dict[str, Any]]] = {name: [] for name in self.mixers}
-        for seed in self.seeds:
-            for name in self.mixers:
-                console.rule(f"{name}, seed {seed}")
-                model = dataclasses.replace(self.model, mixer=name)
-                training = dataclasses.replace(self.training, seed=seed)
-                results[name].append(train(store, split, model, training, source, self.out / f"{name}-{seed}"))
+        for model, training in cells:
+            console.rule(f"{model.mixer}, seed {training.seed}")
+            folder = self.out / f"{model.mixer}-{training.seed}"
+            results[model.mixer].append(train(store, split, model, training, source, folder))
         baseline = baseline_rows(store, split, self.model, self.training)
         summary = summarise(results)
         command = shlex.join(["hyenarec", *sys.argv[1:]])
@@ -66,6 +77,24 @@ class Compare:
         rows = [{"model": name, **_mean_cells(values, len(self.seeds))} for name, values in summary.items()]
         title = f"test, {self.data.name}, mean ± s.d. of seeds {', '.join(map(str, self.seeds))}"
         show_table(title, ("model", *COLUMNS), rows + baseline)
+
+    def _cells(self) -> list[tuple[ModelConfig, TrainingConfig]]:
+        """Model and training of every run, all of them checked before the first begins."""
+        from hyenarec.mixers import MIXERS
+        from hyenarec.model import SequenceModel
+
+        unknown = [name for name in self.mixers if name not in MIXERS]
+        if unknown or not self.mixers or not self.seeds:
+            raise UserError(f"options mixers and seeds: name at least one seed, and mixers out of {', '.join(MIXERS)}")
+        for option, names in (("mixers", self.mixers), ("seeds", self.seeds)):
+            if len(set(names)) < len(names):
+                raise UserError(f"option {option}: one is named twice in {', '.join(map(str, names))}")
+        refuse_unused(self.model, self.training, self.mixers)
+        models = [dataclasses.replace(self.model, mixer=name) for name in self.mixers]
+        trainings = [dataclasses.replace(self.training, seed=seed) for seed in self.seeds]
+        for model in models:
+            SequenceModel(model, n_items=1)  # some mixers ask more of dim than others
+        return [(model, training) for training in trainings for model in models]
 
 
 def _mean_cells(summary: dict[str, dict[str, float]], seeds: int) -> dict[str, str]:

@@ -5,16 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from hyenarec.cli.recommend import show_recommendations
-from hyenarec.config import ModelConfig
-from hyenarec.data.synthetic import write_synthetic_log
-from hyenarec.display import console, show_table
-from hyenarec.experiments import COLUMNS, baseline_rows, result_cells, train
-from hyenarec.plots import learned_filters, training_curves
-from hyenarec.recommendation import Recommender
-from hyenarec.source import Source, load_source
-from hyenarec.training import TrainingConfig, read_history
-
 HISTORY_SHOWN = 12
 
 
@@ -27,6 +17,17 @@ class Demo:
     """Folder for the log, the runs and the pictures."""
 
     def run(self) -> None:
+        from hyenarec.cli.recommend import show_recommendations
+        from hyenarec.config import ModelConfig, TrainingConfig
+        from hyenarec.data.synthetic import write_synthetic_log
+        from hyenarec.display import console, show_table
+        from hyenarec.experiments import COLUMNS, baseline_rows, result_cells, train
+        from hyenarec.plots import learned_filters, training_curves
+        from hyenarec.recommendation import Recommender
+        from hyenarec.run_folder import check_folder, read_history
+        from hyenarec.source import Source, load_source
+
+        check_folder(self.out)
         self.out.mkdir(parents=True, exist_ok=True)
         log = self.out / "log.csv"
         write_synthetic_log(log)

@@ -9,11 +9,7 @@ from typing import Annotated, Literal
 import tyro
 
 from hyenarec.cli.options import Columns, DataPath
-from hyenarec.config import ModelConfig
-from hyenarec.display import console, show_table
-from hyenarec.experiments import COLUMNS, baseline_rows, result_cells, show_log, train
-from hyenarec.source import Source, load_source
-from hyenarec.training import TrainingConfig
+from hyenarec.config import ModelConfig, TrainingConfig, refuse_unused
 
 
 @dataclass(frozen=True)
@@ -27,7 +23,7 @@ class Train:
     data: DataPath
     """Log (Parquet, CSV, TSV, RecBole .inter) or store."""
     out: Path
-    """Folder of the run: checkpoints, metrics, curves, result."""
+    """Folder of the run: checkpoints, metrics, curve, result."""
     split: Literal["leave-one-out", "temporal"] = "leave-one-out"
     """Last event of each user for testing and the one before for validation, or cuts in time for everyone."""
     model: Annotated[ModelConfig, tyro.conf.arg(name="")] = field(default_factory=ModelConfig)
@@ -35,6 +31,13 @@ class Train:
     columns: Annotated[Columns, tyro.conf.arg(name="")] = field(default_factory=Columns)
 
     def run(self) -> None:
+        from hyenarec.display import console, show_table
+        from hyenarec.experiments import COLUMNS, baseline_rows, result_cells, show_log, train
+        from hyenarec.run_folder import check_folder
+        from hyenarec.source import Source, load_source
+
+        refuse_unused(self.model, self.training, (self.model.mixer,))
+        check_folder(self.out)
         source = Source(str(self.data), self.split, **asdict(self.columns))
         store, split = load_source(source)
         show_log(store)

@@ -8,13 +8,13 @@ from hyenarec.mixers.fuxi_linear import FuXiLinearMixer
 from hyenarec.mixers.grela import GRELAMixer
 from hyenarec.mixers.gru import GRUMixer
 from hyenarec.mixers.hydra import BidirectionalHydraMixer, HydraMixer
-from hyenarec.mixers.hyena import HyenaMixer
+from hyenarec.mixers.hyena import HyenaRecMixer
 from hyenarec.mixers.hytrec import HyTRecMixer
 from hyenarec.mixers.linoss import LinOSSMixer
 from hyenarec.mixers.lru import LRUMixer
 
 MIXERS: dict[str, type[Mixer]] = {
-    "hyena": HyenaMixer,
+    "hyena": HyenaRecMixer,
     "attention": AttentionMixer,
     "bert4rec": Bert4RecMixer,
     "gru": GRUMixer,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
+from collections.abc import Callable
+from functools import cache
 from importlib import import_module
 from inspect import signature
 from typing import Any
@@ -16,21 +17,25 @@ from hyenarec.mixers.base import Mixer
 from hyenarec.packing import Packing
 from hyenarec_kernels.nn import Linear
 
-varlen_attn: Any = None
-with suppress(ImportError):
-    varlen_attn = import_module("torch.nn.attention.varlen").varlen_attn
 
-# torch 2.10 calls the causal rule by its name, later ones give the window to the left and to the right.
-CAUSAL: dict[str, Any] = (
-    {"window_size": (-1, 0)}
-    if varlen_attn is not None and "window_size" in signature(varlen_attn).parameters
-    else {"is_causal": True}
-)
+@cache
+def varlen() -> tuple[Callable[..., Tensor], dict[str, Any]] | None:
+    """torch's flash attention of packed sequences and its argument for the causal rule; None where torch has none.
+
+    Imported for the first mixer on a machine with a GPU: it brings TorchDynamo along, as much again as torch itself.
+    """
+    try:
+        attend = import_module("torch.nn.attention.varlen").varlen_attn
+    except ImportError:
+        return None
+    # torch 2.10 calls the causal rule by its name, later ones give the window to the left and to the right.
+    named = "window_size" not in signature(attend).parameters
+    return attend, {"is_causal": True} if named else {"window_size": (-1, 0)}
 
 
 def takes_packed(qkv: Tensor) -> bool:
     """Whether torch's flash attention takes ``qkv`` (T, 3, H, D/H) as it lies, without a rectangle."""
-    return varlen_attn is not None and qkv.is_cuda and qkv.dtype == torch.bfloat16 and qkv.shape[-1] % 8 == 0
+    return qkv.is_cuda and qkv.dtype == torch.bfloat16 and qkv.shape[-1] % 8 == 0
 
 
 class AttentionMixer(Mixer):
@@ -45,6 +50,7 @@ class AttentionMixer(Mixer):
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__(config, layer)
         self.heads = config.attention.heads
+        self.varlen = varlen() if torch.cuda.is_available() else None
         self.qkv = Linear(config.dim, 3 * config.dim)
         self.out = Linear(config.dim, config.dim)
 
@@ -52,10 +58,11 @@ class AttentionMixer(Mixer):
         self, x: Tensor, packing: Packing, *, timestamps: Tensor | None = None, last_only: bool = False
     ) -> Tensor:
         qkv = self.qkv(x).view(len(x), 3, self.heads, -1)  # (T, 3, H, D/H)
-        if takes_packed(qkv) and not last_only:
-            bounds, rule = packing.cu_seqlens.to(torch.int32), CAUSAL if self.causal else {}
+        if self.varlen is not None and takes_packed(qkv) and not last_only:
+            attend, causal_rule = self.varlen
+            bounds, rule = packing.cu_seqlens.to(torch.int32), causal_rule if self.causal else {}
             longest = packing.max_length
-            mixed = varlen_attn(*qkv.unbind(1), bounds, bounds, longest, longest, **rule)  # (T, H, D/H)
+            mixed = attend(*qkv.unbind(1), bounds, bounds, longest, longest, **rule)  # (T, H, D/H)
             return self.out(mixed.flatten(1))  # type: ignore[no-any-return]
         q, k, v = packing.pad(qkv).permute(2, 0, 3, 1, 4)  # (S, H, M, D/H) each
         if self.causal and not last_only:

@@ -9,10 +9,10 @@ from torch import Tensor
 from hyenarec.config import ModelConfig
 from hyenarec.mixers.base import Mixer
 from hyenarec.packing import Packing
-from hyenarec_kernels import nn as kernels
+from hyenarec_kernels.nn import HyenaMixer
 
 
-class HyenaMixer(Mixer):
+class HyenaRecMixer(Mixer):
     """``hyenarec_kernels.nn.HyenaMixer`` over packed sequences; needs no positions.
 
     It starts near averages of its input, which weight decay, a pull towards zero, would undo: on Beauty, where strong
@@ -24,7 +24,7 @@ class HyenaMixer(Mixer):
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__(config, layer)
         options = config.hyena
-        self.operator = kernels.HyenaMixer(
+        self.operator = HyenaMixer(
             config.dim,
             options.horizon or config.max_length,
             order=options.order,

@@ -1,0 +1,359 @@
+"""A training kept in a folder: saved, resumed bit for bit, and finished with a result.
+
+    last.safetensors   weights, optimiser and progress: what resuming needs
+    best.safetensors   weights of the best epoch and the id maps: what using the model needs
+    config.json        the options and the log
+    metrics.jsonl      a row an epoch
+    result.json        test metrics of the best epoch, once training has ended
+    timing.json        seconds of every epoch: what differs between equal runs
+
+One process at a time trains in a folder: it holds a lock on ``.lock`` there, which ends with the process.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from hyenarec import checkpoint, environment
+from hyenarec.config import ModelConfig, TrainingConfig, from_json
+from hyenarec.data.splits import Split
+from hyenarec.data.store import SequenceStore
+from hyenarec.display import console
+from hyenarec.errors import UserError
+from hyenarec.files import remove_unfinished, write_text
+from hyenarec.mixers import MIXERS
+from hyenarec.source import Source
+from hyenarec.trained import BEST, Trained, save_trained
+from hyenarec.training import Interrupted, Progress, Timing, Trainer
+
+LAST, CONFIG, METRICS = "last.safetensors", "config.json", "metrics.jsonl"
+RESULT, TIMING = "result.json", "timing.json"
+LOCK = ".lock"
+
+# Options that change nothing about the epochs trained so far; a cosine schedule is laid out over its epochs.
+FREE_OPTIONS = ("epochs", "patience", "checkpoint_minutes", "device")
+SLOW_HOURS = 1.0  # of an epoch's loss, from which a warning is due
+
+
+class Run:
+    """A training run in a folder, which is created, or resumed if it holds one of the same options and log."""
+
+    def __init__(
+        self,
+        folder: Path,
+        store: SequenceStore,
+        split: Split,
+        model_config: ModelConfig,
+        config: TrainingConfig,
+        source: Source,
+    ) -> None:
+        """Raises :class:`UserError` for a folder that cannot be used, is in use, or holds another run."""
+        check_folder(folder)
+        self.folder, self.store = folder, store
+        self.trainer = Trainer(store, split, model_config, config)
+        self.description = json.loads(
+            json.dumps(
+                {
+                    "model": asdict(model_config),
+                    "training": asdict(config),
+                    "source": asdict(source),
+                    "data": {**store.describe(), "fingerprint": fingerprint(store)},
+                }
+            )
+        )
+        self._lock = _lock(folder)
+        self.environment: dict[str, Any] = {}
+        try:
+            self._resume()
+        except BaseException:
+            _unlock(self._lock, folder)
+            raise
+        if MIXERS[model_config.mixer].knows_time and store.timestamps is None:
+            console.print(
+                f"{model_config.mixer}: the log has no timestamps; positions take their place", highlight=False
+            )
+
+    def train(self) -> dict[str, Any]:
+        """Train to the end (or from where the folder's run stopped) and return the result that ``result.json``
+        holds.
+
+        Raises :class:`Interrupted`, having saved, where SIGINT or SIGTERM asks to stop.
+        """
+        trainer = self.trainer
+        try:
+            write_text(self.folder / CONFIG, json.dumps(self.description, indent=2) + "\n")
+            if trainer.progress.best_epoch and not (self.folder / BEST).exists():
+                self._rebuild_best()
+            if not trainer.finished:
+                self._warn_of_slow_loss()
+            trainer.train(self)
+            return self._finish()
+        except Interrupted as stop:
+            self.save_last()
+            place = f"epoch {trainer.progress.epoch + 1}, step {trainer.progress.step}"
+            message = f"interrupted in {place}; saved: the same command goes on from there"
+            raise Interrupted(stop.number, message) from None
+        finally:
+            _unlock(self._lock, self.folder)
+
+    def save_best(self) -> None:
+        self._write_best(self.trainer)
+
+    def save_last(self) -> None:
+        trainer = self.trainer
+        trainer.measure()
+        optimizer = checkpoint.optimizer_tensors(trainer.model, trainer.optimizer)
+        tensors = checkpoint.with_prefix("model", trainer.model.state_dict())
+        tensors |= checkpoint.with_prefix("optimizer", optimizer)
+        header = {
+            "config": self.description,
+            "progress": asdict(trainer.progress),
+            "environment": self.environment,
+        }
+        write_text(self.folder / TIMING, json.dumps(asdict(trainer.timing)) + "\n")
+        checkpoint.save(self.folder / LAST, tensors, header)
+        self._write_metrics()
+
+    def _write_best(self, trainer: Trainer) -> None:
+        ids = self.store.user_ids, self.store.item_ids
+        save_trained(self.folder / BEST, Trained(trainer.model, *ids, self.description), trainer.progress.epoch)
+
+    def _write_metrics(self) -> None:
+        rows = self.trainer.progress.history
+        write_text(self.folder / METRICS, "".join(json.dumps(row) + "\n" for row in rows))
+
+    def _resume(self) -> None:
+        try:
+            remove_unfinished(self.folder)
+        except OSError as error:
+            raise UserError(f"cannot clear {self.folder} of half-written files: {error.strerror}") from error
+        if (self.folder / LAST).exists():
+            self._read_last(self.folder / LAST)
+        else:
+            self.environment = environment.describe(self.trainer.device)
+        if (self.folder / BEST).exists():
+            self._refuse_other_best(self.folder / BEST)
+
+    def _read_last(self, last: Path) -> None:
+        tensors, header = checkpoint.load(last)
+        differing = _differences(header.get("config", {}), self.description)
+        if differing:
+            raise UserError(
+                f"{self.folder} holds a run with other options ({'; '.join(differing)}): choose another folder"
+            )
+        progress = from_json(Progress, header.get("progress"), f"{last}: progress")
+        if not _is_whole(progress):
+            raise UserError(f"{last}: damaged checkpoint: its progress does not fit its history")
+        checkpoint.fill(self.trainer.model, checkpoint.without_prefix("model", tensors), last)
+        try:
+            checkpoint.restore_optimizer(
+                self.trainer.model, self.trainer.optimizer, checkpoint.without_prefix("optimizer", tensors)
+            )
+        except ValueError as error:
+            raise UserError(f"{last}: {error}") from error
+        self.trainer.progress, self.environment = progress, header.get("environment", {})
+        self.trainer.timing = _read_timing(self.folder, progress.epoch)
+        if progress.epoch > self.trainer.config.epochs:
+            asked = self.trainer.config.epochs
+            console.print(
+                f"{self.folder} has trained {progress.epoch} epochs already, more than the {asked} asked for",
+                highlight=False,
+            )
+
+    def _refuse_other_best(self, path: Path) -> None:
+        """A ``best`` that this run did not write would be tested and served as its own."""
+        try:
+            config = checkpoint.load(path)[1].get("config", {})
+        except UserError as error:
+            raise UserError(f"{error}; remove it, and the same command makes it again") from error
+        differing = _differences(config, self.description)
+        if differing:
+            raise UserError(
+                f"{path} belongs to another run ({'; '.join(differing)}): choose another folder, or remove it, and the "
+                "same command makes its own"
+            )
+
+    def _rebuild_best(self) -> None:
+        """Where ``best`` was lost: from ``last`` if that epoch was the best, otherwise by training its epochs again,
+        which gives the same bits."""
+        trainer, best_epoch = self.trainer, self.trainer.progress.best_epoch
+        if (trainer.progress.epoch, trainer.progress.batch) != (best_epoch, 0):
+            console.print(f"{BEST} is missing: training up to its epoch, {best_epoch}, again", highlight=False)
+            trainer = Trainer(self.store, trainer.split, trainer.model.config, trainer.config)
+            trainer.train_only(best_epoch)
+        self._write_best(trainer)
+
+    def _warn_of_slow_loss(self) -> None:
+        hours = self.trainer.full_loss_seconds() / 3600
+        if hours > SLOW_HOURS:
+            console.print(
+                f"cross entropy over all {self.store.n_items:,} items will take about {hours:,.0f} hours an epoch on "
+                "this machine; --loss sampled draws --negatives items instead",
+                highlight=False,
+            )
+
+    def _finish(self) -> dict[str, Any]:
+        trainer, progress = self.trainer, self.trainer.progress
+        self._write_metrics()
+        path = self.folder / BEST
+        tensors, header = checkpoint.load(path)
+        if header.get("epoch") != progress.best_epoch:
+            raise UserError(
+                f"{path} is of epoch {header.get('epoch')}, but the best of this run is epoch {progress.best_epoch}: "
+                "remove it, and the same command makes it again"
+            )
+        checkpoint.fill(trainer.model, checkpoint.without_prefix("model", tensors), path)
+        test = trainer.validate(trainer.split.test)
+        validation = progress.history[progress.best_epoch - 1]["validation"]
+        self._say_ties(validation)
+        result = {
+            **self.description,
+            "environment": self.environment,
+            "parameters": sum(p.numel() for p in trainer.model.parameters()),
+            "epochs": progress.epoch,
+            "best_epoch": progress.best_epoch,
+            "seconds_per_epoch": trainer.timing.median(),
+            "validation": validation,
+            "test": test.metrics(),
+            "test_by_history_length": test.by_history_length(),
+        }
+        write_text(self.folder / RESULT, json.dumps(result, indent=2) + "\n")
+        return result
+
+    def _say_ties(self, best: Mapping[str, float]) -> None:
+        progress, metric = self.trainer.progress, self.trainer.config.metric
+        tied = [
+            row["epoch"] for row in progress.history if row.get("validation", {}).get(metric) == best[metric]
+        ]  # fmt: skip
+        if len(tied) > 1:
+            console.print(
+                f"validation {metric} is {best[metric]:.4f} in {len(tied)} epochs alike; of these epoch "
+                f"{progress.best_epoch} was kept for its MRR, {best['MRR']:.4f}, and where that ties too for its loss",
+                highlight=False,
+            )
+
+
+def read_history(folder: Path) -> list[dict[str, Any]]:
+    """The rows of a run's ``metrics.jsonl``, one an epoch."""
+    return [json.loads(line) for line in (folder / METRICS).read_text(encoding="utf-8").splitlines()]
+
+
+def check_folder(folder: Path) -> None:
+    """Raises :class:`UserError` where no run can be kept in ``folder``, without creating it: before a log is read."""
+    place = folder
+    try:
+        while not place.exists() and place != place.parent:
+            place = place.parent
+        if not place.is_dir():
+            raise UserError(f"option out: {place} is no folder, so no run can be kept in {folder}")
+        if not os.access(place, os.W_OK | os.X_OK):
+            raise UserError(f"option out: {place} may not be written, so no run can be kept in {folder}")
+    except OSError as error:
+        raise UserError(f"option out: {folder}: {error.strerror or error}") from error
+
+
+def fingerprint(store: SequenceStore) -> str:
+    """A digest of all that training sees of a log: ids, histories in their order, times; not of its path or form."""
+    digest = hashlib.sha256()
+    arrays: dict[str, Any] = {"offsets": store.offsets, "items": store.items, "timestamps": store.timestamps}
+    for role, ids in (("user_ids", store.user_ids), ("item_ids", store.item_ids)):
+        arrays |= {f"{role}.{name}": array for name, array in ids.to_arrays().items()}
+    for name, array in arrays.items():
+        if array is not None:
+            digest.update(f"{name} {array.dtype} {len(array)} ".encode())
+            digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()
+
+
+def _lock(folder: Path) -> IO[str]:
+    """The open lock file of ``folder``, which is created. The system lets go of it when this process ends."""
+    path = folder / LOCK
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        while True:
+            file = path.open("a+", encoding="utf-8")
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                file.seek(0)
+                holder = file.read(40).strip() or "unknown"
+                file.close()
+                raise UserError(
+                    f"{folder}: process {holder} is training in it; wait for its end, or choose another folder"
+                ) from None
+            if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                break
+            file.close()  # its holder ended, and removed it, between opening and locking
+        file.truncate(0)
+        file.write(f"{os.getpid()}\n")
+        file.flush()
+    except OSError as error:
+        raise UserError(f"option out: cannot keep a run in {folder}: {error.strerror or error}") from error
+    return file
+
+
+def _unlock(file: IO[str], folder: Path) -> None:
+    (folder / LOCK).unlink(missing_ok=True)  # while it is still held: nobody else's is removed
+    file.close()
+
+
+def _is_whole(progress: Progress) -> bool:
+    """Whether a history has a row an epoch, and the best epoch its place and its values in it."""
+    if progress.epoch != len(progress.history) or not 0 <= progress.best_epoch <= progress.epoch:
+        return False
+    if not all(isinstance(row, dict) and isinstance(row.get("validation", {}), dict) for row in progress.history):
+        return False
+    evaluated = progress.best_epoch > 0 and bool(progress.history[progress.best_epoch - 1].get("validation"))
+    numbers = [value for value in progress.best if isinstance(value, int | float)]
+    return evaluated == (len(numbers) == 3) == (len(progress.best) > 0) and len(numbers) == len(progress.best)
+
+
+def _read_timing(folder: Path, epochs: int) -> Timing:
+    """Seconds of the epochs so far; those of a file that was lost or is older than ``last`` are 0."""
+    try:
+        timing = from_json(Timing, json.loads((folder / TIMING).read_text(encoding="utf-8")), TIMING)
+    except (OSError, ValueError, UserError):
+        timing = Timing()
+    kept = [float(seconds) for seconds in timing.epochs[:epochs] if isinstance(seconds, int | float)]
+    return Timing(kept + [0.0] * (epochs - len(kept)), timing.current if len(timing.epochs) == epochs else 0.0)
+
+
+def _differences(there: Any, here: dict[str, Any]) -> list[str]:
+    """What keeps this command from going on with that run: options and data in which the two configurations differ."""
+    there, here = _that_matters(there), _that_matters(here)
+    why = {"training.epochs": " (a cosine schedule is laid out over its epochs)"}
+    return [
+        f"{name}: {there.get(name)} there, {here.get(name)} here{why.get(name, '')}"
+        for name in sorted(there.keys() | here.keys())
+        if there.get(name) != here.get(name)
+    ]
+
+
+def _that_matters(config: Any) -> dict[str, Any]:
+    """The leaves of a run's description that its weights depend on, by their dotted names."""
+    leaves = dict(_leaves(config if isinstance(config, dict) else {}))
+    cosine = leaves.get("training.schedule") == "cosine"
+    free = {f"training.{name}" for name in FREE_OPTIONS if not (cosine and name == "epochs")}
+    # Of the source the split alone: whatever its path and columns, the fingerprint tells what was read.
+    return {
+        name: value
+        for name, value in leaves.items()
+        if name not in free and (not name.startswith("source.") or name == "source.split")
+    }
+
+
+def _leaves(config: dict[str, Any], prefix: str = "") -> Any:
+    for name, value in config.items():
+        if isinstance(value, dict):
+            yield from _leaves(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value

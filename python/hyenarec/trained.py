@@ -1,0 +1,80 @@
+"""What using a trained model needs, in one checkpoint: weights, id maps, configuration."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hyenarec import checkpoint
+from hyenarec.config import ModelConfig, TrainingConfig, from_json
+from hyenarec.data.ids import Ids
+from hyenarec.errors import UserError
+from hyenarec.model import SequenceModel
+from hyenarec.source import Source
+
+BEST = "best.safetensors"  # its name in a run's folder
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A model, the ids of the log that it was trained on, and its configuration."""
+
+    model: SequenceModel
+    user_ids: Ids
+    item_ids: Ids
+    config: dict[str, Any]  # model, training, source, data
+
+
+def save_trained(path: Path, trained: Trained, epoch: int) -> None:
+    """Write ``trained``, as it was after ``epoch`` epochs, to ``path``."""
+    tensors = checkpoint.with_prefix("model", trained.model.state_dict())
+    for role, ids in (("user_ids", trained.user_ids), ("item_ids", trained.item_ids)):
+        arrays = {name: torch.from_numpy(array.copy()) for name, array in ids.to_arrays().items()}
+        tensors |= checkpoint.with_prefix(role, arrays)
+    checkpoint.save(path, tensors, {"config": trained.config, "epoch": epoch})
+
+
+def load_trained(path: Path) -> Trained:
+    """The model of a run's folder (its best epoch) or of one checkpoint file, on the CPU.
+
+    Raises :class:`UserError` where there is none, or it is damaged, foreign or of another version. Nothing is allocated
+    that the file's own tensors do not bear out.
+    """
+    path = path / BEST if os.path.isdir(path) else path  # not is_dir(), which raises where it may not look
+    tensors, header = checkpoint.load(path)
+    config = header.get("config")
+    if not isinstance(config, dict):
+        raise UserError(f"{path}: no configuration in this checkpoint")
+    options = from_json(ModelConfig, config.get("model"), f"{path}: model")
+    from_json(TrainingConfig, config.get("training"), f"{path}: training")
+    from_json(Source, config.get("source"), f"{path}: source")
+    try:
+        user_ids, item_ids = (
+            Ids.from_arrays({name: tensor.numpy() for name, tensor in checkpoint.without_prefix(role, tensors).items()})
+            for role in ("user_ids", "item_ids")
+        )
+    except ValueError as error:
+        raise UserError(f"{path}: {error}") from error
+    weights = checkpoint.without_prefix("model", tensors)
+    _check_size(weights, options, len(item_ids), path)
+    model = SequenceModel(options, len(item_ids))
+    checkpoint.fill(model, weights, path)
+    return Trained(model, user_ids, item_ids, config)
+
+
+def _check_size(weights: Mapping[str, torch.Tensor], options: ModelConfig, n_items: int, path: Path) -> None:
+    """The options' sizes are those of the file's tensors: a few bytes of JSON can ask for any amount of memory."""
+    blocks = {name.split(".")[1] for name in weights if name.startswith("blocks.")}
+    expected = {"items.weight": (n_items, options.dim)}
+    expected |= {f"blocks.{block}.ffn.0.weight": (4 * options.dim, options.dim) for block in blocks}
+    for name, shape in expected.items():
+        found = tuple(weights[name].shape) if name in weights else None
+        if found != shape:
+            raise UserError(f"{path}: {name} should be {shape} by the checkpoint's own options and ids, but is {found}")
+    if len(blocks) != options.blocks:
+        raise UserError(f"{path}: {options.blocks} blocks by the checkpoint's own options, but it has {len(blocks)}")
