@@ -24,7 +24,10 @@ nitpicky = True
 nitpick_ignore_regex = [
     (r"py:.*", r"(torch|np|numpy|nn|pathlib|collections|typing|contextlib)\..*"),
     (r"py:.*", r"(Tensor|Path|Sequence|Iterator|Callable|NDArray|Unpack|ConvOptions|int|float|str|bool|list|tuple).*"),
-    (r"py:class", r"hyenarec\.[a-z_.]+\.[A-Z]\w+"),  # annotations name a class where it is defined, not where it is public
+    (
+        r"py:class",
+        r"hyenarec\.[a-z_.]+\.[A-Z]\w+",
+    ),  # annotations name a class where it is defined, not where it is public
 ]
 
 UNQUALIFIED = re.compile(r":(class|func|meth):`(\w+)`")

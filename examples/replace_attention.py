@@ -1,7 +1,6 @@
-"""A SASRec-like model whose attention is swapped for HyenaMixer, trained on a toy log: each item comes back 12 later.
+"""A SASRec-like model whose attention is swapped for HyenaMixer, on a toy log in which each item comes back 12 later.
 
-This shows the swap and that the model learns. It is no comparison: that is docs/guide/benchmarks.md.
-"""
+It shows the swap and that the model learns; it is no comparison (docs/guide/benchmarks.md is one)."""
 
 import torch
 from torch import Tensor, nn
@@ -20,8 +19,7 @@ class Attention(nn.Module):
         self.attention = nn.MultiheadAttention(DIM, num_heads=2, batch_first=True)
 
     def forward(self, x: Tensor) -> Tensor:
-        future = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool).triu(1)
-        x = x + self.positions[: x.shape[1]]
+        x, future = x + self.positions, torch.ones(LENGTH, LENGTH, dtype=torch.bool).triu(1)
         return self.attention(x, x, x, attn_mask=future, need_weights=False)[0]
 
 
