@@ -1,4 +1,4 @@
-"""Every figure in a table of the README and the benchmark guide stands in the report, which is made from the results."""
+"""Figures in tables of the README and the benchmark guide stand in the report, which is made from the results."""
 
 from __future__ import annotations
 
