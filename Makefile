@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 
-.PHONY: demo test lint docs sanitize cuda-sanitize clean
+.PHONY: demo test lint sanitize cuda-sanitize clean
 
 demo: $(VENV)/rec
 	$(BIN)/hyenarec demo
@@ -17,10 +17,6 @@ lint: $(VENV)/test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-
-# The site in build/docs. Warnings are errors: a broken link or docstring fails.
-docs: $(VENV)/docs
-	$(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going --fresh-env --builder html docs build/docs
 
 # The cpu backend's tests under address and undefined-behaviour checks: all that run the kernels, less those of torch's
 # compilers and of the reference.
@@ -50,6 +46,11 @@ $(VENV)/rec: $(VENV)/base pyproject.toml setup.py
 $(VENV)/test: $(VENV)/base pyproject.toml setup.py
 	$(INSTALL) --editable '.[test]'
 	touch $@ $(VENV)/rec
+
+# The site in build/docs. Warnings are errors: a broken link or docstring fails.
+.PHONY: docs
+docs: $(VENV)/docs
+	$(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going --fresh-env --builder html docs build/docs
 
 $(VENV)/docs: $(VENV)/base pyproject.toml setup.py
 	$(INSTALL) --editable '.[docs]'
