@@ -4,14 +4,18 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 
-.PHONY: demo test lint sanitize cuda-sanitize clean
+.PHONY: demo test test-all lint sanitize cuda-sanitize clean
 
 demo: $(VENV)/rec
 	$(BIN)/hyenarec demo
 
 # A worker a core, each file in one of them; one thread a worker, or they would wait for each other.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
 test: $(VENV)/test
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
+	$(PYTEST) -m "not slow"
+
+test-all: $(VENV)/test
+	$(PYTEST)
 
 lint: $(VENV)/test
 	$(BIN)/ruff check .

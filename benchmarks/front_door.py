@@ -20,6 +20,7 @@ class Suite:
 
 SUITES: dict[str, Suite] = {
     "operator": Suite("suites.operator", "the convolutions alone on a CPU, against FFT, attention and a copy"),
+    "quick": Suite("suites.quick", "the operators in half a minute, by pytest-benchmark, to compare a change with"),
     "step": Suite("suites.step", "whole training steps on a log, packed and padded: tokens a second, peak memory"),
     "scaling": Suite("suites.scaling", "training steps against history length, and the exponent of their growth"),
     "serving": Suite("suites.serving", "latency of scoring one more event: full forward, streaming step, top-k"),

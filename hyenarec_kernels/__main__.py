@@ -22,14 +22,29 @@ def report() -> str:
         ("nvcc", _nvcc()),
         ("compiled extension", _extension()),
         ("GPU", _gpu()),
-        ("forced backend", registry.forced() or "none"),
+        ("forced backend", _forced()),
     ]
     for name, backend in registry.BACKENDS.items():
         devices = "any device" if backend.devices is None else ", ".join(backend.devices)
-        reason = backend.probe()
+        reason = _reason(backend)
         rows.append((f"backend {name}", f"available ({devices})" if reason is None else f"not available: {reason}"))
     width = max(len(name) for name, _ in rows)
     return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
+
+
+def _reason(backend: registry.Backend) -> str | None:
+    """Why it is not available; an unknown value of an environment variable, elsewhere an error, is a reason here."""
+    try:
+        return backend.probe()
+    except (ValueError, NotImplementedError) as error:
+        return str(error)
+
+
+def _forced() -> str:
+    name = registry.forced()
+    if name is None or name in registry.BACKENDS:
+        return name or "none"
+    return f"{name}, which is unknown; there are {', '.join(registry.BACKENDS)}"
 
 
 def _installed(distribution: str) -> str:

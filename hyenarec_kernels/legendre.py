@@ -1,10 +1,10 @@
 """The Legendre filter: polynomial basis, exponential window, and the taps they span.
 
     h[g, tau] = w_g(tau) * sum_{n<N} c[g, n] * sqrt(2n+1) * P_n(2*tau/(K-1) - 1),    0 <= tau < K
-    w_g(tau)  = exp(-softplus(a_g) * tau / K)
+    w_g(tau)  = exp(-a_g * tau / K)
 
 ``sqrt(2n+1) P_n`` has mean square 1 over [-1, 1], so a coefficient vector of norm ``1/sqrt(K)`` gives taps of norm
-about 1.
+about 1. ``a_g`` >= 0 is the window's rate in units of 1/K: over the horizon the window falls by a factor ``exp(a_g)``.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from functools import lru_cache
 
 import torch
 from torch import Tensor
-from torch.nn.functional import softplus
 
 
 def legendre_basis(terms: int, horizon: int, dtype: torch.dtype, device: torch.device) -> Tensor:
@@ -60,10 +59,40 @@ def product(a: Tensor, b: Tensor) -> Tensor:
     return (a.double() @ b.double()).to(a.dtype)
 
 
+# A window's rate per event at which exp(-rate) is 0 in every dtype. Faster ones give the same window, lag 0 alone, and
+# are computed as this one, for an infinite rate times a lag of 0 would be NaN.
+FASTEST = 1000.0
+
+
+def event_rate(decay: Tensor, horizon: int) -> Tensor:
+    """The rate per event, ``decay / horizon``, no faster than ``FASTEST``; NaN stays NaN. ``decay`` must be float32 or
+    float64: in float16 a finite rate may be beyond what the dtype holds."""
+    return torch.where(too_fast(decay, horizon), FASTEST, decay / horizon)
+
+
+def too_fast(decay: Tensor, horizon: int) -> Tensor:
+    """Where ``event_rate`` does not depend on ``decay``, so that its gradient is 0."""
+    return decay > FASTEST * horizon
+
+
 def window(decay: Tensor, horizon: int, taps: int) -> Tensor:
-    """``exp(-softplus(decay) * tau / horizon)`` for the first ``taps`` lags: (G,) to (G, taps)."""
+    """``exp(-decay * tau / horizon)`` for the first ``taps`` lags: (G,) float32 or float64 to (G, taps)."""
     tau = torch.arange(taps, device=decay.device, dtype=decay.dtype)
-    return torch.exp(-softplus(decay)[:, None] * (tau / horizon))
+    return torch.exp(-event_rate(decay, horizon)[:, None] * tau)
+
+
+def filter_gradients(
+    dh: Tensor, h: Tensor, coefficients: Tensor, decay: Tensor | None, horizon: int
+) -> tuple[Tensor, Tensor | None]:
+    """Gradients of coefficients and decay from that of the first taps ``h`` (G, k)."""
+    taps = h.shape[1]
+    basis = legendre_basis(coefficients.shape[1], horizon, h.dtype, h.device)[:, :taps]  # (N, k)
+    if decay is None:
+        return product(dh, basis.T).to(coefficients.dtype), None
+    dcoefficients = product(dh * window(decay.to(h.dtype), horizon, taps), basis.T)
+    age = torch.arange(taps, device=h.device, dtype=h.dtype) / horizon
+    ddecay = -(dh * h * age).sum(1)
+    return dcoefficients.to(coefficients.dtype), ddecay.to(decay.dtype)
 
 
 def legendre_filter(
@@ -74,7 +103,8 @@ def legendre_filter(
     Args:
         coefficients: (G, N), floating point.
         horizon: K >= 1; the filter's support, a constant of the model and not the length of a batch.
-        decay: (G,) window parameters ``a_g``; None for no window.
+        decay: (G,) rates ``a_g`` of the windows, >= 0, in units of 1/K; None for no window. inf leaves lag 0 alone, NaN
+            makes its group's taps NaN. Negative ones are not refused here: their windows grow.
         taps: return no more than the first ``taps`` lags; all ``horizon`` by default.
 
     Returns:

@@ -48,7 +48,8 @@ class Clock:
         handed_out = 1e3 * (time.perf_counter() - began)
         end.synchronize()
         self.lead = min(max(0.9 * self.lead, 1.5 * handed_out), LONGEST)
-        return start.elapsed_time(end)
+        took: float = start.elapsed_time(end)
+        return took
 
 
 def host_time(run: Callable[[], Any]) -> float:

@@ -9,7 +9,6 @@ at the CASES below. `--few` leaves out the shapes that only change ranks.
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,9 +16,9 @@ from typing import Any
 import torch
 import triton
 
+from benchmarks.gpu.ahead_of_time import OPTIONS, SHARED, compiled, launches
 from benchmarks.harness.recording import write
-from hyenarec_kernels.backends.triton import operators
-from hyenarec_kernels.backends.triton.ahead_of_time import SHARED, compiled, launches
+from hyenarec_kernels.backends.triton import INTERPRETED, operators
 from hyenarec_kernels.backends.triton.arithmetic import Arithmetic
 
 ARCHITECTURES = (80, 90)
@@ -49,36 +48,39 @@ def call(dtype: torch.dtype, dim: int, length: int, horizon: int, terms: int, pa
     def parameter(*size: int) -> torch.Tensor:
         return torch.zeros(size, dtype=dtype)
 
-    legendre = (x, parameter(dim, terms), parameter(dim) if window else None, parameter(dim), pre, post, *where)
-    operators.legendre_conv(*legendre, horizon, False)
-    operators.legendre_conv_backward(x, *legendre, horizon, False, [True] * 6)
+    decay = parameter(dim) if window else None
+    legendre: list[Any] = [x, parameter(dim, terms), decay, parameter(dim), pre, post, *where, horizon, False]
+    operators.legendre_conv(*legendre)
+    operators.legendre_conv_backward(*(x, *legendre, [True] * 6))
     for groups in (1, dim):
-        explicit = (x, parameter(groups, 50), parameter(dim), pre, post, *where)
-        operators.long_conv(*explicit, False)
-        operators.long_conv_backward(x, *explicit, False, [True] * 5)
+        explicit: list[Any] = [x, parameter(groups, 50), parameter(dim), pre, post, *where, False]
+        operators.long_conv(*explicit)
+        operators.long_conv_backward(*(x, *explicit, [True] * 5))
     last = wide[..., :2, :dim].reshape(-1, dim)[:2]
-    operators.long_conv(*explicit[:4], last, *where, True)
-    operators.long_conv_backward(last, *explicit[:4], last, *where, True, [True] * 5)
+    at_the_end = [*explicit[:4], last, *where, True]
+    operators.long_conv(*at_the_end)
+    operators.long_conv_backward(*(last, *at_the_end, [True] * 5))
     wide_dtype = Arithmetic(dtype).wide
     history, taps = (torch.empty(*size, length, dim, dtype=wide_dtype) for size in ((2,), ()))
     operators.conv_step(last, history[:, 1:], taps, torch.zeros(2, dtype=torch.int64), last, last)
-    short = (wide, parameter(3 * dim, 4), parameter(3 * dim), *where, "silu")
+    short: list[Any] = [wide, parameter(3 * dim, 4), parameter(3 * dim), *where, "silu"]
     operators.short_conv(*short)
-    operators.short_conv_backward(wide, *short, [True] * 3)
-    projected = (wide, parameter(3 * dim, 4), parameter(3 * dim), *where, dim)
+    operators.short_conv_backward(*(wide, *short, [True] * 3))
+    projected: list[Any] = [wide, parameter(3 * dim, 4), parameter(3 * dim), *where, dim]
     u, q = operators.gated_short_conv(*projected)
-    operators.gated_short_conv_backward(u, q, *projected, [True] * 3)
+    operators.gated_short_conv_backward(*(u, q, *projected, [True] * 3))
 
 
 def rows(cases: tuple[Any, ...]) -> Iterator[dict[str, Any]]:
     for capability in ARCHITECTURES:
         for case in cases:
-            with launches(capability) as found:
+            with launches() as found:
                 call(*case)
             seen = set()
             for launch in found:
-                kernel, arguments, options = launch
-                variant = (kernel.__name__, str(options), tuple(a is None for a in arguments))
+                kernel, arguments = launch
+                options = {name: value for name, value in arguments.items() if name.isupper() or name in OPTIONS}
+                variant = (kernel.__name__, str(options), tuple(a is None for a in arguments.values()))
                 if variant in seen:
                     continue
                 seen.add(variant)
@@ -93,8 +95,8 @@ def rows(cases: tuple[Any, ...]) -> Iterator[dict[str, Any]]:
 
 
 def main() -> None:
-    if os.environ.get("TRITON_INTERPRET"):
-        raise SystemExit("error: TRITON_INTERPRET is set; the interpreter compiles nothing")
+    if INTERPRETED:
+        raise SystemExit("error: TRITON_INTERPRET=1 is set; the interpreter compiles nothing")
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/triton-aot.json"))
     parser.add_argument("--few", action="store_true")

@@ -43,7 +43,8 @@ def fft(u: Tensor, h: Tensor, dim: int) -> Tensor:
     length = u.shape[dim]
     size = fft_size(2 * length - 1)
     spectrum = torch.fft.rfft(u, size, dim=dim) * torch.fft.rfft(h, size, dim=dim)
-    return torch.fft.irfft(spectrum, size, dim=dim).narrow(dim, 0, length)
+    whole: Tensor = torch.fft.irfft(spectrum, size, dim=dim)
+    return whole.narrow(dim, 0, length)
 
 
 def packed_attention() -> Callable[..., Tensor] | None:

@@ -15,8 +15,8 @@ FFT, COPY, PACKED, MEMORY, ERROR = 8.0, 0.5, 0.85, 1.15, 2e-2
 
 
 def table(result: dict[str, Any]) -> list[str]:
-    head = ("tokens", "L", "D", "fwd ms", "of copy", "FFT", "attention", "memory")
-    head += ("fwd+bwd ms", "FFT", "attention", "packed", "host ms", "memory")
+    head = ["tokens", "L", "D", "fwd ms", "of copy", "FFT", "attention", "memory"]
+    head += ["fwd+bwd ms", "FFT", "attention", "packed", "host ms", "memory"]
     lines = [" ".join(f"{cell:>9}" for cell in head)]
     rows, drawn, scratch, mixer, fourier = (done(result[kind]) for kind in ROWS)
     for row in rows:

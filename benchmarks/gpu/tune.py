@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -24,6 +25,10 @@ from hyenarec_kernels.ops.gated_short_conv import gated_short_conv
 
 COLUMNS, WARPS, STAGES = (32, 64, 128), (4, 8, 16), (1, 2, 3)
 TOKENS = 131_072
+
+
+def joined_short_conv(x: torch.Tensor, weight: torch.Tensor, dim: int) -> torch.Tensor:
+    return torch.cat(gated_short_conv(x, weight, None, dim), -1)
 
 
 def calls() -> dict[str, Callable[[], Any]]:
@@ -40,20 +45,15 @@ def calls() -> dict[str, Callable[[], Any]]:
         history, taps = (torch.zeros(*size, dim, device="cuda") for size in ((64, horizon - 1), (horizon,)))
         event, steps = draw(64, dim, dtype=dtype).detach(), torch.arange(64, device="cuda")
         name = f"{dtype}, {dim}, {length}, {horizon}"
-        options = {"pre_gate": pre, "post_gate": post}
-
-        def legendre(x=x, c=c, horizon=horizon, options=options):  # type: ignore[no-untyped-def]
-            return hk.legendre_conv(x, c, horizon=horizon, **options)
-
+        options: dict[str, Any] = {"pre_gate": pre, "post_gate": post}
+        legendre = partial(hk.legendre_conv, x, c, horizon=horizon, **options)
         runs[f"legendre {name}"] = training(legendre, [x, c, pre, post])
-        runs[f"step {name}"] = lambda x=event, h=history, t=taps, s=steps: conv_step(x, h, t, s)
-        runs[f"long {name}"] = training(lambda x=x, h=h, options=options: hk.long_conv(x, h, **options), [x, h])
+        runs[f"step {name}"] = partial(conv_step, event, history, taps, steps)
+        runs[f"long {name}"] = training(partial(hk.long_conv, x, h, **options), [x, h])
         shared = draw(dim // 64, 50, dtype=torch.float32)
-        runs[f"shared {name}"] = training(lambda x=x, h=shared: hk.long_conv(x, h), [x, shared])
-        runs[f"gated {name}"] = training(
-            lambda x=wide, w=weight, d=dim: torch.cat(gated_short_conv(x, w, None, d), -1), [wide, weight]
-        )
-        runs[f"short {name}"] = training(lambda x=wide, w=weight: hk.short_conv(x, w), [wide, weight])
+        runs[f"shared {name}"] = training(partial(hk.long_conv, x, shared), [x, shared])
+        runs[f"gated {name}"] = training(partial(joined_short_conv, wide, weight, dim), [wide, weight])
+        runs[f"short {name}"] = training(partial(hk.short_conv, wide, weight), [wide, weight])
     return runs
 
 
@@ -67,26 +67,25 @@ def main() -> None:
         parser.exit(2, f"error: {reason}\n")
     from hyenarec_kernels.backends.triton.configs import TABLE
 
-    capability, clock, runs = torch.cuda.get_device_capability(), Clock(), calls()
-    family = TABLE[max(least for least in TABLE if least <= capability)]
+    clock, runs = Clock(), calls()
 
     def cost() -> dict[str, float]:
         return {name: t["median"] for name, t in take_turns(runs, arguments.seconds, 5, clock).items()}
 
-    for kernel in arguments.kernels or list(family):
-        shipped = family[kernel]
+    for kernel in arguments.kernels or list(TABLE):
+        shipped = TABLE[kernel]
         base, best = cost(), (float(len(runs)), shipped)
         for columns in COLUMNS if kernel != "across_gradient" else (8, 16):
             for warps in WARPS:
                 for stages in STAGES:
-                    family[kernel] = replace(shipped, columns=columns, num_warps=warps, num_stages=stages)
+                    TABLE[kernel] = replace(shipped, columns=columns, num_warps=warps, num_stages=stages)
                     try:
                         found = cost()
                     except Exception as error:  # a configuration that does not fit is no candidate
-                        print(f"{kernel} {family[kernel]}: {str(error).splitlines()[0]}")
+                        print(f"{kernel} {TABLE[kernel]}: {str(error).splitlines()[0]}")
                         continue
-                    best = min(best, (sum(found[n] / base[n] for n in runs), family[kernel]), key=lambda pair: pair[0])
-        family[kernel] = best[1]
+                    best = min(best, (sum(found[n] / base[n] for n in runs), TABLE[kernel]), key=lambda pair: pair[0])
+        TABLE[kernel] = best[1]
         print(f'"{kernel}": {best[1]},  # {best[0] / len(runs):.3f} of the shipped time', flush=True)
 
 

@@ -53,6 +53,7 @@ class Worker:
             self.connection.send((measure, shape, seconds))
             if not self.connection.poll(limit):
                 raise TimeoutError(f"not done after {limit:.0f} s")
+            row: Row
             row, sound = self.connection.recv()
         except (EOFError, OSError) as error:  # TimeoutError is one
             self.close()

@@ -1,4 +1,4 @@
-"""What the benchmarks share: contestants that take turns, a process of one's own."""
+"""Timing: contestants that take turns in one process, and functions that run in a fresh process."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ def take_turns(
     rounds: int = 9,
     clock: Callable[[Callable[[], Any]], float] = wall_clock,
 ) -> dict[Name, dict[str, float]]:
-    """Milliseconds of each contestant by ``clock``, summed up over at least ``rounds`` rounds, and over as many as fit
-    into ``seconds``.
+    """Times every contestant once a round, and returns the :func:`summary` of each one's milliseconds.
 
-    Each runs once before the first round; the order of a round is the reverse of the round before. The wall clock sees
-    a GPU's work only where a contestant waits for it.
+    There are at least ``rounds`` rounds, and more while ``seconds`` have not passed. Each contestant runs once before
+    the first round to warm up; every round goes through them in the reverse order of the round before. ``clock`` times
+    one call. The wall clock sees the work of a GPU only if the contestant waits for it.
     """
     times: dict[Name, list[float]] = {name: [] for name in contestants}
     for run in contestants.values():
@@ -48,18 +48,18 @@ def take_turns(
 
 
 def summary(values: list[float]) -> dict[str, float]:
-    """Median, quartiles, 99% quantile, best and count of two or more values."""
+    """The median, quartiles, 99% quantile, minimum and number of at least two values."""
     low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
     late = statistics.quantiles(values, n=100, method="inclusive")[98]
     return {"median": middle, "q1": low, "q3": high, "p99": late, "min": min(values), "rounds": len(values)}
 
 
 def fresh_process() -> ProcessPoolExecutor:
-    """A process that has done nothing before."""
+    """An executor with one freshly started process."""
     return ProcessPoolExecutor(1, mp_context=get_context("spawn"))
 
 
 def in_fresh_process(function: Callable[P, T], *arguments: P.args, **options: P.kwargs) -> T:
-    """``function(*arguments)`` in a process that has done nothing before: peak memory is a process's own."""
+    """``function(*arguments)`` in a freshly started process, so that its peak memory is its own."""
     with fresh_process() as process:
         return process.submit(function, *arguments, **options).result()

@@ -18,7 +18,14 @@ OURS, RIVAL = "hyena", "attention"
 
 @dataclass(frozen=True)
 class System:
-    """A recommender: what people call it, how it mixes a history, its mixer, and options of it that are no defaults."""
+    """A recommender under the name that people know it by.
+
+    Attributes:
+        title: that name.
+        line: one line on how it mixes a history, with its source.
+        mixer: the mixer of :data:`hyenarec.mixers.MIXERS` that it is built on.
+        hyena: the options of the hyena mixer, where they differ from the defaults.
+    """
 
     title: str
     line: str
@@ -26,7 +33,7 @@ class System:
     hyena: HyenaConfig = field(default_factory=HyenaConfig)
 
     def model(self, length: int, dim: int = DIM, blocks: int = BLOCKS) -> ModelConfig:
-        """Its shape for histories of ``length`` events."""
+        """The configuration of its model for histories of ``length`` events."""
         return ModelConfig(mixer=self.mixer, dim=dim, blocks=blocks, max_length=length, hyena=self.hyena)
 
 

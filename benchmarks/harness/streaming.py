@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor
@@ -10,7 +10,7 @@ from torch import Tensor
 from hyenarec.data.batches import Batch
 from hyenarec.mixers.gru import GRUMixer
 from hyenarec.mixers.hyena import HyenaMixer
-from hyenarec.model import SequenceModel
+from hyenarec.model import Block, SequenceModel
 from hyenarec.packing import Packing
 
 
@@ -59,7 +59,7 @@ class Stream:
         self.model = model
         self.mixers = []
         x = model.items(batch.items) * model.config.dim**0.5
-        for block in model.blocks:
+        for block in self.blocks():
             mixer = STREAMS[model.config.mixer](block.mixer, block.mixer_norm(x), batch.packing)
             self.mixers.append(mixer)
             x = x + mixer.y
@@ -69,7 +69,10 @@ class Stream:
     def step(self, items: Tensor) -> Tensor:
         """The next item of every history, (S,), to the hidden states after it, (S, D)."""
         x = self.model.items(items) * self.model.config.dim**0.5
-        for block, mixer in zip(self.model.blocks, self.mixers, strict=True):
+        for block, mixer in zip(self.blocks(), self.mixers, strict=True):
             x = x + mixer.step(block.mixer_norm(x))
             x = x + block.ffn(block.ffn_norm(x))
         return self.model.norm(x)  # type: ignore[no-any-return]
+
+    def blocks(self) -> list[Block]:
+        return cast(list[Block], list(self.model.blocks))

@@ -162,8 +162,8 @@ class Page:
     def section(self, suite: str, section: Section, folder: Path) -> list[str]:
         lines = [f"## {section.title}", "", section.question, ""]
         mine = {name: result for name, result in self.results.items() if result["suite"] == suite}
-        for kind in section.kinds or (None,):
-            here = {name: r for name, r in mine.items() if kind in (None, r["environment"]["kind"])}
+        for kind in section.kinds or ("",):
+            here = {name: r for name, r in mine.items() if kind in ("", r["environment"]["kind"])}
             if len(section.kinds) > 1:
                 lines += [f"### {KINDS[kind]}", ""]
             if not here:

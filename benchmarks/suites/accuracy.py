@@ -229,8 +229,8 @@ def picture(title: str, runs: Rows, baselines: Rows, path: Path) -> None:
     if len(lengths) > 1:
         for name in systems:
             read = [length for length in lengths if (length, name) in values]
-            means, deviations, _ = zip(*(values[length, name] for length in read), strict=True)
-            left.errorbar(read, means, deviations, capsize=3, **plots.style(name))
+            averages, deviations, _ = zip(*(values[length, name] for length in read), strict=True)
+            left.errorbar(read, averages, deviations, capsize=3, **plots.style(name))
         for name in dict.fromkeys(row["name"] for row in baselines):
             rows = [row for row in baselines if row["name"] == name]
             left.plot([row["length"] for row in rows], [row[metric] for row in rows], "--", label=name)

@@ -59,6 +59,11 @@ def chunked(loss: Loss, scores: int) -> Loss:
     return chunks
 
 
+def with_gradients(loss: Tensor, leaves: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    gradients = torch.autograd.grad(loss, list(leaves.values()))
+    return {"loss": loss.detach()} | dict(zip(leaves, gradients, strict=True))
+
+
 def measure(kind: str, tokens: int, items: int, rivals: Mapping[str, Loss], ours: Loss) -> list[dict[str, Any]]:
     """A case for each loss and precision; every loss is checked against the first of the rivals in float64."""
     hidden = torch.randn(tokens, DIM, requires_grad=True)
@@ -72,11 +77,11 @@ def measure(kind: str, tokens: int, items: int, rivals: Mapping[str, Loss], ours
         """The loss and its gradients."""
         with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16"):
             loss = contestants[name](hidden, weight, bias, targets)
-        return {"loss": loss.detach()} | dict(zip(leaves, torch.autograd.grad(loss, leaves.values()), strict=True))
+        return with_gradients(loss, leaves)
 
     exact = {name: leaf.detach().double().requires_grad_() for name, leaf in leaves.items()}
-    loss = next(iter(rivals.values()))(*exact.values(), targets)
-    want = {"loss": loss.detach()} | dict(zip(exact, torch.autograd.grad(loss, exact.values()), strict=True))
+    first = next(iter(rivals.values()))
+    want = with_gradients(first(exact["hidden"], exact["weight"], exact["bias"], targets), exact)
     runs = {(name, precision): partial(step, name, precision) for name in contestants for precision in TOLERANCE}
     checks = {key: compare("float64", run(), want, TOLERANCE[key[1]]) for key, run in runs.items()}
     times = take_turns(runs, 0, ROUNDS)

@@ -15,6 +15,7 @@ import math
 import os
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,7 @@ def fft_sizes(length: int) -> list[int]:
 
 
 def fft(x: Tensor, h: Tensor, size: int, dim: int) -> Tensor:
-    y = torch.fft.irfft(torch.fft.rfft(x, size, dim=dim) * torch.fft.rfft(h, size, dim=dim), size, dim=dim)
+    y: Tensor = torch.fft.irfft(torch.fft.rfft(x, size, dim=dim) * torch.fft.rfft(h, size, dim=dim), size, dim=dim)
     return y.narrow(dim, 0, x.shape[dim])
 
 
@@ -59,8 +60,8 @@ def fft_paths(batch: int, length: int) -> Contestants:
     h_last, h_middle = torch.randn(DIM, length), torch.randn(length, DIM)
     paths: Contestants = {}
     for n in fft_sizes(length):
-        paths[f"FFT {n}, (B, D, L)"] = lambda n=n: fft(last, h_last, n, -1)
-        paths[f"FFT {n}, (B, L, D)"] = lambda n=n: fft(middle, h_middle, n, -2)
+        paths[f"FFT {n}, (B, D, L)"] = partial(fft, last, h_last, n, -1)
+        paths[f"FFT {n}, (B, L, D)"] = partial(fft, middle, h_middle, n, -2)
     return paths
 
 
@@ -92,7 +93,8 @@ def operator_row(batch: int, length: int, seconds: float) -> dict[str, Any]:
 
     def train(arguments: tuple[Any, ...]) -> None:
         cpu.legendre_conv(*arguments)
-        cpu.legendre_conv_backward(grad, *arguments, [True, True, arguments[2] is not None, False, True, True])
+        needs = [True, True, arguments[2] is not None, False, True, True]
+        cpu.legendre_conv_backward(*(grad, *arguments, needs))
 
     paths = fft_paths(batch, length)
     trial = take_turns(paths, seconds / 4, 3)
@@ -201,7 +203,8 @@ def peak() -> float:
 
     def once() -> float:
         start = time.perf_counter()
-        return torch.ops.hyenarec_cpu.peak(1_000_000) / (time.perf_counter() - start)
+        done: float = torch.ops.hyenarec_cpu.peak(1_000_000)
+        return done / (time.perf_counter() - start)
 
     return max(once() for _ in range(9)) / 1e9
 

@@ -140,18 +140,23 @@ def measure(
         model.to(device).eval()
         if settings.compile:
             model.compile()
-        enter(name, "forward", lambda model=model: (partial(forward, model, batch), forward_check(model, few)))
+        enter(name, "forward", partial(checked_forward, model, batch, few))
         if name in STREAMS:
-            enter(name, "step", lambda model=model: (next_step(model, batch), step_check(model, few)))
+            enter(name, "step", partial(checked_step, model, batch, few))
     enter("", "top-k", lambda: top(batch_size, settings))
     for place, milliseconds in take_turns(calls, settings.seconds, settings.rounds).items():
         cases[place]["ms"] = milliseconds
     return cases
 
 
-def next_step(model: SequenceModel, batch: Batch) -> Callable[[], Tensor]:
-    """A function that adds the same event again to the histories of the batch."""
-    return partial(Stream(model, batch).step, batch.items[batch.packing.last])
+def checked_forward(model: SequenceModel, batch: Batch, few: Batch) -> tuple[Callable[[], Tensor], Check]:
+    """A function that reads the whole histories of the batch, and its check on a few of them."""
+    return partial(forward, model, batch), forward_check(model, few)
+
+
+def checked_step(model: SequenceModel, batch: Batch, few: Batch) -> tuple[Callable[[], Tensor], Check]:
+    """A function that adds the same event again to the histories of the batch, and its check on a few of them."""
+    return partial(Stream(model, batch).step, batch.items[batch.packing.last]), step_check(model, few)
 
 
 def top(users: int, settings: Settings) -> tuple[Callable[[], Tensor], Check]:

@@ -2,6 +2,7 @@
 // checked by the Python side; what is checked here is what would otherwise read out of bounds.
 #include "../common/tensors.h"
 #include "args.h"
+#include "wire.h"
 
 #if defined(__SSE2__)
 #include <xmmintrin.h>
@@ -71,25 +72,29 @@ std::vector<Sequence> sequences_of(const Tensor& x, const MaybeTensor& starts, c
   return sequences;
 }
 
-// The plan as hyenarec_kernels/plan.py lays it out: integers, and offsets into one array of constants.
+// The plan from its numbers (wire.h), whose offsets point into one array of constants.
 Plan plan_of(const Tensor& numbers, const Tensor& constants) {
-  constexpr int64_t kHead = 8, kPerLevel = 12;
-  const int64_t count = numbers.numel();
-  STD_TORCH_CHECK(numbers.scalar_type() == ScalarType::Long && numbers.is_contiguous() && count >= kHead &&
-                      (count - kHead) % kPerLevel == 0,
-                  "plan: malformed");
-  const int64_t* n = static_cast<const int64_t*>(numbers.data_ptr());
+  constexpr int64_t kPlan = sizeof(hyenarec::PlanNumbers) / 8, kLevel = sizeof(hyenarec::LevelNumbers) / 8;
+  STD_TORCH_CHECK(numbers.scalar_type() == ScalarType::Long && numbers.is_contiguous() && numbers.numel() >= kPlan,
+                  "plan: expected at least ", kPlan, " contiguous int64");
+  const auto& n = *static_cast<const hyenarec::PlanNumbers*>(numbers.data_ptr());
+  STD_TORCH_CHECK(n.version == hyenarec::kPlanVersion, "plan: version ", n.version, ", but this extension reads version ",
+                  hyenarec::kPlanVersion);
+  STD_TORCH_CHECK(n.levels >= 0 && n.levels <= hyenarec::kMaxLevels, "plan: ", n.levels, " levels, of at most ",
+                  hyenarec::kMaxLevels);
+  STD_TORCH_CHECK(numbers.numel() == kPlan + n.levels * kLevel, "plan: ", numbers.numel(), " numbers for ", n.levels,
+                  " levels");
+  STD_TORCH_CHECK(n.chunk % 8 == 0, "plan: chunks of ", n.chunk, " rows are no whole tiles of 8");
   const char* base = static_cast<const char*>(constants.data_ptr());
-  int64_t size = constants.element_size();
-  Plan plan{n[0], n[1], n[2], n[3], n[4], n[5], n[6], base + n[7] * size, int((count - kHead) / kPerLevel), {}};
-  STD_TORCH_CHECK(plan.chunk % 8 == 0, "plan: chunks of ", plan.chunk, " rows are no whole tiles of 8");
-  STD_TORCH_CHECK(plan.num_levels <= hyenarec::kMaxLevels, "plan: more than ", hyenarec::kMaxLevels, " levels");
+  auto at = [base, size = constants.element_size()](int64_t offset) -> const void* { return base + offset * size; };
+  Plan plan{n.horizon, n.chunk, n.near_taps, n.far_lag, n.far_taps, n.far_row, n.samples, at(n.lags), int(n.levels), {}};
+  const auto* levels = reinterpret_cast<const hyenarec::LevelNumbers*>(&n + 1);
   for (int l = 0; l < plan.num_levels; ++l) {
-    const int64_t* v = n + kHead + l * kPerLevel;
-    STD_TORCH_CHECK(v[2] <= hyenarec::kMaxRank && v[4] <= hyenarec::kMaxNodes, "plan: rank ", v[2], " or ", v[4],
-                    " nodes too large");
-    const char *moments = base + v[9] * size, *from_nodes = base + v[10] * size;
-    plan.levels[l] = {v[0], v[1], v[2], v[3], v[4], v[5], v[6], v[7], v[8], moments, from_nodes, v[11]};
+    const auto& v = levels[l];
+    STD_TORCH_CHECK(v.rank <= hyenarec::kMaxRank && v.nodes <= hyenarec::kMaxNodes, "plan: rank ", v.rank, " or ",
+                    v.nodes, " nodes too large");
+    plan.levels[l] = {v.chunk,      v.fan,       v.rank,       v.degree,      v.nodes,          v.near_pairs,
+                      v.far_first,  v.far_pairs, v.sample_row, at(v.moments), at(v.from_nodes), v.half};
   }
   return plan;
 }
@@ -331,6 +336,9 @@ Tensor dropout_backward(const Tensor& grad, const Tensor& x, const Tensor& seed,
   return drop(grad, x, seed, dropped, gelu);
 }
 
+std::string plan_format() {
+  return "version " + std::to_string(hyenarec::kPlanVersion) + ": " + hyenarec::plan_format_names();
+}
 std::string isa() { return hyenarec::kernels().name; }
 int64_t scratch_peak() { return hyenarec::scratch_peak(); }
 double peak(int64_t steps) { return hyenarec::kernels().peak(steps, parallel); }
@@ -366,6 +374,7 @@ STABLE_TORCH_LIBRARY(hyenarec_cpu, m) {
       "Tensor? ends, int dim, bool[] needs) -> (Tensor, Tensor, Tensor)");
   m.def("dropout(Tensor x, Tensor seed, int dropped, bool gelu) -> Tensor");
   m.def("dropout_backward(Tensor grad, Tensor x, Tensor seed, int dropped, bool gelu) -> Tensor");
+  m.def("plan_format() -> str");
   m.def("isa() -> str");
   m.def("scratch_peak() -> int");
   m.def("peak(int steps) -> float");
@@ -384,6 +393,7 @@ STABLE_TORCH_LIBRARY_IMPL(hyenarec_cpu, CPU, m) {
   m.impl("dropout_backward", TORCH_BOX(&dropout_backward));
 }
 STABLE_TORCH_LIBRARY_IMPL(hyenarec_cpu, CompositeExplicitAutograd, m) {
+  m.impl("plan_format", TORCH_BOX(&plan_format));
   m.impl("isa", TORCH_BOX(&isa));
   m.impl("scratch_peak", TORCH_BOX(&scratch_peak));
   m.impl("peak", TORCH_BOX(&peak));

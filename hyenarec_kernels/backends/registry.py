@@ -1,9 +1,15 @@
 """Which implementation serves an operator: the table of backends, their availability, and how to force one.
 
-A backend is an object with functions named as the operators of the ``hyenarec`` namespace (``long_conv``,
-``long_conv_backward``, ...) and with their arguments; it need not have all of them. The first available backend of the
-table that works on a tensor's device and has the operator serves it. ``use("reference")``, or the environment variable
-``HYENAREC_BACKEND``, forces one instead.
+A backend is an object, usually a module, with functions named as the operators of the ``hyenarec`` namespace
+(``long_conv``, ``long_conv_backward``, ...) and with their arguments; it need not have all of them. Besides it may have
+
+    accepts(call) -> None, or in one plain line the reason why it does not take this call    (all calls without it)
+    algorithm(call) -> how it computes a call that it accepts, in a word or two, for the log
+
+This module alone chooses: the first backend of the table that works on the tensors' device, has the operator and
+accepts the call serves it. No backend hands a call on to another. ``use("reference")``, or the environment variable
+``HYENAREC_BACKEND``, forces one backend instead, whatever is faster. What a forced backend cannot compute, of an
+operator that it has, the reference serves.
 """
 
 from __future__ import annotations
@@ -12,10 +18,12 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from importlib import import_module
 from typing import Any
 
-from hyenarec_kernels.backends import triton
+from hyenarec_kernels.backends import log, triton
+from hyenarec_kernels.backends.calls import Call, DeviceUnable, Slower
 
 ENVIRONMENT_VARIABLE = "HYENAREC_BACKEND"
 
@@ -28,7 +36,7 @@ class Backend:
         devices: torch device types it serves; None for every device.
         probe: None where it works on this machine, otherwise the reason why it does not; called often, so it must be
             cheap.
-        load: its implementations, called once an operator is needed.
+        load: its implementations; called often.
     """
 
     devices: tuple[str, ...] | None
@@ -39,22 +47,17 @@ class Backend:
         return self.devices is None or device in self.devices
 
 
+@cache
+def _module(name: str) -> Any:
+    return import_module(f"hyenarec_kernels.backends.{name}")
+
+
 # Order of preference; the reference serves whatever nothing above it does.
 BACKENDS: dict[str, Backend] = {
-    "cpu": Backend(
-        ("cpu",),
-        lambda: import_module("hyenarec_kernels.backends.cpu").probe(),
-        lambda: import_module("hyenarec_kernels.backends.cpu"),
-    ),
-    "cuda": Backend(
-        ("cuda",),
-        lambda: import_module("hyenarec_kernels.backends.cuda").probe(),
-        lambda: import_module("hyenarec_kernels.backends.cuda"),
-    ),
-    "triton": Backend(
-        triton.DEVICES, triton.probe, lambda: import_module("hyenarec_kernels.backends.triton.operators")
-    ),
-    "reference": Backend(None, lambda: None, lambda: import_module("hyenarec_kernels.backends.reference")),
+    "cpu": Backend(("cpu",), lambda: _module("cpu").probe(), lambda: _module("cpu")),
+    "cuda": Backend(("cuda",), lambda: _module("cuda").probe(), lambda: _module("cuda")),
+    "triton": Backend(triton.DEVICES, triton.probe, lambda: _module("triton.operators")),
+    "reference": Backend(None, lambda: None, lambda: _module("reference")),
 }
 
 # A plain global, not a context variable: autograd runs CUDA backwards in threads that do not inherit the caller's
@@ -64,12 +67,7 @@ _forced: str | None = None
 
 def available(device: str) -> list[str]:
     """The backends that work on this machine for a torch device type ("cpu", "cuda"), in order of preference."""
-    return list(_available(device))
-
-
-def _available(device: str) -> Iterator[str]:
-    """One by one, so that a call probes no backend behind the one that serves it."""
-    return (name for name, backend in BACKENDS.items() if backend.serves(device) and backend.probe() is None)
+    return [name for name in BACKENDS if _works(name, device)]
 
 
 @contextmanager
@@ -94,19 +92,77 @@ def forced() -> str | None:
     return _forced or os.environ.get(ENVIRONMENT_VARIABLE) or None
 
 
-def implementation(operator: str, device: str) -> Callable[..., Any]:
-    """The function that serves ``operator`` on a torch device type now."""
-    name = forced()
-    if name is not None:
-        _check_usable(name, "backends.use" if _forced else ENVIRONMENT_VARIABLE)
-        if not BACKENDS[name].serves(device):
-            raise NotImplementedError(f"{operator}: the forced backend {name!r} does not serve device {device!r}")
-    for candidate in _available(device) if name is None else [name]:
-        function: Callable[..., Any] | None = getattr(BACKENDS[candidate].load(), operator, None)
-        if function is not None:
-            return function
-    tried = available(device) if name is None else [name]
-    raise NotImplementedError(f"{operator}: not implemented for device {device!r} by backend {', '.join(tried)}")
+def implementation(call: Call) -> Callable[..., Any]:
+    """The function that serves a call now.
+
+    Raises:
+        ValueError: an environment variable has an unknown value.
+        NotImplementedError: the forced backend does not have the operator, or not on this device.
+    """
+    device, name = call.arguments[0].device.type, forced()
+    chosen, function = _first(call, device) if name is None else _served_by_force(name, call, device)
+    if log.enabled():
+        log.report(call, chosen, getattr(BACKENDS[chosen].load(), "algorithm", None), _others(call, device, chosen))
+    return function
+
+
+def _first(call: Call, device: str) -> tuple[str, Callable[..., Any]]:
+    for name in BACKENDS:
+        if not _works(name, device):
+            continue
+        backend = BACKENDS[name].load()
+        function = getattr(backend, call.function, None)
+        if function is None:
+            continue
+        reason = _reason(backend, call)
+        if reason is None or (isinstance(reason, Slower) and not _works(reason.than, device)):
+            return name, function
+    raise NotImplementedError(
+        f"{call.function}: not implemented for device {device!r} by backend {', '.join(available(device))}"
+    )
+
+
+def _served_by_force(name: str, call: Call, device: str) -> tuple[str, Callable[..., Any]]:
+    _check_usable(name, "backends.use" if _forced else ENVIRONMENT_VARIABLE)
+    if not BACKENDS[name].serves(device):
+        raise NotImplementedError(f"{call.function}: the forced backend {name!r} does not serve device {device!r}")
+    backend = BACKENDS[name].load()
+    function = getattr(backend, call.function, None)
+    if function is None:
+        raise NotImplementedError(f"{call.function}: not implemented for device {device!r} by backend {name}")
+    reason = _reason(backend, call)
+    if reason is None or isinstance(reason, Slower):
+        return name, function
+    if isinstance(reason, DeviceUnable):
+        where = call.arguments[0].device
+        raise NotImplementedError(f"{call.function}: the forced backend {name!r} does not run on {where}: {reason}")
+    return "reference", getattr(BACKENDS["reference"].load(), call.function)
+
+
+def _works(name: str, device: str) -> bool:
+    backend = BACKENDS[name]
+    return backend.serves(device) and backend.probe() is None
+
+
+def _reason(backend: Any, call: Call) -> str | None:
+    accepts = getattr(backend, "accepts", None)
+    reason: str | None = None if accepts is None else accepts(call)
+    return reason
+
+
+def _others(call: Call, device: str, chosen: str) -> Iterator[tuple[str, str]]:
+    """For the log: each backend that comes before the chosen one, and why it does not serve the call."""
+    for name, row in BACKENDS.items():
+        if name == chosen:
+            return
+        if not row.serves(device):
+            yield name, f"it does not serve device {device!r}"
+        elif (unavailable := row.probe()) is not None:
+            yield name, unavailable
+        elif not hasattr(row.load(), call.function):
+            yield name, "it does not have this operator"
+        else:
+            yield name, _reason(row.load(), call) or f"{forced()} is forced"
 
 
 def _check_usable(name: str, origin: str) -> None:

@@ -91,8 +91,9 @@ class Windows:
         return sampled_basis(lags.reshape(-1), self.terms, self.horizon).reshape(*lags.shape, self.terms)
 
     @lru_cache(maxsize=256)  # noqa: B019 (windows live as long as the search that made them)
-    def energy(self, chunk: int, last: int) -> Array:
-        """Squares of the entries (r, s) summed over basis filters and distances 1..last, (entries,).
+    def energy(self, chunk: int, last: int, nodes: int) -> Array:
+        """Squares of the entries (r, s) summed over basis filters and distances 1..last, from windows sampled at
+        `nodes` lags: (entries,).
 
         Polynomials turn fastest at both ends of the horizon: beyond 24 windows, 8 at either end and 8 between stand
         for the rest. This ranks candidates; the bound of a plan that is kept looks at every window.
@@ -100,7 +101,6 @@ class Windows:
         distances = np.arange(1, last + 1, dtype=np.float64)
         if last > 24:
             distances = distances[np.r_[0:8, np.linspace(8, last - 9, 8).astype(int), last - 8 : last]]
-        nodes = min(self.exact_nodes, chunk)
         blocks = blocks_from_nodes(chunk, nodes) @ self.samples(chunk, distances, chebyshev_nodes(nodes))
         energy: Array = np.square(blocks).sum(axis=(0, 2)) * (last / len(distances))
         return energy

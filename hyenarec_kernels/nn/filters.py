@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from hyenarec_kernels.legendre import legendre_basis, product, window
+from hyenarec_kernels.legendre import legendre_at, legendre_basis, product, window
 from hyenarec_kernels.ops.legendre_conv import legendre_conv
 from hyenarec_kernels.ops.long_conv import long_conv
 from hyenarec_kernels.segments import Layout
@@ -66,11 +66,8 @@ class Filter(nn.Module):
         return long_conv(x, self(), skip, **options)
 
     def decay(self) -> Tensor | None:
-        """The window as the operators take it: ``a`` (G,) with ``softplus(a) = rate``; None without a window."""
-        if self.log_rate is None:
-            return None
-        rate = self.log_rate.to(_wide(self.log_rate)).exp()
-        return rate + torch.log(-torch.expm1(-rate))
+        """The windows' rates (G,) in units of 1/K, as the operators take them; None without a window."""
+        return None if self.log_rate is None else self.log_rate.to(_wide(self.log_rate)).exp()
 
     def windowed(self, taps: Tensor) -> Tensor:
         """``taps`` (G, K) times the window, if there is one."""
@@ -135,11 +132,21 @@ class LegendreFilter(_BasisFilter):
 
 
 class ChebyshevFilter(_BasisFilter):
-    """Chebyshev polynomials of the first kind, ``sqrt(2) T_n(2*tau/(K-1) - 1)``, ``T_0`` itself; for comparison."""
+    """Chebyshev polynomials of the first kind, ``sqrt(2) T_n(2*tau/(K-1) - 1)``, ``T_0`` itself; for comparison.
+
+    They span what as many Legendre polynomials span, so :meth:`convolve` hands Legendre coefficients to the operator.
+    """
 
     def basis(self, dtype: torch.dtype, device: torch.device) -> Tensor:
         x = torch.linspace(-1, 1, self.horizon, dtype=torch.float64) if self.horizon > 1 else -torch.ones(1).double()
         return _harmonics(x.arccos(), self.terms).to(dtype).to(device)  # T_n(cos t) = cos(n t)
+
+    def convolve(self, x: Tensor, skip: Tensor | None = None, **options: Unpack[ConvOptions]) -> Tensor:
+        coefficients = self.coefficients()
+        change = _chebyshev_to_legendre(self.terms).to(coefficients.dtype).to(coefficients.device)
+        return legendre_conv(
+            x, product(coefficients, change), skip, horizon=self.horizon, decay=self.decay(), **options
+        )
 
 
 class CosineFilter(_BasisFilter):
@@ -219,6 +226,17 @@ def make_filter(name: str, groups: int, horizon: int, *, terms: int, window: boo
     if name == "explicit":
         return ExplicitFilter(groups, horizon)
     raise ValueError(f"filter must be {', '.join(bases)}, implicit, explicit or a callable, got {name!r}")
+
+
+def _chebyshev_to_legendre(terms: int) -> Tensor:
+    """The basis of `ChebyshevFilter` in that of `LegendreFilter`, whatever the horizon: (N, N) float64.
+
+    Both are known at N Chebyshev nodes, which determine polynomials of N terms; there the system is well conditioned.
+    """
+    phase = (torch.arange(terms, dtype=torch.float64) + 0.5) * (math.pi / terms)
+    legendre = legendre_at(phase.cos() + 1, terms, 3)  # of 3 taps: lags 0 .. 2 are -1 .. 1
+    change: Tensor = torch.linalg.solve(legendre, _harmonics(phase, terms), left=False)
+    return change
 
 
 def _harmonics(phase: Tensor, terms: int) -> Tensor:

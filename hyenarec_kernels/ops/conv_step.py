@@ -59,8 +59,8 @@ def conv_step(
     return out
 
 
-def _dispatch(x: Tensor, *rest: Tensor | None) -> Tensor:
-    out: Tensor = backends.implementation("conv_step", x.device.type)(x, *rest)
+def _dispatch(*arguments: Tensor | None) -> Tensor:
+    out: Tensor = backends.implementation(backends.Call("conv_step", "conv_step", arguments))(*arguments)
     return out
 
 

@@ -30,7 +30,7 @@ def legendre_conv(
     """:func:`long_conv` with the taps of :func:`legendre_filter` (polynomial Legendre kernels: arXiv 2603.25027).
 
         h[g, tau] = w[g, tau] * sum_{n<N} coefficients[g, n] * sqrt(2n+1) * P_n(2*tau/(K-1) - 1)
-        w[g, tau] = exp(-softplus(decay[g]) * tau / K)
+        w[g, tau] = exp(-decay[g] * tau / K)
         u = pre_gate * x
         y[t, d] = sum_{tau<K} h[g(d), tau] * u[t - tau, d] + skip[d] * u[t, d],    g(d) = d // (D/G)
         out = post_gate * y
@@ -40,14 +40,18 @@ def legendre_conv(
         coefficients: (G, N), N >= 1, G a divisor of D; the dtype of ``x``, or float32 (float64 beside float64).
         skip: (D,), dtype as ``coefficients``.
         horizon: K >= 1, the filter's support; a constant of the model, not the length of the batch.
-        decay: (G,) window parameters, dtype as ``coefficients``; None for no window.
+        decay: (G,) rates of the windows, >= 0, dtype as ``coefficients``; None for no window. The unit is 1/K: a window
+            falls to 1/e in K / decay events. 0 is no window; inf leaves lag 0 alone, and its gradient is 0; NaN makes
+            the outputs and gradients of its own group's channels NaN.
         pre_gate, post_gate, lengths, starts, cu_seqlens, last_only: as in :func:`long_conv`.
 
     Returns:
         As :func:`long_conv`.
 
     Raises:
-        ValueError: as :func:`long_conv`, and for ``horizon`` below 1.
+        ValueError: as :func:`long_conv`, and for ``horizon`` below 1 or a negative ``decay``. Values of ``decay`` are
+            checked on the CPU only; elsewhere the window of a negative one grows with the lag, and accuracy is not
+            promised.
     """
     op = "legendre_conv"
     check_input(op, x)
@@ -83,6 +87,11 @@ def _output_shapes(
     return [gated_shape(x, starts, last_only)]
 
 
+def _check_decay(x: Tensor, coefficients: Tensor, decay: Tensor | None, *rest: object) -> None:
+    if decay is not None and decay.device.type == "cpu" and bool((decay < 0).any()):
+        raise ValueError(f"legendre_conv: decay must be at least 0, got {decay[decay < 0][0].item()}")
+
+
 register(
     "legendre_conv",
     (
@@ -95,4 +104,5 @@ register(
     ),
     "int horizon, bool last_only",
     _output_shapes,
+    check=_check_decay,
 )

@@ -53,6 +53,9 @@ def long_conv(
         in float32 (float64 for float64) and rounded once. Under autocast ``x`` and the gates are cast to the autocast
         dtype.
 
+    Outputs and gradients are the same run to run. Between numbers of CPU threads their last bits may differ where the
+    taps are so many that they go through an FFT: torch's FFTs divide their work by the number of threads.
+
     Raises:
         ValueError: an argument has a shape, dtype, device or value that does not fit; values of ``lengths``, ``starts``
             and ``cu_seqlens`` are checked on the CPU only.

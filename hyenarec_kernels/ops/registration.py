@@ -31,6 +31,7 @@ def register(
     output_shapes: Callable[..., Sequence[Sequence[int]]],
     outputs: int = 1,
     constants: Sequence[str] = SEGMENTS,
+    check: Callable[..., None] | None = None,
 ) -> None:
     """Defines ``hyenarec::name`` and ``hyenarec::name_backward``.
 
@@ -41,14 +42,16 @@ def register(
         output_shapes: the shapes of the outputs, from the operator's arguments.
         outputs: how many these are.
         constants: schema of each tensor that has no gradient.
+        check: gets the operator's arguments as real tensors, before a backend does; raises where values are wrong.
     """
     count = len(tensors)
     arguments = ", ".join((*tensors, *constants, options))
     grads = ", ".join(f"Tensor grad_{i}" for i in range(outputs))
     backward_name = f"{name}_backward"
     segments = slice(count, count + 2) if constants is SEGMENTS else None
-    _define(name, f"({arguments}) -> ({_tensors(outputs)})", 0, segments)
-    _define(backward_name, f"({grads}, {arguments}, bool[{count}] needs) -> ({_tensors(count)})", outputs, segments)
+    _define(name, name, f"({arguments}) -> ({_tensors(outputs)})", slice(None), segments, check)
+    schema = f"({grads}, {arguments}, bool[{count}] needs) -> ({_tensors(count)})"
+    _define(backward_name, name, schema, slice(outputs, -1), segments, None)
     backward_operator = getattr(torch.ops.hyenarec, backward_name)
 
     def fake(x: Tensor, *rest: Any) -> Tensor | tuple[Tensor, ...]:
@@ -108,17 +111,22 @@ def _tensors(count: int) -> str:
     return ", ".join(["Tensor"] * count)
 
 
-def _define(name: str, schema: str, first: int, segments: slice | None) -> None:
-    """Defines one operator, whose ``x`` is its argument ``first``; ``segments`` are ``starts`` and ``ends``, counted
-    from there."""
+def _define(
+    name: str, operator: str, schema: str, own: slice, segments: slice | None, check: Callable[..., None] | None
+) -> None:
+    """Defines ``operator`` or its backward: ``own`` are the arguments of the operator, ``segments`` of those the
+    ``starts`` and ``ends``."""
     qualified = f"{NAMESPACE}::{name}"
 
     def dispatch(*arguments: Any) -> Any:
-        x: Tensor = arguments[first]
+        call = backends.Call(name, operator, arguments[own])
+        x: Tensor = call.arguments[0]
         if segments is not None:
-            check_segments(name, x, *arguments[first:][segments])
+            check_segments(name, x, *call.arguments[segments])
+        if check is not None:
+            check(*call.arguments)
         with _no_autocast(x.device.type):
-            return backends.implementation(name, x.device.type)(*arguments)
+            return backends.implementation(call)(*arguments)
 
     torch.library.define(qualified, schema, tags=(torch.Tag.pt2_compliant_tag,))
     torch.library.impl(qualified, "default", dispatch)

@@ -7,11 +7,26 @@ attention, recurrent cells) ask for one with :meth:`Packing.pad` and come back w
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
 
 import torch
 from torch import Tensor
+
+
+def kept(compute: Callable[[Packing], Tensor]) -> property:
+    """A property computed once, but anew in compiled code, which cannot trace the lock of ``cached_property``."""
+    name = f"_{compute.__name__}"
+
+    def get(packing: Packing) -> Tensor:
+        if torch.compiler.is_compiling():
+            return compute(packing)
+        values: dict[str, Tensor] = packing.__dict__
+        if name not in values:
+            values[name] = compute(packing)
+        return values[name]
+
+    return property(get, doc=compute.__doc__)
 
 
 @dataclass(frozen=True)
@@ -34,32 +49,34 @@ class Packing:
     def sequences(self) -> int:
         return self.cu_seqlens.shape[0] - 1
 
-    @cached_property
+    @property
     def lengths(self) -> Tensor:  # (S,)
         return self.cu_seqlens.diff()
 
-    @cached_property
+    @kept
     def rows(self) -> Tensor:
         """The sequence of every event, (T,)."""
         return torch.repeat_interleave(self.lengths)
 
-    @cached_property
+    @kept
     def positions(self) -> Tensor:
         """The 0-based place of every event in its sequence, (T,)."""
-        return torch.arange(self.rows.shape[0], device=self.rows.device) - self.cu_seqlens[self.rows]
+        rows: Tensor = self.rows
+        return torch.arange(rows.shape[0], device=rows.device) - self.cu_seqlens[rows]
 
-    @cached_property
+    @property
     def last(self) -> Tensor:
         """The row of every sequence's last event, (S,)."""
         return self.cu_seqlens[1:] - 1
 
-    @cached_property
+    @kept
     def _slots(self) -> Tensor:  # (T,) place of every event in the flattened rectangle
-        return self.rows * self.max_length + self.positions
+        slots: Tensor = self.rows * self.max_length + self.positions
+        return slots
 
     def pad(self, x: Tensor) -> Tensor:
         """(T, ...) to (S, max_length, ...), right-padded with zeros."""
-        flat = x.new_zeros(self.sequences * self.max_length, *x.shape[1:]).index_copy(0, self._slots, x)
+        flat: Tensor = x.new_zeros(self.sequences * self.max_length, *x.shape[1:]).index_copy(0, self._slots, x)
         return flat.view(self.sequences, self.max_length, *x.shape[1:])
 
     def unpad(self, x: Tensor) -> Tensor:
@@ -68,7 +85,8 @@ class Packing:
 
     def elapsed(self, times: Tensor) -> Tensor:
         """From ``times`` (T,) to the time since the event before in the same sequence, 0 for the first, (T,)."""
-        return times.diff(prepend=times[:1]) * (self.positions > 0)
+        later: Tensor = self.positions > 0
+        return times.diff(prepend=times[:1]) * later
 
     def to(self, device: torch.device) -> Packing:
         return Packing(self.cu_seqlens.to(device, non_blocking=True), self.max_length)

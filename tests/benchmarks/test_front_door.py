@@ -28,7 +28,7 @@ def test_runs_one_with_its_options(tmp_path: Path, capsys: pytest.CaptureFixture
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        (["sclaing"], "no benchmark suite is called 'sclaing': choose one of operator, step, scaling, "),
+        (["sclaing"], "no benchmark suite is called 'sclaing': choose one of operator, quick, step, scaling, "),
         (["report", "nowhere"], "nowhere: no such folder of results"),
         (["scaling", "--mixers", "lstm"], "option mixers: name at least one out of hyena, attention, "),
     ],
@@ -54,3 +54,9 @@ def test_runs_as_a_module(tmp_path: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2])
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "report.md").exists()
+
+
+def test_quick_times_every_operator(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "benchmarks", "quick", "--benchmark-disable", "-p", "no:xdist"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2])
+    assert done.returncode == 0 and "12 passed" in done.stdout, done.stdout + done.stderr

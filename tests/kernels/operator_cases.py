@@ -105,7 +105,7 @@ class Case:
         elif operator == "long_conv":
             parameters = {"filter": draw(groups, taps), "skip": draw(dim)}
         else:
-            parameters = {"coefficients": draw(groups, terms), "decay": draw(groups), "skip": draw(dim)}
+            parameters = {"coefficients": draw(groups, terms), "decay": abs(draw(groups)), "skip": draw(dim)}
             options["horizon"] = taps
         outputs = [min(n, 1) if last_only else n for n in lengths]
         rows = {"x": [draw(n, dim) for n in lengths], "grad": [draw(n, dim) for n in outputs]}

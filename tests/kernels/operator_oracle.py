@@ -72,7 +72,9 @@ def legendre_basis(terms: int, horizon: int) -> Array:
 
 
 def window(decay: Array, horizon: int) -> Array:
-    return np.exp(-np.logaddexp(0, decay)[:, None] * np.arange(horizon) / horizon)
+    exponent = decay[:, None] * np.arange(horizon) / horizon
+    exponent[np.isinf(decay), 0] = 0  # an infinite rate lets lag 0 pass
+    return np.exp(-exponent)
 
 
 def legendre_filter(coefficients: Array, horizon: int, decay: Array) -> Array:
@@ -85,5 +87,5 @@ def legendre_filter_gradients(dh: Array, coefficients: Array, horizon: int, deca
     basis = legendre_basis(coefficients.shape[1], horizon)
     return {
         "coefficients": (dh * window(decay, horizon)) @ basis.T,
-        "decay": -(dh * h * np.arange(horizon) / horizon).sum(1) * sigmoid(decay),
+        "decay": -(dh * h * np.arange(horizon) / horizon).sum(1),
     }

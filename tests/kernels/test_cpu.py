@@ -10,16 +10,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from operator_cases import TOLERANCE as CONTRACT
 from torch import Tensor
 
-from hyenarec_kernels import long_conv
-from hyenarec_kernels.backends import cpu, reference
+from hyenarec_kernels import backends, long_conv
+from hyenarec_kernels.backends import cpu
 from hyenarec_kernels.backends.cpu import convolutions
-from hyenarec_kernels.backends.cpu.plan import Plan, block_plan, direct_plan, plan_for
-from hyenarec_kernels.legendre import legendre_at
-from hyenarec_kernels.lowrank import fit
+from hyenarec_kernels.backends.cpu.plan import Plan, block_plan, direct_plan
+from hyenarec_kernels.backends.crossovers import CPU_DIRECT
 from hyenarec_kernels.lowrank.blocks import sampled_basis
-from hyenarec_kernels.lowrank.levels import TOLERANCE
 
 pytestmark = pytest.mark.skipif(cpu.probe() is not None, reason=f"cpu backend: {cpu.probe()}")
 
@@ -184,102 +183,64 @@ def test_error_stays_under_the_plans_bound(fastest: float) -> None:
     assert error.max() > 1e-9  # the coarse plan does approximate
 
 
-def smooth_filters(kind: str, groups: int, taps: int) -> Tensor:
-    """(groups, taps) float64."""
-    if kind == "exponential":
-        age = torch.arange(taps, dtype=torch.float64) / taps
-        return torch.randn(groups, 1, dtype=torch.float64) * torch.exp(-torch.linspace(0, 30, groups)[:, None] * age)
-    terms = int(kind.removesuffix(" terms"))
-    lags = torch.arange(taps, dtype=torch.float64)
-    return torch.randn(groups, terms, dtype=torch.float64) @ legendre_at(lags, terms, taps)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("period", [2, 7])
+@pytest.mark.parametrize("memory", ["exp(-lag / 300)", "lag exp(-lag / 100)"])
+def test_a_faint_period_in_a_smooth_filter_is_heard(memory: str, period: int, dtype: torch.dtype) -> None:
+    """Of a part of the filter far below the rest, at the input's own period, as little is lost as of any other."""
+    lag = torch.arange(CPU_DIRECT, dtype=torch.float64)
+    smooth = torch.exp(-lag / 300) if memory == "exp(-lag / 300)" else lag * torch.exp(-lag / 100)
+    beat = torch.cos(2 * torch.pi * lag / period)
+    faint = {torch.float64: 1e-12, torch.float32: 4e-7, torch.float16: 2e-5, torch.bfloat16: 1e-4}[dtype]
+    taps = (smooth / smooth.norm() + faint * beat / beat.norm()).to(torch.promote_types(dtype, torch.float32))
+    x = beat[None, :, None].to(dtype)
+    ones, zero = torch.ones(1, len(lag), 1, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)
+    want = dense(x.double(), taps.double()[:, None], zero, ones, ones, torch.ones(1, len(lag), 1, dtype=torch.bool))
+    found = long_conv(x, taps[None])
+    assert (found.double() - want).norm() <= CONTRACT[dtype] * want.norm()
 
 
-SHAPES = [(1021, 1021, 6), (1000, 700, 2), (600, 1500, 3)]
-SMOOTH = [
-    *((kind, dtype, 2, *shape) for kind in ("12 terms", "28 terms") for dtype in LIMIT for shape in SHAPES),
-    *(("exponential", torch.float32, 2, *shape) for shape in SHAPES),
-    ("50 terms", torch.float32, 20, 1021, 1021, 6),  # rows enough to pay for the tables
-]
+@pytest.mark.parametrize("rough", [True, False])
+def test_many_taps_go_through_the_fft_unless_forced(rough: bool) -> None:
+    taps = CPU_DIRECT + 76
+    filter, x = torch.randn(4, taps) if rough else torch.linspace(1, 0, taps).expand(4, taps), torch.randn(2, taps, 4)
+    arguments = (filter, torch.randn(4))
+    with backends.use("reference"):
+        want = long_conv(x, *arguments)
+    assert torch.equal(long_conv(x, *arguments), want)
+    assert not torch.equal(long_conv(x[:, 76:], *arguments), want[:, 76:])
+    with backends.use("cpu"):
+        found = long_conv(x, *arguments)
+    assert not torch.equal(found, want) and (found - want).norm() < 1e-5 * want.norm()
 
 
-@pytest.mark.parametrize(("kind", "dtype", "batch", "taps", "length", "groups"), SMOOTH)
-def test_smooth_taps_go_as_blocks(
-    kind: str, dtype: torch.dtype, batch: int, taps: int, length: int, groups: int
-) -> None:
-    dim = 6
-    filter = smooth_filters(kind, groups, taps).to(dtype).double().requires_grad_()
-    x, pre, post = (torch.randn(batch, length, dim).to(dtype).double().requires_grad_() for _ in range(3))
-    skip = torch.randn(dim).to(dtype).double().requires_grad_()
-    grad = torch.randn(batch, length, dim).to(dtype)
-    starts, ends = torch.arange(batch) * 5, torch.full((batch,), length)
-    position = torch.arange(length)
-    real = ((position >= starts[:, None]) & (position < ends[:, None]))[..., None]
-    out = dense(x, filter.repeat_interleave(dim // groups, 0).T, skip, pre, post, real)
-    inputs = (x, filter, skip, pre, post)
-    expected = [out.detach(), *torch.autograd.grad(out, inputs, grad.double())]
-
-    arguments = (*(t.detach().to(dtype) for t in inputs), starts, ends)
-    sampled = convolutions._sample_taps(arguments[0], arguments[1], length)
-    assert sampled is not None and sampled[0].levels, "not taken for smooth"
-    found = [cpu.long_conv(*arguments, False), *cpu.long_conv_backward(grad, *arguments, False, [True] * 5)]
-    for f, e in zip(found, expected, strict=True):
-        assert float((f.double() - e).norm() / e.norm()) < LIMIT[dtype]
+def test_gradients_of_many_taps() -> None:
+    x = torch.randn(1, CPU_DIRECT + 8, 1, dtype=torch.float64, requires_grad=True)
+    filter = torch.linspace(1, 0, CPU_DIRECT + 8, dtype=torch.float64)[None].requires_grad_()
+    for name in ("cpu", "reference"):
+        # one output in 300, or the numbers would fill the time of the suite
+        with backends.use(name):
+            assert torch.autograd.gradcheck(lambda *t: long_conv(*t)[:, ::300], (x, filter))
 
 
-def test_rough_taps_go_through_the_fft() -> None:
-    x, grad, filter = torch.randn(2, 800, 4), torch.randn(2, 800, 4), torch.randn(4, 800)
-    filter[:3] = smooth_filters("12 terms", 3, 800)  # one rough filter is enough
-    arguments = (x, filter, torch.randn(4), None, None, None, None, False)
-    assert torch.equal(cpu.long_conv(*arguments), reference.long_conv(*arguments))
-    needs = [True, True, True, False, False]
-    found = cpu.long_conv_backward(grad, *arguments, needs)
-    for f, e in zip(found, reference.long_conv_backward(grad, *arguments, needs), strict=True):
-        assert torch.equal(f, e)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("at", [0, 100, 511, 800, 1023])
-def test_one_tap_out_of_line_is_not_smooth(dtype: torch.dtype, at: int) -> None:
-    filter, x = smooth_filters("12 terms", 3, 1024).to(dtype), torch.randn(2, 1024, 3, dtype=dtype)
-    assert convolutions._sample_taps(x, filter, 1024) is not None
-    filter[1, at] += filter[1].norm() * 4 * TOLERANCE[dtype]
-    assert convolutions._sample_taps(x, filter, 1024) is None
-    filter[1, at] = torch.nan
-    assert convolutions._sample_taps(x, filter, 1024) is None
-
-
-def test_what_is_taken_for_smooth_stays_within_twice_the_tolerance(monkeypatch: pytest.MonkeyPatch) -> None:
-    """At a coarse tolerance in float64, with as much of the taps left by the fit as is allowed."""
-    length, dim, tolerance = 1024, 8, 1e-3
-    x = torch.randn(1, length, dim, dtype=torch.float64)
-    smooth = smooth_filters("12 terms", dim, length)
-    basis = fit.gram_polynomials(length, torch.float64)
-    noise = torch.randn(dim, length, dtype=torch.float64)
-    noise -= noise @ basis @ basis.T  # what no polynomial takes up
-    noise *= smooth.norm(dim=1, keepdim=True) / noise.norm(dim=1, keepdim=True) * tolerance / 8
-    plan_for.cache_clear()
-    monkeypatch.setitem(TOLERANCE, torch.float64, tolerance)
-    assert convolutions._sample_taps(x, smooth + 1.1 * noise, length) is None
-    filter = smooth + 0.99 * noise
-    sampled = convolutions._sample_taps(x, filter, length)
-    plan_for.cache_clear()
-    assert sampled is not None
-    plan, samples = sampled
-    exact = convolutions._conv(x, filter.T.contiguous(), None, None, None, None, None, direct_plan(length, length))
-    found = convolutions._conv(x, samples, None, None, None, None, None, plan)
-    error = (found - exact)[0].view(-1, plan.chunk, dim).norm(dim=1)  # (chunks, D)
-    assert (error <= 2 * tolerance * filter.norm(dim=1) * x[0].norm(dim=0)).all()
-    assert error.max() > 1e-6
-
-
-def test_gradients_of_smooth_taps() -> None:
-    """Of the filter too, although a filter moved in one tap is no longer smooth and goes through the FFT."""
-    x = torch.randn(1, 520, 1, dtype=torch.float64, requires_grad=True)
-    filter = smooth_filters("12 terms", 1, 520).requires_grad_()
-    sampled = convolutions._sample_taps(x, filter.detach(), 520)
-    assert sampled is not None and sampled[0].levels
-    # one output in 40, or the numbers would fill the time of the suite
-    assert torch.autograd.gradcheck(lambda *t: long_conv(*t)[:, ::40], (x, filter))
+@pytest.mark.parametrize("shape", [(0, 5, 3), (2, 0, 3), (2, 4, 3), (0, 3)])
+@pytest.mark.parametrize("last_only", [False, True])
+def test_nothing_to_convolve_is_zero(shape: tuple[int, ...], last_only: bool) -> None:
+    """No sequences, empty ones, and empty ones among padding; the gradients of the parameters are zero too."""
+    nowhere = torch.zeros(2, dtype=torch.int64)
+    starts, ends = (None, nowhere) if shape == (2, 4, 3) else (nowhere, nowhere) if len(shape) == 2 else (None, None)
+    x = torch.randn(shape)
+    gate = torch.randn(len(nowhere) if len(shape) == 2 else shape[0], 3) if last_only else x
+    tail = (torch.randn(3), x, gate, starts, ends)
+    for name, call in (
+        ("long_conv", (x, torch.randn(3, 7), *tail, last_only)),
+        ("legendre_conv", (x, torch.randn(3, 7), torch.rand(3), *tail, 20, last_only)),
+    ):
+        needs = [True] * (5 + (name == "legendre_conv"))
+        out, gradients = getattr(cpu, name)(*call), getattr(cpu, f"{name}_backward")(gate, *call, needs)
+        assert out.shape == gate.shape and not out.any()
+        shapes = [t.shape for t in call if isinstance(t, Tensor) and t is not nowhere]
+        assert [g.shape for g in gradients] == shapes and not any(g.any() for g in gradients)
 
 
 @pytest.mark.parametrize("horizon", [64, 512])
@@ -372,11 +333,31 @@ def test_each_instruction_set(isa: str) -> None:
     assert ran.returncode == 0, ran.stdout[-3000:]
 
 
-def test_an_unknown_instruction_set_is_named() -> None:
-    code = "from hyenarec_kernels.backends import cpu; print(cpu.probe())"
-    environment = os.environ | {"HYENAREC_CPU_ISA": "sse9"}
-    ran = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
-    assert "HYENAREC_CPU_ISA=sse9" in ran.stdout and "avx512, avx2 and portable" in ran.stdout
+@pytest.mark.parametrize(
+    "code",
+    [
+        "hk.backends.cpu.probe()",
+        "hk.backends.available('cpu')",
+        "hk.backends.use('cpu').__enter__()",
+        "hk.short_conv(torch.ones(1, 1, 1), torch.ones(1, 1))",
+    ],
+)
+def test_an_unknown_instruction_set_is_an_error(code: str) -> None:
+    """Falling back to the reference would hide it."""
+    ran = with_isa("sse9", f"import torch, hyenarec_kernels as hk, hyenarec_kernels.backends.cpu; {code}")
+    last = ran.stderr.splitlines()[-1]
+    assert last == "ValueError: HYENAREC_CPU_ISA=sse9: allowed are avx512, avx2 and portable"
+
+
+def test_the_report_shows_an_unknown_instruction_set() -> None:
+    ran = with_isa("sse9", "from hyenarec_kernels.__main__ import report; print(report())")
+    (line,) = [line for line in ran.stdout.splitlines() if line.startswith("backend cpu ")]
+    assert line.endswith("not available: HYENAREC_CPU_ISA=sse9: allowed are avx512, avx2 and portable"), ran.stderr
+
+
+def with_isa(isa: str, code: str) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"HYENAREC_CPU_ISA": isa}
+    return subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
 
 
 @pytest.mark.parametrize("dim", [64, 80])

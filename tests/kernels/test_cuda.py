@@ -338,4 +338,5 @@ def test_it_is_what_serves_long_filters() -> None:
     out = hk.long_conv(x, h)
     with backends.use("cuda"):
         assert torch.equal(out, hk.long_conv(x, h))
-    assert backends.implementation("long_conv", "cuda") is cuda.long_conv
+    call = backends.Call("long_conv", "long_conv", (x, h, None, None, None, None, None, False))
+    assert backends.implementation(call) is cuda.long_conv

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import SimpleNamespace
@@ -10,10 +9,12 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 import hyenarec_kernels as hk
 from hyenarec_kernels import backends
-from hyenarec_kernels.backends import compiled, registry, triton
+from hyenarec_kernels.backends import BACKENDS, Backend, Call, compiled, registry
+from hyenarec_kernels.backends.calls import Slower
 from hyenarec_kernels.backends.cuda import fft_conv as cuda
 
 
@@ -61,24 +62,40 @@ def test_a_gpu_is_asked_once_while_it_is_the_current_one(monkeypatch: pytest.Mon
     assert found == ["no kernel image", None, "no kernel image"] and asked == [1, 0]
 
 
-@pytest.mark.parametrize("use_triton", [True, False])
+X, H = torch.randn(2, 50, 4), torch.randn(4, 50)
+
+
+def call_of(x: Tensor, filter: Tensor, last_only: bool = False) -> Call:
+    return Call("long_conv", "long_conv", (x, filter, None, None, None, None, None, last_only))
+
+
+@pytest.fixture(params=[True, False])
+def use_triton(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """A table in which this backend and Triton, if it works, are to serve the CPU."""
+    marked = SimpleNamespace(long_conv=lambda x, *rest: torch.full_like(x, 7.0))
+    reason = None if request.param else "not installed"
+    table = {
+        "cuda": Backend(("cpu",), lambda: None, lambda: cuda),
+        "triton": Backend(("cpu",), lambda: reason, lambda: marked),
+        "reference": BACKENDS["reference"],
+    }
+    monkeypatch.setattr(registry, "BACKENDS", table)
+    used: bool = request.param
+    return used
+
+
 def test_what_a_gpu_cannot_run_goes_on(use_triton: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without an exception, to Triton or the reference; forced, it says why it cannot."""
-    x, h = torch.randn(2, 50, 4), torch.randn(4, 50)
-    arguments = (x, h, None, None, None, None, None, False)
-    marked = SimpleNamespace(long_conv=lambda *_: x)
     monkeypatch.setattr(cuda, "unsupported", lambda device: f"not compiled for {device.type}")
-    if use_triton:
-        monkeypatch.setattr(triton, "probe", lambda: None)
-        monkeypatch.setitem(sys.modules, "hyenarec_kernels.backends.triton.operators", marked)
-        assert cuda.long_conv(*arguments) is x
-    else:
-        monkeypatch.setattr(triton, "probe", lambda: "not installed")
-        with backends.use("reference"):
-            assert torch.equal(cuda.long_conv(*arguments), hk.long_conv(x, h))
-    monkeypatch.setattr(registry, "_forced", "cuda")
-    with pytest.raises(NotImplementedError, match="the forced backend 'cuda' does not run on cpu: not compiled for"):
-        cuda.long_conv(*arguments)
+    found = hk.long_conv(X, H)
+    with backends.use("reference"):
+        want = hk.long_conv(X, H)
+    assert (found == 7).all() if use_triton else torch.equal(found, want)
+    with (
+        backends.use("cuda"),
+        pytest.raises(NotImplementedError, match="the forced backend 'cuda' does not run on cpu: not compiled for"),
+    ):
+        hk.long_conv(X, H)
 
 
 @pytest.mark.skipif(compiled.probe() is not None or not compiled.has_cuda(), reason="compiled without CUDA")
@@ -96,7 +113,6 @@ def test_forcing_it_where_it_is_not_available_gives_the_reason(monkeypatch: pyte
     assert str(raised.value) == f"HYENAREC_BACKEND: backend 'cuda' is not available here: {cuda.probe()}"
 
 
-@pytest.mark.parametrize("use_triton", [True, False])
 @pytest.mark.parametrize(
     ("shape", "taps", "dtype", "last_only", "expected"),
     [
@@ -123,9 +139,11 @@ def test_the_plan(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Long filters go through the FFT; short and shared ones only where Triton is missing or this backend is forced."""
-    monkeypatch.setattr(triton, "probe", lambda: None if use_triton else "not installed")
     monkeypatch.setattr(cuda, "unsupported", lambda device: None)
-    x, filter = torch.empty(shape, dtype=dtype), torch.empty(2, taps)
-    assert cuda.transforms(x, filter, last_only) == (expected == "FFT" or (expected == "few" and not use_triton))
-    monkeypatch.setattr(registry, "_forced", "cuda")
-    assert cuda.transforms(x, filter, last_only) == (expected in ("FFT", "few"))
+    call = call_of(torch.empty(shape, dtype=dtype), torch.empty(2, taps), last_only)
+    serves = backends.implementation(call) is cuda.long_conv
+    assert serves == (expected == "FFT" or (expected == "few" and not use_triton))
+    with backends.use("cuda"):
+        assert (backends.implementation(call) is cuda.long_conv) == (expected in ("FFT", "few"))
+    reason = cuda.accepts(call)
+    assert (reason is None) == (expected == "FFT") and isinstance(reason, Slower) == (expected == "few")

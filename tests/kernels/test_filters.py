@@ -8,7 +8,9 @@ import pytest
 import torch
 
 import hyenarec_kernels as hk
+from hyenarec_kernels.legendre import product
 from hyenarec_kernels.nn import ChebyshevFilter, CosineFilter, ExplicitFilter, Filter, ImplicitFilter, LegendreFilter
+from hyenarec_kernels.nn.filters import _chebyshev_to_legendre
 
 KINDS = [LegendreFilter, ChebyshevFilter, CosineFilter, ImplicitFilter, ExplicitFilter]
 BASES = KINDS[:3]
@@ -44,7 +46,7 @@ def test_memories_spread_from_the_horizon_to_a_few_events(kind: type[Filter]) ->
     filter = kind(64, 400)
     decay = filter.decay()
     assert decay is not None
-    memory = 400 / torch.nn.functional.softplus(decay)  # events until the window falls to 1/e
+    memory = 400 / decay  # events until the window falls to 1/e
     torch.testing.assert_close(memory[[0, -1]], torch.tensor([400.0, 4.0]))
     ratio = memory[1:] / memory[:-1]
     torch.testing.assert_close(ratio, ratio[:1].expand(63))
@@ -80,6 +82,16 @@ def test_convolve_is_long_conv_with_the_taps(kind: type[Filter], last_only: bool
 def test_legendre_taps_are_legendre_filter(window: bool) -> None:
     filter = LegendreFilter(3, 21, terms=5, window=window).double()
     torch.testing.assert_close(filter(), hk.legendre_filter(filter.coefficients(), 21, filter.decay()))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize(("terms", "horizon"), [(1, 1), (3, 2), (16, 200), (64, 900)])
+def test_chebyshev_coefficients_become_legendre_ones_exactly(terms: int, horizon: int, dtype: torch.dtype) -> None:
+    filter = ChebyshevFilter(4, horizon, terms, window=False).to(dtype)
+    change = _chebyshev_to_legendre(terms).to(dtype)
+    taps = hk.legendre_filter(product(filter.coefficients(), change), horizon)
+    rounding = 4 * terms * torch.finfo(dtype).eps
+    assert (taps - filter()).norm(dim=1).max() <= rounding * filter().norm(dim=1).max()
 
 
 def test_bases_are_what_they_are_called() -> None:

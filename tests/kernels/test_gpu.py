@@ -152,9 +152,9 @@ def compiled_kernels() -> int:
     """Kernels that Triton holds ready, of all the package's."""
     from triton.runtime.jit import JITFunction
 
-    from hyenarec_kernels.backends.triton import chunks, far, rows
+    from hyenarec_kernels.backends.triton.kernels import chunks, moments, slots
 
-    functions = [f for module in (chunks, far.kernels, rows) for f in vars(module).values()]
+    functions = [f for module in (chunks, moments, slots) for f in vars(module).values()]
     caches = [cache for f in functions if isinstance(f, JITFunction) for cache in f.device_caches.values()]
     return sum(len(cache[0]) for cache in caches)
 

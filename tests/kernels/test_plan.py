@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import random
 
 import numpy as np
 import pytest
 import torch
 
+from hyenarec_kernels.backends import compiled
+from hyenarec_kernels.backends.cpu import convolutions, plan
 from hyenarec_kernels.backends.cpu.plan import Plan, block_plan, direct_plan, plan_for
 from hyenarec_kernels.lowrank.blocks import (
     blocks_from_nodes,
@@ -18,7 +21,7 @@ from hyenarec_kernels.lowrank.blocks import (
     local_basis,
     sampled_basis,
 )
-from hyenarec_kernels.lowrank.levels import Level, Windows
+from hyenarec_kernels.lowrank.levels import TOLERANCE, Level, Windows
 
 
 def far_part(plan: Plan, terms: int, length: int) -> np.ndarray:
@@ -75,13 +78,28 @@ def worst_chunk(plan: Plan, terms: int, length: int) -> float:
     return max(float(np.linalg.norm(error[start : start + plan.chunk])) for start in range(0, length, plan.chunk))
 
 
-@pytest.mark.parametrize(("terms", "horizon", "length"), [(8, 256, 256), (8, 200, 256), (16, 300, 300), (4, 500, 900)])
+@pytest.mark.parametrize(
+    ("terms", "horizon", "length"),
+    [(8, 256, 256), (8, 200, 256), (16, 300, 300), (4, 500, 900), (36, 256, 256)],
+)
 def test_bound_holds_for_every_filter_input_and_chunk(terms: int, horizon: int, length: int) -> None:
     plan = block_plan(terms, horizon, length, 1e-5)
     assert plan is not None and plan.levels
     # few terms are represented exactly, rounding apart
     assert 0 < worst_chunk(plan, terms, length) <= plan.bound * np.sqrt(horizon) + 1e-11
     assert plan.bound <= 1e-5
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+def test_every_plan_meets_its_tolerance(dtype: torch.dtype) -> None:
+    """Any number of terms, horizon and length, short ones more often; half of all plans have blocks."""
+    draw, blocks = random.Random(0), 0
+    for _ in range(80):
+        horizon, length = (draw.randint(1, draw.choice([300, 5000])) for _ in range(2))
+        plan = plan_for(draw.randint(1, 64), horizon, draw.choice([length, horizon]), dtype)
+        assert plan.bound <= TOLERANCE[dtype], (horizon, length)
+        blocks += bool(plan.levels)
+    assert blocks > 20
 
 
 def test_bound_fails_with_a_rank_one_too_small() -> None:
@@ -139,3 +157,47 @@ def test_direct_plan_samples_every_lag_that_can_be_used(horizon: int, length: in
     needed = set(range(min(horizon, length)))
     assert needed <= set(plan.lags.astype(int).tolist())
     assert plan.bound == 0
+
+
+needs_extension = pytest.mark.skipif(compiled.probe() is not None, reason=f"extension: {compiled.probe()}")
+
+
+@needs_extension
+def test_both_sides_name_the_same_numbers_in_the_same_order() -> None:
+    assert torch.ops.hyenarec_cpu.plan_format() == plan.FORMAT
+    made = block_plan(16, 1024, 1024, 1e-6)
+    assert made is not None
+    numbers = dict(zip(plan.PLAN_FIELDS, made.numbers.tolist(), strict=False))
+    assert (numbers["version"], numbers["horizon"], numbers["levels"]) == (plan.VERSION, 1024, len(made.levels))
+    assert made.numbers.numel() == len(plan.PLAN_FIELDS) + len(made.levels) * len(plan.LEVEL_FIELDS)
+
+
+@needs_extension
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("version", plan.VERSION + 1, f"version {plan.VERSION + 1}, but this extension reads version {plan.VERSION}"),
+        ("levels", 1, "numbers for 1 levels"),
+        ("levels", 99, "99 levels, of at most"),
+        ("chunk", 12, "chunks of 12 rows are no whole tiles of 8"),
+    ],
+)
+def test_the_extension_refuses_other_numbers(field: str, value: int, message: str) -> None:
+    made = direct_plan(8, 8)
+    numbers = made.numbers.clone()
+    numbers[plan.PLAN_FIELDS.index(field)] = value
+    x, nothing = torch.randn(1, 8, 4), (None,) * 7
+    with pytest.raises(RuntimeError, match=message):
+        torch.ops.hyenarec_cpu.conv(x, torch.randn(8, 4), *nothing, numbers, made.constants(torch.float32))
+
+
+@needs_extension
+def test_an_extension_of_another_version_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    convolutions._probe.cache_clear()
+    monkeypatch.setattr(convolutions, "FORMAT", "version 0")
+    try:
+        assert convolutions.probe() == (
+            "the compiled extension is of another version of this package: install the package again"
+        )
+    finally:
+        convolutions._probe.cache_clear()

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from hyenarec_kernels import backends
-from hyenarec_kernels.backends import reference
+from hyenarec_kernels.backends import crossovers, reference
 from hyenarec_kernels.backends.reference import direct, fourier
 
 long_conv_module = import_module("hyenarec_kernels.backends.reference.long_conv")
@@ -31,8 +31,8 @@ def test_both_forms_serve_any_number_of_taps(
 
 def test_few_taps_go_direct() -> None:
     assert long_conv_module.form(1) is direct
-    assert long_conv_module.form(long_conv_module.DIRECT_TAPS) is direct
-    assert long_conv_module.form(long_conv_module.DIRECT_TAPS + 1) is fourier
+    assert long_conv_module.form(crossovers.REFERENCE_DIRECT) is direct
+    assert long_conv_module.form(crossovers.REFERENCE_DIRECT + 1) is fourier
 
 
 @pytest.mark.parametrize("layout", ["right", "packed"])

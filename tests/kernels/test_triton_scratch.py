@@ -16,9 +16,9 @@ from hyenarec_kernels.backends import triton as package
 
 pytest.importorskip("triton", reason="triton is not installed")
 
+from benchmarks.gpu.ahead_of_time import launches
 from hyenarec_kernels.backends.triton import legendre_conv as block
 from hyenarec_kernels.backends.triton import operators
-from hyenarec_kernels.backends.triton.ahead_of_time import launches
 
 pytestmark = pytest.mark.skipif(not package.INTERPRETED, reason="these run in the interpreter, on CPU tensors")
 
@@ -117,7 +117,7 @@ def test_scratch_stays_bounded(tokens: int, length: int, dim: int, training: boo
     def run() -> tuple[Tensor, ...]:
         return operators.legendre_conv_backward(grad, *call, [True] * 6) if training else operators.legendre_conv(*call)
 
-    with launches(90) as found, Allocated(found) as allocated:
+    with launches() as found, Allocated(found) as allocated:
         out = run()
         found.clear()
     outputs = sum(t.nbytes for t in (out if training else [out]))

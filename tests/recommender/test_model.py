@@ -41,26 +41,6 @@ def test_sequences_of_a_batch_do_not_see_each_other(mixer: str) -> None:
         torch.testing.assert_close(together[begin:end], hidden_of_one(model, batch, row), rtol=1e-9, atol=1e-10)
 
 
-@pytest.mark.parametrize("mixer", MIXERS)
-@pytest.mark.parametrize("side", ["right", "left"])
-def test_a_padded_batch_is_mixed_as_the_packed_one(mixer: str, side: str) -> None:
-    """Whatever the padding holds, however wide it is."""
-    module, batch = make_model(mixer).blocks[-1].mixer, make_batch(LENGTHS)
-    x, times = torch.randn(len(batch.items), 8).double(), batch.timestamps
-    want = module(x, batch.packing, timestamps=times)
-    for width in (max(LENGTHS), max(LENGTHS) + 3):
-        place = torch.arange(width) if side == "right" else width - 1 - torch.arange(width)
-        mask = place < batch.packing.lengths[:, None]
-        padded, padded_times = (
-            torch.full((len(LENGTHS), width, 8), torch.nan).double(),
-            torch.full(mask.shape, -(2**60)),
-        )
-        padded[mask], padded_times[mask] = x, times
-        got = module.mix_padded(padded, mask, timestamps=padded_times)
-        torch.testing.assert_close(got[mask], want, rtol=1e-9, atol=1e-10)
-        assert not got[~mask].any()
-
-
 def leak(model: SequenceModel, batch: Batch, event: int, change: str = "items") -> float:
     """How much the hidden states before ``event`` of the longest sequence move when that event changes."""
     begin, end = batch.packing.cu_seqlens[3:5].tolist()
@@ -201,3 +181,23 @@ def test_scores_stay_float32_under_autocast() -> None:
         scores = model.scores(batch)
     assert scores.dtype == torch.float32
     assert not torch.equal(scores, scores.bfloat16().float())
+
+
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("bert4rec", "hydra", "hydra_bidirectional", "grela")]
+
+
+@pytest.mark.parametrize("mixer", ["hyena", "attention", *SLOW])
+def test_scores_compile_whole(mixer: str) -> None:
+    """For any number of users and events. The others loop over events or have branches that
+    depend on them, and GRU4Rec holds a module that torch does not compile."""
+    model = make_model(mixer)
+
+    def scores(items: torch.Tensor, cu_seqlens: torch.Tensor) -> torch.Tensor:
+        return model.scores(Batch(items, Packing(cu_seqlens, 9)))
+
+    compiled = torch.compile(scores, fullgraph=True, dynamic=True, backend="eager")
+    with torch.no_grad():
+        for lengths in ([4, 3], [1, 9, 5]):
+            packing = Packing.from_lengths(torch.tensor(lengths))
+            items = torch.randint(30, (sum(lengths),))
+            torch.testing.assert_close(compiled(items, packing.cu_seqlens), scores(items, packing.cu_seqlens))

@@ -1,6 +1,8 @@
 """The ``cpu`` backend: the operators' functions over the compiled kernels of ``csrc/cpu``."""
 
 from hyenarec_kernels.backends.cpu.convolutions import (
+    accepts,
+    algorithm,
     conv_step,
     legendre_conv,
     legendre_conv_backward,
@@ -17,6 +19,8 @@ from hyenarec_kernels.backends.cpu.short_conv import (
 )
 
 __all__ = [
+    "accepts",
+    "algorithm",
     "conv_step",
     "dropout",
     "dropout_backward",

@@ -1,7 +1,7 @@
 """The ``cpu`` backend: the operators' functions over the compiled kernels of ``csrc/cpu``.
 
-This side chooses the plan and, where the filter is more than coefficients, samples it at the plan's lags and takes the
-samples' gradient back; the kernels do the rest.
+This side tells which calls the kernels take, chooses the plan, and brings parameters into the kernels' form and their
+gradients back; the kernels do the rest.
 """
 
 from __future__ import annotations
@@ -10,39 +10,77 @@ from functools import lru_cache
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad, softplus
+from torch.nn.functional import pad
 
-from hyenarec_kernels.backends import compiled, reference
+from hyenarec_kernels.backends import compiled, settings
+from hyenarec_kernels.backends.calls import Call, Slower
 from hyenarec_kernels.backends.cpu.parameters import in_arithmetic, lag_major, per_channel, per_group, rows_per_channel
-from hyenarec_kernels.backends.cpu.plan import CHUNKS, MANY_ROWS, Plan, direct_plan, plan_for
-from hyenarec_kernels.backends.reference.legendre_conv import filter_gradients
+from hyenarec_kernels.backends.cpu.plan import FORMAT, MANY_ROWS, Plan, direct_plan, plan_for
+from hyenarec_kernels.backends.crossovers import CPU_DIRECT
 from hyenarec_kernels.backends.reference.rows import wide
-from hyenarec_kernels.legendre import legendre_basis, legendre_filter, product
+from hyenarec_kernels.legendre import event_rate, filter_gradients, legendre_basis, legendre_filter, too_fast
 from hyenarec_kernels.lowrank.blocks import sampled_basis
-from hyenarec_kernels.lowrank.fit import condition, fits, gram_at
-from hyenarec_kernels.lowrank.levels import TOLERANCE
 
-# Explicit filters of more taps than this go as blocks where they are smooth, otherwise through the reference's FFT.
-# Nanoseconds an element, direct and FFT (two AVX-512 cores, float32): 2.9 to 3.5 and 6 to 7 at 512 taps, 5.0 to 5.6 and
-# 8 to 12 at 1,024, 8 to 11 and 7 to 18 at 2,048; blocks take about 1.3 at any length, so direct stops where they begin
-# to pay.
-DIRECT_TAPS = 512
+INSTRUCTION_SETS = ("avx512", "avx2", "portable")
+MANY_TAPS = Slower(f"over {CPU_DIRECT} taps that do not go as blocks, an FFT is faster", than="reference")
 
 
 def probe() -> str | None:
-    """None where the compiled kernels load, otherwise the reason why not."""
+    """None where the compiled kernels load, otherwise the reason why not.
+
+    Raises:
+        ValueError: HYENAREC_CPU_ISA is none of ``INSTRUCTION_SETS``.
+        NotImplementedError: this machine does not have the one that it names.
+    """
     return _probe()
 
 
 @lru_cache(maxsize=1)
 def _probe() -> str | None:
+    named = settings.value("HYENAREC_CPU_ISA", INSTRUCTION_SETS)
     reason = compiled.probe()
     if reason is None:
         try:
             torch.ops.hyenarec_cpu.isa()
         except RuntimeError as error:
             reason = str(error).strip().splitlines()[0]
+            if named is not None:
+                raise NotImplementedError(reason) from None
+    # An older extension does not say what it reads.
+    if reason is None and getattr(torch.ops.hyenarec_cpu, "plan_format", str)() != FORMAT:
+        reason = "the compiled extension is of another version of this package: install the package again"
     return reason
+
+
+def accepts(call: Call) -> str | None:
+    """None for a call that the kernels take, otherwise the reason why not."""
+    if call.operator == "long_conv":
+        x, filter, *_, starts, ends, last_only = call.arguments
+        taps = 1 if last_only else filter.shape[1]
+    elif call.operator == "legendre_conv":
+        x, coefficients, decay, *_, starts, ends, horizon, last_only = call.arguments
+        taps = 1 if last_only else horizon
+    else:
+        return None
+    # Lengths are read only where the shape leaves it open.
+    if taps <= CPU_DIRECT or x.shape[-2] <= CPU_DIRECT or (longest := _longest(x, starts, ends)) <= CPU_DIRECT:
+        return None
+    if call.operator == "legendre_conv" and _plan(x, _terms(coefficients, decay), horizon, longest).levels:
+        return None
+    return MANY_TAPS
+
+
+def algorithm(call: Call) -> str:
+    if call.operator not in ("long_conv", "legendre_conv"):
+        return "direct"
+    *_, last_only = call.arguments
+    if last_only:
+        return "last rows"
+    if call.operator == "legendre_conv":
+        x, coefficients, decay, *_, starts, ends, horizon, _ = call.arguments
+        if _plan(x, _terms(coefficients, decay), horizon, _longest(x, starts, ends)).levels:
+            return "blocks"
+    return "direct"
 
 
 def long_conv(
@@ -57,14 +95,10 @@ def long_conv(
 ) -> Tensor:
     longest = _longest(x, starts, ends)
     taps = min(filter.shape[1], longest)
+    used = per_channel(lag_major(filter[:, :taps], x), x)
     if last_only:
-        used = per_channel(lag_major(filter[:, :taps], x), x)
         return _last(x, used, skip, pre_gate, post_gate, starts, ends)
-    sampled = _sample_taps(x, filter, longest)
-    if sampled is None:
-        return reference.long_conv(x, filter, skip, pre_gate, post_gate, starts, ends, last_only)
-    plan, samples = sampled
-    return _conv(x, samples, skip, pre_gate, post_gate, starts, ends, plan)
+    return _conv(x, used, skip, pre_gate, post_gate, starts, ends, direct_plan(taps, longest))
 
 
 def long_conv_backward(
@@ -79,31 +113,18 @@ def long_conv_backward(
     last_only: bool,
     needs: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Many taps get their gradient from the FFT, smooth or not.
-
-    The gradient of a smooth filter is as rough as the data; taken back from the blocks' samples it would be the
-    polynomial part of it alone.
-    """
     longest = _longest(x, starts, ends)
     used = filter[:, : min(filter.shape[1], longest)]
     unused = filter.shape[1] - used.shape[1]
-    if last_only and longest > 0:
+    if last_only:
         dx, dtaps, dskip, dpre, dpost = _last_backward(grad, x, used, skip, pre_gate, post_gate, starts, ends, needs)
         return dx, pad(dtaps, (0, unused)).to(filter.dtype) if needs[1] else dtaps, dskip, dpre, dpost
-    arguments = (grad, x, filter, skip, pre_gate, post_gate, starts, ends, last_only)
-    sampled = _sample_taps(x, filter, longest)
-    if sampled is None:
-        return reference.long_conv_backward(*arguments, needs)
-    plan, samples = sampled
-    every = not plan.levels  # the samples are all the taps
     dx, dfilter, _, dskip, dpre, dpost = _conv_backward(
-        grad, x, samples, skip, pre_gate, post_gate, starts, ends, plan,
-        [needs[0], needs[1] and every, False, *needs[2:]],
+        grad, x, per_channel(lag_major(used, x), x), skip, pre_gate, post_gate, starts, ends,
+        direct_plan(used.shape[1], longest), [needs[0], needs[1], False, *needs[2:]],
     )  # fmt: skip
-    if needs[1] and every:
+    if needs[1]:
         dfilter = pad(per_group(dfilter, filter.shape[0]).T, (0, unused)).contiguous()
-    elif needs[1]:
-        dfilter = reference.long_conv_backward(*arguments, [False, True, False, False, False])[1]
     return dx, dfilter.to(filter.dtype), dskip, dpre, dpost
 
 
@@ -120,19 +141,11 @@ def legendre_conv(
     last_only: bool,
 ) -> Tensor:
     longest = _longest(x, starts, ends)
-    if longest == 0:
-        return reference.legendre_conv(
-            x, coefficients, decay, skip, pre_gate, post_gate, starts, ends, horizon, last_only
-        )
     filter, rate = rows_per_channel(coefficients, x), _rate(decay, horizon, x)
     if last_only:
         basis = _basis_at_taps(coefficients.shape[1], horizon, wide(x.dtype))[:longest]
         return _last(x, filter, skip, pre_gate, post_gate, starts, ends, basis, rate)
     plan = _plan(x, _terms(coefficients, decay), horizon, longest)
-    if plan is None:
-        return reference.legendre_conv(
-            x, coefficients, decay, skip, pre_gate, post_gate, starts, ends, horizon, last_only
-        )
     basis = _basis(plan, coefficients.shape[1], wide(x.dtype))
     return _conv(x, filter, skip, pre_gate, post_gate, starts, ends, plan, basis, rate)
 
@@ -154,7 +167,7 @@ def legendre_conv_backward(
     longest, groups = _longest(x, starts, ends), coefficients.shape[0]
     need_decay = needs[2] and decay is not None
     dcoefficients, ddecay = x.new_empty(0), x.new_empty(0)
-    if last_only and longest > 0:
+    if last_only:
         taps = legendre_filter(coefficients.to(wide(x.dtype)), horizon, decay, taps=longest)
         tap_needs = [needs[0], needs[1] or need_decay, *needs[3:]]
         dx, dtaps, dskip, dpre, dpost = _last_backward(
@@ -165,11 +178,7 @@ def legendre_conv_backward(
             dcoefficients = both[0] if needs[1] else dcoefficients
             ddecay = both[1] if need_decay and both[1] is not None else ddecay
         return dx, dcoefficients, ddecay, dskip, dpre, dpost
-    plan = _plan(x, _terms(coefficients, decay), horizon, longest) if longest > 0 else None
-    if plan is None:
-        return reference.legendre_conv_backward(
-            grad, x, coefficients, decay, skip, pre_gate, post_gate, starts, ends, horizon, last_only, needs
-        )
+    plan = _plan(x, _terms(coefficients, decay), horizon, longest)
     basis = _basis(plan, coefficients.shape[1], wide(x.dtype))
     filter, rate = rows_per_channel(coefficients, x), _rate(decay, horizon, x)
     kernel_needs = [needs[0], needs[1], need_decay, *needs[3:]]
@@ -179,8 +188,8 @@ def legendre_conv_backward(
     if needs[1]:
         dcoefficients = per_group(dfilter.T, groups).T.contiguous().to(coefficients.dtype)
     if need_decay and decay is not None:
-        slope = decay.to(drate.dtype).sigmoid() / horizon
-        ddecay = (slope * per_group(drate[None], groups)[0]).to(decay.dtype)
+        drate = per_group(drate[None], groups)[0] / horizon
+        ddecay = torch.where(too_fast(decay.to(drate.dtype), horizon), 0, drate).to(decay.dtype)
     return dx, dcoefficients, ddecay, dskip, dpre, dpost
 
 
@@ -196,16 +205,19 @@ def _terms(coefficients: Tensor, decay: Tensor | None) -> int:
     return coefficients.shape[1] + (decay is not None)
 
 
-def _plan(x: Tensor, terms: int, horizon: int, longest: int) -> Plan | None:
-    """The plan of a Legendre convolution; None where neither form of this backend beats the FFT."""
+def _plan(x: Tensor, terms: int, horizon: int, longest: int) -> Plan:
+    """The plan of a Legendre convolution."""
+    return _plan_of(terms, horizon, longest, x.numel() // x.shape[-1], x.dtype)
+
+
+@lru_cache(maxsize=4096)  # a call asks twice, to choose and to run
+def _plan_of(terms: int, horizon: int, longest: int, rows: int, dtype: torch.dtype) -> Plan:
     length = min(_bucket(longest), horizon) if longest <= horizon else _bucket(longest)
-    rows = min(1 << (x.numel() // x.shape[-1]).bit_length(), MANY_ROWS)
-    plan = plan_for(terms, horizon, length, x.dtype, rows)
-    return plan if plan.levels or min(horizon, longest) <= DIRECT_TAPS else None
+    return plan_for(terms, horizon, length, dtype, min(1 << rows.bit_length(), MANY_ROWS))
 
 
 def _rate(decay: Tensor | None, horizon: int, x: Tensor) -> Tensor | None:  # (G,) -> (D,), a row
-    return None if decay is None else rows_per_channel(softplus(decay.to(wide(x.dtype))) / horizon, x)
+    return None if decay is None else rows_per_channel(event_rate(decay.to(wide(x.dtype)), horizon), x)
 
 
 def _bucket(length: int) -> int:
@@ -224,39 +236,6 @@ def _basis(plan: Plan, terms: int, dtype: torch.dtype) -> Tensor:
 def _basis_at_taps(terms: int, horizon: int, dtype: torch.dtype) -> Tensor:
     with torch.inference_mode(False):
         return legendre_basis(terms, horizon, dtype, torch.device("cpu")).T.contiguous()  # (K, N)
-
-
-def _sample_taps(x: Tensor, filter: Tensor, longest: int) -> tuple[Plan, Tensor] | None:
-    """A plan and an explicit filter's samples there, (Q, D): all of few taps, those of a polynomial in place of many.
-
-    None where no polynomial is as good: one that changes a chunk I of the output by at most twice the tolerance of the
-    dtype, ||error_I|| <= 2 tolerance ||h|| ||u||, whatever the input, `h` the taps that the longest sequence uses. What
-    the fit leaves of the taps reaches each row of a chunk by Cauchy-Schwarz; the plan's own error is within its bound.
-    """
-    taps = min(filter.shape[1], longest)
-    if taps == 0:
-        return None
-    if taps <= DIRECT_TAPS:
-        return direct_plan(taps, longest), per_channel(lag_major(filter[:, :taps], x), x)
-    horizon, arithmetic = filter.shape[1], wide(x.dtype)
-    with torch.autocast("cpu", enabled=False):
-        h = filter.to(arithmetic)
-        allowed = TOLERANCE[x.dtype] * h[:, :taps].norm(dim=1)
-        for coefficients in fits(h, allowed / CHUNKS[-1] ** 0.5):
-            terms = coefficients.shape[1]
-            plan = _plan(x, terms, horizon, longest)
-            if plan is None:
-                continue
-            bound = plan.bound * condition(horizon, terms) * coefficients.norm(dim=1)
-            if (bound <= allowed).all():
-                return plan, per_channel(product(_gram(plan, terms, arithmetic), coefficients.T), x)
-    return None
-
-
-@lru_cache(maxsize=64)
-def _gram(plan: Plan, terms: int, dtype: torch.dtype) -> Tensor:
-    with torch.inference_mode(False):
-        return torch.from_numpy(gram_at(plan.lags, terms, plan.horizon)).to(dtype)
 
 
 def _conv(
@@ -339,9 +318,11 @@ def _last_backward(
 
 
 def _longest(x: Tensor, starts: Tensor | None, ends: Tensor | None) -> int:
-    """Rows of the longest sequence."""
+    """Rows of the longest sequence; 1 where there are none, which keeps plans and taps from being empty."""
     if ends is None:
-        return x.shape[-2] if x.shape[0] else 0
+        return max(x.shape[-2], 1)
     if ends.shape[0] == 0:
-        return 0
-    return int((ends.numpy() if starts is None else ends.numpy() - starts.numpy()).max())  # torch's calls take longer
+        return 1
+    return max(
+        int((ends.numpy() if starts is None else ends.numpy() - starts.numpy()).max()), 1
+    )  # torch's calls take longer

@@ -13,7 +13,7 @@ them (csrc/cpu/tables.h), none of them above 1, so that the error of a windowed 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property, lru_cache
 
 import numpy as np
@@ -33,6 +33,37 @@ MAX_RANK = 40
 NS_TAP, NS_CHUNK_TAP, NS_BASIS, NS_TRANSFER, NS_TABLE, NS_ROW = 0.15, 0.2, 0.4, 0.8, 0.7, 8.6
 NS_NEAR_PAIR, NS_TOP_PAIR, NS_PAIR = 0.4, 0.6, 1.0
 MANY_ROWS = 1 << 20  # of all sequences together: building tables costs nothing beside them
+
+
+# The wire format of a plan: csrc/cpu/wire.h has the same names in the same order, and says what each is for.
+VERSION = 1
+PLAN_FIELDS = (
+    "version",
+    "levels",
+    "horizon",
+    "chunk",
+    "near_taps",
+    "far_lag",
+    "far_taps",
+    "far_row",
+    "samples",
+    "lags",
+)
+LEVEL_FIELDS = (
+    "chunk",
+    "fan",
+    "rank",
+    "degree",
+    "nodes",
+    "near_pairs",
+    "far_first",
+    "far_pairs",
+    "sample_row",
+    "moments",
+    "from_nodes",
+    "half",
+)
+FORMAT = f"version {VERSION}: plan {' '.join(PLAN_FIELDS)}; level {' '.join(LEVEL_FIELDS)}"
 
 
 @dataclass(frozen=True, eq=False)  # caches find a plan by itself, not by its fields
@@ -79,18 +110,30 @@ class Plan:
 
     @cached_property
     def numbers(self) -> torch.Tensor:
-        """The integers csrc/cpu/register.cpp reads, int64."""
+        """The plan as csrc/cpu/wire.h reads it, int64: PLAN_FIELDS, then LEVEL_FIELDS of each level."""
         far_row = self.near_taps if self.far_taps and not self.shares_taps else 0
-        numbers = [self.horizon, self.chunk, self.near_taps, self.far_lag, self.far_taps, far_row, len(self.lags), 0]
+        plan = {
+            "version": VERSION,
+            "levels": len(self.levels),
+            "horizon": self.horizon,
+            "chunk": self.chunk,
+            "near_taps": self.near_taps,
+            "far_lag": self.far_lag,
+            "far_taps": self.far_taps,
+            "far_row": far_row,
+            "samples": len(self.lags),
+            "lags": 0,  # offsets into the constants
+        }
+        numbers = [plan[name] for name in PLAN_FIELDS]
         row = self.near_taps + (self.far_taps if far_row else 0)
         offset = len(self.lags)
         for level, (moments, from_nodes, half) in zip(self.levels, self._tables, strict=True):
-            numbers += [level.chunk, level.fan, level.rank, level.degree, level.nodes]
-            numbers += [level.near_pairs, level.far_first, level.far_pairs, row]
-            numbers += [offset, offset + moments.size, half]
+            places = {"sample_row": row, "moments": offset, "from_nodes": offset + moments.size, "half": half}
+            values = asdict(level) | places
+            numbers += [values[name] for name in LEVEL_FIELDS]
             offset += moments.size + from_nodes.size
             row += len(level.lags)
-        return torch.from_numpy(np.array(numbers, dtype=np.int64))
+        return torch.tensor(numbers, dtype=torch.int64)
 
     def constants(self, dtype: torch.dtype) -> torch.Tensor:
         """Lags, then folded bases and node-to-block maps of all levels, in the arithmetic type."""
@@ -165,7 +208,8 @@ def cost(horizon: int, length: int, rows: int, levels: tuple[Level, ...]) -> flo
 @lru_cache(maxsize=1024)
 def cheapest_shape(windows: Windows, chunk: int, last: int, tolerance: float) -> tuple[int, int, int] | None:
     """Cheapest (rank, degree, nodes) that drop less than `tolerance`, or None."""
-    energy, count = windows.energy(chunk, last), min(windows.exact_nodes, chunk)
+    count = min(windows.exact_nodes, chunk)  # enough for ranks up to half a chunk
+    energy = windows.energy(chunk, last, count)
     best, cheapest = None, math.inf
     for rank in range(2, min(MAX_RANK, count, chunk // 2) + 1):
         for degree in range(rank, min(2 * rank, count + 1)):

@@ -10,10 +10,11 @@ from hyenarec_kernels.backends.reference.conv_step import conv_step
 from hyenarec_kernels.backends.reference.dropout import dropout, dropout_backward
 from hyenarec_kernels.backends.reference.gated_short_conv import gated_short_conv, gated_short_conv_backward
 from hyenarec_kernels.backends.reference.legendre_conv import legendre_conv, legendre_conv_backward
-from hyenarec_kernels.backends.reference.long_conv import long_conv, long_conv_backward
+from hyenarec_kernels.backends.reference.long_conv import algorithm, long_conv, long_conv_backward
 from hyenarec_kernels.backends.reference.short_conv import short_conv, short_conv_backward
 
 __all__ = [
+    "algorithm",
     "conv_step",
     "dropout",
     "dropout_backward",

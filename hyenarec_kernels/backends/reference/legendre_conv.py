@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from hyenarec_kernels.backends.reference.long_conv import long_conv, long_conv_backward
 from hyenarec_kernels.backends.reference.rows import wide
-from hyenarec_kernels.legendre import legendre_basis, legendre_filter, product, window
+from hyenarec_kernels.legendre import filter_gradients, legendre_filter
 
 
 def legendre_conv(
@@ -52,20 +51,6 @@ def legendre_conv_backward(
         dcoefficients = full_coefficients if need_coefficients else dcoefficients
         ddecay = full_decay if need_decay and full_decay is not None else ddecay
     return dx, dcoefficients, ddecay, dskip, dpre, dpost
-
-
-def filter_gradients(
-    dh: Tensor, h: Tensor, coefficients: Tensor, decay: Tensor | None, horizon: int
-) -> tuple[Tensor, Tensor | None]:
-    """Gradients of coefficients and decay from that of the first taps ``h`` (G, k)."""
-    taps = h.shape[1]
-    basis = legendre_basis(coefficients.shape[1], horizon, h.dtype, h.device)[:, :taps]  # (N, k)
-    if decay is None:
-        return product(dh, basis.T).to(coefficients.dtype), None
-    dcoefficients = product(dh * window(decay.to(h.dtype), horizon, taps), basis.T)
-    age = torch.arange(taps, device=h.device, dtype=h.dtype) / horizon
-    ddecay = -(dh * h * age).sum(1) * decay.to(h.dtype).sigmoid()
-    return dcoefficients.to(coefficients.dtype), ddecay.to(decay.dtype)
 
 
 def _filter(x: Tensor, coefficients: Tensor, decay: Tensor | None, horizon: int) -> Tensor:

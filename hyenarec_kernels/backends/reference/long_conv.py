@@ -13,17 +13,30 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from hyenarec_kernels.backends.calls import Call
+from hyenarec_kernels.backends.crossovers import REFERENCE_DIRECT
 from hyenarec_kernels.backends.reference import direct, fourier
 from hyenarec_kernels.backends.reference.rows import Rows, wide
 from hyenarec_kernels.segments import last_rows
 
-# Up to this many taps the direct form is the faster one (14,000 rows of 64 channels, one core).
-DIRECT_TAPS = 12
-
 
 def form(taps: int) -> ModuleType:
     """The form of the convolution that serves this many taps; without any, Fourier's sum over no blocks is zero."""
-    return direct if 0 < taps <= DIRECT_TAPS else fourier
+    return direct if 0 < taps <= REFERENCE_DIRECT else fourier
+
+
+def algorithm(call: Call) -> str:
+    """How a call of any operator is computed, for the log."""
+    if call.operator == "long_conv":
+        x, filter, *_, starts, ends, last_only = call.arguments
+        taps = filter.shape[1]
+    elif call.operator == "legendre_conv":
+        x, *_, starts, ends, taps, last_only = call.arguments
+    else:
+        return "direct"
+    if last_only:
+        return "last rows"
+    return "direct" if form(min(taps, Rows.of(x, starts, ends).longest)) is direct else "FFT"
 
 
 def long_conv(

@@ -1,15 +1,13 @@
 """The ``triton`` backend: the operators' functions as Triton kernels for NVIDIA GPUs.
 
-Served: float32, bfloat16 and float16 on CUDA devices of compute capability 8.0 and later; float64 goes to the
-reference. With ``TRITON_INTERPRET=1`` set before the first import the same kernels run on CPU tensors, slowly, to be
-tested without a GPU: then float64 is served too, and bfloat16, which the interpreter gets wrong, is not.
+It serves float32, bfloat16 and float16 on CUDA devices of compute capability 8.0 and later (`operators.accepts` tells
+which calls). With ``TRITON_INTERPRET=1`` set before the first import, the same kernels run on CPU tensors, slowly, so
+that they can be tested without a GPU. They then serve float64 too, but not bfloat16, which the interpreter gets wrong.
 
-No kernel's launch waits for the device, so that all of it can be captured in a CUDA graph: where the host needs the
-longest sequence it takes what the shape allows, L for padded and T for packed input. What goes to the reference waits
-once a call where it is packed, for sizes that only the lengths give (see there): explicit filters of more taps than
-`long_conv.DIRECT_TAPS`, float64. Gradients are sums in a fixed order, the
-same run to run. NaN and Inf stay within their channel and sequence; backwards in time they reach the start of their
-chunk of 32.
+No launch waits for the device, so that a CUDA graph can capture all of them: where the host needs the length of the
+longest sequence, it takes the most that the shape allows, L for padded and T for packed input. Gradients are sums in a
+fixed order, so they are the same from run to run. NaN and Inf stay within their channel and sequence; backwards in time
+they reach the start of their chunk of 32 rows.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""In which types and tiles the kernels work."""
+"""The types that the kernels compute in, and the tiles that they work on."""
 
 from __future__ import annotations
 
@@ -13,20 +13,18 @@ from torch import Tensor
 
 from hyenarec_kernels.backends.reference.rows import wide
 from hyenarec_kernels.backends.triton import INTERPRETED
-from hyenarec_kernels.backends.triton.configs import config
-from hyenarec_kernels.backends.triton.rows import Rows
-
-CHUNK = 32  # rows of a tile of the kernels that need no levels
+from hyenarec_kernels.backends.triton.configs import CHUNK, TABLE
+from hyenarec_kernels.backends.triton.rows import ChunkedRows
 
 SERVED = (torch.float32, torch.float16, torch.float64 if INTERPRETED else torch.bfloat16)
 
 
 @dataclass(frozen=True)
 class Arithmetic:
-    """How an input dtype is computed with.
+    """How the kernels compute with an input dtype.
 
-    Sums are float32. A matrix product takes bfloat16 as it is. float16 goes through TF32, which has its 11 bits and the
-    range that windows need; float32 through three TF32 products, which keep 22 bits.
+    Sums are float32. Matrix products take bfloat16 values as they are. They take float16 values as TF32, which has the
+    same 11 bits and the range that windows need, and split float32 values over three TF32 products, which keep 22 bits.
     """
 
     dtype: torch.dtype
@@ -52,44 +50,27 @@ class Arithmetic:
         return tl.float64 if self.dtype == torch.float64 else tl.float32
 
 
-def served(x: Tensor) -> bool:
-    """Whether the kernels take this input; what they do not take, empty ones too, goes to the reference."""
-    return x.dtype in SERVED and x.numel() > 0
-
-
 def tile_channels(channels: int) -> int:
-    """Channels of a tile: as many as divide D well, for no tile may be mostly empty."""
+    """Channels of a tile: the number that leaves fewest channels of the last tile empty, the larger of two such."""
     return min((64, 32, 16), key=lambda tile: (-(-channels // tile) * tile, -tile))
 
 
 def tiles(
-    kernel: str, x: Tensor, channels: int, rows: Rows, within: int | None = None
-) -> tuple[tuple[int, int], tuple[Any, ...], dict[str, Any]]:
-    """Grid, the arguments that locate rows, and options of a kernel on tiles of chunks times channels.
+    config: str, x: Tensor, channels: int, rows: ChunkedRows, within: int | None = None
+) -> tuple[tuple[int, int], dict[str, Any]]:
+    """Grid and arguments of a kernel on tiles of chunks times channels: those that locate rows, sizes and options.
 
     `within`: a multiple of 16; no tile then reaches across a multiple of it.
     """
-    (slots,), tuned = rows.slots([CHUNK]), config(kernel, x.device)
+    (slots,), tuned = rows.slots([CHUNK]), TABLE[config]
     tile = min(tile_channels(channels), tuned.columns)
     if within is not None:
         tile = math.gcd(within, min(tuned.columns, 64))
     wide = max(tuned.columns // tile, 1)
     grid = (triton.cdiv(slots.count, wide), triton.cdiv(channels, tile))
-    where = (slots.sequences, rows.starts, rows.ends, slots.count, rows.columns, slots.per_row, channels)
-    options = {"PACKED": rows.packed, "CHUNK": CHUNK, "ACC": Arithmetic(x.dtype).kernel_dtype}
-    return grid, where, options | {"SLOTS": wide, "CHANNELS": tile} | tuned.options
+    sizes = {"channels": channels, "CHUNK": CHUNK, "SLOTS": wide, "CHANNELS": tile}
+    return grid, rows.located(slots) | sizes | {"ACC": Arithmetic(x.dtype).kernel_dtype} | tuned.options
 
 
 def wide_parameter(parameter: Tensor | None, x: Tensor) -> Tensor | None:
     return None if parameter is None else parameter.to(Arithmetic(x.dtype).wide).contiguous()
-
-
-def with_strides(*tensors: Tensor | None) -> list[Any]:
-    """Each tensor (..., D) as rows (R, D) with adjacent channels, a view unless strides forbid, and its row stride."""
-    return [value for t in tensors for value in ((None, 0) if t is None else _rows(t))]
-
-
-def _rows(t: Tensor) -> tuple[Tensor, int]:
-    rows = t.reshape(-1, t.shape[-1])
-    rows = rows if rows.stride(1) == 1 or rows.shape[1] == 1 else rows.contiguous()
-    return rows, rows.stride(0)

@@ -1,27 +1,32 @@
-"""Launch configurations: one small table a device family. None depends on a length.
+"""Launch configurations: one table for all GPUs, since none has been found to need other figures.
 
-The figures are chosen ahead of time, from registers and shared memory (``benchmarks/triton_aot.py``); their speed is
-not measured. On a GPU ``python -m benchmarks.gpu.tune`` measures alternatives and prints the rows to put
-here.
+The figures are chosen ahead of time, from registers and shared memory (``python -m benchmarks compiled``); their speed
+is not measured. On a GPU ``python -m benchmarks.gpu.tune`` measures alternatives and prints the rows to put here. No
+configuration depends on a length.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
-import torch
-
-from hyenarec_kernels.backends.triton import INTERPRETED
+# Rows of a chunk, and of a tile. The Legendre convolution divides a window out of its first chunk around its middle,
+# exp(+-a * CHUNK / 2), which must stay in range: with more rows fewer decays fit, and the ranks that stand in for the
+# others double.
+CHUNK = 32
+# A sum over all rows is split: a program adds up its share of them, and what the programs found is added in a second
+# step, in a fixed order.
+PROGRAMS = 1024  # of a whole launch
+TAP_SHARES = 64  # at most, for the gradient of one tap or of one block of taps
+TABLE_SHARES = 32  # at most, for the gradient of one distance's table
 
 
 @dataclass(frozen=True)
 class Config:
     """columns: of a tile, chunks times channels; warps, pipeline stages, registers a thread may have.
 
-    Left alone ptxas aims for a register count of its own; where that cost a few spilled bytes `maxnreg` sets a higher
-    one.
+    ptxas, left alone, aims for a register count of its own; where that cost a few spilled bytes, `maxnreg` sets a
+    higher one.
     """
 
     columns: int
@@ -35,48 +40,20 @@ class Config:
         return given if self.maxnreg is None else given | {"maxnreg": self.maxnreg}
 
 
-# By the least compute capability they are for: 8.0 (A100 and the smaller 8.x), 9.0 (H100, H200 and later).
-# `chunks` takes 16-bit inputs, `chunks_wide` float32; `chunks_edge` chunks of 16 bits that the filter's end reaches.
-TABLE: dict[tuple[int, int], dict[str, Config]] = {
-    (8, 0): {
-        "moments": Config(128),
-        "up": Config(128),
-        "across": Config(64, maxnreg=128),
-        "across_gradient": Config(16),
-        "chunks": Config(64),
-        "chunks_edge": Config(64, num_warps=8, maxnreg=255),
-        "chunks_wide": Config(64, num_warps=8),
-        "direct": Config(64, num_warps=8),
-        "short": Config(64, num_warps=8),
-        "gated_short_backward": Config(32, num_warps=8),
-        "step": Config(64, num_warps=8),
-        "toeplitz": Config(64, num_warps=8),
-        "toeplitz_gradient": Config(32),
-    },
-    (9, 0): {
-        "moments": Config(128),
-        "up": Config(128),
-        "across": Config(64, maxnreg=128),
-        "across_gradient": Config(16),
-        "chunks": Config(64),
-        "chunks_edge": Config(64, num_warps=8, maxnreg=255),
-        "chunks_wide": Config(64, num_warps=8),
-        "direct": Config(64, num_warps=8),
-        "short": Config(64, num_warps=8),
-        "gated_short_backward": Config(32, num_warps=8),
-        "step": Config(64, num_warps=8),
-        "toeplitz": Config(64, num_warps=8),
-        "toeplitz_gradient": Config(32),
-    },
+# `chunks` is for 16-bit inputs, `chunks_wide` for float32, and `chunks_edge` for those chunks of 16-bit inputs that the
+# filter's end reaches.
+TABLE: dict[str, Config] = {
+    "moments": Config(128),
+    "up": Config(128),
+    "across": Config(64, maxnreg=128),
+    "across_gradient": Config(16),
+    "chunks": Config(64),
+    "chunks_edge": Config(64, num_warps=8, maxnreg=255),
+    "chunks_wide": Config(64, num_warps=8),
+    "direct": Config(64, num_warps=8),
+    "short": Config(64, num_warps=8),
+    "gated_short_backward": Config(32, num_warps=8),
+    "step": Config(64, num_warps=8),
+    "toeplitz": Config(64, num_warps=8),
+    "toeplitz_gradient": Config(32),
 }
-
-
-def config(kernel: str, device: torch.device) -> Config:
-    capability = (8, 0) if INTERPRETED else _capability(device)
-    family = max(least for least in TABLE if least <= capability)
-    return TABLE[family][kernel]
-
-
-@lru_cache(maxsize=16)
-def _capability(device: torch.device) -> tuple[int, int]:
-    return torch.cuda.get_device_capability(device)

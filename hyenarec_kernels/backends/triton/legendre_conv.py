@@ -1,12 +1,13 @@
-"""The gated Legendre convolution as block low-rank: three groups of launches.
+"""The gated Legendre convolution in block low-rank form, as three groups of launches.
 
-    moments    of each chunk of 32, then up the levels; reads x and pre_gate
-    across     between the chunks of each level, from the top down; on moments alone
-    chunks     the rest: inside chunks, what came from others, gates and skip; reads all inputs, writes the output
+    moments    reduce each chunk of 32 rows to a few numbers, then go up the levels; they read x and pre_gate
+    across     takes the moments from chunk to chunk at each level, from the top down; it reads moments alone
+    chunks     does the rest: inside chunks, what came from other chunks, gates and skip; it reads all inputs and writes
+               the output
 
-Two passes over the inputs, so that every chunk of every sequence runs at once, whatever the lengths. A single pass
-would have to carry the moments through a sequence and leave most of a GPU idle with few or long sequences. A sequence
-of one chunk needs the third group alone.
+The inputs are read twice, so that all chunks of all sequences can run at once, whatever the lengths. A single pass
+would have to carry the moments through each sequence, and with few or long sequences most of a GPU would be idle.
+Sequences of one chunk need the third group alone.
 """
 
 from __future__ import annotations
@@ -21,33 +22,32 @@ import torch
 import triton
 from torch import Tensor
 
-from hyenarec_kernels.backends import reference
-from hyenarec_kernels.backends.reference.legendre_conv import filter_gradients
+from hyenarec_kernels.backends.crossovers import TRITON_DIRECT
 from hyenarec_kernels.backends.reference.rows import wide
-from hyenarec_kernels.backends.triton.arithmetic import Arithmetic, served, tile_channels, wide_parameter, with_strides
-from hyenarec_kernels.backends.triton.configs import Config, config
+from hyenarec_kernels.backends.triton.arithmetic import Arithmetic, tile_channels, wide_parameter
+from hyenarec_kernels.backends.triton.configs import CHUNK, TABLE, Config
 from hyenarec_kernels.backends.triton.far import Far
 from hyenarec_kernels.backends.triton.kernels import chunks as kernels
+from hyenarec_kernels.backends.triton.launching import launch, with_strides
 from hyenarec_kernels.backends.triton.long_conv import (
-    DIRECT_TAPS,
     convolve,
     convolve_backward,
     convolve_last,
     convolve_last_backward,
     row_gradients,
 )
-from hyenarec_kernels.backends.triton.plan import CHUNK, GpuPlan, fastest, padded, plan_for
-from hyenarec_kernels.backends.triton.rows import Rows, Slots, launch
+from hyenarec_kernels.backends.triton.plan import GpuPlan, fastest, padded, plan_for
+from hyenarec_kernels.backends.triton.rows import ChunkedRows, Slots
 from hyenarec_kernels.backends.triton.tables import Constants, Filter, Tables, constants
-from hyenarec_kernels.legendre import legendre_filter
+from hyenarec_kernels.legendre import filter_gradients, legendre_filter
 
-# Moments and partial sums live one call. They are 0.5 to 2 times the output in 16 bits (more where levels have few rows
-# and high ranks), so that a large batch goes as several runs, which use the same memory one after the other: runs of
-# sequences, or of channels where sequences are few or packed and their ends known to the device alone. How small a run
-# may be before its 3 to 9 launches take longer than its work was not measured.
-SHARE = 0.14  # of the outputs; with the tables of a call less than 15%
-RUN = 1 << 24  # elements, at least
-SLICE = 64  # channels of a run, or a multiple: what a tile reads of a row, a cache line of 16-bit values
+# Moments and partial sums live for one call. They take 0.5 to 2 times the memory of an output of 16 bits (more where
+# levels have few rows and high ranks). A large batch is therefore cut into several runs, which use the same memory one
+# after the other: runs of sequences, or runs of channels where sequences are few, or packed, so that only the device
+# knows where they end. How small a run may be before its 3 to 9 launches take longer than its work was not measured.
+SHARE = 0.14  # of the outputs' bytes; together with the tables of a call that is less than 15%
+RUN = 1 << 24  # elements of a run, at least
+SLICE = 64  # a run takes a multiple of so many channels: what a tile reads of a row, a cache line of 16-bit values
 
 
 def legendre_conv(
@@ -62,15 +62,12 @@ def legendre_conv(
     horizon: int,
     last_only: bool,
 ) -> Tensor:
-    if not served(x):
-        return reference.legendre_conv(
-            x, coefficients, decay, skip, pre_gate, post_gate, starts, ends, horizon, last_only
-        )
-    rows = Rows.of(x, starts, ends)
-    if last_only or horizon <= DIRECT_TAPS:
+    rows = ChunkedRows.of(x, starts, ends)
+    plan = None if last_only else block_plan(x, coefficients, decay, horizon)
+    if plan is None:
         taps = legendre_filter(coefficients.to(wide(x.dtype)), horizon, decay, taps=rows.columns)
         return (convolve_last if last_only else convolve)(x, taps, skip, pre_gate, post_gate, rows)
-    return BlockLowRank.of(x, coefficients, decay, rows, horizon).forward(x, skip, pre_gate, post_gate)
+    return BlockLowRank.of(plan, x, coefficients, decay, rows).forward(x, skip, pre_gate, post_gate)
 
 
 def legendre_conv_backward(
@@ -87,12 +84,9 @@ def legendre_conv_backward(
     last_only: bool,
     needs: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    if not served(x):
-        return reference.legendre_conv_backward(
-            grad, x, coefficients, decay, skip, pre_gate, post_gate, starts, ends, horizon, last_only, needs
-        )
-    rows = Rows.of(x, starts, ends)
-    if last_only or horizon <= DIRECT_TAPS:
+    rows = ChunkedRows.of(x, starts, ends)
+    plan = None if last_only else block_plan(x, coefficients, decay, horizon)
+    if plan is None:
         taps = legendre_filter(coefficients.to(wide(x.dtype)), horizon, decay, taps=rows.columns)
         wanted = [needs[0], needs[1] or needs[2], *needs[3:]]
         backward = convolve_last_backward if last_only else convolve_backward
@@ -103,20 +97,30 @@ def legendre_conv_backward(
             dcoefficients = both[0] if needs[1] else dcoefficients
             ddecay = both[1] if needs[2] and both[1] is not None else ddecay
         return dx, dcoefficients, ddecay, dskip, dpre, dpost
-    return BlockLowRank.of(x, coefficients, decay, rows, horizon).backward(
+    return BlockLowRank.of(plan, x, coefficients, decay, rows).backward(
         grad, x, coefficients, decay, skip, pre_gate, post_gate, needs
     )
 
 
+def block_plan(x: Tensor, coefficients: Tensor, decay: Tensor | None, horizon: int) -> GpuPlan | None:
+    """The plan of a call, or None where its taps are taken one by one: they are few, or no plan is precise enough."""
+    if horizon <= TRITON_DIRECT:
+        return None
+    return plan_for(coefficients.shape[1], horizon, decay is not None, x.shape[-2] > horizon, x.dtype)
+
+
 @dataclass(frozen=True)
 class Run:
-    """Some sequences of padded input, or all rows of packed input, and some channels."""
+    """A part of a call: some channels of some sequences of padded input, or of all rows of packed input."""
 
     rows: slice
     columns: slice
 
     def __call__(self, t: Any) -> Any:
-        """This part of a tensor (..., D) or (D,), a view; of none, and of one that is not wanted, itself."""
+        """This part of a tensor (..., D) or (D,), as a view.
+
+        None, and an empty tensor, which stands for a gradient that is not wanted, come back as they are.
+        """
         if t is None or not t.numel():
             return t
         return (t[self.rows] if t.dim() > 2 else t)[..., self.columns]
@@ -124,24 +128,21 @@ class Run:
 
 @dataclass(frozen=True)
 class BlockLowRank:
-    """One call: its plan, tables and where its chunks lie."""
+    """One call: its plan, its tables, and where its chunks lie."""
 
     plan: GpuPlan
     constants: Constants
     filter: Filter
     tables: Tables
-    rate: Tensor | None  # (D,) decay an event
-    rows: Rows
+    rate: Tensor | None  # (D,) decay per event
+    rows: ChunkedRows
     edge_rank: int
     arithmetic: Arithmetic
 
     @classmethod
-    def of(cls, x: Tensor, coefficients: Tensor, decay: Tensor | None, rows: Rows, horizon: int) -> BlockLowRank:
-        plan = plan_for(coefficients.shape[1], horizon, decay is not None, rows.columns > horizon, x.dtype)
-        return cls.planned(plan, x, coefficients, decay, rows)
-
-    @classmethod
-    def planned(cls, plan: GpuPlan, x: Tensor, coefficients: Tensor, decay: Tensor | None, rows: Rows) -> BlockLowRank:
+    def of(
+        cls, plan: GpuPlan, x: Tensor, coefficients: Tensor, decay: Tensor | None, rows: ChunkedRows
+    ) -> BlockLowRank:
         arithmetic, channels = Arithmetic(x.dtype), x.shape[-1]
         held = constants(plan, arithmetic.wide, arithmetic.operand, x.device)
         filter = Filter.of(plan, held, coefficients, decay, x.dtype)
@@ -153,7 +154,7 @@ class BlockLowRank:
 
     @cached_property
     def slots(self) -> list[Slots]:
-        """Of the chunks, and of each level above."""
+        """The slots of the chunks, and of each level above them."""
         return self.rows.slots([CHUNK, *(level.chunk for level in self.plan.reached(self.rows.columns)[1:])])
 
     @cached_property
@@ -164,8 +165,11 @@ class BlockLowRank:
         )
 
     def runs(self, x: Tensor, outputs: int, *, training: bool) -> Iterator[tuple[Run, BlockLowRank]]:
-        """The call, as one for each run: as many as bring scratch down to SHARE of the `outputs`, unless they were
-        smaller than RUN or narrower than SLICE."""
+        """Cuts the call into runs, and gives each with the call for this part alone.
+
+        There are as many as bring the scratch memory down to SHARE of `outputs`, the outputs' bytes, unless runs would
+        become smaller than RUN or narrower than SLICE.
+        """
         sequences = 1 if self.rows.packed else self.rows.batch
         channels, count = x.shape[-1], 1
         if self.far:
@@ -229,7 +233,7 @@ class BlockLowRank:
             )
             dcoefficients = dc.to(coefficients.dtype) if need_coefficients else dcoefficients
             if need_decay and decay is not None and drate is not None:
-                ddecay = (drate * decay.to(drate.dtype).sigmoid()).to(decay.dtype)
+                ddecay = drate.to(decay.dtype)
         if need_skip and skip is not None:
             dskip = total[2][0].to(skip.dtype)
         return dx, dcoefficients, ddecay, dskip, dpre, dpost
@@ -243,12 +247,14 @@ class BlockLowRank:
         need_filter: bool,
         need_skip: bool,
     ) -> list[Tensor]:
-        """Writes the gradients of x and the gates, those that are not empty; returns the sums for those of near, edge,
-        skip and, where the filter's is wanted, each level's tables."""
+        """Writes the gradients of x and the gates to those of the `outputs` that are not empty.
+
+        Returns the gradients of near, edge and skip and, where the filter's gradient is wanted, of each level's tables.
+        """
         (x, pre_gate), grad, (dx, dpre, dpost) = u, dy[0], outputs
         need_input = dx.numel() or dpre.numel()
         mu, eta, nu, dlevels = [], [], None, []
-        # In an order that keeps few moments at a time.
+        # This order keeps few moments in memory at a time.
         if self.far and (need_filter or need_input):
             eta = self.far.moments(*dy, reverse=True)
         if need_input:
@@ -269,19 +275,19 @@ class BlockLowRank:
 
     @property
     def sum_ranks(self) -> tuple[int, int, int]:
-        """Rows that a program of `chunks` adds to the gradients of near, edge and skip."""
+        """How many rows a program of the chunks kernel adds to each of the gradients of near, edge and skip."""
         return self.plan.near_rank, self.edge_rank, 1
 
     @property
     def chunk_tile(self) -> tuple[int, int, int]:
-        """Programs of `chunks` along the slots; their slots and channels."""
+        """Of the chunks kernel: the number of programs along the slots, and the slots and channels of a tile."""
         tile = tile_channels(self.tables.near.shape[1])
         wide = max(self.chunk_config(self.edge_rank).columns // tile, 1)
         return triton.cdiv(self.slots[0].count, wide), wide, tile
 
     def chunk_config(self, edge_rank: int) -> Config:
         variant = "_wide" if self.arithmetic.dtype.itemsize > 2 else "_edge" if edge_rank else ""
-        return config(f"chunks{variant}", self.constants.rows.device)
+        return TABLE[f"chunks{variant}"]
 
     def _chunks(
         self,
@@ -293,15 +299,16 @@ class BlockLowRank:
         weigh: tuple[Tensor, Tensor | None] | None = None,
         reverse: bool = False,
     ) -> list[Tensor]:
-        """One pass of the kernel: each output is its factor times the convolution of the source's product.
+        """One pass of the chunks kernel: each output is its factor times the convolution of the source's product.
 
-        Chunks out of reach of the filter's end, usually nearly all, go to a launch without the code for it, which would
-        take half as many registers again and three times the products; the others go to a second.
+        Usually nearly all chunks are out of reach of the filter's end. They go to a launch without the code for that
+        end, which would take half as many registers again and three times the products; the other chunks go to a second
+        launch.
 
-        An empty output is not wanted. With ``weigh``, the factors of the output's gradient, returns the programs'
-        shares of the gradients of near, edge and skip, (programs, rank, D) each.
+        An empty output is not wanted, and not written. With ``weigh``, two factors whose product is the gradient of the
+        convolution's output, returns each program's share of the gradients of near, edge and skip, (programs, rank, D).
         """
-        x, channels, located = source[0], source[0].shape[-1], self.slots[0]
+        x, channels = source[0], source[0].shape[-1]
         programs, wide, tile = self.chunk_tile
         grid = (programs, triton.cdiv(channels, tile))
         ranks = self.sum_ranks if weigh else ()
@@ -309,40 +316,41 @@ class BlockLowRank:
         edge_ranks = [0, self.edge_rank] if self.edge_rank else [0]
         if weigh and self.edge_rank:
             sums[1].zero_()
+        near_sums, edge_sums, skip_sums = sums or (None, None, None)
         (after, out), (other, other_out) = [*outputs, (None, x.new_empty(0))][:2]
         out_row = next((t.stride(-2) for t in (out, other_out) if t.numel()), 0)
         rank = self.plan.levels[0].rank if self.far else 1
         for edge_rank in edge_ranks:
             launch(
-                kernels.chunks,
+                kernels.legendre_chunks_kernel,
                 grid,
-                *with_strides(*source),
-                *with_strides(after if out.numel() else None),
-                out if out.numel() else None,
-                *with_strides(other if other_out.numel() else None),
-                other_out if other_out.numel() else None,
-                out_row,
-                *with_strides(*(weigh or (None, None))),
-                *(sums or (None, None, None)),
-                self.constants.toeplitz,
-                self.tables.near,
-                self.constants.basis,
-                nu,
-                self.constants.edges,
-                self.tables.edge,
-                wide_parameter(skip, x),
-                self.rate,
-                fastest(self.arithmetic.wide),
-                located.sequences,
-                self.rows.starts,
-                self.rows.ends,
-                located.count,
-                self.rows.columns,
-                located.per_row,
-                channels,
-                self.plan.edge_first,
+                **with_strides(
+                    x=x,
+                    gate=source[1],
+                    after=after if out.numel() else None,
+                    other=other if other_out.numel() else None,
+                    weigh=weigh[0] if weigh else None,
+                    weigh_gate=weigh[1] if weigh else None,
+                ),
+                out_ptr=out if out.numel() else None,
+                other_out_ptr=other_out if other_out.numel() else None,
+                out_row=out_row,
+                near_sums_ptr=near_sums,
+                edge_sums_ptr=edge_sums,
+                skip_sums_ptr=skip_sums,
+                toeplitz_ptr=self.constants.toeplitz,
+                near_ptr=self.tables.near,
+                basis_ptr=self.constants.basis,
+                nu_ptr=nu,
+                edges_ptr=self.constants.edges,
+                edge_ptr=self.tables.edge,
+                skip_ptr=wide_parameter(skip, x),
+                rate_ptr=self.rate,
+                fastest=fastest(self.arithmetic.wide),
+                **self.rows.located(self.slots[0]),
+                channels=channels,
+                edge_first=self.plan.edge_first,
                 REVERSE=reverse,
-                PACKED=self.rows.packed,
                 CHUNK=CHUNK,
                 NEAR_RANK=self.plan.near_rank,
                 NEAR_PADDED=triton.next_power_of_2(self.plan.near_rank),

@@ -1,5 +1,5 @@
-"""The gated long convolution with explicit taps: one by one where they are few, as Toeplitz products where groups of
-channels share them, otherwise the reference's FFT."""
+"""The gated long convolution with explicit taps: as Toeplitz products where groups of channels share them, otherwise
+one by one."""
 
 from __future__ import annotations
 
@@ -10,24 +10,13 @@ import triton
 from torch import Tensor
 from torch.nn.functional import pad
 
-from hyenarec_kernels.backends import reference
 from hyenarec_kernels.backends.triton import toeplitz
-from hyenarec_kernels.backends.triton.arithmetic import (
-    CHUNK,
-    Arithmetic,
-    served,
-    tile_channels,
-    tiles,
-    wide_parameter,
-    with_strides,
-)
-from hyenarec_kernels.backends.triton.configs import config
+from hyenarec_kernels.backends.triton.arithmetic import Arithmetic, tile_channels, tiles, wide_parameter
+from hyenarec_kernels.backends.triton.configs import CHUNK, TABLE, TAP_SHARES
 from hyenarec_kernels.backends.triton.kernels import direct as kernels
 from hyenarec_kernels.backends.triton.kernels import last as last_kernels
-from hyenarec_kernels.backends.triton.rows import Rows, launch
-
-DIRECT_TAPS = 64  # by operation counts, not measured: 64 reads from cache take about as long as an FFT's passes
-SHARES = 64  # programs that split the sum over rows of one tap's gradient
+from hyenarec_kernels.backends.triton.launching import launch, with_strides
+from hyenarec_kernels.backends.triton.rows import ChunkedRows
 
 
 def long_conv(
@@ -40,10 +29,8 @@ def long_conv(
     ends: Tensor | None,
     last_only: bool,
 ) -> Tensor:
-    rows = Rows.of(x, starts, ends)
+    rows = ChunkedRows.of(x, starts, ends)
     taps = filter[:, : rows.columns]
-    if not served(x) or not (last_only or _few(x, taps)):
-        return reference.long_conv(x, filter, skip, pre_gate, post_gate, starts, ends, last_only)
     return (convolve_last if last_only else convolve)(x, taps, skip, pre_gate, post_gate, rows)
 
 
@@ -59,10 +46,8 @@ def long_conv_backward(
     last_only: bool,
     needs: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    rows = Rows.of(x, starts, ends)
+    rows = ChunkedRows.of(x, starts, ends)
     taps = filter[:, : rows.columns]
-    if not served(x) or not (last_only or _few(x, taps)):
-        return reference.long_conv_backward(grad, x, filter, skip, pre_gate, post_gate, starts, ends, last_only, needs)
     backward = convolve_last_backward if last_only else convolve_backward
     dx, dtaps, dskip, dpre, dpost = backward(grad, x, taps, skip, pre_gate, post_gate, rows, needs)
     if needs[1]:
@@ -70,21 +55,25 @@ def long_conv_backward(
     return dx, dtaps, dskip, dpre, dpost
 
 
-def _few(x: Tensor, taps: Tensor) -> bool:
-    return taps.shape[1] <= DIRECT_TAPS or toeplitz.shared(x, taps)
-
-
 def convolve(
-    x: Tensor, taps: Tensor, skip: Tensor | None, pre_gate: Tensor | None, post_gate: Tensor | None, rows: Rows
+    x: Tensor, taps: Tensor, skip: Tensor | None, pre_gate: Tensor | None, post_gate: Tensor | None, rows: ChunkedRows
 ) -> Tensor:
-    """The convolution with taps (G, k), k as large as one likes."""
+    """The convolution with taps (G, k), for any number k of them."""
     if toeplitz.shared(x, taps):
         return toeplitz.convolve(x, taps, skip, pre_gate, post_gate, rows)
     out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    grid, where, options = tiles("direct", x, x.shape[-1], rows)
+    grid, tile = tiles("direct", x, x.shape[-1], rows)
     weights = _lag_major(taps, x)
-    inputs = with_strides(x, pre_gate, post_gate)
-    launch(kernels.direct, grid, *inputs, weights, len(weights), wide_parameter(skip, x), out, *where, **options)
+    launch(
+        kernels.long_conv_direct_kernel,
+        grid,
+        **with_strides(x=x, pre=pre_gate, post=post_gate),
+        taps_ptr=weights,
+        count=len(weights),
+        skip_ptr=wide_parameter(skip, x),
+        out_ptr=out,
+        **tile,
+    )
     return out
 
 
@@ -95,7 +84,7 @@ def convolve_backward(
     skip: Tensor | None,
     pre_gate: Tensor | None,
     post_gate: Tensor | None,
-    rows: Rows,
+    rows: ChunkedRows,
     needs: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of x, taps (in arithmetic type), skip and the gates."""
@@ -106,42 +95,49 @@ def convolve_backward(
         needed = (need_taps, need_skip)
         dtaps, dskip = toeplitz.convolve_backward(grad, x, taps, skip, pre_gate, post_gate, rows, outputs, *needed)
         return dx, dtaps, dskip, dpre, dpost
-    wanted = [t if t.numel() else None for t in outputs]
     weights = _lag_major(taps, x)
-    grid, where, options = tiles("direct", x, x.shape[-1], rows)
-    inputs = with_strides(grad, x, pre_gate, post_gate)
-    if any(t is not None for t in wanted):
-        arguments = (*inputs, weights, len(weights), wide_parameter(skip, x), *wanted)
-        launch(kernels.direct_backward, grid, *arguments, *where, **options)
+    grid, tile = tiles("direct", x, x.shape[-1], rows)
+    inputs = with_strides(grad=grad, x=x, pre=pre_gate, post=post_gate)
+    if any(t.numel() for t in outputs):
+        launch(
+            kernels.long_conv_direct_backward_kernel,
+            grid,
+            **inputs,
+            taps_ptr=weights,
+            count=len(weights),
+            skip_ptr=wide_parameter(skip, x),
+            dx_ptr=dx if dx.numel() else None,
+            dpre_ptr=dpre if dpre.numel() else None,
+            dpost_ptr=dpost if dpost.numel() else None,
+            **tile,
+        )
     if need_taps or (need_skip and skip is not None):
-        # Lag 0 is the gradient of the skip, whether or not the other lags are wanted.
+        # The gradient of lag 0 is the skip's too: it is computed even where those of other lags are not wanted.
         count = len(weights) if need_taps else 1
-        shares = torch.empty(min(SHARES, grid[0]), count, x.shape[-1], dtype=Arithmetic(x.dtype).wide, device=x.device)
-        launch(kernels.tap_gradient, (count, grid[1], len(shares)), *inputs, shares, *where, **options)
+        shape = (min(TAP_SHARES, grid[0]), count, x.shape[-1])
+        shares = torch.empty(shape, dtype=Arithmetic(x.dtype).wide, device=x.device)
+        programs = (count, grid[1], len(shares))
+        launch(kernels.long_conv_tap_gradient_kernel, programs, **inputs, dtaps_ptr=shares, **tile)
         dtaps, dskip = _parameter_gradients(shares, taps, skip, need_taps, need_skip)
     return dx, dtaps, dskip, dpre, dpost
 
 
 def convolve_last(
-    x: Tensor, taps: Tensor, skip: Tensor | None, pre_gate: Tensor | None, post_gate: Tensor | None, rows: Rows
+    x: Tensor, taps: Tensor, skip: Tensor | None, pre_gate: Tensor | None, post_gate: Tensor | None, rows: ChunkedRows
 ) -> Tensor:
     """Each sequence's last output, (S, D)."""
     out = torch.empty(rows.batch, x.shape[-1], dtype=x.dtype, device=x.device)
     weights = _lag_major(taps, x)
-    tile, options = _last_tiles(x, rows)
+    across, tile = _last_tiles(x, rows)
     launch(
-        last_kernels.last,
-        (rows.batch, tile),
-        *with_strides(x, pre_gate, post_gate),
-        weights,
-        len(weights),
-        wide_parameter(skip, x),
-        out,
-        rows.starts,
-        rows.ends,
-        rows.columns,
-        x.shape[-1],
-        **options,
+        last_kernels.long_conv_last_kernel,
+        (rows.batch, across),
+        **with_strides(x=x, pre=pre_gate, post=post_gate),
+        taps_ptr=weights,
+        count=len(weights),
+        skip_ptr=wide_parameter(skip, x),
+        out_ptr=out,
+        **tile,
     )
     return out
 
@@ -153,38 +149,54 @@ def convolve_last_backward(
     skip: Tensor | None,
     pre_gate: Tensor | None,
     post_gate: Tensor | None,
-    rows: Rows,
+    rows: ChunkedRows,
     needs: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """As `convolve_backward`, for the last outputs alone."""
     need_x, need_taps, need_skip, need_pre, need_post = needs
     dtaps, dskip, dpost = (x.new_empty(0) for _ in range(3))
-    dx, dpre, _ = outputs = row_gradients(x, [need_x, need_pre, False], pre_gate, None)
-    weights, inputs = _lag_major(taps, x), with_strides(grad, x, pre_gate, post_gate)
+    dx, dpre, _ = row_gradients(x, [need_x, need_pre, False], pre_gate, None)
+    weights, inputs = _lag_major(taps, x), with_strides(grad=grad, x=x, pre=pre_gate, post=post_gate)
     if dx.numel() or dpre.numel():
-        grid, where, options = tiles("direct", x, x.shape[-1], rows)
-        wanted = [t if t.numel() else None for t in outputs[:2]]
-        arguments = (*inputs, weights, len(weights), wide_parameter(skip, x), *wanted)
-        launch(last_kernels.last_backward, grid, *arguments, *where, **options)
+        grid, tile = tiles("direct", x, x.shape[-1], rows)
+        launch(
+            last_kernels.long_conv_last_backward_kernel,
+            grid,
+            **inputs,
+            taps_ptr=weights,
+            count=len(weights),
+            skip_ptr=wide_parameter(skip, x),
+            dx_ptr=dx if dx.numel() else None,
+            dpre_ptr=dpre if dpre.numel() else None,
+            **tile,
+        )
     if need_taps or (need_skip and skip is not None):
         count = len(weights) if need_taps else 1
-        tile, options = _last_tiles(x, rows)
-        shape = (min(SHARES, rows.batch), count, x.shape[-1])
+        across, tile = _last_tiles(x, rows)
+        shape = (min(TAP_SHARES, rows.batch), count, x.shape[-1])
         shares = torch.empty(shape, dtype=Arithmetic(x.dtype).wide, device=x.device)
-        ends = (count, rows.starts, rows.ends, rows.columns, rows.batch, x.shape[-1])
-        programs = (triton.cdiv(count, CHUNK), tile, len(shares))
-        launch(last_kernels.last_tap_gradient, programs, *inputs, shares, *ends, **options)
+        launch(
+            last_kernels.long_conv_last_tap_gradient_kernel,
+            (triton.cdiv(count, CHUNK), across, len(shares)),
+            **inputs,
+            dtaps_ptr=shares,
+            count=count,
+            batch=rows.batch,
+            **tile,
+        )
         dtaps, dskip = _parameter_gradients(shares, taps, skip, need_taps, need_skip)
     if need_post and post_gate is not None:
         dpost = convolve_last(x, taps, skip, pre_gate, grad, rows)
     return dx, dtaps, dskip, dpre, dpost
 
 
-def _last_tiles(x: Tensor, rows: Rows) -> tuple[int, dict[str, Any]]:
-    """Tiles of channels, and options of the kernels that look at sequences' ends."""
-    tuned, tile = config("direct", x.device), tile_channels(x.shape[-1])
-    options = {"PACKED": rows.packed, "CHUNK": CHUNK, "ACC": Arithmetic(x.dtype).kernel_dtype, "CHANNELS": tile}
-    return triton.cdiv(x.shape[-1], tile), options | tuned.options
+def _last_tiles(x: Tensor, rows: ChunkedRows) -> tuple[int, dict[str, Any]]:
+    """Tiles of channels, and arguments of the kernels that look at sequences' ends: `tiles` without slots."""
+    channels, tile = x.shape[-1], tile_channels(x.shape[-1])
+    where = {"starts_ptr": rows.starts, "ends_ptr": rows.ends, "columns": rows.columns, "PACKED": rows.packed}
+    sizes = {"channels": channels, "CHUNK": CHUNK, "CHANNELS": tile}
+    options = {"ACC": Arithmetic(x.dtype).kernel_dtype} | TABLE["direct"].options
+    return triton.cdiv(channels, tile), where | sizes | options
 
 
 def _parameter_gradients(
@@ -206,7 +218,7 @@ def _lag_major(taps: Tensor, x: Tensor) -> Tensor:  # (G, k) to (k, D)
 def row_gradients(
     x: Tensor, needs: list[bool], pre_gate: Tensor | None, post_gate: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Room for the gradients of x and the gates; (0,) for those that are absent or not wanted."""
+    """Uninitialized tensors for the gradients of x and the gates; of shape (0,) where one is absent or not wanted."""
     present = (x, pre_gate, post_gate)
     dx, dpre, dpost = (
         torch.empty(x.shape if need and t is not None else (0,), dtype=x.dtype, device=x.device)

@@ -22,17 +22,16 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from hyenarec_kernels.backends.triton.configs import CHUNK
 from hyenarec_kernels.lowrank.blocks import Array, blocks_from_nodes, entries, kept_entries, local_basis, sampled_basis
 from hyenarec_kernels.lowrank.levels import TOLERANCE, Level, Shape, Windows, last_distance, make_levels
 
-# Rows of the lowest chunk. A window is divided out of the first chunk around its middle, exp(+-a * CHUNK / 2), which
-# must stay in range: with more rows fewer decays fit, and the ranks that stand in for the others double.
-CHUNK = 32
 FANS = (4, 8)
-# What one element costs in picoseconds, from the rates of an H200's data sheet and not measured: 500 bf16 operations
-# of a tensor core and 15 multiply-adds of the other cores a picosecond, 4.3 bytes from memory, 5.5 from the L2 cache.
-TENSOR, SCALAR, MEMORY, CACHE, LEVEL = 500.0, 15.0, 4.3, 5.5, 0.1
-# Largest exponent of the windows' scale in the first chunk, either way; beyond it a fit takes over (`near_fits`).
+# What happens in a picosecond, from the rates of an H200's data sheet and not measured: 15 multiply-adds outside tensor
+# cores, and 4.3 bytes from memory. A level costs LEVEL picoseconds per element besides.
+SCALAR, MEMORY, LEVEL = 15.0, 4.3, 0.1
+# The largest exponent, in either direction, of a window's scale in the first chunk; beyond it a fit takes over
+# (`near_fits`).
 EXPONENT = {torch.float64: 300.0, torch.float32: 60.0}
 
 
@@ -40,7 +39,8 @@ EXPONENT = {torch.float64: 300.0, torch.float32: 60.0}
 class GpuPlan:
     """How to convolve sequences of any length up to `horizon` (any length at all if `beyond`).
 
-    `bound` is that of :class:`hyenarec_kernels.backends.cpu.plan.Plan`, window or not, for decays up to `fastest`.
+    `bound` means what it means in :class:`hyenarec_kernels.backends.cpu.plan.Plan`, with a window or without one, for
+    decays up to `fastest`.
     """
 
     terms: int
@@ -88,16 +88,17 @@ def toeplitz(values: Array, first: int, offset: int) -> Array:
 
 
 def fastest(dtype: torch.dtype) -> float:
-    """The decay an event up to which a window is divided out of the first chunk exactly."""
+    """The decay per event up to which a window is divided out of the first chunk exactly."""
     return 2 * EXPONENT[dtype] / CHUNK
 
 
 def near_fits(plan: GpuPlan, dtype: torch.dtype) -> tuple[Array, Array]:
-    """Maps from the first taps, window `fastest` divided out, to coefficients of the near basis, (near_rank, taps).
+    """Two maps (near_rank, taps) from the first taps, the window of decay `fastest` divided out, to coefficients of the
+    near basis.
 
-    The first is for slower decays, whose taps are polynomials: a projection. The second is for faster ones: what is
-    left of their window is no polynomial, but `fastest` alone leaves only a few taps that matter, and the fit weighs
-    each tap by what it will be multiplied with.
+    The first is a projection, for slower decays, whose taps are polynomials. The second is for faster decays: what is
+    left of their window is not a polynomial, but the window of `fastest` leaves only a few taps that matter, and the
+    fit weighs each tap by that window.
     """
     weight = np.exp(-fastest(dtype) * np.arange(plan.near_taps))
     weighted = np.linalg.pinv(weight[:, None] * plan.near_basis, rcond=torch.finfo(dtype).eps)
@@ -126,15 +127,33 @@ def padded(rank: int) -> int:
 
 
 @lru_cache(maxsize=256)
-def plan_for(terms: int, horizon: int, windowed: bool, beyond: bool, dtype: torch.dtype) -> GpuPlan:
-    """The cheapest plan for filters of `horizon` taps.
+def plan_for(terms: int, horizon: int, windowed: bool, beyond: bool, dtype: torch.dtype) -> GpuPlan | None:
+    """The cheapest plan for filters of `horizon` taps whose bound is within the tolerance of `dtype`, or None.
 
     `windowed`: they have a window; the gradient of its decay is a filter too, ``tau / K`` times the first and thus of
     one more term. `beyond`: sequences may be longer than the horizon.
     """
-    tolerance, degree = TOLERANCE[dtype] / 4, terms + windowed
-    windows = Windows(degree, horizon)
+    windows = Windows(terms + windowed, horizon)
     length = 4 * horizon + 4 * CHUNK if beyond else horizon
+    least = 1
+    if windowed:  # fewer polynomials could not stand in for the fastest decays (`near_fits`)
+        least = 6 if dtype in (torch.bfloat16, torch.float16) else 8
+    near_lags = np.arange(min(CHUNK, horizon))
+    edge_lags = np.arange((max(horizon // CHUNK, 1) - 1) * CHUNK + 1, horizon)
+    for share in (TOLERANCE[dtype] / part for part in (4, 8, 16)):  # of one part, as far as the search can tell
+        levels = _cheapest_levels(windows, length, share)
+        near_rank, near_error = _run(windows, near_lags, share, least)
+        edge_rank, edge_error = _run(windows, edge_lags, share, 1)
+        bound = sum(windows.bound(level, last_distance(horizon, length, level.chunk)) for level in levels)
+        bound += near_error + edge_error
+        if bound <= TOLERANCE[dtype]:
+            return GpuPlan(terms, horizon, levels, near_rank, edge_rank, bound)
+    return None
+
+
+def _cheapest_levels(windows: Windows, length: int, tolerance: float) -> tuple[Level, ...]:
+    """Those that drop less than `tolerance` each; none where the filter is shorter than two chunks."""
+    horizon = windows.horizon
     best: tuple[float, tuple[Level, ...]] = (math.inf, ())
 
     def extend(chunks: tuple[int, ...], shapes: tuple[Shape, ...]) -> None:
@@ -149,42 +168,39 @@ def plan_for(terms: int, horizon: int, windowed: bool, beyond: bool, dtype: torc
 
     if horizon >= 2 * CHUNK:
         extend((CHUNK,), ())
-    levels = best[1]
-    least = 1
-    if windowed:  # fewer polynomials could not stand in for the fastest decays (`near_fits`)
-        least = 6 if dtype in (torch.bfloat16, torch.float16) else 8
-    near_rank, near_error = _run(degree, horizon, np.arange(min(CHUNK, horizon)), tolerance, least)
-    edge_lag = (max(horizon // CHUNK, 1) - 1) * CHUNK + 1
-    edge_rank, edge_error = _run(degree, horizon, np.arange(edge_lag, horizon), tolerance, 1)
-    bound = sum(windows.bound(level, last_distance(horizon, length, level.chunk)) for level in levels)
-    return GpuPlan(terms, horizon, levels, near_rank, edge_rank, bound + near_error + edge_error)
+    return best[1]
 
 
 def _shape(windows: Windows, chunk: int, last: int, tolerance: float) -> Shape:
-    """The smallest (rank, degree, nodes) that drops less than `tolerance`; with every entry kept nothing is dropped."""
-    energy, count = windows.energy(chunk, last), min(windows.exact_nodes, chunk)
-    for rank in range(1, count + 1):
+    """The smallest (rank, degree, nodes) that drops less than `tolerance`; the largest one drops nothing.
+
+    A window of lags may need more nodes than a chunk has rows: it is nearly twice as long.
+    """
+    count = windows.exact_nodes
+    energy, most = windows.energy(chunk, last, count), min(count, chunk)
+    for rank in range(1, most + 1):
         degree = min(2 * rank - 1, count)
-        if energy[~kept_entries(count, rank, degree)].sum() <= tolerance**2 * windows.horizon:
-            return rank, degree, min(degree + 3, count)
-    raise AssertionError("the full rank drops nothing")
+        if rank == most or energy[~kept_entries(count, rank, degree)].sum() <= tolerance**2 * windows.horizon:
+            break
+    return rank, degree, min(degree + 3, count)
 
 
-def _run(terms: int, horizon: int, lags: npt.NDArray[Any], tolerance: float, least: int) -> tuple[int, float]:
+def _run(windows: Windows, lags: npt.NDArray[Any], tolerance: float, least: int) -> tuple[int, float]:
     """The rank that a run of taps needs, at least `least` where there are so many taps, and its error bound."""
-    samples = sampled_basis(lags.astype(np.float64), terms, horizon)
-    for rank in range(min(least, len(lags)), len(lags) + 1):
-        basis = local_basis(len(lags), rank)
-        error = samples - basis @ (basis.T @ samples)
-        # A lag stands in at most CHUNK entries of a chunk's rows: a bound of the Frobenius norm.
-        bound = math.sqrt(CHUNK * float(np.square(error).sum()) / horizon)
-        if bound <= tolerance or rank == len(lags):
-            return rank, bound
-    return 0, 0.0
+    if not len(lags):
+        return 0, 0.0
+    samples = sampled_basis(lags.astype(np.float64), windows.terms, windows.horizon)
+    # A lag stands in at most CHUNK entries of a chunk's rows: a bound of the Frobenius norm.
+    scale = math.sqrt(CHUNK / windows.horizon)
+    parts = np.square(local_basis(len(lags), len(lags)).T @ samples).sum(1)
+    left = scale * np.sqrt(np.append(parts[::-1].cumsum()[::-1], 0))  # of each number of polynomials
+    rank = max(int(np.argmax(left <= tolerance)), min(least, len(lags)))
+    basis = local_basis(len(lags), rank)
+    return rank, scale * float(np.linalg.norm(samples - basis @ (basis.T @ samples)))
 
 
 def _cost(levels: tuple[Level, ...]) -> float:
-    """Picoseconds an element; the first chunk costs the same whatever the levels."""
+    """Picoseconds per element; the first chunk costs the same whatever the levels."""
     total = 4 * 4 * levels[0].rank / CHUNK / MEMORY  # moments are written and read twice
     for index, level in enumerate(levels):
         pairs = (level.fan - 1) / 2 if level.fan else level.near_pairs / 2

@@ -13,7 +13,6 @@ Slots past a sequence's end hold no rows.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
@@ -21,12 +20,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hyenarec_kernels.backends.triton.kernels.slots import name_slots
+from hyenarec_kernels.backends.triton.kernels.slots import name_slots_kernel
+from hyenarec_kernels.backends.triton.launching import launch
 
 
 @dataclass(frozen=True)
 class Slots:
-    """The slots of one chunk size, and the arguments by which a kernel finds them (`locate`)."""
+    """The slots of one chunk size.
+
+    Attributes:
+        count: slots in all.
+        per_row: slots of each sequence of padded input; 0 for packed.
+        sequences: (count,) int32, each slot's sequence, for packed input; None for padded.
+    """
 
     count: int
     per_row: int
@@ -34,11 +40,11 @@ class Slots:
 
 
 @dataclass(frozen=True)
-class Rows:
-    """Where the sequences of one call lie.
+class ChunkedRows:
+    """The rows of one call's sequences, which kernels take in chunks.
 
     Attributes:
-        starts, ends: as the operator got them.
+        starts, ends: (batch,) each, or None, as the operator got them.
         columns: L for padded input; for packed T, which bounds a length.
         batch: sequences.
         packed: whether input is (T, D).
@@ -51,7 +57,7 @@ class Rows:
     packed: bool
 
     @classmethod
-    def of(cls, x: Tensor, starts: Tensor | None, ends: Tensor | None) -> Rows:
+    def of(cls, x: Tensor, starts: Tensor | None, ends: Tensor | None) -> ChunkedRows:
         starts = None if starts is None else starts.contiguous()
         ends = None if ends is None else ends.contiguous()
         if x.dim() == 2:
@@ -59,13 +65,13 @@ class Rows:
             return cls(starts, ends, x.shape[0], starts.shape[0], True)
         return cls(starts, ends, x.shape[1], x.shape[0], False)
 
-    def part(self, part: slice) -> Rows:
-        """Of some sequences of padded input."""
+    def part(self, part: slice) -> ChunkedRows:
+        """Those of some sequences of padded input."""
         starts, ends = (None if t is None else t[part] for t in (self.starts, self.ends))
         return replace(self, starts=starts, ends=ends, batch=len(range(*part.indices(self.batch))))
 
     def slots(self, chunks: Sequence[int]) -> list[Slots]:
-        """The slots of several chunk sizes, for packed input with one launch."""
+        """The slots of each of several chunk sizes. For packed input one launch finds them all."""
         if not self.packed:
             per_row = [-(-self.columns // chunk) for chunk in chunks]
             return [Slots(self.batch * n, n, None) for n in per_row]
@@ -74,20 +80,37 @@ class Rows:
         names = torch.empty(len(chunks), max(counts), dtype=torch.int32, device=self.starts.device)
         sizes = on_device(tuple(chunks), names.device)
         if self.batch:
-            sequences = (names, self.starts, self.ends, sizes, max(counts))
-            launch(name_slots, (self.batch, len(chunks)), *sequences, BLOCK=32, num_warps=1)
+            launch(
+                name_slots_kernel,
+                (self.batch, len(chunks)),
+                sequences_ptr=names,
+                starts_ptr=self.starts,
+                ends_ptr=self.ends,
+                chunks_ptr=sizes,
+                width=max(counts),
+                BLOCK=32,
+                num_warps=1,
+            )
         return [Slots(count, 0, names[i]) for i, count in enumerate(counts)]
+
+    def located(self, slots: Slots) -> dict[str, Any]:
+        """The arguments by which a kernel finds the rows of a slot (`locate`)."""
+        return {
+            "sequences_ptr": slots.sequences,
+            "starts_ptr": self.starts,
+            "ends_ptr": self.ends,
+            "slots": slots.count,
+            "columns": self.columns,
+            "per_row": slots.per_row,
+            "PACKED": self.packed,
+        }
 
 
 @cache
 def on_device(chunks: tuple[int, ...], device: torch.device) -> Tensor:
-    """Chunk sizes where the kernel reads them; made once, since a copy to the device cannot be captured in a graph, and
-    kept, for a captured graph reads them again."""
+    """The chunk sizes on the device, where the kernel reads them.
+
+    They are copied once, since a CUDA graph cannot capture a copy to the device, and kept, since a captured graph reads
+    them again.
+    """
     return torch.tensor(chunks, dtype=torch.int32).to(device)
-
-
-def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **options: Any) -> None:
-    """Runs a kernel on the device of its first tensor, on that device's current stream."""
-    device = next(a for a in arguments if isinstance(a, Tensor)).device
-    with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
-        kernel[grid](*arguments, **options)

@@ -10,43 +10,53 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from hyenarec_kernels.backends import reference
-from hyenarec_kernels.backends.triton.arithmetic import Arithmetic, served, tiles, wide_parameter, with_strides
+from hyenarec_kernels.backends.triton.arithmetic import Arithmetic, tiles, wide_parameter
+from hyenarec_kernels.backends.triton.configs import PROGRAMS
 from hyenarec_kernels.backends.triton.kernels.gates import gated
-from hyenarec_kernels.backends.triton.kernels.slots import WHERE, locate, tile_columns, written
-from hyenarec_kernels.backends.triton.rows import Rows, launch
+from hyenarec_kernels.backends.triton.kernels.slots import LENGTHS, WHERE, locate, tile_columns, written
+from hyenarec_kernels.backends.triton.launching import launch, with_strides
+from hyenarec_kernels.backends.triton.rows import ChunkedRows
 
-WIDTH = 8  # taps are unrolled, in the backward pass twice over; wider ones go to the reference
-PROGRAMS = 1024  # that share the sums over rows
-LENGTHS = ["slots", "columns", "per_row"]
+WIDTH = 8  # of the widest that are served: taps are unrolled, in the backward pass twice over
 
 
 @triton.jit
 def preactivation(
-    x, x_row, weight, bias, row, i, position, length, channel, channels, TAPS: tl.constexpr, ACC: tl.constexpr
+    x_ptr,
+    x_row,
+    weight_ptr,
+    bias_ptr,
+    row,
+    i,
+    position,
+    length,
+    channel,
+    channels,
+    TAPS: tl.constexpr,
+    ACC: tl.constexpr,
 ):
     """sum_j weight[j] x[row + i - j] + bias: x (R, D), weight (D, TAPS)."""
     inside = channel < channels
     z = tl.zeros(position.shape, ACC)
     for j in tl.static_range(TAPS):
         real = (position >= j) & (position - j < length) & inside
-        tap = tl.load(weight + channel * TAPS + j, mask=inside, other=0)
-        z += tap * gated(x, x_row, None, 0, row - j, i, channel, real, ACC)
-    if bias is not None:
-        z += tl.load(bias + channel, mask=inside, other=0)
+        tap = tl.load(weight_ptr + channel * TAPS + j, mask=inside, other=0)
+        z += tap * gated(x_ptr, x_row, None, 0, row - j, i, channel, real, ACC)
+    if bias_ptr is not None:
+        z += tl.load(bias_ptr + channel, mask=inside, other=0)
     return z
 
 
 @triton.jit(do_not_specialize=LENGTHS, do_not_specialize_on_alignment=WHERE)
-def short(
-    x,
+def short_conv_kernel(
+    x_ptr,
     x_row,
-    weight,
-    bias,
-    out,
-    sequences,
-    starts,
-    ends,
+    weight_ptr,
+    bias_ptr,
+    out_ptr,
+    sequences_ptr,
+    starts_ptr,
+    ends_ptr,
     slots,
     columns,
     per_row,
@@ -61,32 +71,34 @@ def short(
 ):
     slot, channel = tile_columns(SLOTS, CHANNELS)
     channel = channel[None, :]
-    sequence, first, length, index = locate(slot, slots, sequences, starts, ends, columns, per_row, CHUNK, PACKED)
+    sequence, first, length, index = locate(
+        slot, slots, sequences_ptr, starts_ptr, ends_ptr, columns, per_row, CHUNK, PACKED
+    )
     first, length = first[None, :], length[None, :]
     i = tl.arange(0, CHUNK)[:, None]
     row, position = first + index[None, :] * CHUNK, index[None, :] * CHUNK + i
-    z = preactivation(x, x_row, weight, bias, row, i, position, length, channel, channels, TAPS, ACC)
+    z = preactivation(x_ptr, x_row, weight_ptr, bias_ptr, row, i, position, length, channel, channels, TAPS, ACC)
     if SILU:
         z = z / (1 + tl.exp(-z))
     to, exists = written(position, sequence[None, :], first, length, slot[None, :], slots, columns, PACKED)
     z = tl.where(position < length, z, 0)
-    tl.store(out + to * channels + channel, z.to(out.dtype.element_ty), mask=exists & (channel < channels))
+    tl.store(out_ptr + to * channels + channel, z.to(out_ptr.dtype.element_ty), mask=exists & (channel < channels))
 
 
 @triton.jit(do_not_specialize=LENGTHS, do_not_specialize_on_alignment=WHERE)
-def short_backward(
-    grad,
+def short_conv_backward_kernel(
+    grad_ptr,
     grad_row,
-    x,
+    x_ptr,
     x_row,
-    weight,
-    bias,
-    dx,
-    dweight,
-    dbias,
-    sequences,
-    starts,
-    ends,
+    weight_ptr,
+    bias_ptr,
+    dx_ptr,
+    dweight_ptr,
+    dbias_ptr,
+    sequences_ptr,
+    starts_ptr,
+    ends_ptr,
     slots,
     columns,
     per_row,
@@ -100,7 +112,8 @@ def short_backward(
     SLOTS: tl.constexpr,
     CHANNELS: tl.constexpr,
 ):
-    """dx, and a program's share of dweight (programs, TAPS, D) and dbias (programs, D); an absent one is None."""
+    """Writes dx, and this program's share of dweight (programs, TAPS, D) and dbias (programs, D); the pointer to one
+    that is not wanted is None."""
     column = tl.arange(0, SLOTS * CHANNELS)
     channel = (tl.program_id(1) * CHANNELS + column % CHANNELS)[None, :]
     inside = channel < channels
@@ -109,52 +122,60 @@ def short_backward(
     bias_total = tl.zeros((1, SLOTS * CHANNELS), ACC)
     for tile in range(tl.program_id(0), tl.cdiv(slots, SLOTS), tl.num_programs(0)):
         slot = tile * SLOTS + column // CHANNELS
-        sequence, first, length, index = locate(slot, slots, sequences, starts, ends, columns, per_row, CHUNK, PACKED)
+        sequence, first, length, index = locate(
+            slot, slots, sequences_ptr, starts_ptr, ends_ptr, columns, per_row, CHUNK, PACKED
+        )
         first, length = first[None, :], length[None, :]
         position = index[None, :] * CHUNK + i
         total = tl.zeros((CHUNK, SLOTS * CHANNELS), ACC)
         for j in tl.static_range(TAPS):
             row, at = first + index[None, :] * CHUNK + j, position + j
             real = (at < length) & inside
-            dz = gated(grad, grad_row, None, 0, row, i, channel, real, ACC)
+            dz = gated(grad_ptr, grad_row, None, 0, row, i, channel, real, ACC)
             if SILU:
-                z = preactivation(x, x_row, weight, bias, row, i, at, length, channel, channels, TAPS, ACC)
+                z = preactivation(x_ptr, x_row, weight_ptr, bias_ptr, row, i, at, length, channel, channels, TAPS, ACC)
                 gate = 1 / (1 + tl.exp(-z))
                 dz *= gate * (1 + z * (1 - gate))
                 dz = tl.where(real, dz, 0)
-            total += dz * tl.load(weight + channel * TAPS + j, mask=inside, other=0)
+            total += dz * tl.load(weight_ptr + channel * TAPS + j, mask=inside, other=0)
             if j == 0:
-                if dbias is not None:
+                if dbias_ptr is not None:
                     bias_total += tl.sum(dz, 0)[None, :]
-                if dweight is not None:
+                if dweight_ptr is not None:
                     for lag in tl.static_range(TAPS):
-                        before = gated(x, x_row, None, 0, row - lag, i, channel, real & (position >= lag), ACC)
+                        before = gated(x_ptr, x_row, None, 0, row - lag, i, channel, real & (position >= lag), ACC)
                         weight_total += tl.where(taps == lag, tl.sum(dz * before, 0)[None, :], 0)
-        if dx is not None:
+        if dx_ptr is not None:
             to, exists = written(position, sequence[None, :], first, length, slot[None, :], slots, columns, PACKED)
             total = tl.where(position < length, total, 0)
-            tl.store(dx + to * channels + channel, total.to(dx.dtype.element_ty), mask=exists & inside)
+            tl.store(dx_ptr + to * channels + channel, total.to(dx_ptr.dtype.element_ty), mask=exists & inside)
     channel = (tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS))[None, :]
     share = tl.program_id(0).to(tl.int64)
-    if dweight is not None:
+    if dweight_ptr is not None:
         total = tl.sum(tl.reshape(weight_total, (PADDED, SLOTS, CHANNELS)), 1)
         at = (share * TAPS + taps) * channels + channel
-        tl.store(dweight + at, total, mask=(taps < TAPS) & (channel < channels))
-    if dbias is not None:
+        tl.store(dweight_ptr + at, total, mask=(taps < TAPS) & (channel < channels))
+    if dbias_ptr is not None:
         total = tl.sum(tl.reshape(bias_total, (SLOTS, CHANNELS)), 0)[None, :]
-        tl.store(dbias + share * channels + channel, total, mask=channel < channels)
+        tl.store(dbias_ptr + share * channels + channel, total, mask=channel < channels)
 
 
 def short_conv(
     x: Tensor, weight: Tensor, bias: Tensor | None, starts: Tensor | None, ends: Tensor | None, activation: str
 ) -> Tensor:
-    if not served(x) or weight.shape[1] > WIDTH:
-        return reference.short_conv(x, weight, bias, starts, ends, activation)
     out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    grid, where, options = tiles("short", x, x.shape[-1], Rows.of(x, starts, ends))
-    parameters = (wide_parameter(weight, x), wide_parameter(bias, x))
-    taps = {"TAPS": weight.shape[1], "SILU": activation == "silu"}
-    launch(short, grid, *with_strides(x), *parameters, out, *where, **taps, **options)
+    grid, tile = tiles("short", x, x.shape[-1], ChunkedRows.of(x, starts, ends))
+    launch(
+        short_conv_kernel,
+        grid,
+        **with_strides(x=x),
+        weight_ptr=wide_parameter(weight, x),
+        bias_ptr=wide_parameter(bias, x),
+        out_ptr=out,
+        TAPS=weight.shape[1],
+        SILU=activation == "silu",
+        **tile,
+    )
     return out
 
 
@@ -168,11 +189,8 @@ def short_conv_backward(
     activation: str,
     needs: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor]:
-    if not served(x) or weight.shape[1] > WIDTH:
-        return reference.short_conv_backward(grad, x, weight, bias, starts, ends, activation, needs)
-    grid, where, options = tiles("short", x, x.shape[-1], Rows.of(x, starts, ends))
+    grid, tile = tiles("short", x, x.shape[-1], ChunkedRows.of(x, starts, ends))
     grid = (min(grid[0], max(PROGRAMS // grid[1], 1)), grid[1])
-    parameters = (wide_parameter(weight, x), wide_parameter(bias, x))
 
     def room(wanted: bool, *shape: int, dtype: torch.dtype) -> Tensor | None:
         return torch.empty(shape, dtype=dtype, device=x.device) if wanted else None
@@ -181,9 +199,20 @@ def short_conv_backward(
     dx = room(needs[0], *x.shape, dtype=x.dtype)
     dweight = room(needs[1], grid[0], weight.shape[1], channels, dtype=wide)
     dbias = room(needs[2] and bias is not None, grid[0], channels, dtype=wide)
-    inputs, padded = with_strides(grad, x), triton.next_power_of_2(weight.shape[1])
-    taps = {"TAPS": weight.shape[1], "PADDED": padded, "SILU": activation == "silu"}
-    launch(short_backward, grid, *inputs, *parameters, dx, dweight, dbias, *where, **taps, **options)
+    launch(
+        short_conv_backward_kernel,
+        grid,
+        **with_strides(grad=grad, x=x),
+        weight_ptr=wide_parameter(weight, x),
+        bias_ptr=wide_parameter(bias, x),
+        dx_ptr=dx,
+        dweight_ptr=dweight,
+        dbias_ptr=dbias,
+        TAPS=weight.shape[1],
+        PADDED=triton.next_power_of_2(weight.shape[1]),
+        SILU=activation == "silu",
+        **tile,
+    )
     return (
         x.new_empty(0) if dx is None else dx,
         x.new_empty(0) if dweight is None else dweight.sum(0).T.to(weight.dtype).contiguous(),

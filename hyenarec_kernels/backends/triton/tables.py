@@ -1,8 +1,10 @@
-"""From coefficients and decays to what the kernels read, and the gradients back: small matrices, in plain torch.
+"""Turns coefficients and decays into the tables that the kernels read, and the tables' gradients back into theirs:
+small matrices, in plain torch.
 
-Every table is linear in the coefficients. The rows of one matrix (rows, N), made once for a plan and device, give all
-of them with one product; a window then multiplies each row by its own power ``exp(-a * offset)``. All of it is float64,
-rounded once to what the kernels read: `torch.set_float32_matmul_precision` may have float32 products taken in TF32.
+Every table is linear in the coefficients, so that one product with a matrix (rows, N), made once for a plan and a
+device, gives all of them. A window then multiplies each row by its own factor ``exp(-a * offset)``. All of this is
+float64 and rounded once, to what the kernels read, because `torch.set_float32_matmul_precision` may let float32
+products run in TF32.
 """
 
 from __future__ import annotations
@@ -13,11 +15,10 @@ from functools import cache
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import softplus
 
 from hyenarec_kernels.backends.reference.rows import wide
+from hyenarec_kernels.backends.triton.configs import CHUNK
 from hyenarec_kernels.backends.triton.plan import (
-    CHUNK,
     GpuPlan,
     block_map,
     fastest,
@@ -26,6 +27,7 @@ from hyenarec_kernels.backends.triton.plan import (
     toeplitz,
     transfer,
 )
+from hyenarec_kernels.legendre import event_rate
 from hyenarec_kernels.lowrank.blocks import Array, local_basis, sampled_basis
 
 
@@ -136,7 +138,7 @@ class Filter:
     def of(
         cls, plan: GpuPlan, constants: Constants, coefficients: Tensor, decay: Tensor | None, dtype: torch.dtype
     ) -> Filter:
-        rate = None if decay is None else softplus(decay.double()) / plan.horizon
+        rate = None if decay is None else event_rate(decay.double(), plan.horizon)
         return cls(plan, constants, coefficients.double(), rate, wide(dtype))
 
     @property
@@ -169,7 +171,7 @@ class Filter:
         return Tables(near, edge, blocks)
 
     def backward(self, near: Tensor, edge: Tensor, blocks: list[Tensor]) -> tuple[Tensor, Tensor | None]:
-        """Gradients of the coefficients (G, N) and of ``softplus(decay)`` (G,) from those of the tables, (rows, D)."""
+        """Gradients of the coefficients (G, N) and of the decay (G,) from those of the tables, (rows, D)."""
         groups = self.coefficients.shape[0]
         near, edge, *blocks = (
             t.reshape(t.shape[0], groups, -1).sum(2, dtype=torch.float64) for t in (near, edge, *blocks)

@@ -2,8 +2,9 @@
 
     y_I = sum_b T_b u_(I-b),    T_b[i, j] = taps[b C + i - j],    dT_b = sum_I dy_I u_(I-b)^T
 
-A block is C x C for each group of channels, a tile C rows of one group's: both products run on tensor cores, where one
-tap after the other would read every row as often as there are taps. The number of blocks is not compiled in.
+A block is a C x C matrix for each group of channels, and a tile holds C rows of one group's channels, so that both
+products run on tensor cores; taking one tap after the other would read every row once per tap. Another number of blocks
+does not compile the kernels again.
 """
 
 from __future__ import annotations
@@ -14,22 +15,21 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from hyenarec_kernels.backends.triton.arithmetic import CHUNK, Arithmetic, tiles, wide_parameter, with_strides
+from hyenarec_kernels.backends import crossovers
+from hyenarec_kernels.backends.triton.arithmetic import Arithmetic, tiles, wide_parameter
+from hyenarec_kernels.backends.triton.configs import CHUNK, TAP_SHARES
 from hyenarec_kernels.backends.triton.kernels import toeplitz as kernels
-from hyenarec_kernels.backends.triton.rows import Rows, launch
-
-# By operation counts, not measured: with fewer taps a tap at a time is cheaper, with more the FFT.
-LEAST_TAPS, MOST_TAPS = 8, 512
-SHARES = 64  # programs that split the sum over rows of one block's gradient
+from hyenarec_kernels.backends.triton.launching import launch, with_strides
+from hyenarec_kernels.backends.triton.rows import ChunkedRows
 
 
 def shared(x: Tensor, taps: Tensor) -> bool:
     """Whether taps (G, k) are few and shared by enough channels."""
-    return LEAST_TAPS <= taps.shape[1] <= MOST_TAPS and x.shape[-1] // taps.shape[0] % 16 == 0
+    return crossovers.toeplitz(taps.shape[1], taps.shape[0], x.shape[-1])
 
 
 def convolve(
-    x: Tensor, taps: Tensor, skip: Tensor | None, pre_gate: Tensor | None, post_gate: Tensor | None, rows: Rows
+    x: Tensor, taps: Tensor, skip: Tensor | None, pre_gate: Tensor | None, post_gate: Tensor | None, rows: ChunkedRows
 ) -> Tensor:
     out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     _run((x, pre_gate), [(post_gate, out)], _matrices(taps, x), skip, rows)
@@ -43,7 +43,7 @@ def convolve_backward(
     skip: Tensor | None,
     pre_gate: Tensor | None,
     post_gate: Tensor | None,
-    rows: Rows,
+    rows: ChunkedRows,
     outputs: tuple[Tensor, Tensor, Tensor],
     need_taps: bool,
     need_skip: bool,
@@ -59,13 +59,18 @@ def convolve_backward(
     dtaps, dskip = x.new_empty(0), x.new_empty(0)
     if need_taps or (need_skip and skip is not None):
         blocks = matrices.shape[1] if need_taps else 1
-        grid, where, options = _tiles("toeplitz_gradient", x, taps, rows)
-        shape, wide = (min(SHARES, grid[0]), grid[1], blocks, CHUNK, CHUNK), Arithmetic(x.dtype).wide
+        grid, tile = _tiles("toeplitz_gradient", x, taps, rows)
+        shape, wide = (min(TAP_SHARES, grid[0]), grid[1], blocks, CHUNK, CHUNK), Arithmetic(x.dtype).wide
         shares = torch.empty(shape, dtype=wide, device=x.device)
         own = torch.empty(shape[0], x.shape[-1], dtype=wide, device=x.device)
-        inputs = with_strides(grad, x, pre_gate, post_gate)
         launch(
-            kernels.toeplitz_gradient, (blocks, grid[1], shape[0]), *inputs, shares, own, matrices, *where, **options
+            kernels.long_conv_toeplitz_gradient_kernel,
+            (blocks, grid[1], shape[0]),
+            **with_strides(grad=grad, x=x, pre=pre_gate, post=post_gate),
+            out_ptr=shares,
+            skip_out_ptr=own,
+            operand_ptr=matrices,
+            **tile,
         )
         if need_taps:
             dtaps = _along_diagonals(shares.sum(0).view(len(taps), -1, blocks, CHUNK, CHUNK).sum(1))[:, : taps.shape[1]]
@@ -79,38 +84,38 @@ def _run(
     outputs: list[tuple[Tensor | None, Tensor]],
     matrices: Tensor,
     skip: Tensor | None,
-    rows: Rows,
+    rows: ChunkedRows,
     *,
     reverse: bool = False,
 ) -> None:
     """Each output is its factor times the convolution of the source's product; an empty one is not wanted."""
     x = source[0]
     (after, out), (other, other_out) = [*outputs, (None, x.new_empty(0))][:2]
-    grid, where, options = _tiles("toeplitz", x, matrices, rows)
+    grid, tile = _tiles("toeplitz", x, matrices, rows)
     launch(
-        kernels.toeplitz,
+        kernels.long_conv_toeplitz_kernel,
         grid,
-        *with_strides(*source),
-        *with_strides(after if out.numel() else None),
-        out if out.numel() else None,
-        *with_strides(other if other_out.numel() else None),
-        other_out if other_out.numel() else None,
-        matrices,
-        matrices.shape[1],
-        x.shape[-1] // len(matrices),
-        wide_parameter(skip, x),
-        *where,
+        **with_strides(
+            x=x,
+            gate=source[1],
+            after=after if out.numel() else None,
+            other=other if other_out.numel() else None,
+        ),
+        out_ptr=out if out.numel() else None,
+        other_out_ptr=other_out if other_out.numel() else None,
+        matrices_ptr=matrices,
+        blocks=matrices.shape[1],
+        group=x.shape[-1] // len(matrices),
+        skip_ptr=wide_parameter(skip, x),
         REVERSE=reverse,
-        **options,
+        **tile,
     )
 
 
-def _tiles(
-    kernel: str, x: Tensor, grouped: Tensor, rows: Rows
-) -> tuple[tuple[int, int], tuple[Any, ...], dict[str, Any]]:
+def _tiles(config: str, x: Tensor, grouped: Tensor, rows: ChunkedRows) -> tuple[tuple[int, int], dict[str, Any]]:
     """As `tiles`, of channels of one group."""
-    grid, where, options = tiles(kernel, x, x.shape[-1], rows, within=x.shape[-1] // len(grouped))
-    return grid, where, options | {"PRECISION": Arithmetic(x.dtype).precision}
+    grid, tile = tiles(config, x, x.shape[-1], rows, within=x.shape[-1] // len(grouped))
+    return grid, tile | {"PRECISION": Arithmetic(x.dtype).precision}
 
 
 def _matrices(taps: Tensor, x: Tensor) -> Tensor:  # (G, k) to (G, blocks, C, C)

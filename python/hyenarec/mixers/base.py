@@ -13,11 +13,14 @@ from hyenarec.packing import Packing
 class Mixer(nn.Module):
     """Token mixing over packed sequences: row ``t`` of the output depends on its own sequence up to ``t`` only.
 
-    A class with ``needs_positions`` has learned positions added to the item embeddings. One that is not ``causal`` sees
-    its whole sequence, so its model learns to fill in masked items (:mod:`hyenarec.cloze`) instead of predicting next
-    ones. One that ``knows_time`` uses timestamps, and positions in their stead where there are none. Weight decay
-    spares the mixer that is not ``decayed``. ``layer`` is the 0-based block that the mixer serves, for those whose
-    blocks differ.
+    Attributes:
+        needs_positions: the model adds learned positions to the item embeddings.
+        causal: False for a mixer that sees its whole sequence. Its model cannot learn to predict the next item, so it
+            learns to fill in masked items (:mod:`hyenarec.cloze`).
+        knows_time: the mixer uses timestamps. Where a log has none, positions take their place.
+        decayed: whether weight decay applies to the mixer's matrices.
+
+    ``layer`` is the 0-based number of the block that the mixer serves, for mixers whose blocks differ.
     """
 
     needs_positions: ClassVar[bool] = False
@@ -37,14 +40,3 @@ class Mixer(nn.Module):
         signature.
         """
         raise NotImplementedError(f"{type(self).__name__} must define forward")
-
-    def mix_padded(self, x: Tensor, mask: Tensor, *, timestamps: Tensor | None = None) -> Tensor:
-        """``x`` (B, L, D), padded on either side with anything, to (B, L, D), 0 in padding.
-
-        ``mask`` (B, L) bool, True for real events, at least one a row; ``timestamps`` (B, L) int64.
-        """
-        packing = Packing.from_lengths(mask.sum(1).cpu()).to(x.device)
-        mixed: Tensor = self(x[mask], packing, timestamps=None if timestamps is None else timestamps[mask])  # (T, D)
-        out = mixed.new_zeros(x.shape)
-        out[mask] = mixed
-        return out

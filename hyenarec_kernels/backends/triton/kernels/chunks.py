@@ -19,14 +19,12 @@ import triton
 import triton.language as tl
 
 from hyenarec_kernels.backends.triton.kernels.gates import gated, store_scaled
-from hyenarec_kernels.backends.triton.kernels.slots import WHERE, locate, tile_columns, written
-
-LENGTHS = ["slots", "columns", "per_row"]
+from hyenarec_kernels.backends.triton.kernels.slots import LENGTHS, WHERE, locate, tile_columns, written
 
 
 @triton.jit
 def shared_product(
-    matrices, scales, v, channel, channels, TRANSPOSED: tl.constexpr, RANK: tl.constexpr, STEP: tl.constexpr,
+    matrices_ptr, scales_ptr, v, channel, channels, TRANSPOSED: tl.constexpr, RANK: tl.constexpr, STEP: tl.constexpr,
     CHUNK: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """sum_m scales[m] (matrices[m] v): matrices (RANK, CHUNK, CHUNK) STEP elements apart, scales (RANK, D)."""
@@ -34,71 +32,71 @@ def shared_product(
     at = j * CHUNK + i if TRANSPOSED else i * CHUNK + j
     total = tl.zeros((CHUNK, v.shape[1]), ACC)
     for m in range(RANK):
-        scale = tl.load(scales + m * channels + channel, mask=channel < channels, other=0)
-        matrix = tl.load(matrices + m * STEP + at)
+        scale = tl.load(scales_ptr + m * channels + channel, mask=channel < channels, other=0)
+        matrix = tl.load(matrices_ptr + m * STEP + at)
         total += scale[None, :] * tl.dot(matrix, v, input_precision=PRECISION, out_dtype=ACC)
     return total
 
 
 @triton.jit
 def weighed_product(
-    matrices, scales, v, g, sums, channel, channels, RANK: tl.constexpr, STEP: tl.constexpr, CHUNK: tl.constexpr,
-    ACC: tl.constexpr, PRECISION: tl.constexpr,
+    matrices_ptr, scales_ptr, v, g, sums, channel, channels, RANK: tl.constexpr, STEP: tl.constexpr,
+    CHUNK: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """As `shared_product`, and the scales' gradient sum_i g (matrices[m] v) added to row m of `sums` (padded, n)."""
     at = tl.arange(0, CHUNK)[:, None] * CHUNK + tl.arange(0, CHUNK)[None, :]
     number = tl.arange(0, sums.shape[0])[:, None]
     total = tl.zeros((CHUNK, v.shape[1]), ACC)
     for m in range(RANK):
-        scale = tl.load(scales + m * channels + channel, mask=channel < channels, other=0)
-        term = tl.dot(tl.load(matrices + m * STEP + at), v, input_precision=PRECISION, out_dtype=ACC)
+        scale = tl.load(scales_ptr + m * channels + channel, mask=channel < channels, other=0)
+        term = tl.dot(tl.load(matrices_ptr + m * STEP + at), v, input_precision=PRECISION, out_dtype=ACC)
         total += scale[None, :] * term
         sums += tl.where(number == m, tl.sum(g * term, 0)[None, :], 0)
     return total, sums
 
 
 @triton.jit
-def store_sums(out, sums, channels, RANK: tl.constexpr, SLOTS: tl.constexpr, CHANNELS: tl.constexpr):
+def store_sums(out_ptr, sums, channels, RANK: tl.constexpr, SLOTS: tl.constexpr, CHANNELS: tl.constexpr):
     """This program's share, summed over its slots: sums (padded, SLOTS * CHANNELS), out (programs, RANK, D)."""
     m = tl.arange(0, sums.shape[0])[:, None]
     channel = (tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS))[None, :]
     total = tl.sum(tl.reshape(sums, (sums.shape[0], SLOTS, CHANNELS)), 1)
     at = (tl.program_id(0).to(tl.int64) * RANK + m) * channels + channel
-    tl.store(out + at, total, mask=(m < RANK) & (channel < channels))
+    tl.store(out_ptr + at, total, mask=(m < RANK) & (channel < channels))
 
 
 @triton.jit(do_not_specialize=LENGTHS, do_not_specialize_on_alignment=WHERE)
-def chunks(
-    x,
+def legendre_chunks_kernel(
+    x_ptr,
     x_row,
-    gate,
+    gate_ptr,
     gate_row,
-    after,
+    after_ptr,
     after_row,
-    out,
-    other,
+    out_ptr,
+    other_ptr,
     other_row,
-    other_out,
+    other_out_ptr,
     out_row,
-    weigh,
+    weigh_ptr,
     weigh_row,
-    weigh_gate,
+    weigh_gate_ptr,
     weigh_gate_row,
-    near_sums,
-    edge_sums,
-    skip_sums,
-    toeplitz,
-    near,
-    basis,
-    nu,
-    edges,
-    edge,
-    skip,
-    rate,
+    near_sums_ptr,
+    edge_sums_ptr,
+    skip_sums_ptr,
+    toeplitz_ptr,
+    near_ptr,
+    basis_ptr,
+    nu_ptr,
+    edges_ptr,
+    edge_ptr,
+    skip_ptr,
+    rate_ptr,
     fastest,
-    sequences,
-    starts,
-    ends,
+    sequences_ptr,
+    starts_ptr,
+    ends_ptr,
     slots,
     columns,
     per_row,
@@ -122,12 +120,14 @@ def chunks(
     """With u = gate x: out = after y and other_out = other y, rows out_row apart; an absent factor is 1.
 
     near_sums, edge_sums, skip_sums: shares of the gradients, for the output gradient weigh_gate weigh; (programs, rank,
-    D) each, or None for none of them. PARTED: of the tiles only those out of the reach of the filter's end or, with an
-    EDGE_RANK, only the others.
+    D) each, or None for none of them. PARTED: this launch takes only the tiles out of reach of the filter's end
+    or, with an EDGE_RANK, only the others.
     """
     slot, channel = tile_columns(SLOTS, CHANNELS)
     inside = channel < channels
-    sequence, first, length, index = locate(slot, slots, sequences, starts, ends, columns, per_row, CHUNK, PACKED)
+    sequence, first, length, index = locate(
+        slot, slots, sequences_ptr, starts_ptr, ends_ptr, columns, per_row, CHUNK, PACKED
+    )
     i = tl.arange(0, CHUNK)[:, None]
     position = index[None, :] * CHUNK + i
     exists = inside & (index * CHUNK < length)
@@ -137,37 +137,58 @@ def chunks(
         within_reach = (index + edge_first) * CHUNK < length if REVERSE else index >= edge_first
         if (tl.max((exists & within_reach).to(tl.int32), 0) > 0) != (EDGE_RANK > 0):
             return
-    operand = toeplitz.dtype.element_ty
-    u = gated(x, x_row, gate, gate_row, row, i, channel[None, :], real, ACC)
+    operand = toeplitz_ptr.dtype.element_ty
+    u = gated(x_ptr, x_row, gate_ptr, gate_row, row, i, channel[None, :], real, ACC)
     v = u
-    if rate is not None:
-        a = tl.load(rate + channel, mask=inside, other=0)[None, :]
+    if rate_ptr is not None:
+        a = tl.load(rate_ptr + channel, mask=inside, other=0)[None, :]
         into = i if REVERSE else CHUNK - i  # rows to the edge towards which the convolution runs
         centred = tl.minimum(a, fastest) * (CHUNK // 2 - into)
         v = u * tl.exp(centred)
-    if near_sums is None:
+    if near_sums_ptr is None:
         y = shared_product(
-            toeplitz, near, v.to(operand), channel, channels, REVERSE, NEAR_RANK, CHUNK * CHUNK, CHUNK, ACC, PRECISION
+            toeplitz_ptr,
+            near_ptr,
+            v.to(operand),
+            channel,
+            channels,
+            REVERSE,
+            NEAR_RANK,
+            CHUNK * CHUNK,
+            CHUNK,
+            ACC,
+            PRECISION,
         )
     else:
-        g = gated(weigh, weigh_row, weigh_gate, weigh_gate_row, row, i, channel[None, :], real, ACC)
-        store_sums(skip_sums, tl.sum(g * u, 0)[None, :], channels, 1, SLOTS, CHANNELS)
-        if rate is not None:
+        g = gated(weigh_ptr, weigh_row, weigh_gate_ptr, weigh_gate_row, row, i, channel[None, :], real, ACC)
+        store_sums(skip_sums_ptr, tl.sum(g * u, 0)[None, :], channels, 1, SLOTS, CHANNELS)
+        if rate_ptr is not None:
             g *= tl.exp(-centred)
         sums = tl.zeros((NEAR_PADDED, SLOTS * CHANNELS), ACC)
         y, sums = weighed_product(
-            toeplitz, near, v.to(operand), g, sums, channel, channels, NEAR_RANK, CHUNK * CHUNK, CHUNK, ACC, PRECISION
+            toeplitz_ptr,
+            near_ptr,
+            v.to(operand),
+            g,
+            sums,
+            channel,
+            channels,
+            NEAR_RANK,
+            CHUNK * CHUNK,
+            CHUNK,
+            ACC,
+            PRECISION,
         )
-        store_sums(near_sums, sums, channels, NEAR_RANK, SLOTS, CHANNELS)
-    if rate is not None:
+        store_sums(near_sums_ptr, sums, channels, NEAR_RANK, SLOTS, CHANNELS)
+    if rate_ptr is not None:
         y *= tl.exp(-centred)
-    if nu is not None:
+    if nu_ptr is not None:
         r = tl.arange(0, PADDED)
-        q = tl.load(basis + i * PADDED + r[None, :])  # (CHUNK, PADDED)
+        q = tl.load(basis_ptr + i * PADDED + r[None, :])  # (CHUNK, PADDED)
         at = (slot.to(tl.int64)[None, :] * RANK + r[:, None]) * channels + channel[None, :]
-        values = tl.load(nu + at, mask=(r < RANK)[:, None] & exists[None, :], other=0)
+        values = tl.load(nu_ptr + at, mask=(r < RANK)[:, None] & exists[None, :], other=0)
         far = tl.dot(q, values.to(operand), input_precision=PRECISION, out_dtype=ACC)
-        if rate is not None:
+        if rate_ptr is not None:
             far *= tl.exp(-a * (CHUNK - into))
         y += far
     if EDGE_RANK > 0:
@@ -179,33 +200,33 @@ def chunks(
                 reached, source = (position + step < length[None, :]) & inside[None, :], row + step
             else:
                 reached, source = (exists & (index >= edge_first + b))[None, :] & (i >= 0), row - step
-            v = gated(x, x_row, gate, gate_row, source, i, channel[None, :], reached, ACC)
-            if rate is not None:
+            v = gated(x_ptr, x_row, gate_ptr, gate_row, source, i, channel[None, :], reached, ACC)
+            if rate_ptr is not None:
                 v *= tl.exp(-a * (into + b * CHUNK))
-            if near_sums is None:
+            if near_sums_ptr is None:
                 cut += shared_product(
-                    edges + b * CHUNK * CHUNK, edge, v.to(operand), channel, channels, REVERSE, EDGE_RANK,
+                    edges_ptr + b * CHUNK * CHUNK, edge_ptr, v.to(operand), channel, channels, REVERSE, EDGE_RANK,
                     2 * CHUNK * CHUNK, CHUNK, ACC, PRECISION,
                 )  # fmt: skip
             else:
-                g = gated(weigh, weigh_row, weigh_gate, weigh_gate_row, row, i, channel[None, :], real, ACC)
-                if rate is not None:
+                g = gated(weigh_ptr, weigh_row, weigh_gate_ptr, weigh_gate_row, row, i, channel[None, :], real, ACC)
+                if rate_ptr is not None:
                     g *= tl.exp(-a * (CHUNK - into))
                 term, sums = weighed_product(
-                    edges + b * CHUNK * CHUNK, edge, v.to(operand), g, sums, channel, channels, EDGE_RANK,
+                    edges_ptr + b * CHUNK * CHUNK, edge_ptr, v.to(operand), g, sums, channel, channels, EDGE_RANK,
                     2 * CHUNK * CHUNK, CHUNK, ACC, PRECISION,
                 )  # fmt: skip
                 cut += term
-        if rate is not None:
+        if rate_ptr is not None:
             cut *= tl.exp(-a * (CHUNK - into))
         y += cut
-        if near_sums is not None:
-            store_sums(edge_sums, sums, channels, EDGE_RANK, SLOTS, CHANNELS)
-    if skip is not None:
-        y += tl.load(skip + channel, mask=inside, other=0)[None, :] * u
+        if near_sums_ptr is not None:
+            store_sums(edge_sums_ptr, sums, channels, EDGE_RANK, SLOTS, CHANNELS)
+    if skip_ptr is not None:
+        y += tl.load(skip_ptr + channel, mask=inside, other=0)[None, :] * u
     to, written_here = written(
         position, sequence[None, :], first[None, :], length[None, :], slot[None, :], slots, columns, PACKED
     )
     to, written_here = to * out_row + channel[None, :], written_here & inside[None, :]
-    store_scaled(out, y, after, after_row, row, i, channel[None, :], real, to, written_here, ACC)
-    store_scaled(other_out, y, other, other_row, row, i, channel[None, :], real, to, written_here, ACC)
+    store_scaled(out_ptr, y, after_ptr, after_row, row, i, channel[None, :], real, to, written_here, ACC)
+    store_scaled(other_out_ptr, y, other_ptr, other_row, row, i, channel[None, :], real, to, written_here, ACC)

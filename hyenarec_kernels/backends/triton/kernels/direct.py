@@ -1,7 +1,7 @@
 """Convolution with a few explicit taps, one after the other: no chunk depends on another.
 
 A tile is SLOTS chunks of CHUNK rows times CHANNELS channels; each tap reads the rows it needs again, from cache. Taps
-are (K, D), lag 0 first; their number is not compiled in.
+are (K, D), lag 0 first; another number of them does not compile the kernels again.
 """
 
 from __future__ import annotations
@@ -10,26 +10,24 @@ import triton
 import triton.language as tl
 
 from hyenarec_kernels.backends.triton.kernels.gates import gated, store_scaled
-from hyenarec_kernels.backends.triton.kernels.slots import WHERE, locate, tile_columns, written
-
-LENGTHS = ["slots", "columns", "per_row", "count"]
+from hyenarec_kernels.backends.triton.kernels.slots import LENGTHS, WHERE, locate, tile_columns, written
 
 
-@triton.jit(do_not_specialize=LENGTHS, do_not_specialize_on_alignment=WHERE)
-def direct(
-    x,
+@triton.jit(do_not_specialize=[*LENGTHS, "count"], do_not_specialize_on_alignment=WHERE)
+def long_conv_direct_kernel(
+    x_ptr,
     x_row,
-    pre,
+    pre_ptr,
     pre_row,
-    post,
+    post_ptr,
     post_row,
-    taps,
+    taps_ptr,
     count,
-    skip,
-    out,
-    sequences,
-    starts,
-    ends,
+    skip_ptr,
+    out_ptr,
+    sequences_ptr,
+    starts_ptr,
+    ends_ptr,
     slots,
     columns,
     per_row,
@@ -42,45 +40,47 @@ def direct(
 ):
     slot, channel = tile_columns(SLOTS, CHANNELS)
     inside = channel < channels
-    sequence, first, length, index = locate(slot, slots, sequences, starts, ends, columns, per_row, CHUNK, PACKED)
+    sequence, first, length, index = locate(
+        slot, slots, sequences_ptr, starts_ptr, ends_ptr, columns, per_row, CHUNK, PACKED
+    )
     i = tl.arange(0, CHUNK)[:, None]
     position = index[None, :] * CHUNK + i
     real = (position < length[None, :]) & inside[None, :]
     row = (first + index * CHUNK)[None, :]
     y = tl.zeros((CHUNK, SLOTS * CHANNELS), ACC)
     for lag in range(count):
-        weight = tl.load(taps + lag * channels + channel, mask=inside, other=0)
+        weight = tl.load(taps_ptr + lag * channels + channel, mask=inside, other=0)
         reached = real & (position >= lag)
-        y += weight[None, :] * gated(x, x_row, pre, pre_row, row - lag, i, channel[None, :], reached, ACC)
-    if skip is not None:
-        weight = tl.load(skip + channel, mask=inside, other=0)
-        y += weight[None, :] * gated(x, x_row, pre, pre_row, row, i, channel[None, :], real, ACC)
+        y += weight[None, :] * gated(x_ptr, x_row, pre_ptr, pre_row, row - lag, i, channel[None, :], reached, ACC)
+    if skip_ptr is not None:
+        weight = tl.load(skip_ptr + channel, mask=inside, other=0)
+        y += weight[None, :] * gated(x_ptr, x_row, pre_ptr, pre_row, row, i, channel[None, :], real, ACC)
     to, here = written(
         position, sequence[None, :], first[None, :], length[None, :], slot[None, :], slots, columns, PACKED
     )
     to, here = to * channels + channel[None, :], here & inside[None, :]
-    store_scaled(out, y, post, post_row, row, i, channel[None, :], real, to, here, ACC)
+    store_scaled(out_ptr, y, post_ptr, post_row, row, i, channel[None, :], real, to, here, ACC)
 
 
-@triton.jit(do_not_specialize=LENGTHS, do_not_specialize_on_alignment=WHERE)
-def direct_backward(
-    grad,
+@triton.jit(do_not_specialize=[*LENGTHS, "count"], do_not_specialize_on_alignment=WHERE)
+def long_conv_direct_backward_kernel(
+    grad_ptr,
     grad_row,
-    x,
+    x_ptr,
     x_row,
-    pre,
+    pre_ptr,
     pre_row,
-    post,
+    post_ptr,
     post_row,
-    taps,
+    taps_ptr,
     count,
-    skip,
-    dx,
-    dpre,
-    dpost,
-    sequences,
-    starts,
-    ends,
+    skip_ptr,
+    dx_ptr,
+    dpre_ptr,
+    dpost_ptr,
+    sequences_ptr,
+    starts_ptr,
+    ends_ptr,
     slots,
     columns,
     per_row,
@@ -91,50 +91,52 @@ def direct_backward(
     SLOTS: tl.constexpr,
     CHANNELS: tl.constexpr,
 ):
-    """Gradients of x and the gates; an absent one is None."""
+    """Gradients of x and the gates; the pointer to one that is not wanted is None."""
     slot, channel = tile_columns(SLOTS, CHANNELS)
     inside = channel < channels
-    sequence, first, length, index = locate(slot, slots, sequences, starts, ends, columns, per_row, CHUNK, PACKED)
+    sequence, first, length, index = locate(
+        slot, slots, sequences_ptr, starts_ptr, ends_ptr, columns, per_row, CHUNK, PACKED
+    )
     i = tl.arange(0, CHUNK)[:, None]
     position = index[None, :] * CHUNK + i
     real = (position < length[None, :]) & inside[None, :]
     row = (first + index * CHUNK)[None, :]
     y, du = tl.zeros((CHUNK, SLOTS * CHANNELS), ACC), tl.zeros((CHUNK, SLOTS * CHANNELS), ACC)
     for lag in range(count):
-        weight = tl.load(taps + lag * channels + channel, mask=inside, other=0)[None, :]
-        if dpost is not None:
+        weight = tl.load(taps_ptr + lag * channels + channel, mask=inside, other=0)[None, :]
+        if dpost_ptr is not None:
             reached = real & (position >= lag)
-            y += weight * gated(x, x_row, pre, pre_row, row - lag, i, channel[None, :], reached, ACC)
-        if dx is not None or dpre is not None:
+            y += weight * gated(x_ptr, x_row, pre_ptr, pre_row, row - lag, i, channel[None, :], reached, ACC)
+        if dx_ptr is not None or dpre_ptr is not None:
             reached = (position + lag < length[None, :]) & inside[None, :]
-            du += weight * gated(grad, grad_row, post, post_row, row + lag, i, channel[None, :], reached, ACC)
-    if skip is not None:
-        weight = tl.load(skip + channel, mask=inside, other=0)[None, :]
-        y += weight * gated(x, x_row, pre, pre_row, row, i, channel[None, :], real, ACC)
-        du += weight * gated(grad, grad_row, post, post_row, row, i, channel[None, :], real, ACC)
+            du += weight * gated(grad_ptr, grad_row, post_ptr, post_row, row + lag, i, channel[None, :], reached, ACC)
+    if skip_ptr is not None:
+        weight = tl.load(skip_ptr + channel, mask=inside, other=0)[None, :]
+        y += weight * gated(x_ptr, x_row, pre_ptr, pre_row, row, i, channel[None, :], real, ACC)
+        du += weight * gated(grad_ptr, grad_row, post_ptr, post_row, row, i, channel[None, :], real, ACC)
     to, here = written(
         position, sequence[None, :], first[None, :], length[None, :], slot[None, :], slots, columns, PACKED
     )
     to, here = to * channels + channel[None, :], here & inside[None, :]
-    store_scaled(dpost, y, grad, grad_row, row, i, channel[None, :], real, to, here, ACC)
-    store_scaled(dx, du, pre, pre_row, row, i, channel[None, :], real, to, here, ACC)
-    store_scaled(dpre, du, x, x_row, row, i, channel[None, :], real, to, here, ACC)
+    store_scaled(dpost_ptr, y, grad_ptr, grad_row, row, i, channel[None, :], real, to, here, ACC)
+    store_scaled(dx_ptr, du, pre_ptr, pre_row, row, i, channel[None, :], real, to, here, ACC)
+    store_scaled(dpre_ptr, du, x_ptr, x_row, row, i, channel[None, :], real, to, here, ACC)
 
 
 @triton.jit(do_not_specialize=LENGTHS, do_not_specialize_on_alignment=WHERE)
-def tap_gradient(
-    grad,
+def long_conv_tap_gradient_kernel(
+    grad_ptr,
     grad_row,
-    x,
+    x_ptr,
     x_row,
-    pre,
+    pre_ptr,
     pre_row,
-    post,
+    post_ptr,
     post_row,
-    dtaps,
-    sequences,
-    starts,
-    ends,
+    dtaps_ptr,
+    sequences_ptr,
+    starts_ptr,
+    ends_ptr,
     slots,
     columns,
     per_row,
@@ -154,13 +156,15 @@ def tap_gradient(
     total = tl.zeros((SLOTS * CHANNELS,), ACC)
     for tile in range(share, tl.cdiv(slots, SLOTS), tl.num_programs(2)):
         slot = tile * SLOTS + column // CHANNELS
-        _, first, length, index = locate(slot, slots, sequences, starts, ends, columns, per_row, CHUNK, PACKED)
+        _, first, length, index = locate(
+            slot, slots, sequences_ptr, starts_ptr, ends_ptr, columns, per_row, CHUNK, PACKED
+        )
         position = index[None, :] * CHUNK + i
         real = (position < length[None, :]) & (position >= lag) & inside[None, :]
         row = (first + index * CHUNK)[None, :]
-        dy = gated(grad, grad_row, post, post_row, row, i, channel[None, :], real, ACC)
-        u = gated(x, x_row, pre, pre_row, row - lag, i, channel[None, :], real, ACC)
+        dy = gated(grad_ptr, grad_row, post_ptr, post_row, row, i, channel[None, :], real, ACC)
+        u = gated(x_ptr, x_row, pre_ptr, pre_row, row - lag, i, channel[None, :], real, ACC)
         total += tl.sum(dy * u, 0)
     channel = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
     at = (share * tl.num_programs(0) + lag).to(tl.int64) * channels + channel
-    tl.store(dtaps + at, tl.sum(tl.reshape(total, (SLOTS, CHANNELS)), 0), mask=channel < channels)
+    tl.store(dtaps_ptr + at, tl.sum(tl.reshape(total, (SLOTS, CHANNELS)), 0), mask=channel < channels)

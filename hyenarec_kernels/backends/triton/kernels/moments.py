@@ -1,12 +1,12 @@
 """The far part of the block low-rank convolution, on moments: small arrays (slots, rank, D) of the arithmetic type.
 
-    mu = Q^T (alpha u)                       `moments`, of each chunk of 32; reads the input once
-    mu above = sum_j w_j S_j^T mu_j          `up`, from the children j of a node
-    nu = sum_k M^(k) mu[-k] + w_j S_j nu above   `across`, from the earlier nodes under one parent, and the parent's
+    mu = Q^T (alpha u)                           moments of each chunk of 32 rows; reads the input once
+    mu above = sum_j w_j S_j^T mu_j              up: a node's moments from those of its children j
+    nu = sum_k M^(k) mu[-k] + w_j S_j nu above   across: from the earlier nodes under one parent, and the parent's nu
 
 ``alpha_j = exp(-a (C - j))`` and, where the result is used, ``beta_i = exp(-a i)``: with ``exp(-a (k-1) C)`` inside
 ``M^(k)`` they make up the window of lag ``k C + i - j``, and none is above 1. The transposed operator is the same with
-time reversed: ``alpha`` and ``beta`` change places, `across` looks at later nodes and transposes ``M``.
+time reversed: ``alpha`` and ``beta`` change places, and across looks at later nodes and transposes ``M``.
 
 The levels above the lowest hold few numbers, so their kernels use no tensor cores and lose no digits to them.
 """
@@ -17,23 +17,23 @@ import triton
 import triton.language as tl
 
 from hyenarec_kernels.backends.triton.kernels.gates import gated
-from hyenarec_kernels.backends.triton.kernels.slots import WHERE, first_slot, locate, tile_columns
+from hyenarec_kernels.backends.triton.kernels.slots import LENGTHS, WHERE, first_slot, locate, tile_columns
 
-LENGTHS = ["slots", "columns", "per_row", "per_row_below", "per_row_above"]
+PAIRS = ["near_pairs", "far_first", "far_pairs"]  # of chunks that meet; they differ from level to level
 
 
 @triton.jit(do_not_specialize=LENGTHS, do_not_specialize_on_alignment=WHERE)
-def moments(
-    x,
+def legendre_moments_kernel(
+    x_ptr,
     x_row,
-    gate,
+    gate_ptr,
     gate_row,
-    basis,
-    rate,
-    out,
-    sequences,
-    starts,
-    ends,
+    basis_ptr,
+    rate_ptr,
+    out_ptr,
+    sequences_ptr,
+    starts_ptr,
+    ends_ptr,
     slots,
     columns,
     per_row,
@@ -50,30 +50,30 @@ def moments(
 ):
     """mu of SLOTS chunks: basis (CHUNK, PADDED), out (slots, RANK, D)."""
     slot, channel = tile_columns(SLOTS, CHANNELS)
-    _, first, length, index = locate(slot, slots, sequences, starts, ends, columns, per_row, CHUNK, PACKED)
+    _, first, length, index = locate(slot, slots, sequences_ptr, starts_ptr, ends_ptr, columns, per_row, CHUNK, PACKED)
     j = tl.arange(0, CHUNK)[:, None]
     real = (index[None, :] * CHUNK + j < length[None, :]) & (channel < channels)[None, :]
     row = (first + index * CHUNK)[None, :]
-    u = gated(x, x_row, gate, gate_row, row, j, channel[None, :], real, ACC)
-    if rate is not None:
-        a = tl.load(rate + channel, mask=channel < channels, other=0)
+    u = gated(x_ptr, x_row, gate_ptr, gate_row, row, j, channel[None, :], real, ACC)
+    if rate_ptr is not None:
+        a = tl.load(rate_ptr + channel, mask=channel < channels, other=0)
         u *= tl.exp(-a[None, :] * (j if REVERSE else CHUNK - j))
     r = tl.arange(0, PADDED)[:, None]
-    transposed = tl.load(basis + tl.arange(0, CHUNK)[None, :] * PADDED + r)  # (PADDED, CHUNK)
-    mu = tl.dot(transposed, u.to(basis.dtype.element_ty), input_precision=PRECISION, out_dtype=ACC)
+    transposed = tl.load(basis_ptr + tl.arange(0, CHUNK)[None, :] * PADDED + r)  # (PADDED, CHUNK)
+    mu = tl.dot(transposed, u.to(basis_ptr.dtype.element_ty), input_precision=PRECISION, out_dtype=ACC)
     at = (slot.to(tl.int64)[None, :] * RANK + r) * channels + channel[None, :]
-    tl.store(out + at, mu, mask=(r < RANK) & ((index * CHUNK < length) & (channel < channels))[None, :])
+    tl.store(out_ptr + at, mu, mask=(r < RANK) & ((index * CHUNK < length) & (channel < channels))[None, :])
 
 
-@triton.jit(do_not_specialize=LENGTHS, do_not_specialize_on_alignment=WHERE)
-def up(
-    below,
-    transfer,
-    rate,
-    above,
-    sequences,
-    starts,
-    ends,
+@triton.jit(do_not_specialize=[*LENGTHS, "per_row_below"], do_not_specialize_on_alignment=WHERE)
+def legendre_up_kernel(
+    below_ptr,
+    transfer_ptr,
+    rate_ptr,
+    above_ptr,
+    sequences_ptr,
+    starts_ptr,
+    ends_ptr,
     slots,
     columns,
     per_row,
@@ -94,23 +94,25 @@ def up(
     r = tl.arange(0, PADDED)[:, None, None]
     slot = tl.program_id(0) * SLOTS + tl.arange(0, SLOTS)
     channel = (tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS))[None, None, :]
-    sequence, first, length, index = locate(slot, slots, sequences, starts, ends, columns, per_row, CHUNK, PACKED)
+    sequence, first, length, index = locate(
+        slot, slots, sequences_ptr, starts_ptr, ends_ptr, columns, per_row, CHUNK, PACKED
+    )
     child = first_slot(sequence, first, per_row_below, CHUNK // FAN, PACKED) + index * FAN
-    if rate is not None:
-        a = tl.load(rate + channel, mask=channel < channels, other=0) * (CHUNK // FAN)
+    if rate_ptr is not None:
+        a = tl.load(rate_ptr + channel, mask=channel < channels, other=0) * (CHUNK // FAN)
     total = tl.zeros((PADDED, SLOTS, CHANNELS), ACC)
     for j in range(FAN):
         real = (index * CHUNK + j * (CHUNK // FAN) < length)[None, :, None] & (channel < channels)
         part = tl.zeros((PADDED, SLOTS, CHANNELS), ACC)
         for s in tl.range(0, RANK_BELOW, loop_unroll_factor=2):
-            weight = tl.load(transfer + (j * RANK_BELOW + s) * RANK + r, mask=r < RANK, other=0)
+            weight = tl.load(transfer_ptr + (j * RANK_BELOW + s) * RANK + r, mask=r < RANK, other=0)
             at = ((child + j).to(tl.int64)[None, :, None] * RANK_BELOW + s) * channels + channel
-            part += weight * tl.load(below + at, mask=real, other=0)
-        if rate is not None:
+            part += weight * tl.load(below_ptr + at, mask=real, other=0)
+        if rate_ptr is not None:
             part *= tl.exp(-a * (j if REVERSE else FAN - 1 - j))
         total += part
     at = (slot.to(tl.int64)[None, :, None] * RANK + r) * channels + channel
-    tl.store(above + at, total, mask=(r < RANK) & (index * CHUNK < length)[None, :, None] & (channel < channels))
+    tl.store(above_ptr + at, total, mask=(r < RANK) & (index * CHUNK < length)[None, :, None] & (channel < channels))
 
 
 @triton.jit
@@ -128,17 +130,17 @@ def distance_of(number, near_pairs, far_first):
     return tl.where(number < near_pairs, number + 1, far_first + number - near_pairs)
 
 
-@triton.jit(do_not_specialize=[*LENGTHS, "near_pairs", "far_first", "far_pairs"], do_not_specialize_on_alignment=WHERE)
-def across(
-    mu,
-    tables,
-    above,
-    transfer,
-    rate,
-    nu,
-    sequences,
-    starts,
-    ends,
+@triton.jit(do_not_specialize=[*LENGTHS, "per_row_above", *PAIRS], do_not_specialize_on_alignment=WHERE)
+def legendre_across_kernel(
+    mu_ptr,
+    tables_ptr,
+    above_ptr,
+    transfer_ptr,
+    rate_ptr,
+    nu_ptr,
+    sequences_ptr,
+    starts_ptr,
+    ends_ptr,
     slots,
     columns,
     per_row,
@@ -163,7 +165,9 @@ def across(
     slot = tl.program_id(0) * SLOTS + tl.arange(0, SLOTS)
     channel = (tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS))[None, None, :]
     inside = channel < channels
-    sequence, first, length, index = locate(slot, slots, sequences, starts, ends, columns, per_row, CHUNK, PACKED)
+    sequence, first, length, index = locate(
+        slot, slots, sequences_ptr, starts_ptr, ends_ptr, columns, per_row, CHUNK, PACKED
+    )
     count = tl.cdiv(length, CHUNK)
     total = tl.zeros((PADDED, SLOTS, CHANNELS), ACC)
     for number in range(near_pairs + far_pairs):
@@ -174,34 +178,34 @@ def across(
         if tl.max(meets.to(tl.int32), 0) > 0:
             for s in tl.range(0, RANK, loop_unroll_factor=2):
                 entry = (number * RANK * RANK + (s * RANK + r if REVERSE else r * RANK + s)) * channels
-                weight = tl.load(tables + entry + channel, mask=(r < RANK) & inside, other=0)
+                weight = tl.load(tables_ptr + entry + channel, mask=(r < RANK) & inside, other=0)
                 at = (source.to(tl.int64)[None, :, None] * RANK + s) * channels + channel
-                total += weight * tl.load(mu + at, mask=meets[None, :, None] & inside, other=0)
+                total += weight * tl.load(mu_ptr + at, mask=meets[None, :, None] & inside, other=0)
     real = (index < count)[None, :, None] & inside
-    if above is not None:
+    if above_ptr is not None:
         place = index % FAN
         parent = first_slot(sequence, first, per_row_above, CHUNK * FAN, PACKED) + index // FAN
         part = tl.zeros((PADDED, SLOTS, CHANNELS), ACC)
         for s in tl.range(0, RANK_ABOVE, loop_unroll_factor=2):
-            weight = tl.load(transfer + (place[None, :, None] * RANK + r) * RANK_ABOVE + s, mask=r < RANK, other=0)
+            weight = tl.load(transfer_ptr + (place[None, :, None] * RANK + r) * RANK_ABOVE + s, mask=r < RANK, other=0)
             at = (parent.to(tl.int64)[None, :, None] * RANK_ABOVE + s) * channels + channel
-            part += weight * tl.load(above + at, mask=real, other=0)
-        if rate is not None:
-            a = tl.load(rate + channel, mask=inside, other=0) * CHUNK
+            part += weight * tl.load(above_ptr + at, mask=real, other=0)
+        if rate_ptr is not None:
+            a = tl.load(rate_ptr + channel, mask=inside, other=0) * CHUNK
             part *= tl.exp(-a * (FAN - 1 - place if REVERSE else place)[None, :, None])
         total += part
     at = (slot.to(tl.int64)[None, :, None] * RANK + r) * channels + channel
-    tl.store(nu + at, total.to(nu.dtype.element_ty), mask=(r < RANK) & real)
+    tl.store(nu_ptr + at, total.to(nu_ptr.dtype.element_ty), mask=(r < RANK) & real)
 
 
-@triton.jit(do_not_specialize=[*LENGTHS, "near_pairs", "far_first", "far_pairs"], do_not_specialize_on_alignment=WHERE)
-def across_gradient(
-    mu,
-    eta,
-    out,
-    sequences,
-    starts,
-    ends,
+@triton.jit(do_not_specialize=[*LENGTHS, *PAIRS], do_not_specialize_on_alignment=WHERE)
+def legendre_across_gradient_kernel(
+    mu_ptr,
+    eta_ptr,
+    out_ptr,
+    sequences_ptr,
+    starts_ptr,
+    ends_ptr,
     slots,
     columns,
     per_row,
@@ -231,14 +235,14 @@ def across_gradient(
     total = tl.zeros((CHANNELS, PADDED, PADDED), ACC)
     for begin in range(share * SLOTS, slots, tl.num_programs(2) * SLOTS):
         slot = begin + tl.arange(0, SLOTS)
-        _, _, length, index = locate(slot, slots, sequences, starts, ends, columns, per_row, CHUNK, PACKED)
+        _, _, length, index = locate(slot, slots, sequences_ptr, starts_ptr, ends_ptr, columns, per_row, CHUNK, PACKED)
         meets = paired(index, distance, near_pairs, far_first, far_pairs, FAN) & (index * CHUNK < length)
         if tl.max(meets.to(tl.int32), 0) > 0:
             at = slot.to(tl.int64) * RANK
             here = (at[None, None, :] + r) * channels + channel  # (CHANNELS, PADDED, SLOTS)
-            left = tl.load(eta + here, mask=(r < RANK) & inside & meets[None, None, :], other=0)
+            left = tl.load(eta_ptr + here, mask=(r < RANK) & inside & meets[None, None, :], other=0)
             there = ((at - distance * RANK)[None, :, None] + s) * channels + channel  # (CHANNELS, SLOTS, PADDED)
-            right = tl.load(mu + there, mask=(s < RANK) & inside & meets[None, :, None], other=0)
+            right = tl.load(mu_ptr + there, mask=(s < RANK) & inside & meets[None, :, None], other=0)
             total += tl.dot(left, right, input_precision=PRECISION, out_dtype=ACC)
     entry = ((share * tl.num_programs(0) + number).to(tl.int64) * RANK + r) * RANK + s
-    tl.store(out + entry * channels + channel, total, mask=(r < RANK) & (s < RANK) & inside)
+    tl.store(out_ptr + entry * channels + channel, total, mask=(r < RANK) & (s < RANK) & inside)

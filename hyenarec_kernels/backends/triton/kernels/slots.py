@@ -5,19 +5,22 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-# Kernels' arguments that point to indices: what of a batch they are views of, thus their alignment, depends on lengths.
-WHERE = ["sequences", "starts", "ends"]
+# Parameters of kernels for which Triton compiles no variants: numbers that depend on the lengths of a batch, and
+# pointers to indices, whose alignment depends on them. Triton says nothing about a name that a kernel does not have.
+LENGTHS = ["slots", "columns", "per_row"]
+ENDS = ["starts_ptr", "ends_ptr"]
+WHERE = ["sequences_ptr", *ENDS]
 
 
 @triton.jit
-def span(sequence, exists, starts, ends, columns, PACKED: tl.constexpr):
+def span(sequence, exists, starts_ptr, ends_ptr, columns, PACKED: tl.constexpr):
     """The first row (int64) of sequences (n,) and their lengths; 0 and 0 of one that does not exist."""
     start = tl.zeros_like(sequence).to(tl.int64)
-    if starts is not None:
-        start = tl.load(starts + sequence, mask=exists, other=0).to(tl.int64)
+    if starts_ptr is not None:
+        start = tl.load(starts_ptr + sequence, mask=exists, other=0).to(tl.int64)
     end = tl.zeros_like(start) + columns
-    if ends is not None:
-        end = tl.load(ends + sequence, mask=exists, other=0).to(tl.int64)
+    if ends_ptr is not None:
+        end = tl.load(ends_ptr + sequence, mask=exists, other=0).to(tl.int64)
     first = start if PACKED else start + sequence.to(tl.int64) * columns
     return first, tl.where(exists, end - start, 0).to(tl.int32)
 
@@ -31,14 +34,16 @@ def first_slot(sequence, first, per_row, CHUNK: tl.constexpr, PACKED: tl.constex
 
 
 @triton.jit
-def locate(slot, slots, sequences, starts, ends, columns, per_row, CHUNK: tl.constexpr, PACKED: tl.constexpr):
-    """Of slots (n,): the sequence, its first row (int64), its length, and the chunk's number in it.
+def locate(
+    slot, slots, sequences_ptr, starts_ptr, ends_ptr, columns, per_row, CHUNK: tl.constexpr, PACKED: tl.constexpr
+):
+    """For slots (n,): the sequence of each, its first row (int64), its length, and the chunk's number in it.
 
     A slot that does not exist is a chunk of a sequence of length 0.
     """
     exists = slot < slots
-    sequence = tl.load(sequences + slot, mask=exists, other=0) if PACKED else slot // per_row
-    first, length = span(sequence, exists, starts, ends, columns, PACKED)
+    sequence = tl.load(sequences_ptr + slot, mask=exists, other=0) if PACKED else slot // per_row
+    first, length = span(sequence, exists, starts_ptr, ends_ptr, columns, PACKED)
     return sequence, first, length, slot - first_slot(sequence, first, per_row, CHUNK, PACKED)
 
 
@@ -51,9 +56,9 @@ def tile_columns(SLOTS: tl.constexpr, CHANNELS: tl.constexpr):
 
 @triton.jit
 def written(position, sequence, first, length, slot, slots, columns, PACKED: tl.constexpr):
-    """The rows that a chunk writes and which of them exist: its own, and, of padded input, the padding's share.
+    """The rows that a chunk writes, and which of them exist: its own and, of padded input, its share of the padding.
 
-    What follows the sequence in a batch row goes on at the row's beginning, so that the chunks of a row cover it.
+    Positions past the end of a batch row go on at its beginning, so that the chunks of a row cover all of it.
     """
     row = first + position
     if PACKED:
@@ -63,12 +68,14 @@ def written(position, sequence, first, length, slot, slots, columns, PACKED: tl.
 
 
 @triton.jit(do_not_specialize=["width"], do_not_specialize_on_alignment=WHERE)
-def name_slots(sequences, starts, ends, chunks, width, BLOCK: tl.constexpr):
-    """Writes each sequence's number into its slots: one program a sequence and chunk size."""
+def name_slots_kernel(sequences_ptr, starts_ptr, ends_ptr, chunks_ptr, width, BLOCK: tl.constexpr):
+    """Writes each sequence's number into its slots: one program for each sequence and chunk size."""
     sequence, level = tl.program_id(0), tl.program_id(1)
-    chunk = tl.load(chunks + level).to(tl.int64)
-    begin = tl.load(starts + sequence).to(tl.int64) // chunk + sequence
-    end = tl.load(ends + sequence).to(tl.int64) // chunk + sequence + 1
+    chunk = tl.load(chunks_ptr + level).to(tl.int64)
+    begin = tl.load(starts_ptr + sequence).to(tl.int64) // chunk + sequence
+    end = tl.load(ends_ptr + sequence).to(tl.int64) // chunk + sequence + 1
     for at in range(begin, end, BLOCK):
         slot = at + tl.arange(0, BLOCK)
-        tl.store(sequences + level * width.to(tl.int64) + slot, tl.zeros_like(slot).to(tl.int32) + sequence, slot < end)
+        tl.store(
+            sequences_ptr + level * width.to(tl.int64) + slot, tl.zeros_like(slot).to(tl.int32) + sequence, slot < end
+        )

@@ -6,30 +6,28 @@ import triton
 import triton.language as tl
 
 from hyenarec_kernels.backends.triton.kernels.gates import gated, store_scaled
-from hyenarec_kernels.backends.triton.kernels.slots import WHERE, locate, tile_columns, written
-
-LENGTHS = ["slots", "columns", "per_row", "blocks"]
+from hyenarec_kernels.backends.triton.kernels.slots import LENGTHS, WHERE, locate, tile_columns, written
 
 
-@triton.jit(do_not_specialize=LENGTHS, do_not_specialize_on_alignment=WHERE)
-def toeplitz(
-    x,
+@triton.jit(do_not_specialize=[*LENGTHS, "blocks"], do_not_specialize_on_alignment=WHERE)
+def long_conv_toeplitz_kernel(
+    x_ptr,
     x_row,
-    gate,
+    gate_ptr,
     gate_row,
-    after,
+    after_ptr,
     after_row,
-    out,
-    other,
+    out_ptr,
+    other_ptr,
     other_row,
-    other_out,
-    matrices,
+    other_out_ptr,
+    matrices_ptr,
     blocks,
     group,
-    skip,
-    sequences,
-    starts,
-    ends,
+    skip_ptr,
+    sequences_ptr,
+    starts_ptr,
+    ends_ptr,
     slots,
     columns,
     per_row,
@@ -44,13 +42,15 @@ def toeplitz(
 ):
     """With u = gate x: out = after y and other_out = other y; transposed if REVERSE. matrices (G, blocks, C, C)."""
     slot, channel = tile_columns(SLOTS, CHANNELS)
-    sequence, first, length, index = locate(slot, slots, sequences, starts, ends, columns, per_row, CHUNK, PACKED)
+    sequence, first, length, index = locate(
+        slot, slots, sequences_ptr, starts_ptr, ends_ptr, columns, per_row, CHUNK, PACKED
+    )
     i, j = tl.arange(0, CHUNK)[:, None], tl.arange(0, CHUNK)[None, :]
     position = index[None, :] * CHUNK + i
     real = position < length[None, :]
     row = (first + index * CHUNK)[None, :]
-    operand = matrices.dtype.element_ty
-    at = matrices + (tl.program_id(1) * CHANNELS // group) * blocks * CHUNK * CHUNK
+    operand = matrices_ptr.dtype.element_ty
+    at = matrices_ptr + (tl.program_id(1) * CHANNELS // group) * blocks * CHUNK * CHUNK
     at += j * CHUNK + i if REVERSE else i * CHUNK + j
     count = tl.cdiv(length, CHUNK)
     reach = tl.max(tl.where(index < count, count - index if REVERSE else index + 1, 0), 0)
@@ -58,36 +58,36 @@ def toeplitz(
     for b in range(tl.minimum(blocks, reach)):
         step = -b * CHUNK if REVERSE else b * CHUNK
         reached = (position >= step) & (position - step < length[None, :])
-        v = gated(x, x_row, gate, gate_row, row - step, i, channel[None, :], reached, ACC)
+        v = gated(x_ptr, x_row, gate_ptr, gate_row, row - step, i, channel[None, :], reached, ACC)
         matrix = tl.load(at + b * CHUNK * CHUNK)
         y += tl.dot(matrix, v.to(operand), input_precision=PRECISION, out_dtype=ACC)
-    if skip is not None:
-        u = gated(x, x_row, gate, gate_row, row, i, channel[None, :], real, ACC)
-        y += tl.load(skip + channel)[None, :] * u
+    if skip_ptr is not None:
+        u = gated(x_ptr, x_row, gate_ptr, gate_row, row, i, channel[None, :], real, ACC)
+        y += tl.load(skip_ptr + channel)[None, :] * u
     to, here = written(
         position, sequence[None, :], first[None, :], length[None, :], slot[None, :], slots, columns, PACKED
     )
     to = to * channels + channel[None, :]
-    store_scaled(out, y, after, after_row, row, i, channel[None, :], real, to, here, ACC)
-    store_scaled(other_out, y, other, other_row, row, i, channel[None, :], real, to, here, ACC)
+    store_scaled(out_ptr, y, after_ptr, after_row, row, i, channel[None, :], real, to, here, ACC)
+    store_scaled(other_out_ptr, y, other_ptr, other_row, row, i, channel[None, :], real, to, here, ACC)
 
 
 @triton.jit(do_not_specialize=LENGTHS, do_not_specialize_on_alignment=WHERE)
-def toeplitz_gradient(
-    grad,
+def long_conv_toeplitz_gradient_kernel(
+    grad_ptr,
     grad_row,
-    x,
+    x_ptr,
     x_row,
-    pre,
+    pre_ptr,
     pre_row,
-    post,
+    post_ptr,
     post_row,
-    out,
-    skip_out,
-    operand,
-    sequences,
-    starts,
-    ends,
+    out_ptr,
+    skip_out_ptr,
+    operand_ptr,
+    sequences_ptr,
+    starts_ptr,
+    ends_ptr,
     slots,
     columns,
     per_row,
@@ -100,7 +100,8 @@ def toeplitz_gradient(
     CHANNELS: tl.constexpr,
 ):
     """A program's share (axis 2) of one tile of channels (axis 1) in one block (axis 0): out (shares, tiles, blocks, C,
-    C). Block 0 adds up dy u for the skip, skip_out (shares, D). Products are taken in the type of `operand`."""
+    C). Block 0 adds up dy u for the skip, skip_out (shares, D). Products are taken in the type of what `operand_ptr`
+    points to."""
     b, share = tl.program_id(0), tl.program_id(2)
     column = tl.arange(0, SLOTS * CHANNELS)
     channel = (tl.program_id(1) * CHANNELS + column % CHANNELS)[None, :]
@@ -109,20 +110,22 @@ def toeplitz_gradient(
     own = tl.zeros((SLOTS * CHANNELS,), ACC)
     for tile in range(share, tl.cdiv(slots, SLOTS), tl.num_programs(2)):
         slot = tile * SLOTS + column // CHANNELS
-        _, first, length, index = locate(slot, slots, sequences, starts, ends, columns, per_row, CHUNK, PACKED)
+        _, first, length, index = locate(
+            slot, slots, sequences_ptr, starts_ptr, ends_ptr, columns, per_row, CHUNK, PACKED
+        )
         position = index[None, :] * CHUNK + i
         real = (position < length[None, :]) & (position >= b * CHUNK)
         if tl.max(real.to(tl.int32)) > 0:
             row = (first + index * CHUNK)[None, :]
-            dy = gated(grad, grad_row, post, post_row, row, i, channel, real, ACC)
+            dy = gated(grad_ptr, grad_row, post_ptr, post_row, row, i, channel, real, ACC)
             # Rows past `real` ones meet gradients that are 0 there.
             source = (position >= b * CHUNK) & (position - b * CHUNK < length[None, :])
-            u = gated(x, x_row, pre, pre_row, row - b * CHUNK, i, channel, source, ACC)
+            u = gated(x_ptr, x_row, pre_ptr, pre_row, row - b * CHUNK, i, channel, source, ACC)
             own += tl.sum(dy * u, 0)
-            kind = operand.dtype.element_ty
+            kind = operand_ptr.dtype.element_ty
             total += tl.dot(dy.to(kind), tl.trans(u.to(kind)), input_precision=PRECISION, out_dtype=ACC)
     at = ((share * tl.num_programs(1) + tl.program_id(1)) * tl.num_programs(0) + b).to(tl.int64) * (CHUNK * CHUNK)
-    tl.store(out + at + i * CHUNK + tl.arange(0, CHUNK)[None, :], total)
+    tl.store(out_ptr + at + i * CHUNK + tl.arange(0, CHUNK)[None, :], total)
     if b == 0:
         skipped = share * channels + tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
-        tl.store(skip_out + skipped, tl.sum(tl.reshape(own, (SLOTS, CHANNELS)), 0))
+        tl.store(skip_out_ptr + skipped, tl.sum(tl.reshape(own, (SLOTS, CHANNELS)), 0))

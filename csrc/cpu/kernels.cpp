@@ -1,10 +1,16 @@
-// One instruction set's kernels: the including file names the set, its compiler flags choose it.
+// One instruction set's kernels. setup.py compiles this file once for each: HYENAREC_ISA names the set, and the
+// compiler's flags choose it.
 #include "backward.h"
 #include "dropout.h"
 #include "last.h"
 #include "peak.h"
 #include "short_conv.h"
 #include "step.h"
+
+#define HYENAREC_JOIN_(a, b) a##b
+#define HYENAREC_JOIN(a, b) HYENAREC_JOIN_(a, b)
+#define HYENAREC_TEXT_(a) #a
+#define HYENAREC_TEXT(a) HYENAREC_TEXT_(a)
 
 namespace hyenarec::HYENAREC_ISA {
 namespace {
@@ -25,3 +31,9 @@ void conv_step(const StepArgs& args, ParallelFor parallel) {
 }
 }  // namespace
 }  // namespace hyenarec::HYENAREC_ISA
+
+namespace isa = hyenarec::HYENAREC_ISA;
+const hyenarec::Kernels hyenarec::HYENAREC_JOIN(kernels_, HYENAREC_ISA) = {
+    HYENAREC_TEXT(HYENAREC_ISA), isa::conv_forward, isa::conv_backward,      isa::conv_last, isa::conv_last_backward,
+    isa::conv_step,              isa::short_conv_of_type, isa::dropout, isa::peak,
+};

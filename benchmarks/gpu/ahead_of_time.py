@@ -1,7 +1,7 @@
-"""Compiles what the backend would launch, for a GPU that need not be there, and reads what ptxas says of it.
+"""Compiles what the Triton backend would launch, for a GPU that need not be there, and reads what ptxas says of it.
 
-``launches`` runs the operators on CPU tensors with every launch written down instead of made, so that what is compiled
-is what a call of these shapes and options would run. A process with TRITON_INTERPRET=1 cannot do this.
+``launches`` lets operators run on CPU tensors, writes down every launch and makes none. What ``compiled`` then compiles
+is what a call of these shapes and options would run; a process with TRITON_INTERPRET=1 cannot compile.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import re
 import subprocess
 import tempfile
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from typing import Any
 from unittest import mock
 
@@ -21,17 +21,7 @@ from triton.backends.compiler import GPUTarget
 from triton.backends.nvidia.compiler import get_ptxas
 from triton.compiler import ASTSource
 
-from hyenarec_kernels.backends.triton import (
-    configs,
-    conv_step,
-    far,
-    gated_short_conv,
-    legendre_conv,
-    long_conv,
-    rows,
-    short_conv,
-    toeplitz,
-)
+from hyenarec_kernels.backends.triton import launching
 
 # Bytes of shared memory a program may have; Triton finds out only when it loads the kernel.
 SHARED = {80: 166_912, 86: 101_376, 90: 232_448}
@@ -43,29 +33,23 @@ TYPES = {
     torch.int32: "i32",
     torch.int64: "i64",
 }
-Launch = tuple[Any, tuple[Any, ...], dict[str, Any]]
+Launch = tuple[Any, dict[str, Any]]
+OPTIONS = ("num_warps", "num_stages", "maxnreg")  # of a launch, beside its kernel's arguments
 
 
 @contextmanager
-def launches(capability: int) -> Iterator[list[Launch]]:
-    """Collects what operators called inside would launch on a GPU of this compute capability (90 for 9.0)."""
+def launches() -> Iterator[list[Launch]]:
+    """Collects what operators called inside would launch: kernels, and their arguments and options by name."""
     found: list[Launch] = []
-
-    def write_down(kernel: Any, grid: tuple[int, ...], *arguments: Any, **options: Any) -> None:
-        found.append((kernel, arguments, options))
-
-    with ExitStack() as patches:
-        patches.enter_context(mock.patch.object(configs, "_capability", lambda device: divmod(capability, 10)))
-        for module in (conv_step, far, gated_short_conv, legendre_conv, long_conv, rows, short_conv, toeplitz):
-            patches.enter_context(mock.patch.object(module, "launch", write_down))
+    with mock.patch.object(launching, "run", lambda kernel, grid, arguments: found.append((kernel, arguments))):
         yield found
 
 
 def compiled(launch: Launch, capability: int) -> dict[str, Any]:
-    """What a launch compiles to: registers, bytes spilled, shared memory, tensor-core instructions."""
-    kernel, arguments, options = launch
-    launch_options = {name: value for name, value in options.items() if name in ("num_warps", "num_stages", "maxnreg")}
-    values = dict(zip(kernel.arg_names, arguments, strict=False)) | options
+    """What a launch compiles to on a GPU of a compute capability (90 for 9.0): registers, bytes spilled, shared memory,
+    tensor-core instructions."""
+    kernel, values = launch
+    launch_options = {name: value for name, value in values.items() if name in OPTIONS}
     signature, constants, attributes = {}, {}, {}
     for index, parameter in enumerate(kernel.params):
         name, value = parameter.name, values[parameter.name]
