@@ -51,5 +51,14 @@ $(VENV)/test: $(VENV)/base pyproject.toml setup.py
 	$(INSTALL) --editable '.[test]'
 	touch $@ $(VENV)/rec
 
+# The site in build/docs. Warnings are errors: a broken link or docstring fails.
+.PHONY: docs
+docs: $(VENV)/docs
+	$(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going --fresh-env --builder html docs build/docs
+
+$(VENV)/docs: $(VENV)/base pyproject.toml setup.py
+	$(INSTALL) --editable '.[docs]'
+	touch $@ $(VENV)/rec
+
 clean:
 	rm -rf $(VENV) build demo *.egg-info

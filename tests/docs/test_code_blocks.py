@@ -1,0 +1,42 @@
+"""Every Python block of the documents runs: those of one page in order, in one namespace.
+
+A block that cannot run here says so in the line above it: ``<!-- not run: reason -->``.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+BLOCK = re.compile(r"(?P<mark><!-- not run: [^\n]+ -->\n)?^```python\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+def blocks(page: Path) -> list[tuple[int, str]]:
+    """The line in which each block to run begins, and its code."""
+    text = page.read_text(encoding="utf-8")
+    return [(text.count("\n", 0, m.start("code")), m["code"]) for m in BLOCK.finditer(text) if not m["mark"]]
+
+
+@pytest.mark.parametrize("page", [p for p in PAGES if blocks(p)], ids=lambda p: str(p.relative_to(ROOT)))
+def test_the_blocks_of_a_page_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    namespace: dict[str, Any] = {"__name__": "__main__"}
+    for line, code in blocks(page):
+        # as many empty lines before it as in the page, so that a traceback gives the page's own line
+        exec(compile("\n" * line + code, str(page), "exec"), namespace)
+
+
+def test_pages_that_teach_have_blocks_that_run() -> None:
+    with_blocks = {str(p.relative_to(ROOT)) for p in PAGES if blocks(p)}
+    assert with_blocks >= {"README.md", "docs/algorithm.md", "docs/guide/drop-in.md", "docs/guide/serving.md"}
+
+
+def test_marks_are_read(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("```python\na = 1\n```\n\n<!-- not run: needs a GPU -->\n```python\nb = 2\n```\n")
+    assert blocks(page) == [(1, "a = 1\n")]
