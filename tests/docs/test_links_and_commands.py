@@ -96,3 +96,12 @@ def test_faults_are_found() -> None:
     ]
     bad = "hyenarec train log.csv --oot x", "python -m benchmarks nothing", "make tea", "python examples/none.py"
     assert wrong_commands("\n".join(["```console", *bad, "hyenarec prepare a b", "```", ""])) == list(bad)
+
+
+def test_every_environment_variable_is_in_the_table() -> None:
+    sources = [ROOT / "setup.py", *(p for f in ("hyenarec_kernels", "python", "csrc") for p in (ROOT / f).rglob("*"))]
+    text = "".join(p.read_text(encoding="utf-8") for p in sources if p.suffix in {".py", ".cpp", ".h"})
+    read = set(re.findall(r'"(HYENAREC_[A-Z_]+)"', text)) - {"HYENAREC_ISA"}  # a macro
+    assert {"HYENAREC_BACKEND", "HYENAREC_BUILD", "HYENAREC_CPU_ISA", "HYENAREC_LOG"} <= read
+    table = (ROOT / "docs/backends.md").read_text(encoding="utf-8")
+    assert sorted(v for v in read if f"| `{v}=" not in table) == []
