@@ -16,7 +16,7 @@ from hyenarec.cli.options import Columns, DataPath
 from hyenarec.config import ModelConfig
 from hyenarec.display import console, show_table
 from hyenarec.errors import UserError
-from hyenarec.experiments import COLUMNS, baseline_rows, show_log, summarise, train
+from hyenarec.experiments import COLUMNS, announce_repeats, baseline_rows, show_log, summarise, train
 from hyenarec.files import write_text
 from hyenarec.mixers import MIXERS
 from hyenarec.source import Source, load_source
@@ -51,6 +51,7 @@ class Compare:
         source = Source(str(self.data), self.split, **asdict(self.columns))
         store, split = load_source(source)
         show_log(store)
+        announce_repeats(store, split, self.training)
         results: dict[str, list[dict[str, Any]]] = {name: [] for name in self.mixers}
         for seed in self.seeds:
             for name in self.mixers:

@@ -11,7 +11,7 @@ import tyro
 from hyenarec.cli.options import Columns, DataPath
 from hyenarec.config import ModelConfig
 from hyenarec.display import console, show_table
-from hyenarec.experiments import COLUMNS, baseline_rows, result_cells, show_log, train
+from hyenarec.experiments import COLUMNS, announce_repeats, baseline_rows, result_cells, show_log, train
 from hyenarec.source import Source, load_source
 from hyenarec.training import TrainingConfig
 
@@ -38,6 +38,7 @@ class Train:
         source = Source(str(self.data), self.split, **asdict(self.columns))
         store, split = load_source(source)
         show_log(store)
+        announce_repeats(store, split, self.training)
         result = train(store, split, self.model, self.training, source, self.out)
         rows = [
             {"model": self.model.mixer, **result_cells(result)},
