@@ -109,12 +109,11 @@ def show_table(
         table = Table(width=bordered)
     else:
         table = Table(width=min(bare, room), box=None, pad_edge=False, collapse_padding=True)
-    for index, (column, widest, narrow) in enumerate(zip(columns, widths, folded, strict=True)):
-        justify: Any = "left" if index == 0 else "right"
+    for column, widest, narrow in zip(columns, widths, folded, strict=True):
         if column in text:
-            table.add_column(column, justify=justify, overflow="fold", min_width=narrow, max_width=widest)
+            table.add_column(column, overflow="fold", min_width=narrow, max_width=widest)
         else:
-            table.add_column(column, justify=justify, no_wrap=True, min_width=widest)
+            table.add_column(column, justify="right", no_wrap=True, min_width=widest)
     for row in cells:
         table.add_row(*row)
     console.print(table)

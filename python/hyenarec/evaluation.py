@@ -171,7 +171,7 @@ class KnownPart:
             return None
         lost, total = len(self.lost_history_lengths), len(self.lost_history_lengths) + len(self.targets)
         return (
-            f"{self.new_items:,} items of the log are newer than the model and left out of histories; {lost:,} of "
+            f"{self.new_items:,} of the log's items are newer than the model and left out of histories; {lost:,} of "
             f"{total:,} targets are new, or have nothing else before them, and count as missed"
         )
 

@@ -9,7 +9,7 @@ import pytest
 from hyenarec.display import console, show_table, shown, training_display
 
 COLUMNS = ("model", "NDCG@10", "Recall@10", "MRR", "s/epoch")
-ROWS = [
+ROWS: list[dict[str, object]] = [
     {"model": "popularity, 7 days", "NDCG@10": 0.0153, "Recall@10": 0.0285, "MRR": 0.0167},
     {"model": "hyena", "NDCG@10": "0.0246 ±.0005", "Recall@10": "0.0471 ±.0005", "MRR": "0.0237 ±.0006"}
     | {"s/epoch": "117.4 ±42.4"},
@@ -30,7 +30,7 @@ def printed(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., str]]:
             monkeypatch.setattr(console, "_width", columns)
         act()
         file.flush()
-        content: bytes = file.buffer.getvalue()  # type: ignore[attr-defined]
+        content: bytes = file.buffer.getvalue()
         return content.decode(encoding)
 
     yield run

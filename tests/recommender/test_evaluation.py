@@ -218,7 +218,7 @@ def test_a_log_that_grew_is_ranked_as_its_known_part() -> None:
     assert ranking.ranks.tolist() == [0, 3, 3] and ranking.history_lengths.tolist() == [2, 2, 1]
     assert ranking.metrics((1,))["HR@1"] == pytest.approx(1 / 3)
     line = known.describe()
-    assert line is not None and line.startswith("2 items of the log are newer than the model") and "2 of 3" in line
+    assert line is not None and line.startswith("2 of the log's items are newer than the model") and "2 of 3" in line
     same = known_part(old, old.item_ids, np.array([2, 5]))
     assert same is not None and same.store is old and same.describe() is None
     assert known_part(old, grown.item_ids, np.array([2, 5])) is None

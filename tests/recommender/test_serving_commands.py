@@ -194,7 +194,7 @@ def test_a_log_that_grew_is_evaluated_and_served(run: Path, tmp_path: Path, call
     grown = write_log(tmp_path / "grown.csv", "-u0,BRANDNEW,9", "-u1,i7,9")
     code, out, err = call("evaluate", run, "--data", grown, "--json-out", tmp_path / "metrics.json")
     assert code == 0, err
-    assert "1 items of the log are newer than the model" in out and "1 of 7 targets are new" in out
+    assert "1 of the log's items are newer than the model" in out and "1 of 7 targets are new" in out
     report = json.loads((tmp_path / "metrics.json").read_text())
     assert (report["new_items"], report["targets_lost_to_new_items"]) == (1, 1)
     assert sum(row["targets"] for row in report["by_history_length"]) == 7

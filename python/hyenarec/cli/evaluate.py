@@ -5,16 +5,15 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
-
-import tyro
+from typing import Literal
 
 from hyenarec.cli.options import RunPath, source_of
-from hyenarec.cli.recommend import seen_choice
+from hyenarec.cli.recommend import Switch, seen_choice
 from hyenarec.display import console, show_table
 from hyenarec.errors import UserError
 from hyenarec.evaluation import known_part, rank_targets, repeats, repeats_line
 from hyenarec.files import write_text
+from hyenarec.mixers import MIXERS
 from hyenarec.recommendation import Recommender
 from hyenarec.source import load_source
 from hyenarec.training import TrainingConfig
@@ -30,9 +29,9 @@ class Evaluate:
     """Log or store; default: the one that the model was trained on."""
     part: Literal["test", "validation"] = "test"
     """Which targets to rank."""
-    exclude_seen: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    exclude_seen: Switch = False
     """Rank only items that the user has not seen, so that a target seen before is missed; default: as trained."""
-    no_exclude_seen: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    no_exclude_seen: Switch = False
     """Rank items that the user has seen too; default: as trained."""
     seen: Literal["history", "input"] | None = None
     """What counts as seen: the user's whole history before the target, as in recommending, or only the input, the
@@ -57,6 +56,9 @@ class Evaluate:
         for line in (known.describe(), repeats_line(known.store, known.targets, exclude_seen)):
             if line:
                 console.print(line)
+        mixer = recommender.model.config.mixer
+        if MIXERS[mixer].knows_time and store.timestamps is None:
+            console.print(f"{mixer}: the log has no timestamps; positions take their place")
         ranking = known.with_lost(
             rank_targets(
                 recommender,

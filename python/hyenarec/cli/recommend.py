@@ -24,6 +24,8 @@ from hyenarec.errors import UserError
 from hyenarec.recommendation import Answer, Item, Recommendation, Recommender
 from hyenarec.training import TrainingConfig
 
+# One half of a pair of which neither may be given, so tyro's "(default: False)" would mislead.
+Switch = Annotated[bool, tyro.conf.FlagCreatePairsOff, tyro.conf.arg(help_behavior_hint="")]
 QUESTIONS_AT_A_TIME = 1024
 UNKNOWN_NAMED = 5
 
@@ -60,9 +62,9 @@ class Recommend:
     """Log or store for --users; default: the one that the model was trained on."""
     k: int = 10
     """Items to recommend; fewer where a history leaves fewer of the catalogue."""
-    exclude_seen: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    exclude_seen: Switch = False
     """Leave out items of the history; default: as the model was trained."""
-    no_exclude_seen: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    no_exclude_seen: Switch = False
     """Recommend items of the history too; default: as the model was trained."""
     unknown: Literal["skip", "error"] = "skip"
     """Items of a history that the model does not know: leave them out and say so, or give that history no answer."""
