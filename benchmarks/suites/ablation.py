@@ -33,7 +33,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "no gates": {"gate": "none"},
 }
 TRAINING = TrainingConfig(
-    epochs=20, batch_size=32, learning_rate=2e-3, schedule="cosine", evaluate_every=5, device="cpu"
+    epochs=20, batch_size=32, learning_rate=2e-3, schedule="cosine", evaluate_every=5, seen="input", device="cpu"
 )
 COLUMNS = ("NDCG@10", "Recall@10", "MRR", "s/epoch")
 

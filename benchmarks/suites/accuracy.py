@@ -65,7 +65,7 @@ class Protocol:
 
 
 SHORT = TrainingConfig(
-    epochs=20, learning_rate=2e-3, schedule="cosine", evaluate_every=2, metric="NDCG@10", patience=20
+    epochs=20, learning_rate=2e-3, schedule="cosine", evaluate_every=2, metric="NDCG@10", patience=20, seen="input"
 )
 DEFAULT = Protocol(SHORT, batch_tokens=3200)
 PUBLISHED = ("hyena", "hyena_ungated", "attention", "lru", "gru")

@@ -155,7 +155,10 @@ class TrainingConfig:
     evaluate_every: int = 1
     """Epochs between evaluations."""
     exclude_seen: bool = True
-    """Evaluate recommending only items that are not in the user's input."""
+    """Evaluate recommending only items that the user has not seen."""
+    seen: Literal["history", "input"] = "history"
+    """What counts as seen in evaluation: the user's whole history, as in recommending, or only the input, the last
+    max_length events of it, as in published results."""
     checkpoint_minutes: float = 5.0
     """Save inside an epoch after so many minutes, besides after every epoch."""
     seed: int = 0

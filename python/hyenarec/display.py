@@ -1,26 +1,130 @@
-"""What a person sees in the terminal: tables, and progress that is a bar on a terminal and plain lines elsewhere."""
+"""What a person sees in the terminal: text that is never markup, tables, and progress that is a bar on a terminal and
+plain lines elsewhere."""
 
 from __future__ import annotations
 
+import codecs
+import io
+import os
+import sys
+import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from rich.cells import cell_len
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.status import Status
 from rich.table import Table
+from rich.text import Text
 
-console = Console()
+# Categories of characters that move the cursor, reorder the text around them, end lines or are no characters at all.
+HIDDEN = {"Cc", "Cf", "Cs", "Zl", "Zp"}
+JOINERS = "\u200c\u200d"  # of Cf too, but harmless, and parts of words in Persian and Hindi and of emoji
+IN_ASCII = {"±": "+-", "…": "...", "─": "-", "━": "-"}
+FOLDED = 16  # columns that a long text keeps when a table is too wide
 
 
-def show_table(title: str, columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> None:
-    """Print ``rows`` under ``columns``; floats with four digits, missing cells as a dash."""
-    table = Table(title=title, title_justify="left")
-    for index, column in enumerate(columns):
-        table.add_column(column, justify="left" if index == 0 else "right", no_wrap=True)
-    for row in rows:
-        table.add_row(*(_cell(row.get(column)) for column in columns))
+def in_ascii(error: UnicodeError) -> tuple[str, int]:
+    """Codec error handler: characters that a terminal lacks become their ASCII form, or an escape where none is
+    known."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    missing = error.object[error.start : error.end]
+    return "".join(IN_ASCII.get(c, c.encode("ascii", "backslashreplace").decode()) for c in missing), error.end
+
+
+codecs.register_error("hyenarec-ascii", in_ascii)
+
+
+def shown(text: str) -> str:
+    """``text`` as it may be printed: one line, control characters escaped, within what the terminal can encode."""
+    if not (text.isascii() and text.isprintable()):
+        text = "".join(_escaped(character) for character in text)
+    encoding = console.encoding
+    return text if text.isascii() else text.encode(encoding, "hyenarec-ascii").decode(encoding)
+
+
+def _escaped(character: str) -> str:
+    if unicodedata.category(character) not in HIDDEN or character in JOINERS:
+        return character
+    return character.encode("unicode_escape").decode()
+
+
+class PlainConsole(Console):
+    """A console that takes every string for text, not for markup: most of what it prints comes from somebody's data."""
+
+    def __init__(self) -> None:
+        super().__init__(markup=False, emoji=False, highlight=False, soft_wrap=True)
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        return super().render_str(shown(text), **options)
+
+    def status(self, status: Any, **options: Any) -> Status:
+        # A spinner takes a string for markup, whatever its console says; its dots are Braille characters.
+        spinner = "dots" if self.encoding.startswith("utf") else "line"
+        return super().status(Text(shown(str(status))), spinner=spinner, **options)
+
+
+console = PlainConsole()
+
+
+def complain(text: str) -> None:
+    """Print one line to standard error."""
+    print(shown(text), file=sys.stderr, flush=True)
+
+
+def make_output_safe() -> None:
+    """Let standard output and error write any character in any terminal, whoever prints it."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="hyenarec-ascii")
+
+
+def show_table(
+    title: str, columns: Sequence[str], rows: Sequence[Mapping[str, Any]], text: Sequence[str] | None = None
+) -> None:
+    """Print ``rows`` under ``columns``; floats with four digits, missing cells as a dash.
+
+    Figures are never cut. Where the table is wider than the terminal it loses its lines, then the columns ``text``
+    (default: the first) fold, then every row becomes a block of lines. What is no terminal has any width, unless
+    the environment variable COLUMNS says otherwise.
+    """
+    text = columns[:1] if text is None else text
+    cells = [[shown(_cell(row.get(column))) for column in columns] for row in rows]
+    widths = [max(map(cell_len, column)) for column in zip(columns, *cells, strict=True)]
+    folded = [
+        min(width, max(FOLDED, cell_len(name))) if name in text else width
+        for name, width in zip(columns, widths, strict=True)
+    ]
+    bordered, bare = sum(widths) + 3 * len(columns) + 1, sum(widths) + len(columns) - 1
+    room = console.width if console.is_terminal or "COLUMNS" in os.environ else bordered
+    console.print(title, style="italic")
+    if bordered > room and sum(folded) + len(columns) - 1 > room:
+        for row in cells:
+            _show_stacked(columns, row)
+        return
+    if bordered <= room:
+        table = Table(width=bordered)
+    else:
+        table = Table(width=min(bare, room), box=None, pad_edge=False, collapse_padding=True)
+    for column, widest, narrow in zip(columns, widths, folded, strict=True):
+        if column in text:
+            table.add_column(column, overflow="fold", min_width=narrow, max_width=widest)
+        else:
+            table.add_column(column, justify="right", no_wrap=True, min_width=widest)
+    for row in cells:
+        table.add_row(*row)
     console.print(table)
+
+
+def _show_stacked(columns: Sequence[str], row: Sequence[str]) -> None:
+    """One row as lines: the first cell, and the others below it under their columns' names."""
+    console.print(row[0])
+    widest = max(map(cell_len, columns[1:]), default=0)
+    for column, cell in zip(columns[1:], row[1:], strict=True):
+        console.print(f"  {column}{' ' * (widest - cell_len(column))}  {cell}")
 
 
 def _cell(value: Any) -> str:

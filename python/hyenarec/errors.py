@@ -1,4 +1,4 @@
-"""The one exception that means: the input is wrong, and the caller can mend it."""
+"""The exceptions that mean: the input is wrong, and the caller can mend it."""
 
 
 class UserError(Exception):
@@ -6,3 +6,7 @@ class UserError(Exception):
 
     The command line prints it after ``error:`` and exits with code 2; library users catch it or read it.
     """
+
+
+class ScoreError(UserError, ValueError):
+    """A model's scores are NaN or infinite, so nothing can be ranked by them."""

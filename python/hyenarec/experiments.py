@@ -11,7 +11,7 @@ from hyenarec.config import ModelConfig, TrainingConfig
 from hyenarec.data.splits import Split
 from hyenarec.data.store import SequenceStore
 from hyenarec.display import console
-from hyenarec.evaluation import rank_targets
+from hyenarec.evaluation import rank_targets, repeats_line
 from hyenarec.run_folder import Run
 from hyenarec.source import Source
 
@@ -37,7 +37,12 @@ def baseline_rows(
     rows = []
     for name, scorer in baselines(store, split).items():
         ranking = rank_targets(
-            scorer, store, split.test, max_length=model.max_length, exclude_seen=training.exclude_seen
+            scorer,
+            store,
+            split.test,
+            max_length=model.max_length,
+            exclude_seen=training.exclude_seen,
+            seen=training.seen,
         )
         rows.append({"model": name, **ranking.metrics()})
     return rows
@@ -67,3 +72,10 @@ def show_log(store: SequenceStore) -> None:
         f"{store.n_users:,} users, {store.n_items:,} items, {store.n_events:,} events, mean history {mean:.1f}",
         highlight=False,
     )
+
+
+def announce_repeats(store: SequenceStore, split: Split, training: TrainingConfig) -> None:
+    """Say so where test targets count as missed because their users have seen them."""
+    line = repeats_line(store, split.test, training.exclude_seen)
+    if line:
+        console.print(line)

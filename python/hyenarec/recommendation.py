@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -17,12 +18,14 @@ from hyenarec.data.batches import Batch, pack_histories
 from hyenarec.data.ids import Ids
 from hyenarec.environment import check_backend
 from hyenarec.errors import UserError
-from hyenarec.evaluation import exclude_history
+from hyenarec.evaluation import exclude_history, scored_at_a_time
 from hyenarec.mixers import MIXERS
 from hyenarec.model import SequenceModel
 from hyenarec.trained import load_trained
 
 HISTORIES_AT_A_TIME = 256
+UNIT_JUMP, SURELY_A_DATE = 500, 100_000_000  # the latter is March 1973 in seconds
+NOTHING = np.empty(0, dtype=np.int32)
 
 Item = int | str
 
@@ -33,6 +36,26 @@ class Recommendation:
 
     item: Item
     score: float
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What one history gets: the best items, at most as many as asked for, or the reason why there are none."""
+
+    recommendations: list[Recommendation]
+    unknown: list[Item]
+    """Items of the history that the model does not know, and that were left out of it."""
+    error: str | None
+
+
+@dataclass(frozen=True)
+class _Request:
+    """A history as the model reads it: items (L,) and, where it knows times, times (L,); or why it cannot."""
+
+    items: NDArray[np.int32]
+    times: NDArray[np.int64] | None
+    unknown: list[Item]
+    error: str | None
 
 
 class Recommender:
@@ -59,63 +82,166 @@ class Recommender:
         return cls(trained.model, trained.user_ids, trained.item_ids, trained.config, torch.device(device))
 
     def scores(self, batch: Batch) -> Tensor:
-        """Scores of every item as the next one after each packed history, (S, V)."""
-        return self.model.scores(batch)
+        """Scores of every item as the next one after each packed history, (S, V), computed as in training."""
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config["training"]["bf16"]):
+            return self.model.scores(batch)
 
-    @torch.inference_mode()
     def recommend(
         self,
-        histories: Sequence[Sequence[Item]],
+        histories: Iterable[Sequence[Item]],
         k: int = 10,
         *,
-        timestamps: Sequence[Sequence[int]] | None = None,
-        exclude_seen: bool = True,
+        timestamps: Iterable[Sequence[int]] | None = None,
+        exclude_seen: bool | None = None,
     ) -> list[list[Recommendation]]:
         """The best ``k`` next items for each history, oldest event first, of users known or new.
 
         ``timestamps``, one for each event in the log's own unit, are for models that know time (hytrec, fuxi_linear);
         without them such a model takes positions in their place and a warning says so. With ``exclude_seen`` no item of
-        the history (its whole length, not only what the model reads) is recommended.
-        Raises :class:`UserError` for an empty history, an unknown item, timestamps that are not as many as the events,
-        or ``k`` larger than what the catalogue leaves.
+        the history (its whole length, not only what the model reads) is recommended; by default as the model was
+        trained to be evaluated. Raises :class:`UserError` for the first history that is empty, has an unknown item,
+        impossible timestamps or fewer than ``k`` items to recommend; :meth:`answers` answers the others.
+        """
+        found: list[list[Recommendation]] = []
+        answers = self.answers(histories, k, timestamps=timestamps, exclude_seen=exclude_seen, unknown="error")
+        for number, answer in enumerate(answers, 1):
+            if answer.error:
+                raise UserError(f"history {number}: {answer.error}")
+            left = len(answer.recommendations)
+            if left < k:
+                raise UserError(f"option k: {k} items asked for, but history {number} leaves {left} of the catalogue")
+            found.append(answer.recommendations)
+        return found
+
+    def answers(
+        self,
+        histories: Iterable[Sequence[Item]],
+        k: int = 10,
+        *,
+        timestamps: Iterable[Sequence[int]] | None = None,
+        exclude_seen: bool | None = None,
+        unknown: Literal["skip", "error"] = "skip",
+    ) -> Iterator[Answer]:
+        """One :class:`Answer` for each history, in their order, while ``histories`` are read block by block.
+
+        As :meth:`recommend`, but no history costs another its answer: one without an answer says why, and one that has
+        seen nearly everything gets fewer than ``k`` items. Items that the model does not know are left out of a history
+        with ``unknown="skip"``, and leave it without an answer with ``"error"``.
+        Raises :class:`UserError` for a wrong ``k``, for items where histories are expected, and where timestamps are
+        not as many as the events.
         """
         if k < 1:
             raise UserError(f"option k: {k} is below 1")
-        times = self._times(histories, timestamps)
-        encoded = []
-        for number, history in enumerate(histories, 1):
-            if not len(history):
-                raise UserError(f"history {number}: empty; at least one item is needed")
-            try:
-                encoded.append(self.item_ids.encode(history, "item"))
-            except UserError as error:
-                raise UserError(f"history {number}: {error}") from error
-            left = len(self.item_ids) - (len(set(encoded[-1].tolist())) if exclude_seen else 0)
-            if k > left:
-                raise UserError(f"option k: {k} items asked for, but history {number} leaves {left} of the catalogue")
-        found: list[list[Recommendation]] = []
-        for first in range(0, len(encoded), HISTORIES_AT_A_TIME):
-            part = encoded[first : first + HISTORIES_AT_A_TIME]
-            part_times = None if times is None else times[first : first + HISTORIES_AT_A_TIME]
-            batch = pack_histories(part, self.model.config.max_length, part_times)
-            scores = self.scores(batch.to(self.device))  # (S, V)
-            if exclude_seen:
-                exclude_history(scores, pack_histories(part, max(map(len, part))).to(self.device))
-            best = scores.topk(k)
-            for values, indices in zip(best.values.tolist(), best.indices.cpu().numpy(), strict=True):
-                items = self.item_ids.decode(indices)
-                found.append([Recommendation(item, value) for item, value in zip(items, values, strict=True)])
-        return found
-
-    def _times(
-        self, histories: Sequence[Sequence[Item]], timestamps: Sequence[Sequence[int]] | None
-    ) -> list[NDArray[np.int64]] | None:
+        if k > len(self.item_ids):
+            raise UserError(f"option k: {k} items asked for, but the catalogue has {len(self.item_ids)}")
+        if isinstance(histories, str):
+            raise _not_nested(histories)
         mixer = self.model.config.mixer
-        if not MIXERS[mixer].knows_time:
-            return None
-        if timestamps is None:
+        if timestamps is None and MIXERS[mixer].knows_time:
             warnings.warn(f"{mixer}: no timestamps given; positions take their place", stacklevel=3)
-            return None
-        if [len(row) for row in timestamps] != [len(history) for history in histories]:
+        if exclude_seen is None:
+            exclude_seen = self.config["training"]["exclude_seen"]
+        requests = self._requests(histories, timestamps, unknown)
+        return self._answer_in_blocks(requests, k, exclude_seen)
+
+    def _requests(
+        self,
+        histories: Iterable[Sequence[Item]],
+        timestamps: Iterable[Sequence[int]] | None,
+        unknown: Literal["skip", "error"],
+    ) -> Iterator[_Request]:
+        rows = iter(timestamps) if timestamps is not None else None
+        for history in histories:
+            if isinstance(history, str | bytes) or not isinstance(history, Iterable):
+                raise _not_nested(history)
+            items = list(history)
+            times = None if rows is None else next(rows, None)
+            if rows is not None and (times is None or len(times) != len(items)):
+                raise UserError("timestamps: one is needed for each event of each history")
+            try:
+                yield self._request(items, times, unknown)
+            except UserError as error:
+                yield _Request(NOTHING, None, [], str(error))
+        if rows is not None and next(rows, None) is not None:
             raise UserError("timestamps: one is needed for each event of each history")
-        return [np.asarray(row, dtype=np.int64) for row in timestamps]
+
+    def _request(
+        self, items: list[Item], timestamps: Sequence[int] | None, unknown: Literal["skip", "error"]
+    ) -> _Request:
+        if not items:
+            raise UserError("empty; at least one item is needed")
+        times = event_times(timestamps) if timestamps is not None and self._knows_time else None
+        places = self.item_ids.find(items) if unknown == "skip" else self.item_ids.encode(items, "item")
+        known = places >= 0
+        dropped = [items[index] for index in np.flatnonzero(~known)]
+        if not known.any():
+            return _Request(NOTHING, None, dropped, f"the model knows none of its items; the first is {items[0]!r}")
+        return _Request(places[known], None if times is None else times[known], dropped, None)
+
+    @property
+    def _knows_time(self) -> bool:
+        return MIXERS[self.model.config.mixer].knows_time
+
+    def _answer_in_blocks(self, requests: Iterator[_Request], k: int, exclude_seen: bool) -> Iterator[Answer]:
+        size = scored_at_a_time(len(self.item_ids), HISTORIES_AT_A_TIME)
+        while block := list(islice(requests, size)):
+            answerable = [request for request in block if request.error is None]
+            found = iter(self._best(answerable, k, exclude_seen) if answerable else ())
+            for request in block:
+                yield next(found) if request.error is None else Answer([], request.unknown, request.error)
+
+    @torch.inference_mode()
+    def _best(self, requests: list[_Request], k: int, exclude_seen: bool) -> list[Answer]:
+        """The best ``k`` items after each history, or as many as it leaves."""
+        histories = [request.items for request in requests]
+        times = [request.times for request in requests if request.times is not None]
+        batch = pack_histories(histories, self.model.config.max_length, times or None)
+        scores = self.scores(batch.to(self.device))  # (S, V)
+        finite = scores.isfinite().all(1).tolist()
+        left = [k] * len(requests)
+        if exclude_seen:
+            exclude_history(scores, pack_histories(histories, max(map(len, histories))).to(self.device))
+            left = [min(k, len(self.item_ids) - len(np.unique(history))) for history in histories]
+        best = scores.topk(k)
+        places, values = best.indices.cpu().numpy(), best.values.tolist()
+        answers = []
+        for row, request in enumerate(requests):
+            items = self.item_ids.decode(places[row, : left[row]])
+            error = None
+            if not finite[row]:
+                items, error = [], "the model's scores are NaN or infinite: its weights are damaged"
+            elif not items:
+                error = "it has every item of the catalogue, so none is left to recommend"
+            found = [Recommendation(item, score) for item, score in zip(items, values[row], strict=False)]
+            answers.append(Answer(found, request.unknown, error))
+        return answers
+
+
+def event_times(timestamps: Sequence[int]) -> NDArray[np.int64]:
+    """The times of one history's events as the model reads them: in the log's own unit, rounded down, (L,).
+
+    Raises :class:`UserError` for what is no number, NaN, negative times, times that fall, and a unit that changes on
+    the way.
+    """
+    times: NDArray[Any] = np.asarray(timestamps)
+    if times.ndim != 1 or times.dtype.kind not in "iuf":
+        raise UserError("timestamps: numbers in the log's own unit are needed")
+    for index in np.flatnonzero(~((times >= 0) & (times < 2**63)))[:1]:  # NaN is neither
+        raise UserError(f"timestamps: event {index + 1} has {times[index]}; a time is a number from 0 up")
+    for index in np.flatnonzero(times[1:] < times[:-1])[:1]:
+        raise UserError(
+            f"timestamps: event {index + 2} ({times[index + 1]}) is before event {index + 1} ({times[index]}); the "
+            "oldest event comes first"
+        )
+    # Times since 1970 grow a thousandfold only where milliseconds follow seconds.
+    dates = times[:-1] >= SURELY_A_DATE
+    for index in np.flatnonzero(dates & (times[1:] / np.maximum(times[:-1], 1) >= UNIT_JUMP))[:1]:
+        raise UserError(
+            f"timestamps: from event {index + 1} ({times[index]}) to event {index + 2} ({times[index + 1]}) the unit "
+            "changes; the log's own unit is needed throughout"
+        )
+    return (np.floor(times) if times.dtype.kind == "f" else times).astype(np.int64, copy=False)
+
+
+def _not_nested(given: object) -> UserError:
+    return UserError(f"histories: {given!r} is an item, not a history; nest them, as in recommend([[{given!r}]])")

@@ -148,6 +148,7 @@ class Trainer:
                 targets,
                 max_length=self.model.config.max_length,
                 exclude_seen=self.config.exclude_seen,
+                seen=self.config.seen,
                 device=self.device,
             )
 

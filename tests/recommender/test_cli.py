@@ -164,14 +164,15 @@ def test_bad_options_and_checkpoints(fails: Callable[..., str], log: Path, run: 
     broken = tmp_path / "broken.safetensors"
     broken.write_bytes((run / "best.safetensors").read_bytes()[:500])
     assert fails("recommend", broken, "--history", "100").startswith(f"{broken}: truncated or damaged checkpoint")
-    assert "history 1" in fails("recommend", run, "--history", "100", "999")
+    strict = fails("recommend", run, "--history", "100", "999", "--unknown", "error")
+    assert strict.startswith("the given history: unknown item '999': the 30 known ones")
     assert "'nobody'" in fails("recommend", run, "--users", "nobody")
     assert fails("recommend", run, "--history", "100", "--k", "31").startswith("option k: 31 items asked for")
     assert fails("recommend", run) == "name exactly one of --users, --history and --histories"
     assert fails("inspect", run / "best.safetensors", "--out", tmp_path / "no" / "x.png").startswith("cannot save")
     text = tmp_path / "lines.txt"
-    text.write_text('100 101\n["a",\n')
-    assert f"{text}: line 2: not a JSON list" in fails("recommend", run, "--histories", text)
+    text.write_text('["a",\n')
+    assert f"{text}: line 1: not a JSON list" in fails("recommend", run, "--histories", text)
     assert f"mixers out of {', '.join(MIXERS)}" in fails("compare", log, "--out", tmp_path / "c", "--mixers", "lstm")
 
 

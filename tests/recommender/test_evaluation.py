@@ -14,9 +14,20 @@ from torchmetrics.functional.retrieval import (
 
 from hyenarec.baselines import Popularity, RepeatLast, baselines
 from hyenarec.data.batches import Batch, pack_histories
+from hyenarec.data.ids import Ids
 from hyenarec.data.splits import leave_one_out
+from hyenarec.data.store import SequenceStore
 from hyenarec.errors import UserError
-from hyenarec.evaluation import Ranking, exclude_history, rank_targets, target_ranks
+from hyenarec.evaluation import (
+    Ranking,
+    Seen,
+    exclude_history,
+    known_part,
+    rank_targets,
+    repeats,
+    repeats_line,
+    target_ranks,
+)
 
 
 class RandomScorer:
@@ -71,18 +82,19 @@ def test_excluded_target_ranks_last() -> None:
     assert target_ranks(scores, torch.tensor([4])).tolist() == [5]
 
 
-@pytest.mark.parametrize("exclude_seen", [True, False])
-def test_rank_targets_against_a_loop_over_users(exclude_seen: bool) -> None:
+@pytest.mark.parametrize(("exclude_seen", "seen"), [(True, "history"), (True, "input"), (False, "history")])
+def test_rank_targets_against_a_loop_over_users(exclude_seen: bool, seen: Seen) -> None:
     store = make_store()
     targets = leave_one_out(store).test
     scorer = RandomScorer(store.n_items)
-    ranking = rank_targets(scorer, store, targets, max_length=6, exclude_seen=exclude_seen)
+    ranking = rank_targets(scorer, store, targets, max_length=6, exclude_seen=exclude_seen, seen=seen)
     for place, event in enumerate(targets):
         user = int(np.searchsorted(store.offsets, event, side="right")) - 1
         history = store.items[store.offsets[user] : event]
         scores = scorer.scores(pack_histories([history], 6))[0]
         target = int(store.items[event])
-        allowed = [i for i in range(store.n_items) if not (exclude_seen and i in history[-6:])]
+        excluded = () if not exclude_seen else history if seen == "history" else history[-6:]
+        allowed = [i for i in range(store.n_items) if i not in excluded]
         better = [i for i in allowed if i != target and scores[i] >= scores[target]]
         expected = len(better) if target in allowed else store.n_items - 1
         assert ranking.ranks[place] == expected
@@ -142,3 +154,71 @@ def test_recent_popularity_needs_timestamps() -> None:
     store = make_store()
     split = leave_one_out(store)
     assert set(baselines(store, split)) == {"popularity", "repeat-last", "popularity, 7 days"}
+
+
+def test_what_counts_as_seen_does_not_depend_on_what_the_model_reads() -> None:
+    store = make_store()
+    split = leave_one_out(store)
+    scorer = Popularity(store, split)
+    by_length = [rank_targets(scorer, store, split.test, max_length=length).ranks for length in (2, 200)]
+    assert np.array_equal(*by_length)
+    published = [rank_targets(scorer, store, split.test, max_length=n, seen="input").ranks for n in (2, 200)]
+    assert not np.array_equal(*published)
+
+
+def test_scores_that_rank_nothing_are_the_users_to_mend() -> None:
+    class Broken(RandomScorer):
+        def scores(self, batch: Batch) -> Tensor:
+            return super().scores(batch) * float("nan")
+
+    store = make_store()
+    with pytest.raises(UserError, match=r"^scores: NaN or \+inf found"):
+        rank_targets(Broken(store.n_items), store, leave_one_out(store).test, max_length=5)
+
+
+def test_repeats_are_counted_and_announced() -> None:
+    store = make_store()
+    targets = leave_one_out(store).test
+    users = store.users_of(targets)
+    expected = sum(
+        int(store.items[target]) in store.items[store.offsets[user] : target].tolist()
+        for user, target in zip(users, targets, strict=True)
+    )
+    assert 0 < expected < len(targets) and repeats(store, targets) == expected
+    line = repeats_line(store, targets, exclude_seen=True)
+    assert line is not None
+    assert line.startswith(f"{expected} of {len(targets)} targets are in their own history")
+    assert "--no-exclude-seen" in line
+    assert repeats_line(store, targets, exclude_seen=False) is None
+
+
+def test_a_log_that_grew_is_ranked_as_its_known_part() -> None:
+    """Items new to the model leave histories; targets that are new, or have nothing else before them, are missed."""
+    old = SequenceStore(
+        np.array([0, 3, 6]),
+        np.array([0, 1, 2, 2, 1, 0], np.int32),
+        None,
+        Ids.from_values(["a", "b"]),
+        Ids.from_values([10, 20, 30]),
+    )
+    grown = SequenceStore(  # 5 and 15 are new, so all indices move: 5, 10, 15, 20, 30
+        np.array([0, 4, 7, 9]),
+        np.array([1, 0, 3, 4, 4, 3, 2, 0, 1], np.int32),
+        np.array([1, 2, 3, 4, 1, 2, 3, 1, 2]),
+        Ids.from_values(["a", "b", "c"]),
+        Ids.from_values([5, 10, 15, 20, 30]),
+    )
+    targets = np.array([3, 6, 8])
+    known = known_part(grown, old.item_ids, targets)
+    assert known is not None
+    assert [known.store.history(user).tolist() for user in range(3)] == [[0, 1, 2], [2, 1], [0]]
+    assert known.store.timestamps is not None and known.store.timestamps.tolist() == [1, 3, 4, 1, 2, 2]
+    assert known.targets.tolist() == [2] and known.lost_history_lengths.tolist() == [2, 1]
+    ranking = known.with_lost(Ranking(np.array([0]), np.array([2])))
+    assert ranking.ranks.tolist() == [0, 3, 3] and ranking.history_lengths.tolist() == [2, 2, 1]
+    assert ranking.metrics((1,))["HR@1"] == pytest.approx(1 / 3)
+    line = known.describe()
+    assert line is not None and line.startswith("2 of the log's items are newer than the model") and "2 of 3" in line
+    same = known_part(old, old.item_ids, np.array([2, 5]))
+    assert same is not None and same.store is old and same.describe() is None
+    assert known_part(old, grown.item_ids, np.array([2, 5])) is None

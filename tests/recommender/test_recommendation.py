@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -40,7 +42,7 @@ def test_seen_items_are_excluded_over_the_whole_history(trained: tuple[Path, Seq
     folder, _ = trained
     recommender = Recommender.load(folder)
     history = [100 + i for i in range(25)]  # longer than the model's max_length of 8
-    answer = recommender.recommend([history], k=5)[0]
+    answer = recommender.recommend([history], k=5, exclude_seen=True)[0]
     assert {entry.item for entry in answer} == {125, 126, 127, 128, 129}
 
 
@@ -91,8 +93,105 @@ def test_bad_requests_are_one_line(trained: tuple[Path, SequenceStore]) -> None:
         ([[100]], 0, "option k: 0 is below 1"),
     ):
         with pytest.raises(UserError, match=message):
-            recommender.recommend(histories, k=k)
+            recommender.recommend(histories, k=k, exclude_seen=True)
     assert len(recommender.recommend([[100]], k=30, exclude_seen=False)[0]) == 30
+
+
+def test_histories_come_from_anywhere_but_nested(trained: tuple[Path, SequenceStore]) -> None:
+    recommender = Recommender.load(trained[0])
+    histories = [[100, 101], [102]]
+    want = recommender.recommend(histories, k=3)
+    assert recommender.recommend((history for history in histories), k=3) == want
+    assert recommender.recommend((np.array(history) for history in histories), k=3) == want
+    flat: list[Any] = [["100", "101"], [100, 101], "100"]
+    for given in flat:
+        with pytest.raises(UserError, match=r"is an item, not a history; nest them, as in recommend\(\[\["):
+            recommender.recommend(given)
+
+
+def test_no_history_costs_another_its_answer(trained: tuple[Path, SequenceStore]) -> None:
+    recommender = Recommender.load(trained[0])
+    everything = list(range(100, 130))
+    histories = [[100], [], [101, 7, "new"], ["new"], everything, everything[:-2], [100]]
+    answers = list(recommender.answers(histories, k=3, exclude_seen=True))
+    assert [len(answer.recommendations) for answer in answers] == [3, 0, 3, 0, 0, 2, 3]
+    assert [answer.unknown for answer in answers] == [[], [], [7, "new"], ["new"], [], [], []]
+    reasons = [answer.error or "" for answer in answers]
+    for reason, part in zip(reasons, ("", "empty; at least", "", "knows none", "every item", "", ""), strict=True):
+        assert part in reason and bool(part) == bool(reason)
+    assert [entry.item for entry in answers[2].recommendations] == [
+        entry.item for entry in recommender.recommend([[101]], k=3, exclude_seen=True)[0]
+    ]
+    strict = list(recommender.answers(histories[:3], k=3, unknown="error"))
+    assert strict[2].error is not None and strict[2].error.startswith("unknown item 7: the 30 known ones")
+
+
+def test_answers_come_before_all_histories_are_read(
+    trained: tuple[Path, SequenceStore], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hyenarec.recommendation.HISTORIES_AT_A_TIME", 4)
+    read = 0
+
+    def histories() -> Iterator[list[int]]:
+        nonlocal read
+        for _ in range(1000):
+            read += 1
+            yield [100]
+
+    next(Recommender.load(trained[0]).answers(histories()))
+    assert read == 4
+
+
+def test_seen_items_are_left_out_as_the_model_was_trained(trained: tuple[Path, SequenceStore]) -> None:
+    recommender = Recommender.load(trained[0])  # trained with exclude_seen=False
+    assert len(recommender.recommend([[100]], k=30)[0]) == 30
+    recommender.config["training"]["exclude_seen"] = True
+    with pytest.raises(UserError, match="leaves 29"):
+        recommender.recommend([[100]], k=30)
+
+
+def test_times_that_no_log_has_are_refused(tmp_path: Path) -> None:
+    store, folder = make_store(), tmp_path / "run"
+    config = replace(CONFIG, epochs=1)
+    Run(folder, store, leave_one_out(store), replace(MODEL, mixer="fuxi_linear"), config, SOURCE).train()
+    recommender = Recommender.load(folder)
+    history = [100, 101, 102]
+    second = 1_700_000_000
+    for times, message in (
+        ([30, 20, 10], r"timestamps: event 2 \(20\) is before event 1 \(30\); the oldest event comes first"),
+        ([second, second + 5, 0], r"event 3 \(0\) is before event 2"),
+        ([second, second * 1000, second * 1000 + 5], r"from event 1 \(1700000000\) to event 2 .* the unit changes"),
+        ([1.0, float("nan"), 3.0], r"event 2 has nan; a time is a number from 0 up"),
+        ([-1, 2, 3], r"event 1 has -1"),
+        (["a", "b", "c"], r"numbers in the log's own unit"),
+    ):
+        rows: Any = [[1, 2, 3], times]
+        with pytest.raises(UserError, match=f"^history 2: .*{message}"):
+            recommender.recommend([history, history], timestamps=rows)
+    floats: Any = [[1.5, 2.5, 3.5]]
+    assert recommender.recommend([history], timestamps=floats) == recommender.recommend(
+        [history], timestamps=[[1, 2, 3]]
+    )
+
+
+def test_no_score_that_is_no_number_leaves(trained: tuple[Path, SequenceStore]) -> None:
+    recommender = Recommender.load(trained[0])
+    with torch.no_grad():
+        recommender.model.bias[3] = float("nan")
+    with pytest.raises(UserError, match=r"^history 1: the model.s scores are NaN"):
+        recommender.recommend([[100]])
+    assert [answer.recommendations for answer in recommender.answers([[100], [101]])] == [[], []]
+
+
+def test_a_model_trained_in_bfloat16_answers_in_it(trained: tuple[Path, SequenceStore]) -> None:
+    folder, store = trained
+    recommender = Recommender.load(folder)
+    batch = pack_histories([store.history(3)], MODEL.max_length)
+    exact = recommender.scores(batch)
+    recommender.config["training"]["bf16"] = True
+    with torch.autocast("cpu", torch.bfloat16):
+        want = recommender.model.scores(batch)
+    assert torch.equal(recommender.scores(batch), want) and not torch.equal(want, exact)
 
 
 def test_pictures(trained: tuple[Path, SequenceStore], tmp_path: Path) -> None:

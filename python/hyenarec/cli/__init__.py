@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from importlib import import_module
 from typing import Annotated, Any, Union
 
 import tyro
 
 from hyenarec.allocator import keep_freed_memory
+from hyenarec.cli.identifiers import mark_ids
+from hyenarec.display import complain, make_output_safe, shown
 from hyenarec.errors import UserError
 
 # Each in a module of its name, in a class of its name.
@@ -19,19 +22,38 @@ COMMANDS = ("prepare", "train", "evaluate", "recommend", "compare", "inspect", "
 def main(arguments: list[str] | None = None) -> None:
     """Entry point. Bad input prints one line and exits with code 2."""
     if arguments is None:  # the process is this command's own
+        arguments = sys.argv[1:]
         keep_freed_memory()
+        make_output_safe()
+        warnings.formatwarning = lambda message, *_: f"warning: {shown(str(message))}\n"
     try:
-        _parse(sys.argv[1:] if arguments is None else arguments).run()
-        sys.stdout.flush()
+        if sys.stdout is None:
+            raise UserError("standard output is closed")
+        try:
+            _parse(mark_ids(arguments)).run()
+        finally:
+            sys.stdout.flush()
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        complain(f"error: {error}")
         sys.exit(2)
     except BrokenPipeError:  # whoever read the output has left, as head does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter would flush, and complain
+        _drop_output()
         sys.exit(1)
+    except OSError as error:  # such as a full disk behind standard output
+        _drop_output()
+        complain(f"error: {error}")
+        sys.exit(2)
     except KeyboardInterrupt as stop:  # training names the signal and what it saved
-        print(str(stop) or "interrupted", file=sys.stderr)
+        complain(str(stop) or "interrupted")
         sys.exit(getattr(stop, "exit_code", 130))
+
+
+def _drop_output() -> None:
+    """Send to nowhere what cannot be written, or the interpreter would try again at its end, and complain."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _parse(arguments: list[str]) -> Any:

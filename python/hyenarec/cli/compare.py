@@ -54,7 +54,7 @@ class Compare:
 
     def run(self) -> None:
         from hyenarec.display import console, show_table
-        from hyenarec.experiments import COLUMNS, baseline_rows, show_log, summarise, train
+        from hyenarec.experiments import COLUMNS, announce_repeats, baseline_rows, show_log, summarise, train
         from hyenarec.files import write_text
         from hyenarec.run_folder import check_folder
         from hyenarec.source import Source, load_source
@@ -64,6 +64,7 @@ class Compare:
         source = Source(str(self.data), self.split, **asdict(self.columns))
         store, split = load_source(source)
         show_log(store)
+        announce_repeats(store, split, self.training)
         results: dict[str, list[dict[str, Any]]] = {name: [] for name in self.mixers}
         for model, training in cells:
             console.rule(f"{model.mixer}, seed {training.seed}")

@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
-
 from hyenarec.cli.options import RunPath, source_of
-from hyenarec.data.store import SequenceStore
-from hyenarec.display import show_table
+from hyenarec.cli.recommend import Switch, seen_choice
+from hyenarec.config import TrainingConfig
+from hyenarec.display import console, show_table
 from hyenarec.errors import UserError
-from hyenarec.evaluation import rank_targets
+from hyenarec.evaluation import known_part, rank_targets, repeats, repeats_line
 from hyenarec.files import write_text
+from hyenarec.mixers import MIXERS
 from hyenarec.recommendation import Recommender
 from hyenarec.source import load_source
 
@@ -29,31 +29,60 @@ class Evaluate:
     """Log or store; default: the one that the model was trained on."""
     part: Literal["test", "validation"] = "test"
     """Which targets to rank."""
+    exclude_seen: Switch = False
+    """Rank only items that the user has not seen, so that a target seen before is missed; default: as trained."""
+    no_exclude_seen: Switch = False
+    """Rank items that the user has seen too; default: as trained."""
+    seen: Literal["history", "input"] | None = None
+    """What counts as seen: the user's whole history before the target, as in recommending, or only the input, the
+    last events of it that the model reads, as in published results; default: as trained."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to compute: auto takes a GPU where there is one."""
     json_out: Path | None = None
     """Also write the metrics here."""
 
     def run(self) -> None:
-        recommender = Recommender.load(self.run_path)
+        chosen = seen_choice(self.exclude_seen, self.no_exclude_seen)
+        recommender = Recommender.load(self.run_path, TrainingConfig(device=self.device).torch_device())
+        training = recommender.config["training"]
+        exclude_seen = training["exclude_seen"] if chosen is None else chosen
+        seen = self.seen or training["seen"]
         source = source_of(recommender, self.data)
         store, split = load_source(source)
-        _check_same_items(recommender, store, source.data)
-        ranking = rank_targets(
-            recommender,
-            store,
-            getattr(split, self.part),
-            max_length=recommender.model.config.max_length,
-            exclude_seen=recommender.config["training"]["exclude_seen"],
+        targets = getattr(split, self.part)
+        known = known_part(store, recommender.item_ids, targets)
+        if known is None:
+            raise UserError(f"{source.data}: its items are not those that the model was trained on")
+        for line in (known.describe(), repeats_line(known.store, known.targets, exclude_seen)):
+            if line:
+                console.print(line)
+        mixer = recommender.model.config.mixer
+        if MIXERS[mixer].knows_time and store.timestamps is None:
+            console.print(f"{mixer}: the log has no timestamps; positions take their place")
+        ranking = known.with_lost(
+            rank_targets(
+                recommender,
+                known.store,
+                known.targets,
+                max_length=recommender.model.config.max_length,
+                exclude_seen=exclude_seen,
+                seen=seen,
+                device=recommender.device,
+            )
         )
         metrics, rows = ranking.metrics(), ranking.by_history_length()
         columns = ("history", "targets", "NDCG@10", "Recall@10", "HR@10", "MRR")
         everyone = {"history": "all", "targets": len(ranking.ranks), **metrics}
         show_table(f"{self.part}, {Path(source.data).name}, by history length", columns, [*rows, everyone])
         if self.json_out:
-            report = {"part": self.part, "metrics": metrics, "by_history_length": rows}
-            write_text(self.json_out, json.dumps(report, indent=2) + "\n")
-
-
-def _check_same_items(recommender: Recommender, store: SequenceStore, name: str) -> None:
-    mine, theirs = recommender.item_ids.to_arrays(), store.item_ids.to_arrays()
-    if mine.keys() != theirs.keys() or not all(np.array_equal(mine[key], theirs[key]) for key in mine):
-        raise UserError(f"{name}: its items are not those that the model was trained on")
+            report = {
+                "part": self.part,
+                "exclude_seen": exclude_seen,
+                "seen": seen,
+                "new_items": known.new_items,
+                "targets_lost_to_new_items": len(known.lost_history_lengths),
+                "repeats": repeats(known.store, known.targets),
+                "metrics": metrics,
+                "by_history_length": rows,
+            }
+            write_text(self.json_out, json.dumps(report, indent=2, allow_nan=False) + "\n")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
+from hyenarec.errors import UserError
 from hyenarec.source import Source
 
 if TYPE_CHECKING:
@@ -30,5 +31,8 @@ class Columns:
 
 
 def source_of(recommender: Recommender, data: Path | None) -> Source:
+    """Where the log of the model is, or ``data`` in its place."""
     source = Source(**recommender.config["source"])
+    if data is None and not Path(source.data).exists():
+        raise UserError(f"{source.data}: the log that the model was trained on is not there; name it with --data")
     return source if data is None else replace(source, data=str(data))

@@ -2,16 +2,43 @@
 
 from __future__ import annotations
 
+import io
 import json
+import re
 import sys
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
+from typing import Annotated, Any, Literal
 
+import tyro
+
+from hyenarec.cli.identifiers import IdArgument
 from hyenarec.cli.options import RunPath, source_of
+from hyenarec.config import TrainingConfig
 from hyenarec.data.reading import open_data
-from hyenarec.display import show_table
+from hyenarec.data.store import SequenceStore
+from hyenarec.display import complain, console, show_table
 from hyenarec.errors import UserError
-from hyenarec.recommendation import Item, Recommendation, Recommender
+from hyenarec.recommendation import Answer, Item, Recommendation, Recommender
+
+# One half of a pair of which neither may be given, so tyro's "(default: False)" would mislead.
+Switch = Annotated[bool, tyro.conf.FlagCreatePairsOff, tyro.conf.arg(help_behavior_hint="")]
+QUESTIONS_AT_A_TIME = 1024
+UNKNOWN_NAMED = 5
+
+
+@dataclass(frozen=True)
+class Question:
+    """A history to answer, or the reason why there is none; ``name`` is for the answer, ``place`` for complaints."""
+
+    name: str
+    place: str
+    items: Sequence[Item] = ()
+    times: Any = None
+    error: str | None = None
 
 
 @dataclass(frozen=True)
@@ -19,78 +46,153 @@ class Recommend:
     """Recommend next items for users of the log, or for any history.
 
     Name one source: --users, --history, or --histories. Answers are tables, or with --json one JSON line a history.
+    A history that cannot be answered says why and costs no other its answer; the exit code is then 1, or 2 where none
+    has an answer.
     """
 
     run_path: RunPath
     """Run folder or checkpoint file."""
-    users: tuple[str, ...] = ()
-    """User ids of the log; their whole history is read from the data."""
-    history: tuple[str, ...] = ()
-    """Item ids of one history, oldest first."""
+    users: tuple[IdArgument, ...] = ()
+    """User ids of the log; their whole history is read from the data. One that begins with two dashes: --users=--ID."""
+    history: tuple[IdArgument, ...] = ()
+    """Item ids of one history, oldest first. One that begins with two dashes: --history=--ID."""
     histories: Path | None = None
-    """File with one history a line, or - for standard input: item ids separated by white space, or a JSON list."""
+    """File with one history a line, or - for standard input: item ids separated by spaces or tabs, or a JSON list."""
     data: Path | None = None
     """Log or store for --users; default: the one that the model was trained on."""
     k: int = 10
-    """Items to recommend."""
-    exclude_seen: bool = True
-    """Leave out items of the history."""
+    """Items to recommend; fewer where a history leaves fewer of the catalogue."""
+    exclude_seen: Switch = False
+    """Leave out items of the history; default: as the model was trained."""
+    no_exclude_seen: Switch = False
+    """Recommend items of the history too; default: as the model was trained."""
+    unknown: Literal["skip", "error"] = "skip"
+    """Items of a history that the model does not know: leave them out and say so, or give that history no answer."""
     json: bool = False
     """Print one JSON line a history instead of tables."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to compute: auto takes a GPU where there is one."""
 
     def run(self) -> None:
         if sum(map(bool, (self.users, self.history, self.histories))) != 1:
             raise UserError("name exactly one of --users, --history and --histories")
-        recommender = Recommender.load(self.run_path)
-        names, histories, timestamps = self._histories(recommender)
-        answers = recommender.recommend(histories, self.k, timestamps=timestamps, exclude_seen=self.exclude_seen)
-        for name, answer in zip(names, answers, strict=True):
-            if self.json:
-                items = [{"item": entry.item, "score": round(entry.score, 4)} for entry in answer]
-                print(json.dumps({"for": name, "recommendations": items}))
-            else:
-                show_recommendations(f"for {name}", answer)
+        exclude_seen = seen_choice(self.exclude_seen, self.no_exclude_seen)
+        recommender = Recommender.load(self.run_path, TrainingConfig(device=self.device).torch_device())
+        questions = self._questions(recommender)
+        answered = failed = 0
+        while block := list(islice(questions, QUESTIONS_AT_A_TIME)):
+            good = [question for question in block if question.error is None]
+            times = [question.times for question in good if question.times is not None]
+            found = recommender.answers(
+                [question.items for question in good],
+                self.k,
+                timestamps=times or None,
+                exclude_seen=exclude_seen,
+                unknown=self.unknown,
+            )
+            for question in block:
+                answer = next(found) if question.error is None else Answer([], [], question.error)
+                self._show(question, answer)
+                answered += answer.error is None
+                failed += answer.error is not None
+        if not answered and not failed:
+            raise UserError(f"{self.histories}: no history in it")
+        if failed:
+            sys.exit(1 if answered else 2)
 
-    def _histories(self, recommender: Recommender) -> tuple[list[str], list[list[Item]], list[list[int]] | None]:
-        """Names, items and, of users of a log that has them, times."""
+    def _questions(self, recommender: Recommender) -> Iterator[Question]:
         if self.history:
-            return ["the given history"], [list(self.history)], None
+            return iter((Question("the given history", "the given history", self.history),))
         if self.histories:
-            lines = _read_lines(self.histories)
-            return [f"line {number}" for number, _ in lines], [history for _, history in lines], None
+            return read_histories(self.histories)
         source = source_of(recommender, self.data)
         store = open_data(Path(source.data), user=source.user, item=source.item, timestamp=source.timestamp)
-        chosen = store.user_ids.encode(self.users, "user")
-        histories = [store.item_ids.decode(store.history(int(user))) for user in chosen]
-        times = store.timestamps
-        if times is None:
-            return list(self.users), histories, None
-        return list(self.users), histories, [times[store.offsets[u] : store.offsets[u + 1]].tolist() for u in chosen]
+        return histories_of(self.users, store)
+
+    def _show(self, question: Question, answer: Answer) -> None:
+        if self.json:
+            shared = {"for": question.name, "unknown": answer.unknown}
+            if answer.error is None:
+                items = [{"item": entry.item, "score": round(entry.score, 4)} for entry in answer.recommendations]
+                print(json.dumps(shared | {"recommendations": items}, allow_nan=False))
+            else:
+                print(json.dumps(shared | {"error": answer.error}, allow_nan=False))
+        elif answer.error is None:
+            show_recommendations(f"for {question.name}", answer.recommendations)
+            if answer.unknown:
+                named = ", ".join(map(repr, answer.unknown[:UNKNOWN_NAMED]))
+                rest = len(answer.unknown) - UNKNOWN_NAMED
+                console.print(f"unknown to the model and left out: {named}" + (f" and {rest} more" if rest > 0 else ""))
+        if answer.error is not None:
+            complain(f"error: {question.place}: {answer.error}")
 
 
-def show_recommendations(title: str, answer: list[Recommendation]) -> None:
+def seen_choice(exclude: bool, keep: bool) -> bool | None:
+    """What ``--exclude-seen`` and ``--no-exclude-seen`` say together; None: as the model was trained."""
+    if exclude and keep:
+        raise UserError("--exclude-seen and --no-exclude-seen: name at most one of them")
+    return exclude if exclude or keep else None
+
+
+def show_recommendations(title: str, answer: Sequence[Recommendation]) -> None:
     rows = [{"rank": rank, "item": entry.item, "score": entry.score} for rank, entry in enumerate(answer, 1)]
-    show_table(title, ("rank", "item", "score"), rows)
+    show_table(title, ("rank", "item", "score"), rows, text=("item",))
 
 
-def _read_lines(path: Path) -> list[tuple[int, list[Item]]]:
-    """Numbered histories of a file or standard input; blank lines are skipped."""
+def histories_of(users: Sequence[str], store: SequenceStore) -> Iterator[Question]:
+    """The histories of users of a log, with their times where it has them."""
+    for name in users:
+        try:
+            (user,) = store.user_ids.encode([name], "user")
+        except UserError as error:
+            yield Question(name, f"user {name}", error=str(error))
+            continue
+        items = store.item_ids.decode(store.history(user))
+        rows = slice(store.offsets[user], store.offsets[user + 1])
+        times = None if store.timestamps is None else store.timestamps[rows]
+        yield Question(name, f"user {name}", items, times)
+
+
+def read_histories(path: Path) -> Iterator[Question]:
+    """The histories of a file or standard input, line by line; blank lines are skipped."""
     try:
-        text = sys.stdin.read() if str(path) == "-" else path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot read histories ({error})") from error
-    found: list[tuple[int, list[Item]]] = []
-    for number, line in enumerate(text.splitlines(), 1):
-        if line.lstrip().startswith("["):
-            try:
-                history = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise UserError(f"{path}: line {number}: not a JSON list ({error})") from error
-            if not all(isinstance(item, int | str) for item in history):
-                raise UserError(f"{path}: line {number}: items must be integers or strings")
-            found.append((number, history))
-        elif line.strip():
-            found.append((number, list(line.split())))
-    if not found:
-        raise UserError(f"{path}: no history in it")
-    return found
+        with _open_lines(path) as lines:
+            for number, line in enumerate(lines, 1):
+                text = (line.removeprefix("\ufeff") if number == 1 else line).strip(" \t\r\n")
+                if not text:
+                    continue
+                try:
+                    items, error = _parse_line(text), None
+                except UserError as problem:
+                    items, error = [], str(problem)
+                yield Question(f"line {number}", f"{path}: line {number}", items, error=error)
+    except OSError as error:
+        raise UserError(f"{path}: cannot read histories: {error.strerror or error}") from error
+
+
+def _open_lines(path: Path) -> AbstractContextManager[Iterable[str]]:
+    """The lines of the file, which end at line feeds alone: JSON may hold all other separators inside strings."""
+    if str(path) != "-":
+        return path.open(encoding="utf-8", errors="surrogateescape", newline="\n")
+    if sys.stdin is None:
+        raise UserError("-: standard input is closed")
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(encoding="utf-8", errors="surrogateescape", newline="\n")
+    return nullcontext(sys.stdin)
+
+
+def _parse_line(text: str) -> list[Item]:
+    if any("\udc80" <= character <= "\udcff" for character in text):
+        raise UserError("not UTF-8")
+    if not text.startswith("["):
+        return list(re.split(r"[ \t]+", text))
+    try:
+        history = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        reason = "brackets too deep" if isinstance(error, RecursionError) else str(error).split(":")[0]
+        raise UserError(
+            f'not a JSON list ({reason}); a line that begins with [ must be one, such as ["item-3", 17]'
+        ) from error
+    if not isinstance(history, list) or not all(type(item) in (int, str) for item in history):
+        raise UserError("items must be integers or strings")
+    return history

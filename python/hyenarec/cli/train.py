@@ -32,7 +32,7 @@ class Train:
 
     def run(self) -> None:
         from hyenarec.display import console, show_table
-        from hyenarec.experiments import COLUMNS, baseline_rows, result_cells, show_log, train
+        from hyenarec.experiments import COLUMNS, announce_repeats, baseline_rows, result_cells, show_log, train
         from hyenarec.run_folder import check_folder
         from hyenarec.source import Source, load_source
 
@@ -41,6 +41,7 @@ class Train:
         source = Source(str(self.data), self.split, **asdict(self.columns))
         store, split = load_source(source)
         show_log(store)
+        announce_repeats(store, split, self.training)
         result = train(store, split, self.model, self.training, source, self.out)
         rows = [
             {"model": self.model.mixer, **result_cells(result)},
