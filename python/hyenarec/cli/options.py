@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
 from hyenarec.errors import UserError
-from hyenarec.recommendation import Recommender
 from hyenarec.source import Source
+
+if TYPE_CHECKING:
+    from hyenarec.recommendation import Recommender
 
 DataPath = Annotated[Path, tyro.conf.Positional]
 RunPath = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
