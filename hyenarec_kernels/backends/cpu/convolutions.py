@@ -16,7 +16,7 @@ from hyenarec_kernels.backends import compiled, reference
 from hyenarec_kernels.backends.cpu.parameters import in_arithmetic, lag_major, per_channel, per_group, rows_per_channel
 from hyenarec_kernels.backends.cpu.plan import CHUNKS, MANY_ROWS, Plan, direct_plan, plan_for
 from hyenarec_kernels.backends.reference.legendre_conv import filter_gradients
-from hyenarec_kernels.backends.reference.rows import wide
+from hyenarec_kernels.dtypes import wide
 from hyenarec_kernels.legendre import legendre_basis, legendre_filter, product
 from hyenarec_kernels.lowrank.blocks import sampled_basis
 from hyenarec_kernels.lowrank.fit import condition, fits, gram_at

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from hyenarec_kernels.backends.reference.long_conv import long_conv, long_conv_backward
-from hyenarec_kernels.backends.reference.rows import wide
+from hyenarec_kernels.dtypes import wide
 from hyenarec_kernels.legendre import legendre_basis, legendre_filter, product, window
 
 

@@ -14,7 +14,8 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from hyenarec_kernels.backends.reference import direct, fourier
-from hyenarec_kernels.backends.reference.rows import Rows, wide
+from hyenarec_kernels.backends.reference.rows import Rows
+from hyenarec_kernels.dtypes import wide
 from hyenarec_kernels.segments import last_rows
 
 # Up to this many taps the direct form is the faster one (14,000 rows of 64 channels, one core).

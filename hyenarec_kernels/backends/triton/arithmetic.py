@@ -11,10 +11,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from hyenarec_kernels.backends.reference.rows import wide
 from hyenarec_kernels.backends.triton import INTERPRETED
 from hyenarec_kernels.backends.triton.configs import config
 from hyenarec_kernels.backends.triton.rows import Rows
+from hyenarec_kernels.dtypes import wide
 
 CHUNK = 32  # rows of a tile of the kernels that need no levels
 

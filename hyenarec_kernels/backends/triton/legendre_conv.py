@@ -23,7 +23,6 @@ from torch import Tensor
 
 from hyenarec_kernels.backends import reference
 from hyenarec_kernels.backends.reference.legendre_conv import filter_gradients
-from hyenarec_kernels.backends.reference.rows import wide
 from hyenarec_kernels.backends.triton.arithmetic import Arithmetic, served, tile_channels, wide_parameter, with_strides
 from hyenarec_kernels.backends.triton.configs import Config, config
 from hyenarec_kernels.backends.triton.far import Far
@@ -39,6 +38,7 @@ from hyenarec_kernels.backends.triton.long_conv import (
 from hyenarec_kernels.backends.triton.plan import CHUNK, GpuPlan, fastest, padded, plan_for
 from hyenarec_kernels.backends.triton.rows import Rows, Slots, launch
 from hyenarec_kernels.backends.triton.tables import Constants, Filter, Tables, constants
+from hyenarec_kernels.dtypes import wide
 from hyenarec_kernels.legendre import legendre_filter
 
 # Moments and partial sums live one call. They are 0.5 to 2 times the output in 16 bits (more where levels have few rows

@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from hyenarec_kernels.backends.reference.rows import wide
 from hyenarec_kernels.backends.triton.plan import (
     CHUNK,
     GpuPlan,
@@ -26,6 +25,7 @@ from hyenarec_kernels.backends.triton.plan import (
     toeplitz,
     transfer,
 )
+from hyenarec_kernels.dtypes import wide
 from hyenarec_kernels.lowrank.blocks import Array, local_basis, sampled_basis
 
 
