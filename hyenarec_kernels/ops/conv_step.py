@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from hyenarec_kernels import backends
-from hyenarec_kernels.ops.checks import check_gate
+from hyenarec_kernels.ops.checks import DTYPES, check_gate
 from hyenarec_kernels.ops.registration import NAMESPACE
 
 
@@ -39,9 +39,15 @@ def conv_step(
         (B, D) in the dtype of ``x``.
 
     Raises:
-        ValueError: an argument has a shape or dtype that does not fit.
+        ValueError: an argument has a shape, dtype or device that does not fit, or rows of ``history`` share memory.
     """
     op = "conv_step"
+    if x.dim() != 2 or x.dtype not in DTYPES:
+        raise ValueError(
+            f"{op}: x must be (B, D) in float32, bfloat16, float16 or float64, got {tuple(x.shape)} {x.dtype}"
+        )
+    if taps.dim() != 2 or taps.shape[0] < 1:
+        raise ValueError(f"{op}: taps must be (K, D) with K >= 1, got {tuple(taps.shape)}")
     slots, wide = taps.shape[0] - 1, torch.float64 if x.dtype == torch.float64 else torch.float32
     for name, given, shape, dtype in (
         ("taps", taps, (slots + 1, x.shape[1]), wide),
@@ -53,6 +59,12 @@ def conv_step(
                 f"{op}: {name} must be {shape} {dtype} beside {tuple(x.shape)} {x.dtype} x and {slots + 1} taps, "
                 f"got {tuple(given.shape)} {given.dtype}"
             )
+        if given.device != x.device:
+            raise ValueError(f"{op}: {name} is on {given.device} and x on {x.device}; they must share a device")
+    if any(stride == 0 and size > 1 for stride, size in zip(history.stride(), history.shape, strict=True)):
+        raise ValueError(
+            f"{op}: history is written to, so that its rows must not share memory: clone what expand() returned"
+        )
     check_gate(op, "pre_gate", pre_gate, x.shape, x)
     check_gate(op, "post_gate", post_gate, x.shape, x)
     out: Tensor = torch.ops.hyenarec.conv_step(x, history, taps, steps, pre_gate, post_gate)

@@ -15,10 +15,12 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
+from hyenarec_kernels.backends.compiled import INTERFACE
 from hyenarec_kernels.lowrank.blocks import Array, blocks_from_nodes, entries, kept_entries, local_basis
 from hyenarec_kernels.lowrank.levels import TOLERANCE, Level, Windows, last_distance, make_levels
 
@@ -33,6 +35,40 @@ MAX_RANK = 40
 NS_TAP, NS_CHUNK_TAP, NS_BASIS, NS_TRANSFER, NS_TABLE, NS_ROW = 0.15, 0.2, 0.4, 0.8, 0.7, 8.6
 NS_NEAR_PAIR, NS_TOP_PAIR, NS_PAIR = 0.4, 0.6, 1.0
 MANY_ROWS = 1 << 20  # of all sequences together: building tables costs nothing beside them
+
+
+class WireHead(NamedTuple):
+    """A plan's own integers, in the order in which csrc/cpu/wire.h reads and explains them."""
+
+    version: int
+    head_fields: int
+    level_fields: int
+    horizon: int
+    length: int
+    chunk: int
+    near_taps: int
+    far_lag: int
+    far_taps: int
+    far_row: int
+    num_samples: int
+    lags: int
+
+
+class WireLevel(NamedTuple):
+    """The integers of one level."""
+
+    chunk: int
+    fan: int
+    rank: int
+    degree: int
+    nodes: int
+    near_pairs: int
+    far_first: int
+    far_pairs: int
+    sample_row: int
+    moments: int
+    from_nodes: int
+    half: int
 
 
 @dataclass(frozen=True, eq=False)  # caches find a plan by itself, not by its fields
@@ -79,15 +115,40 @@ class Plan:
 
     @cached_property
     def numbers(self) -> torch.Tensor:
-        """The integers csrc/cpu/register.cpp reads, int64."""
+        """A WireHead, then a WireLevel for each level: int64."""
         far_row = self.near_taps if self.far_taps and not self.shares_taps else 0
-        numbers = [self.horizon, self.chunk, self.near_taps, self.far_lag, self.far_taps, far_row, len(self.lags), 0]
+        numbers: list[int] = []
+        numbers += WireHead(
+            version=INTERFACE,
+            head_fields=len(WireHead._fields),
+            level_fields=len(WireLevel._fields),
+            horizon=self.horizon,
+            length=self.length,
+            chunk=self.chunk,
+            near_taps=self.near_taps,
+            far_lag=self.far_lag,
+            far_taps=self.far_taps,
+            far_row=far_row,
+            num_samples=len(self.lags),
+            lags=0,
+        )
         row = self.near_taps + (self.far_taps if far_row else 0)
         offset = len(self.lags)
         for level, (moments, from_nodes, half) in zip(self.levels, self._tables, strict=True):
-            numbers += [level.chunk, level.fan, level.rank, level.degree, level.nodes]
-            numbers += [level.near_pairs, level.far_first, level.far_pairs, row]
-            numbers += [offset, offset + moments.size, half]
+            numbers += WireLevel(
+                chunk=level.chunk,
+                fan=level.fan,
+                rank=level.rank,
+                degree=level.degree,
+                nodes=level.nodes,
+                near_pairs=level.near_pairs,
+                far_first=level.far_first,
+                far_pairs=level.far_pairs,
+                sample_row=row,
+                moments=offset,
+                from_nodes=offset + moments.size,
+                half=half,
+            )
             offset += moments.size + from_nodes.size
             row += len(level.lags)
         return torch.from_numpy(np.array(numbers, dtype=np.int64))

@@ -1,4 +1,5 @@
-// One instruction set's kernels: the including file names the set, its compiler flags choose it.
+// The kernels of one instruction set. setup.py compiles this file once a set, with the set's compiler flags and its name
+// as HYENAREC_ISA.
 #include "backward.h"
 #include "dropout.h"
 #include "last.h"
@@ -6,8 +7,12 @@
 #include "short_conv.h"
 #include "step.h"
 
+#define HYENAREC_QUOTED(name) #name
+#define HYENAREC_NAME_OF(isa) HYENAREC_QUOTED(isa)
+
 namespace hyenarec::HYENAREC_ISA {
 namespace {
+
 void conv_forward(const ConvArgs& args, ParallelFor parallel) {
   args.dtype == Dtype::f64 ? forward<double>(args, parallel) : forward<float>(args, parallel);
 }
@@ -23,5 +28,12 @@ void conv_last_backward(const ConvArgs& args, ParallelFor parallel) {
 void conv_step(const StepArgs& args, ParallelFor parallel) {
   args.dtype == Dtype::f64 ? step<double>(args, parallel) : step<float>(args, parallel);
 }
+
 }  // namespace
+
+const Kernels kernels = {
+    HYENAREC_NAME_OF(HYENAREC_ISA), conv_forward,       conv_backward, conv_last, conv_last_backward, conv_step,
+    short_conv_of_type,             dropout,            peak,
+};
+
 }  // namespace hyenarec::HYENAREC_ISA
