@@ -25,10 +25,10 @@ from setuptools.command.build_ext import build_ext
 
 TORCH = Path(sysconfig.get_path("purelib")) / "torch"
 X86 = platform.machine().lower() in ("x86_64", "amd64")
-ISA_FLAGS = {"portable": []}  # the CPU kernels are compiled once for each instruction set
-if X86:
-    ISA_FLAGS |= {"avx512": ["-march=x86-64-v4", "-mprefer-vector-width=512"], "avx2": ["-march=x86-64-v3"]}
-KERNELS = "csrc/cpu/kernels.cpp"
+KERNELS = "csrc/cpu/kernels.cpp"  # compiled once for each instruction set
+ISA_FLAGS = {"portable": []} | (
+    {"avx512": ["-march=x86-64-v4", "-mprefer-vector-width=512"], "avx2": ["-march=x86-64-v3"]} if X86 else {}
+)
 OLDEST_CUDA_ARCH = 80  # bfloat16 arithmetic
 
 
@@ -66,7 +66,7 @@ def run(*command: str) -> str:
 
 
 class Build(build_ext):
-    """Compiles the CPU kernels for each instruction set, gives .cu files to nvcc, and compiles files side by side."""
+    """Compiles the kernels for each instruction set, gives .cu files to nvcc, and compiles files side by side."""
 
     def build_extension(self, ext: Extension) -> None:
         targets = cuda_targets(os.environ.get("HYENAREC_CUDA_ARCHS", "80;90+PTX"))
@@ -87,8 +87,8 @@ class Build(build_ext):
             if nvcc:
                 cuda.append(pool.submit(self.compile_cpp, ext, "csrc/cuda/register.cpp"))
             kernels = [pool.submit(self.compile_cpp, ext, KERNELS, isa) for isa in ISA_FLAGS]
-            objects = list(pool.map(lambda source: self.compile_cpp(ext, source), ext.sources))
-            objects += [job.result() for job in kernels]
+            others = [pool.submit(self.compile_cpp, ext, source) for source in ext.sources if source != KERNELS]
+            objects = [job.result() for job in (*kernels, *others)]
         try:
             if nvcc is None:
                 raise RuntimeError("no nvcc in CUDA_HOME, on PATH or in /usr/local/cuda")
@@ -101,10 +101,10 @@ class Build(build_ext):
     def compile_cpp(self, ext: Extension, source: str, isa: str | None = None) -> str:
         (built,) = self.compiler.compile(
             [source],
-            output_dir=os.path.join(self.build_temp, isa or ""),
+            output_dir=str(Path(self.build_temp, isa or "")),
             macros=[*ext.define_macros, *([("HYENAREC_ISA", isa)] if isa else [])],
             include_dirs=ext.include_dirs,
-            extra_postargs=[*ext.extra_compile_args, *ISA_FLAGS.get(isa or "", [])],
+            extra_postargs=[*ext.extra_compile_args, *(ISA_FLAGS[isa] if isa else [])],
             depends=ext.depends,
         )
         return built
@@ -139,7 +139,7 @@ def extension() -> Extension:
     extra = os.environ.get("HYENAREC_CXXFLAGS", "").split()  # the sanitizer build
     return Extension(
         "hyenarec_kernels._C",
-        ["csrc/cpu/register.cpp", "csrc/cpu/dispatch.cpp"],
+        [KERNELS, "csrc/cpu/register.cpp", "csrc/cpu/dispatch.cpp"],
         depends=[str(path) for path in Path("csrc").rglob("*") if path.suffix in (".h", ".inc", ".cpp", ".cu", ".cuh")],
         include_dirs=[str(TORCH / "include"), sysconfig.get_path("include")],
         library_dirs=[str(TORCH / "lib")],

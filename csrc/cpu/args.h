@@ -29,6 +29,7 @@ constexpr int kMaxLevels = 8, kMaxRank = 40, kMaxNodes = 2 * kMaxRank + 4;
 
 struct Plan {
   int64_t horizon;    // K: taps of the filter
+  int64_t length;     // rows of the longest sequence that it serves
   int64_t chunk;      // rows a lane of the direct part handles
   int64_t near_taps;  // lags [0, near_taps) are sampled one by one
   int64_t far_lag;    // lags [far_lag, far_lag + far_taps) too: the filter's end, where it lies inside the sequence
@@ -114,7 +115,9 @@ struct Kernels {
   double (*peak)(int64_t steps, ParallelFor);  // multiply-adds done by a register-only loop
 };
 
-extern const Kernels kernels_avx512, kernels_avx2, kernels_portable;
+namespace avx512 { extern const Kernels kernels; }
+namespace avx2 { extern const Kernels kernels; }
+namespace portable { extern const Kernels kernels; }
 void count_scratch(int64_t bytes);  // of every allocation, negative when it is given back
 int64_t scratch_peak();             // most bytes held at once since the last call
 

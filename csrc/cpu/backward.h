@@ -5,6 +5,7 @@
 #pragma once
 #include "correlate.h"
 #include "forward.h"
+#include "sums.h"
 
 namespace hyenarec::HYENAREC_ISA {
 
@@ -13,19 +14,20 @@ struct BackwardCall : Call<A> {
   using Call<A>::args, Call<A>::channel_blocks, Call<A>::table_size, Call<A>::num_groups, Call<A>::rows;
   int64_t parts;
   Arena arena;
-  Vec<A>* sums;  // (parts, channel_blocks, table_size): gradients of the tables
+  Vec<A>* sums;  // (parts, channel_blocks): the totals of the tables' gradients
 
-  // As many parts as fit in a twentieth of x, so that scratch stays small beside the input.
+  // As many parts as fit in a tenth of x, so that scratch stays small beside the input.
   explicit BackwardCall(const ConvArgs& a)
       : Call<A>(a),
         parts(count_parts()),
-        arena(parts * channel_blocks * table_size * int64_t(sizeof(Vec<A>))),
-        sums(arena.template take<Vec<A>>(parts * channel_blocks * table_size)) {}
+        arena(parts * channel_blocks * total_size() * int64_t(sizeof(Vec<A>))),
+        sums(arena.template take<Vec<A>>(parts * channel_blocks * total_size())) {}
+  int64_t total_size() const { return LongSums<A>::vectors(table_size); }
   int64_t count_parts() const {
     int64_t fit = rows / (20 * table_size), least = num_groups < 2 ? 1 : 2;
     return fit < least ? least : fit < num_groups ? fit : num_groups;
   }
-  Vec<A>* sum(int64_t part, int64_t block) const { return sums + (part * channel_blocks + block) * table_size; }
+  Vec<A>* sum(int64_t part, int64_t block) const { return sums + (part * channel_blocks + block) * total_size(); }
   bool wants_du() const { return args.dx.data || args.dpre_gate.data; }
   bool wants_taps() const { return args.dfilter || args.drate || args.dskip; }
 };
@@ -33,10 +35,12 @@ struct BackwardCall : Call<A> {
 template <class A>
 struct BackwardPasses {
   Pass<A> u, dy;
+  Vec<A>* recent;  // (tile_blocks, table_size): gradients of the tables by the latest rows
 
   void take(Arena& arena, const BackwardCall<A>& call) {
     u.take(arena, *call.args.plan, call.tile_blocks, call.longest, false);
     dy.take(arena, *call.args.plan, call.tile_blocks, call.longest, true);
+    recent = arena.take<Vec<A>>(call.tile_blocks * call.table_size);
   }
 };
 
@@ -79,10 +83,34 @@ void table_gradients(const Plan& plan, const Pass<A>& u, Pass<A>& dy, const Segm
   }
 }
 
+// The gradients of a tile's tables.
+template <class A>
+struct TableSums {
+  int64_t blocks;
+  Tables<A> recent[kTileBlocks];
+  LongSums<A> sums[kTileBlocks];
+
+  // Collecting moves six tables through memory, so that large ones go on for longer.
+  TableSums(const BackwardCall<A>& call, int64_t part, int64_t t, Vec<A>* room) : blocks(call.tile(t).blocks) {
+    const int64_t size = call.table_size, every = 4 * size > 4096 ? 4 * size : 4096;
+    memset((void*)room, 0, blocks * size * sizeof(Vec<A>));
+    for (int64_t c = 0; c < blocks; ++c) {
+      recent[c] = Tables<A>(*call.args.plan, room + c * size);
+      sums[c] = {room + c * size, call.sum(part, call.first_block(t) + c), size, every};
+    }
+  }
+  void after(int64_t rows) {
+    for (int64_t c = 0; c < blocks; ++c) sums[c].after(rows);
+  }
+  void collect() {
+    for (int64_t c = 0; c < blocks; ++c) sums[c].collect();
+  }
+};
+
 // dpost_gate = grad * (conv(u) + skip u), and the gradients of the tables.
 template <class A>
 void output_side(const BackwardCall<A>& call, Pass<A>& u, Pass<A>& dy, const Sequence& sequence, int64_t t,
-                 const Tables<A>* sums) {
+                 TableSums<A>& sums) {
   const ConvArgs& args = call.args;
   Block dpost = call.block(sequence, args.dpost_gate, t), grad = call.block(sequence, args.grad, t);
   const Tables<A>* tables = call.tables + call.first_block(t);
@@ -108,20 +136,15 @@ void output_side(const BackwardCall<A>& call, Pass<A>& u, Pass<A>& dy, const Seq
     dy.read(segment);
     dy.all_moments(segment);
     dy.ascend(segment, segment.last);
-    table_gradients<A>(*args.plan, u, dy, segment, sums);
+    table_gradients<A>(*args.plan, u, dy, segment, sums.recent);
+    sums.after(segment.rows);
   });
 }
 
 template <class A>
 void backward_part(const BackwardCall<A>& call, BackwardPasses<A>& passes, int64_t part, int64_t t) {
   const ConvArgs& args = call.args;
-  Tile tile = call.tile(t);
-  Tables<A> sums[kTileBlocks];
-  for (int64_t c = 0; c < tile.blocks; ++c) {
-    Vec<A>* at = call.sum(part, call.first_block(t) + c);
-    memset((void*)at, 0, call.table_size * sizeof(Vec<A>));
-    sums[c] = Tables<A>(*args.plan, at);
-  }
+  TableSums<A> sums(call, part, t, passes.recent);
   int64_t first = part * call.num_groups / call.parts, last = (part + 1) * call.num_groups / call.parts;
   for (int64_t s = call.group_begin[first]; s < call.group_begin[last]; ++s) {
     const Sequence& sequence = args.sequences[s];
@@ -129,6 +152,7 @@ void backward_part(const BackwardCall<A>& call, BackwardPasses<A>& passes, int64
     if (call.wants_du()) input_gradients<A>(call, passes.dy, sequence, t);
     for (Rows rows : {args.dx, args.dpre_gate, args.dpost_gate}) call.clear_padding_of(rows, sequence, t);
   }
+  if (call.wants_taps()) sums.collect();
 }
 
 // Adds up the parts and takes the tables' gradients back to the filter.
@@ -137,7 +161,8 @@ void finish_gradients(const BackwardCall<A>& call, int64_t block) {
   const ConvArgs& args = call.args;
   Vec<A>* total = call.sum(0, block);
   for (int64_t part = 1; part < call.parts; ++part)
-    for (int64_t i = 0; i < call.table_size; ++i) total[i] += call.sum(part, block)[i];
+    LongSums<A>::add_part(total, call.sum(part, block), call.table_size);
+  LongSums<A>::finish(total, call.table_size);
   int64_t c0 = block * kWidth<A>, valid = args.channels - c0 < kWidth<A> ? args.channels - c0 : kWidth<A>;
   Tables<A> tables(*args.plan, total);
   if (args.dskip) store_some<A>(static_cast<A*>(args.dskip) + c0, tables.near[0], valid);

@@ -23,27 +23,37 @@ bool supported(const std::string& name) {
 #endif
 }
 
-const Kernels& choose() {
-  const Kernels* known[] = {
+const Kernels* const known[] = {  // the best first
 #if defined(__x86_64__)
-      &kernels_avx512, &kernels_avx2,
+    &avx512::kernels, &avx2::kernels,
 #endif
-      &kernels_portable};
-  const char* forced = std::getenv("HYENAREC_CPU_ISA");
-  for (const Kernels* candidate : known)
-    if (forced && *forced ? std::string(forced) == candidate->name : supported(candidate->name)) {
-      if (!supported(candidate->name))
-        throw std::runtime_error(std::string("HYENAREC_CPU_ISA=") + forced + ": this machine has no " + forced);
-      return *candidate;
-    }
-  throw std::runtime_error(std::string("HYENAREC_CPU_ISA=") + forced + ": allowed are avx512, avx2 and portable");
+    &portable::kernels};
+
+// "avx512, avx2 and portable", or those of them that this machine has.
+std::string names(bool here) {
+  std::string all;
+  for (const Kernels* kernels : known)
+    if (!here || supported(kernels->name))
+      all += (all.empty() ? "" : kernels == &portable::kernels ? " and " : ", ") + std::string(kernels->name);
+  return all;
 }
+
+const Kernels& choose() {
+  const char* variable = std::getenv("HYENAREC_CPU_ISA");
+  const std::string forced = variable ? variable : "";
+  for (const Kernels* kernels : known) {
+    if (!forced.empty() && forced != kernels->name) continue;
+    if (supported(kernels->name)) return *kernels;
+    if (!forced.empty())
+      throw std::runtime_error("HYENAREC_CPU_ISA=" + forced + ": this machine has no " + forced +
+                               "; allowed here are " + names(true));
+  }
+  throw std::runtime_error("HYENAREC_CPU_ISA=" + forced + ": allowed are " + names(false));
+}
+
+std::atomic<int64_t> held{0}, most{0};  // bytes of scratch
 
 }  // namespace
-
-namespace {
-std::atomic<int64_t> held{0}, most{0};
-}
 
 void count_scratch(int64_t bytes) {
   int64_t now = held.fetch_add(bytes) + bytes, seen = most.load();

@@ -1,5 +1,5 @@
-// One instruction set's kernels. setup.py compiles this file once for each: HYENAREC_ISA names the set, and the
-// compiler's flags choose it.
+// The kernels of one instruction set. setup.py compiles this file once a set, with the set's compiler flags and its name
+// as HYENAREC_ISA.
 #include "backward.h"
 #include "dropout.h"
 #include "last.h"
@@ -7,13 +7,12 @@
 #include "short_conv.h"
 #include "step.h"
 
-#define HYENAREC_JOIN_(a, b) a##b
-#define HYENAREC_JOIN(a, b) HYENAREC_JOIN_(a, b)
-#define HYENAREC_TEXT_(a) #a
-#define HYENAREC_TEXT(a) HYENAREC_TEXT_(a)
+#define HYENAREC_QUOTED(name) #name
+#define HYENAREC_NAME_OF(isa) HYENAREC_QUOTED(isa)
 
 namespace hyenarec::HYENAREC_ISA {
 namespace {
+
 void conv_forward(const ConvArgs& args, ParallelFor parallel) {
   args.dtype == Dtype::f64 ? forward<double>(args, parallel) : forward<float>(args, parallel);
 }
@@ -29,11 +28,12 @@ void conv_last_backward(const ConvArgs& args, ParallelFor parallel) {
 void conv_step(const StepArgs& args, ParallelFor parallel) {
   args.dtype == Dtype::f64 ? step<double>(args, parallel) : step<float>(args, parallel);
 }
-}  // namespace
-}  // namespace hyenarec::HYENAREC_ISA
 
-namespace isa = hyenarec::HYENAREC_ISA;
-const hyenarec::Kernels hyenarec::HYENAREC_JOIN(kernels_, HYENAREC_ISA) = {
-    HYENAREC_TEXT(HYENAREC_ISA), isa::conv_forward, isa::conv_backward,      isa::conv_last, isa::conv_last_backward,
-    isa::conv_step,              isa::short_conv_of_type, isa::dropout, isa::peak,
+}  // namespace
+
+const Kernels kernels = {
+    HYENAREC_NAME_OF(HYENAREC_ISA), conv_forward,       conv_backward, conv_last, conv_last_backward, conv_step,
+    short_conv_of_type,             dropout,            peak,
 };
+
+}  // namespace hyenarec::HYENAREC_ISA

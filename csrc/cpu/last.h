@@ -1,10 +1,11 @@
 // Only the last row of each sequence, and its gradients: horizon multiply-adds a channel.
 #pragma once
 #include "forward.h"
+#include "sums.h"
 
 namespace hyenarec::HYENAREC_ISA {
 
-constexpr int64_t kRowsAtOnce = 32;
+constexpr int64_t kRowsAtOnce = 32, kSequencesAtOnce = 256;
 
 // The plan's samples are every tap the longest sequence can use; args.out and post_gate are (sequences, channels).
 template <class A>
@@ -65,13 +66,15 @@ void last_rows_backward(const ConvArgs& args, ParallelFor parallel) {
     const ConvArgs& args = *static_cast<const ConvArgs*>(context);
     const Io<A>& io = io_of<A>(args.dtype);
     const int64_t num_taps = args.plan->num_samples;
-    Arena arena(2 * (num_taps * int64_t(sizeof(Vec<A>)) + 64));
-    Vec<A>*dtaps = arena.take<Vec<A>>(num_taps), *taps = arena.take<Vec<A>>(num_taps);
+    const int64_t count = num_taps + 1, vectors = num_taps + count + LongSums<A>::vectors(count);
+    Arena arena(vectors * int64_t(sizeof(Vec<A>)));
+    Vec<A>*taps = arena.base<Vec<A>>(), *dtaps = taps + num_taps, &dskip = dtaps[num_taps], *total = dtaps + count;
     for (int64_t b = begin; b < end; ++b) {
       int64_t c0 = b * kWidth<A>, valid = args.channels - c0 < kWidth<A> ? args.channels - c0 : kWidth<A>;
-      Vec<A> skip = args.skip ? load_channels<A>(args.skip, 0, args.channels, c0) : Vec<A>{}, dskip{};
-      for (int64_t t = 0; t < num_taps; ++t)
-        dtaps[t] = Vec<A>{}, taps[t] = load_channels<A>(args.filter, t, args.channels, c0);
+      Vec<A> skip = args.skip ? load_channels<A>(args.skip, 0, args.channels, c0) : Vec<A>{};
+      for (int64_t t = 0; t < num_taps; ++t) taps[t] = load_channels<A>(args.filter, t, args.channels, c0);
+      memset((void*)dtaps, 0, count * sizeof(Vec<A>));
+      LongSums<A> sums{dtaps, total, count, kSequencesAtOnce};
       for (int64_t s = 0; s < args.num_sequences; ++s) {
         const Sequence& sequence = args.sequences[s];
         Sequence target{0, s, 1};
@@ -103,11 +106,14 @@ void last_rows_backward(const ConvArgs& args, ParallelFor parallel) {
           if (rows.data) clear_rows(block(rows), from, valid * io.element_size);
           clear_padding(args, rows, sequence, c0, valid, io.element_size);
         }
+        sums.after(1);
       }
+      sums.collect();
+      LongSums<A>::finish(total, count);
       if (args.dfilter)
         for (int64_t t = 0; t < num_taps; ++t)
-          store_some<A>(static_cast<A*>(args.dfilter) + t * args.channels + c0, dtaps[t], valid);
-      if (args.dskip) store_some<A>(static_cast<A*>(args.dskip) + c0, dskip, valid);
+          store_some<A>(static_cast<A*>(args.dfilter) + t * args.channels + c0, total[t], valid);
+      if (args.dskip) store_some<A>(static_cast<A*>(args.dskip) + c0, total[num_taps], valid);
     }
   };
   parallel(ceil_div(args.channels, kWidth<A>), body, const_cast<ConvArgs*>(&args));

@@ -4,9 +4,7 @@
 #include "args.h"
 #include "wire.h"
 
-#if defined(__SSE2__)
-#include <xmmintrin.h>
-#endif
+#include <cstring>
 
 namespace {
 
@@ -26,21 +24,8 @@ using hyenarec::StepArgs;
 using hyenarec::Tensor;
 using hyenarec::unit_stride;
 
-// Subnormal numbers count as 0 while this lives: windows make them by the thousand, and one operation on them takes as
-// long as a hundred others (2 x 16384 with windows of all lengths, one core: 4.3 ms, and 2.5 with them cut to 0).
-struct FlushSubnormals {
-#if defined(__SSE2__)
-  unsigned before = _mm_getcsr();
-  FlushSubnormals() { _mm_setcsr(before | 0x8040); }  // results, and operands
-  ~FlushSubnormals() { _mm_setcsr(before); }
-#endif
-};
-
 void parallel(int64_t count, hyenarec::Body body, void* context) {
-  torch::stable::parallel_for(0, count, 1, [=](int64_t begin, int64_t end) {
-    [[maybe_unused]] FlushSubnormals here;
-    body(context, begin, end);
-  });
+  torch::stable::parallel_for(0, count, 1, [=](int64_t begin, int64_t end) { body(context, begin, end); });
 }
 
 ScalarType arithmetic(Dtype dtype) { return dtype == Dtype::f64 ? ScalarType::Double : ScalarType::Float; }
@@ -51,50 +36,93 @@ const void* values(const Tensor& t, Dtype dtype, int64_t count, const char* name
   return t.data_ptr();
 }
 
-int64_t index_at(const Tensor& t, int64_t i) {
-  return t.scalar_type() == ScalarType::Long ? static_cast<const int64_t*>(t.data_ptr())[i * t.stride(0)]
-                                             : static_cast<const int32_t*>(t.data_ptr())[i * t.stride(0)];
+// A gate or gradient beside `x`, of these sizes: kernels read it by the sizes of x.
+MaybeTensor beside(const Tensor& x, const MaybeTensor& t, const std::vector<int64_t>& sizes, const char* name) {
+  STD_TORCH_CHECK(!t || (sizes_of(*t) == sizes && t->scalar_type() == x.scalar_type()), name,
+                  ": expected the dtype of x and one value for each value of the output");
+  return unit_stride(t);
 }
 
-// Sequences by starts and ends: positions in their batch row (padded) or rows of x (packed).
-std::vector<Sequence> sequences_of(const Tensor& x, const MaybeTensor& starts, const MaybeTensor& ends) {
-  bool packed = x.dim() == 2;
-  int64_t rows = x.size(packed ? 0 : 1);
-  int64_t count = ends ? ends->size(0) : packed ? 1 : x.size(0);
-  STD_TORCH_CHECK(packed || count == x.size(0), "ends: expected one a batch row");
-  std::vector<Sequence> sequences(count);
-  for (int64_t s = 0; s < count; ++s) {
-    int64_t start = starts ? index_at(*starts, s) : 0, end = ends ? index_at(*ends, s) : rows;
-    STD_TORCH_CHECK(0 <= start && start <= end && end <= rows, "starts, ends: sequence ", s, " is [", start, ", ", end,
-                    "), outside [0, ", rows, ")");
-    sequences[s] = {packed ? 0 : s, start, end - start};
+// `starts` or `ends`: reads one value a sequence.
+class Index {
+ public:
+  Index(const MaybeTensor& t, int64_t count, const char* name) {
+    if (!t) return;
+    ScalarType type = t->scalar_type();
+    STD_TORCH_CHECK(t->dim() == 1 && t->size(0) == count && (type == ScalarType::Long || type == ScalarType::Int), name,
+                    ": expected ", count, " values of int32 or int64");
+    data_ = t->data_ptr(), wide_ = type == ScalarType::Long, stride_ = t->stride(0);
   }
+  int64_t at(int64_t i, int64_t otherwise) const {
+    if (!data_) return otherwise;
+    return wide_ ? static_cast<const int64_t*>(data_)[i * stride_] : static_cast<const int32_t*>(data_)[i * stride_];
+  }
+
+ private:
+  const void* data_ = nullptr;
+  bool wide_ = false;
+  int64_t stride_ = 0;
+};
+
+// Sequences by starts and ends: positions in their batch row (padded), or rows of x, which they cover in order (packed).
+// Refuses what the operators' own checks refuse, which compiled and exported programs may come without.
+std::vector<Sequence> sequences_of(const Tensor& x, const MaybeTensor& starts, const MaybeTensor& ends) {
+  STD_TORCH_CHECK(x.dim() == 2 || x.dim() == 3, "x: expected padded (B, L, D) or packed (T, D)");
+  const bool packed = x.dim() == 2;
+  const int64_t rows = x.size(packed ? 0 : 1), count = !packed ? x.size(0) : ends ? ends->size(0) : 1;
+  Index first(starts, count, "starts"), last(ends, count, "ends");
+  std::vector<Sequence> sequences(count);
+  int64_t reached = 0;
+  for (int64_t s = 0; s < count; ++s) {
+    int64_t start = first.at(s, 0), end = last.at(s, rows);
+    STD_TORCH_CHECK(0 <= start && start <= end && end <= rows, packed ? "sequence " : "row ", s, " runs from ", start,
+                    " to ", end, ", which does not lie within its ", rows, packed ? " rows" : " positions");
+    STD_TORCH_CHECK(!packed || start == reached, "cu_seqlens: sequence ", s, " begins at row ", start, " and not at ",
+                    reached, ": packed sequences must cover the rows of x in order");
+    sequences[s] = {packed ? 0 : s, start, end - start};
+    reached = end;
+  }
+  STD_TORCH_CHECK(!packed || reached == rows, "cu_seqlens must run from 0 to the ", rows, " rows of x, got 0 to ", reached);
   return sequences;
 }
 
-// The plan from its numbers (wire.h), whose offsets point into one array of constants.
-Plan plan_of(const Tensor& numbers, const Tensor& constants) {
-  constexpr int64_t kPlan = sizeof(hyenarec::PlanNumbers) / 8, kLevel = sizeof(hyenarec::LevelNumbers) / 8;
-  STD_TORCH_CHECK(numbers.scalar_type() == ScalarType::Long && numbers.is_contiguous() && numbers.numel() >= kPlan,
-                  "plan: expected at least ", kPlan, " contiguous int64");
-  const auto& n = *static_cast<const hyenarec::PlanNumbers*>(numbers.data_ptr());
-  STD_TORCH_CHECK(n.version == hyenarec::kPlanVersion, "plan: version ", n.version, ", but this extension reads version ",
-                  hyenarec::kPlanVersion);
-  STD_TORCH_CHECK(n.levels >= 0 && n.levels <= hyenarec::kMaxLevels, "plan: ", n.levels, " levels, of at most ",
-                  hyenarec::kMaxLevels);
-  STD_TORCH_CHECK(numbers.numel() == kPlan + n.levels * kLevel, "plan: ", numbers.numel(), " numbers for ", n.levels,
-                  " levels");
-  STD_TORCH_CHECK(n.chunk % 8 == 0, "plan: chunks of ", n.chunk, " rows are no whole tiles of 8");
-  const char* base = static_cast<const char*>(constants.data_ptr());
-  auto at = [base, size = constants.element_size()](int64_t offset) -> const void* { return base + offset * size; };
-  Plan plan{n.horizon, n.chunk, n.near_taps, n.far_lag, n.far_taps, n.far_row, n.samples, at(n.lags), int(n.levels), {}};
-  const auto* levels = reinterpret_cast<const hyenarec::LevelNumbers*>(&n + 1);
-  for (int l = 0; l < plan.num_levels; ++l) {
-    const auto& v = levels[l];
-    STD_TORCH_CHECK(v.rank <= hyenarec::kMaxRank && v.nodes <= hyenarec::kMaxNodes, "plan: rank ", v.rank, " or ",
-                    v.nodes, " nodes too large");
-    plan.levels[l] = {v.chunk,      v.fan,       v.rank,       v.degree,      v.nodes,          v.near_pairs,
-                      v.far_first,  v.far_pairs, v.sample_row, at(v.moments), at(v.from_nodes), v.half};
+// The plan as wire.h describes it, with pointers into `constants`, an array of the arithmetic type.
+Plan plan_of(const Tensor& numbers, const Tensor& constants, const Tensor& x) {
+  using hyenarec::kHeadFields;
+  using hyenarec::kLevelFields;
+  const int64_t count = numbers.numel();
+  STD_TORCH_CHECK(numbers.scalar_type() == ScalarType::Long && numbers.is_contiguous() && count >= kHeadFields,
+                  "plan: expected at least ", kHeadFields, " contiguous int64");
+  const auto* values = static_cast<const int64_t*>(numbers.data_ptr());
+  hyenarec::WireHead head;
+  std::memcpy(&head, values, sizeof head);
+  STD_TORCH_CHECK(head.version == hyenarec::kInterface && head.head_fields == kHeadFields &&
+                      head.level_fields == kLevelFields,
+                  "plan: it is of version ", head.version, " with ", head.head_fields, " + ", head.level_fields,
+                  " fields, and the compiled extension reads version ", hyenarec::kInterface, " with ", kHeadFields,
+                  " + ", kLevelFields, ": reinstall");
+  const int64_t levels = (count - kHeadFields) / kLevelFields;
+  STD_TORCH_CHECK(count == kHeadFields + levels * kLevelFields && levels <= hyenarec::kMaxLevels,
+                  "plan: expected ", kLevelFields, " values for each of at most ", hyenarec::kMaxLevels, " levels, got ",
+                  count - kHeadFields);
+  STD_TORCH_CHECK(constants.scalar_type() == arithmetic(dtype_of(x)) && constants.is_contiguous(),
+                  "constants: expected contiguous values of the arithmetic type");
+  auto constant = [&](int64_t offset, int64_t needed) {
+    STD_TORCH_CHECK(0 <= offset && offset + needed <= constants.numel(), "plan: it reads past its ", constants.numel(),
+                    " constants");
+    return static_cast<const char*>(constants.data_ptr()) + offset * int64_t(constants.element_size());
+  };
+  Plan plan{head.horizon, head.length, head.chunk, head.near_taps, head.far_lag, head.far_taps, head.far_row,
+            head.num_samples, constant(head.lags, head.num_samples), int(levels), {}};
+  STD_TORCH_CHECK(plan.chunk > 0 && plan.chunk % 8 == 0, "plan: chunks of ", plan.chunk, " rows are no whole tiles of 8");
+  for (int64_t l = 0; l < levels; ++l) {
+    hyenarec::WireLevel v;
+    std::memcpy(&v, values + kHeadFields + l * kLevelFields, sizeof v);
+    STD_TORCH_CHECK(0 < v.rank && v.rank <= hyenarec::kMaxRank && 0 < v.nodes && v.nodes <= hyenarec::kMaxNodes,
+                    "plan: rank ", v.rank, " or ", v.nodes, " nodes too large");
+    plan.levels[l] = {v.chunk,     v.fan,       v.rank,       v.degree,
+                      v.nodes,     v.near_pairs, v.far_first, v.far_pairs,
+                      v.sample_row, constant(v.moments, v.half * v.rank), constant(v.from_nodes, 0), v.half};
   }
   return plan;
 }
@@ -103,14 +131,20 @@ struct Inputs {
   Tensor x;
   MaybeTensor pre_gate, post_gate;
   std::vector<Sequence> sequences;
+  std::vector<int64_t> outputs;  // their sizes
   Plan plan;
-  ConvArgs args;
+  ConvArgs args{};
 
   Inputs(const Tensor& x_, const Tensor& filter, const MaybeTensor& basis, const MaybeTensor& skip,
          const MaybeTensor& pre, const MaybeTensor& post, const MaybeTensor& starts, const MaybeTensor& ends,
-         const Plan& plan_, const MaybeTensor& rate = {})
-      : x(unit_stride(x_)), pre_gate(unit_stride(pre)), post_gate(unit_stride(post)),
-        sequences(sequences_of(x, starts, ends)), plan(plan_) {
+         const Plan& plan_, const MaybeTensor& rate = {}, bool last_only = false)
+      : x(unit_stride(x_)), sequences(sequences_of(x, starts, ends)), plan(plan_) {
+    outputs = last_only ? std::vector<int64_t>{int64_t(sequences.size()), x.size(x.dim() - 1)} : sizes_of(x);
+    pre_gate = beside(x, pre, sizes_of(x), "pre_gate");
+    post_gate = beside(x, post, outputs, "post_gate");
+    for (const Sequence& sequence : sequences)
+      STD_TORCH_CHECK(sequence.length <= plan.length, "plan: it serves sequences of at most ", plan.length,
+                      " rows, and one has ", sequence.length);
     args.plan = &plan;
     args.sequences = sequences.data();
     args.num_sequences = int64_t(sequences.size());
@@ -134,7 +168,7 @@ struct Inputs {
 Tensor conv(const Tensor& x, const Tensor& filter, const MaybeTensor& basis, const MaybeTensor& rate,
             const MaybeTensor& skip, const MaybeTensor& pre_gate, const MaybeTensor& post_gate,
             const MaybeTensor& starts, const MaybeTensor& ends, const Tensor& plan, const Tensor& constants) {
-  Inputs in(x, filter, basis, skip, pre_gate, post_gate, starts, ends, plan_of(plan, constants), rate);
+  Inputs in(x, filter, basis, skip, pre_gate, post_gate, starts, ends, plan_of(plan, constants, x), rate);
   Tensor out = empty(x, sizes_of(x), x.scalar_type());
   in.args.out = rows_of(out);
   hyenarec::kernels().conv_forward(in.args, parallel);
@@ -147,7 +181,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> gradients(
     const Tensor& filter, const MaybeTensor& skip, const MaybeTensor& pre_gate, const MaybeTensor& post_gate,
     const std::vector<bool>& needs) {
   STD_TORCH_CHECK(needs.size() == 5, "needs: expected 5 flags");
-  Tensor grad = unit_stride(grad_);
+  Tensor grad = *beside(in.x, grad_, in.outputs, "grad");
   in.args.grad = rows_of(grad);
   auto like = [&](bool needed, const Tensor& t, ScalarType type) {
     return empty(x, needed ? sizes_of(t) : std::vector<int64_t>{0}, type);
@@ -172,7 +206,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> conv_backward(
     const MaybeTensor& skip, const MaybeTensor& pre_gate, const MaybeTensor& post_gate, const MaybeTensor& starts,
     const MaybeTensor& ends, const Tensor& plan, const Tensor& constants, std::vector<bool> needs) {
   STD_TORCH_CHECK(needs.size() == 6, "needs: expected 6 flags");
-  Inputs in(x, filter, basis, skip, pre_gate, post_gate, starts, ends, plan_of(plan, constants), rate);
+  Inputs in(x, filter, basis, skip, pre_gate, post_gate, starts, ends, plan_of(plan, constants, x), rate);
   bool wanted = needs[2] && rate;
   Tensor drate = empty(x, {wanted ? in.args.channels : 0}, arithmetic(in.args.dtype));
   in.args.drate = wanted ? drate.data_ptr() : nullptr;
@@ -183,7 +217,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> conv_backward(
 }
 
 // A plan for the forms that use every tap, lag 0 first.
-Plan plan_of_taps(int64_t taps) { return {0, 0, taps, 0, 0, 0, taps, nullptr, 0, {}}; }
+Plan plan_of_taps(int64_t taps) {
+  Plan plan{};
+  plan.length = INT64_MAX;
+  plan.near_taps = plan.num_samples = taps;
+  return plan;
+}
 
 // x (B, L, D) or (T, D) to the last row of each sequence, (sequences, D); filter, basis and rate as in conv, at every
 // lag from 0 on.
@@ -191,7 +230,7 @@ Tensor conv_last(const Tensor& x, const Tensor& filter, const MaybeTensor& basis
                  const MaybeTensor& skip, const MaybeTensor& pre_gate, const MaybeTensor& post_gate,
                  const MaybeTensor& starts, const MaybeTensor& ends) {
   Plan plan = plan_of_taps(basis ? basis->size(0) : filter.size(0));
-  Inputs in(x, filter, basis, skip, pre_gate, post_gate, starts, ends, plan, rate);
+  Inputs in(x, filter, basis, skip, pre_gate, post_gate, starts, ends, plan, rate, true);
   Tensor out = empty(x, {in.args.num_sequences, in.args.channels}, x.scalar_type());
   in.args.out = rows_of(out);
   hyenarec::kernels().conv_last(in.args, parallel);
@@ -201,27 +240,36 @@ Tensor conv_last(const Tensor& x, const Tensor& filter, const MaybeTensor& basis
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> conv_last_backward(
     const Tensor& grad, const Tensor& x, const Tensor& taps, const MaybeTensor& skip, const MaybeTensor& pre_gate,
     const MaybeTensor& post_gate, const MaybeTensor& starts, const MaybeTensor& ends, std::vector<bool> needs) {
-  Inputs in(x, taps, {}, skip, pre_gate, post_gate, starts, ends, plan_of_taps(taps.size(0)));
+  Inputs in(x, taps, {}, skip, pre_gate, post_gate, starts, ends, plan_of_taps(taps.size(0)), {}, true);
   return gradients(hyenarec::kernels().conv_last_backward, in, grad, x, taps, skip, pre_gate, post_gate, needs);
 }
 
 // x (B, D), the newest row of each sequence, to (B, D); `history` (B, k, D) are rings, written to; `taps` (k + 1, D),
-// the largest lag first; `steps` (B,) int64.
-Tensor conv_step(const Tensor& x_, const Tensor& history, const Tensor& taps, const Tensor& steps,
+// the largest lag first; `steps` (B,) int64. Rings whose channels do not lie side by side are copied there and back.
+Tensor conv_step(const Tensor& x_, const Tensor& history, const Tensor& taps_, const Tensor& steps_,
                  const MaybeTensor& pre_gate_, const MaybeTensor& post_gate_) {
-  Tensor x = unit_stride(x_), out = empty(x, {x.size(0), x.size(1)}, x.scalar_type());
-  MaybeTensor pre_gate = unit_stride(pre_gate_), post_gate = unit_stride(post_gate_);
+  STD_TORCH_CHECK(x_.dim() == 2, "x: expected (B, D)");
+  Tensor x = unit_stride(x_), taps = torch::stable::contiguous(taps_), steps = torch::stable::contiguous(steps_);
+  const int64_t batch = x.size(0), channels = x.size(1);
+  MaybeTensor pre_gate = beside(x, pre_gate_, {batch, channels}, "pre_gate");
+  MaybeTensor post_gate = beside(x, post_gate_, {batch, channels}, "post_gate");
   Dtype dtype = dtype_of(x);
-  int64_t batch = x.size(0), channels = x.size(1), slots = history.size(1);
   STD_TORCH_CHECK(history.dim() == 3 && history.size(0) == batch && history.size(2) == channels &&
-                      (channels == 1 || history.stride(2) == 1) && history.scalar_type() == arithmetic(dtype),
-                  "history: expected (", batch, ", k, ", channels, ") of the arithmetic type, adjacent channels");
-  STD_TORCH_CHECK(steps.scalar_type() == ScalarType::Long && steps.is_contiguous() && steps.numel() == batch,
-                  "steps: expected ", batch, " contiguous int64");
+                      history.scalar_type() == arithmetic(dtype),
+                  "history: expected (", batch, ", k, ", channels, ") of the arithmetic type");
+  const int64_t slots = history.size(1);
+  STD_TORCH_CHECK(steps.scalar_type() == ScalarType::Long && steps.numel() == batch, "steps: expected ", batch, " int64");
+  const bool in_place = channels == 1 || history.stride(2) == 1;
+  Tensor rings = in_place ? history : torch::stable::contiguous(history);
+  Tensor out = empty(x, {batch, channels}, x.scalar_type());
   StepArgs args{batch, channels, slots, dtype, rows_of(x), rows_of(pre_gate), rows_of(post_gate), rows_of(out),
-                rows_of(history), values(taps, dtype, (slots + 1) * channels, "taps"),
+                rows_of(rings), values(taps, dtype, (slots + 1) * channels, "taps"),
                 static_cast<const int64_t*>(steps.data_ptr())};
   hyenarec::kernels().conv_step(args, parallel);
+  if (!in_place) {
+    Tensor to = history;
+    torch::stable::copy_(to, rings);
+  }
   return out;
 }
 
@@ -242,12 +290,19 @@ struct ShortInputs {
     args.width = weight.size(0);
     args.dim = dim;
     args.silu = silu;
+    STD_TORCH_CHECK(args.width > 0, "weight: expected at least one tap");
     STD_TORCH_CHECK(dim > 0 && args.channels % dim == 0, "dim: ", dim, " is no divisor of ", args.channels,
                     " channels");
     args.dtype = dtype_of(x);
     args.x = rows_of(x);
     args.weight = values(weight, args.dtype, args.width * args.channels, "weight");
     args.bias = bias ? values(*bias, args.dtype, args.channels, "bias") : nullptr;
+  }
+  // Of a tensor beside x with so many channels.
+  std::vector<int64_t> sizes(int64_t channels) const {
+    std::vector<int64_t> sizes = sizes_of(x);
+    sizes.back() = channels;
+    return sizes;
   }
 };
 
@@ -265,12 +320,8 @@ std::tuple<Tensor, Tensor> gated_short_conv(const Tensor& x, const Tensor& weigh
                                             const MaybeTensor& starts, const MaybeTensor& ends, int64_t dim) {
   ShortInputs in(x, weight, bias, starts, ends, dim, false);
   STD_TORCH_CHECK(in.args.channels >= 2 * dim, "dim: ", dim, " is more than half of ", in.args.channels, " channels");
-  auto like = [&](int64_t channels) {
-    std::vector<int64_t> sizes = sizes_of(x);
-    sizes.back() = channels;
-    return empty(x, sizes, x.scalar_type());
-  };
-  Tensor u = like(dim), q = like(in.args.channels - 2 * dim);
+  Tensor u = empty(x, in.sizes(dim), x.scalar_type());
+  Tensor q = empty(x, in.sizes(in.args.channels - 2 * dim), x.scalar_type());
   in.args.out = rows_of(u);
   in.args.rest = rows_of(q);
   hyenarec::kernels().short_conv(in.args, false, parallel);
@@ -298,7 +349,7 @@ ShortGradients short_conv_backward(const Tensor& grad_, const Tensor& x, const T
                                    const MaybeTensor& starts, const MaybeTensor& ends, bool silu,
                                    std::vector<bool> needs) {
   ShortInputs in(x, weight, bias, starts, ends, x.size(x.dim() - 1), silu);
-  Tensor grad = unit_stride(grad_);
+  Tensor grad = *beside(x, grad_, sizes_of(x), "grad");
   in.args.grad = rows_of(grad);
   return short_gradients(in, weight, bias, needs);
 }
@@ -307,7 +358,9 @@ ShortGradients gated_short_conv_backward(const Tensor& grad_u, const Tensor& gra
                                          const Tensor& weight, const MaybeTensor& bias, const MaybeTensor& starts,
                                          const MaybeTensor& ends, int64_t dim, std::vector<bool> needs) {
   ShortInputs in(x, weight, bias, starts, ends, dim, false);
-  Tensor products = unit_stride(grad_u), rest = unit_stride(grad_q);
+  STD_TORCH_CHECK(in.args.channels >= 2 * dim, "dim: ", dim, " is more than half of ", in.args.channels, " channels");
+  Tensor products = *beside(x, grad_u, in.sizes(dim), "grad_u");
+  Tensor rest = *beside(x, grad_q, in.sizes(in.args.channels - 2 * dim), "grad_q");
   in.args.grad = rows_of(products);
   in.args.grad_rest = rows_of(rest);
   return short_gradients(in, weight, bias, needs);
@@ -336,10 +389,9 @@ Tensor dropout_backward(const Tensor& grad, const Tensor& x, const Tensor& seed,
   return drop(grad, x, seed, dropped, gelu);
 }
 
-std::string plan_format() {
-  return "version " + std::to_string(hyenarec::kPlanVersion) + ": " + hyenarec::plan_format_names();
-}
 std::string isa() { return hyenarec::kernels().name; }
+int64_t interface() { return hyenarec::kInterface; }
+std::string plan_fields() { return std::string(hyenarec::kHeadNames) + "/ " + hyenarec::kLevelNames; }
 int64_t scratch_peak() { return hyenarec::scratch_peak(); }
 double peak(int64_t steps) { return hyenarec::kernels().peak(steps, parallel); }
 
@@ -374,7 +426,8 @@ STABLE_TORCH_LIBRARY(hyenarec_cpu, m) {
       "Tensor? ends, int dim, bool[] needs) -> (Tensor, Tensor, Tensor)");
   m.def("dropout(Tensor x, Tensor seed, int dropped, bool gelu) -> Tensor");
   m.def("dropout_backward(Tensor grad, Tensor x, Tensor seed, int dropped, bool gelu) -> Tensor");
-  m.def("plan_format() -> str");
+  m.def("interface() -> int");
+  m.def("plan_fields() -> str");
   m.def("isa() -> str");
   m.def("scratch_peak() -> int");
   m.def("peak(int steps) -> float");
@@ -393,7 +446,8 @@ STABLE_TORCH_LIBRARY_IMPL(hyenarec_cpu, CPU, m) {
   m.impl("dropout_backward", TORCH_BOX(&dropout_backward));
 }
 STABLE_TORCH_LIBRARY_IMPL(hyenarec_cpu, CompositeExplicitAutograd, m) {
-  m.impl("plan_format", TORCH_BOX(&plan_format));
+  m.impl("interface", TORCH_BOX(&interface));
+  m.impl("plan_fields", TORCH_BOX(&plan_fields));
   m.impl("isa", TORCH_BOX(&isa));
   m.impl("scratch_peak", TORCH_BOX(&scratch_peak));
   m.impl("peak", TORCH_BOX(&peak));

@@ -3,6 +3,7 @@
 // fetched meanwhile, so that whole rows stream in order.
 #pragma once
 #include "forward.h"
+#include "sums.h"
 
 namespace hyenarec::HYENAREC_ISA {
 
@@ -32,6 +33,7 @@ struct ShortWorkspace {
   Vec<A>*slopes;  // gradients of z, to width - 1 rows behind the tile
   Vec<A>*behind;  // (channel_blocks, width - 1): the slopes behind the tile to come
   Vec<A>*w, *dw;  // for widths without registers of their own
+  Vec<A>* sums;   // (channel_blocks, width + 1): gradients of weight and bias by the latest rows
 
   void take(Arena& arena, int64_t width, int64_t channel_blocks) {
     u = arena.take<Vec<A>>(kTileRows + width - 1);
@@ -41,6 +43,7 @@ struct ShortWorkspace {
     behind = arena.take<Vec<A>>(channel_blocks * (width - 1));
     w = arena.take<Vec<A>>(width);
     dw = arena.take<Vec<A>>(width);
+    sums = arena.take<Vec<A>>(channel_blocks * (width + 1));
   }
 };
 
@@ -195,7 +198,7 @@ struct ShortConvCall {
   int64_t slice_blocks, channel_blocks, units, parts;  // blocks of a slice of `dim` channels, and of all slices
   Arena arena;
   Unit* unit;
-  Vec<A>* sums;  // (parts, channel_blocks, width + 1)
+  Vec<A>* sums;  // (parts): the totals of (channel_blocks, width + 1)
 
   static int64_t count_units(const ShortConvArgs& args) {
     int64_t units = 0;
@@ -209,6 +212,7 @@ struct ShortConvCall {
     return kWholeLines && rows * args.channels * int64_t(sizeof(T)) > kStreamBytes;
   }
   int64_t part_sums() const { return channel_blocks * (conv.width() + 1); }
+  Vec<A>* total(int64_t part) const { return sums + part * LongSums<A>::vectors(part_sums()); }
 
   ShortConvCall(const ShortConvArgs& args, bool backward)
       : conv{args, is_large(args)},
@@ -216,7 +220,7 @@ struct ShortConvCall {
         channel_blocks(args.channels / args.dim * slice_blocks),
         units(count_units(args)),
         parts(units < kShortParts ? units : kShortParts),
-        arena(units * int64_t(sizeof(Unit)) + 64 + (backward ? parts * part_sums() * int64_t(sizeof(Vec<A>)) : 0)),
+        arena(units * int64_t(sizeof(Unit)) + 64 + (backward ? parts * LongSums<A>::vectors(part_sums()) * int64_t(sizeof(Vec<A>)) : 0)),
         unit(arena.template take<Unit>(units)),
         sums(arena.template take<Vec<A>>(0)) {
     int64_t n = 0;
@@ -238,15 +242,15 @@ struct ShortConvCall {
     Arena room(count.used());
     work.take(room, conv.width(), channel_blocks);
     memset((void*)work.u, 0, count.used());
-    Vec<A>* mine = sums + part * part_sums();
-    if (backward) memset((void*)mine, 0, part_sums() * sizeof(Vec<A>));
+    LongSums<A> mine{work.sums, total(part), part_sums(), kUnitRows};
     for (int64_t n = part * units / parts; n < (part + 1) * units / parts; ++n) {
       const Sequence& sequence = args.sequences[unit[n].sequence];
       int64_t begin = unit[n].begin, end = unit[n].end, reach = end + conv.width() - 1;
       if (backward) {
         memset((void*)work.behind, 0, channel_blocks * (conv.width() - 1) * sizeof(Vec<A>));
         backward_rows(sequence, end, reach < sequence.length ? reach : sequence.length, work, nullptr);
-        backward_rows(sequence, begin, end, work, mine);
+        backward_rows(sequence, begin, end, work, work.sums);
+        mine.after(end - begin);
       } else {
         for (int64_t t = begin; t < end; t += kTileRows)
           for (int64_t b = 0; b < output_blocks(); ++b) conv.forward(tile(sequence, t, end, b), work);
@@ -255,6 +259,7 @@ struct ShortConvCall {
       clear(backward ? args.dx : args.out, backward ? args.channels : args.dim, sequence);
       if (!backward) clear(args.rest, conv.between(), sequence);
     }
+    if (backward) mine.collect();
   }
   void backward_rows(const Sequence& sequence, int64_t begin, int64_t end, ShortWorkspace<A>& work,
                      Vec<A>* sums) const {
@@ -284,13 +289,14 @@ struct ShortConvCall {
   }
   void finish() const {
     const ShortConvArgs& args = conv.args;
+    for (int64_t part = 1; part < parts; ++part) LongSums<A>::add_part(sums, total(part), part_sums());
+    if (parts > 0) LongSums<A>::finish(sums, part_sums());
     for (int64_t b = 0; b < channel_blocks; ++b) {
       for (int64_t j = 0; j <= conv.width(); ++j) {
-        Vec<A> total{};
-        for (int64_t part = 0; part < parts; ++part) total += sums[part * part_sums() + b * (conv.width() + 1) + j];
+        Vec<A> sum = parts > 0 ? sums[b * (conv.width() + 1) + j] : Vec<A>{};
         void* out = j < conv.width() ? args.dweight : args.dbias;
         int64_t at = (j < conv.width() ? j * args.channels : 0) + first_channel(b);
-        if (out) store_some<A>(static_cast<A*>(out) + at, total, valid_channels(b));
+        if (out) store_some<A>(static_cast<A*>(out) + at, sum, valid_channels(b));
       }
     }
   }

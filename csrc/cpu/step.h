@@ -26,7 +26,8 @@ void step_blocks(const StepArgs& args, int64_t sequence, int64_t c0, int64_t val
     for (; t + 1 < count; t += 2) row(sum[0], t), row(sum[1], t + 1);
     if (t < count) row(sum[0], t);
   };
-  int64_t oldest = slots ? int64_t(uint64_t(args.steps[sequence]) % uint64_t(slots)) : 0;
+  int64_t oldest = slots ? args.steps[sequence] % slots : 0;
+  if (oldest < 0) oldest += slots;  // as torch's remainder
   add(ring + oldest * stride, taps, slots - oldest);
   add(ring, taps + (slots - oldest) * channels, oldest);
   for (int x = 0; x < X; ++x) {

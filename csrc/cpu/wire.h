@@ -1,32 +1,34 @@
-// The plan's wire format: one int64 for each name below, in this order, first those of the plan and then those of each
-// level. hyenarec_kernels/backends/cpu/plan.py writes the same names in the same order; the extension says what it reads
-// (plan_format) and is refused where that is something else. A change of names, order or meaning is a new version.
+// The plan as it comes from hyenarec_kernels/backends/cpu/plan.py: int64 values, the fields of WireHead and then those of
+// WireLevel for each level, in this order. kInterface goes up whenever this or an op's signature or meaning changes, here
+// and in hyenarec_kernels/backends/compiled.py.
 #pragma once
 #include <cstdint>
 
 namespace hyenarec {
 
-constexpr int64_t kPlanVersion = 1;
+constexpr int64_t kInterface = 2;
 
-#define HYENAREC_PLAN_FIELDS(F) \
-  F(version) F(levels) F(horizon) F(chunk) F(near_taps) F(far_lag) F(far_taps) F(far_row) F(samples) F(lags)
-#define HYENAREC_LEVEL_FIELDS(F)                                                                                      \
-  F(chunk) F(fan) F(rank) F(degree) F(nodes) F(near_pairs) F(far_first) F(far_pairs) F(sample_row) F(moments)         \
-  F(from_nodes) F(half)
+// version, head_fields, level_fields: kInterface and how many fields each part has. moments, from_nodes, lags: where they
+// begin among the constants. The others are those of Plan and Level (args.h).
+#define HYENAREC_WIRE_HEAD(field)                                                                              \
+  field(version) field(head_fields) field(level_fields) field(horizon) field(length) field(chunk)              \
+  field(near_taps) field(far_lag) field(far_taps) field(far_row) field(num_samples) field(lags)
+#define HYENAREC_WIRE_LEVEL(field)                                                                             \
+  field(chunk) field(fan) field(rank) field(degree) field(nodes) field(near_pairs) field(far_first)            \
+  field(far_pairs) field(sample_row) field(moments) field(from_nodes) field(half)
 
-#define HYENAREC_FIELD(name) int64_t name;
-struct PlanNumbers {
-  HYENAREC_PLAN_FIELDS(HYENAREC_FIELD)
+#define HYENAREC_WIRE_MEMBER(name) int64_t name;
+#define HYENAREC_WIRE_NAME(name) #name " "
+struct WireHead {
+  HYENAREC_WIRE_HEAD(HYENAREC_WIRE_MEMBER)
 };
-struct LevelNumbers {
-  HYENAREC_LEVEL_FIELDS(HYENAREC_FIELD)
+struct WireLevel {
+  HYENAREC_WIRE_LEVEL(HYENAREC_WIRE_MEMBER)
 };
-#undef HYENAREC_FIELD
-
-#define HYENAREC_NAME(name) " " #name
-inline const char* plan_format_names() {
-  return "plan" HYENAREC_PLAN_FIELDS(HYENAREC_NAME) "; level" HYENAREC_LEVEL_FIELDS(HYENAREC_NAME);
-}
-#undef HYENAREC_NAME
+constexpr int64_t kHeadFields = sizeof(WireHead) / sizeof(int64_t), kLevelFields = sizeof(WireLevel) / sizeof(int64_t);
+constexpr const char *kHeadNames = HYENAREC_WIRE_HEAD(HYENAREC_WIRE_NAME),
+                     *kLevelNames = HYENAREC_WIRE_LEVEL(HYENAREC_WIRE_NAME);
+#undef HYENAREC_WIRE_MEMBER
+#undef HYENAREC_WIRE_NAME
 
 }  // namespace hyenarec

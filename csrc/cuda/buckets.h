@@ -1,4 +1,5 @@
-// Packed sequences by size: which launch serves each, decided on the device.
+// Packed sequences by size: which launch serves each, decided on the device. Where they do not cover the rows one after
+// the other, which only the device can see, the outputs are zero where none of them writes.
 #pragma once
 #include "fft.h"
 #include "rows.h"
@@ -16,14 +17,18 @@ struct Bucket {
 
 struct AssignBuckets {
   static constexpr int kMost = kLargest - kSmallest + 1;
-  static constexpr int kThreads = 256, kSharedBytes = kThreads * int(sizeof(int)), kBlocks = 1;
+  static constexpr int kThreads = 256, kSharedBytes = 2 * kThreads * int(sizeof(int)), kBlocks = 1, kOutputs = 3;
   Sequences sequences;
   int num_sequences;
   Bucket buckets[kMost];  // one block each
+  int num_buckets;
+  Dtype dtype;
+  int channels;
+  Rows outputs[kOutputs];  // or null
 
   template <class Block>
   HYENAREC_DEVICE void operator()(Block& block, int64_t index, void* memory) const {
-    auto* counts = static_cast<int*>(memory);
+    auto *counts = static_cast<int*>(memory), *covering = counts + kThreads;
     const Bucket& bucket = buckets[index];
     auto blocks = [&](int s) {
       int length = sequences.span({s, 0}, 0).length;
@@ -34,9 +39,9 @@ struct AssignBuckets {
     int chunk = int(ceil_div(num_sequences, kThreads));
     auto end = [&](int thread) { return chunk * (thread + 1) < num_sequences ? chunk * (thread + 1) : num_sequences; };
     block.phase([&](int thread) {
-      int sum = 0;
-      for (int s = chunk * thread; s < end(thread); ++s) sum += blocks(s);
-      counts[thread] = sum;
+      int sum = 0, covers = num_sequences > 0 || sequences.rows == 0;
+      for (int s = chunk * thread; s < end(thread); ++s) sum += blocks(s), covers &= sequences.follows(s, num_sequences);
+      counts[thread] = sum, covering[thread] = covers;
     });
     block.phase([&](int thread) {
       int at = 0;
@@ -44,6 +49,20 @@ struct AssignBuckets {
       if (thread == kThreads - 1) *bucket.count = at + counts[thread] < bucket.most ? at + counts[thread] : bucket.most;
       for (int s = chunk * thread; s < end(thread); ++s)
         for (int number = 0, n = blocks(s); number < n && at < bucket.most; ++number) bucket.list[at++] = {s, number};
+    });
+    block.phase([&](int thread) {
+      bool covers = true;
+      for (int t = 0; t < kThreads; ++t) covers &= covering[t] != 0;
+      if (covers) return;
+      int64_t count = int64_t(sequences.rows) * channels, step = int64_t(num_buckets) * kThreads;
+      each<kOutputs>([&](auto o) {
+        const Rows& to = outputs[o.value];
+        for (int64_t i = index * kThreads + thread; to.data && i < count; i += step)
+          with_dtype(dtype, [&](auto type) {
+            using T = decltype(type);
+            static_cast<T*>(to.data)[i / channels * to.row_stride + i % channels] = T::of(0.f);
+          });
+      });
     });
   }
 };

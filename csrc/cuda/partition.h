@@ -38,6 +38,7 @@ struct Combine {
       int channel = tile * S::kChannels + column.channel, last = int(ceil_div(span.length, S::kPoints)) - 1;
       int reach = conjugate ? last - span.number : span.number;  // blocks on the side that is summed over
       if (span.number > last) reach = -1;                        // padding
+      if (conjugate && i + reach >= items.size()) reach = items.size() - 1 - i;  // of overlapping sequences some are left out
       Complex sum[S::kInner];
       each<S::kInner>([&](auto k) { sum[k.value] = {}; });
       for (int q = 0; channel < channels && q < windows && q <= reach; ++q) {

@@ -28,6 +28,11 @@ struct Sequences {
   HYENAREC_DEVICE int64_t index(const void* values, int64_t s) const {
     return wide_index ? static_cast<const int64_t*>(values)[s] : static_cast<const int32_t*>(values)[s];
   }
+  // Whether packed sequence s, of `count`, begins where the one before it ends, and the last one ends with the rows.
+  HYENAREC_DEVICE bool follows(int s, int count) const {
+    int64_t start = starts ? index(starts, s) : 0, end = ends ? index(ends, s) : rows;
+    return start == (s > 0 && ends ? index(ends, s - 1) : 0) && start <= end && (s + 1 < count || end == rows);
+  }
   HYENAREC_DEVICE int clamped(int64_t row) const { return row < 0 ? 0 : row > rows ? rows : int(row); }
   HYENAREC_DEVICE Span span(Item item, int points) const {
     int start = starts ? clamped(index(starts, item.sequence)) : 0;

@@ -71,6 +71,7 @@ class Schedule {
   int64_t workspace() const { return workspace_.peak(); }
 
   void forward() {
+    outputs_[0] = a_.out;
     Round round{};
     round.input = {a_.x, a_.pre_gate};
     round.history = -1;
@@ -86,6 +87,7 @@ class Schedule {
   }
 
   void backward() {
+    outputs_[0] = a_.dx, outputs_[1] = a_.dpre_gate, outputs_[2] = a_.dpost_gate;
     Product u{a_.x, a_.pre_gate}, dy{a_.grad, a_.post_gate};
     Product to_post[2] = {{a_.dpost_gate, a_.grad}, {}};
     Product to_input[2] = {{a_.dx, a_.pre_gate}, {a_.dpre_gate, a_.x}};
@@ -173,8 +175,9 @@ class Schedule {
       int per_sequence = int(ceil_div(a_.rows, int64_t(1) << top()));
       return visit(top(), {nullptr, nullptr, std::max(per_sequence, 1), int(a_.sequences) * per_sequence});
     }
-    AssignBuckets assign{sequences_, int(a_.sequences), {}};
     int count = top() - bottom() + 1;
+    AssignBuckets assign{sequences_,         int(a_.sequences),                          {}, count, a_.dtype,
+                         int(a_.channels), {outputs_[0], outputs_[1], outputs_[2]}};
     int64_t most[AssignBuckets::kMost];
     for (int i = 0; i < count; ++i) {
       int log = top() - i;
@@ -246,6 +249,7 @@ class Schedule {
   Machine& machine_;
   Workspace workspace_;
   Sequences sequences_;
+  Rows outputs_[AssignBuckets::kOutputs];  // that this call writes
   int64_t reached_;  // taps that meet anything
 };
 

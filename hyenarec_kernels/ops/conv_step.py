@@ -7,7 +7,7 @@ from torch import Tensor
 
 from hyenarec_kernels import backends
 from hyenarec_kernels.dtypes import wide
-from hyenarec_kernels.ops.checks import check_gate, check_tensor
+from hyenarec_kernels.ops.checks import DTYPES, check_gate, check_tensor
 from hyenarec_kernels.ops.registration import LIBRARY, NAMESPACE
 from hyenarec_kernels.tracing import transformed
 
@@ -41,12 +41,18 @@ def conv_step(
         (B, D) in the dtype of ``x``.
 
     Raises:
-        ValueError: an argument has a shape or dtype that does not fit.
+        ValueError: an argument has a shape, dtype or device that does not fit, or rows of ``history`` share memory.
         NotImplementedError: a gradient of the output would be wanted.
     """
     op = "conv_step"
     for name, given in (("x", x), ("history", history), ("taps", taps), ("steps", steps)):
         check_tensor(op, name, given)
+    if x.dim() != 2 or x.dtype not in DTYPES:
+        raise ValueError(
+            f"{op}: x must be (B, D) in float32, bfloat16, float16 or float64, got {tuple(x.shape)} {x.dtype}"
+        )
+    if taps.dim() != 2 or taps.shape[0] < 1:
+        raise ValueError(f"{op}: taps must be (K, D) with K >= 1, got {tuple(taps.shape)}")
     slots, arithmetic = taps.shape[0] - 1, wide(x.dtype)
     for name, given, shape, dtype in (
         ("taps", taps, (slots + 1, x.shape[1]), arithmetic),
@@ -58,6 +64,12 @@ def conv_step(
                 f"{op}: {name} must be {shape} {dtype} beside {tuple(x.shape)} {x.dtype} x and {slots + 1} taps, "
                 f"got {tuple(given.shape)} {given.dtype}"
             )
+        if given.device != x.device:
+            raise ValueError(f"{op}: {name} is on {given.device} and x on {x.device}; they must share a device")
+    if any(stride == 0 and size > 1 for stride, size in zip(history.stride(), history.shape, strict=True)):
+        raise ValueError(
+            f"{op}: history is written to, so that its rows must not share memory: clone what expand() returned"
+        )
     check_gate(op, "pre_gate", pre_gate, x.shape, x)
     check_gate(op, "post_gate", post_gate, x.shape, x)
     out: Tensor = torch.ops.hyenarec.conv_step(x, history, taps, steps, pre_gate, post_gate)

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from hyenarec_kernels.backends import compiled
-from hyenarec_kernels.backends.cpu import convolutions, plan
+from hyenarec_kernels.backends.cpu import plan
 from hyenarec_kernels.backends.cpu.plan import Plan, block_plan, direct_plan, plan_for
 from hyenarec_kernels.lowrank.blocks import (
     blocks_from_nodes,
@@ -163,29 +163,19 @@ needs_extension = pytest.mark.skipif(compiled.probe() is not None, reason=f"exte
 
 
 @needs_extension
-def test_both_sides_name_the_same_numbers_in_the_same_order() -> None:
-    assert torch.ops.hyenarec_cpu.plan_format() == plan.FORMAT
-    made = block_plan(16, 1024, 1024, 1e-6)
-    assert made is not None
-    numbers = dict(zip(plan.PLAN_FIELDS, made.numbers.tolist(), strict=False))
-    assert (numbers["version"], numbers["horizon"], numbers["levels"]) == (plan.VERSION, 1024, len(made.levels))
-    assert made.numbers.numel() == len(plan.PLAN_FIELDS) + len(made.levels) * len(plan.LEVEL_FIELDS)
-
-
-@needs_extension
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
-        ("version", plan.VERSION + 1, f"version {plan.VERSION + 1}, but this extension reads version {plan.VERSION}"),
-        ("levels", 1, "numbers for 1 levels"),
-        ("levels", 99, "99 levels, of at most"),
+        ("version", compiled.INTERFACE + 1, "plan"),
+        ("head_fields", 3, "plan"),
+        ("level_fields", 3, "plan"),
         ("chunk", 12, "chunks of 12 rows are no whole tiles of 8"),
     ],
 )
 def test_the_extension_refuses_other_numbers(field: str, value: int, message: str) -> None:
     made = direct_plan(8, 8)
     numbers = made.numbers.clone()
-    numbers[plan.PLAN_FIELDS.index(field)] = value
+    numbers[plan.WireHead._fields.index(field)] = value
     x, nothing = torch.randn(1, 8, 4), (None,) * 7
     with pytest.raises(RuntimeError, match=message):
         torch.ops.hyenarec_cpu.conv(x, torch.randn(8, 4), *nothing, numbers, made.constants(torch.float32))
@@ -193,11 +183,9 @@ def test_the_extension_refuses_other_numbers(field: str, value: int, message: st
 
 @needs_extension
 def test_an_extension_of_another_version_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    convolutions._probe.cache_clear()
-    monkeypatch.setattr(convolutions, "FORMAT", "version 0")
+    compiled.probe.cache_clear()
+    monkeypatch.setattr(compiled, "INTERFACE", compiled.INTERFACE + 1)
     try:
-        assert convolutions.probe() == (
-            "the compiled extension is of another version of this package: install the package again"
-        )
+        assert compiled.probe() == "the compiled extension is of another version: reinstall"
     finally:
-        convolutions._probe.cache_clear()
+        compiled.probe.cache_clear()

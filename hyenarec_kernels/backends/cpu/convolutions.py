@@ -15,7 +15,7 @@ from torch.nn.functional import pad
 from hyenarec_kernels.backends import compiled, settings
 from hyenarec_kernels.backends.calls import Call, Slower
 from hyenarec_kernels.backends.cpu.parameters import in_arithmetic, lag_major, per_channel, per_group, rows_per_channel
-from hyenarec_kernels.backends.cpu.plan import FORMAT, MANY_ROWS, Plan, direct_plan, plan_for
+from hyenarec_kernels.backends.cpu.plan import MANY_ROWS, Plan, direct_plan, plan_for
 from hyenarec_kernels.backends.crossovers import CPU_DIRECT
 from hyenarec_kernels.dtypes import wide
 from hyenarec_kernels.legendre import event_rate, filter_gradients, legendre_basis, legendre_filter, too_fast
@@ -46,9 +46,6 @@ def _probe() -> str | None:
             reason = str(error).strip().splitlines()[0]
             if named is not None:
                 raise NotImplementedError(reason) from None
-    # An older extension does not say what it reads.
-    if reason is None and getattr(torch.ops.hyenarec_cpu, "plan_format", str)() != FORMAT:
-        reason = "the compiled extension is of another version of this package: install the package again"
     return reason
 
 

@@ -13,12 +13,14 @@ them (csrc/cpu/tables.h), none of them above 1, so that the error of a windowed 
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
+from hyenarec_kernels.backends.compiled import INTERFACE
 from hyenarec_kernels.lowrank.blocks import Array, blocks_from_nodes, entries, kept_entries, local_basis
 from hyenarec_kernels.lowrank.levels import TOLERANCE, Level, Windows, last_distance, make_levels
 
@@ -35,35 +37,38 @@ NS_NEAR_PAIR, NS_TOP_PAIR, NS_PAIR = 0.4, 0.6, 1.0
 MANY_ROWS = 1 << 20  # of all sequences together: building tables costs nothing beside them
 
 
-# The wire format of a plan: csrc/cpu/wire.h has the same names in the same order, and says what each is for.
-VERSION = 1
-PLAN_FIELDS = (
-    "version",
-    "levels",
-    "horizon",
-    "chunk",
-    "near_taps",
-    "far_lag",
-    "far_taps",
-    "far_row",
-    "samples",
-    "lags",
-)
-LEVEL_FIELDS = (
-    "chunk",
-    "fan",
-    "rank",
-    "degree",
-    "nodes",
-    "near_pairs",
-    "far_first",
-    "far_pairs",
-    "sample_row",
-    "moments",
-    "from_nodes",
-    "half",
-)
-FORMAT = f"version {VERSION}: plan {' '.join(PLAN_FIELDS)}; level {' '.join(LEVEL_FIELDS)}"
+class WireHead(NamedTuple):
+    """A plan's own integers, in the order in which csrc/cpu/wire.h reads and explains them."""
+
+    version: int
+    head_fields: int
+    level_fields: int
+    horizon: int
+    length: int
+    chunk: int
+    near_taps: int
+    far_lag: int
+    far_taps: int
+    far_row: int
+    num_samples: int
+    lags: int
+
+
+class WireLevel(NamedTuple):
+    """The integers of one level."""
+
+    chunk: int
+    fan: int
+    rank: int
+    degree: int
+    nodes: int
+    near_pairs: int
+    far_first: int
+    far_pairs: int
+    sample_row: int
+    moments: int
+    from_nodes: int
+    half: int
 
 
 @dataclass(frozen=True, eq=False)  # caches find a plan by itself, not by its fields
@@ -110,30 +115,43 @@ class Plan:
 
     @cached_property
     def numbers(self) -> torch.Tensor:
-        """The plan as csrc/cpu/wire.h reads it, int64: PLAN_FIELDS, then LEVEL_FIELDS of each level."""
+        """A WireHead, then a WireLevel for each level: int64."""
         far_row = self.near_taps if self.far_taps and not self.shares_taps else 0
-        plan = {
-            "version": VERSION,
-            "levels": len(self.levels),
-            "horizon": self.horizon,
-            "chunk": self.chunk,
-            "near_taps": self.near_taps,
-            "far_lag": self.far_lag,
-            "far_taps": self.far_taps,
-            "far_row": far_row,
-            "samples": len(self.lags),
-            "lags": 0,  # offsets into the constants
-        }
-        numbers = [plan[name] for name in PLAN_FIELDS]
+        numbers: list[int] = []
+        numbers += WireHead(
+            version=INTERFACE,
+            head_fields=len(WireHead._fields),
+            level_fields=len(WireLevel._fields),
+            horizon=self.horizon,
+            length=self.length,
+            chunk=self.chunk,
+            near_taps=self.near_taps,
+            far_lag=self.far_lag,
+            far_taps=self.far_taps,
+            far_row=far_row,
+            num_samples=len(self.lags),
+            lags=0,
+        )
         row = self.near_taps + (self.far_taps if far_row else 0)
         offset = len(self.lags)
         for level, (moments, from_nodes, half) in zip(self.levels, self._tables, strict=True):
-            places = {"sample_row": row, "moments": offset, "from_nodes": offset + moments.size, "half": half}
-            values = asdict(level) | places
-            numbers += [values[name] for name in LEVEL_FIELDS]
+            numbers += WireLevel(
+                chunk=level.chunk,
+                fan=level.fan,
+                rank=level.rank,
+                degree=level.degree,
+                nodes=level.nodes,
+                near_pairs=level.near_pairs,
+                far_first=level.far_first,
+                far_pairs=level.far_pairs,
+                sample_row=row,
+                moments=offset,
+                from_nodes=offset + moments.size,
+                half=half,
+            )
             offset += moments.size + from_nodes.size
             row += len(level.lags)
-        return torch.tensor(numbers, dtype=torch.int64)
+        return torch.from_numpy(np.array(numbers, dtype=np.int64))
 
     def constants(self, dtype: torch.dtype) -> torch.Tensor:
         """Lags, then folded bases and node-to-block maps of all levels, in the arithmetic type."""
@@ -208,8 +226,7 @@ def cost(horizon: int, length: int, rows: int, levels: tuple[Level, ...]) -> flo
 @lru_cache(maxsize=1024)
 def cheapest_shape(windows: Windows, chunk: int, last: int, tolerance: float) -> tuple[int, int, int] | None:
     """Cheapest (rank, degree, nodes) that drop less than `tolerance`, or None."""
-    count = min(windows.exact_nodes, chunk)  # enough for ranks up to half a chunk
-    energy = windows.energy(chunk, last, count)
+    energy, count = windows.energy(chunk, last), min(windows.exact_nodes, chunk)
     best, cheapest = None, math.inf
     for rank in range(2, min(MAX_RANK, count, chunk // 2) + 1):
         for degree in range(rank, min(2 * rank, count + 1)):
