@@ -235,7 +235,8 @@ def _chebyshev_to_legendre(terms: int) -> Tensor:
     """
     phase = (torch.arange(terms, dtype=torch.float64) + 0.5) * (math.pi / terms)
     legendre = legendre_at(phase.cos() + 1, terms, 3)  # of 3 taps: lags 0 .. 2 are -1 .. 1
-    return torch.linalg.solve(legendre, _harmonics(phase, terms), left=False)
+    change: Tensor = torch.linalg.solve(legendre, _harmonics(phase, terms), left=False)
+    return change
 
 
 def _harmonics(phase: Tensor, terms: int) -> Tensor:
