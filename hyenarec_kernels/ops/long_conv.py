@@ -41,9 +41,9 @@ def long_conv(
         skip: (D,), dtype as ``filter``.
         pre_gate: the shape and dtype of ``x``.
         post_gate: the shape of the output and the dtype of ``x``.
-        lengths: (B,) int32 or int64 (a list or a NumPy array too), padded ``x`` only: row ``b``'s sequence is ``x[b, starts[b]:starts[b] +
-            lengths[b]]``. All of each row by default. The rest is padding: it may hold anything, in the gates too, and
-            its output is 0.
+        lengths: (B,) int32 or int64 (a list or a NumPy array too), padded ``x`` only: row ``b``'s sequence is
+            ``x[b, starts[b]:starts[b] + lengths[b]]``. All of each row by default. The rest is padding:
+            it may hold anything, in the gates too, and its output is 0.
         starts: (B,) beside ``lengths``; 0 (right padding) by default, ``L - lengths`` for left padding.
         cu_seqlens: (S + 1,) int32 or int64, packed ``x`` only: sequence ``s`` is ``x[cu_seqlens[s]:cu_seqlens[s +
             1]]``.

@@ -36,8 +36,9 @@ def short_conv(
         weight: (D, W), W >= 1, lag 0 first; the dtype of ``x``, or float32 (float64 beside float64).
         bias: (D,), dtype as ``weight``.
         activation: None or "silu".
-        lengths: (B,) int32 or int64 (a list or a NumPy array too), padded ``x`` only: row ``b``'s sequence is ``x[b, starts[b]:starts[b] +
-            lengths[b]]``. All of each row by default. The rest is padding: it may hold anything, and its output is 0.
+        lengths: (B,) int32 or int64 (a list or a NumPy array too), padded ``x`` only: row ``b``'s sequence is
+            ``x[b, starts[b]:starts[b] + lengths[b]]``. All of each row by default. The rest is padding:
+            it may hold anything, and its output is 0.
         starts: (B,) beside ``lengths``; 0 (right padding) by default, ``L - lengths`` for left padding.
         cu_seqlens: (S + 1,) int32 or int64, packed ``x`` only: sequence ``s`` is ``x[cu_seqlens[s]:cu_seqlens[s +
             1]]``.
