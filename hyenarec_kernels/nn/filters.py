@@ -179,8 +179,8 @@ class ChebyshevFilter(_BasisFilter):
     """
 
     def basis(self, dtype: torch.dtype, device: torch.device) -> Tensor:
-        options = {"dtype": torch.float64, "device": torch.device("cpu")}  # whatever device is the default
-        x = torch.linspace(-1, 1, self.horizon, **options) if self.horizon > 1 else -torch.ones(1, **options)
+        lags = torch.arange(self.horizon, dtype=torch.float64, device="cpu")  # whatever device is the default
+        x = 2 * lags / max(self.horizon - 1, 1) - 1
         return _harmonics(x.arccos(), self.terms).to(dtype).to(device)  # T_n(cos t) = cos(n t)
 
     def convolve(self, x: Tensor, skip: Tensor | None = None, **options: Unpack[ConvOptions]) -> Tensor:
@@ -250,9 +250,13 @@ class ImplicitFilter(Filter):
         self.bands, self.frequency = bands, frequency
         sizes = [1 + 2 * bands] + [width] * depth
         self.weight = nn.Parameter(torch.empty(groups, width, device=device, dtype=dtype))
-        options = {"device": self.weight.device, "dtype": self.weight.dtype}
         # Empty, for `reset_parameters` to fill: filled twice they would take a seed's random numbers twice.
-        layers = (nn.utils.skip_init(nn.Linear, *size, **options) for size in pairwise(sizes))
+        layers: list[nn.Module] = [
+            nn.utils.skip_init(  # type: ignore[no-untyped-call]
+                nn.Linear, *size, device=self.weight.device, dtype=self.weight.dtype
+            )
+            for size in pairwise(sizes)
+        ]
         self.hidden = nn.ModuleList(layers)
         self.register_buffer("scale", torch.empty(groups, device=device, dtype=dtype))
         self.reset_parameters()
@@ -264,7 +268,7 @@ class ImplicitFilter(Filter):
             assert isinstance(layer, nn.Linear)
             layer.reset_parameters()
         nn.init.normal_(self.weight)
-        self.weight *= (2 / self.weight.shape[1]) ** 0.5  # a sine's mean square is 1/2: outputs of unit variance
+        self.weight.mul_((2 / self.weight.shape[1]) ** 0.5)  # a sine's mean square is 1/2: outputs of unit variance
         ones = self.weight.new_ones(self.groups, self.horizon, dtype=wide(self.weight.dtype))
         self.scale.copy_(self.windowed(ones).square().sum(1).rsqrt())
 

@@ -287,7 +287,9 @@ class HyenaMixer(nn.Module):
         first, length = spans(x, where)
         # It depends on `reach` events of each sequence, unless x as a whole is fewer. A traced program is for any
         # number of events and may not choose by it.
-        reach = torch.sym_min((self.order - 1) * (self.horizon - 1) + self.short_width, x.shape[-2])
+        reach: int = torch.sym_min(  # type: ignore[no-untyped-call]
+            (self.order - 1) * (self.horizon - 1) + self.short_width, x.shape[-2]
+        )
         if torch.compiler.is_compiling() or first.shape[0] * reach < x.shape[:-1].numel():
             kept = length.clamp(max=reach)
             x = last_rows(x.reshape(-1, self.dim), first, length, reach)  # (S, reach, D), right-aligned

@@ -99,5 +99,5 @@ torch.library.define(
     tags=(torch.Tag.pt2_compliant_tag,),
 )
 torch.library.impl(f"{NAMESPACE}::conv_step", "default", _dispatch)
-LIBRARY.impl("conv_step", _refuse_gradients, "Autograd")
+LIBRARY.impl("conv_step", _refuse_gradients, "Autograd")  # type: ignore[no-untyped-call]
 torch.library.register_fake(f"{NAMESPACE}::conv_step", lambda x, *rest: x.new_empty(x.shape))

@@ -21,7 +21,7 @@ from hyenarec_kernels.backends import reference
 from hyenarec_kernels.tracing import transformed
 
 NAMESPACE = "hyenarec"
-LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
+LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")  # type: ignore[no-untyped-call]
 SEGMENTS = ("Tensor? starts", "Tensor? ends")
 
 
@@ -116,7 +116,7 @@ def _differentiate(name: str, backward: Callable[..., tuple[Tensor | None, ...]]
         if transformed():
             return getattr(reference, name)(*arguments)
         if torch.is_grad_enabled() and any(isinstance(a, Tensor) and a.requires_grad for a in arguments):
-            return Differentiable.apply(*arguments)
+            return Differentiable.apply(*arguments)  # type: ignore[no-untyped-call]
         with torch._C._AutoDispatchBelowAutograd():
             return operator(*arguments)
 
@@ -126,14 +126,17 @@ def _differentiate(name: str, backward: Callable[..., tuple[Tensor | None, ...]]
             if not arguments[i].is_floating_point():
                 raise NotImplementedError(f"{name}: vmap over lengths, starts, cu_seqlens or seeds is not supported")
 
-        def call(*tensors: Tensor) -> Any:
-            replaced = dict(zip(mapped, tensors, strict=True))
-            return getattr(reference, name)(*(replaced.get(i, a) for i, a in enumerate(arguments)))
+        # One call an example, each as if there were no vmap. Per-sample gradients do not come here: below their
+        # transform stands the reference.
+        examples = [
+            operator(*(a.select(in_dims[i], n) if i in mapped else a for i, a in enumerate(arguments)))
+            for n in range(info.batch_size)
+        ]
+        if isinstance(examples[0], Tensor):
+            return torch.stack(examples), 0
+        return tuple(torch.stack(outputs) for outputs in zip(*examples, strict=True)), (0,) * len(examples[0])
 
-        out = torch.vmap(call, tuple(in_dims[i] for i in mapped))(*(arguments[i] for i in mapped))
-        return out, (0 if isinstance(out, Tensor) else tuple(0 for _ in out))
-
-    LIBRARY.impl(name, autograd, "Autograd")
+    LIBRARY.impl(name, autograd, "Autograd")  # type: ignore[no-untyped-call]
     torch.library.register_vmap(f"{NAMESPACE}::{name}", batched)
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -112,3 +114,46 @@ def test_contract_9_each_error_is_one_line() -> None:
         with pytest.raises(ValueError) as failure:
             long(x, **layout)
         assert "\n" not in str(failure.value)
+
+
+def test_lists_arrays_and_integer_masks_say_where_sequences_lie() -> None:
+    mixer, x, lengths = hk.nn.HyenaMixer(4, 5), X, [6, 2]
+    want = mixer(x, lengths=index(lengths))
+    real = torch.arange(6) < index(lengths)[:, None]
+    for where in (
+        {"lengths": lengths},
+        {"lengths": np.array(lengths)},
+        {"lengths": lengths, "starts": [0, 0]},
+        {"mask": real},
+        {"mask": real.long()},
+        {"mask": real.int().tolist()},
+        {"mask": real.numpy()},
+    ):
+        torch.testing.assert_close(mixer(x, **where), want, rtol=0, atol=0)
+    packed = hk.long_conv(PACKED, TAPS, cu_seqlens=index([0, 5, 12]))
+    for cu_seqlens in ([0, 5, 12], np.array([0, 5, 12])):
+        torch.testing.assert_close(hk.long_conv(PACKED, TAPS, cu_seqlens=cu_seqlens), packed, rtol=0, atol=0)
+    assert hk.long_conv(X[:0], TAPS, lengths=[]).shape == (0, 6, 4)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: long(X.numpy()), "long_conv: x must be a tensor, got numpy.ndarray"),
+        (lambda: long(filter=None), "long_conv: filter must be a tensor, got builtins.NoneType"),
+        (lambda: long(pre_gate=X.tolist()), "long_conv: pre_gate must be a tensor, got builtins.list"),
+        (lambda: hk.short_conv(X, [[1.0]] * 4), "short_conv: weight must be a tensor, got builtins.list"),
+        (lambda: hk.legendre_conv(X, TAPS, horizon=5.5), "legendre_conv: horizon must be an int, got 5.5"),
+        (lambda: hk.nn.HyenaMixer(4, 5)(X.double()), "HyenaMixer: x must be torch.float32 .*, got torch.float64"),
+        (lambda: hk.nn.HyenaMixer(4, 5)(X.long()), "HyenaMixer: x must be torch.float32 .*, got torch.int64"),
+        (lambda: hk.nn.HyenaMixer(4, 5)(X.tolist()), "HyenaMixer: x must be a tensor, got builtins.list"),
+    ],
+)
+def test_contract_9_types(call: Callable[[], object], message: str) -> None:
+    with pytest.raises(ValueError, match=f"^{message}"):
+        call()
+
+
+def test_strided_taps_are_taps() -> None:
+    wide = torch.randn(4, 10)
+    torch.testing.assert_close(long(filter=wide[::2, ::2]), long(filter=wide[::2, ::2].contiguous()))

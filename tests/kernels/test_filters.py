@@ -9,7 +9,15 @@ import torch
 
 import hyenarec_kernels as hk
 from hyenarec_kernels.legendre import product
-from hyenarec_kernels.nn import ChebyshevFilter, CosineFilter, ExplicitFilter, Filter, ImplicitFilter, LegendreFilter
+from hyenarec_kernels.nn import (
+    ChebyshevFilter,
+    CosineFilter,
+    ExplicitFilter,
+    Filter,
+    HyenaMixer,
+    ImplicitFilter,
+    LegendreFilter,
+)
 from hyenarec_kernels.nn.filters import _chebyshev_to_legendre
 
 KINDS = [LegendreFilter, ChebyshevFilter, CosineFilter, ImplicitFilter, ExplicitFilter]
@@ -124,3 +132,41 @@ def test_filters_refuse_bad_sizes(kind: type[Filter]) -> None:
 def test_the_base_class_asks_for_forward() -> None:
     with pytest.raises(NotImplementedError, match="Filter must define forward"):
         Filter(1, 1, window=False)()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
+def test_any_default_dtype_builds_filters_and_mixers(kind: type[Filter], dtype: torch.dtype) -> None:
+    torch.set_default_dtype(dtype)
+    try:
+        filter, mixer = kind(3, 21), HyenaMixer(6, 21, filter=kind)
+        y = mixer(torch.randn(2, 9, 6))
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert {t.dtype for t in filter.state_dict().values()} == {dtype} == {y.dtype}
+    y.float().square().sum().backward()
+    assert y.isfinite().all() and all(p.grad is not None for p in mixer.parameters())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("by_argument", [False, True])
+def test_filters_and_mixers_are_built_on_the_meta_device_and_filled(kind: type[Filter], by_argument: bool) -> None:
+    """Later: by a state dict or by `reset_parameters`, which repeats the constructor."""
+    for make in (lambda **o: kind(3, 21, **o), lambda **o: HyenaMixer(6, 21, filter=kind, **o)):
+        torch.manual_seed(3)
+        real = make()
+        with torch.device("cpu" if by_argument else "meta"):
+            deferred = make(**({"device": "meta", "dtype": torch.float32} if by_argument else {}))
+        assert all(t.is_meta for t in deferred.state_dict().values())
+        deferred.to_empty(device="cpu")
+        for t in deferred.state_dict().values():
+            t.fill_(torch.nan)
+        deferred.reset_parameters()
+        assert all(t.isfinite().all() for t in deferred.state_dict().values())
+        if isinstance(real, Filter):
+            torch.manual_seed(3)
+            deferred.reset_parameters()
+            torch.testing.assert_close(deferred.state_dict(), real.state_dict(), rtol=0, atol=0)
+        deferred.load_state_dict(real.state_dict())
+        torch.testing.assert_close(deferred.state_dict(), real.state_dict(), rtol=0, atol=0)
+    assert kind(3, 21, dtype=torch.float64)().dtype == torch.float64

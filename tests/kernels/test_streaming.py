@@ -168,3 +168,44 @@ def test_step_refuses_a_state_of_another_batch() -> None:
     mixer = HyenaMixer(6, 5)
     with pytest.raises(ValueError, match=r"HyenaMixer.step: x must be \(2, 6\) beside this state, got \(3, 6\)"):
         mixer.step(torch.randn(3, 6), mixer.init_state(2))
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        HyenaMixer(6, 9),
+        HyenaMixer(6, 5, short_width=4),
+        HyenaMixer(6, 5, order=3),
+        HyenaMixer(7, 5),
+        HyenaMixer(6, 5, gate="none"),
+        HyenaMixer(6, 5).double(),
+    ],
+    ids=["horizon", "short_width", "order", "dim", "gate", "dtype"],
+)
+def test_contract_9_step_refuses_the_state_of_another_mixer(other: HyenaMixer) -> None:
+    with pytest.raises(ValueError, match=r"^HyenaMixer.step: this is no state of this mixer: \w+ must be .*, got"):
+        HyenaMixer(6, 5).step(torch.randn(2, 6), other.init_state(2))
+    with pytest.raises(ValueError, match=r"^MixerState.cat: states must be of one mixer, but \w+ of state 1"):
+        MixerState.cat([HyenaMixer(6, 5).init_state(1), other.init_state(1)])
+
+
+def test_contract_9_cat_refuses_states_of_other_weights() -> None:
+    states = [HyenaMixer(6, 5).init_state(1) for _ in range(2)]
+    with pytest.raises(ValueError, match=r"^MixerState.cat: states must be of one mixer, but short_taps of state 1"):
+        MixerState.cat(states)
+    with pytest.raises(ValueError, match=r"^MixerState.cat: there must be at least one state"):
+        MixerState.cat([])
+
+
+def test_states_made_in_inference_mode_step_outside_it() -> None:
+    mixer, x = HyenaMixer(6, 5), torch.randn(2, 9, 6)
+    with torch.inference_mode():
+        y, state = mixer.prefill(x[:, :4])
+        assert y.is_inference()
+        states = [state, MixerState.cat([state.index(torch.tensor([i])) for i in range(2)]), mixer.init_state(2)]
+    for t in range(4):
+        mixer.step(x[:, t], states[2])
+    want = mixer(x)
+    for t in range(4, 9):
+        for state in states:
+            torch.testing.assert_close(mixer.step(x[:, t], state)[0], want[:, t])
