@@ -209,7 +209,10 @@ class Recommender:
             items = self.item_ids.decode(places[row, : left[row]])
             error = None
             if not finite[row]:
-                items, error = [], "the model's scores are NaN or infinite: its weights are damaged"
+                items, error = (
+                    [],
+                    "the model's scores are NaN or infinite: damaged weights, or times too large",
+                )
             elif not items:
                 error = "it has every item of the catalogue, so none is left to recommend"
             found = [Recommendation(item, score) for item, score in zip(items, values[row], strict=False)]

@@ -216,6 +216,9 @@ def test_repeats_are_announced_with_the_option_that_ranks_them(tmp_path: Path, c
     assert line not in out
     ranked = json.loads((tmp_path / "metrics.json").read_text())
     assert ranked["exclude_seen"] is False and ranked["metrics"]["MRR"] > missed["metrics"]["MRR"]
+    assert (missed["seen"], ranked["seen"]) == ("history", "history")
+    call("evaluate", tmp_path / "run", "--seen", "input", "--json-out", tmp_path / "metrics.json")
+    assert json.loads((tmp_path / "metrics.json").read_text())["seen"] == "input"
     code, _, err = call("evaluate", tmp_path / "run", "--no-exclude-seen", "--exclude-seen")
     assert code == 2 and "at most one" in err
 
