@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ import triton
 
 from benchmarks.gpu.ahead_of_time import OPTIONS, SHARED, compiled, launches
 from benchmarks.harness.recording import write
-from hyenarec_kernels.backends.triton import INTERPRETED, operators
+from hyenarec_kernels.backends import triton as backend
 from hyenarec_kernels.backends.triton.arithmetic import Arithmetic
 
 ARCHITECTURES = (80, 90)
@@ -38,7 +39,8 @@ FEW = 3
 
 
 def call(dtype: torch.dtype, dim: int, length: int, horizon: int, terms: int, packed: bool, window: bool) -> None:
-    """Every operator once, forward and backward; the tensors are empty, for nothing is run."""
+    """Calls every operator once, forward and backward; the tensors hold nothing, because no kernel is run."""
+    operators: Any = import_module(f"{backend.__name__}.operators")  # not typed: calls share lists of arguments
     shape = (2 * length,) if packed else (2, length)
     wide = torch.empty(*shape, 3 * dim, dtype=dtype)
     x, pre, post = wide.chunk(3, -1)
@@ -48,27 +50,25 @@ def call(dtype: torch.dtype, dim: int, length: int, horizon: int, terms: int, pa
     def parameter(*size: int) -> torch.Tensor:
         return torch.zeros(size, dtype=dtype)
 
-    decay = parameter(dim) if window else None
-    legendre: list[Any] = [x, parameter(dim, terms), decay, parameter(dim), pre, post, *where, horizon, False]
-    operators.legendre_conv(*legendre)
-    operators.legendre_conv_backward(*(x, *legendre, [True] * 6))
+    legendre = (x, parameter(dim, terms), parameter(dim) if window else None, parameter(dim), pre, post, *where)
+    operators.legendre_conv(*legendre, horizon, False)
+    operators.legendre_conv_backward(x, *legendre, horizon, False, [True] * 6)
     for groups in (1, dim):
-        explicit: list[Any] = [x, parameter(groups, 50), parameter(dim), pre, post, *where, False]
-        operators.long_conv(*explicit)
-        operators.long_conv_backward(*(x, *explicit, [True] * 5))
+        explicit = (x, parameter(groups, 50), parameter(dim), pre, post, *where)
+        operators.long_conv(*explicit, False)
+        operators.long_conv_backward(x, *explicit, False, [True] * 5)
     last = wide[..., :2, :dim].reshape(-1, dim)[:2]
-    at_the_end = [*explicit[:4], last, *where, True]
-    operators.long_conv(*at_the_end)
-    operators.long_conv_backward(*(last, *at_the_end, [True] * 5))
+    operators.long_conv(*explicit[:4], last, *where, True)
+    operators.long_conv_backward(last, *explicit[:4], last, *where, True, [True] * 5)
     wide_dtype = Arithmetic(dtype).wide
     history, taps = (torch.empty(*size, length, dim, dtype=wide_dtype) for size in ((2,), ()))
     operators.conv_step(last, history[:, 1:], taps, torch.zeros(2, dtype=torch.int64), last, last)
-    short: list[Any] = [wide, parameter(3 * dim, 4), parameter(3 * dim), *where, "silu"]
+    short = (wide, parameter(3 * dim, 4), parameter(3 * dim), *where, "silu")
     operators.short_conv(*short)
-    operators.short_conv_backward(*(wide, *short, [True] * 3))
-    projected: list[Any] = [wide, parameter(3 * dim, 4), parameter(3 * dim), *where, dim]
+    operators.short_conv_backward(wide, *short, [True] * 3)
+    projected = (wide, parameter(3 * dim, 4), parameter(3 * dim), *where, dim)
     u, q = operators.gated_short_conv(*projected)
-    operators.gated_short_conv_backward(*(u, q, *projected, [True] * 3))
+    operators.gated_short_conv_backward(u, q, *projected, [True] * 3)
 
 
 def rows(cases: tuple[Any, ...]) -> Iterator[dict[str, Any]]:
@@ -95,7 +95,7 @@ def rows(cases: tuple[Any, ...]) -> Iterator[dict[str, Any]]:
 
 
 def main() -> None:
-    if INTERPRETED:
+    if backend.INTERPRETED:
         raise SystemExit("error: TRITON_INTERPRET=1 is set; the interpreter compiles nothing")
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/triton-aot.json"))

@@ -11,8 +11,13 @@ from hyenarec.display import console, show_table, shown, training_display
 COLUMNS = ("model", "NDCG@10", "Recall@10", "MRR", "s/epoch")
 ROWS: list[dict[str, object]] = [
     {"model": "popularity, 7 days", "NDCG@10": 0.0153, "Recall@10": 0.0285, "MRR": 0.0167},
-    {"model": "hyena", "NDCG@10": "0.0246 ±.0005", "Recall@10": "0.0471 ±.0005", "MRR": "0.0237 ±.0006"}
-    | {"s/epoch": "117.4 ±42.4"},
+    {
+        "model": "hyena",
+        "NDCG@10": "0.0246 ±.0005",
+        "Recall@10": "0.0471 ±.0005",
+        "MRR": "0.0237 ±.0006",
+        "s/epoch": "117.4 ±42.4",
+    },
 ]
 
 

@@ -204,17 +204,18 @@ def test_a_log_that_grew_is_evaluated_and_served(run: Path, tmp_path: Path, call
 
 def test_repeats_are_announced_with_the_option_that_ranks_them(tmp_path: Path, call: Call) -> None:
     log = tmp_path / "log.csv"
-    rows = [f"u{u},i{(u + t % 2) % 5},{t}" for u in range(8) for t in range(6)]
+    rows = [f"u{u},i{2 * u + t % 2},{t}" for u in range(8) for t in range(6)]
     log.write_text("\n".join(["user_id,item_id,timestamp", *rows]) + "\n")
     line = "8 of 8 targets are in their own history"
     assert line in call("train", log, "--out", tmp_path / "run", *TRAIN)[1]
     _, out, _ = call("evaluate", tmp_path / "run", "--json-out", tmp_path / "metrics.json")
     assert line in out and "--no-exclude-seen" in out
-    metrics = json.loads((tmp_path / "metrics.json").read_text())
-    assert metrics["repeats"] == 8 and metrics["exclude_seen"] is True and metrics["metrics"]["HR@5"] == 0
+    missed = json.loads((tmp_path / "metrics.json").read_text())
+    assert missed["repeats"] == 8 and missed["exclude_seen"] is True and missed["metrics"]["HR@10"] == 0
     _, out, _ = call("evaluate", tmp_path / "run", "--no-exclude-seen", "--json-out", tmp_path / "metrics.json")
     assert line not in out
-    assert json.loads((tmp_path / "metrics.json").read_text())["metrics"]["HR@5"] == 1
+    ranked = json.loads((tmp_path / "metrics.json").read_text())
+    assert ranked["exclude_seen"] is False and ranked["metrics"]["MRR"] > missed["metrics"]["MRR"]
     code, _, err = call("evaluate", tmp_path / "run", "--no-exclude-seen", "--exclude-seen")
     assert code == 2 and "at most one" in err
 
@@ -251,3 +252,20 @@ def test_compare_on_a_terminal_that_knows_only_ascii(log: Path, tmp_path: Path) 
     )
     assert done.returncode == 0, done.stderr
     assert "+-" in done.stdout and done.stdout.isascii()
+
+
+def test_an_endless_input_is_answered_as_it_comes(run: Path) -> None:
+    endless = subprocess.Popen(["yes", "i7 i8"], stdout=subprocess.PIPE)
+    command = [*COMMAND, "recommend", str(run), "--histories", "-", "--json", "--k", "1"]
+    process = subprocess.Popen(command, stdin=endless.stdout, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert endless.stdout is not None and process.stdout is not None and process.stderr is not None
+    try:
+        assert json.loads(process.stdout.readline())["for"] == "line 1"
+        process.stdout.close()
+        assert process.wait(timeout=60) == 1 and process.stderr.read() == ""
+    finally:
+        endless.kill()
+        process.kill()
+        endless.stdout.close()
+        process.stderr.close()
+        endless.wait()

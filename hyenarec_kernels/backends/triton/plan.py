@@ -152,7 +152,7 @@ def plan_for(terms: int, horizon: int, windowed: bool, beyond: bool, dtype: torc
 
 
 def _cheapest_levels(windows: Windows, length: int, tolerance: float) -> tuple[Level, ...]:
-    """Those that drop less than `tolerance` each; none where the filter is shorter than two chunks."""
+    """The levels that cost least of those that drop less than `tolerance` each; none for less than two chunks."""
     horizon = windows.horizon
     best: tuple[float, tuple[Level, ...]] = (math.inf, ())
 
@@ -172,17 +172,17 @@ def _cheapest_levels(windows: Windows, length: int, tolerance: float) -> tuple[L
 
 
 def _shape(windows: Windows, chunk: int, last: int, tolerance: float) -> Shape:
-    """The smallest (rank, degree, nodes) that drops less than `tolerance`; the largest one drops nothing.
+    """The smallest (rank, degree, nodes) that drops less than `tolerance`, or the largest, which drops nothing.
 
     A window of lags may need more nodes than a chunk has rows: it is nearly twice as long.
     """
     count = windows.exact_nodes
     energy, most = windows.energy(chunk, last, count), min(count, chunk)
-    for rank in range(1, most + 1):
+    for rank in range(1, most):
         degree = min(2 * rank - 1, count)
-        if rank == most or energy[~kept_entries(count, rank, degree)].sum() <= tolerance**2 * windows.horizon:
-            break
-    return rank, degree, min(degree + 3, count)
+        if energy[~kept_entries(count, rank, degree)].sum() <= tolerance**2 * windows.horizon:
+            return rank, degree, min(degree + 3, count)
+    return most, min(2 * most - 1, count), count
 
 
 def _run(windows: Windows, lags: npt.NDArray[Any], tolerance: float, least: int) -> tuple[int, float]:

@@ -9,14 +9,7 @@ from typing import Literal
 
 from hyenarec.cli.options import RunPath, source_of
 from hyenarec.cli.recommend import Switch, seen_choice
-from hyenarec.config import TrainingConfig
-from hyenarec.display import console, show_table
 from hyenarec.errors import UserError
-from hyenarec.evaluation import known_part, rank_targets, repeats, repeats_line
-from hyenarec.files import write_text
-from hyenarec.mixers import MIXERS
-from hyenarec.recommendation import Recommender
-from hyenarec.source import load_source
 
 
 @dataclass(frozen=True)
@@ -42,6 +35,14 @@ class Evaluate:
     """Also write the metrics here."""
 
     def run(self) -> None:
+        from hyenarec.config import TrainingConfig
+        from hyenarec.display import console, show_table
+        from hyenarec.evaluation import known_part, rank_targets, repeats, repeats_line
+        from hyenarec.files import write_text
+        from hyenarec.mixers import MIXERS
+        from hyenarec.recommendation import Recommender
+        from hyenarec.source import load_source
+
         chosen = seen_choice(self.exclude_seen, self.no_exclude_seen)
         recommender = Recommender.load(self.run_path, TrainingConfig(device=self.device).torch_device())
         training = recommender.config["training"]

@@ -6,9 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hyenarec.cli.options import RunPath
-from hyenarec.display import console
-from hyenarec.plots import learned_filters
-from hyenarec.recommendation import Recommender
 
 
 @dataclass(frozen=True)
@@ -21,5 +18,9 @@ class Inspect:
     """PNG file to write."""
 
     def run(self) -> None:
+        from hyenarec.display import console
+        from hyenarec.plots import learned_filters
+        from hyenarec.recommendation import Recommender
+
         learned_filters(Recommender.load(self.run_path).model, self.out)
-        console.print(f"{self.out}: learned filters", highlight=False)
+        console.print(f"{self.out}: learned filters")

@@ -11,18 +11,18 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
 from hyenarec.cli.identifiers import IdArgument
 from hyenarec.cli.options import RunPath, source_of
-from hyenarec.config import TrainingConfig
-from hyenarec.data.reading import open_data
-from hyenarec.data.store import SequenceStore
 from hyenarec.display import complain, console, show_table
 from hyenarec.errors import UserError
-from hyenarec.recommendation import Answer, Item, Recommendation, Recommender
+
+if TYPE_CHECKING:  # --help needs no torch
+    from hyenarec.data.store import SequenceStore
+    from hyenarec.recommendation import Answer, Item, Recommendation, Recommender
 
 # One half of a pair of which neither may be given, so tyro's "(default: False)" would mislead.
 Switch = Annotated[bool, tyro.conf.FlagCreatePairsOff, tyro.conf.arg(help_behavior_hint="")]
@@ -74,6 +74,9 @@ class Recommend:
     """Where to compute: auto takes a GPU where there is one."""
 
     def run(self) -> None:
+        from hyenarec.config import TrainingConfig
+        from hyenarec.recommendation import Answer, Recommender
+
         if sum(map(bool, (self.users, self.history, self.histories))) != 1:
             raise UserError("name exactly one of --users, --history and --histories")
         exclude_seen = seen_choice(self.exclude_seen, self.no_exclude_seen)
@@ -101,6 +104,8 @@ class Recommend:
             sys.exit(1 if answered else 2)
 
     def _questions(self, recommender: Recommender) -> Iterator[Question]:
+        from hyenarec.data.reading import open_data
+
         if self.history:
             return iter((Question("the given history", "the given history", self.history),))
         if self.histories:
