@@ -14,6 +14,9 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from hyenarec_kernels.dtypes import wide
+from hyenarec_kernels.tracing import plain
+
 
 def legendre_basis(terms: int, horizon: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """``sqrt(2n+1) P_n`` on the grid ``2*tau/(K-1) - 1``; ``K == 1`` is the single point -1.
@@ -21,7 +24,7 @@ def legendre_basis(terms: int, horizon: int, dtype: torch.dtype, device: torch.d
     Returns (terms, horizon) in ``dtype``, rounded once from float64. The result is cached and shared: do not write to
     it.
     """
-    if torch.compiler.is_compiling():  # a cache entry made while tracing would hold a fake tensor
+    if not plain():  # a cache entry made while tracing would hold a fake tensor, and one used there would be real
         return _basis(terms, horizon, dtype, device)
     return _cached_basis(terms, horizon, dtype, device)
 
@@ -33,7 +36,7 @@ def _cached_basis(terms: int, horizon: int, dtype: torch.dtype, device: torch.de
 
 
 def _basis(terms: int, horizon: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    lags = torch.arange(horizon, dtype=torch.float64)
+    lags = torch.arange(horizon, dtype=torch.float64, device="cpu")  # whatever device is the default
     return legendre_at(lags, terms, horizon).to(dtype).to(device)  # in two steps: not every device has float64
 
 
@@ -43,7 +46,7 @@ def legendre_at(lags: Tensor, terms: int, horizon: int) -> Tensor:
     rows = [torch.ones_like(x), x][:terms]
     for n in range(1, terms - 1):  # Bonnet: (n+1) P_{n+1} = (2n+1) x P_n - n P_{n-1}
         rows.append(((2 * n + 1) * x * rows[n] - n * rows[n - 1]) / (n + 1))
-    norms = torch.arange(1, 2 * terms, 2, dtype=torch.float64).sqrt()  # (N,)
+    norms = torch.arange(1, 2 * terms, 2, dtype=torch.float64, device=lags.device).sqrt()  # (N,)
     return torch.stack(rows) * norms[:, None]
 
 
@@ -124,7 +127,7 @@ def legendre_filter(
         raise ValueError(
             f"legendre_filter: decay must have one entry a group, ({coefficients.shape[0]},), got {tuple(decay.shape)}"
         )
-    dtype = torch.float64 if coefficients.dtype == torch.float64 else torch.float32
+    dtype = wide(coefficients.dtype)
     basis = legendre_basis(coefficients.shape[1], horizon, dtype, coefficients.device)[:, :taps]  # (N, K)
     h = product(coefficients.to(dtype), basis)  # (G, K)
     return h if decay is None else h * window(decay.to(dtype), horizon, h.shape[1])

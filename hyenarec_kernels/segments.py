@@ -1,61 +1,85 @@
-"""Where sequences lie: from ``lengths``, ``starts``, ``mask``, ``cu_seqlens`` to the operators' ``starts``, ``ends``.
+"""Where sequences lie: from ``lengths``, ``starts``, ``mask``, ``cu_seqlens`` to one value, `Segments`.
 
 Padded ``x`` (B, L, D): row ``b`` holds one sequence, ``x[b, starts[b]:ends[b]]``; None means 0 and L.
 Packed ``x`` (T, D): sequence ``s`` is ``x[starts[s]:ends[s]]``; together the sequences cover ``x`` in order.
+
+Whoever holds a `Segments` may index with it: `Segments.of` and `Segments.of_mask` check its values. On the CPU they
+raise ValueError. Other devices are not waited for: there, values are clamped to what ``x`` has. Compiled and exported
+programs do the same by two operators, which run when the program runs.
 """
 
 from __future__ import annotations
 
-from typing import TypedDict
+from collections.abc import Sequence
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from hyenarec_kernels.tracing import plain
+
 INDEX_DTYPES = (torch.int32, torch.int64)
+MASK_DTYPES = (torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+Index: TypeAlias = "Tensor | Sequence[int] | np.ndarray[Any, Any]"
 
 
-class Layout(TypedDict, total=False):
-    """The arguments by which a public call says where sequences lie."""
+class Segments(NamedTuple):
+    """Where the sequences of one ``x`` start and end: (B,) or (S,) each, int32 or int64; None for all of each row."""
 
-    lengths: Tensor | None
-    starts: Tensor | None
-    cu_seqlens: Tensor | None
+    starts: Tensor | None = None
+    ends: Tensor | None = None
+
+    @classmethod
+    def of(
+        cls,
+        op: str,
+        x: Tensor,
+        lengths: Index | None = None,
+        starts: Index | None = None,
+        cu_seqlens: Index | None = None,
+    ) -> Segments:
+        """From the arguments of a public call; raises ValueError for those that do not fit ``x``."""
+        if x.dim() == 2:
+            if cu_seqlens is None or lengths is not None or starts is not None:
+                raise ValueError(f"{op}: packed x (T, D) needs cu_seqlens, and takes neither lengths nor starts")
+            cu = _index(op, "cu_seqlens", cu_seqlens, x)
+            if cu.shape[0] < 1:
+                raise ValueError(f"{op}: cu_seqlens must have one entry more than there are sequences, got shape (0,)")
+            return _checked(op, x, cu[:-1], cu[1:])  # views: no kernel is launched
+        if cu_seqlens is not None:
+            raise ValueError(f"{op}: padded x (B, L, D) takes lengths and starts, not cu_seqlens; packed x is (T, D)")
+        if lengths is None:
+            if starts is not None:
+                raise ValueError(f"{op}: starts was given without lengths")
+            return cls()
+        count = _per_row(op, "lengths", lengths, x)
+        if starts is None:
+            return _checked(op, x, None, count)
+        first = _per_row(op, "starts", starts, x)
+        return _checked(op, x, first, first + count)
+
+    @classmethod
+    def of_mask(cls, op: str, x: Tensor, mask: Index) -> Segments:
+        """From a mask (B, L), bool or integers 0 and 1, 1 for real positions, which must be one run a row.
+
+        A mask with holes raises ValueError on the CPU; on other devices it fails a device-side assertion.
+        """
+        mask = _tensor(mask, x)
+        if x.dim() != 3 or mask.shape != x.shape[:2] or mask.dtype not in MASK_DTYPES:
+            raise ValueError(
+                f"{op}: mask must be bool or integers 0 and 1, (B, L) beside x (B, L, D), got {mask.dtype} "
+                f"{tuple(mask.shape)} beside {tuple(x.shape)}"
+            )
+        _check_device(op, "mask", mask, x)
+        if plain() and type(mask) is Tensor:
+            return cls(*_runs(mask, op))
+        return cls(*torch.ops.hyenarec.runs(mask, op))
 
 
-def segments(
-    op: str,
-    x: Tensor,
-    lengths: Tensor | None = None,
-    starts: Tensor | None = None,
-    cu_seqlens: Tensor | None = None,
-) -> tuple[Tensor | None, Tensor | None]:
-    """``starts`` and ``ends`` of a public call; raises ValueError for a layout that does not fit ``x``."""
-    if x.dim() == 2:
-        if cu_seqlens is None or lengths is not None or starts is not None:
-            raise ValueError(f"{op}: packed x (T, D) needs cu_seqlens, and takes neither lengths nor starts")
-        _check_index(op, "cu_seqlens", cu_seqlens, x)
-        if cu_seqlens.shape[0] < 1:
-            raise ValueError(f"{op}: cu_seqlens must have one entry more than there are sequences, got shape (0,)")
-        return cu_seqlens[:-1], cu_seqlens[1:]  # views: no kernel is launched
-    if cu_seqlens is not None:
-        raise ValueError(f"{op}: padded x (B, L, D) takes lengths and starts, not cu_seqlens; packed x is (T, D)")
-    if lengths is None:
-        if starts is not None:
-            raise ValueError(f"{op}: starts was given without lengths")
-        return None, None
-    for name, index in (("lengths", lengths), ("starts", starts)):
-        if index is not None:
-            _check_index(op, name, index, x)
-            if index.shape[0] != x.shape[0]:
-                raise ValueError(
-                    f"{op}: {name} must have one entry a row of x, ({x.shape[0]},), got ({index.shape[0]},)"
-                )
-    return starts, lengths if starts is None else starts + lengths
-
-
-def spans(x: Tensor, starts: Tensor | None, ends: Tensor | None) -> tuple[Tensor, Tensor]:
+def spans(x: Tensor, where: Segments) -> tuple[Tensor, Tensor]:
     """The first row of each sequence in ``x.reshape(-1, D)``, and its number of rows: (S,) and (S,) int64."""
+    starts, ends = where
     if x.dim() == 2:
         assert starts is not None and ends is not None
         return starts.long(), ends.long() - starts.long()
@@ -75,9 +99,9 @@ def last_rows(values: Tensor, first: Tensor, length: Tensor, count: int) -> Tens
     return torch.where((back >= -length[:, None])[..., None], rows, 0)
 
 
-def zero_padding(x: Tensor, layout: Layout) -> Tensor:
-    """``x`` with zeros where ``layout`` says padding, whatever stood there."""
-    starts, ends = segments("zero_padding", x, **layout)
+def zero_padding(x: Tensor, where: Segments) -> Tensor:
+    """``x`` with zeros in the padding, whatever stood there."""
+    starts, ends = where
     if x.dim() == 2 or ends is None:
         return x
     position = torch.arange(x.shape[1], device=x.device)
@@ -87,41 +111,23 @@ def zero_padding(x: Tensor, layout: Layout) -> Tensor:
     return torch.where(real[..., None], x, 0)
 
 
-def from_mask(op: str, x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """``lengths`` and ``starts`` (B,) of a mask (B, L), True for real positions, which must be one run a row.
-
-    A mask with holes raises ValueError in eager mode on the CPU; elsewhere it fails a device-side assertion, without a
-    wait.
-    """
-    if x.dim() != 3 or mask.shape != x.shape[:2] or mask.dtype != torch.bool:
-        raise ValueError(
-            f"{op}: mask must be bool (B, L) beside x (B, L, D), got {tuple(mask.shape)} {mask.dtype} "
-            f"beside {tuple(x.shape)}"
-        )
-    lengths = mask.sum(1)
-    edges = (mask[:, 1:] & ~mask[:, :-1]).sum(1) + mask[:, :1].sum(1)  # runs of True in each row
-    if torch.compiler.is_compiling() or mask.device.type != "cpu":
-        torch._assert_async((edges <= 1).all(), f"{op}: mask has holes")
-    elif bool((edges > 1).any()):
-        row = int((edges > 1).nonzero()[0])
-        raise ValueError(
-            f"{op}: the real positions of a mask must be one run a row; row {row} has {int(edges[row])} runs"
-        )
-    positions = torch.arange(mask.shape[1], device=mask.device)
-    starts = torch.where(mask, positions, mask.shape[1]).amin(1) if mask.shape[1] else lengths
-    return lengths, torch.where(lengths > 0, starts, 0)
+def _checked(op: str, x: Tensor, starts: Tensor | None, ends: Tensor) -> Segments:
+    """``Segments`` whose values have been checked, or clamped where a check would wait for the device."""
+    rows, packed = x.shape[-2], x.dim() == 2
+    if not plain() or type(ends) is not Tensor:
+        first, last = torch.ops.hyenarec.segments(starts, ends, rows, packed, op)
+        return Segments(None if starts is None else first, last)
+    if ends.device.type != "cpu":
+        return Segments(*_clamped(starts, ends, rows, packed))
+    _check(op, starts, ends, rows, packed)
+    return Segments(starts, ends)
 
 
-def check_segments(op: str, x: Tensor, starts: Tensor | None, ends: Tensor | None) -> None:
-    """Checks the values of ``starts`` and ``ends`` where that waits for no device, that is on the CPU."""
-    given = next((t for t in (ends, starts) if t is not None), None)
-    if given is None or given.device.type != "cpu":
-        return
-    rows = x.shape[-2]
+def _check(op: str, starts: Tensor | None, ends: Tensor, rows: int, packed: bool) -> None:
     # through numpy, whose calls take a tenth of torch's: with these, checks of one sequence took 60 us
-    first = np.zeros(len(given), np.int64) if starts is None else starts.numpy()
-    last = np.full(len(given), rows) if ends is None else ends.numpy()
-    if x.dim() == 3:
+    first = np.zeros(len(ends), np.int64) if starts is None else starts.numpy()
+    last = ends.numpy()
+    if not packed:
         wrong = (first < 0) | (last < first) | (last > rows)
         if wrong.any():
             row = int(wrong.argmax())
@@ -130,8 +136,6 @@ def check_segments(op: str, x: Tensor, starts: Tensor | None, ends: Tensor | Non
                 f"which does not lie within its {rows} positions"
             )
         return
-    if starts is None or ends is None or (first[1:] != last[:-1]).any():
-        raise ValueError(f"{op}: packed sequences must follow one another without gaps")
     falls = last < first
     if falls.any():
         at = int(falls.argmax())
@@ -141,8 +145,99 @@ def check_segments(op: str, x: Tensor, starts: Tensor | None, ends: Tensor | Non
         raise ValueError(f"{op}: cu_seqlens must run from 0 to the {rows} rows of x, got {start} to {end}")
 
 
-def _check_index(op: str, name: str, index: Tensor, x: Tensor) -> None:
+def _clamped(starts: Tensor | None, ends: Tensor, rows: int, packed: bool) -> tuple[Tensor | None, Tensor]:
+    """The same where values are right; otherwise some segments that lie within ``x``. Does not wait for the device."""
+    if starts is None:
+        return None, ends.clamp(0, rows)
+    if not packed:
+        first = starts.clamp(0, rows)
+        return first, ends.clamp(max=rows).maximum(first)
+    if ends.shape[0] == 0:
+        return starts.clone(), ends.clone()
+    borders = torch.cat([starts[:1] * 0, ends[:-1].clamp(0, rows).cummax(0)[0], torch.full_like(ends[:1], rows)])
+    return borders[:-1], borders[1:]
+
+
+def _segments(starts: Tensor | None, ends: Tensor, rows: int, packed: bool, op: str) -> tuple[Tensor, Tensor]:
+    """The operator ``hyenarec::segments``: copies, for an operator may not return what it was given."""
+    if ends.device.type == "cpu":
+        _check(op, starts, ends, rows, packed)
+        first, last = starts, ends
+    else:
+        first, last = _clamped(starts, ends, rows, packed)
+    return (last.new_empty(0) if first is None else first.clone()), last.clone()
+
+
+def _runs(mask: Tensor, op: str) -> tuple[Tensor, Tensor]:
+    """The operator ``hyenarec::runs``: where the one run of every row of a mask (B, L) starts and ends, int64."""
+    real = mask != 0
+    before = torch.nn.functional.pad(real, (1, 0))[:, :-1]
+    runs = (real & ~before).sum(1)
+    binary = real == mask  # a 2 is no mask: it compares as 1
+    if mask.device.type != "cpu":
+        torch._assert_async((runs <= 1).all(), f"{op}: mask has holes")
+        torch._assert_async(binary.all(), f"{op}: mask has values other than 0 and 1")
+    elif not bool(binary.all()):
+        raise ValueError(f"{op}: mask must hold 0 and 1 alone, got {mask[~binary][0]}")
+    elif bool((runs > 1).any()):
+        row = int((runs > 1).nonzero()[0])
+        raise ValueError(
+            f"{op}: the real positions of a mask must be one run a row; row {row} has {int(runs[row])} runs"
+        )
+    lengths = real.sum(1)
+    # The first real position: as many lie before it as positions have seen none.
+    starts = (real.cumsum(1) == 0).sum(1)
+    starts = torch.where(lengths > 0, starts, 0)
+    return starts, starts + lengths
+
+
+def _tensor(given: Index, x: Tensor) -> Tensor:
+    return given if isinstance(given, Tensor) else torch.as_tensor(given, device=x.device)
+
+
+def _index(op: str, name: str, given: Index, x: Tensor) -> Tensor:
+    """``given`` as a 1-D index tensor beside ``x``; lists and NumPy arrays are converted."""
+    index = _tensor(given, x)
+    if not isinstance(given, Tensor) and index.numel() == 0:
+        index = index.long()  # an empty list has no dtype of its own
     if index.dim() != 1 or index.dtype not in INDEX_DTYPES:
         raise ValueError(f"{op}: {name} must be a 1-D int32 or int64 tensor, got {tuple(index.shape)} {index.dtype}")
-    if index.device != x.device:
-        raise ValueError(f"{op}: {name} is on {index.device} and x on {x.device}; they must share a device")
+    _check_device(op, name, index, x)
+    return index
+
+
+def _per_row(op: str, name: str, given: Index, x: Tensor) -> Tensor:
+    index = _index(op, name, given, x)
+    if index.shape[0] != x.shape[0]:
+        raise ValueError(f"{op}: {name} must have one entry a row of x, ({x.shape[0]},), got ({index.shape[0]},)")
+    return index
+
+
+def _check_device(op: str, name: str, given: Tensor, x: Tensor) -> None:
+    if given.device != x.device:
+        raise ValueError(f"{op}: {name} is on {given.device} and x on {x.device}; they must share a device")
+
+
+def _define(name: str, schema: str, function: Any, fake: Any) -> None:
+    qualified = f"hyenarec::{name}"
+    torch.library.define(qualified, schema, tags=(torch.Tag.pt2_compliant_tag,))
+    torch.library.impl(qualified, "default", function)
+    torch.library.register_fake(qualified, fake)
+
+
+def _fake_segments(starts: Tensor | None, ends: Tensor, *_: object) -> tuple[Tensor, Tensor]:
+    return (ends.new_empty(0) if starts is None else starts.new_empty(starts.shape)), ends.new_empty(ends.shape)
+
+
+def _fake_runs(mask: Tensor, op: str) -> tuple[Tensor, Tensor]:
+    first, last = (mask.new_empty(mask.shape[:1], dtype=torch.int64) for _ in range(2))
+    return first, last
+
+
+_define(
+    "segments",
+    "(Tensor? starts, Tensor ends, SymInt rows, bool packed, str op) -> (Tensor, Tensor)",
+    _segments,
+    _fake_segments,
+)
+_define("runs", "(Tensor mask, str op) -> (Tensor, Tensor)", _runs, _fake_runs)

@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import math
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypedDict
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
+from hyenarec_kernels.dtypes import wide
 from hyenarec_kernels.legendre import legendre_at, legendre_basis, product, window
 from hyenarec_kernels.ops.legendre_conv import legendre_conv
 from hyenarec_kernels.ops.long_conv import long_conv
-from hyenarec_kernels.segments import Layout
+from hyenarec_kernels.segments import Index, Segments
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -28,9 +29,13 @@ if TYPE_CHECKING:
 INITIAL_DEVIATION = 0.1
 
 
-class ConvOptions(Layout, total=False):
+class ConvOptions(TypedDict, total=False):
     """The keyword arguments of :func:`hyenarec_kernels.long_conv`."""
 
+    lengths: Index | None
+    starts: Index | None
+    cu_seqlens: Index | None
+    segments: Segments | None
     pre_gate: Tensor | None
     post_gate: Tensor | None
     last_only: bool
@@ -46,16 +51,37 @@ class Filter(nn.Module):
             from 1 to K/4 over the groups: some channels remember the whole horizon, others about four events, so that
             slow drifts and bursts both have theirs. They are stored as logarithms, which one learning rate moves alike
             at any horizon; leave them out of weight decay, which would pull every memory towards K.
+        device, dtype: of the parameters, torch's defaults if None. On the meta device they hold nothing: then
+            ``to_empty`` and :meth:`reset_parameters`, or a state dict, fill them.
     """
 
-    def __init__(self, groups: int, horizon: int, *, window: bool) -> None:
+    def __init__(
+        self,
+        groups: int,
+        horizon: int,
+        *,
+        window: bool,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
         super().__init__()
         if groups < 1 or horizon < 1:
             raise ValueError(
                 f"{type(self).__name__}: groups and horizon must be at least 1, got {groups} and {horizon}"
             )
         self.groups, self.horizon = groups, horizon
-        self.log_rate = nn.Parameter(torch.linspace(0, math.log(max(horizon / 4, 1)), groups)) if window else None
+        self.log_rate = nn.Parameter(torch.empty(groups, device=device, dtype=dtype)) if window else None
+        Filter.reset_parameters(self)  # a subclass may have nothing more to fill
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Gives every parameter, and every buffer computed from them, a new initial value. Subclasses extend it, and
+        call it at the end of their constructor."""
+        if self.log_rate is not None:
+            fastest = math.log(max(self.horizon / 4, 1))
+            self.log_rate.copy_(
+                torch.linspace(0, fastest, self.groups, device=self.log_rate.device, dtype=wide(self.log_rate.dtype))
+            )
 
     def forward(self) -> Tensor:
         """The taps (G, K), lag 0 first, in float32 (float64 for a float64 module)."""
@@ -67,7 +93,7 @@ class Filter(nn.Module):
 
     def decay(self) -> Tensor | None:
         """The windows' rates (G,) in units of 1/K, as the operators take them; None without a window."""
-        return None if self.log_rate is None else self.log_rate.to(_wide(self.log_rate)).exp()
+        return None if self.log_rate is None else self.log_rate.to(wide(self.log_rate.dtype)).exp()
 
     def windowed(self, taps: Tensor) -> Tensor:
         """``taps`` (G, K) times the window, if there is one."""
@@ -88,18 +114,33 @@ class _BasisFilter(Filter):
 
     scale: Tensor  # (G,) brings the initial filters to an expected norm of 1
 
-    def __init__(self, groups: int, horizon: int, terms: int = 16, window: bool = True) -> None:
-        super().__init__(groups, horizon, window=window)
+    def __init__(
+        self,
+        groups: int,
+        horizon: int,
+        terms: int = 16,
+        window: bool = True,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(groups, horizon, window=window, device=device, dtype=dtype)
         if terms < 1:
             raise ValueError(f"{type(self).__name__}: terms must be at least 1, got {terms}")
         self.terms = terms
-        deviation = torch.cat([torch.ones(1), torch.full((terms - 1,), INITIAL_DEVIATION)])  # (N,)
-        weight = torch.randn(groups, terms) * deviation
-        weight[:, 0] = 1
-        self.weight = nn.Parameter(weight)
-        with torch.no_grad():
-            energy = deviation.square() @ self.basis(torch.float32, torch.device("cpu")).square()  # (K,)
-            self.register_buffer("scale", (self.windowed(torch.ones(groups, horizon)).square() @ energy).rsqrt())
+        self.weight = nn.Parameter(torch.empty(groups, terms, device=device, dtype=dtype))
+        self.register_buffer("scale", torch.empty(groups, device=device, dtype=dtype))
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        super().reset_parameters()
+        nn.init.normal_(self.weight)
+        self.weight[:, 1:] *= INITIAL_DEVIATION
+        self.weight[:, 0] = 1
+        squares = self.basis(wide(self.weight.dtype), self.weight.device).square()  # (N, K)
+        energy = squares[0] + INITIAL_DEVIATION**2 * squares[1:].sum(0)  # (K,) expected, before the window
+        self.scale.copy_((self.windowed(torch.ones_like(energy).expand(self.groups, -1)).square() @ energy).rsqrt())
 
     def basis(self, dtype: torch.dtype, device: torch.device) -> Tensor:
         """The basis (N, K), each row of mean square about 1; shared, not to be written to."""
@@ -107,7 +148,7 @@ class _BasisFilter(Filter):
 
     def coefficients(self) -> Tensor:
         """What multiplies the basis, (G, N), in float32 (float64 for a float64 module)."""
-        dtype = _wide(self.weight)
+        dtype = wide(self.weight.dtype)
         return self.scale.to(dtype)[:, None] * self.weight.to(dtype)
 
     def forward(self) -> Tensor:
@@ -138,7 +179,8 @@ class ChebyshevFilter(_BasisFilter):
     """
 
     def basis(self, dtype: torch.dtype, device: torch.device) -> Tensor:
-        x = torch.linspace(-1, 1, self.horizon, dtype=torch.float64) if self.horizon > 1 else -torch.ones(1).double()
+        options = {"dtype": torch.float64, "device": torch.device("cpu")}  # whatever device is the default
+        x = torch.linspace(-1, 1, self.horizon, **options) if self.horizon > 1 else -torch.ones(1, **options)
         return _harmonics(x.arccos(), self.terms).to(dtype).to(device)  # T_n(cos t) = cos(n t)
 
     def convolve(self, x: Tensor, skip: Tensor | None = None, **options: Unpack[ConvOptions]) -> Tensor:
@@ -153,19 +195,31 @@ class CosineFilter(_BasisFilter):
     """The discrete cosine transform's basis (DCT-II), ``sqrt(2) cos(pi n (tau + 1/2) / K)``; for comparison."""
 
     def basis(self, dtype: torch.dtype, device: torch.device) -> Tensor:
-        phase = (torch.arange(self.horizon, dtype=torch.float64) + 0.5) * (math.pi / self.horizon)
+        phase = (torch.arange(self.horizon, dtype=torch.float64, device="cpu") + 0.5) * (math.pi / self.horizon)
         return _harmonics(phase, self.terms).to(dtype).to(device)
 
 
 class ExplicitFilter(Filter):
     """One learned weight a tap, without a window."""
 
-    def __init__(self, groups: int, horizon: int) -> None:
-        super().__init__(groups, horizon, window=False)
-        self.weight = nn.Parameter(torch.randn(groups, horizon))
+    def __init__(
+        self,
+        groups: int,
+        horizon: int,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(groups, horizon, window=False, device=device, dtype=dtype)
+        self.weight = nn.Parameter(torch.empty(groups, horizon, device=device, dtype=dtype))
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        nn.init.normal_(self.weight)
 
     def forward(self) -> Tensor:
-        taps: Tensor = self.weight.to(_wide(self.weight)) * self.horizon**-0.5
+        taps: Tensor = self.weight.to(wide(self.weight.dtype)) * self.horizon**-0.5
         return taps
 
 
@@ -189,18 +243,33 @@ class ImplicitFilter(Filter):
         width: int = 64,
         depth: int = 3,
         frequency: float = 10.0,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__(groups, horizon, window=window)
+        super().__init__(groups, horizon, window=window, device=device, dtype=dtype)
         self.bands, self.frequency = bands, frequency
         sizes = [1 + 2 * bands] + [width] * depth
-        self.hidden = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(sizes))
-        # A sine's mean square is 1/2, so this gives outputs of unit variance.
-        self.weight = nn.Parameter(torch.randn(groups, width) * (2 / width) ** 0.5)
-        with torch.no_grad():
-            self.register_buffer("scale", self.windowed(torch.ones(groups, horizon)).square().sum(1).rsqrt())
+        self.weight = nn.Parameter(torch.empty(groups, width, device=device, dtype=dtype))
+        options = {"device": self.weight.device, "dtype": self.weight.dtype}
+        # Empty, for `reset_parameters` to fill: filled twice they would take a seed's random numbers twice.
+        layers = (nn.utils.skip_init(nn.Linear, *size, **options) for size in pairwise(sizes))
+        self.hidden = nn.ModuleList(layers)
+        self.register_buffer("scale", torch.empty(groups, device=device, dtype=dtype))
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        super().reset_parameters()
+        for layer in self.hidden:
+            assert isinstance(layer, nn.Linear)
+            layer.reset_parameters()
+        nn.init.normal_(self.weight)
+        self.weight *= (2 / self.weight.shape[1]) ** 0.5  # a sine's mean square is 1/2: outputs of unit variance
+        ones = self.weight.new_ones(self.groups, self.horizon, dtype=wide(self.weight.dtype))
+        self.scale.copy_(self.windowed(ones).square().sum(1).rsqrt())
 
     def forward(self) -> Tensor:
-        dtype, device = _wide(self.weight), self.weight.device
+        dtype, device = wide(self.weight.dtype), self.weight.device
         age = torch.arange(self.horizon, dtype=dtype, device=device) / self.horizon  # (K,)
         phase = 2 * math.pi * age[:, None] * torch.arange(self.bands, dtype=dtype, device=device)  # (K, bands)
         with torch.autocast(device.type, enabled=False):
@@ -212,7 +281,16 @@ class ImplicitFilter(Filter):
         return self.windowed(self.scale.to(dtype)[:, None] * taps)
 
 
-def make_filter(name: str, groups: int, horizon: int, *, terms: int, window: bool) -> Filter:
+def make_filter(
+    name: str,
+    groups: int,
+    horizon: int,
+    *,
+    terms: int,
+    window: bool,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
+) -> Filter:
     """The filter of a name; ``terms`` and ``window`` go to the kinds that have them."""
     bases: dict[str, type[_BasisFilter]] = {
         "legendre": LegendreFilter,
@@ -220,11 +298,11 @@ def make_filter(name: str, groups: int, horizon: int, *, terms: int, window: boo
         "cosine": CosineFilter,
     }
     if name in bases:
-        return bases[name](groups, horizon, terms, window)
+        return bases[name](groups, horizon, terms, window, device=device, dtype=dtype)
     if name == "implicit":
-        return ImplicitFilter(groups, horizon, window)
+        return ImplicitFilter(groups, horizon, window, device=device, dtype=dtype)
     if name == "explicit":
-        return ExplicitFilter(groups, horizon)
+        return ExplicitFilter(groups, horizon, device=device, dtype=dtype)
     raise ValueError(f"filter must be {', '.join(bases)}, implicit, explicit or a callable, got {name!r}")
 
 
@@ -241,9 +319,5 @@ def _chebyshev_to_legendre(terms: int) -> Tensor:
 
 def _harmonics(phase: Tensor, terms: int) -> Tensor:
     """``cos(n phase)`` for n < terms, each but the constant times sqrt(2): (K,) to (terms, K)."""
-    rows = math.sqrt(2) * torch.cos(torch.arange(terms, dtype=phase.dtype)[:, None] * phase)
+    rows = math.sqrt(2) * torch.cos(torch.arange(terms, dtype=phase.dtype, device=phase.device)[:, None] * phase)
     return torch.cat([torch.ones_like(rows[:1]), rows[1:]])
-
-
-def _wide(parameter: Tensor) -> torch.dtype:
-    return torch.float64 if parameter.dtype == torch.float64 else torch.float32

@@ -11,13 +11,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import silu
 
+from hyenarec_kernels.dtypes import wide
 from hyenarec_kernels.nn.filters import ConvOptions, Filter, make_filter
 from hyenarec_kernels.nn.linear import Linear
 from hyenarec_kernels.nn.streaming import MixerState
+from hyenarec_kernels.ops.checks import check_tensor
 from hyenarec_kernels.ops.conv_step import conv_step
 from hyenarec_kernels.ops.gated_short_conv import gated_short_conv
 from hyenarec_kernels.ops.short_conv import short_conv
-from hyenarec_kernels.segments import Layout, check_segments, from_mask, last_rows, segments, spans, zero_padding
+from hyenarec_kernels.segments import Index, Segments, last_rows, spans, zero_padding
 
 Factors = tuple[Tensor | None, Tensor]  # (q_i, v) of a long convolution's input; None where v is the product
 GATES: dict[str, Callable[[Tensor], Tensor]] = {"identity": lambda q: q, "sigmoid": torch.sigmoid, "silu": silu}
@@ -42,6 +44,8 @@ class HyenaMixer(nn.Module):
         window: whether filters decay exponentially (:class:`hyenarec_kernels.nn.Filter`).
         gate: "identity" (Hyena), "sigmoid" or "silu", applied to ``q_order``; "none" leaves all gates out.
         short_width: W, taps of the short convolution.
+        device, dtype: of the parameters, torch's defaults if None. On the meta device they hold nothing: then
+            ``to_empty`` and :meth:`reset_parameters`, or a state dict, fill them.
 
     Raises:
         ValueError: an argument out of range.
@@ -59,6 +63,8 @@ class HyenaMixer(nn.Module):
         window: bool = True,
         gate: Literal["identity", "sigmoid", "silu", "none"] = "identity",
         short_width: int = 3,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         groups = dim if groups is None else groups
@@ -73,28 +79,42 @@ class HyenaMixer(nn.Module):
         self.gates = 0 if gate == "none" else order
         channels = (self.gates + 1) * dim
         # Without biases padding stays exactly 0 from end to end; the short convolution has one where it matters.
-        self.in_proj = Linear(dim, channels, bias=False)
-        self.short_weight = nn.Parameter(torch.empty(channels, short_width))
-        self.short_bias = nn.Parameter(torch.zeros(channels))
-        make = filter if callable(filter) else partial(make_filter, filter, terms=terms, window=window)
-        self.filters = cast(Sequence[Filter], nn.ModuleList(make(groups, horizon) for _ in range(order - 1)))
-        self.skip = nn.Parameter(torch.zeros(order - 1, dim))  # a residual carries the event itself past the mixer
-        self.out_proj = Linear(dim, dim, bias=False)
+        self.in_proj = Linear(dim, channels, bias=False, device=device, dtype=dtype)
+        self.short_weight = nn.Parameter(torch.empty(channels, short_width, device=device, dtype=dtype))
+        self.short_bias = nn.Parameter(torch.empty(channels, device=device, dtype=dtype))
+        if callable(filter):
+            filters = [filter(groups, horizon).to(device=device, dtype=dtype) for _ in range(order - 1)]
+        else:
+            make = partial(make_filter, filter, terms=terms, window=window, device=device, dtype=dtype)
+            filters = [make(groups, horizon) for _ in range(order - 1)]
+        self.filters = cast(Sequence[Filter], nn.ModuleList(filters))
+        self.skip = nn.Parameter(torch.empty(order - 1, dim, device=device, dtype=dtype))
+        self.out_proj = Linear(dim, dim, bias=False, device=device, dtype=dtype)
+        self._start_linear()
+
+    def reset_parameters(self) -> None:
+        """Gives all parameters and buffers, those of the filters too, a new initial value."""
+        for f in self.filters:
+            f.reset_parameters()
         self._start_linear()
 
     @torch.no_grad()
     def _start_linear(self) -> None:
-        """Initial weights: near the long filters alone, of the input itself.
+        """Initial weights, with which the mixer is close to its long filters applied to the input itself.
 
-        Outer gates are near 1; the short convolution, the values' projection and the last one near the identity.
-        Averages of past embeddings then meet the scores (a recommender's are products with the same embeddings) as
-        they are, not turned by two random matrices that training has to undo. ml-100k test NDCG@10, 20 epochs, seed 0:
-        from random weights .078, with gates near 1 .083, with the short convolution near the identity .090, and the two
-        projections .098 (filters begun as averages alone: .084). Skips that begin at 0 and not 1 raise validation
-        from .108 to .111 (two seeds).
+        Outer gates are near 1. The short convolution, the projection of the values and the output projection are near
+        the identity. A recommender's scores are products with the same embeddings that the mixer reads: so averages of
+        past embeddings reach the scores as they are, and training need not undo two random matrices first.
 
-        Gates between two convolutions start random, or what both filters pass would grow with the horizon.
+        ml-100k test NDCG@10 after 20 epochs, seed 0: .078 from random weights, .083 with gates near 1, .090 with the
+        short convolution near the identity too, .098 with the two projections as well (.084 when filters started as
+        averages alone). Skips that start at 0 instead of 1 raise validation from .108 to .111 (two seeds).
+
+        Gates between two convolutions start random: otherwise what passes through both filters would grow with the
+        horizon.
         """
+        self.skip.zero_()  # a residual carries the event itself past the mixer
+        self.short_bias.zero_()
         self.in_proj.weight.normal_(std=self.dim**-0.5)
         self.short_weight.normal_(std=SMALL * self.short_width**-0.5)[:, 0] += 1
         for gate in {0, self.order - 1} if self.gates else ():
@@ -108,20 +128,21 @@ class HyenaMixer(nn.Module):
         self,
         x: Tensor,
         *,
-        lengths: Tensor | None = None,
-        starts: Tensor | None = None,
-        mask: Tensor | None = None,
-        cu_seqlens: Tensor | None = None,
+        lengths: Index | None = None,
+        starts: Index | None = None,
+        mask: Index | None = None,
+        cu_seqlens: Index | None = None,
         timestamps: Tensor | None = None,
         last_only: bool = False,
     ) -> Tensor:
         """Mixes sequences, each by itself.
 
         Args:
-            x: padded (B, L, D) or packed (T, D).
+            x: padded (B, L, D) or packed (T, D), in the dtype of the weights (any float under autocast).
             lengths, starts: (B,) int32 or int64, as :func:`hyenarec_kernels.long_conv` takes them. Padding may hold
                 anything.
-            mask: (B, L) bool instead of these, True for real positions: one run a row, on either side.
+            mask: (B, L) bool, or integers 0 and 1, instead of these. True marks real positions, which must be one
+                run in each row; padding may be on both sides.
             cu_seqlens: (S + 1,) int32 or int64 for packed ``x``.
             timestamps: taken and ignored, so that mixers that know time share this signature.
             last_only: the last real position of each sequence only; projects and convolves no more than the
@@ -133,23 +154,25 @@ class HyenaMixer(nn.Module):
         Raises:
             ValueError: arguments that do not fit together, or a mask with holes.
         """
-        layout = self._layout(x, lengths, starts, mask, cu_seqlens)
-        return self._mix_last(x, layout) if last_only else self._mix(x, layout)[0]
+        where = self._where(x, lengths, starts, mask, cu_seqlens)
+        return self._mix_last(x, where) if last_only else self._mix(x, where)[0]
 
+    @torch.inference_mode(False)  # steps write to a state, which for inference tensors no other mode allows
     @torch.no_grad()
     def init_state(self, batch_size: int) -> MixerState:
         """The state of ``batch_size`` empty sequences; it captures the filters as they are now."""
         weight = self.in_proj.weight
-        dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
+        dtype = wide(weight.dtype)
         taps = weight.new_zeros(self.order - 1, self.horizon, self.dim, dtype=dtype)
         if self.filters:
             taps = torch.stack(
                 [f().to(dtype).repeat_interleave(self.dim // f.groups, 0).flip(1).T for f in self.filters]
             )
             taps = torch.cat([taps[:, :-1], taps[:, -1:] + self.skip[:, None].to(dtype)], 1)  # lag 0 stands last
+        shapes = self._state_shapes(batch_size)
         return MixerState(
-            projected=taps.new_zeros(batch_size, self.short_width - 1, (self.gates + 1) * self.dim),
-            gated=taps.new_zeros(batch_size, self.order - 1, self.horizon - 1, self.dim),
+            projected=taps.new_zeros(shapes["projected"]),
+            gated=taps.new_zeros(shapes["gated"]),
             steps=taps.new_zeros(batch_size, dtype=torch.int64),
             short_taps=self.short_weight.to(dtype).flip(1).T.contiguous(),
             taps=taps,
@@ -159,18 +182,18 @@ class HyenaMixer(nn.Module):
         self,
         x: Tensor,
         *,
-        lengths: Tensor | None = None,
-        starts: Tensor | None = None,
-        mask: Tensor | None = None,
-        cu_seqlens: Tensor | None = None,
+        lengths: Index | None = None,
+        starts: Index | None = None,
+        mask: Index | None = None,
+        cu_seqlens: Index | None = None,
     ) -> tuple[Tensor, MixerState]:
         """:meth:`forward` of whole histories, and the state after each one's last event, for :meth:`step`.
 
         The output has gradients, the state has none.
         """
-        layout = self._layout(x, lengths, starts, mask, cu_seqlens)
-        y, projected, gated = self._mix(x, layout)
-        first, length = spans(x, *segments("HyenaMixer", x, **layout))
+        where = self._where(x, lengths, starts, mask, cu_seqlens)
+        y, projected, gated = self._mix(x, where)
+        first, length = spans(x, where)
         state = self.init_state(first.shape[0])
 
         def newest(values: Tensor, count: int) -> Tensor:  # (..., C) to (S, count, C)
@@ -178,12 +201,13 @@ class HyenaMixer(nn.Module):
             return last_rows(rows, first, length, count).to(state.taps.dtype)
 
         count = self.horizon - 1
-        histories = [_product(None if q is None else newest(q, count), newest(v, count)) for q, v in gated]
-        return y, replace(
-            state,
-            projected=newest(projected, self.short_width - 1),
-            gated=torch.stack(histories, 1) if histories else state.gated,
-        )
+        with torch.inference_mode(False), torch.no_grad():
+            histories = [_product(None if q is None else newest(q, count), newest(v, count)) for q, v in gated]
+            return y, replace(
+                state,
+                projected=newest(projected, self.short_width - 1),
+                gated=torch.stack(histories, 1) if histories else state.gated,
+            )
 
     @torch.no_grad()
     def step(self, x: Tensor, state: MixerState) -> tuple[Tensor, MixerState]:
@@ -193,11 +217,13 @@ class HyenaMixer(nn.Module):
         The state is written to, not copied: continue one history in two ways from two ``state.index`` copies. Without
         gradients.
         """
+        op = "HyenaMixer.step"
+        self._check(op, x)
         if x.dim() != 2 or x.shape != (state.projected.shape[0], self.dim):
             raise ValueError(
-                f"HyenaMixer.step: x must be ({state.projected.shape[0]}, {self.dim}) beside this state, "
-                f"got {tuple(x.shape)}"
+                f"{op}: x must be ({state.projected.shape[0]}, {self.dim}) beside this state, got {tuple(x.shape)}"
             )
+        self._check_state(op, state)
         new = self.in_proj(x)  # (B, (gates+1) D)
         z = conv_step(new.to(state.taps.dtype), state.projected, state.short_taps, state.steps)
         *gates, v = (z + self.short_bias).to(new.dtype).chunk(self.gates + 1, -1)
@@ -210,63 +236,89 @@ class HyenaMixer(nn.Module):
         state.steps.add_(1)
         return self.out_proj(v if self.filters else _product(gate, v)), state
 
-    def _layout(
-        self, x: Tensor, lengths: Tensor | None, starts: Tensor | None, mask: Tensor | None, cu_seqlens: Tensor | None
-    ) -> Layout:
-        """Where the sequences of ``x`` lie, after checks."""
+    def _where(
+        self, x: Tensor, lengths: Index | None, starts: Index | None, mask: Index | None, cu_seqlens: Index | None
+    ) -> Segments:
+        """Where the sequences of ``x`` lie, once for the whole call, after checks."""
+        self._check("HyenaMixer", x)
         if x.dim() not in (2, 3) or x.shape[-1] != self.dim:
             raise ValueError(f"HyenaMixer: x must be (B, L, {self.dim}) or (T, {self.dim}), got {tuple(x.shape)}")
-        if mask is not None:
-            if lengths is not None or starts is not None or cu_seqlens is not None:
-                raise ValueError("HyenaMixer: mask takes the place of lengths, starts and cu_seqlens; give one of them")
-            lengths, starts = from_mask("HyenaMixer", x, mask)
-        return {"lengths": lengths, "starts": starts, "cu_seqlens": cu_seqlens}
+        if mask is None:
+            return Segments.of("HyenaMixer", x, lengths, starts, cu_seqlens)
+        if lengths is not None or starts is not None or cu_seqlens is not None:
+            raise ValueError("HyenaMixer: mask takes the place of lengths, starts and cu_seqlens; give one of them")
+        return Segments.of_mask("HyenaMixer", x, mask)
 
-    def _mix(self, x: Tensor, layout: Layout) -> tuple[Tensor, Tensor, list[Factors]]:
+    def _check(self, op: str, x: Tensor) -> None:
+        """``x`` is a tensor in the dtype of the weights, or one that autocast will cast."""
+        check_tensor(op, "x", x)
+        dtype = self.short_weight.dtype
+        if x.dtype != dtype and not (x.is_floating_point() and torch.is_autocast_enabled(x.device.type)):
+            raise ValueError(f"{op}: x must be {dtype} as the mixer's weights are, got {x.dtype}")
+
+    def _check_state(self, op: str, state: MixerState) -> None:
+        """``state`` has the sizes and dtype that a state of this mixer has."""
+        batch, weight = state.steps.shape[0], self.short_weight
+        for name, shape in self._state_shapes(batch).items():
+            given: Tensor = getattr(state, name)
+            if given.shape != shape or given.dtype != wide(weight.dtype) or given.device != weight.device:
+                raise ValueError(
+                    f"{op}: this is no state of this mixer: {name} must be {shape} {wide(weight.dtype)} on "
+                    f"{weight.device}, got {tuple(given.shape)} {given.dtype} on {given.device}"
+                )
+
+    def _state_shapes(self, batch: int) -> dict[str, tuple[int, ...]]:
+        channels = (self.gates + 1) * self.dim
+        return {
+            "projected": (batch, self.short_width - 1, channels),
+            "gated": (batch, self.order - 1, self.horizon - 1, self.dim),
+            "short_taps": (self.short_width, channels),
+            "taps": (self.order - 1, self.horizon, self.dim),
+        }
+
+    def _mix(self, x: Tensor, where: Segments) -> tuple[Tensor, Tensor, list[Factors]]:
         """The output, the short convolution's input, and the factors of each long convolution's input."""
-        projected, (*q, gate), v = self._project(x, layout)
-        v, gated = self._convolve(v, q, self._gate(gate), layout)
+        projected, (*q, gate), v = self._project(x, where)
+        v, gated = self._convolve(v, q, self._gate(gate), where)
         return self.out_proj(v), projected, gated
 
-    def _mix_last(self, x: Tensor, layout: Layout) -> Tensor:
+    def _mix_last(self, x: Tensor, where: Segments) -> Tensor:
         """The output at each sequence's last position, (S, D)."""
-        starts, ends = segments("HyenaMixer", x, **layout)
-        if not torch.compiler.is_compiling():
-            check_segments("HyenaMixer", x, starts, ends)
-        first, length = spans(x, starts, ends)
-        # It depends on `reach` events of each sequence, unless x as a whole is fewer.
-        reach = (self.order - 1) * (self.horizon - 1) + self.short_width
-        if first.shape[0] * reach < x.shape[:-1].numel():
+        first, length = spans(x, where)
+        # It depends on `reach` events of each sequence, unless x as a whole is fewer. A traced program is for any
+        # number of events and may not choose by it.
+        reach = torch.sym_min((self.order - 1) * (self.horizon - 1) + self.short_width, x.shape[-2])
+        if torch.compiler.is_compiling() or first.shape[0] * reach < x.shape[:-1].numel():
             kept = length.clamp(max=reach)
             x = last_rows(x.reshape(-1, self.dim), first, length, reach)  # (S, reach, D), right-aligned
-            layout = {"lengths": kept, "starts": reach - kept}
-            first, length = spans(x, reach - kept, None)
-        _, (*q, gates), v = self._project(x, layout)
+            where = Segments(reach - kept, torch.full_like(kept, reach))
+            first, length = spans(x, where)
+        _, (*q, gates), v = self._project(x, where)
 
         def newest(values: Tensor) -> Tensor:  # (..., D) to (S, D)
             return last_rows(values.reshape(-1, self.dim), first, length, 1)[:, 0]
 
         gate = None if gates is None else self._gate(newest(gates))
-        v, _ = self._convolve(v if self.filters else newest(v), q, gate, layout, last_only=True)
+        v, _ = self._convolve(v if self.filters else newest(v), q, gate, where, last_only=True)
         y: Tensor = self.out_proj(v)
         return y
 
-    def _project(self, x: Tensor, layout: Layout) -> tuple[Tensor, list[Tensor | None], Tensor]:
+    def _project(self, x: Tensor, where: Segments) -> tuple[Tensor, list[Tensor | None], Tensor]:
         """What the short convolution reads; the order gates and the values after it. A gate of None has been
         multiplied in, or there are no gates."""
         # The operators mask by themselves; in_proj's gradient would multiply their zeros with what the padding holds.
-        projected: Tensor = self.in_proj(zero_padding(x, layout))
+        projected: Tensor = self.in_proj(zero_padding(x, where))
         weight, bias = self.short_weight, self.short_bias
         if not self.gates:
-            return projected, [None] * self.order, short_conv(projected, weight, bias, **layout)
+            return projected, [None] * self.order, short_conv(projected, weight, bias, segments=where)
         if self.order > 1:  # the first long convolution's gate
-            v, q = gated_short_conv(projected, weight, bias, self.dim, **layout)
+            v, q = gated_short_conv(projected, weight, bias, self.dim, segments=where)
             return projected, [None, *q.chunk(self.order - 1, -1)], v
-        gate, v = short_conv(projected, weight, bias, **layout).chunk(2, -1)
+        gate, v = short_conv(projected, weight, bias, segments=where).chunk(2, -1)
         return projected, [gate], v
 
     def _convolve(
-        self, v: Tensor, q: Sequence[Tensor | None], gate: Tensor | None, layout: Layout, *, last_only: bool = False
+        self, v: Tensor, q: Sequence[Tensor | None], gate: Tensor | None, where: Segments, *, last_only: bool = False
     ) -> tuple[Tensor, list[Factors]]:
         """The recurrence from ``v`` to ``gate * v``, and the factors of each convolution's input."""
         gated: list[Factors] = []
@@ -274,7 +326,7 @@ class HyenaMixer(nn.Module):
             last = i == self.order - 2
             gated.append((q[i], v))
             options: ConvOptions = {
-                **layout,
+                "segments": where,
                 "pre_gate": q[i],
                 "post_gate": gate if last else None,
                 "last_only": last and last_only,

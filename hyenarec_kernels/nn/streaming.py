@@ -33,15 +33,34 @@ class MixerState:
     short_taps: Tensor
     taps: Tensor
 
+    @torch.inference_mode(False)  # steps write to a state, which for inference tensors no other mode allows
     def index(self, rows: Tensor) -> MixerState:
         """A copy of the state of some sequences: ``rows`` int64 indices (n,) or a bool mask (B,)."""
         return replace(self, projected=self.projected[rows], gated=self.gated[rows], steps=self.steps[rows])
 
     @staticmethod
+    @torch.inference_mode(False)
     def cat(states: Sequence[MixerState]) -> MixerState:
-        """Copies of states of one mixer, joined along the batch."""
+        """Copies of states of one mixer, joined along the batch.
+
+        Raises:
+            ValueError: there are none, or they hold the filters of different mixers (which is looked at: on an
+                accelerator this waits for the device).
+        """
+        if not states:
+            raise ValueError("MixerState.cat: there must be at least one state")
+        first = states[0]
+        for i, state in enumerate(states[1:], 1):
+            for name in ("short_taps", "taps"):
+                ours, theirs = getattr(first, name), getattr(state, name)
+                same = ours.shape == theirs.shape and ours.dtype == theirs.dtype and ours.device == theirs.device
+                if not (same and (ours is theirs or torch.equal(ours, theirs))):
+                    raise ValueError(
+                        f"MixerState.cat: states must be of one mixer, but {name} of state {i}, {tuple(theirs.shape)} "
+                        f"{theirs.dtype}, differs from that of state 0, {tuple(ours.shape)} {ours.dtype}"
+                    )
         return replace(
-            states[0],
+            first,
             projected=torch.cat([state.projected for state in states]),
             gated=torch.cat([state.gated for state in states]),
             steps=torch.cat([state.steps for state in states]),

@@ -9,19 +9,29 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from hyenarec_kernels.dtypes import wide
+
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
 def check_input(op: str, x: Tensor) -> None:
     """``x`` is (B, L, D) or (T, D), D >= 1, in a supported dtype."""
+    check_tensor(op, "x", x)
     if x.dim() not in (2, 3) or x.shape[-1] < 1:
         raise ValueError(f"{op}: x must be padded (B, L, D) or packed (T, D) with D >= 1, got {tuple(x.shape)}")
     if x.dtype not in DTYPES:
         raise ValueError(f"{op}: x must be float32, bfloat16, float16 or float64, got {x.dtype}")
 
 
+def check_tensor(op: str, name: str, given: object) -> None:
+    """``given`` is a tensor, not a list or an array, whose conversion would cut it off from gradients."""
+    if not isinstance(given, Tensor):
+        raise ValueError(f"{op}: {name} must be a tensor, got {type(given).__module__}.{type(given).__qualname__}")
+
+
 def check_groups(op: str, name: str, grouped: Tensor, x: Tensor) -> None:
     """``grouped`` is (G, n >= 1) where G divides the channels of ``x``, and a parameter beside ``x``."""
+    check_tensor(op, name, grouped)
     if grouped.dim() != 2 or grouped.shape[1] < 1 or grouped.shape[0] < 1 or x.shape[-1] % grouped.shape[0]:
         raise ValueError(
             f"{op}: {name} must be (G, n) with n >= 1 and G a divisor of the {x.shape[-1]} channels of x, "
@@ -32,7 +42,7 @@ def check_groups(op: str, name: str, grouped: Tensor, x: Tensor) -> None:
 
 def check_parameter(op: str, name: str, parameter: Tensor | None, shape: Sequence[int], x: Tensor) -> None:
     """``parameter``, if any, has this shape, and the dtype of ``x`` or float32 (float64 beside float64)."""
-    allowed = {x.dtype, torch.float64 if x.dtype == torch.float64 else torch.float32}
+    allowed = {x.dtype, wide(x.dtype)}
     _check(op, name, parameter, shape, allowed, x)
 
 
@@ -52,6 +62,7 @@ def autocast(x: Tensor) -> Tensor:
 def _check(op: str, name: str, t: Tensor | None, shape: Sequence[int], dtypes: set[torch.dtype], x: Tensor) -> None:
     if t is None:
         return
+    check_tensor(op, name, t)
     if t.shape != torch.Size(shape):
         raise ValueError(f"{op}: {name} must have shape {tuple(shape)}, got {tuple(t.shape)}")
     if t.dtype not in dtypes:

@@ -6,8 +6,10 @@ import torch
 from torch import Tensor
 
 from hyenarec_kernels import backends
-from hyenarec_kernels.ops.checks import check_gate
-from hyenarec_kernels.ops.registration import NAMESPACE
+from hyenarec_kernels.dtypes import wide
+from hyenarec_kernels.ops.checks import check_gate, check_tensor
+from hyenarec_kernels.ops.registration import LIBRARY, NAMESPACE
+from hyenarec_kernels.tracing import transformed
 
 
 def conv_step(
@@ -25,7 +27,7 @@ def conv_step(
         y[b, d] = taps[K-1, d] * u[b, d] + sum_{0 < lag < K} taps[K-1-lag, d] * (the u of `lag` events ago)[b, d]
         out = post_gate * y
 
-    Not differentiable.
+    It has no gradients, since it writes to ``history``: call it under `torch.no_grad`.
 
     Args:
         x: (B, D), the newest event of each sequence.
@@ -40,12 +42,15 @@ def conv_step(
 
     Raises:
         ValueError: an argument has a shape or dtype that does not fit.
+        NotImplementedError: a gradient of the output would be wanted.
     """
     op = "conv_step"
-    slots, wide = taps.shape[0] - 1, torch.float64 if x.dtype == torch.float64 else torch.float32
+    for name, given in (("x", x), ("history", history), ("taps", taps), ("steps", steps)):
+        check_tensor(op, name, given)
+    slots, arithmetic = taps.shape[0] - 1, wide(x.dtype)
     for name, given, shape, dtype in (
-        ("taps", taps, (slots + 1, x.shape[1]), wide),
-        ("history", history, (x.shape[0], slots, x.shape[1]), wide),
+        ("taps", taps, (slots + 1, x.shape[1]), arithmetic),
+        ("history", history, (x.shape[0], slots, x.shape[1]), arithmetic),
         ("steps", steps, (x.shape[0],), torch.int64),
     ):
         if given.shape != shape or given.dtype != dtype:
@@ -64,10 +69,23 @@ def _dispatch(*arguments: Tensor | None) -> Tensor:
     return out
 
 
+def _refuse_gradients(*arguments: Tensor | None) -> Tensor:
+    wanted = torch.is_grad_enabled() and any(a is not None and a.requires_grad for a in arguments)
+    if wanted or transformed():
+        raise NotImplementedError(
+            "conv_step: it has no gradients and works under no transform of torch.func; call it under torch.no_grad(), "
+            "or use long_conv for whole sequences"
+        )
+    with torch._C._AutoDispatchBelowAutograd():
+        out: Tensor = torch.ops.hyenarec.conv_step.default(*arguments)
+    return out
+
+
 torch.library.define(
     f"{NAMESPACE}::conv_step",
     "(Tensor x, Tensor(a!) history, Tensor taps, Tensor steps, Tensor? pre_gate, Tensor? post_gate) -> Tensor",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
 torch.library.impl(f"{NAMESPACE}::conv_step", "default", _dispatch)
+LIBRARY.impl("conv_step", _refuse_gradients, "Autograd")
 torch.library.register_fake(f"{NAMESPACE}::conv_step", lambda x, *rest: x.new_empty(x.shape))

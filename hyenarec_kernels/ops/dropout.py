@@ -8,23 +8,23 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from hyenarec_kernels.ops.checks import DTYPES
+from hyenarec_kernels.ops.checks import DTYPES, check_tensor
 from hyenarec_kernels.ops.registration import register
 
 
 def dropout(x: Tensor, probability: float, seed: Tensor, *, activation: Literal["gelu"] | None = None) -> Tensor:
-    """Each element 0 with a probability and otherwise scaled up by it, where the seed alone decides which.
+    """Sets each element to 0 with probability ``p`` and divides the others by ``1 - p``; the seed decides which.
 
-        out = keep(seed) * act(x) / (1 - p),    p = round(256 probability) / 256
+        out = keep(seed) * act(x) / (1 - p),    p = round(256 * probability) / 256
 
-    The mask is computed wherever it is needed and never stored (Philox 4x32-10 of Salmon et al. 2011, one byte an
-    element), the same on every backend. With GELU (arXiv 1606.08415, by the error function) a feed-forward's hidden
-    values are read once and written once on the way forth, and read twice and written once on the way back.
+    The mask is computed wherever it is needed and never stored (Philox 4x32-10 of Salmon et al. 2011, one byte per
+    element), and it is the same on every backend. With GELU (arXiv 1606.08415, by the error function) the forward pass
+    reads a feed-forward's hidden values once and writes them once; the backward pass reads twice and writes once.
 
     Args:
         x: any shape; float32, bfloat16, float16 or float64.
-        probability: of 0; at most 255/256.
-        seed: (1,) int64 beside ``x``. Another one for every call.
+        probability: the probability that an element becomes 0; from 0 to 255/256.
+        seed: (1,) int64 on the device of ``x``. Give every call another one, or it repeats its mask.
         activation: None or "gelu".
 
     Returns:
@@ -35,6 +35,8 @@ def dropout(x: Tensor, probability: float, seed: Tensor, *, activation: Literal[
         ValueError: an argument has a shape, dtype or value that does not fit.
     """
     op = "dropout"
+    check_tensor(op, "x", x)
+    check_tensor(op, "seed", seed)
     dropped = round(256 * probability)
     if not 0 <= dropped < 256:
         raise ValueError(f"{op}: probability must be from 0 to 255/256, got {probability}")

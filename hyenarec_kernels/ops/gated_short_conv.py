@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from hyenarec_kernels.ops.checks import autocast, check_input, check_parameter
+from hyenarec_kernels.ops.checks import autocast, check_input, check_parameter, check_tensor
 from hyenarec_kernels.ops.registration import register
-from hyenarec_kernels.segments import segments
+from hyenarec_kernels.segments import Index, Segments
 
 
 def gated_short_conv(
@@ -18,9 +18,10 @@ def gated_short_conv(
     bias: Tensor | None,
     dim: int,
     *,
-    lengths: Tensor | None = None,
-    starts: Tensor | None = None,
-    cu_seqlens: Tensor | None = None,
+    lengths: Index | None = None,
+    starts: Index | None = None,
+    cu_seqlens: Index | None = None,
+    segments: Segments | None = None,
 ) -> tuple[Tensor, Tensor]:
     """:func:`hyenarec_kernels.short_conv` of C channels, of which the first ``dim`` multiply the last.
 
@@ -29,7 +30,7 @@ def gated_short_conv(
 
     Args:
         x: padded (B, L, C) or packed (T, C), C a multiple of ``dim`` and at least twice as many.
-        weight, bias, lengths, starts, cu_seqlens: as in :func:`hyenarec_kernels.short_conv`.
+        weight, bias, lengths, starts, cu_seqlens, segments: as in :func:`hyenarec_kernels.short_conv`.
         dim: D, channels of a gate.
 
     Returns:
@@ -45,11 +46,12 @@ def gated_short_conv(
     channels = x.shape[-1]
     if dim < 1 or channels % dim or channels < 2 * dim:
         raise ValueError(f"{op}: the channels of x must be a multiple of dim, 2 or more, got {channels} and {dim}")
+    check_tensor(op, "weight", weight)
     if weight.dim() != 2 or weight.shape[1] < 1:
         raise ValueError(f"{op}: weight must be (C, W) with W >= 1, got {tuple(weight.shape)}")
     check_parameter(op, "weight", weight, (channels, weight.shape[1]), x)
     check_parameter(op, "bias", bias, (channels,), x)
-    first, end = segments(op, x, lengths, starts, cu_seqlens)
+    first, end = Segments.of(op, x, lengths, starts, cu_seqlens) if segments is None else segments
     u, q = torch.ops.hyenarec.gated_short_conv(x, weight, bias, first, end, dim)
     return u, q
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from hyenarec_kernels.ops.checks import autocast, check_gate, check_groups, check_input, check_parameter
 from hyenarec_kernels.ops.long_conv import gated_shape
 from hyenarec_kernels.ops.registration import register
-from hyenarec_kernels.segments import segments
+from hyenarec_kernels.segments import Index, Segments
 
 
 def legendre_conv(
@@ -22,9 +22,10 @@ def legendre_conv(
     decay: Tensor | None = None,
     pre_gate: Tensor | None = None,
     post_gate: Tensor | None = None,
-    lengths: Tensor | None = None,
-    starts: Tensor | None = None,
-    cu_seqlens: Tensor | None = None,
+    lengths: Index | None = None,
+    starts: Index | None = None,
+    cu_seqlens: Index | None = None,
+    segments: Segments | None = None,
     last_only: bool = False,
 ) -> Tensor:
     """:func:`long_conv` with the taps of :func:`legendre_filter` (polynomial Legendre kernels: arXiv 2603.25027).
@@ -43,7 +44,7 @@ def legendre_conv(
         decay: (G,) rates of the windows, >= 0, dtype as ``coefficients``; None for no window. The unit is 1/K: a window
             falls to 1/e in K / decay events. 0 is no window; inf leaves lag 0 alone, and its gradient is 0; NaN makes
             the outputs and gradients of its own group's channels NaN.
-        pre_gate, post_gate, lengths, starts, cu_seqlens, last_only: as in :func:`long_conv`.
+        pre_gate, post_gate, lengths, starts, cu_seqlens, segments, last_only: as in :func:`long_conv`.
 
     Returns:
         As :func:`long_conv`.
@@ -61,9 +62,11 @@ def legendre_conv(
     check_groups(op, "coefficients", coefficients, x)
     check_parameter(op, "decay", decay, (coefficients.shape[0],), x)
     check_parameter(op, "skip", skip, (x.shape[-1],), x)
+    if not isinstance(horizon, int | torch.SymInt):
+        raise ValueError(f"{op}: horizon must be an int, got {horizon!r}")
     if horizon < 1:
         raise ValueError(f"{op}: horizon must be at least 1, got {horizon}")
-    first, end = segments(op, x, lengths, starts, cu_seqlens)
+    first, end = Segments.of(op, x, lengths, starts, cu_seqlens) if segments is None else segments
     check_gate(op, "pre_gate", pre_gate, x.shape, x)
     check_gate(op, "post_gate", post_gate, gated_shape(x, first, last_only), x)
     out: Tensor = torch.ops.hyenarec.legendre_conv(

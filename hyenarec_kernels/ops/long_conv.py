@@ -9,7 +9,7 @@ from torch import Tensor
 
 from hyenarec_kernels.ops.checks import autocast, check_gate, check_groups, check_input, check_parameter
 from hyenarec_kernels.ops.registration import register
-from hyenarec_kernels.segments import segments
+from hyenarec_kernels.segments import Index, Segments
 
 
 def long_conv(
@@ -19,9 +19,10 @@ def long_conv(
     *,
     pre_gate: Tensor | None = None,
     post_gate: Tensor | None = None,
-    lengths: Tensor | None = None,
-    starts: Tensor | None = None,
-    cu_seqlens: Tensor | None = None,
+    lengths: Index | None = None,
+    starts: Index | None = None,
+    cu_seqlens: Index | None = None,
+    segments: Segments | None = None,
     last_only: bool = False,
 ) -> Tensor:
     """Linear causal convolution with a long filter, gated before and after: Hyena's recurrence (arXiv 2302.10866,
@@ -40,12 +41,14 @@ def long_conv(
         skip: (D,), dtype as ``filter``.
         pre_gate: the shape and dtype of ``x``.
         post_gate: the shape of the output and the dtype of ``x``.
-        lengths: (B,) int32 or int64, padded ``x`` only: row ``b``'s sequence is ``x[b, starts[b]:starts[b] +
-            lengths[b]]``. All of each row by default. The rest is padding: it may hold anything, in the gates too, and
+        lengths: (B,) int32 or int64 (a list or a NumPy array too), padded ``x`` only: row ``b``'s sequence is
+            ``x[b, starts[b]:starts[b] + lengths[b]]``. All of each row by default. The rest is padding: it may hold anything, in the gates too, and
             its output is 0.
         starts: (B,) beside ``lengths``; 0 (right padding) by default, ``L - lengths`` for left padding.
         cu_seqlens: (S + 1,) int32 or int64, packed ``x`` only: sequence ``s`` is ``x[cu_seqlens[s]:cu_seqlens[s +
             1]]``.
+        segments: in place of these three, a :class:`hyenarec_kernels.segments.Segments` that was made of them for
+            several calls with inputs of one shape; its values are not checked again.
         last_only: compute the last position of each sequence only, at a cost of O(K D) a sequence.
 
     Returns:
@@ -57,8 +60,9 @@ def long_conv(
     taps are so many that they go through an FFT: torch's FFTs divide their work by the number of threads.
 
     Raises:
-        ValueError: an argument has a shape, dtype, device or value that does not fit; values of ``lengths``, ``starts``
-            and ``cu_seqlens`` are checked on the CPU only.
+        ValueError: an argument has a shape, dtype, device or value that does not fit. Values of ``lengths``, ``starts``
+            and ``cu_seqlens`` are checked on the CPU, in compiled and exported programs too; on other devices, which
+            are not waited for, they are clamped to the positions that ``x`` has.
     """
     op = "long_conv"
     check_input(op, x)
@@ -67,7 +71,7 @@ def long_conv(
     post_gate = None if post_gate is None else autocast(post_gate)
     check_groups(op, "filter", filter, x)
     check_parameter(op, "skip", skip, (x.shape[-1],), x)
-    first, end = segments(op, x, lengths, starts, cu_seqlens)
+    first, end = Segments.of(op, x, lengths, starts, cu_seqlens) if segments is None else segments
     check_gate(op, "pre_gate", pre_gate, x.shape, x)
     check_gate(op, "post_gate", post_gate, gated_shape(x, first, last_only), x)
     out: Tensor = torch.ops.hyenarec.long_conv(x, filter, skip, pre_gate, post_gate, first, end, last_only)

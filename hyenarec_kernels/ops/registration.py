@@ -18,9 +18,10 @@ from torch import Tensor
 
 from hyenarec_kernels import backends
 from hyenarec_kernels.backends import reference
-from hyenarec_kernels.segments import check_segments
+from hyenarec_kernels.tracing import transformed
 
 NAMESPACE = "hyenarec"
+LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
 SEGMENTS = ("Tensor? starts", "Tensor? ends")
 
 
@@ -48,10 +49,9 @@ def register(
     arguments = ", ".join((*tensors, *constants, options))
     grads = ", ".join(f"Tensor grad_{i}" for i in range(outputs))
     backward_name = f"{name}_backward"
-    segments = slice(count, count + 2) if constants is SEGMENTS else None
-    _define(name, name, f"({arguments}) -> ({_tensors(outputs)})", slice(None), segments, check)
+    _define(name, name, f"({arguments}) -> ({_tensors(outputs)})", slice(None), check)
     schema = f"({grads}, {arguments}, bool[{count}] needs) -> ({_tensors(count)})"
-    _define(backward_name, name, schema, slice(outputs, -1), segments, None)
+    _define(backward_name, name, schema, slice(outputs, -1), None)
     backward_operator = getattr(torch.ops.hyenarec, backward_name)
 
     def fake(x: Tensor, *rest: Any) -> Tensor | tuple[Tensor, ...]:
@@ -64,11 +64,6 @@ def register(
             t.new_empty(t.shape) if t is not None and need else x.new_empty(0)
             for t, need in zip(inputs, needs, strict=True)
         )
-
-    def save(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        tensors = [value for value in inputs if value is None or isinstance(value, Tensor)]
-        ctx.save_for_backward(*tensors)
-        ctx.options = inputs[len(tensors) :]
 
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         needs = list(ctx.needs_input_grad[:count])
@@ -92,9 +87,54 @@ def register(
         return tuple(next(found) if need else None for need in ctx.needs_input_grad)
 
     torch.library.register_fake(f"{NAMESPACE}::{name}", fake)
-    torch.library.register_autograd(f"{NAMESPACE}::{name}", backward, setup_context=save)
     torch.library.register_fake(f"{NAMESPACE}::{backward_name}", fake_backward)
-    torch.library.register_autograd(f"{NAMESPACE}::{backward_name}", double_backward, setup_context=save)
+    _differentiate(name, backward)
+    _differentiate(backward_name, double_backward)
+
+
+def _differentiate(name: str, backward: Callable[..., tuple[Tensor | None, ...]]) -> None:
+    """Registers the gradients of an operator.
+
+    `torch.library.register_autograd` would do so for backward passes alone: forward mode would give zeros in silence,
+    and `torch.func` would raise. There the operator is the reference, whose PyTorch operations can all of it.
+    """
+    operator = getattr(torch.ops.hyenarec, name).default
+
+    class Differentiable(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, *arguments: Any) -> Any:
+            tensors = [value for value in arguments if value is None or isinstance(value, Tensor)]
+            ctx.save_for_backward(*tensors)
+            ctx.options = arguments[len(tensors) :]
+            with torch._C._AutoDispatchBelowAutograd():
+                return operator(*arguments)
+
+    Differentiable.backward = staticmethod(backward)  # type: ignore[method-assign]
+    Differentiable.__name__ = Differentiable.__qualname__ = name
+
+    def autograd(*arguments: Any) -> Any:
+        if transformed():
+            return getattr(reference, name)(*arguments)
+        if torch.is_grad_enabled() and any(isinstance(a, Tensor) and a.requires_grad for a in arguments):
+            return Differentiable.apply(*arguments)
+        with torch._C._AutoDispatchBelowAutograd():
+            return operator(*arguments)
+
+    def batched(info: Any, in_dims: tuple[int | None, ...], *arguments: Any) -> Any:
+        mapped = [i for i, dim in enumerate(in_dims) if dim is not None]
+        for i in mapped:
+            if not arguments[i].is_floating_point():
+                raise NotImplementedError(f"{name}: vmap over lengths, starts, cu_seqlens or seeds is not supported")
+
+        def call(*tensors: Tensor) -> Any:
+            replaced = dict(zip(mapped, tensors, strict=True))
+            return getattr(reference, name)(*(replaced.get(i, a) for i, a in enumerate(arguments)))
+
+        out = torch.vmap(call, tuple(in_dims[i] for i in mapped))(*(arguments[i] for i in mapped))
+        return out, (0 if isinstance(out, Tensor) else tuple(0 for _ in out))
+
+    LIBRARY.impl(name, autograd, "Autograd")
+    torch.library.register_vmap(f"{NAMESPACE}::{name}", batched)
 
 
 def _one_or_all(results: Iterable[Tensor]) -> Tensor | tuple[Tensor, ...]:
@@ -111,22 +151,18 @@ def _tensors(count: int) -> str:
     return ", ".join(["Tensor"] * count)
 
 
-def _define(
-    name: str, operator: str, schema: str, own: slice, segments: slice | None, check: Callable[..., None] | None
-) -> None:
-    """Defines ``operator`` or its backward: ``own`` are the arguments of the operator, ``segments`` of those the
-    ``starts`` and ``ends``."""
+def _define(name: str, operator: str, schema: str, own: slice, check: Callable[..., None] | None) -> None:
+    """Defines ``operator`` or its backward; ``own`` are the arguments of the operator."""
     qualified = f"{NAMESPACE}::{name}"
 
     def dispatch(*arguments: Any) -> Any:
         call = backends.Call(name, operator, arguments[own])
-        x: Tensor = call.arguments[0]
-        if segments is not None:
-            check_segments(name, x, *call.arguments[segments])
         if check is not None:
             check(*call.arguments)
-        with _no_autocast(x.device.type):
-            return backends.implementation(call)(*arguments)
+        with _no_autocast(call.arguments[0].device.type):
+            results = backends.implementation(call)(*arguments)
+        # The fakes promise this. A backend's own operations may keep the strides of x where a result is all zeros.
+        return _one_or_all(result.contiguous() for result in _all(results))
 
     torch.library.define(qualified, schema, tags=(torch.Tag.pt2_compliant_tag,))
     torch.library.impl(qualified, "default", dispatch)

@@ -8,9 +8,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from hyenarec_kernels.ops.checks import autocast, check_input, check_parameter
+from hyenarec_kernels.ops.checks import autocast, check_input, check_parameter, check_tensor
 from hyenarec_kernels.ops.registration import register
-from hyenarec_kernels.segments import segments
+from hyenarec_kernels.segments import Index, Segments
 
 
 def short_conv(
@@ -19,9 +19,10 @@ def short_conv(
     bias: Tensor | None = None,
     *,
     activation: Literal["silu"] | None = None,
-    lengths: Tensor | None = None,
-    starts: Tensor | None = None,
-    cu_seqlens: Tensor | None = None,
+    lengths: Index | None = None,
+    starts: Index | None = None,
+    cu_seqlens: Index | None = None,
+    segments: Segments | None = None,
 ) -> Tensor:
     """Depthwise causal FIR filter, one of ``W`` taps a channel, as in Hyena's projections (arXiv 2302.10866, section
     3).
@@ -35,30 +36,34 @@ def short_conv(
         weight: (D, W), W >= 1, lag 0 first; the dtype of ``x``, or float32 (float64 beside float64).
         bias: (D,), dtype as ``weight``.
         activation: None or "silu".
-        lengths: (B,) int32 or int64, padded ``x`` only: row ``b``'s sequence is ``x[b, starts[b]:starts[b] +
-            lengths[b]]``. All of each row by default. The rest is padding: it may hold anything, and its output is 0.
+        lengths: (B,) int32 or int64 (a list or a NumPy array too), padded ``x`` only: row ``b``'s sequence is
+            ``x[b, starts[b]:starts[b] + lengths[b]]``. All of each row by default. The rest is padding: it may hold anything, and its output is 0.
         starts: (B,) beside ``lengths``; 0 (right padding) by default, ``L - lengths`` for left padding.
         cu_seqlens: (S + 1,) int32 or int64, packed ``x`` only: sequence ``s`` is ``x[cu_seqlens[s]:cu_seqlens[s +
             1]]``.
+        segments: in place of these three, a :class:`hyenarec_kernels.segments.Segments` that was made of them for
+            several calls with inputs of one shape; its values are not checked again.
 
     Returns:
         The shape and dtype of ``x``, contiguous. Computed in float32 (float64 for float64) and rounded once. Under
         autocast ``x`` is cast to the autocast dtype.
 
     Raises:
-        ValueError: an argument has a shape, dtype, device or value that does not fit; values of ``lengths``, ``starts``
-            and ``cu_seqlens`` are checked on the CPU only.
+        ValueError: an argument has a shape, dtype, device or value that does not fit. Values of ``lengths``, ``starts``
+            and ``cu_seqlens`` are checked on the CPU, in compiled and exported programs too; on other devices, which
+            are not waited for, they are clamped to the positions that ``x`` has.
     """
     op = "short_conv"
     check_input(op, x)
     x = autocast(x)
+    check_tensor(op, "weight", weight)
     if weight.dim() != 2 or weight.shape[1] < 1:
         raise ValueError(f"{op}: weight must be (D, W) with W >= 1, got {tuple(weight.shape)}")
     check_parameter(op, "weight", weight, (x.shape[-1], weight.shape[1]), x)
     check_parameter(op, "bias", bias, (x.shape[-1],), x)
     if activation not in (None, "silu"):
         raise ValueError(f"{op}: activation must be None or 'silu', got {activation!r}")
-    first, end = segments(op, x, lengths, starts, cu_seqlens)
+    first, end = Segments.of(op, x, lengths, starts, cu_seqlens) if segments is None else segments
     out: Tensor = torch.ops.hyenarec.short_conv(x, weight, bias, first, end, activation or "")
     return out
 

@@ -166,7 +166,8 @@ def test_mixer_refuses_bad_layouts(last_only: bool) -> None:
     for bad, where, message in (
         (x, {"mask": holes}, "one run a row; row 1 has 2 runs"),
         (x, {"mask": mask[:, :5]}, "mask must be bool"),
-        (x, {"mask": mask.int()}, "mask must be bool"),
+        (x, {"mask": mask.float()}, "mask must be bool"),
+        (x, {"mask": 2 * mask.int()}, "mask must hold 0 and 1 alone, got 2"),
         (x, {"mask": mask, "lengths": torch.tensor([1, 2])}, "give one of them"),
         (x, {"cu_seqlens": torch.tensor([0, 12])}, "not cu_seqlens"),
         (x, {"starts": torch.tensor([0, 1])}, "starts was given without lengths"),

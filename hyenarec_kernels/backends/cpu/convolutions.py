@@ -17,7 +17,7 @@ from hyenarec_kernels.backends.calls import Call, Slower
 from hyenarec_kernels.backends.cpu.parameters import in_arithmetic, lag_major, per_channel, per_group, rows_per_channel
 from hyenarec_kernels.backends.cpu.plan import FORMAT, MANY_ROWS, Plan, direct_plan, plan_for
 from hyenarec_kernels.backends.crossovers import CPU_DIRECT
-from hyenarec_kernels.backends.reference.rows import wide
+from hyenarec_kernels.dtypes import wide
 from hyenarec_kernels.legendre import event_rate, filter_gradients, legendre_basis, legendre_filter, too_fast
 from hyenarec_kernels.lowrank.blocks import sampled_basis
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from hyenarec_kernels.backends.reference.rows import wide
+from hyenarec_kernels.dtypes import wide
 
 
 def in_arithmetic(t: Tensor | None, x: Tensor) -> Tensor | None:

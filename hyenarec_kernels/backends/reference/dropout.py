@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import gelu as apply_gelu
 
-from hyenarec_kernels.backends.reference.rows import wide
+from hyenarec_kernels.dtypes import wide
 
 GROUP, COUNTERS = 256, 16  # elements of a group, and counters of the generator that decide them
 MULTIPLIERS, WEYL, ROUNDS = (0xD2511F53, 0xCD9E8D57), (0x9E3779B9, 0xBB67AE85), 10

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from hyenarec_kernels.backends.reference.rows import wide
 from hyenarec_kernels.backends.reference.short_conv import short_conv, short_conv_backward
+from hyenarec_kernels.dtypes import wide
 
 
 def gated_short_conv(

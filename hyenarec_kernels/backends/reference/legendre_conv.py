@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from hyenarec_kernels.backends.reference.long_conv import long_conv, long_conv_backward
-from hyenarec_kernels.backends.reference.rows import wide
+from hyenarec_kernels.dtypes import wide
 from hyenarec_kernels.legendre import filter_gradients, legendre_filter
 
 

@@ -16,7 +16,8 @@ from torch.nn.functional import pad
 from hyenarec_kernels.backends.calls import Call
 from hyenarec_kernels.backends.crossovers import REFERENCE_DIRECT
 from hyenarec_kernels.backends.reference import direct, fourier
-from hyenarec_kernels.backends.reference.rows import Rows, wide
+from hyenarec_kernels.backends.reference.rows import Rows
+from hyenarec_kernels.dtypes import wide
 from hyenarec_kernels.segments import last_rows
 
 

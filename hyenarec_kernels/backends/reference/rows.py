@@ -10,12 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from hyenarec_kernels.segments import spans
-
-
-def wide(dtype: torch.dtype) -> torch.dtype:
-    """The dtype to compute in."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
+from hyenarec_kernels.segments import Segments, spans
 
 
 @dataclass(frozen=True)
@@ -41,7 +36,7 @@ class Rows:
     @classmethod
     def of(cls, x: Tensor, starts: Tensor | None, ends: Tensor | None) -> Rows:
         """From an operator's arguments: ``x`` (B, L, D) or (T, D), and where each sequence starts and ends."""
-        first, length = spans(x, starts, ends)
+        first, length = spans(x, Segments(starts, ends))
         if x.dim() == 2:
             sequence = torch.repeat_interleave(length, output_size=x.shape[0])
             return cls(first, length, sequence, _range(sequence) - first[sequence], None, length.tolist(), None)

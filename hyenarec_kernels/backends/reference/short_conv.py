@@ -6,7 +6,8 @@ from torch import Tensor
 from torch.nn.functional import pad, silu
 
 from hyenarec_kernels.backends.reference import direct
-from hyenarec_kernels.backends.reference.rows import Rows, wide
+from hyenarec_kernels.backends.reference.rows import Rows
+from hyenarec_kernels.dtypes import wide
 
 
 def short_conv(

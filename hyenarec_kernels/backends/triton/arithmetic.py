@@ -11,10 +11,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from hyenarec_kernels.backends.reference.rows import wide
 from hyenarec_kernels.backends.triton import INTERPRETED
 from hyenarec_kernels.backends.triton.configs import CHUNK, TABLE
 from hyenarec_kernels.backends.triton.rows import ChunkedRows
+from hyenarec_kernels.dtypes import wide
 
 SERVED = (torch.float32, torch.float16, torch.float64 if INTERPRETED else torch.bfloat16)
 

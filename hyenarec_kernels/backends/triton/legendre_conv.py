@@ -23,7 +23,6 @@ import triton
 from torch import Tensor
 
 from hyenarec_kernels.backends.crossovers import TRITON_DIRECT
-from hyenarec_kernels.backends.reference.rows import wide
 from hyenarec_kernels.backends.triton.arithmetic import Arithmetic, tile_channels, wide_parameter
 from hyenarec_kernels.backends.triton.configs import CHUNK, TABLE, Config
 from hyenarec_kernels.backends.triton.far import Far
@@ -39,6 +38,7 @@ from hyenarec_kernels.backends.triton.long_conv import (
 from hyenarec_kernels.backends.triton.plan import GpuPlan, fastest, padded, plan_for
 from hyenarec_kernels.backends.triton.rows import ChunkedRows, Slots
 from hyenarec_kernels.backends.triton.tables import Constants, Filter, Tables, constants
+from hyenarec_kernels.dtypes import wide
 from hyenarec_kernels.legendre import filter_gradients, legendre_filter
 
 # Moments and partial sums live for one call. They take 0.5 to 2 times the memory of an output of 16 bits (more where

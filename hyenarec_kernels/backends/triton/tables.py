@@ -16,7 +16,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hyenarec_kernels.backends.reference.rows import wide
 from hyenarec_kernels.backends.triton.configs import CHUNK
 from hyenarec_kernels.backends.triton.plan import (
     GpuPlan,
@@ -27,6 +26,7 @@ from hyenarec_kernels.backends.triton.plan import (
     toeplitz,
     transfer,
 )
+from hyenarec_kernels.dtypes import wide
 from hyenarec_kernels.legendre import event_rate
 from hyenarec_kernels.lowrank.blocks import Array, local_basis, sampled_basis
 

@@ -1,0 +1,10 @@
+"""The dtype that arithmetic has, from the dtype of its input: stated once, for every backend and module."""
+
+from __future__ import annotations
+
+import torch
+
+
+def wide(dtype: torch.dtype) -> torch.dtype:
+    """The dtype to compute and accumulate in: float64 for float64, float32 for everything shorter."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
