@@ -26,7 +26,7 @@ napoleon_use_ivar = True
 # Every reference must be found, except those to other projects' objects.
 nitpicky = True
 nitpick_ignore_regex = [
-    (r"py:class", r"(torch|numpy|np|pathlib|collections)\..+|(Tensor|Path|NDArray|ConvOptions)(\[.+\])?"),
+    (r"py:class", r"(torch|numpy|np|pathlib|collections)\..+|(Tensor|Path|NDArray|Index|ConvOptions)(\[.+\])?"),
     (r"py:class", r"hyenarec\.[a-z_.]+\.[A-Z]\w+"),  # annotations name classes by where they are defined
 ]
 

@@ -1,6 +1,7 @@
 """Every Python block of the documents runs: those of one page in order, in one namespace.
 
-A block that cannot run here says so in the line above it: ``<!-- not run: reason -->``.
+A block that cannot run here says so in the line above it: ``<!-- not run: reason -->``. A page that needs another
+page's files has ``<!-- after: page.md -->``.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 BLOCK = re.compile(r"(?P<mark><!-- not run: [^\n]+ -->\n)?^```python\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL)
+AFTER = re.compile(r"^<!-- after: (\S+) -->$", re.MULTILINE)
 
 
 def blocks(page: Path) -> list[tuple[int, str]]:
@@ -25,10 +27,12 @@ def blocks(page: Path) -> list[tuple[int, str]]:
 @pytest.mark.parametrize("page", [p for p in PAGES if blocks(p)], ids=lambda p: str(p.relative_to(ROOT)))
 def test_the_blocks_of_a_page_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    namespace: dict[str, Any] = {"__name__": "__main__"}
-    for line, code in blocks(page):
-        # as many empty lines before it as in the page, so that a traceback gives the page's own line
-        exec(compile("\n" * line + code, str(page), "exec"), namespace)
+    before = [page.parent / name for name in AFTER.findall(page.read_text(encoding="utf-8"))]
+    for each in (*before, page):
+        namespace: dict[str, Any] = {"__name__": "__main__"}
+        for line, code in blocks(each):
+            # as many empty lines before it as in the page, so that a traceback gives the page's own line
+            exec(compile("\n" * line + code, str(each), "exec"), namespace)
 
 
 def test_pages_that_teach_have_blocks_that_run() -> None:
