@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from hyenarec_kernels.backends.cpu.plan import Plan, block_plan, direct_plan, plan_for
+from hyenarec_kernels.backends import compiled, cpu
+from hyenarec_kernels.backends.cpu.plan import Plan, WireHead, WireLevel, block_plan, direct_plan, plan_for
 from hyenarec_kernels.lowrank.blocks import (
     blocks_from_nodes,
     chebyshev_nodes,
@@ -139,3 +140,33 @@ def test_direct_plan_samples_every_lag_that_can_be_used(horizon: int, length: in
     needed = set(range(min(horizon, length)))
     assert needed <= set(plan.lags.astype(int).tolist())
     assert plan.bound == 0
+
+
+needs_extension = pytest.mark.skipif(cpu.probe() is not None, reason=f"cpu backend: {cpu.probe()}")
+
+
+@needs_extension
+def test_both_sides_name_the_plans_fields_alike() -> None:
+    head, level = torch.ops.hyenarec_cpu.plan_fields().split("/")
+    assert tuple(head.split()) == WireHead._fields
+    assert tuple(level.split()) == WireLevel._fields
+    assert torch.ops.hyenarec_cpu.interface() == compiled.INTERFACE
+
+
+@needs_extension
+@pytest.mark.parametrize("field", ["version", "head_fields", "level_fields"])
+def test_a_plan_of_another_version_is_refused(field: str) -> None:
+    plan = direct_plan(8, 40)
+    numbers = plan.numbers.clone()
+    numbers[WireHead._fields.index(field)] += 1
+    x, samples = torch.randn(1, 40, 3), torch.randn(len(plan.lags), 3)
+    with pytest.raises(RuntimeError, match="the compiled extension reads version .*: reinstall"):
+        torch.ops.hyenarec_cpu.conv(x, samples, *[None] * 7, numbers, plan.constants(torch.float32))
+
+
+@needs_extension
+def test_a_plan_for_shorter_sequences_is_refused() -> None:
+    plan = direct_plan(8, 40)
+    x, samples = torch.randn(1, 41, 3), torch.randn(len(plan.lags), 3)
+    with pytest.raises(RuntimeError, match="at most 40 rows, and one has 41"):
+        torch.ops.hyenarec_cpu.conv(x, samples, *[None] * 7, plan.numbers, plan.constants(torch.float32))
