@@ -8,8 +8,7 @@ from importlib.util import find_spec
 
 import torch
 
-
-# What the extension must say of itself: csrc/cpu/wire.h counts it up with every change of an op or of the plan's layout.
+# What the extension must say of itself; goes up with every change of an op or of the plan's layout (csrc/cpu/wire.h).
 INTERFACE = 2
 
 

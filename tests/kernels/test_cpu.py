@@ -416,7 +416,7 @@ def test_small_values_keep_their_digits(size: float) -> None:
     }
     for name, conv in convolutions_of.items():
         exact = conv(x.double() * size)
-        error = (conv((x * size)).double() / size - exact / size).norm() / (exact / size).norm()
+        error = (conv(x * size).double() / size - exact / size).norm() / (exact / size).norm()
         assert error < 2e-6, f"{name} of {size}: {float(error):.1e}"
 
 
@@ -431,7 +431,7 @@ ROWS = 1_000_000
 
 
 def gradients_over_many_rows(backend: Any) -> dict[str, tuple[Tensor, Tensor]]:
-    """By name: what a backend finds in float32, and the float64 gradient. Terms of one sign, so that nothing cancels."""
+    """By name: what a backend finds in float32, and the float64 gradient. Terms have one sign: nothing cancels."""
     dim = 2
 
     def positive(*shape: int) -> Tensor:

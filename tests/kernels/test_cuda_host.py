@@ -96,7 +96,7 @@ LYING = {
 @pytest.mark.parametrize("taps", [20, 200])  # in one block, and in parts
 @pytest.mark.parametrize("lie", LYING)
 def test_sequences_that_do_not_cover_the_rows(small: ctypes.CDLL, lie: str, taps: int) -> None:
-    """Nothing is read or written outside the tensors, and no row leaves as it was found: it had NaN, which stays out."""
+    """Nothing is read or written outside the tensors, and no row leaves with the NaN that it held before."""
     cuts = LYING[lie]
     honest = Case(True, 300, [0], [300], 6, 3, taps)
     case = dataclasses.replace(honest, starts=[0] * (len(cuts) - 1), ends=[300] * (len(cuts) - 1))

@@ -160,7 +160,7 @@ def test_a_plan_of_another_version_is_refused(field: str) -> None:
     numbers = plan.numbers.clone()
     numbers[WireHead._fields.index(field)] += 1
     x, samples = torch.randn(1, 40, 3), torch.randn(len(plan.lags), 3)
-    with pytest.raises(RuntimeError, match="the compiled extension reads version .*: reinstall"):
+    with pytest.raises(RuntimeError, match=r"the compiled extension reads version .*: reinstall"):
         torch.ops.hyenarec_cpu.conv(x, samples, *[None] * 7, numbers, plan.constants(torch.float32))
 
 
