@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,11 +15,12 @@ from operator_cases import TOLERANCE as CONTRACT
 from torch import Tensor
 
 from hyenarec_kernels import backends, long_conv
-from hyenarec_kernels.backends import cpu
+from hyenarec_kernels.backends import compiled, cpu, reference
 from hyenarec_kernels.backends.cpu import convolutions
 from hyenarec_kernels.backends.cpu.plan import Plan, block_plan, direct_plan
 from hyenarec_kernels.backends.crossovers import CPU_DIRECT
 from hyenarec_kernels.lowrank.blocks import sampled_basis
+from hyenarec_kernels.ops.conv_step import conv_step
 
 pytestmark = pytest.mark.skipif(cpu.probe() is not None, reason=f"cpu backend: {cpu.probe()}")
 
@@ -382,10 +384,152 @@ def test_large_outputs_equal_those_of_their_parts(dim: int) -> None:
         assert torch.equal(whole, torch.cat(pieces))
 
 
-def test_subnormal_numbers_are_cut_inside_the_kernels_alone() -> None:
-    """Outside they are what they were: the kernels give back the processor's mode."""
+@pytest.mark.parametrize("size", [1e-34, 1e-36, 1e-38])
+def test_small_values_keep_their_digits(size: float) -> None:
+    """Subnormal products and sums are numbers as others: only windows are cut, far below what they are added to."""
+    x, weight = torch.randn(2, 300, 16), torch.randn(16, 4)
+    convolutions_of = {
+        "short_conv": lambda x: cpu.short_conv(x, weight, None, None, None, ""),
+        "long_conv": lambda x: cpu.long_conv(x, weight, None, None, None, None, None, False),
+        "legendre_conv": lambda x: cpu.legendre_conv(
+            x, weight, torch.zeros(16), None, None, None, None, None, 300, False
+        ),
+    }
+    for name, conv in convolutions_of.items():
+        exact = conv(x.double() * size)
+        error = (conv(x * size).double() / size - exact / size).norm() / (exact / size).norm()
+        assert error < 2e-6, f"{name} of {size}: {float(error):.1e}"
+
+
+def test_the_processors_mode_stays() -> None:
     tiny = torch.full((2, 40, 16), 1e-40)
-    assert torch.equal(
-        convolutions._conv(tiny, torch.ones(40, 16), None, None, None, None, None, direct_plan(40, 40)), 0 * tiny
-    )
+    out = convolutions._conv(tiny, torch.ones(40, 16), None, None, None, None, None, direct_plan(40, 40))
+    assert torch.allclose(out * 1e38, (tiny * 1e38).cumsum(1), rtol=1e-4)
     assert (tiny * torch.ones(())).count_nonzero() == tiny.numel()
+
+
+ROWS = 1_000_000
+
+
+def gradients_over_many_rows(backend: Any) -> dict[str, tuple[Tensor, Tensor]]:
+    """By name: what a backend finds in float32, and the float64 gradient. Terms have one sign: nothing cancels."""
+    dim = 2
+
+    def positive(*shape: int) -> Tensor:
+        return torch.rand(*shape) + 0.5
+
+    x, grad, last = positive(1, ROWS, dim), positive(1, ROWS, dim), positive(ROWS, 1, dim)
+    weight, bias, skip, decay = positive(dim, 3), positive(dim), positive(dim), positive(dim)
+    wide = (positive(1, ROWS, 2 * dim), positive(2 * dim, 3), positive(2 * dim))
+    # fmt: off
+    calls: dict[str, tuple[str, tuple[Any, ...], tuple[Any, ...]]] = {
+        "short_conv": ("weight bias", (grad,), (x, weight, bias, None, None, "")),
+        "gated_short_conv": ("weight bias", (grad, grad[..., :0]), (*wide, None, None, dim)),
+        "long_conv": ("filter skip", (grad,), (x, weight, skip, None, None, None, None, False)),
+        "long_conv, last only": ("filter skip", (last[:, 0],), (last, weight, skip, None, None, None, None, True)),
+        "legendre_conv": (
+            "coefficients decay skip", (grad,), (x, weight, decay, skip, None, None, None, None, 64, False)
+        ),
+    }
+    # fmt: on
+    found = {}
+    for call, (names, grads, arguments) in calls.items():
+        backward = getattr(backend, f"{call.split(',')[0]}_backward")
+        exact = getattr(reference, f"{call.split(',')[0]}_backward")
+        count = len(names.split())
+        needs = [False, *[True] * count, *[False] * (0 if "short" in call else 2)]  # two gates
+        doubles = [a.double() if isinstance(a, Tensor) else a for a in (*grads, *arguments)]
+        results, expected = backward(*grads, *arguments, needs), exact(*doubles, needs)
+        for name, f, e in zip(names.split(), results[1:], expected[1:], strict=False):
+            found[f"{name} of {call}"] = f, e
+    return found
+
+
+@pytest.mark.parametrize("backend", [cpu, reference], ids=["cpu", "reference"])
+def test_gradients_over_many_rows(backend: Any) -> None:
+    """A sum of a million float32 numbers, one after the other, would be off by 3e-6."""
+    for name, (found, expected) in gradients_over_many_rows(backend).items():
+        error = float((found.double() - expected).norm() / expected.norm())
+        assert error < 4e-7, f"{name}: {error:.1e}"
+
+
+def packed_bounds(*cu: int) -> tuple[Tensor, Tensor]:
+    index = torch.tensor(cu)
+    return index[:-1], index[1:]
+
+
+WRONG_BOUNDS = {
+    "length past the row": (
+        (2, 200, 3),
+        (None, torch.tensor([200, 250])),
+        "row 1 runs from 0 to 250, .* 200 positions",
+    ),
+    "start before the row": ((2, 200, 3), (torch.tensor([0, -3]), torch.tensor([5, 9])), "row 1 runs from -3 to 9"),
+    "end before start": ((2, 200, 3), (torch.tensor([9, 0]), torch.tensor([5, 9])), "row 0 runs from 9 to 5"),
+    "decreasing": ((200, 3), packed_bounds(0, 100, 50, 200), "sequence 1 runs from 100 to 50"),
+    "past the rows": ((200, 3), packed_bounds(0, 100, 300), "sequence 1 runs from 100 to 300, .* 200 rows"),
+    "not from 0": ((200, 3), packed_bounds(5, 100, 200), "sequence 0 begins at row 5 and not at 0"),
+    "not to the end": ((200, 3), packed_bounds(0, 100, 150), "must run from 0 to the 200 rows of x, got 0 to 150"),
+    "none": ((200, 3), packed_bounds(0), "must run from 0 to the 200 rows of x, got 0 to 0"),
+    "gap": ((200, 3), (torch.tensor([0, 120]), torch.tensor([100, 200])), "begins at row 120 and not at 100"),
+    "one too few": ((2, 200, 3), (None, torch.tensor([7])), "ends: expected 2 values"),
+    "int16": (
+        (2, 200, 3),
+        (None, torch.tensor([7, 7], dtype=torch.int16)),
+        "ends: expected 2 values of int32 or int64",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", WRONG_BOUNDS)
+def test_kernels_refuse_sequences_outside_the_rows(case: str) -> None:
+    """Whoever calls them: programs that were compiled or exported come without the operators' own checks."""
+    shape, (starts, ends), message = WRONG_BOUNDS[case]
+    x, grad, taps, ops = torch.randn(shape), torch.randn(shape), torch.randn(4, 3), torch.ops.hyenarec_cpu
+    layout, plan = (None, None, None, starts, ends), direct_plan(4, 200)
+    numbers, constants = plan.numbers, plan.constants(torch.float32)
+    samples = torch.randn(len(plan.lags), 3)
+    calls = (
+        lambda: ops.short_conv(x, taps, None, starts, ends, False),
+        lambda: ops.short_conv_backward(grad, x, taps, None, starts, ends, False, [True] * 3),
+        lambda: ops.conv(x, samples, None, None, *layout, numbers, constants),
+        lambda: ops.conv_backward(grad, x, samples, None, None, *layout, numbers, constants, [True] * 6),
+        lambda: ops.conv_last(x, taps, None, None, *layout),
+    )
+    for call in calls:
+        with pytest.raises(RuntimeError, match=message):
+            call()
+
+
+def test_kernels_refuse_gates_of_another_shape() -> None:
+    x, plan = torch.randn(2, 200, 3), direct_plan(4, 200)
+    rest = (None, None, plan.numbers, plan.constants(torch.float32))
+    for wrong in (x[:1], x[:, :-1], x.double()):
+        with pytest.raises(RuntimeError, match="pre_gate: expected"):
+            torch.ops.hyenarec_cpu.conv(x, torch.randn(len(plan.lags), 3), None, None, None, wrong, None, *rest)
+
+
+def test_a_step_takes_any_strides() -> None:
+    """And writes to the ring where it lies."""
+    x, taps, ring = torch.randn(2, 7), torch.randn(7, 5).T, torch.randn(2, 7, 4).transpose(1, 2)
+    for steps in (torch.arange(4)[::2], torch.tensor([-1, -6])):
+        rings = {name: ring.clone(memory_format=torch.preserve_format) for name in ("cpu", "reference")}
+        assert not rings["cpu"].is_contiguous()
+        outs = {}
+        for name, given in rings.items():
+            with backends.use(name):
+                outs[name] = conv_step(x, given, taps, steps)
+        assert torch.allclose(outs["cpu"], outs["reference"], atol=1e-5)
+        assert torch.equal(rings["cpu"], rings["reference"]) and not torch.equal(rings["cpu"], ring)
+    assert conv_step(x[:0], ring[:0], taps, steps[:0]).shape == (0, 7)
+
+
+def test_a_stale_extension_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compiled, "INTERFACE", compiled.INTERFACE + 1)
+    compiled.probe.cache_clear()
+    convolutions._probe.cache_clear()
+    try:
+        assert cpu.probe() == "the compiled extension is of another version: reinstall"
+    finally:
+        compiled.probe.cache_clear()
+        convolutions._probe.cache_clear()

@@ -5,6 +5,7 @@ makes of it for the device.
 from __future__ import annotations
 
 import ctypes
+import dataclasses
 import os
 import re
 import shutil
@@ -12,6 +13,7 @@ import subprocess
 from collections.abc import Callable
 from importlib import import_module
 from importlib.util import find_spec
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -77,6 +79,36 @@ def test_sequences_of_many_blocks(host: ctypes.CDLL, rows: int, taps: int) -> No
 @pytest.mark.parametrize(("rows", "taps"), [(1025, 1024), (4099, 4099), (9001, 3000), (20011, 1025)])
 def test_with_less_shared_memory(scarce: ctypes.CDLL, rows: int, taps: int) -> None:
     check(scarce, one(rows, taps))
+
+
+LYING = {
+    "to short of the rows": [0, 100, 250],
+    "past the rows": [0, 100, 900],
+    "from behind the first row": [40, 100, 300],
+    "from before the first row": [-50, 100, 300],
+    "decreasing": [0, 200, 50, 300],
+    "decreasing often": [0, 300, 0, 300, 0, 300, 0, 300],
+    "all at the end": [300, 300, 300],
+    "turned round": [300, 200, 0],
+    "no sequence": [0],
+}
+
+
+@pytest.mark.parametrize("taps", [20, 200])  # in one block, and in parts
+@pytest.mark.parametrize("lie", LYING)
+def test_sequences_that_do_not_cover_the_rows(small: ctypes.CDLL, lie: str, taps: int) -> None:
+    """Nothing is read or written outside the tensors, and no row leaves with the NaN that it held before."""
+    cuts = LYING[lie]
+    honest = Case(True, 300, [0], [300], 6, 3, taps)
+    case = dataclasses.replace(honest, starts=[0] * (len(cuts) - 1), ends=[300] * (len(cuts) - 1))
+    case.tensors |= {"starts": torch.tensor(cuts[:-1]), "ends": torch.tensor(cuts[1:])}
+    for reversed in (False, True):
+        for name, value in case.run(small, reversed=reversed).items():
+            assert value.isfinite().all(), f"{name}: {int((~value.isfinite()).sum())} values were not written"
+    inside = torch.zeros(300, dtype=torch.bool)
+    for start, end in pairwise(cuts):
+        inside[max(start, 0) : max(end, 0)] = True
+    assert not case.run(small)["out"][~inside].any()
 
 
 @pytest.mark.parametrize(

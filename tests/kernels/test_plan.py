@@ -10,9 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from hyenarec_kernels.backends import compiled
-from hyenarec_kernels.backends.cpu import plan
-from hyenarec_kernels.backends.cpu.plan import Plan, block_plan, direct_plan, plan_for
+from hyenarec_kernels.backends import compiled, cpu
+from hyenarec_kernels.backends.cpu.plan import Plan, WireHead, WireLevel, block_plan, direct_plan, plan_for
 from hyenarec_kernels.lowrank.blocks import (
     blocks_from_nodes,
     chebyshev_nodes,
@@ -159,33 +158,31 @@ def test_direct_plan_samples_every_lag_that_can_be_used(horizon: int, length: in
     assert plan.bound == 0
 
 
-needs_extension = pytest.mark.skipif(compiled.probe() is not None, reason=f"extension: {compiled.probe()}")
+needs_extension = pytest.mark.skipif(cpu.probe() is not None, reason=f"cpu backend: {cpu.probe()}")
 
 
 @needs_extension
-@pytest.mark.parametrize(
-    ("field", "value", "message"),
-    [
-        ("version", compiled.INTERFACE + 1, "plan"),
-        ("head_fields", 3, "plan"),
-        ("level_fields", 3, "plan"),
-        ("chunk", 12, "chunks of 12 rows are no whole tiles of 8"),
-    ],
-)
-def test_the_extension_refuses_other_numbers(field: str, value: int, message: str) -> None:
-    made = direct_plan(8, 8)
-    numbers = made.numbers.clone()
-    numbers[plan.WireHead._fields.index(field)] = value
-    x, nothing = torch.randn(1, 8, 4), (None,) * 7
-    with pytest.raises(RuntimeError, match=message):
-        torch.ops.hyenarec_cpu.conv(x, torch.randn(8, 4), *nothing, numbers, made.constants(torch.float32))
+def test_both_sides_name_the_plans_fields_alike() -> None:
+    head, level = torch.ops.hyenarec_cpu.plan_fields().split("/")
+    assert tuple(head.split()) == WireHead._fields
+    assert tuple(level.split()) == WireLevel._fields
+    assert torch.ops.hyenarec_cpu.interface() == compiled.INTERFACE
 
 
 @needs_extension
-def test_an_extension_of_another_version_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    compiled.probe.cache_clear()
-    monkeypatch.setattr(compiled, "INTERFACE", compiled.INTERFACE + 1)
-    try:
-        assert compiled.probe() == "the compiled extension is of another version: reinstall"
-    finally:
-        compiled.probe.cache_clear()
+@pytest.mark.parametrize("field", ["version", "head_fields", "level_fields"])
+def test_a_plan_of_another_version_is_refused(field: str) -> None:
+    plan = direct_plan(8, 40)
+    numbers = plan.numbers.clone()
+    numbers[WireHead._fields.index(field)] += 1
+    x, samples = torch.randn(1, 40, 3), torch.randn(len(plan.lags), 3)
+    with pytest.raises(RuntimeError, match=r"the compiled extension reads version .*: reinstall"):
+        torch.ops.hyenarec_cpu.conv(x, samples, *[None] * 7, numbers, plan.constants(torch.float32))
+
+
+@needs_extension
+def test_a_plan_for_shorter_sequences_is_refused() -> None:
+    plan = direct_plan(8, 40)
+    x, samples = torch.randn(1, 41, 3), torch.randn(len(plan.lags), 3)
+    with pytest.raises(RuntimeError, match="at most 40 rows, and one has 41"):
+        torch.ops.hyenarec_cpu.conv(x, samples, *[None] * 7, plan.numbers, plan.constants(torch.float32))
