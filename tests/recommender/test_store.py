@@ -252,7 +252,7 @@ def test_pickles_are_refused(saved: Path) -> None:
 def test_another_version_is_refused_and_may_be_replaced(saved: Path) -> None:
     edit_meta(saved, version=99)
     with pytest.raises(
-        UserError, match=f"^{saved}: store format 99, but this hyenarec reads format 1; prepare it again$"
+        UserError, match=f"^{saved}: store format 99, but this hyenarec reads format 2; prepare it again$"
     ):
         SequenceStore.load(saved)
     make_store().save(saved)
@@ -268,7 +268,7 @@ def test_foreign_or_broken_meta(saved: Path, content: str) -> None:
 
 
 def test_meta_without_its_entries(saved: Path) -> None:
-    (saved / "meta.json").write_text('{"format": "hyenarec-store", "version": 1}')
+    (saved / "meta.json").write_text('{"format": "hyenarec-store", "version": 2}')
     with pytest.raises(UserError, match=f"^{saved}: truncated or damaged store"):
         SequenceStore.load(saved)
 

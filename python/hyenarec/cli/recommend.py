@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hyenarec.cli.options import RunPath, source_of
-from hyenarec.data.reading import open_data
 from hyenarec.display import show_table
 from hyenarec.errors import UserError
 from hyenarec.recommendation import Item, Recommendation, Recommender
@@ -59,7 +58,7 @@ class Recommend:
             lines = _read_lines(self.histories)
             return [f"line {number}" for number, _ in lines], [history for _, history in lines], None
         source = source_of(recommender, self.data)
-        store = open_data(Path(source.data), user=source.user, item=source.item, timestamp=source.timestamp)
+        store = source.open()
         chosen = store.user_ids.encode(self.users, "user")
         histories = [store.item_ids.decode(store.history(int(user))) for user in chosen]
         times = store.timestamps
