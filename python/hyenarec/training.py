@@ -137,6 +137,7 @@ class Run:
             "model": asdict(model_config),
             "training": asdict(config),
             "source": asdict(source),
+            "time_unit": store.time_unit,
             "data": store.describe(),
         }
         self.windows = TrainingWindows(store, split, model_config.max_length, config.batch_size)

@@ -10,6 +10,7 @@ import tyro
 
 from hyenarec.cli.options import Columns, DataPath
 from hyenarec.config import ModelConfig
+from hyenarec.data.splits import repeated_targets
 from hyenarec.display import console, show_table
 from hyenarec.experiments import COLUMNS, baseline_rows, result_cells, show_log, train
 from hyenarec.source import Source, load_source
@@ -25,7 +26,7 @@ class Train:
     """
 
     data: DataPath
-    """Log (Parquet, CSV, TSV, RecBole .inter) or store."""
+    """Log (Parquet, CSV, TSV, JSON lines, RecBole .inter, folder of Parquet parts, - for standard input) or store."""
     out: Path
     """Folder of the run: checkpoints, metrics, curves, result."""
     split: Literal["leave-one-out", "temporal"] = "leave-one-out"
@@ -38,6 +39,13 @@ class Train:
         source = Source(str(self.data), self.split, **asdict(self.columns))
         store, split = load_source(source)
         show_log(store)
+        repeated = repeated_targets(store, split.test)
+        if repeated and self.training.exclude_seen:
+            console.print(
+                f"{repeated:,} of {len(split.test):,} test targets are in their own history and count as missed: "
+                "--no-exclude-seen lets models recommend seen items; where the log has rows twice, --drop-duplicates",
+                highlight=False,
+            )
         result = train(store, split, self.model, self.training, source, self.out)
         rows = [
             {"model": self.model.mixer, **result_cells(result)},

@@ -85,3 +85,17 @@ def _count_before(store: SequenceStore, cut: np.int64) -> NDArray[np.int64]:
     total = np.zeros(store.n_events + 1, dtype=np.int64)
     np.cumsum(store.timestamps < cut, out=total[1:])
     return total[store.offsets[1:]] - total[store.offsets[:-1]]
+
+
+def repeated_targets(store: SequenceStore, targets: NDArray[np.int64]) -> int:
+    """How many of ``targets``, absolute event indices with one a user at most, are in that user's history before them.
+
+    With ``exclude_seen`` nobody can hit these.
+    """
+    users = store.users_of(targets)
+    target = np.full(store.n_users, -1, np.int64)
+    target[users] = targets
+    target = np.repeat(target, np.diff(store.offsets))  # (E,) the target of each event's user
+    events = np.arange(store.n_events)
+    same = (events < target) & (store.items == store.items[target])
+    return len(np.unique(target[same]))

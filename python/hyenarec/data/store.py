@@ -87,7 +87,7 @@ class SequenceStore:
         }
 
     def fingerprint(self) -> str:
-        """A digest of users, items, order and times: equal for equal data, wherever the store lies, and for no other."""
+        """A digest of users, items, order and times: equal for equal data, wherever the store lies."""
         digest = hashlib.blake2b(self.time_unit.encode(), digest_size=16)
         for name, array in self._arrays().items():
             digest.update(f"{name} {array.dtype.str} {array.shape}".encode())
