@@ -253,6 +253,12 @@ def test_the_order_of_close_times_is_kept(tmp_path: Path, times: list[str]) -> N
     assert history(read_log(tmp_path / "log.csv")) == ["early", "late"]
 
 
+def test_bytes_that_are_no_time(tmp_path: Path) -> None:
+    times = [b"\xff\xfe", b"2024-01-01"]
+    pl.DataFrame({"user_id": [1, 1], "item_id": [1, 2], "timestamp": times}).write_parquet(tmp_path / "log.parquet")
+    assert "column 'timestamp': holds bytes that are no UTF-8 text" in refusal(tmp_path / "log.parquet")
+
+
 def test_order_that_is_lost_is_refused(tmp_path: Path) -> None:
     (tmp_path / "log.csv").write_text(HEADER + f"1,2,{10**18 + 2}\n1,3,1e18\n")
     assert "row 1 (header not counted): 1000000000000000002 beside fractions" in refusal(tmp_path / "log.csv")

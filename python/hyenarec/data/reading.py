@@ -225,7 +225,11 @@ def _bytes_as_text(column: pl.Series, place: _Column) -> pl.Series:
     """Bytes as the UTF-8 text or the UUIDs that they are; what is missing stays so."""
     import polars as pl
 
-    text, given = column.cast(pl.String, strict=False), column.drop_nulls()
+    given = column.drop_nulls()
+    try:
+        text = column.cast(pl.String)
+    except pl.exceptions.ComputeError:  # one is no UTF-8, and polars does not say which
+        text = pl.Series([_decode(value) for value in column], dtype=pl.String)
     # Text has no zero bytes, and 16 bytes that are not text are a UUID.
     odd = (text.is_null() & column.is_not_null()) | text.str.contains("\0", literal=True).fill_null(False)
     if not odd.any():
@@ -234,6 +238,13 @@ def _bytes_as_text(column: pl.Series, place: _Column) -> pl.Series:
         raise place.error("the id is bytes that are no UTF-8 text; write it as text", _first(odd))
     digits = column.bin.encode("hex")
     return digits.str.replace(r"^(.{8})(.{4})(.{4})(.{4})(.{12})$", "$1-$2-$3-$4-$5")
+
+
+def _decode(value: bytes | None) -> str | None:
+    try:
+        return None if value is None else value.decode()
+    except UnicodeDecodeError:
+        return None
 
 
 def _decimals_as_text(column: pl.Series, place: _Column) -> pl.Series:

@@ -70,7 +70,10 @@ def read_times(column: pl.Series, declared: TimeUnit = "auto") -> Times:
     import polars as pl
 
     if column.dtype == pl.Binary:
-        column = column.cast(pl.String, strict=False)
+        try:
+            column = column.cast(pl.String)
+        except pl.exceptions.ComputeError:
+            raise BadTime(f"holds bytes that are no UTF-8 text; {ALLOWED}") from None
     keys, per_second = _parse_text(column) if column.dtype == pl.String else _parse(column)
     first = keys[0]
     # NaN is above every number for polars.
