@@ -57,8 +57,8 @@ def _matches(column: str, header: list[str]) -> list[int]:
 
 
 def _split(line: str, separator: str, quoted: bool) -> list[str]:
-    quoting = csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE
-    rows = csv.reader([line], delimiter=separator, quoting=quoting, skipinitialspace=separator != "\t")
+    options: dict[str, Any] = {} if quoted else {"quoting": csv.QUOTE_NONE}
+    rows = csv.reader([line], delimiter=separator, skipinitialspace=separator != "\t", **options)
     return [entry.strip() for entry in next(rows, [])]
 
 
