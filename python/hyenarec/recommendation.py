@@ -16,6 +16,7 @@ from torch import Tensor
 
 from hyenarec.data.batches import Batch, pack_histories
 from hyenarec.data.ids import Ids
+from hyenarec.data.times import UNITS, caller_seconds
 from hyenarec.environment import check_backend
 from hyenarec.errors import UserError
 from hyenarec.evaluation import exclude_history, scored_at_a_time
@@ -24,7 +25,6 @@ from hyenarec.model import SequenceModel
 from hyenarec.trained import load_trained
 
 HISTORIES_AT_A_TIME = 256
-UNIT_JUMP, SURELY_A_DATE = 500, 100_000_000  # the latter is March 1973 in seconds
 NOTHING = np.empty(0, dtype=np.int32)
 
 Item = int | str
@@ -170,13 +170,22 @@ class Recommender:
     ) -> _Request:
         if not items:
             raise UserError("empty; at least one item is needed")
-        times = event_times(timestamps) if timestamps is not None and self._knows_time else None
+        times = caller_seconds(timestamps, self._time_unit) if timestamps is not None and self._knows_time else None
         places = self.item_ids.find(items) if unknown == "skip" else self.item_ids.encode(items, "item")
         known = places >= 0
         dropped = [items[index] for index in np.flatnonzero(~known)]
         if not known.any():
             return _Request(NOTHING, None, dropped, f"the model knows none of its items; the first is {items[0]!r}")
         return _Request(places[known], None if times is None else times[known], dropped, None)
+
+    @property
+    def _time_unit(self) -> str:
+        """Of the log's own times, in which callers give theirs."""
+        data = self.config.get("data")
+        unit = data.get("time_unit") if isinstance(data, dict) else None
+        if unit not in UNITS:
+            raise UserError(f"the model's configuration has no unit of time: {unit!r} is none of {', '.join(UNITS)}")
+        return str(unit)
 
     @property
     def _knows_time(self) -> bool:
@@ -218,32 +227,6 @@ class Recommender:
             found = [Recommendation(item, score) for item, score in zip(items, values[row], strict=False)]
             answers.append(Answer(found, request.unknown, error))
         return answers
-
-
-def event_times(timestamps: Sequence[int]) -> NDArray[np.int64]:
-    """The times of one history's events as the model reads them: in the log's own unit, rounded down, (L,).
-
-    Raises :class:`UserError` for what is no number, NaN, negative times, times that fall, and a unit that changes on
-    the way.
-    """
-    times: NDArray[Any] = np.asarray(timestamps)
-    if times.ndim != 1 or times.dtype.kind not in "iuf":
-        raise UserError("timestamps: numbers in the log's own unit are needed")
-    for index in np.flatnonzero(~((times >= 0) & (times < 2**63)))[:1]:  # NaN is neither
-        raise UserError(f"timestamps: event {index + 1} has {times[index]}; a time is a number from 0 up")
-    for index in np.flatnonzero(times[1:] < times[:-1])[:1]:
-        raise UserError(
-            f"timestamps: event {index + 2} ({times[index + 1]}) is before event {index + 1} ({times[index]}); the "
-            "oldest event comes first"
-        )
-    # Times since 1970 grow a thousandfold only where milliseconds follow seconds.
-    dates = times[:-1] >= SURELY_A_DATE
-    for index in np.flatnonzero(dates & (times[1:] / np.maximum(times[:-1], 1) >= UNIT_JUMP))[:1]:
-        raise UserError(
-            f"timestamps: from event {index + 1} ({times[index]}) to event {index + 2} ({times[index + 1]}) the unit "
-            "changes; the log's own unit is needed throughout"
-        )
-    return (np.floor(times) if times.dtype.kind == "f" else times).astype(np.int64, copy=False)
 
 
 def _not_nested(given: object) -> UserError:

@@ -13,15 +13,12 @@ One process at a time trains in a folder: it holds a lock on ``.lock`` there, wh
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import json
 import os
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import IO, Any
-
-import numpy as np
 
 from hyenarec import checkpoint, environment
 from hyenarec.config import ModelConfig, TrainingConfig, from_json
@@ -66,7 +63,7 @@ class Run:
                     "model": asdict(model_config),
                     "training": asdict(config),
                     "source": asdict(source),
-                    "data": {**store.describe(), "fingerprint": fingerprint(store)},
+                    "data": {**store.describe(), "time_unit": store.time_unit, "fingerprint": store.fingerprint()},
                 }
             )
         )
@@ -259,19 +256,6 @@ def check_folder(folder: Path) -> None:
             raise UserError(f"option out: {place} may not be written, so no run can be kept in {folder}")
     except OSError as error:
         raise UserError(f"option out: {folder}: {error.strerror or error}") from error
-
-
-def fingerprint(store: SequenceStore) -> str:
-    """A digest of all that training sees of a log: ids, histories in their order, times; not of its path or form."""
-    digest = hashlib.sha256()
-    arrays: dict[str, Any] = {"offsets": store.offsets, "items": store.items, "timestamps": store.timestamps}
-    for role, ids in (("user_ids", store.user_ids), ("item_ids", store.item_ids)):
-        arrays |= {f"{role}.{name}": array for name, array in ids.to_arrays().items()}
-    for name, array in arrays.items():
-        if array is not None:
-            digest.update(f"{name} {array.dtype} {len(array)} ".encode())
-            digest.update(np.ascontiguousarray(array).data)
-    return digest.hexdigest()
 
 
 def _lock(folder: Path) -> IO[str]:

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
+from hyenarec.data.places import STANDARD_INPUT, LogFormat
 from hyenarec.data.reading import open_data
 from hyenarec.data.splits import Split, global_temporal, leave_one_out
 from hyenarec.data.store import SequenceStore
+from hyenarec.data.times import TimeUnit
 
 
 @dataclass(frozen=True)
 class Source:
-    """Where the data came from, so that a checkpoint can find them again."""
+    """Where the data came from, so that a checkpoint can find them again, from any folder: ``data`` is made absolute.
+
+    The other fields are the options of :func:`hyenarec.data.read_log`.
+    """
 
     data: str
     split: Literal["leave-one-out", "temporal"] = "leave-one-out"
@@ -21,8 +26,28 @@ class Source:
     item: str = "item_id"
     timestamp: str | None = "timestamp"
 
+    time_unit: TimeUnit = "auto"
+    format: LogFormat | None = None
+    drop_duplicates: bool = False
+
+    def __post_init__(self) -> None:
+        if self.data != STANDARD_INPUT:
+            object.__setattr__(self, "data", os.path.abspath(self.data))
+
+    def open(self) -> SequenceStore:
+        """The store, or the log read."""
+        return open_data(
+            self.data,
+            user=self.user,
+            item=self.item,
+            timestamp=self.timestamp,
+            time_unit=self.time_unit,
+            format=self.format,
+            drop_duplicates=self.drop_duplicates,
+        )
+
 
 def load_source(source: Source) -> tuple[SequenceStore, Split]:
     """The store and the split that ``source`` describes."""
-    store = open_data(Path(source.data), user=source.user, item=source.item, timestamp=source.timestamp)
+    store = source.open()
     return store, (leave_one_out if source.split == "leave-one-out" else global_temporal)(store)

@@ -27,7 +27,7 @@ from hyenarec.data.splits import leave_one_out
 from hyenarec.data.store import SequenceStore
 from hyenarec.errors import UserError
 from hyenarec.recommendation import Recommender
-from hyenarec.run_folder import LAST, LOCK, Run, fingerprint, read_history
+from hyenarec.run_folder import LAST, LOCK, Run, read_history
 from hyenarec.trained import BEST, load_trained
 from hyenarec.training import Interrupted, Trainer
 
@@ -68,7 +68,7 @@ def test_another_log_is_refused(change: Any, tmp_path: Path) -> None:
 def test_the_same_log_in_another_form_is_not_another_log(tmp_path: Path) -> None:
     store = make_store()
     store.save(tmp_path / "store")
-    assert fingerprint(SequenceStore.load(tmp_path / "store")) == fingerprint(store)
+    assert SequenceStore.load(tmp_path / "store").fingerprint() == store.fingerprint()
     first = train(tmp_path / "run", store, epochs=1)
     elsewhere = replace(SOURCE, data="/elsewhere/log.store", user="customer")
     config = replace(CONFIG, epochs=1)

@@ -252,7 +252,7 @@ def test_pickles_are_refused(saved: Path) -> None:
 def test_another_version_is_refused_and_may_be_replaced(saved: Path) -> None:
     edit_meta(saved, version=99)
     with pytest.raises(
-        UserError, match=f"^{saved}: store format 99, but this hyenarec reads format 1; prepare it again$"
+        UserError, match=f"^{saved}: store format 99, but this hyenarec reads format 2; prepare it again$"
     ):
         SequenceStore.load(saved)
     make_store().save(saved)
@@ -268,7 +268,7 @@ def test_foreign_or_broken_meta(saved: Path, content: str) -> None:
 
 
 def test_meta_without_its_entries(saved: Path) -> None:
-    (saved / "meta.json").write_text('{"format": "hyenarec-store", "version": 1}')
+    (saved / "meta.json").write_text('{"format": "hyenarec-store", "version": 2}')
     with pytest.raises(UserError, match=f"^{saved}: truncated or damaged store"):
         SequenceStore.load(saved)
 
@@ -298,3 +298,74 @@ def test_arrays_that_do_not_fit_are_refused(change: dict[str, np.ndarray], messa
     fields = {name: getattr(store, name) for name in ("offsets", "items", "timestamps", "user_ids", "item_ids")}
     with pytest.raises(ValueError, match=message):
         SequenceStore(**(fields | change))
+
+
+# What is lost, and what is not -------------------------------------------------------------------
+
+
+def test_what_lies_beside_a_store_is_never_deleted(saved: Path) -> None:
+    for name in ("notes.txt", "run"):
+        other = saved / name
+        other.mkdir() if name == "run" else other.write_text("precious")
+        with pytest.raises(UserError, match=f"beside an older store there is '{name}'"):
+            make_store(9).save(saved)
+        assert_same(SequenceStore.load(saved), make_store())
+        other.rmdir() if name == "run" else other.unlink()
+    make_store(9).save(saved)
+    assert SequenceStore.load(saved).n_events == 18
+
+
+def test_a_link_to_a_store_stays_a_link(tmp_path: Path, saved: Path) -> None:
+    link = tmp_path / "link"
+    link.symlink_to(saved)
+    make_store(9).save(link)
+    assert link.is_symlink()
+    assert SequenceStore.load(saved).n_events == 18
+
+
+@pytest.mark.parametrize("name", [name for name in FILES if name.endswith(".npy")])
+def test_a_flipped_bit_is_noticed(saved: Path, name: str) -> None:
+    data = bytearray((saved / name).read_bytes())
+    data[-8] ^= 1
+    (saved / name).write_bytes(data)
+    with pytest.raises(UserError, match=f"^{saved}: .*damaged store"):
+        SequenceStore.load(saved)
+
+
+def test_items_beyond_the_catalogue_are_refused() -> None:
+    for item in (-1, 4):
+        with pytest.raises(ValueError, match="items: each must be from 0 to 3"):
+            SequenceStore(
+                np.array([0, 1]), np.array([item], np.int32), None, Ids.from_values([1]), Ids.from_values([5, 6, 7, 8])
+            )
+
+
+def test_a_header_that_asks_for_gigabytes_is_noticed(saved: Path) -> None:
+    data = (saved / "items.npy").read_bytes()
+    (saved / "items.npy").write_bytes(data.replace(b"(6,), }          ", b"(99999999999,), }"))
+    with pytest.raises(UserError, match="truncated or damaged store"):
+        SequenceStore.load(saved)
+
+
+def test_a_file_that_may_not_be_read_is_not_called_damaged(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(np, "load", refuse)
+    with pytest.raises(UserError, match=f"^{saved}: cannot read offsets.npy: Permission denied$"):
+        SequenceStore.load(saved)
+
+
+def test_files_have_the_mode_of_the_umask(tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        make_store().save(tmp_path / "store")
+    finally:
+        os.umask(before)
+    assert {file.stat().st_mode & 0o777 for file in (tmp_path / "store").iterdir()} == {0o640}
+
+
+def test_fingerprints_tell_stores_apart(saved: Path) -> None:
+    assert SequenceStore.load(saved).fingerprint() == make_store().fingerprint()
+    others = (make_store(4), make_store(timestamps=False), make_store(names=True))
+    assert len({store.fingerprint() for store in (make_store(), *others)}) == 4

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
+from hyenarec.data.places import STANDARD_INPUT, LogFormat
+from hyenarec.data.times import TimeUnit
 from hyenarec.errors import UserError
 from hyenarec.source import Source
 
@@ -29,10 +32,22 @@ class Columns:
     timestamp: str | None = "timestamp"
     """Column of times, or None where the rows are in order of time already."""
 
+    time_unit: TimeUnit = "auto"
+    """Unit of times that are numbers. By default the largest tells it: from 10^11 on they are milliseconds, from 10^14
+    microseconds, from 10^17 nanoseconds."""
+    format: LogFormat | None = None
+    """What the log holds, where its suffix does not tell, as for pipes and for - (standard input)."""
+    drop_duplicates: bool = False
+    """Keep one of the events that share user, item and time."""
+
 
 def source_of(recommender: Recommender, data: Path | None) -> Source:
-    """Where the log of the model is, or ``data`` in its place."""
+    """Where the data of a command lie: ``data``, or else the log that the model was trained on."""
     source = Source(**recommender.config["source"])
-    if data is None and not Path(source.data).exists():
-        raise UserError(f"{source.data}: the log that the model was trained on is not there; name it with --data")
-    return source if data is None else replace(source, data=str(data))
+    if data is not None:
+        return replace(source, data=str(data))
+    if source.data == STANDARD_INPUT:
+        raise UserError("the model was trained on standard input, which is gone; --data must name the log")
+    if not os.path.exists(source.data):
+        raise UserError(f"{source.data}: no such file, but the model was trained on it; --data names another log")
+    return source

@@ -19,7 +19,7 @@ class Prepare:
     """Read an interaction log and write a sequence store, which loads at once and needs no polars."""
 
     log: Annotated[Path, tyro.conf.Positional]
-    """Parquet, CSV, TSV or RecBole .inter file."""
+    """Parquet, CSV, TSV, JSON lines or RecBole .inter file, folder of Parquet parts, or - for standard input."""
     store: Annotated[Path, tyro.conf.Positional]
     """Folder to write."""
     columns: Annotated[Columns, tyro.conf.arg(name="")] = field(default_factory=Columns)

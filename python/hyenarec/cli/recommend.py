@@ -104,15 +104,13 @@ class Recommend:
             sys.exit(1 if answered else 2)
 
     def _questions(self, recommender: Recommender) -> Iterator[Question]:
-        from hyenarec.data.reading import open_data
 
         if self.history:
             return iter((Question("the given history", "the given history", self.history),))
         if self.histories:
             return read_histories(self.histories)
         source = source_of(recommender, self.data)
-        store = open_data(Path(source.data), user=source.user, item=source.item, timestamp=source.timestamp)
-        return histories_of(self.users, store)
+        return histories_of(self.users, source.open())
 
     def _show(self, question: Question, answer: Answer) -> None:
         if self.json:
@@ -154,7 +152,7 @@ def histories_of(users: Sequence[str], store: SequenceStore) -> Iterator[Questio
             continue
         items = store.item_ids.decode(store.history(user))
         rows = slice(store.offsets[user], store.offsets[user + 1])
-        times = None if store.timestamps is None else store.timestamps[rows]
+        times = None if store.timestamps is None else store.timestamps[rows].astype("datetime64[s]")
         yield Question(name, f"user {name}", items, times)
 
 

@@ -21,7 +21,7 @@ class Train:
     """
 
     data: DataPath
-    """Log (Parquet, CSV, TSV, RecBole .inter) or store."""
+    """Log (Parquet, CSV, TSV, JSON lines, RecBole .inter, folder of Parquet parts, - for standard input) or store."""
     out: Path
     """Folder of the run: checkpoints, metrics, curve, result."""
     split: Literal["leave-one-out", "temporal"] = "leave-one-out"

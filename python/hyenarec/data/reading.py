@@ -1,9 +1,8 @@
-"""From an interaction log in a file to a sequence store. Needs polars, imported when the first log is read."""
+"""From an interaction log to a sequence store. Needs polars, imported when the first log is read."""
 
 from __future__ import annotations
 
-import csv
-from contextlib import suppress
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,80 +11,121 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hyenarec.data.ids import Ids
-from hyenarec.data.store import SequenceStore
+from hyenarec.data.places import LogFormat, parquet_parts, read_columns
+from hyenarec.data.store import META, SequenceStore
+from hyenarec.data.times import BadTime, TimeUnit, read_times
 from hyenarec.errors import UserError
 
 if TYPE_CHECKING:
     import polars as pl
 
-SEPARATORS = {".csv": ",", ".tsv": "\t", ".inter": "\t"}
-PARQUET = (".parquet", ".pq")
-
 WHOLE_NUMBER = r"^-?(0|[1-9][0-9]*)(\.0+)?$"  # what its integer prints as, so not "007"
-ISO_DATE = r"^\d{4}-\d{2}-\d{2}"  # polars would also guess at 01/02/2021
-PER_SECOND = {"ms": 10**3, "us": 10**6, "ns": 10**9}
+FROM_R = r"^[1-9](\.[0-9]+)?e\+[01][0-9]$"  # 100000 is 1e+05 to R, which rounds no integer when it writes so
+SCIENTIFIC = r"^[0-9](\.[0-9]+)?[eE]\+?[0-9]+$"
 
 
 def open_data(
-    path: str | Path, *, user: str = "user_id", item: str = "item_id", timestamp: str | None = "timestamp"
+    path: str | Path,
+    *,
+    user: str = "user_id",
+    item: str = "item_id",
+    timestamp: str | None = "timestamp",
+    time_unit: TimeUnit = "auto",
+    format: LogFormat | None = None,
+    drop_duplicates: bool = False,
 ) -> SequenceStore:
-    """The store in the folder ``path``, or the log in the file ``path``; the column names are for logs only.
+    """The store in the folder ``path``, or the log at ``path``; the options are those of :func:`read_log`, for logs.
 
     Raises :class:`UserError` as :meth:`SequenceStore.load` and :func:`read_log` do.
     """
     path = Path(path)
-    return SequenceStore.load(path) if path.is_dir() else read_log(path, user=user, item=item, timestamp=timestamp)
+    if path.is_dir() and ((path / META).exists() or not parquet_parts(path)):
+        return SequenceStore.load(path)
+    return read_log(
+        path,
+        user=user,
+        item=item,
+        timestamp=timestamp,
+        time_unit=time_unit,
+        format=format,
+        drop_duplicates=drop_duplicates,
+    )
 
 
 def read_log(
-    path: str | Path, *, user: str = "user_id", item: str = "item_id", timestamp: str | None = "timestamp"
+    path: str | Path,
+    *,
+    user: str = "user_id",
+    item: str = "item_id",
+    timestamp: str | None = "timestamp",
+    time_unit: TimeUnit = "auto",
+    format: LogFormat | None = None,
+    drop_duplicates: bool = False,
 ) -> SequenceStore:
     """Read an interaction log: one row an event, rows in any order.
 
-    Formats, by suffix: Parquet (.parquet, .pq), and with a header line in UTF-8 CSV (.csv), tab-separated (.tsv) and
-    RecBole (.inter: tab-separated, header of ``name:type``). ``user``, ``item`` and ``timestamp`` name the columns. A
-    user's events are ordered by time, and where times are equal by row; with ``timestamp=None`` by row alone.
+    ``path`` is a file, a pipe, a folder of Parquet parts (as Spark and Hive write them) or ``-`` for standard input; it
+    is a name, never a pattern. ``format``, or the suffix where it is None, tells what it holds: Parquet (.parquet,
+    .pq), JSON lines (.jsonl, .ndjson), and with a header line in UTF-8 or UTF-16 CSV (.csv; separated by semicolons too
+    where the header shows it), tab-separated (.tsv) and RecBole (.inter: header of ``name:type``). Text compressed by
+    gzip is unpacked. ``user``, ``item`` and ``timestamp`` name the columns. A user's events are ordered by time, and
+    where times are equal by row; with ``timestamp=None`` by row alone. ``drop_duplicates`` keeps one of the events that
+    share user, item and time.
 
     Ids are integers or strings. In text files they are integers where every one of the column is a whole number
-    (``42``, or ``42.0`` as tables with gaps have it, but not ``007``), and strings otherwise. Times are numbers, kept
-    in the log's own unit, or dates (ISO 8601 in text), kept as seconds since 1970 in UTC; fractions count for the order
-    and are then rounded down.
+    (``42``, or ``42.0`` as tables with gaps have it, but not ``007``), and strings otherwise; spaces around them do not
+    count. Times are dates (ISO 8601 in text) or numbers in ``time_unit``, which with ``"auto"`` the largest tells (see
+    :mod:`hyenarec.data.times`). They are kept as whole seconds since 1970 in UTC; fractions count for the order.
 
-    Raises :class:`UserError` with the file and, where it applies, column and first offending row for: a missing,
-    damaged or empty file, an unknown suffix or column, missing ids, missing, NaN or negative times, columns of other
-    types, and logs where every user has a single event.
+    Raises :class:`UserError` with the log and, where it applies, column and first offending row for: a missing,
+    damaged or empty file, an unknown suffix or column, missing ids, missing, NaN or negative times, times of several
+    units, columns of other types, and logs where every user has a single event.
     """
     path = Path(path)
     columns = {"user": user, "item": item} | ({} if timestamp is None else {"timestamp": timestamp})
-    frame = _read_columns(path, columns)
+    frame, is_text = read_columns(path, columns, format)
     if not frame.height:
         raise UserError(f"{path}: empty log: no events")
-    users, user_ids = _encode_ids(frame.drop_in_place("user"), _Column(path, "user", user))
-    items, item_ids = _encode_ids(frame.drop_in_place("item"), _Column(path, "item", item))
-    if timestamp is None:
-        times, order = None, np.argsort(users, kind="stable")
-    else:
-        exact, unit = _read_times(frame.drop_in_place("timestamp"), _Column(path, "timestamp", timestamp))
-        order = np.lexsort((exact, users))  # stable: equal times stay in the order of rows
-        times = np.floor_divide(exact[order], unit).astype(np.int64, copy=False)
-    lengths = np.bincount(users, minlength=len(user_ids))
+    users, user_ids = _encode_ids(frame.drop_in_place("user"), _Column(path, user, is_text))
+    items, item_ids = _encode_ids(frame.drop_in_place("item"), _Column(path, item, is_text))
+    times = None
+    if timestamp is not None:
+        place = _Column(path, timestamp, is_text)
+        try:
+            times = read_times(frame.drop_in_place("timestamp"), time_unit)
+        except BadTime as error:
+            raise place.error(str(error), error.row) from error
+    keys = () if times is None else times.keys[::-1]
+    order = np.lexsort((*keys, users))  # stable: equal times stay in the order of rows
+    if drop_duplicates:
+        order = order[~_repeats((*keys, items, users))[order]]
+    lengths = np.bincount(users[order], minlength=len(user_ids))
     if lengths.max() < 2:
         raise UserError(f"{path}: every user has a single event, so there is no sequence to learn from")
     offsets = np.concatenate((np.zeros(1, np.int64), np.cumsum(lengths)))
-    return SequenceStore(offsets, items[order], times, user_ids, item_ids)
+    if times is None:
+        return SequenceStore(offsets, items[order], None, user_ids, item_ids)
+    return SequenceStore(offsets, items[order], times.seconds(order), user_ids, item_ids, times.unit)
+
+
+def _repeats(keys: tuple[NDArray[Any], ...]) -> NDArray[np.bool_]:
+    """Which rows equal an earlier one in all ``keys``, each (E,): (E,) bool."""
+    order = np.lexsort(keys)
+    same = np.ones(len(order) - 1, dtype=bool)
+    for key in keys:
+        same &= key[order[1:]] == key[order[:-1]]
+    repeats = np.zeros(len(order), dtype=bool)
+    repeats[order[1:][same]] = True
+    return repeats
 
 
 @dataclass(frozen=True)
 class _Column:
-    """A column by its role (which is also the option's name) and its name in the file, for messages."""
+    """A column by its name in the log, for messages."""
 
     path: Path
-    role: str
     name: str
-
-    @property
-    def is_text(self) -> bool:
-        return self.path.suffix.lower() in SEPARATORS
+    is_text: bool
 
     def error(self, what: str, row: int | None = None) -> UserError:
         """``row`` counts from 0; people count from 1."""
@@ -93,67 +133,6 @@ class _Column:
         if row is not None:
             where += f", row {row + 1}" + (" (header not counted)" if self.is_text else "")
         return UserError(f"{where}: {what}")
-
-
-def _read_columns(path: Path, columns: dict[str, str]) -> pl.DataFrame:
-    """The columns ``{role: name}`` of the file under their roles; text formats give strings only."""
-    if path.is_dir() or not path.exists():
-        raise UserError(f"{path}: {'is a folder, not a log' if path.is_dir() else 'no such file'}")
-    suffix = path.suffix.lower()
-    if suffix not in (*PARQUET, *SEPARATORS):
-        known = ", ".join((*PARQUET, *SEPARATORS))
-        raise UserError(f"{path}: unknown kind of log {path.suffix!r}: the suffix must be one of {known}")
-    try:
-        import polars as pl
-    except ImportError as error:
-        raise UserError(
-            f"{path}: reading a log needs polars: install hyenarec[rec], or prepare a store where it is installed"
-        ) from error
-    text: dict[str, Any] = {"separator": SEPARATORS.get(suffix), "infer_schema_length": 0}  # 0: all strings
-    if suffix == ".inter":
-        text["quote_char"] = None
-    try:
-        header = pl.read_parquet_schema(path) if suffix in PARQUET else pl.read_csv(path, n_rows=0, **text).columns
-        chosen = {role: _find_column(path, role, name, list(header)) for role, name in columns.items()}
-        names = list(dict.fromkeys(chosen.values()))
-        frame = pl.read_parquet(path, columns=names) if suffix in PARQUET else pl.read_csv(path, columns=names, **text)
-        return frame.select(pl.col(name).alias(role) for role, name in chosen.items())
-    except pl.exceptions.NoDataError:
-        raise UserError(f"{path}: empty log: not even a header") from None
-    except OSError as error:
-        raise UserError(f"{path}: cannot read it: {error.strerror or error}") from error
-    except pl.exceptions.PolarsError as error:
-        reason = None if suffix in PARQUET else _first_bad_row(path)
-        raise UserError(f"{path}: cannot read it: {reason or str(error).splitlines()[0]}") from error
-
-
-def _find_column(path: Path, role: str, name: str, header: list[str]) -> str:
-    """``name`` in ``header``, where RecBole writes it as ``name:type``."""
-    for column in header:
-        if name in (column, column.rpartition(":")[0]):
-            return column
-    way_out = ", or None where the rows are in order" if role == "timestamp" else ""
-    raise UserError(f"{path}: no column {name!r}; option {role} must name one of {', '.join(header)}{way_out}")
-
-
-def _first_bad_row(path: Path) -> str | None:
-    """The first row that is not UTF-8, longer than the header or badly quoted, in words; polars does not name it."""
-    number, separator = 0, SEPARATORS[path.suffix.lower()]
-    with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-        if path.suffix.lower() == ".inter":
-            rows = csv.reader(file, delimiter=separator, quoting=csv.QUOTE_NONE)
-        else:
-            rows = csv.reader(file, delimiter=separator, strict=True)
-        try:
-            width = len(next(rows))
-            for number, row in enumerate(rows, 1):
-                if len(row) > width:
-                    return f"row {number} (header not counted) has {len(row)} fields, the header {width}"
-                if any("\udc80" <= letter <= "\udcff" for field in row for letter in field):
-                    return f"row {number} (header not counted) is not UTF-8"
-        except csv.Error as error:
-            return f"row {number + 1} (header not counted): {error}"
-    return None
 
 
 def _encode_ids(column: pl.Series, place: _Column) -> tuple[NDArray[np.int32], Ids]:
@@ -166,14 +145,49 @@ def _encode_ids(column: pl.Series, place: _Column) -> tuple[NDArray[np.int32], I
     indices = column.replace_strict(known, dense, return_dtype=pl.Int32).to_numpy()
     if column.dtype == pl.Int64:
         return indices, Ids.from_arrays({"values": known.to_numpy()})
-    if place.is_text and known.str.contains(WHOLE_NUMBER).all():
-        numbers = known.str.replace(r"\.0+$", "").cast(pl.Int64, strict=False)
-        if not numbers.has_nulls():  # beyond int64 they stay strings
-            values, merged = np.unique(numbers.to_numpy(), return_inverse=True)  # 42 and 42.0 are one
+    if place.is_text:
+        stripped = known.str.strip_chars()
+        if (stripped == "").any():
+            raise place.error("the id is missing", _first(column.str.strip_chars() == ""))
+        numbers = _whole_numbers(stripped, place)
+        if numbers is not None:
+            values, merged = np.unique(numbers, return_inverse=True)  # 42 and 42.0 are one
             return merged.astype(np.int32)[indices], Ids.from_arrays({"values": values})
+        if (stripped != known).any():
+            known = stripped.unique().sort()
+            dense = pl.int_range(len(known), dtype=pl.Int32, eager=True)
+            indices = stripped.replace_strict(known, dense, return_dtype=pl.Int32).to_numpy()[indices]
     utf8 = np.frombuffer(known.str.join("").item().encode(), dtype=np.uint8)
     offsets = np.concatenate((np.zeros(1, np.int64), np.cumsum(known.str.len_bytes().to_numpy(), dtype=np.int64)))
     return indices, Ids.from_arrays({"utf8": utf8, "offsets": offsets})
+
+
+def _whole_numbers(known: pl.Series, place: _Column) -> NDArray[np.int64] | None:
+    """The ids as integers, where all of them are whole numbers of 64 bits."""
+    import polars as pl
+
+    whole = known.str.contains(WHOLE_NUMBER)
+    other = known.filter(~whole)
+    if len(other) == len(known) or not other.str.contains(SCIENTIFIC).all():
+        return None
+    numbers = known.str.replace(r"\.0+$", "").cast(pl.Int64, strict=False)
+    if len(other):
+        example = other[0]
+        floats = known.cast(pl.Float64, strict=False)
+        exact = other.str.contains(FROM_R).all() and (floats.filter(~whole) % 1 == 0).all()
+        if not exact:
+            warnings.warn(
+                f"{place.path}: column {place.name!r}: ids such as {example!r} look like numbers in scientific "
+                "notation, so all ids are read as text; write them as whole numbers",
+                stacklevel=4,
+            )
+            return None
+        warnings.warn(
+            f"{place.path}: column {place.name!r}: ids such as {example!r} are read as whole numbers, as R writes them",
+            stacklevel=4,
+        )
+        numbers = numbers.zip_with(whole, floats.cast(pl.Int64, strict=False))
+    return None if numbers.has_nulls() else numbers.to_numpy()  # beyond int64 they stay strings
 
 
 def _clean_ids(column: pl.Series, place: _Column) -> pl.Series:
@@ -181,6 +195,12 @@ def _clean_ids(column: pl.Series, place: _Column) -> pl.Series:
     import polars as pl
 
     kind = column.dtype
+    if kind == pl.Binary:
+        column = _bytes_as_text(column, place)
+        kind = column.dtype
+    if isinstance(kind, pl.Decimal):
+        column = _decimals_as_text(column, place)
+        kind = column.dtype
     if not (kind.is_integer() or kind.is_float() or kind == pl.String or isinstance(kind, pl.Categorical | pl.Enum)):
         raise place.error(f"holds {kind}; ids are integers or strings")
     missing = column.is_null()
@@ -201,43 +221,43 @@ def _clean_ids(column: pl.Series, place: _Column) -> pl.Series:
     return column.cast(pl.String) if integers.has_nulls() else integers  # uint64 beyond int64
 
 
-def _read_times(column: pl.Series, place: _Column) -> tuple[NDArray[Any], int]:
-    """Times that order events exactly, (E,) int64 or float64, and how many of their units make one that is kept."""
+def _bytes_as_text(column: pl.Series, place: _Column) -> pl.Series:
+    """Bytes as the UTF-8 text or the UUIDs that they are; what is missing stays so."""
     import polars as pl
 
-    parsed = _parse_times(column) if column.dtype == pl.String else column
-    kind, unit = parsed.dtype, 1
-    if kind == pl.Date:
-        parsed = parsed.cast(pl.Datetime("ms"))
-    if isinstance(parsed.dtype, pl.Datetime):
-        unit = PER_SECOND[parsed.dtype.time_unit]
-        parsed = parsed.to_physical()
-    elif kind.is_integer():
-        parsed = parsed.cast(pl.Int64, strict=False)
-    elif kind.is_numeric():
-        parsed = parsed.cast(pl.Float64)
-    else:
-        raise place.error(f"holds {kind}; times are numbers or dates")
-    # NaN is above every number for polars.
-    bad = ((parsed < 0) | (parsed >= 2**63 if parsed.dtype.is_float() else False)).fill_null(True)
-    if bad.any():
-        row = _first(bad)
-        value = "the time is missing" if column[row] is None else f"{column[row]!s} is no time"
-        raise place.error(f"{value}; times are numbers from 0 up, or ISO 8601 dates from 1970 on", row)
-    return parsed.to_numpy(), unit
+    given = column.drop_nulls()
+    try:
+        text = column.cast(pl.String)
+    except pl.exceptions.ComputeError:  # one is no UTF-8, and polars does not say which
+        text = pl.Series([_decode(value) for value in column], dtype=pl.String)
+    # Text has no zero bytes, and 16 bytes that are not text are a UUID.
+    odd = (text.is_null() & column.is_not_null()) | text.str.contains("\0", literal=True).fill_null(False)
+    if not odd.any():
+        return text
+    if not (given.bin.size() == 16).all():
+        raise place.error("the id is bytes that are no UTF-8 text; write it as text", _first(odd))
+    digits = column.bin.encode("hex")
+    return digits.str.replace(r"^(.{8})(.{4})(.{4})(.{4})(.{12})$", "$1-$2-$3-$4-$5")
 
 
-def _parse_times(text: pl.Series) -> pl.Series:
-    """Text as integers where all are, else as dates where the first is one, else as floats; null where that fails."""
+def _decode(value: bytes | None) -> str | None:
+    try:
+        return None if value is None else value.decode()
+    except UnicodeDecodeError:
+        return None
+
+
+def _decimals_as_text(column: pl.Series, place: _Column) -> pl.Series:
+    """Decimals as integers, or as their digits where one is beyond 64 bits."""
     import polars as pl
 
+    text = column.cast(pl.String).str.replace(r"\.0+$", "")
+    fraction = text.str.contains(".", literal=True).fill_null(False)
+    if fraction.any():
+        row = _first(fraction)
+        raise place.error(f"{column[row]} is no id: ids are integers or strings", row)
     integers = text.cast(pl.Int64, strict=False)
-    if integers.null_count() == text.null_count():
-        return integers
-    if text.head(1).str.contains(ISO_DATE).any():
-        with suppress(pl.exceptions.ComputeError):  # what looked like a date is none
-            return text.str.to_datetime(strict=False, time_unit="us")
-    return text.cast(pl.Float64, strict=False)
+    return text if integers.null_count() > text.null_count() else integers
 
 
 def _first(mask: pl.Series) -> int:

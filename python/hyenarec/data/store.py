@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import os
@@ -15,11 +16,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hyenarec.data.ids import Ids
+from hyenarec.data.times import UNITS
 from hyenarec.errors import UserError
 from hyenarec.files import sync_folder
 
 FORMAT = "hyenarec-store"
-VERSION = 1
+VERSION = 2
 META = "meta.json"
 
 Arrays = dict[str, NDArray[np.generic]]
@@ -30,8 +32,10 @@ class SequenceStore:
     """Histories of all users: user ``u``'s events are ``offsets[u]:offsets[u+1]``, oldest first.
 
     ``offsets`` (U+1,) int64 from 0 to E, non-decreasing; ``items`` (E,) int32, each in ``[0, n_items)``; ``timestamps``
-    (E,) int64, non-decreasing inside a user, in the log's own unit (seconds where the log has dates), or None where the
-    log has none; ``user_ids`` and ``item_ids`` give the log's own ids. Raises ValueError where shapes or dtypes differ.
+    (E,) int64, non-decreasing inside a user, in seconds, or None where the log has none; ``user_ids`` and ``item_ids``
+    give the log's own ids. ``time_unit`` is the unit of the log's own times (s, ms, us, ns, or date), in which callers
+    give theirs: see :func:`hyenarec.data.times.caller_seconds`. Raises ValueError where shapes or dtypes differ, or an
+    item is none of the catalogue.
     """
 
     offsets: NDArray[np.int64]
@@ -39,6 +43,7 @@ class SequenceStore:
     timestamps: NDArray[np.int64] | None
     user_ids: Ids
     item_ids: Ids
+    time_unit: str = "s"
 
     def __post_init__(self) -> None:
         _check_array("offsets", self.offsets, np.int64, len(self.user_ids) + 1)
@@ -47,6 +52,10 @@ class SequenceStore:
             _check_array("timestamps", self.timestamps, np.int64, len(self.items))
         if self.offsets[0] != 0 or (np.diff(self.offsets) < 0).any():
             raise ValueError("offsets: must start at 0 and never fall")
+        if len(self.items) and not (self.items.min() >= 0 and self.items.max() < len(self.item_ids)):
+            raise ValueError(f"items: each must be from 0 to {len(self.item_ids) - 1}, the catalogue's last")
+        if self.time_unit not in UNITS:
+            raise ValueError(f"time unit: must be one of {', '.join(UNITS)}, got {self.time_unit!r}")
 
     @property
     def n_users(self) -> int:
@@ -77,14 +86,22 @@ class SequenceStore:
             "checksum": zlib.crc32(self.items.tobytes()),
         }
 
+    def fingerprint(self) -> str:
+        """A digest of users, items, order and times: equal for equal data, wherever the store lies."""
+        digest = hashlib.blake2b(self.time_unit.encode(), digest_size=16)
+        for name, array in self._arrays().items():
+            digest.update(f"{name} {array.dtype.str} {array.shape}".encode())
+            digest.update(np.ascontiguousarray(array).data)
+        return digest.hexdigest()
+
     def save(self, path: str | Path) -> None:
         """Write the store into the folder ``path``, whole or not at all; an older store there is replaced.
 
-        Raises :class:`UserError` where something else is there, the disk is full or the place cannot be written.
+        A link to a folder stays one. Raises :class:`UserError` where anything else is there, beside an older store or
+        alone, where the disk is full or the place cannot be written.
         """
-        path = Path(path)
-        if path.exists() and not is_store(path) and not _is_empty_folder(path):
-            raise UserError(f"{path}: there already, and not a store; choose another place or remove it")
+        _check_free(Path(path))
+        given, path = path, Path(path).resolve()
         arrays = self._arrays()
         meta = {
             "format": FORMAT,
@@ -92,7 +109,8 @@ class SequenceStore:
             "users": self.n_users,
             "items": self.n_items,
             "events": self.n_events,
-            "arrays": list(arrays),
+            "time_unit": self.time_unit,
+            "arrays": {name: _checksum(array) for name, array in arrays.items()},
         }
         temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         try:
@@ -105,7 +123,7 @@ class SequenceStore:
             sync_folder(temporary)
             _put_in_place(temporary, path)
         except OSError as error:
-            raise UserError(f"cannot save {path}: {error.strerror or error}") from error
+            raise UserError(f"cannot save {given}: {error.strerror or error}") from error
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
 
@@ -113,7 +131,8 @@ class SequenceStore:
     def load(cls, path: str | Path) -> SequenceStore:
         """Open the store in the folder ``path``; its arrays are read-only and memory-mapped.
 
-        Raises :class:`UserError` where there is no store, or it is damaged or of another version.
+        Every array is read once to verify its checksum (about 1 second per gigabyte). Raises :class:`UserError` where
+        there is no store, it may not be read, or it is damaged or of another version.
         """
         path = Path(path)
         meta = _read_meta(path)
@@ -126,13 +145,20 @@ class SequenceStore:
             for name in meta["arrays"]:
                 # asarray: the plain view of the mapping, which indexes faster than np.memmap and computes plain arrays.
                 arrays[name] = np.asarray(np.load(path / f"{name}.npy", mmap_mode="r", allow_pickle=False))
-            store = cls._from_arrays(arrays)
+            store = cls._from_arrays(arrays, meta["time_unit"])
+            sizes = (meta["users"], meta["items"], meta["events"])
+            checksums = dict(meta["arrays"])
         except FileNotFoundError as error:
             raise UserError(f"{path}: damaged store: {name}.npy is missing") from error
-        except (OSError, ValueError, EOFError, KeyError, TypeError) as error:
+        except PermissionError as error:
+            raise UserError(f"{path}: cannot read {name}.npy: {error.strerror}") from error
+        except (OSError, ValueError, EOFError, KeyError, TypeError, OverflowError, MemoryError) as error:
             raise UserError(f"{path}: truncated or damaged store ({error})") from error
-        if (store.n_users, store.n_items, store.n_events) != (meta["users"], meta["items"], meta["events"]):
+        if (store.n_users, store.n_items, store.n_events) != sizes:
             raise UserError(f"{path}: damaged store: {META} and the arrays disagree about their sizes")
+        for name, array in arrays.items():
+            if _checksum(array) != checksums[name]:
+                raise UserError(f"{path}: damaged store: {name}.npy is not what was written (its checksum differs)")
         return store
 
     def _arrays(self) -> Arrays:
@@ -144,12 +170,12 @@ class SequenceStore:
         return arrays
 
     @classmethod
-    def _from_arrays(cls, arrays: Any) -> SequenceStore:
+    def _from_arrays(cls, arrays: Any, time_unit: str) -> SequenceStore:
         user_ids, item_ids = (
             Ids.from_arrays({name.removeprefix(role): arrays[name] for name in arrays if name.startswith(role)})
             for role in ("user_ids.", "item_ids.")
         )
-        return cls(arrays["offsets"], arrays["items"], arrays.get("timestamps"), user_ids, item_ids)
+        return cls(arrays["offsets"], arrays["items"], arrays.get("timestamps"), user_ids, item_ids, time_unit)
 
 
 def is_store(path: Path) -> bool:
@@ -168,6 +194,8 @@ def _read_meta(path: Path) -> dict[str, Any]:
         meta = json.loads((path / META).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path}: not a store: {META} is missing") from None
+    except PermissionError as error:
+        raise UserError(f"{path}: cannot read {META}: {error.strerror}") from error
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: not a store: cannot read {META} ({error})") from error
     if not isinstance(meta, dict) or meta.get("format") != FORMAT or "version" not in meta:
@@ -182,8 +210,21 @@ def _check_array(name: str, array: NDArray[Any], dtype: type[np.generic], length
         )
 
 
-def _is_empty_folder(path: Path) -> bool:
-    return path.is_dir() and not any(path.iterdir())
+def _check_free(path: Path) -> None:
+    """Raise :class:`UserError` unless a store may be put at ``path``: nothing is lost but what a store wrote."""
+    if not path.exists() or (path.is_dir() and not any(path.iterdir())):
+        return
+    if not is_store(path):
+        raise UserError(f"{path}: there already, and not a store; choose another place or remove it")
+    arrays = _read_meta(path).get("arrays")
+    ours = {META, *(f"{name}.npy" for name in (arrays if isinstance(arrays, dict | list) else ()))}
+    others = sorted(entry.name for entry in path.iterdir() if entry.name not in ours or not entry.is_file())
+    if others:
+        raise UserError(f"{path}: beside an older store there is {others[0]!r}; choose another place or move it away")
+
+
+def _checksum(array: NDArray[Any]) -> int:
+    return zlib.crc32(np.ascontiguousarray(array).data.cast("B")) if array.size else 0
 
 
 def _write(path: Path, *parts: bytes | memoryview) -> None:
