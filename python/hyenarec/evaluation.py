@@ -148,7 +148,7 @@ def repeats_line(store: SequenceStore, targets: NDArray[np.int64], exclude_seen:
         return None
     return (
         f"{found:,} of {len(targets):,} targets are in their own history: items already seen are not recommended, so "
-        "these may count as missed; --no-exclude-seen ranks them too, and train --drop-duplicates helps where rows stand twice"
+        "these may count as missed; --no-exclude-seen ranks them too, and where rows stand twice --drop-duplicates"
     )
 
 

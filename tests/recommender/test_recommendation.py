@@ -158,20 +158,28 @@ def test_times_that_no_log_has_are_refused(tmp_path: Path) -> None:
     history = [100, 101, 102]
     second = 1_700_000_000
     for times, message in (
-        ([30, 20, 10], r"timestamps: event 2 \(20\) is before event 1 \(30\); the oldest event comes first"),
-        ([second, second + 5, 0], r"event 3 \(0\) is before event 2"),
-        ([second, second * 1000, second * 1000 + 5], r"from event 1 \(1700000000\) to event 2 .* the unit changes"),
-        ([1.0, float("nan"), 3.0], r"event 2 has nan; a time is a number from 0 up"),
-        ([-1, 2, 3], r"event 1 has -1"),
-        (["a", "b", "c"], r"numbers in the log's own unit"),
+        ([30, 20, 10], r"timestamps: time 2 is before time 1; histories and their times go oldest first"),
+        ([second, second + 5, 0], r"time 3 is before time 2"),
+        ([second, second * 1000, second * 1000 + 5], r"times of more than one unit"),
+        (
+            [second * 1000, second * 1000 + 5, second * 1000 + 9],
+            r"looks like a time in ms, but",
+        ),
+        ([1.0, float("nan"), 3.0], r"time 2 is nan"),
+        ([-1, 2, 3], r"-1 is no time"),
+        (["a", "b", "c"], r"'a' is no time"),
     ):
         rows: Any = [[1, 2, 3], times]
         with pytest.raises(UserError, match=f"^history 2: .*{message}"):
             recommender.recommend([history, history], timestamps=rows)
-    floats: Any = [[1.5, 2.5, 3.5]]
-    assert recommender.recommend([history], timestamps=floats) == recommender.recommend(
-        [history], timestamps=[[1, 2, 3]]
-    )
+    seconds = recommender.recommend([history], timestamps=[[second, second + 60, second + 120]])
+    for same in (
+        [second + 0.5, second + 60.5, second + 120.5],
+        np.array([second, second + 60, second + 120], "datetime64[s]").astype("datetime64[ns]"),
+        ["2023-11-14T22:13:20", "2023-11-14T22:14:20", "2023-11-14T22:15:20"],
+    ):
+        given: Any = [same]
+        assert recommender.recommend([history], timestamps=given) == seconds
 
 
 def test_no_score_that_is_no_number_leaves(trained: tuple[Path, SequenceStore]) -> None:

@@ -226,7 +226,8 @@ def cost(horizon: int, length: int, rows: int, levels: tuple[Level, ...]) -> flo
 @lru_cache(maxsize=1024)
 def cheapest_shape(windows: Windows, chunk: int, last: int, tolerance: float) -> tuple[int, int, int] | None:
     """Cheapest (rank, degree, nodes) that drop less than `tolerance`, or None."""
-    energy, count = windows.energy(chunk, last), min(windows.exact_nodes, chunk)
+    count = min(windows.exact_nodes, chunk)  # enough for ranks up to half a chunk
+    energy = windows.energy(chunk, last, count)
     best, cheapest = None, math.inf
     for rank in range(2, min(MAX_RANK, count, chunk // 2) + 1):
         for degree in range(rank, min(2 * rank, count + 1)):
