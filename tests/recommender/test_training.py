@@ -83,7 +83,7 @@ from pathlib import Path
 sys.path.insert(0, {tests!r})
 from generated import make_store
 from test_training import train
-train(Path({folder!r}), make_store(n_users=150), epochs=4, checkpoint_minutes=1e-9)
+train(Path({folder!r}), make_store(n_users=100), epochs=3, checkpoint_minutes=1e-9)
 """
 
 
@@ -93,7 +93,7 @@ def test_killed_runs_resume_to_the_same_bits(tmp_path: Path) -> None:
     program = [sys.executable, "-c", KILLED.format(tests=tests, folder=str(tmp_path / "killed"))]
     kills = 0
     for delay in (0.05, 0.2, 0.5):
-        process = subprocess.Popen(program, stdout=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "2"})
+        process = subprocess.Popen(program, stdout=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1"})
         path = tmp_path / "killed" / LAST
         seen = path.stat().st_mtime_ns if path.exists() else 0
         while process.poll() is None and (not path.exists() or path.stat().st_mtime_ns == seen):
@@ -106,7 +106,7 @@ def test_killed_runs_resume_to_the_same_bits(tmp_path: Path) -> None:
     assert kills >= 2
     progress = checkpoint.load(tmp_path / "killed" / LAST)[1]["progress"]
     assert progress["step"] > 0
-    environment = {**os.environ, "OMP_NUM_THREADS": "2"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     subprocess.run(program, check=True, stdout=subprocess.DEVNULL, env=environment)
     whole = [sys.executable, "-c", KILLED.format(tests=tests, folder=str(tmp_path / "whole"))]
     subprocess.run(whole, check=True, stdout=subprocess.DEVNULL, env=environment)
