@@ -191,8 +191,10 @@ def race(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., bool]:
             done = subprocess.run(
                 [program, *map(str, words)], capture_output=True, text=True, env=environment, timeout=LONGEST_RACE
             )
-        except subprocess.TimeoutExpired:  # a barrier that some threads leave out may keep the others for ever
-            return False
+        except subprocess.TimeoutExpired:
+            if len(words) < 3:
+                raise
+            return False  # the barrier that is left out keeps the threads waiting for ever
         if "FATAL: ThreadSanitizer" in done.stderr:
             pytest.skip("ThreadSanitizer does not run on this kernel")
         assert done.returncode in (0, 66), done.stderr
