@@ -23,7 +23,7 @@ class Attention(nn.Module):
         return self.attention(x, x, x, attn_mask=future, need_weights=False)[0]
 
 
-class Model(nn.Module):  # what is not the mixer stays as it was
+class NextItemModel(nn.Module):  # what is not the mixer stays as it was
     def __init__(self, mixer: nn.Module) -> None:
         super().__init__()
         self.items = nn.Embedding(ITEMS, DIM)
@@ -40,7 +40,7 @@ class Model(nn.Module):  # what is not the mixer stays as it was
 
 def train(mixer: nn.Module, steps: int = 120) -> float:
     """The mean loss of the last ten steps: 3.9 for a guess, at best 0.9, as the first 11 of 48 must be guessed."""
-    model = Model(mixer)
+    model = NextItemModel(mixer)
     optimizer = torch.optim.Adam(model.parameters(), lr=5e-3)
     losses: list[float] = []
     for _ in range(steps):

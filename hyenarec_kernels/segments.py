@@ -38,8 +38,16 @@ class Segments(NamedTuple):
         lengths: Index | None = None,
         starts: Index | None = None,
         cu_seqlens: Index | None = None,
+        segments: Segments | None = None,
     ) -> Segments:
-        """From the arguments of a public call; raises ValueError for those that do not fit ``x``."""
+        """From the arguments of a public call; raises ValueError for those that do not fit ``x``.
+
+        ``segments`` made before for the same ``x`` take the place of the others, and are not checked again.
+        """
+        if segments is not None:
+            if lengths is not None or starts is not None or cu_seqlens is not None:
+                raise ValueError(f"{op}: segments take the place of lengths, starts and cu_seqlens; give one of them")
+            return segments
         if x.dim() == 2:
             if cu_seqlens is None or lengths is not None or starts is not None:
                 raise ValueError(f"{op}: packed x (T, D) needs cu_seqlens, and takes neither lengths nor starts")

@@ -37,7 +37,7 @@ Name = TypeVar("Name", bound=Hashable)
 
 
 @dataclass(frozen=True)
-class Settings:
+class StepSettings:
     """What all measurements of a result share."""
 
     dim: int = DIM
@@ -85,7 +85,7 @@ class Settings:
         return trainer
 
 
-def measure(builds: Mapping[Name, Build], settings: Settings) -> dict[Name, dict[str, Any]]:
+def measure(builds: Mapping[Name, Build], settings: StepSettings) -> dict[Name, dict[str, Any]]:
     """What a case has of each contestant's step: memory, check and times, or why it is left out."""
     found: dict[Name, dict[str, Any]] = {}
     for name, build in builds.items():
@@ -100,7 +100,7 @@ def measure(builds: Mapping[Name, Build], settings: Settings) -> dict[Name, dict
     return found
 
 
-def try_steps(build: Build, settings: Settings) -> dict[str, Any]:
+def try_steps(build: Build, settings: StepSettings) -> dict[str, Any]:
     """Two steps in this process: seconds of the second (of the first where that is over the limit and had nothing to
     compile), memory in MiB, and the check where the limit is kept."""
     trainer = build()
@@ -117,7 +117,7 @@ def try_steps(build: Build, settings: Settings) -> dict[str, Any]:
     return {"seconds": seconds, "peak_mib": peak, "idle_mib": idle, "check": check}
 
 
-def time_steps(builds: Mapping[Name, Build], settings: Settings) -> dict[Name, dict[str, float]]:
+def time_steps(builds: Mapping[Name, Build], settings: StepSettings) -> dict[Name, dict[str, float]]:
     """Milliseconds of the contestants' steps, by turns, each in a process of its own, as training is: none pays for how
     the others have cut up a common heap."""
     with ExitStack() as stack:

@@ -39,7 +39,7 @@ Case = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Settings(steps.Settings):
+class ScalingSettings(steps.StepSettings):
     """What all measurements of a result share."""
 
     tokens: int = TOKENS
@@ -60,7 +60,7 @@ class Scaling:
     """History lengths."""
     out: Path | None = None
     """Result without its suffix; default: benchmarks/results/scaling-DEVICE, or scaling-DEVICE-bfloat16."""
-    settings: tyro.conf.OmitArgPrefixes[Settings] = field(default_factory=Settings)
+    settings: tyro.conf.OmitArgPrefixes[ScalingSettings] = field(default_factory=ScalingSettings)
 
     def run(self) -> None:
         check_names(self.mixers)
@@ -85,7 +85,7 @@ class Scaling:
         plot(title, cases, out.with_suffix(".png"))
 
 
-def measure(mixers: Sequence[str], length: int, settings: Settings, earlier: Sequence[Case]) -> list[Case]:
+def measure(mixers: Sequence[str], length: int, settings: ScalingSettings, earlier: Sequence[Case]) -> list[Case]:
     """A case for each mixer; those left out at a shorter length are not tried."""
     cases: dict[str, Case] = {mixer: {"mixer": mixer, "length": length} for mixer in mixers}
     builds: dict[str, steps.Build] = {}
@@ -103,7 +103,7 @@ def measure(mixers: Sequence[str], length: int, settings: Settings, earlier: Seq
     return list(cases.values())
 
 
-def full_trainer(mixer: str, length: int, settings: Settings) -> Trainer:
+def full_trainer(mixer: str, length: int, settings: ScalingSettings) -> Trainer:
     windows = settings.windows(length)
     return settings.trainer(mixer, length, windows, full_windows(length, BATCHES * windows))
 

@@ -47,7 +47,7 @@ Case = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Settings:
+class ServingSettings:
     """What all measurements of a result share."""
 
     dim: int = DIM
@@ -83,7 +83,7 @@ class Serving:
     """Users a call."""
     out: Path | None = None
     """Result without its suffix; default: benchmarks/results/serving-DEVICE."""
-    settings: tyro.conf.OmitArgPrefixes[Settings] = field(default_factory=Settings)
+    settings: tyro.conf.OmitArgPrefixes[ServingSettings] = field(default_factory=ServingSettings)
 
     def run(self) -> None:
         check_names(self.mixers)
@@ -108,7 +108,7 @@ class Serving:
 
 @torch.inference_mode()
 def measure(
-    mixers: Sequence[str], length: int, batch_size: int, settings: Settings, earlier: Sequence[Case]
+    mixers: Sequence[str], length: int, batch_size: int, settings: ServingSettings, earlier: Sequence[Case]
 ) -> list[Case]:
     """The cases of a length and batch, by turns in this process; those left out at a shorter length are not tried."""
     keep_freed_memory()
@@ -159,7 +159,7 @@ def checked_step(model: SequenceModel, batch: Batch, few: Batch) -> tuple[Callab
     return partial(Stream(model, batch).step, batch.items[batch.packing.last]), step_check(model, few)
 
 
-def top(users: int, settings: Settings) -> tuple[Callable[[], Tensor], Check]:
+def top(users: int, settings: ServingSettings) -> tuple[Callable[[], Tensor], Check]:
     """A function that finds the best of the catalogue for random hidden states, and its check."""
     device = settings.torch_device()
     hidden, weight = (torch.randn(rows, settings.dim, device=device) for rows in (users, settings.items))
@@ -169,7 +169,7 @@ def top(users: int, settings: Settings) -> tuple[Callable[[], Tensor], Check]:
     return partial(best, hidden, weight, bias), check
 
 
-def histories(length: int, users: int, settings: Settings) -> Batch:
+def histories(length: int, users: int, settings: ServingSettings) -> Batch:
     """Random items, about one a day."""
     items = torch.randint(settings.items, (users * length,))
     times = (torch.rand(users, length) * 172_800).long().cumsum(1).flatten()

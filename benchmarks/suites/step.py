@@ -44,7 +44,7 @@ Case = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Settings(steps.Settings):
+class LogStepSettings(steps.StepSettings):
     """What all measurements of a result share."""
 
     batch_size: int = 128
@@ -64,7 +64,7 @@ class Step:
     """Greatest lengths of a window."""
     out: Path | None = None
     """Result without its suffix; default: benchmarks/results/step-DEVICE, or step-DEVICE-bfloat16."""
-    settings: tyro.conf.OmitArgPrefixes[Settings] = field(default_factory=Settings)
+    settings: tyro.conf.OmitArgPrefixes[LogStepSettings] = field(default_factory=LogStepSettings)
 
     def run(self) -> None:
         check_names(self.mixers)
@@ -100,7 +100,7 @@ def open_log(data: Path | None, columns: Columns) -> SequenceStore:
         return open_data(path, **asdict(Columns()))
 
 
-def measure(log: str, store: Path, mixers: tuple[str, ...], length: int, settings: Settings) -> list[Case]:
+def measure(log: str, store: Path, mixers: tuple[str, ...], length: int, settings: LogStepSettings) -> list[Case]:
     """A case for each mixer and layout."""
     builds: dict[tuple[str, str], steps.Build] = {
         (mixer, layout): partial(log_trainer, mixer, layout, length, settings, store)
@@ -124,7 +124,7 @@ def measure(log: str, store: Path, mixers: tuple[str, ...], length: int, setting
     return cases
 
 
-def log_trainer(mixer: str, layout: str, length: int, settings: Settings, store: Path) -> Trainer:
+def log_trainer(mixer: str, layout: str, length: int, settings: LogStepSettings, store: Path) -> Trainer:
     trainer = settings.trainer(mixer, length, settings.batch_size, SequenceStore.load(store))
     if layout == "padded":
         trainer.windows = PaddedWindows(trainer.store, trainer.split, length, settings.batch_size)

@@ -51,7 +51,7 @@ def gated_short_conv(
         raise ValueError(f"{op}: weight must be (C, W) with W >= 1, got {tuple(weight.shape)}")
     check_parameter(op, "weight", weight, (channels, weight.shape[1]), x)
     check_parameter(op, "bias", bias, (channels,), x)
-    first, end = Segments.of(op, x, lengths, starts, cu_seqlens) if segments is None else segments
+    first, end = Segments.of(op, x, lengths, starts, cu_seqlens, segments)
     u, q = torch.ops.hyenarec.gated_short_conv(x, weight, bias, first, end, dim)
     return u, q
 

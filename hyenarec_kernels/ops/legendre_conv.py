@@ -66,7 +66,7 @@ def legendre_conv(
         raise ValueError(f"{op}: horizon must be an int, got {horizon!r}")
     if horizon < 1:
         raise ValueError(f"{op}: horizon must be at least 1, got {horizon}")
-    first, end = Segments.of(op, x, lengths, starts, cu_seqlens) if segments is None else segments
+    first, end = Segments.of(op, x, lengths, starts, cu_seqlens, segments)
     check_gate(op, "pre_gate", pre_gate, x.shape, x)
     check_gate(op, "post_gate", post_gate, gated_shape(x, first, last_only), x)
     out: Tensor = torch.ops.hyenarec.legendre_conv(

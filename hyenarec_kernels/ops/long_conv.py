@@ -71,7 +71,7 @@ def long_conv(
     post_gate = None if post_gate is None else autocast(post_gate)
     check_groups(op, "filter", filter, x)
     check_parameter(op, "skip", skip, (x.shape[-1],), x)
-    first, end = Segments.of(op, x, lengths, starts, cu_seqlens) if segments is None else segments
+    first, end = Segments.of(op, x, lengths, starts, cu_seqlens, segments)
     check_gate(op, "pre_gate", pre_gate, x.shape, x)
     check_gate(op, "post_gate", post_gate, gated_shape(x, first, last_only), x)
     out: Tensor = torch.ops.hyenarec.long_conv(x, filter, skip, pre_gate, post_gate, first, end, last_only)

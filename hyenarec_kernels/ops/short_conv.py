@@ -64,7 +64,7 @@ def short_conv(
     check_parameter(op, "bias", bias, (x.shape[-1],), x)
     if activation not in (None, "silu"):
         raise ValueError(f"{op}: activation must be None or 'silu', got {activation!r}")
-    first, end = Segments.of(op, x, lengths, starts, cu_seqlens) if segments is None else segments
+    first, end = Segments.of(op, x, lengths, starts, cu_seqlens, segments)
     out: Tensor = torch.ops.hyenarec.short_conv(x, weight, bias, first, end, activation or "")
     return out
 

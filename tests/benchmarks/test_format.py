@@ -49,7 +49,7 @@ def test_every_mixer_and_every_filter_is_a_system() -> None:
 
 @pytest.mark.parametrize("name", SYSTEMS)
 def test_every_system_can_be_built_and_checked(name: str) -> None:
-    settings = serving.Settings(dim=8, items=20)
+    settings = serving.ServingSettings(dim=8, items=20)
     net = SequenceModel(SYSTEMS[name].model(9, dim=8, blocks=1), 20)
     check = checks.training_check(net, serving.histories(9, 2, settings), "float32")
     assert 0 < check["error"] < check["tolerance"]
@@ -66,7 +66,7 @@ def test_names_are_checked() -> None:
 def test_training_check_is_red_for_wrong_values(broken: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Wrong in the timed model alone: the float64 copy stays right."""
     net = SequenceModel(SYSTEMS["hyena"].model(9, dim=8, blocks=1), 20)
-    batch = serving.histories(9, 2, serving.Settings(dim=8, items=20))
+    batch = serving.histories(9, 2, serving.ServingSettings(dim=8, items=20))
     mixer = type(net.blocks[0].mixer)
     right = mixer.forward
 

@@ -19,7 +19,7 @@ from hyenarec.data.batches import TrainingWindows
 from hyenarec.data.splits import leave_one_out
 from hyenarec.errors import UserError
 
-TINY = scaling.Settings(tokens=800, dim=8, blocks=1, negatives=4, device="cpu", seconds=0, rounds=2)
+TINY = scaling.ScalingSettings(tokens=800, dim=8, blocks=1, negatives=4, device="cpu", seconds=0, rounds=2)
 GREEN = {"against": "float64 reference", "error": 1e-7, "tolerance": 1e-3}
 
 
@@ -59,7 +59,7 @@ def test_fresh_processes() -> None:
 
 @pytest.mark.parametrize("options", [{"precision": "bfloat16"}, {"compile": True}], ids=str)
 def test_precision_and_compile_are_applied_and_checked(options: dict[str, Any]) -> None:
-    settings = scaling.Settings(tokens=64, dim=8, blocks=1, negatives=4, device="cpu", **options)
+    settings = scaling.ScalingSettings(tokens=64, dim=8, blocks=1, negatives=4, device="cpu", **options)
     trial = steps.try_steps(partial(scaling.full_trainer, "attention", 16, settings), settings)
     exact = steps.try_steps(partial(scaling.full_trainer, "attention", 16, TINY), TINY)
     assert trial["check"]["error"] <= trial["check"]["tolerance"]
@@ -74,12 +74,12 @@ def test_left_out_from_the_length_that_is_too_slow(monkeypatch: pytest.MonkeyPat
     """With measured processes replaced: attention takes as many seconds as the length, hyena always two."""
     tried = []
 
-    def try_steps(build: Any, settings: scaling.Settings) -> dict[str, Any]:
+    def try_steps(build: Any, settings: scaling.ScalingSettings) -> dict[str, Any]:
         mixer, length, _ = build.args
         tried.append((mixer, length))
         return {"seconds": length if mixer == "attention" else 2.0, "peak_mib": 1.0, "idle_mib": 1.0, "check": GREEN}
 
-    def time_steps(builds: dict[str, Any], settings: scaling.Settings) -> dict[str, dict[str, float]]:
+    def time_steps(builds: dict[str, Any], settings: scaling.ScalingSettings) -> dict[str, dict[str, float]]:
         return {mixer: {"median": 2000.0} for mixer in builds}
 
     monkeypatch.setattr(steps, "try_steps", try_steps)
@@ -87,7 +87,7 @@ def test_left_out_from_the_length_that_is_too_slow(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(steps, "in_fresh_process", lambda function, *arguments: function(*arguments))
     cases: list[dict[str, Any]] = []
     for length in (10, 20, 30, 40):
-        cases += scaling.measure(("hyena", "attention"), length, scaling.Settings(limit=20.0), cases)
+        cases += scaling.measure(("hyena", "attention"), length, scaling.ScalingSettings(limit=20.0), cases)
     assert tried == [
         *[("hyena", 10), ("attention", 10)],
         *[("hyena", 20), ("attention", 20)],
@@ -121,7 +121,9 @@ def test_windows_of_the_generated_log_are_full() -> None:
 
 
 def test_results_of_two_precisions_have_names_of_their_own() -> None:
-    names = [scaling.Settings(device="cpu", precision=precision).name("scaling") for precision in checks.TOLERANCE]
+    names = [
+        scaling.ScalingSettings(device="cpu", precision=precision).name("scaling") for precision in checks.TOLERANCE
+    ]
     assert names == ["scaling-cpu", "scaling-cpu-bfloat16"]
 
 

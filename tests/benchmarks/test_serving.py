@@ -19,7 +19,7 @@ from hyenarec.errors import UserError
 from hyenarec.model import SequenceModel
 from hyenarec.packing import Packing
 
-TINY = serving.Settings(dim=8, blocks=2, items=20, device="cpu", seconds=0, rounds=3)
+TINY = serving.ServingSettings(dim=8, blocks=2, items=20, device="cpu", seconds=0, rounds=3)
 
 
 def model(name: str) -> SequenceModel:
@@ -45,7 +45,7 @@ def test_result_of_every_mixer(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("in_this_process")
 def test_slow_calls_are_left_out() -> None:
-    settings = serving.Settings(dim=8, items=20, device="cpu", limit=0.0)
+    settings = serving.ServingSettings(dim=8, items=20, device="cpu", limit=0.0)
     cases = serving.measure(("hyena",), 12, 1, settings, [])
     assert [case["left_out"] for case in cases] == ["a call takes over 0 s"] * 3
     longer = serving.measure(("hyena",), 24, 1, TINY, cases)

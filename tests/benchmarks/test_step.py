@@ -17,7 +17,7 @@ from hyenarec.data.splits import leave_one_out
 from hyenarec.errors import UserError
 from hyenarec.packing import Packing
 
-TINY = step.Settings(batch_size=4, dim=8, blocks=1, negatives=4, device="cpu", seconds=0, rounds=2)
+TINY = step.LogStepSettings(batch_size=4, dim=8, blocks=1, negatives=4, device="cpu", seconds=0, rounds=2)
 LENGTHS = (3, 9, 4, 12, 5, 30)
 
 

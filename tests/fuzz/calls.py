@@ -24,7 +24,7 @@ PARAMETERS = ("filter", "coefficients", "decay", "weight", "bias", "skip")
 
 
 @dataclass
-class Call:
+class RandomCall:
     """One call: float64 values of each sequence and of the parameters, all of them representable in the call's dtype.
 
     ``rows`` are (n, D) for each sequence; with ``last_only`` post_gate and grad are (1, D), or (0, D) of an empty one.
@@ -55,7 +55,7 @@ class Call:
         )
 
 
-def draw(seed: int) -> Call:
+def draw(seed: int) -> RandomCall:
     """The call of a seed."""
     rng = np.random.default_rng(seed)
     dtype = [torch.float64, torch.float32, torch.float32, torch.float16, torch.bfloat16][rng.integers(5)]
@@ -98,14 +98,14 @@ def draw(seed: int) -> Call:
             if rng.random() < 0.6:
                 rows[gate] = [values(n, dim) for n in like]
         options["last_only"] = last_only
-    call = Call(seed, operator, dtype, layout, lengths, rows, parameters, options, bool(rng.random() < 0.3))
+    call = RandomCall(seed, operator, dtype, layout, lengths, rows, parameters, options, bool(rng.random() < 0.3))
     call.columns = longest + (0 if layout == "full" else int(rng.integers(0, 5)))
     room = [call.columns - n for n in lengths]
     call.starts = {"left": room, "middle": [int(rng.integers(0, r + 1)) for r in room]}.get(layout, [0] * count)
     return call
 
 
-def expected(call: Call) -> dict[str, list[Tensor]]:
+def expected(call: RandomCall) -> dict[str, list[Tensor]]:
     """Outputs of each sequence, and the gradients of ``sum(grad * out)``: of rows by sequence, of parameters whole."""
     parameters = {name: value.clone().requires_grad_() for name, value in call.parameters.items()}
     found: dict[str, list[Tensor]] = {"out": []}
@@ -140,7 +140,7 @@ def expected(call: Call) -> dict[str, list[Tensor]]:
     return found
 
 
-def place(call: Call, rows: list[Tensor], fill: float) -> Tensor:
+def place(call: RandomCall, rows: list[Tensor], fill: float) -> Tensor:
     """Rows of each sequence as the call's layout wants them; ``fill`` stands in the padding."""
     dim = call.rows["x"][0].shape[1]
     if len(rows) == 0 or call.layout == "packed":
@@ -156,7 +156,7 @@ def place(call: Call, rows: list[Tensor], fill: float) -> Tensor:
     return tensor
 
 
-def one_each(call: Call, rows: list[Tensor], fill: float) -> Tensor:
+def one_each(call: RandomCall, rows: list[Tensor], fill: float) -> Tensor:
     """Rows of ``last_only``: (S, D), ``fill`` for an empty sequence."""
     dim = call.rows["x"][0].shape[1]
     tensor = torch.full((len(rows), dim), fill, dtype=call.dtype)
@@ -166,7 +166,7 @@ def one_each(call: Call, rows: list[Tensor], fill: float) -> Tensor:
     return tensor
 
 
-def take(call: Call, values: Tensor, each: bool) -> list[Tensor]:
+def take(call: RandomCall, values: Tensor, each: bool) -> list[Tensor]:
     """The rows of each sequence in float64; raises where padding holds anything but zero."""
     values = values.detach().double()
     if each:
@@ -183,7 +183,7 @@ def take(call: Call, values: Tensor, each: bool) -> list[Tensor]:
     return parts
 
 
-def run(call: Call) -> dict[str, list[Tensor]]:
+def run(call: RandomCall) -> dict[str, list[Tensor]]:
     """What the package gives for the call, as :func:`expected` gives it. Padding is full of NaN."""
     nan, wide = float("nan"), torch.float64 if call.dtype == torch.float64 else torch.float32
     each = {name for name in ("post_gate", "grad") if call.last_only}
@@ -212,7 +212,7 @@ def run(call: Call) -> dict[str, list[Tensor]]:
     return found
 
 
-def faults(call: Call) -> Iterator[str]:
+def faults(call: RandomCall) -> Iterator[str]:
     """What is wrong with the call's outcome, a line each."""
     want = expected(call)
     try:

@@ -21,11 +21,11 @@ DTYPES = {torch.float32: 0, torch.bfloat16: 2, torch.float16: 3}  # hyenarec::Dt
 NAMES = ("out", "x", "filter", "skip", "pre_gate", "post_gate")
 
 
-class Rows(ctypes.Structure):
+class RowsArgument(ctypes.Structure):
     _fields_ = [("data", ctypes.c_void_p), ("batch_stride", ctypes.c_int64), ("row_stride", ctypes.c_int64)]
 
     @classmethod
-    def of(cls, t: Tensor | None) -> Rows:
+    def of(cls, t: Tensor | None) -> RowsArgument:
         if t is None:
             return cls()
         return cls(t.data_ptr(), t.stride(0) if t.dim() == 3 else 0, t.stride(-2))
@@ -40,9 +40,9 @@ class Arguments(ctypes.Structure):
         *((name, ctypes.c_int64) for name in ("sequences", "rows", "channels", "groups", "taps", "max_length")),
         *((name, ctypes.c_void_p) for name in ("starts", "ends")),
         ("wide_index", ctypes.c_bool),
-        *((name, Rows) for name in ("x", "pre_gate", "post_gate")),
+        *((name, RowsArgument) for name in ("x", "pre_gate", "post_gate")),
         *((name, ctypes.c_void_p) for name in ("filter", "skip")),
-        *((name, Rows) for name in ("out", "grad", "dx", "dpre_gate", "dpost_gate")),
+        *((name, RowsArgument) for name in ("out", "grad", "dx", "dpre_gate", "dpost_gate")),
         *((name, ctypes.c_void_p) for name in ("dfilter", "dskip", "workspace")),
     ]
 
@@ -63,7 +63,7 @@ def needs(program: str) -> None:
 
 
 @dataclass
-class Case:
+class HostCase:
     """One call. Sequences are rows [starts, ends); of padded input those of a batch row."""
 
     packed: bool
@@ -156,16 +156,16 @@ class Case:
             starts=None if self.full else pointer(t["starts"]),
             ends=None if self.full else pointer(t["ends"]),
             wide_index=self.wide_index,
-            x=Rows.of(t["x"]),
-            pre_gate=Rows.of(t["pre_gate"] if self.pre else None),
-            post_gate=Rows.of(t["post_gate"] if self.post else None),
+            x=RowsArgument.of(t["x"]),
+            pre_gate=RowsArgument.of(t["pre_gate"] if self.pre else None),
+            post_gate=RowsArgument.of(t["post_gate"] if self.post else None),
             filter=pointer(t["filter"]),
             skip=pointer(t["skip"]) if self.skip else None,
-            out=Rows.of(results.get("out")),
-            grad=Rows.of(t["grad"]),
-            dx=Rows.of(results.get("x")),
-            dpre_gate=Rows.of(results.get("pre_gate")),
-            dpost_gate=Rows.of(results.get("post_gate")),
+            out=RowsArgument.of(results.get("out")),
+            grad=RowsArgument.of(t["grad"]),
+            dx=RowsArgument.of(results.get("x")),
+            dpre_gate=RowsArgument.of(results.get("pre_gate")),
+            dpost_gate=RowsArgument.of(results.get("post_gate")),
             dfilter=pointer(results.get("filter")),
             dskip=pointer(results.get("skip")),
         )
@@ -194,7 +194,7 @@ class Case:
         return results
 
 
-def wrong(case: Case, found: dict[str, Tensor]) -> dict[str, float]:
+def wrong(case: HostCase, found: dict[str, Tensor]) -> dict[str, float]:
     """The results with an error above the tolerance; padding must be exactly zero."""
     limit = {torch.float32: 1e-6 * max(np.log2(case.rows), 1) ** 0.5}.get(case.dtype, TOLERANCE[case.dtype])
     errors = {}
@@ -206,7 +206,7 @@ def wrong(case: Case, found: dict[str, Tensor]) -> dict[str, float]:
     return {name: error for name, error in errors.items() if not error < limit}
 
 
-def check(host: ctypes.CDLL, case: Case) -> None:
+def check(host: ctypes.CDLL, case: HostCase) -> None:
     found = case.run(host)
     bad = wrong(case, found)
     assert not bad, f"{bad} in {case}"
@@ -224,7 +224,7 @@ def ragged(generator: np.random.Generator, count: int, rows: int, packed: bool) 
     return pairs[:, 0].tolist(), pairs[:, 1].tolist()
 
 
-def random_case(seed: int, most_rows: int, most_taps: int) -> Case:
+def random_case(seed: int, most_rows: int, most_taps: int) -> HostCase:
     generator = np.random.default_rng(seed)
     packed, full = generator.random() < 0.5, generator.random() < 0.3
     groups = int(generator.integers(1, 7))
@@ -238,7 +238,7 @@ def random_case(seed: int, most_rows: int, most_taps: int) -> Case:
     flags = generator.random(4) < 0.7
     needs = frozenset(name for name in NAMES if generator.random() < 0.8)
     longest = max(end - start for start, end in zip(starts, ends, strict=True))
-    return Case(
+    return HostCase(
         packed,
         rows,
         starts,
@@ -256,6 +256,6 @@ def random_case(seed: int, most_rows: int, most_taps: int) -> Case:
     )
 
 
-def one(rows: int, taps: int, *, count: int = 1, channels: int = 2, groups: int = 2, **options: Any) -> Case:
+def one(rows: int, taps: int, *, count: int = 1, channels: int = 2, groups: int = 2, **options: Any) -> HostCase:
     """Padded sequences without padding."""
-    return Case(False, rows, [0] * count, [rows] * count, channels, groups, taps, full=True, **options)
+    return HostCase(False, rows, [0] * count, [rows] * count, channels, groups, taps, full=True, **options)

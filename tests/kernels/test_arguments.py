@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import hyenarec_kernels as hk
+from hyenarec_kernels.segments import Segments
 
 X = torch.randn(2, 6, 4)
 PACKED = torch.randn(12, 4)
@@ -157,3 +158,12 @@ def test_contract_9_types(call: Callable[[], object], message: str) -> None:
 def test_strided_taps_are_taps() -> None:
     wide = torch.randn(4, 10)
     torch.testing.assert_close(long(filter=wide[::2, ::2]), long(filter=wide[::2, ::2].contiguous()))
+
+
+def test_segments_take_the_place_of_lengths() -> None:
+    x, weight = torch.randn(2, 9, 4), torch.randn(4, 3)
+    made = Segments.of("short_conv", x, torch.tensor([9, 5]))
+    want = hk.short_conv(x, weight, lengths=torch.tensor([9, 5]))
+    assert torch.equal(hk.short_conv(x, weight, segments=made), want)
+    with pytest.raises(ValueError, match=r"short_conv: segments take the place of lengths, starts and cu_seqlens"):
+        hk.short_conv(x, weight, segments=made, lengths=torch.tensor([9, 9]))

@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from cuda_host import NATIVE, SOURCE, Case, check, compiled, needs, one, random_case, wrong
+from cuda_host import NATIVE, SOURCE, HostCase, check, compiled, needs, one, random_case, wrong
 
 
 @pytest.fixture(scope="session")
@@ -43,10 +43,10 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
     return compiled(tmp_path_factory.mktemp("cuda_host") / "small.so", 7)
 
 
-def sizes_of_buckets() -> Case:
+def sizes_of_buckets() -> HostCase:
     """Packed sequences as long as blocks are, and one row off."""
     cuts = np.cumsum([0, 32, 64, 128, 33, 1, 0, 31, 65, 256, 0]).tolist()
-    return Case(True, cuts[-1], cuts[:-1], cuts[1:], 6, 3, 100)
+    return HostCase(True, cuts[-1], cuts[:-1], cuts[1:], 6, 3, 100)
 
 
 @pytest.mark.parametrize("library", ["host", "scarce", "small"])
@@ -99,7 +99,7 @@ LYING = {
 def test_sequences_that_do_not_cover_the_rows(small: ctypes.CDLL, lie: str, taps: int) -> None:
     """Nothing is read or written outside the tensors, and no row leaves with the NaN that it held before."""
     cuts = LYING[lie]
-    honest = Case(True, 300, [0], [300], 6, 3, taps)
+    honest = HostCase(True, 300, [0], [300], 6, 3, taps)
     case = dataclasses.replace(honest, starts=[0] * (len(cuts) - 1), ends=[300] * (len(cuts) - 1))
     case.tensors |= {"starts": torch.tensor(cuts[:-1]), "ends": torch.tensor(cuts[1:])}
     for reversed in (False, True):
@@ -125,7 +125,7 @@ def test_only_sizes_that_sequences_can_have_are_launched(
     small: ctypes.CDLL, lengths: list[int], longest: int, sizes: int
 ) -> None:
     cuts = np.cumsum([0, *lengths]).tolist()
-    case = Case(True, cuts[-1], cuts[:-1], cuts[1:], 4, 2, 100, max_length=longest)
+    case = HostCase(True, cuts[-1], cuts[:-1], cuts[1:], 4, 2, 100, max_length=longest)
     check(small, case)
     assert case.launches(small, False) == 1 + 2 * sizes  # the list of each; the filter's spectrum, the convolution
 
@@ -138,13 +138,13 @@ def test_no_bank_conflicts(host: ctypes.CDLL, log: int) -> None:
 @pytest.mark.parametrize(("sequences", "rows", "packed"), [(0, 5, False), (3, 0, False), (0, 0, True), (2, 0, True)])
 def test_no_rows(host: ctypes.CDLL, sequences: int, rows: int, packed: bool) -> None:
     """Gradients of parameters are zero, not left unwritten."""
-    case = Case(packed, rows, [0] * sequences, [0 if packed else rows] * sequences, 3, 3, 4)
+    case = HostCase(packed, rows, [0] * sequences, [0 if packed else rows] * sequences, 3, 3, 4)
     for name, value in case.run(host).items():
         assert not value.any() and value.isfinite().all(), name
 
 
 def test_nan_stays_in_its_channel_and_sequence(small: ctypes.CDLL) -> None:
-    case = Case(True, 200, [0, 70, 81], [70, 81, 200], 5, 5, 90)
+    case = HostCase(True, 200, [0, 70, 81], [70, 81, 200], 5, 5, 90)
     before = case.run(small)
     case.tensors["x"][75, 3] = torch.nan
     after = case.run(small)

@@ -37,7 +37,7 @@ from hyenarec_kernels.backends.triton.long_conv import (
 )
 from hyenarec_kernels.backends.triton.plan import GpuPlan, fastest, padded, plan_for
 from hyenarec_kernels.backends.triton.rows import ChunkedRows, Slots
-from hyenarec_kernels.backends.triton.tables import Constants, Filter, Tables, constants
+from hyenarec_kernels.backends.triton.tables import Constants, FilterParameters, Tables, constants
 from hyenarec_kernels.dtypes import wide
 from hyenarec_kernels.legendre import filter_gradients, legendre_filter
 
@@ -110,7 +110,7 @@ def block_plan(x: Tensor, coefficients: Tensor, decay: Tensor | None, horizon: i
 
 
 @dataclass(frozen=True)
-class Run:
+class Part:
     """A part of a call: some channels of some sequences of padded input, or of all rows of packed input."""
 
     rows: slice
@@ -132,7 +132,7 @@ class BlockLowRank:
 
     plan: GpuPlan
     constants: Constants
-    filter: Filter
+    filter: FilterParameters
     tables: Tables
     rate: Tensor | None  # (D,) decay per event
     rows: ChunkedRows
@@ -145,7 +145,7 @@ class BlockLowRank:
     ) -> BlockLowRank:
         arithmetic, channels = Arithmetic(x.dtype), x.shape[-1]
         held = constants(plan, arithmetic.wide, arithmetic.operand, x.device)
-        filter = Filter.of(plan, held, coefficients, decay, x.dtype)
+        filter = FilterParameters.of(plan, held, coefficients, decay, x.dtype)
         rate = filter.rate
         if rate is not None:
             rate = rate.to(arithmetic.wide).repeat_interleave(channels // rate.shape[0])
@@ -164,7 +164,7 @@ class BlockLowRank:
             Far(levels, self.slots, self.rows, self.constants, self.rate, channels, self.arithmetic) if levels else None
         )
 
-    def runs(self, x: Tensor, outputs: int, *, training: bool) -> Iterator[tuple[Run, BlockLowRank]]:
+    def runs(self, x: Tensor, outputs: int, *, training: bool) -> Iterator[tuple[Part, BlockLowRank]]:
         """Cuts the call into runs, and gives each with the call for this part alone.
 
         There are as many as bring the scratch memory down to SHARE of `outputs`, the outputs' bytes, unless runs would
@@ -187,7 +187,7 @@ class BlockLowRank:
                 whole = replace(self, tables=self.tables.part(columns), rate=rate)
             for first in range(0, sequences, size):
                 rows = slice(first, first + size)
-                yield Run(rows, columns), whole if parts == 1 else replace(whole, rows=self.rows.part(rows))
+                yield Part(rows, columns), whole if parts == 1 else replace(whole, rows=self.rows.part(rows))
 
     def forward(self, x: Tensor, skip: Tensor | None, pre_gate: Tensor | None, post_gate: Tensor | None) -> Tensor:
         out = torch.empty(x.shape, dtype=x.dtype, device=x.device)

@@ -122,7 +122,7 @@ def constants(plan: GpuPlan, dtype: torch.dtype, operand: torch.dtype, device: t
 
 
 @dataclass(frozen=True)
-class Filter:
+class FilterParameters:
     """One call's parameters in float64: coefficients (G, N), and the decay an event (G,), if any.
 
     `dtype` is the kernels' arithmetic type.
@@ -137,7 +137,7 @@ class Filter:
     @classmethod
     def of(
         cls, plan: GpuPlan, constants: Constants, coefficients: Tensor, decay: Tensor | None, dtype: torch.dtype
-    ) -> Filter:
+    ) -> FilterParameters:
         rate = None if decay is None else event_rate(decay.double(), plan.horizon)
         return cls(plan, constants, coefficients.double(), rate, wide(dtype))
 
