@@ -9,7 +9,7 @@ from shutil import which
 
 import torch
 
-from hyenarec_kernels.backends import compiled, registry
+from hyenarec_kernels.backends import compiled, log, registry
 
 
 def report() -> str:
@@ -23,6 +23,7 @@ def report() -> str:
         ("compiled extension", _extension()),
         ("GPU", _gpu()),
         ("forced backend", _forced()),
+        ("log of choices", _log()),
     ]
     for name, backend in registry.BACKENDS.items():
         devices = "any device" if backend.devices is None else ", ".join(backend.devices)
@@ -37,6 +38,13 @@ def _reason(backend: registry.Backend) -> str | None:
     try:
         return backend.probe()
     except (ValueError, NotImplementedError) as error:
+        return str(error)
+
+
+def _log() -> str:
+    try:
+        return "on (HYENAREC_LOG=1)" if log.enabled() else "off (HYENAREC_LOG=1 switches it on)"
+    except ValueError as error:
         return str(error)
 
 

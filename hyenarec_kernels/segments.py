@@ -73,7 +73,7 @@ class Segments(NamedTuple):
 
         A mask with holes raises ValueError on the CPU; on other devices it fails a device-side assertion.
         """
-        mask = _tensor(mask, x)
+        mask = _tensor(op, "mask", mask, x)
         if x.dim() != 3 or mask.shape != x.shape[:2] or mask.dtype not in MASK_DTYPES:
             raise ValueError(
                 f"{op}: mask must be bool or integers 0 and 1, (B, L) beside x (B, L, D), got {mask.dtype} "
@@ -199,13 +199,18 @@ def _runs(mask: Tensor, op: str) -> tuple[Tensor, Tensor]:
     return starts, starts + lengths
 
 
-def _tensor(given: Index, x: Tensor) -> Tensor:
-    return given if isinstance(given, Tensor) else torch.as_tensor(given, device=x.device)
+def _tensor(op: str, name: str, given: Index, x: Tensor) -> Tensor:
+    if isinstance(given, Tensor):
+        return given
+    try:
+        return torch.as_tensor(given, device=x.device)
+    except (TypeError, ValueError, RuntimeError):
+        raise ValueError(f"{op}: {name} must be a tensor, a list or a NumPy array of integers, got {given!r}") from None
 
 
 def _index(op: str, name: str, given: Index, x: Tensor) -> Tensor:
     """``given`` as a 1-D index tensor beside ``x``; lists and NumPy arrays are converted."""
-    index = _tensor(given, x)
+    index = _tensor(op, name, given, x)
     if not isinstance(given, Tensor) and index.numel() == 0:
         index = index.long()  # an empty list has no dtype of its own
     if index.dim() != 1 or index.dtype not in INDEX_DTYPES:

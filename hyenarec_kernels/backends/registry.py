@@ -10,6 +10,9 @@ This module alone chooses: the first backend of the table that works on the tens
 accepts the call serves it. No backend hands a call on to another. ``use("reference")``, or the environment variable
 ``HYENAREC_BACKEND``, forces one backend instead, whatever is faster. What a forced backend cannot compute, of an
 operator that it has, the reference serves.
+
+Transforms of ``torch.func`` (``grad``, ``jvp``, ``vmap``) and forward mode call no kernel: there an operator is the
+reference's PyTorch operations themselves, whatever is forced, and nothing is logged.
 """
 
 from __future__ import annotations

@@ -57,7 +57,8 @@ class MixerState:
                 if not (same and (ours is theirs or torch.equal(ours, theirs))):
                     raise ValueError(
                         f"MixerState.cat: states must be of one mixer, but {name} of state {i}, {tuple(theirs.shape)} "
-                        f"{theirs.dtype}, differs from that of state 0, {tuple(ours.shape)} {ours.dtype}"
+                        f"{theirs.dtype}, differs {'in its values ' if same else ''}from that of state 0, "
+                        f"{tuple(ours.shape)} {ours.dtype}"
                     )
         return replace(
             first,

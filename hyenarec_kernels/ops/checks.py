@@ -56,7 +56,7 @@ def autocast(x: Tensor) -> Tensor:
     if not isinstance(x, Tensor):
         return x  # type: ignore[unreachable]  # the argument's own check refuses it by name
     device = x.device.type
-    if torch.is_autocast_enabled(device) and x.dtype != torch.float64:
+    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device) and x.dtype != torch.float64:
         return x.to(torch.get_autocast_dtype(device))
     return x
 

@@ -173,4 +173,5 @@ def _define(name: str, operator: str, schema: str, own: slice, check: Callable[.
 
 def _no_autocast(device: str) -> AbstractContextManager[Any]:
     """Backends choose their own precision: autocast must not reach the matrix products inside."""
-    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
+    on = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)  # "meta" has none
+    return torch.autocast(device, enabled=False) if on else nullcontext()

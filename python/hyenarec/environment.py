@@ -15,6 +15,7 @@ import torch
 from hyenarec.config import ModelConfig
 from hyenarec.errors import UserError
 from hyenarec_kernels import backends
+from hyenarec_kernels.backends import log
 
 BACKEND_VARIABLE = "HYENAREC_BACKEND"
 TRAINED_BYTES = 16  # of a parameter: itself, its gradient and AdamW's two averages in float32
@@ -23,10 +24,15 @@ TRAINED_BYTES = 16  # of a parameter: itself, its gradient and AdamW's two avera
 def check_backend(device: torch.device) -> None:
     """Raises :class:`UserError` where ``HYENAREC_BACKEND`` names what does not work on this machine's ``device``."""
     name = os.environ.get(BACKEND_VARIABLE)
-    if name and name not in backends.available(device.type):
-        usable = ", ".join(backends.available(device.type))
+    try:
+        usable = backends.available(device.type)
+        log.enabled()
+    except (ValueError, NotImplementedError) as error:  # another variable of the kernels has an unknown value
+        raise UserError(str(error)) from error
+    if name and name not in usable:
         raise UserError(
-            f"{BACKEND_VARIABLE}: {name!r} is no backend that works on {device.type} here; there are {usable}"
+            f"{BACKEND_VARIABLE}: {name!r} is no backend that works on {device.type} here; "
+            f"there are {', '.join(usable)}"
         )
 
 

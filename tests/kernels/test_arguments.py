@@ -167,3 +167,23 @@ def test_segments_take_the_place_of_lengths() -> None:
     assert torch.equal(hk.short_conv(x, weight, segments=made), want)
     with pytest.raises(ValueError, match=r"short_conv: segments take the place of lengths, starts and cu_seqlens"):
         hk.short_conv(x, weight, segments=made, lengths=torch.tensor([9, 9]))
+
+
+@pytest.mark.parametrize("lengths", [[12, None], [[1, 2], [3]], "ab"])
+def test_lengths_that_are_no_numbers_are_named(lengths: Any) -> None:
+    with pytest.raises(ValueError, match="short_conv: lengths must be"):
+        hk.short_conv(torch.randn(2, 9, 4), torch.randn(4, 3), lengths=lengths)
+
+
+def test_shapes_on_the_meta_device() -> None:
+    with torch.device("meta"):
+        x, mixer = torch.randn(2, 9, 8), hk.nn.HyenaMixer(8, 16)
+        assert hk.short_conv(x, torch.randn(8, 3)).shape == mixer(x).shape == x.shape
+
+
+@pytest.mark.parametrize(
+    ("options", "message"), [({"taps": -1}, "taps must be"), ({"horizon": 6.0}, "horizon must be")]
+)
+def test_a_filter_refuses_sizes_that_are_none(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=f"legendre_filter: {message}"):
+        hk.legendre_filter(torch.randn(2, 3), **{"horizon": 6, **options})
