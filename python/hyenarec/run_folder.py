@@ -136,9 +136,23 @@ class Run:
         if (self.folder / LAST).exists():
             self._read_last(self.folder / LAST)
         else:
+            self._refuse_other_files()
             self.environment = environment.describe(self.trainer.device)
         if (self.folder / BEST).exists():
             self._refuse_other_best(self.folder / BEST)
+
+    def _refuse_other_files(self) -> None:
+        """A file of one of a run's names that no run wrote is somebody's own, and would be replaced."""
+        config = self.folder / CONFIG
+        try:
+            ours = json.loads(config.read_text(encoding="utf-8")) if config.exists() else {}
+        except (OSError, ValueError, RecursionError):
+            ours = None
+        if not isinstance(ours, dict) or (config.exists() and not ours.keys() >= self.description.keys()):
+            raise UserError(f"{config} is not of a training run: choose another folder")
+        others = [name for name in (METRICS, RESULT, TIMING) if (self.folder / name).exists()]
+        if others and not config.exists():
+            raise UserError(f"{self.folder / others[0]} is not of a training run: choose another folder")
 
     def _read_last(self, last: Path) -> None:
         tensors, header = checkpoint.load(last)

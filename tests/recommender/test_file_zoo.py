@@ -310,3 +310,23 @@ def test_rows_twice(tmp_path: Path) -> None:
     assert read_log(path, drop_duplicates=True).fingerprint() == clean.fingerprint() != twice.fingerprint()
     main(["prepare", str(path), str(tmp_path / "store"), "--drop-duplicates"])
     assert json.loads((tmp_path / "store" / "meta.json").read_text())["events"] == 20
+
+
+@pytest.mark.parametrize(("user", "item"), [("", "item_id"), ("user_id", ""), ("user_id", "user_id")])
+def test_a_column_has_one_name_and_one_role(user: str, item: str, tmp_path: Path) -> None:
+    path = tmp_path / "log.csv"
+    path.write_text("user_id,item_id,timestamp\na,x,1\na,y,2\n")
+    with pytest.raises(UserError, match=r"^option (user|item): "):
+        read_log(path, user=user, item=item)
+
+
+def test_json_lines_with_a_mark_or_half_a_character(tmp_path: Path) -> None:
+    path = tmp_path / "log.jsonl"
+    rows = [f'{{"user_id": "a", "item_id": "{item}", "timestamp": {time}}}\n' for time, item in enumerate("xyz", 1)]
+    path.write_bytes(b"\xef\xbb\xbf" + "".join(rows).encode())
+    assert read_log(path).n_events == 3
+    path.write_text("".join([*rows, rows[0].replace('"x"', '"\\ud800"')]))
+    with pytest.raises(UserError, match=r"line 4: \\ud800 is half of a surrogate pair"):
+        read_log(path)
+    path.write_text("".join([*rows, rows[0].replace('"x"', '"\\ud83d\\ude00"')]))
+    assert read_log(path).n_items == 4

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import stat
 import subprocess
@@ -493,3 +494,13 @@ def test_interrupted_rebuild_leaves_last_alone(tmp_path: Path, monkeypatch: pyte
     assert checkpoint.load(tmp_path / LAST)[1]["progress"]["epoch"] == first["epochs"]
     assert train(tmp_path, make_store(), epochs=12, learning_rate=0.05)["test"] == first["test"]
     assert np.isfinite(first["test"]["MRR"])
+
+
+@pytest.mark.parametrize("name", ["config.json", "metrics.jsonl", "result.json", "timing.json"])
+def test_somebodys_own_files_stay(name: str, tmp_path: Path) -> None:
+    own = tmp_path / "run" / name
+    own.parent.mkdir()
+    own.write_text('{"my": "settings"}')
+    with pytest.raises(UserError, match=rf"{re.escape(name)} is not of a training run: choose another folder"):
+        train(tmp_path / "run", make_store())
+    assert own.read_text() == '{"my": "settings"}'

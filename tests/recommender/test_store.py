@@ -369,3 +369,14 @@ def test_fingerprints_tell_stores_apart(saved: Path) -> None:
     assert SequenceStore.load(saved).fingerprint() == make_store().fingerprint()
     others = (make_store(4), make_store(timestamps=False), make_store(names=True))
     assert len({store.fingerprint() for store in (make_store(), *others)}) == 4
+
+
+@pytest.mark.parametrize("byte", [b"(", b"|", b"\x00"])
+def test_a_damaged_header_of_an_array_is_one_line(byte: bytes, saved: Path) -> None:
+    path = saved / "items.npy"
+    data = path.read_bytes()
+    place = data.index(b"}")
+    path.write_bytes(data[:place] + byte + data[place + 1 :])
+    with pytest.raises(UserError) as refused:
+        SequenceStore.load(saved)
+    assert "\n" not in str(refused.value) and "damaged" in str(refused.value)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import codecs
 import gzip
 import io
+import re
 import sys
 import zlib
 from pathlib import Path
@@ -27,6 +29,8 @@ SUFFIXES: dict[str, LogFormat] = {
     ".ndjson": "jsonl",
 }
 TEXT = ("csv", "tsv", "inter")
+# An escaped high surrogate that no low one follows.
+HALF_A_PAIR = re.compile(rb"(?<!\\)\\u[dD][89abAB][0-9a-fA-F]{2}(?!\\u[dD][c-fC-F])")
 GZIP, ZSTANDARD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
 
 
@@ -93,7 +97,11 @@ def _plain_file(path: Path) -> list[Path] | bytes:
 
 
 def _read_bytes(path: Path) -> bytes:
-    return sys.stdin.buffer.read() if str(path) == STANDARD_INPUT else path.read_bytes()
+    if str(path) != STANDARD_INPUT:
+        return path.read_bytes()
+    if sys.stdin is None:
+        raise UserError("standard input is closed")
+    return sys.stdin.buffer.read()
 
 
 def _unpack(name: str, data: bytes) -> bytes:
@@ -122,8 +130,13 @@ def _read_parquet(name: str, source: list[Path] | bytes, columns: dict[str, str]
 def _read_lines_of_json(name: str, data: bytes, columns: dict[str, str]) -> pl.DataFrame:
     import polars as pl
 
+    data = data.removeprefix(codecs.BOM_UTF8)
     if not data.strip():
         raise UserError(f"{name}: empty log: no events")
+    half = HALF_A_PAIR.search(data)  # polars would read any of them as the same character
+    if half is not None:
+        row = data.count(b"\n", 0, half.start()) + 1
+        raise UserError(f"{name}: line {row}: {half[0].decode()} is half of a surrogate pair, so no character")
     return _choose(name, pl.read_ndjson(io.BytesIO(data), infer_schema_length=None), columns)
 
 

@@ -83,6 +83,11 @@ def read_log(
     """
     path = Path(path)
     columns = {"user": user, "item": item} | ({} if timestamp is None else {"timestamp": timestamp})
+    for role, name in columns.items():
+        if not name:
+            raise UserError(f"option {role}: '' is no name of a column")
+        if list(columns.values()).count(name) > 1:
+            raise UserError(f"option {role}: column {name!r} cannot hold users, items and times at once")
     frame, is_text = read_columns(path, columns, format)
     if not frame.height:
         raise UserError(f"{path}: empty log: no events")

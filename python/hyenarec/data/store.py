@@ -7,6 +7,7 @@ import io
 import json
 import os
 import shutil
+import tokenize
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,8 @@ VERSION = 2
 META = "meta.json"
 
 Arrays = dict[str, NDArray[np.generic]]
+
+HEADER_ERRORS = (SyntaxError, tokenize.TokenError)
 
 
 @dataclass(frozen=True, eq=False)
@@ -152,7 +155,17 @@ class SequenceStore:
             raise UserError(f"{path}: damaged store: {name}.npy is missing") from error
         except PermissionError as error:
             raise UserError(f"{path}: cannot read {name}.npy: {error.strerror}") from error
-        except (OSError, ValueError, EOFError, KeyError, TypeError, OverflowError, MemoryError) as error:
+        # numpy parses a header as Python does: damage in it may raise what its tokenizer raises.
+        except (
+            OSError,
+            ValueError,
+            EOFError,
+            KeyError,
+            TypeError,
+            OverflowError,
+            MemoryError,
+            *HEADER_ERRORS,
+        ) as error:
             raise UserError(f"{path}: truncated or damaged store ({error})") from error
         if (store.n_users, store.n_items, store.n_events) != sizes:
             raise UserError(f"{path}: damaged store: {META} and the arrays disagree about their sizes")
