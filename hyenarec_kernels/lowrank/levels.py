@@ -106,10 +106,11 @@ class Windows:
         return energy
 
     def bound(self, level: Level, last: int) -> float:
-        """What the level's blocks are off by, dropped entries and sampling together.
+        """The largest error of the level's blocks: of the entries that are dropped and of sampling together.
 
-        For unit coefficients a window is off by at most its Frobenius norm over all basis filters, and by
-        Cauchy-Schwarz over the windows a chunk of output by at most the root of the sum of their squares, times ||u||.
+        For coefficients of norm 1 the error of one window is at most its Frobenius norm over all basis filters. A chunk
+        of the output sums over windows, so by Cauchy-Schwarz its error is at most the root of the sum of the squares of
+        these norms, times ||u||.
         """
         nodes = np.concatenate([chebyshev_nodes(self.exact_nodes), chebyshev_nodes(level.nodes)])
         off, squares = error_map(level, self.exact_nodes), 0.0

@@ -8,6 +8,7 @@ event or two, and the topic of the next visit only in the history of the last mo
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -53,8 +54,9 @@ def write_synthetic_log(
         rows += [(time, f"user-{user:04}", catalogue.names[item]) for item, time in events]
     rows.sort(key=lambda row: row[0])  # stable: a user's events keep their order
     with Path(path).open("w", encoding="utf-8") as file:
-        file.write("user_id,item_id,timestamp\n")
-        file.writelines(f"{user},{item},{time}\n" for time, user, item in rows)
+        table = csv.writer(file, lineterminator="\n")
+        table.writerow(("user_id", "item_id", "timestamp"))
+        table.writerows((user, item, time) for time, user, item in rows)
 
 
 class _Catalogue:
