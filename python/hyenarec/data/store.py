@@ -134,8 +134,8 @@ class SequenceStore:
     def load(cls, path: str | Path) -> SequenceStore:
         """Open the store in the folder ``path``; its arrays are read-only and memory-mapped.
 
-        Every array is read once to verify its checksum (a quarter of a second per gigabyte in memory). Raises :class:`UserError` where
-        there is no store, it may not be read, or it is damaged or of another version.
+        Every array is read once to verify its checksum (a quarter of a second per gigabyte in memory). Raises
+        :class:`UserError` where there is no store, it may not be read, or it is damaged or of another version.
         """
         path = Path(path)
         meta = _read_meta(path)
