@@ -121,8 +121,10 @@ def legendre_filter(
             f"legendre_filter: coefficients must be a floating-point (groups, terms >= 1) tensor, "
             f"got {tuple(coefficients.shape)} {coefficients.dtype}"
         )
-    if not isinstance(horizon, int) or horizon < 1:
-        raise ValueError(f"legendre_filter: horizon must be an int of at least 1, got {horizon!r}")
+    if not isinstance(horizon, int):
+        raise ValueError(f"legendre_filter: horizon must be an int, got {horizon!r}")
+    if horizon < 1:
+        raise ValueError(f"legendre_filter: horizon must be at least 1, got {horizon}")
     if taps is not None and (not isinstance(taps, int | torch.SymInt) or taps < 0):
         raise ValueError(f"legendre_filter: taps must be None or an int of at least 0, got {taps!r}")
     if decay is not None and decay.shape != coefficients.shape[:1]:
