@@ -2,12 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-from typing import Any
-
 import numpy as np
 import pytest
 import torch
@@ -15,7 +9,7 @@ from operator_cases import TOLERANCE as CONTRACT
 from torch import Tensor
 
 from hyenarec_kernels import backends, long_conv
-from hyenarec_kernels.backends import compiled, cpu, reference
+from hyenarec_kernels.backends import cpu
 from hyenarec_kernels.backends.cpu import convolutions
 from hyenarec_kernels.backends.cpu.plan import Plan, block_plan, direct_plan
 from hyenarec_kernels.backends.crossovers import CPU_DIRECT
@@ -318,50 +312,6 @@ def test_silu_is_accurate() -> None:
     assert error.max() < 4e-6  # where exp(-x) is large its exponent's rounding shows
 
 
-@pytest.mark.parametrize("isa", ["avx512", "avx2", "portable"])
-def test_each_instruction_set(isa: str) -> None:
-    """The short checks of this file, and dropout's, in a process of their own, with the instruction set forced."""
-    environment = os.environ | {"HYENAREC_CPU_ISA": isa}
-    probe = "import torch, hyenarec_kernels._C; print(torch.ops.hyenarec_cpu.isa())"
-    found = subprocess.run([sys.executable, "-c", probe], env=environment, capture_output=True, text=True, check=False)
-    if found.returncode != 0:
-        assert "this machine has no" in found.stderr or "allowed are" in found.stderr
-        pytest.skip(f"this machine has no {isa}")
-    assert found.stdout.strip() == isa
-    selected = "channels or short_conv or same_bits or (dropout and (oracle or whole_range))"
-    files = [__file__, str(Path(__file__).with_name("test_dropout.py"))]
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *files, "-k", selected]
-    ran = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert ran.returncode == 0, ran.stdout[-3000:]
-
-
-@pytest.mark.parametrize(
-    "code",
-    [
-        "hk.backends.cpu.probe()",
-        "hk.backends.available('cpu')",
-        "hk.backends.use('cpu').__enter__()",
-        "hk.short_conv(torch.ones(1, 1, 1), torch.ones(1, 1))",
-    ],
-)
-def test_an_unknown_instruction_set_is_an_error(code: str) -> None:
-    """Falling back to the reference would hide it."""
-    ran = with_isa("sse9", f"import torch, hyenarec_kernels as hk, hyenarec_kernels.backends.cpu; {code}")
-    last = ran.stderr.splitlines()[-1]
-    assert last == "ValueError: HYENAREC_CPU_ISA=sse9: allowed are avx512, avx2 and portable"
-
-
-def test_the_report_shows_an_unknown_instruction_set() -> None:
-    ran = with_isa("sse9", "from hyenarec_kernels.__main__ import report; print(report())")
-    (line,) = [line for line in ran.stdout.splitlines() if line.startswith("backend cpu ")]
-    assert line.endswith("not available: HYENAREC_CPU_ISA=sse9: allowed are avx512, avx2 and portable"), ran.stderr
-
-
-def with_isa(isa: str, code: str) -> subprocess.CompletedProcess[str]:
-    environment = os.environ | {"HYENAREC_CPU_ISA": isa}
-    return subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
-
-
 @pytest.mark.parametrize("dim", [64, 80])
 def test_large_outputs_equal_those_of_their_parts(dim: int) -> None:
     """Outputs past 4 MiB leave by another way than small ones: bit for bit the same, whole and partial blocks."""
@@ -382,75 +332,6 @@ def test_large_outputs_equal_those_of_their_parts(dim: int) -> None:
     parts = [run(slice(i, i + 1)) for i in range(batch)]
     for whole, *pieces in zip(run(slice(None)), *parts, strict=True):
         assert torch.equal(whole, torch.cat(pieces))
-
-
-@pytest.mark.parametrize("size", [1e-34, 1e-36, 1e-38])
-def test_small_values_keep_their_digits(size: float) -> None:
-    """Subnormal products and sums are numbers as others: only windows are cut, far below what they are added to."""
-    x, weight = torch.randn(2, 300, 16), torch.randn(16, 4)
-    convolutions_of = {
-        "short_conv": lambda x: cpu.short_conv(x, weight, None, None, None, ""),
-        "long_conv": lambda x: cpu.long_conv(x, weight, None, None, None, None, None, False),
-        "legendre_conv": lambda x: cpu.legendre_conv(
-            x, weight, torch.zeros(16), None, None, None, None, None, 300, False
-        ),
-    }
-    for name, conv in convolutions_of.items():
-        exact = conv(x.double() * size)
-        error = (conv(x * size).double() / size - exact / size).norm() / (exact / size).norm()
-        assert error < 2e-6, f"{name} of {size}: {float(error):.1e}"
-
-
-def test_the_processors_mode_stays() -> None:
-    tiny = torch.full((2, 40, 16), 1e-40)
-    out = convolutions._conv(tiny, torch.ones(40, 16), None, None, None, None, None, direct_plan(40, 40))
-    assert torch.allclose(out * 1e38, (tiny * 1e38).cumsum(1), rtol=1e-4)
-    assert (tiny * torch.ones(())).count_nonzero() == tiny.numel()
-
-
-ROWS = 1_000_000
-
-
-def gradients_over_many_rows(backend: Any) -> dict[str, tuple[Tensor, Tensor]]:
-    """By name: what a backend finds in float32, and the float64 gradient. Terms have one sign: nothing cancels."""
-    dim = 2
-
-    def positive(*shape: int) -> Tensor:
-        return torch.rand(*shape) + 0.5
-
-    x, grad, last = positive(1, ROWS, dim), positive(1, ROWS, dim), positive(ROWS, 1, dim)
-    weight, bias, skip, decay = positive(dim, 3), positive(dim), positive(dim), positive(dim)
-    wide = (positive(1, ROWS, 2 * dim), positive(2 * dim, 3), positive(2 * dim))
-    # fmt: off
-    calls: dict[str, tuple[str, tuple[Any, ...], tuple[Any, ...]]] = {
-        "short_conv": ("weight bias", (grad,), (x, weight, bias, None, None, "")),
-        "gated_short_conv": ("weight bias", (grad, grad[..., :0]), (*wide, None, None, dim)),
-        "long_conv": ("filter skip", (grad,), (x, weight, skip, None, None, None, None, False)),
-        "long_conv, last only": ("filter skip", (last[:, 0],), (last, weight, skip, None, None, None, None, True)),
-        "legendre_conv": (
-            "coefficients decay skip", (grad,), (x, weight, decay, skip, None, None, None, None, 64, False)
-        ),
-    }
-    # fmt: on
-    found = {}
-    for call, (names, grads, arguments) in calls.items():
-        backward = getattr(backend, f"{call.split(',')[0]}_backward")
-        exact = getattr(reference, f"{call.split(',')[0]}_backward")
-        count = len(names.split())
-        needs = [False, *[True] * count, *[False] * (0 if "short" in call else 2)]  # two gates
-        doubles = [a.double() if isinstance(a, Tensor) else a for a in (*grads, *arguments)]
-        results, expected = backward(*grads, *arguments, needs), exact(*doubles, needs)
-        for name, f, e in zip(names.split(), results[1:], expected[1:], strict=False):
-            found[f"{name} of {call}"] = f, e
-    return found
-
-
-@pytest.mark.parametrize("backend", [cpu, reference], ids=["cpu", "reference"])
-def test_gradients_over_many_rows(backend: Any) -> None:
-    """A sum of a million float32 numbers, one after the other, would be off by 3e-6."""
-    for name, (found, expected) in gradients_over_many_rows(backend).items():
-        error = float((found.double() - expected).norm() / expected.norm())
-        assert error < 4e-7, f"{name}: {error:.1e}"
 
 
 def packed_bounds(*cu: int) -> tuple[Tensor, Tensor]:
@@ -522,14 +403,3 @@ def test_a_step_takes_any_strides() -> None:
         assert torch.allclose(outs["cpu"], outs["reference"], atol=1e-5)
         assert torch.equal(rings["cpu"], rings["reference"]) and not torch.equal(rings["cpu"], ring)
     assert conv_step(x[:0], ring[:0], taps, steps[:0]).shape == (0, 7)
-
-
-def test_a_stale_extension_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compiled, "INTERFACE", compiled.INTERFACE + 1)
-    compiled.probe.cache_clear()
-    convolutions._probe.cache_clear()
-    try:
-        assert cpu.probe() == "the compiled extension is of another version: reinstall"
-    finally:
-        compiled.probe.cache_clear()
-        convolutions._probe.cache_clear()

@@ -203,12 +203,13 @@ def race(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., bool]:
     return run
 
 
-@pytest.mark.parametrize(("layout", "taps"), [("padded", 400), ("packed", 700)])  # in one block, and in parts
+# in one block, and in parts (28 s)
+@pytest.mark.parametrize(("layout", "taps"), [("padded", 400), pytest.param("packed", 700, marks=pytest.mark.slow)])
 def test_no_races(layout: str, taps: int, race: Callable[..., bool]) -> None:
     assert not race(layout, taps)
 
 
-@pytest.mark.parametrize("barrier", [1, 2, 3, 4])
+@pytest.mark.parametrize("barrier", [1, *(pytest.param(number, marks=pytest.mark.slow) for number in (2, 3, 4))])
 def test_a_dropped_barrier_is_a_race(barrier: int, race: Callable[..., bool]) -> None:
     # the tool remembers a few accesses of each place, so that on a busy machine a run may miss one
     assert any(race("padded", 400, barrier) for _ in range(5))
@@ -228,7 +229,10 @@ MUTATIONS = {
 }
 
 
-@pytest.mark.parametrize("mutation", MUTATIONS)
+FIRST, *OTHERS = MUTATIONS  # each is compiled, in 3 s
+
+
+@pytest.mark.parametrize("mutation", [FIRST, *(pytest.param(name, marks=pytest.mark.slow) for name in OTHERS)])
 def test_a_broken_kernel_shows(mutation: str, tmp_path: Path) -> None:
     needs("g++")
     name, old, new = MUTATIONS[mutation]

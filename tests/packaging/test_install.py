@@ -165,8 +165,14 @@ def test_building_asks_for_no_torch(source: Path) -> None:
     assert [name.split(">")[0] for name in requires] == ["setuptools"]
 
 
+# 10 s each; `make test` itself is an editable install
 @pytest.mark.parametrize(
-    "arguments", [(), ("--editable",), ("--no-build-isolation",)], ids=["plain", "editable", "no isolation"]
+    "arguments",
+    [
+        pytest.param((), id="plain"),
+        pytest.param(("--editable",), id="editable", marks=pytest.mark.slow),
+        pytest.param(("--no-build-isolation",), id="no isolation", marks=pytest.mark.slow),
+    ],
 )
 def test_pip_install(arguments: tuple[str, ...], source: Path, tmp_path: Path) -> None:
     python = make_environment(tmp_path / "env")
