@@ -1,0 +1,79 @@
+"""The compiled extension's instruction sets: each is right, a wrong name is refused, so is a stale extension."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from hyenarec_kernels.backends import compiled, cpu
+from hyenarec_kernels.backends.cpu import convolutions
+
+pytestmark = pytest.mark.skipif(cpu.probe() is not None, reason=f"cpu backend: {cpu.probe()}")
+
+
+@pytest.mark.parametrize("isa", ["avx512", "avx2", "portable"])
+def test_each_instruction_set(isa: str) -> None:
+    """The short checks of test_cpu.py and dropout's in a process of their own, with the instruction set forced."""
+    environment = os.environ | {"HYENAREC_CPU_ISA": isa}
+    probe = "import torch, hyenarec_kernels._C; print(torch.ops.hyenarec_cpu.isa())"
+    found = subprocess.run([sys.executable, "-c", probe], env=environment, capture_output=True, text=True, check=False)
+    if found.returncode != 0:
+        assert "this machine has no" in found.stderr or "allowed are" in found.stderr
+        pytest.skip(f"this machine has no {isa}")
+    assert found.stdout.strip() == isa
+    if isa == torch.ops.hyenarec_cpu.isa():
+        return  # these tests run so anyway
+    selected = "channels or short_conv or same_bits or (dropout and (oracle or whole_range))"
+    files = [str(Path(__file__).with_name(name)) for name in ("test_cpu.py", "test_dropout.py")]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *files, "-k", selected]
+    ran = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stdout[-3000:]
+
+
+UNKNOWN_ISA = """
+import torch, hyenarec_kernels as hk, hyenarec_kernels.backends.cpu
+for call in (
+    hk.backends.cpu.probe,
+    lambda: hk.backends.available("cpu"),
+    lambda: hk.backends.use("cpu").__enter__(),
+    lambda: hk.short_conv(torch.ones(1, 1, 1), torch.ones(1, 1)),
+):
+    try:
+        call()
+        print("no error")
+    except ValueError as error:
+        print(error)
+"""
+
+
+def test_an_unknown_instruction_set_is_an_error() -> None:
+    """Falling back to the reference would hide it."""
+    ran = with_isa("sse9", UNKNOWN_ISA)
+    assert ran.stdout.splitlines() == 4 * ["HYENAREC_CPU_ISA=sse9: allowed are avx512, avx2 and portable"], ran.stderr
+
+
+def test_the_report_shows_an_unknown_instruction_set() -> None:
+    ran = with_isa("sse9", "from hyenarec_kernels.__main__ import report; print(report())")
+    (line,) = [line for line in ran.stdout.splitlines() if line.startswith("backend cpu ")]
+    assert line.endswith("not available: HYENAREC_CPU_ISA=sse9: allowed are avx512, avx2 and portable"), ran.stderr
+
+
+def with_isa(isa: str, code: str) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"HYENAREC_CPU_ISA": isa}
+    return subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+
+
+def test_a_stale_extension_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compiled, "INTERFACE", compiled.INTERFACE + 1)
+    compiled.probe.cache_clear()
+    convolutions._probe.cache_clear()
+    try:
+        assert cpu.probe() == "the compiled extension is of another version: reinstall"
+    finally:
+        compiled.probe.cache_clear()
+        convolutions._probe.cache_clear()
