@@ -10,3 +10,7 @@ class UserError(Exception):
 
 class ScoreError(UserError, ValueError):
     """A model's scores are NaN or infinite, so nothing can be ranked by them."""
+
+
+class DamagedError(UserError):
+    """A file of ours that is truncated, damaged or of another version, so that nothing but replacing it helps."""

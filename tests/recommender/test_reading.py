@@ -98,7 +98,7 @@ def test_open_data_takes_a_log_or_a_store(tmp_path: Path) -> None:
     open_data(log, user="u").save(tmp_path / "store")
     assert histories(open_data(tmp_path / "store", user="no matter")) == HISTORIES
     (tmp_path / "empty").mkdir()
-    assert refusal(open_data, tmp_path / "empty") == "not a store: meta.json is missing"
+    assert refusal(open_data, tmp_path / "empty").startswith("not a store: store.safetensors is missing")
     assert refusal(open_data, tmp_path / "log.h5") == "no such file"
 
 

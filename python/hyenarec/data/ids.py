@@ -53,7 +53,8 @@ class Ids:
         offsets = arrays.get("offsets")
         if offsets is not None and not (len(offsets) and offsets[0] == 0 and offsets[-1] == len(arrays["utf8"])):
             raise ValueError("ids: the offsets do not cover the utf8 bytes")
-        return cls(arrays)
+        # In one order, whatever a file has them in: a store's fingerprint reads them one after another.
+        return cls({name: arrays[name] for name in ("values", "utf8", "offsets") if name in arrays})
 
     def to_arrays(self) -> dict[str, NDArray[np.generic]]:
         """``{"values": (n,) int64}``, or for strings ``{"utf8": (bytes,) uint8, "offsets": (n+1,) int64}``."""

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from hyenarec.data.ids import Ids
 from hyenarec.data.places import LogFormat, parquet_parts, read_columns
-from hyenarec.data.store import META, SequenceStore
+from hyenarec.data.store import STORE, SequenceStore
 from hyenarec.data.times import BadTime, TimeUnit, read_times
 from hyenarec.errors import UserError
 
@@ -39,7 +39,7 @@ def open_data(
     Raises :class:`UserError` as :meth:`SequenceStore.load` and :func:`read_log` do.
     """
     path = Path(path)
-    if path.is_dir() and ((path / META).exists() or not parquet_parts(path)):
+    if path.is_dir() and ((path / STORE).exists() or not parquet_parts(path)):
         return SequenceStore.load(path)
     return read_log(
         path,
