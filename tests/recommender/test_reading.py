@@ -234,7 +234,6 @@ def test_complaints_about_parquet_columns(tmp_path: Path, column: str, values: A
     [
         ("1,2,3\n,2,3\n", "column 'user_id', row 2 (header not counted): the id is missing"),
         ('1,2,3\n"",2,3\n', "column 'user_id', row 2 (header not counted): the id is missing"),
-        ("1,2,3\n\n1,2,3\n", "column 'user_id', row 2 (header not counted): the id is missing"),
         ("1,2,3\n1\n", "column 'item_id', row 2 (header not counted): the id is missing"),
         ("1,2,3\n1,2\n", f"column 'timestamp', row 2 (header not counted): the time is missing; {TIMES}"),
         ("1,2,3\n1,2,NaN\n", f"column 'timestamp', row 2 (header not counted): NaN is no time; {TIMES}"),
