@@ -81,6 +81,10 @@ class HyenaConfig:
         check_ranges(self, HYENA_RANGES, "hyena.")
 
 
+HYENA_OPTIONS = tuple(option.name for option in fields(HyenaConfig))
+HYENA_FILTER_OPTIONS = ("horizon", "terms", "window", "filter")
+
+
 @dataclass(frozen=True)
 class AttentionConfig:
     """Mixers with heads: attention, bert4rec, hytrec, fuxi_linear, grela, elastic."""
@@ -114,7 +118,7 @@ class ModelConfig:
         check_ranges(self, MODEL_RANGES)
         if not 0 <= self.dropout <= 0.99:  # of more, rounded to 1/256, nothing might be left
             raise UserError(f"option dropout: {self.dropout} is outside [0, 0.99]")
-        if self.dim % self.attention.heads:
+        if self.mixer in MIXERS_WITH_HEADS and self.dim % self.attention.heads:
             raise UserError(f"option attention.heads: {self.attention.heads} does not divide dim {self.dim}")
         horizon = self.hyena.horizon or self.max_length
         if self.mixer == "hyena" and horizon * self.hyena.terms > BASIS_VALUES:
@@ -187,22 +191,30 @@ class TrainingConfig:
 
 
 def refuse_unused(model: ModelConfig, training: TrainingConfig, mixers: Sequence[str]) -> None:
-    """Raises :class:`UserError` for an option that was changed although none of ``mixers``, and no loss, reads it."""
-    readers = (
-        ("hyena.", model.hyena, ("hyena",)),
-        # With an odd dim even those without heads need another number, which has to divide it.
-        ("attention.", model.attention if model.dim % AttentionConfig.heads == 0 else None, MIXERS_WITH_HEADS),
-    )
-    for prefix, config, used_by in readers:
-        if config is None or set(mixers) & set(used_by):
-            continue
+    """Raises :class:`UserError` for an option that was changed although none of ``mixers``, and nothing else, reads
+    it."""
+
+    def refuse(prefix: str, config: Any, options: Sequence[str], why: str) -> None:
         for option in fields(config):
-            if getattr(config, option.name) != option.default:
-                raise UserError(
-                    f"option {prefix}{option.name}: not used by {', '.join(mixers)}; only by {', '.join(used_by)}"
-                )
-    if training.loss == "full" and training.negatives != TrainingConfig.negatives:
-        raise UserError("option negatives: not used by loss full; only by loss sampled")
+            if option.name in options and getattr(config, option.name) != option.default:
+                raise UserError(f"option {prefix}{option.name}: not used {why}")
+
+    hyena, named = model.hyena, ", ".join(mixers)
+    bases = ("legendre", "chebyshev", "cosine")
+    if "hyena" not in mixers:
+        refuse("hyena.", hyena, HYENA_OPTIONS, f"by {named}; only by hyena")
+    if hyena.order == 1:
+        refuse("hyena.", hyena, HYENA_FILTER_OPTIONS, "by hyena.order 1, which has no long filter")
+    if hyena.filter not in bases:
+        refuse("hyena.", hyena, ("terms",), f"by filter {hyena.filter}; only by {', '.join(bases)}")
+    if hyena.filter == "explicit":
+        refuse("hyena.", hyena, ("window",), "by filter explicit; only by the others")
+    if set(mixers).isdisjoint(MIXERS_WITH_HEADS):
+        refuse("attention.", model.attention, ("heads",), f"by {named}; only by {', '.join(MIXERS_WITH_HEADS)}")
+    if training.loss == "full":
+        refuse("", training, ("negatives",), "by loss full; only by loss sampled")
+    if not training.exclude_seen:
+        refuse("", training, ("seen",), "with --no-exclude-seen, which ranks seen items too")
 
 
 def from_json(cls: type[T], data: object, name: str) -> T:

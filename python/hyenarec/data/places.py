@@ -99,7 +99,7 @@ def _parts(folder: Path) -> list[Path]:
 def _kind(path: Path, format: LogFormat | None) -> LogFormat:
     if str(path) != STANDARD_INPUT and not path.exists():
         way_out = "; a path is a name, not a pattern" if any(letter in path.name for letter in "*?[{") else ""
-        if way_out and path.parent.is_dir() and parquet_parts(path.parent):
+        if way_out and SUFFIXES.get(path.suffix) == "parquet" and path.parent.is_dir():
             way_out += f": {path.parent} reads all Parquet parts in that folder"
         raise UserError(f"{path}: no such file{way_out}")
     if format is not None:

@@ -15,6 +15,7 @@ from hyenarec.data.places import LogFormat, Origin, parquet_parts, read_columns
 from hyenarec.data.store import STORE, SequenceStore
 from hyenarec.data.times import BadTime, TimeUnit, read_times
 from hyenarec.errors import UserError
+from hyenarec.files import as_path
 
 if TYPE_CHECKING:
     import polars as pl
@@ -38,7 +39,7 @@ def open_data(
 
     Raises :class:`UserError` as :meth:`SequenceStore.load` and :func:`read_log` do.
     """
-    path = Path(path)
+    path = as_path(path, "data")
     if path.is_dir() and ((path / STORE).exists() or not parquet_parts(path)):
         return SequenceStore.load(path)
     return read_log(
@@ -81,13 +82,15 @@ def read_log(
     damaged or empty file, an unknown suffix or column, missing ids, missing, NaN or negative times, times of several
     units, columns of other types, and logs where every user has a single event.
     """
-    path = Path(path)
+    path = as_path(path, "log")
     columns = {"user": user, "item": item} | ({} if timestamp is None else {"timestamp": timestamp})
     for role, name in columns.items():
         if not name:
             raise UserError(f"option {role}: '' is no name of a column")
         if list(columns.values()).count(name) > 1:
             raise UserError(f"option {role}: column {name!r} cannot hold users, items and times at once")
+    if timestamp is None and time_unit != "auto":
+        raise UserError("option time-unit: not used without a column of times")
     frame, origin = read_columns(path, columns, format)
     if not frame.height:
         raise UserError(f"{origin.name}: empty log: no events")

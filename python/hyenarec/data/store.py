@@ -16,7 +16,7 @@ from hyenarec import tensor_file
 from hyenarec.data.ids import Ids
 from hyenarec.data.times import UNITS
 from hyenarec.errors import DamagedError, UserError
-from hyenarec.files import UNFINISHED, remove_unfinished
+from hyenarec.files import UNFINISHED, as_path, remove_unfinished
 from hyenarec.tensor_file import Arrays
 
 KIND = tensor_file.Kind("store", version=3)
@@ -96,7 +96,7 @@ class SequenceStore:
         A link to a folder stays one. Raises :class:`UserError` where anything else is there, beside an older store or
         alone, where the disk is full or the place cannot be written.
         """
-        path = Path(path)
+        path = as_path(path, "store")
         _check_free(path)
         new = not path.exists()
         try:
@@ -117,7 +117,7 @@ class SequenceStore:
         Every array is read once to verify its checksum (a quarter of a second per gigabyte in memory). Raises
         :class:`UserError` where there is no store, it may not be read, or it is damaged or of another version.
         """
-        path = Path(path)
+        path = as_path(path, "store")
         if not path.exists():
             raise UserError(f"{path}: no such store")
         if not (path / STORE).exists():
@@ -141,14 +141,18 @@ class SequenceStore:
 
     @classmethod
     def _from_arrays(cls, arrays: Arrays, time_unit: str) -> SequenceStore:
-        ids = []
-        for role in ("user_ids.", "item_ids."):
-            mine = {name.removeprefix(role): array for name, array in arrays.items() if name.startswith(role)}
-            try:
-                ids.append(Ids.from_arrays(mine))
-            except ValueError as error:
-                raise ValueError(f"{role[:4]} {error}") from error
-        return cls(arrays["offsets"], arrays["items"], arrays.get("timestamps"), *ids, time_unit)
+        user_ids, item_ids = (_ids_of(role, arrays) for role in ("user", "item"))
+        return cls(arrays["offsets"], arrays["items"], arrays.get("timestamps"), user_ids, item_ids, time_unit)
+
+
+def _ids_of(role: str, arrays: Arrays) -> Ids:
+    prefix = f"{role}_ids."
+    try:
+        return Ids.from_arrays(
+            {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
+        )
+    except ValueError as error:
+        raise ValueError(f"{role} {error}") from error
 
 
 def is_store(path: Path) -> bool:
