@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from hyenarec import tensor_file
-from hyenarec.errors import UserError
+from hyenarec.errors import DamagedError
 
 KIND = tensor_file.Kind("checkpoint", version=2)
 
@@ -32,25 +32,25 @@ def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 def fill(module: torch.nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
     """Load the weights of ``module`` from the file ``path``.
 
-    Raises :class:`UserError` unless the tensors have its names, shapes and dtypes, and no NaN or infinity.
+    Raises :class:`DamagedError` unless the tensors have its names, shapes and dtypes, and no NaN or infinity.
     """
     expected = module.state_dict()
     check_names(tensors.keys(), expected.keys(), path)
     for name, tensor in tensors.items():
         if (tensor.shape, tensor.dtype) != (expected[name].shape, expected[name].dtype):
-            raise UserError(
+            raise DamagedError(
                 f"{path}: {name} is {_kind(tensor)}, but the checkpoint's own options make it {_kind(expected[name])}"
             )
         if not tensor.isfinite().all():
-            raise UserError(f"{path}: {name} holds NaN or infinity; nothing can be scored with these weights")
+            raise DamagedError(f"{path}: {name} holds NaN or infinity; nothing can be scored with these weights")
     module.load_state_dict(tensors)
 
 
 def check_names(found: Any, expected: Any, path: Path) -> None:
-    """Raises :class:`UserError` with the first of the names that are in one of the two sets only."""
+    """Raises :class:`DamagedError` with the first of the names that are in one of the two sets only."""
     for name in sorted(found ^ expected):
         what = "is missing" if name in expected else "does not belong to such a model"
-        raise UserError(f"{path}: tensor {name!r:.80} {what}")
+        raise DamagedError(f"{path}: tensor {name!r:.80} {what}")
 
 
 def _kind(tensor: Tensor) -> str:
