@@ -194,7 +194,8 @@ except SystemExit:
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_stopped_command_says_one_line(number: int, code: int, log: Path, tmp_path: Path) -> None:
-    arguments = ["train", str(log), "--out", str(tmp_path / "run"), *TRAIN, "--epochs", "100000", "--patience", "9999"]
+    arguments = ["train", str(log), "--out", str(tmp_path / "run"), *TRAIN, "--patience", "9999"]
+    arguments[arguments.index("--epochs") + 1] = "100000"
     command = [sys.executable, "-m", "hyenarec", *arguments]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     while process.poll() is None and not (tmp_path / "run" / "last.safetensors").exists():
