@@ -27,7 +27,7 @@ from hyenarec.data.splits import Split
 from hyenarec.data.store import SequenceStore
 from hyenarec.display import TrainingDisplay, training_display
 from hyenarec.environment import check_backend, check_memory
-from hyenarec.errors import ScoreError, UserError
+from hyenarec.errors import ScoreError, UserError, expect
 from hyenarec.evaluation import Ranking, Scorer, rank_targets
 from hyenarec.losses import full_cross_entropy, sampled_softmax
 from hyenarec.mixers.base import Mixer
@@ -84,6 +84,10 @@ class Trainer:
     """A model in training on a store's training windows."""
 
     def __init__(self, store: SequenceStore, split: Split, model_config: ModelConfig, config: TrainingConfig) -> None:
+        expect(store, SequenceStore, "store", "a SequenceStore")
+        expect(split, Split, "split", "a Split")
+        expect(model_config, ModelConfig, "model_config", "a ModelConfig")
+        expect(config, TrainingConfig, "config", "a TrainingConfig")
         self.store, self.split, self.config = store, split, config
         self.device = config.torch_device()
         check_backend(self.device)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_type_hints
 
 import numpy as np
 from numpy.typing import NDArray
 
+from hyenarec.config import check_types
 from hyenarec.data.ids import Ids
 from hyenarec.data.places import LogFormat, Origin, parquet_parts, read_columns
 from hyenarec.data.store import STORE, SequenceStore
@@ -83,6 +84,8 @@ def read_log(
     units, columns of other types, and logs where every user has a single event.
     """
     path = as_path(path, "log")
+    options = {"user": user, "item": item, "timestamp": timestamp, "time_unit": time_unit, "format": format}
+    check_types(options | {"drop_duplicates": drop_duplicates}, get_type_hints(read_log))
     columns = {"user": user, "item": item} | ({} if timestamp is None else {"timestamp": timestamp})
     for role, name in columns.items():
         if not name:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from hyenarec import tensor_file
 from hyenarec.data.ids import Ids
 from hyenarec.data.times import UNITS
-from hyenarec.errors import DamagedError, UserError
+from hyenarec.errors import DamagedError, UserError, expect, shortened
 from hyenarec.files import UNFINISHED, as_path, remove_unfinished
 from hyenarec.tensor_file import Arrays
 
@@ -42,6 +42,9 @@ class SequenceStore:
     time_unit: str = "s"
 
     def __post_init__(self) -> None:
+        for name, ids in (("user_ids", self.user_ids), ("item_ids", self.item_ids)):
+            if not isinstance(ids, Ids):
+                raise ValueError(f"{name}: expected Ids, got {shortened(ids)}")
         _check_array("offsets", self.offsets, np.int64, len(self.user_ids) + 1)
         _check_array("items", self.items, np.int32, int(self.offsets[-1]))
         if self.timestamps is not None:
@@ -67,10 +70,16 @@ class SequenceStore:
 
     def history(self, user: int) -> NDArray[np.int32]:
         """The items of dense ``user``, oldest first: a view, not a copy."""
+        expect(user, (int, np.integer), "user", "the index of a user")
+        if not 0 <= user < self.n_users:
+            raise UserError(f"user: {shortened(user)} is outside 0 to {self.n_users - 1}")
         return self.items[self.offsets[user] : self.offsets[user + 1]]
 
     def users_of(self, events: NDArray[np.int64]) -> NDArray[np.int64]:
         """The dense user of each absolute event index: the history before event ``e`` is ``offsets[users_of(e)]:e``."""
+        events = np.asarray(events)
+        if events.dtype.kind not in "iu" or (events.size and not 0 <= events.min() <= events.max() < self.n_events):
+            raise UserError(f"events: expected indices from 0 to {self.n_events - 1}, got {shortened(events)}")
         return np.searchsorted(self.offsets, events, side="right") - 1
 
     def describe(self) -> dict[str, int]:
@@ -161,6 +170,8 @@ def is_store(path: Path) -> bool:
 
 
 def _check_array(name: str, array: NDArray[Any], dtype: type[np.generic], length: int) -> None:
+    if not isinstance(array, np.ndarray):
+        raise ValueError(f"{name}: expected an array of {np.dtype(dtype)}, got {shortened(array)}")
     if array.dtype != dtype or array.shape != (length,):
         raise ValueError(
             f"{name}: expected shape ({length},) {np.dtype(dtype)}, got {'x'.join(map(str, array.shape))} {array.dtype}"
