@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hyenarec_kernels.tracing import plain
+from hyenarec_kernels.tracing import concrete, plain
 
 INDEX_DTYPES = (torch.int32, torch.int64)
 MASK_DTYPES = (torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
@@ -85,6 +85,40 @@ class Segments(NamedTuple):
         return cls(*torch.ops.hyenarec.runs(mask, op))
 
 
+def check_segments(op: str, x: Tensor, starts: Tensor | None, ends: Tensor | None) -> None:
+    """That an operator's ``starts`` and ``ends``, which may come from anywhere, are one index a sequence each."""
+    packed = x.dim() == 2
+    if (starts is None or ends is None) if packed else (starts is not None and ends is None):
+        raise ValueError(f"{op}: packed x (T, D) needs starts and ends, padded x takes starts beside ends alone")
+    if ends is None:
+        return
+    count = ends.shape[0] if packed and ends.dim() == 1 else x.shape[0]
+    for name, given in (("starts", starts), ("ends", ends)):
+        if given is None:
+            continue
+        if given.dim() != 1 or given.shape[0] != count or given.dtype not in INDEX_DTYPES:
+            raise ValueError(f"{op}: {name} must be ({count},) int32 or int64, got {tuple(given.shape)} {given.dtype}")
+        _check_device(op, name, given, x)
+    if packed and count == 0 and x.shape[0] > 0:
+        raise ValueError(f"{op}: cu_seqlens must run from 0 to the {x.shape[0]} rows of x, got no sequence")
+
+
+def within(x: Tensor, starts: Tensor | None, ends: Tensor | None) -> Segments:
+    """An operator's ``starts`` and ``ends`` for a backend that indexes with them, whoever made them.
+
+    On the CPU those that do not lie within ``x`` raise ValueError, elsewhere they are clamped, as `Segments.of` does
+    it. Code that `torch.compile` traces below a transform clamps too: it has no values to check.
+    """
+    if ends is None:
+        return Segments(starts, ends)
+    first, last = None if starts is None else concrete(starts), concrete(ends)
+    rows, packed = x.shape[-2], x.dim() == 2
+    if last is None or last.device.type != "cpu" or (starts is not None and first is None):
+        return Segments(*_clamped(starts, ends, rows, packed))
+    _check("segments", first, last, rows, packed)
+    return Segments(starts, ends)
+
+
 def spans(x: Tensor, where: Segments) -> tuple[Tensor, Tensor]:
     """The first row of each sequence in ``x.reshape(-1, D)``, and its number of rows: (S,) and (S,) int64."""
     starts, ends = where
@@ -133,8 +167,8 @@ def _checked(op: str, x: Tensor, starts: Tensor | None, ends: Tensor) -> Segment
 
 def _check(op: str, starts: Tensor | None, ends: Tensor, rows: int, packed: bool) -> None:
     # through numpy, whose calls take a tenth of torch's: with these, checks of one sequence took 60 us
-    first = np.zeros(len(ends), np.int64) if starts is None else starts.numpy()
-    last = ends.numpy()
+    last = _array(ends)
+    first = np.zeros(len(last), np.int64) if starts is None else _array(starts)
     if not packed:
         wrong = (first < 0) | (last < first) | (last > rows)
         if wrong.any():
@@ -148,9 +182,21 @@ def _check(op: str, starts: Tensor | None, ends: Tensor, rows: int, packed: bool
     if falls.any():
         at = int(falls.argmax())
         raise ValueError(f"{op}: cu_seqlens must not decrease, but goes from {first[at]} to {last[at]}")
+    apart = first[1:] != last[:-1]
+    if apart.any():
+        at = int(apart.argmax())
+        raise ValueError(
+            f"{op}: packed sequences must follow each other, but {at} ends at {last[at]} and {at + 1} starts at "
+            f"{first[at + 1]}"
+        )
     start, end = (first[0], last[-1]) if len(first) else (0, 0)
     if start != 0 or end != rows:
         raise ValueError(f"{op}: cu_seqlens must run from 0 to the {rows} rows of x, got {start} to {end}")
+
+
+def _array(index: Tensor) -> np.ndarray[Any, Any]:
+    # inside a transform of torch.func, `numpy` would wrap the tensor first and find no storage in it
+    return index.numpy() if plain() else np.array(index.tolist(), np.int64)
 
 
 def _clamped(starts: Tensor | None, ends: Tensor, rows: int, packed: bool) -> tuple[Tensor | None, Tensor]:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import silu
 
 from hyenarec_kernels.dtypes import wide
+from hyenarec_kernels.integers import integer
 from hyenarec_kernels.nn.filters import ConvOptions, Filter, make_filter
 from hyenarec_kernels.nn.linear import Linear
 from hyenarec_kernels.nn.streaming import MixerState
@@ -67,11 +68,10 @@ class HyenaMixer(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        groups = dim if groups is None else groups
-        for name, value in (("dim", dim), ("horizon", horizon), ("order", order), ("short_width", short_width)):
-            if value < 1:
-                raise ValueError(f"HyenaMixer: {name} must be at least 1, got {value}")
-        if groups < 1 or dim % groups:
+        dim, horizon = integer("HyenaMixer", "dim", dim), integer("HyenaMixer", "horizon", horizon)
+        order, short_width = integer("HyenaMixer", "order", order), integer("HyenaMixer", "short_width", short_width)
+        groups = dim if groups is None else integer("HyenaMixer", "groups", groups)
+        if dim % groups:
             raise ValueError(f"HyenaMixer: groups must be a divisor of dim {dim}, got {groups}")
         if gate not in (*GATES, "none"):
             raise ValueError(f"HyenaMixer: gate must be {', '.join(GATES)} or none, got {gate!r}")
@@ -161,6 +161,7 @@ class HyenaMixer(nn.Module):
     @torch.no_grad()
     def init_state(self, batch_size: int) -> MixerState:
         """The state of ``batch_size`` empty sequences; it captures the filters as they are now."""
+        batch_size = integer("HyenaMixer.init_state", "batch_size", batch_size, 0)
         weight = self.in_proj.weight
         dtype = wide(weight.dtype)
         taps = weight.new_zeros(self.order - 1, self.horizon, self.dim, dtype=dtype)

@@ -187,3 +187,41 @@ def test_shapes_on_the_meta_device() -> None:
 def test_a_filter_refuses_sizes_that_are_none(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=f"legendre_filter: {message}"):
         hk.legendre_filter(torch.randn(2, 3), **{"horizon": 6, **options})
+
+
+INTEGERS: dict[str, Callable[[Any], object]] = {
+    "legendre_conv: horizon": lambda n: hk.legendre_conv(X, TAPS, horizon=n),
+    "legendre_filter: horizon": lambda n: hk.legendre_filter(TAPS, n),
+    "legendre_filter: taps": lambda n: hk.legendre_filter(TAPS, 5, taps=n),
+    "gated_short_conv: dim": lambda n: hk.gated_short_conv(X, torch.randn(4, 3), None, n),
+    "LegendreFilter: groups": lambda n: hk.nn.LegendreFilter(n, 5),
+    "ExplicitFilter: horizon": lambda n: hk.nn.ExplicitFilter(2, n),
+    "CosineFilter: terms": lambda n: hk.nn.CosineFilter(2, 5, n),
+    "ImplicitFilter: bands": lambda n: hk.nn.ImplicitFilter(2, 5, bands=n),
+    "ImplicitFilter: width": lambda n: hk.nn.ImplicitFilter(2, 5, width=n),
+    "ImplicitFilter: depth": lambda n: hk.nn.ImplicitFilter(2, 5, depth=n),
+    "HyenaMixer: dim": lambda n: hk.nn.HyenaMixer(n, 5),
+    "HyenaMixer: horizon": lambda n: hk.nn.HyenaMixer(4, n),
+    "HyenaMixer: order": lambda n: hk.nn.HyenaMixer(4, 5, order=n),
+    "HyenaMixer: groups": lambda n: hk.nn.HyenaMixer(4, 5, groups=n),
+    "HyenaMixer: short_width": lambda n: hk.nn.HyenaMixer(4, 5, short_width=n),
+    "HyenaMixer.init_state: batch_size": lambda n: hk.nn.HyenaMixer(4, 5).init_state(n),
+}
+
+
+@pytest.mark.parametrize("name", INTEGERS)
+def test_an_integer_is_what_python_indexes_with(name: str) -> None:
+    """NumPy's integers and 0-d tensors too; no bool, no float, no text, nothing below the least."""
+    call = INTEGERS[name]
+    for given in (2, np.int64(2), np.int32(2), torch.tensor(2)):
+        call(given)
+    for wrong in (True, np.True_, torch.tensor(True), 2.0, np.float64(2), "2", None, [2]):
+        if wrong is None and name in ("HyenaMixer: groups", "legendre_filter: taps"):
+            continue  # the default
+        with pytest.raises(ValueError, match=f"^{name} must be an int, got ") as failure:
+            call(wrong)
+        assert "\n" not in str(failure.value)
+    with pytest.raises(ValueError, match=f"^{name} must be at least [01], got -1"):
+        call(-1)
+    if isinstance(module := call(np.int64(2)), torch.nn.Module):
+        assert not any(isinstance(value, np.integer) for value in vars(module).values())
