@@ -282,6 +282,11 @@ def _define(name: str, schema: str, function: Any, fake: Any) -> None:
     torch.library.define(qualified, schema, tags=(torch.Tag.pt2_compliant_tag,))
     torch.library.impl(qualified, "default", function)
     torch.library.register_fake(qualified, fake)
+    torch.library.register_vmap(qualified, _refuse_vmap)
+
+
+def _refuse_vmap(info: object, in_dims: object, *arguments: Any) -> Any:
+    raise NotImplementedError(f"{arguments[-1]}: vmap over lengths, starts, cu_seqlens or a mask is not supported")
 
 
 def _fake_segments(starts: Tensor | None, ends: Tensor, *_: object) -> tuple[Tensor, Tensor]:

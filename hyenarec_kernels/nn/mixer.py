@@ -17,7 +17,7 @@ from hyenarec_kernels.nn.filters import ConvOptions, Filter, make_filter
 from hyenarec_kernels.nn.linear import Linear
 from hyenarec_kernels.nn.streaming import MixerState
 from hyenarec_kernels.ops.checks import check_tensor
-from hyenarec_kernels.ops.conv_step import conv_step
+from hyenarec_kernels.ops.conv_step import conv_step, refuse_gradients
 from hyenarec_kernels.ops.gated_short_conv import gated_short_conv
 from hyenarec_kernels.ops.short_conv import short_conv
 from hyenarec_kernels.segments import Index, Segments, last_rows, spans, zero_padding
@@ -210,21 +210,29 @@ class HyenaMixer(nn.Module):
                 gated=torch.stack(histories, 1) if histories else state.gated,
             )
 
-    @torch.no_grad()
     def step(self, x: Tensor, state: MixerState) -> tuple[Tensor, MixerState]:
         """One event of every sequence: ``x`` (B, D) to the output (B, D) and ``state`` itself, moved on by that event.
 
         Equals :meth:`forward` at that position, for K multiply-adds a channel and no matrix product over the history.
         The state is written to, not copied: continue one history in two ways from two ``state.index`` copies. Without
-        gradients.
+        gradients, those of the weights too.
+
+        Raises:
+            ValueError: ``x`` or ``state`` does not fit the mixer.
+            NotImplementedError: ``x`` requires a gradient.
         """
         op = "HyenaMixer.step"
         self._check(op, x)
+        refuse_gradients(op, "give forward whole sequences", x)
         if x.dim() != 2 or x.shape != (state.projected.shape[0], self.dim):
             raise ValueError(
                 f"{op}: x must be ({state.projected.shape[0]}, {self.dim}) beside this state, got {tuple(x.shape)}"
             )
         self._check_state(op, state)
+        with torch.no_grad():
+            return self._step(x, state)
+
+    def _step(self, x: Tensor, state: MixerState) -> tuple[Tensor, MixerState]:
         new = self.in_proj(x)  # (B, (gates+1) D)
         z = conv_step(new.to(state.taps.dtype), state.projected, state.short_taps, state.steps)
         *gates, v = (z + self.short_bias).to(new.dtype).chunk(self.gates + 1, -1)
