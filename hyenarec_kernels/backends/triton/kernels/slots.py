@@ -74,7 +74,7 @@ def larger(a, b):
     return tl.maximum(a, b)
 
 
-@triton.jit(do_not_specialize=["count", "columns"], do_not_specialize_on_alignment=ENDS)
+@triton.jit(do_not_specialize=["count", "columns"], do_not_specialize_on_alignment=["ends_ptr"])
 def borders_kernel(borders_ptr, ends_ptr, count, columns, BLOCK: tl.constexpr):
     """One program: borders (count + 1,) int64 from 0 to `columns` that never fall; the ends, where these are right."""
     tl.store(borders_ptr, tl.zeros((), tl.int64))
