@@ -17,7 +17,7 @@ def integer(op: str, name: str, value: SupportsIndex, least: int = 1) -> int:
         ValueError: it is no integer, or a smaller one.
     """
     if isinstance(value, torch.SymInt):  # a size that torch.compile leaves open
-        number: int = value
+        number: int = value  # type: ignore[assignment]
     else:
         truth = isinstance(value, bool | np.bool_) or (isinstance(value, Tensor) and value.dtype == torch.bool)
         try:
