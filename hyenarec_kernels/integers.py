@@ -26,4 +26,6 @@ def integer(op: str, name: str, value: SupportsIndex, least: int = 1) -> int:
             raise ValueError(f"{op}: {name} must be an int, got {value!r}") from None
     if number < least:
         raise ValueError(f"{op}: {name} must be at least {least}, got {number}")
+    if number >= 1 << 63:
+        raise ValueError(f"{op}: {name} must fit in 64 bits, got {number}")
     return number

@@ -47,6 +47,8 @@ class Segments(NamedTuple):
         if segments is not None:
             if lengths is not None or starts is not None or cu_seqlens is not None:
                 raise ValueError(f"{op}: segments take the place of lengths, starts and cu_seqlens; give one of them")
+            if not isinstance(segments, Segments):
+                raise ValueError(f"{op}: segments must be Segments, got {type(segments).__qualname__}")
             return segments
         if x.dim() == 2:
             if cu_seqlens is None or lengths is not None or starts is not None:
@@ -249,6 +251,8 @@ def _tensor(op: str, name: str, given: Index, x: Tensor) -> Tensor:
     if isinstance(given, Tensor):
         return given
     try:
+        if isinstance(given, np.ndarray):
+            given = np.ascontiguousarray(given)  # torch takes no negative strides
         return torch.as_tensor(given, device=x.device)
     except (TypeError, ValueError, RuntimeError):
         raise ValueError(f"{op}: {name} must be a tensor, a list or a NumPy array of integers, got {given!r}") from None

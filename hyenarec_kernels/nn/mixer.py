@@ -84,6 +84,11 @@ class HyenaMixer(nn.Module):
         self.short_bias = nn.Parameter(torch.empty(channels, device=device, dtype=dtype))
         if callable(filter):
             filters = [filter(groups, horizon).to(device=device, dtype=dtype) for _ in range(order - 1)]
+            for made in filters:
+                if not isinstance(made, Filter) or (made.groups, made.horizon) != (groups, horizon):
+                    raise ValueError(
+                        f"HyenaMixer: filter must make a Filter of {groups} groups and {horizon} taps, got {made}"
+                    )
         else:
             make = partial(make_filter, filter, terms=terms, window=window, device=device, dtype=dtype)
             filters = [make(groups, horizon) for _ in range(order - 1)]
