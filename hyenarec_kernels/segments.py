@@ -198,7 +198,7 @@ def _check(op: str, starts: Tensor | None, ends: Tensor, rows: int, packed: bool
 
 def _array(index: Tensor) -> np.ndarray[Any, Any]:
     # inside a transform of torch.func, `numpy` would wrap the tensor first and find no storage in it
-    return index.numpy() if plain() else np.array(index.tolist(), np.int64)
+    return np.array(index.tolist(), np.int64) if torch._C._are_functorch_transforms_active() else index.numpy()
 
 
 def _clamped(starts: Tensor | None, ends: Tensor, rows: int, packed: bool) -> tuple[Tensor | None, Tensor]:

@@ -21,8 +21,11 @@ def plain() -> bool:
 
 
 def concrete(t: Tensor) -> Tensor | None:
-    """``t`` `unwrapped`, where the host may act on its values; None where the code is traced or the tensor is fake."""
-    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0:
+    """``t`` `unwrapped`, where the host may act on its values; None where the code is traced or the tensor is fake.
+
+    A `TorchDispatchMode` that only looks on, such as PyTorch's counters of operations, changes nothing.
+    """
+    if torch.compiler.is_compiling() or torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.PROXY) is not None:
         return None
     t = unwrapped(t)
     return t if type(t) in (Tensor, Parameter) and t.device.type != "meta" else None

@@ -11,6 +11,8 @@ from test_backends import logged
 from torch import Tensor
 from torch.autograd import forward_ad
 from torch.func import grad, hessian, jacfwd, jvp, vmap
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils.flop_counter import FlopCounterMode
 
 import hyenarec_kernels as hk
 from hyenarec_kernels.nn import HyenaMixer, MixerState
@@ -87,6 +89,22 @@ def test_a_compiled_transform_of_packed_rows_is_refused() -> None:
     assert call(X[0]).norm() > 0
     with pytest.raises(Exception, match=r"packed x \(T, D\) under torch.compile of a transform .* is not supported"):
         torch.compile(call, fullgraph=True, backend="aot_eager")(X[0])
+
+
+def test_a_mode_that_looks_on_changes_nothing() -> None:
+    call = grad(lambda x: hk.long_conv(x, C, cu_seqlens=torch.tensor([0, 3, 9])).sin().sum())
+    with FlopCounterMode(display=False):
+        torch.testing.assert_close(call(X[0]), call(X[0]))
+        with pytest.raises(ValueError, match=r"decay must be at least 0, got -1.0"):
+            TRANSFORMS["grad"](X, BAD)
+
+
+def test_a_program_traced_by_fx_holds_no_lengths() -> None:
+    """`make_fx` with real tensors: other lengths than those of the example give other values."""
+    call = grad(lambda x, n: hk.long_conv(x, torch.ones(2, 3), lengths=n).sin().sum())
+    traced = make_fx(call, tracing_mode="real")(X, torch.tensor([2, 1]))
+    for lengths in ([2, 1], [9, 4], [0, 9]):
+        torch.testing.assert_close(traced(X, torch.tensor(lengths)), call(X, torch.tensor(lengths)))
 
 
 def test_the_log_shows_what_serves_a_transform() -> None:
