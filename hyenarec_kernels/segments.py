@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hyenarec_kernels.tracing import plain
+from hyenarec_kernels.tracing import concrete, plain
 
 INDEX_DTYPES = (torch.int32, torch.int64)
 MASK_DTYPES = (torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
@@ -47,6 +47,8 @@ class Segments(NamedTuple):
         if segments is not None:
             if lengths is not None or starts is not None or cu_seqlens is not None:
                 raise ValueError(f"{op}: segments take the place of lengths, starts and cu_seqlens; give one of them")
+            if not isinstance(segments, Segments):
+                raise ValueError(f"{op}: segments must be Segments, got {type(segments).__qualname__}")
             return segments
         if x.dim() == 2:
             if cu_seqlens is None or lengths is not None or starts is not None:
@@ -83,6 +85,40 @@ class Segments(NamedTuple):
         if plain() and type(mask) is Tensor:
             return cls(*_runs(mask, op))
         return cls(*torch.ops.hyenarec.runs(mask, op))
+
+
+def check_segments(op: str, x: Tensor, starts: Tensor | None, ends: Tensor | None) -> None:
+    """That an operator's ``starts`` and ``ends``, which may come from anywhere, are one index a sequence each."""
+    packed = x.dim() == 2
+    if (starts is None or ends is None) if packed else (starts is not None and ends is None):
+        raise ValueError(f"{op}: packed x (T, D) needs starts and ends, padded x takes starts beside ends alone")
+    if ends is None:
+        return
+    count = ends.shape[0] if packed and ends.dim() == 1 else x.shape[0]
+    for name, given in (("starts", starts), ("ends", ends)):
+        if given is None:
+            continue
+        if given.dim() != 1 or given.shape[0] != count or given.dtype not in INDEX_DTYPES:
+            raise ValueError(f"{op}: {name} must be ({count},) int32 or int64, got {tuple(given.shape)} {given.dtype}")
+        _check_device(op, name, given, x)
+    if packed and count == 0 and x.shape[0] > 0:
+        raise ValueError(f"{op}: cu_seqlens must run from 0 to the {x.shape[0]} rows of x, got no sequence")
+
+
+def within(x: Tensor, starts: Tensor | None, ends: Tensor | None) -> Segments:
+    """An operator's ``starts`` and ``ends`` for a backend that indexes with them, whoever made them.
+
+    On the CPU those that do not lie within ``x`` raise ValueError, elsewhere they are clamped, as `Segments.of` does
+    it. Code that `torch.compile` traces below a transform clamps too: it has no values to check.
+    """
+    if ends is None:
+        return Segments(starts, ends)
+    first, last = None if starts is None else concrete(starts), concrete(ends)
+    rows, packed = x.shape[-2], x.dim() == 2
+    if last is None or last.device.type != "cpu" or (starts is not None and first is None):
+        return Segments(*_clamped(starts, ends, rows, packed))
+    _check("segments", first, last, rows, packed)
+    return Segments(starts, ends)
 
 
 def spans(x: Tensor, where: Segments) -> tuple[Tensor, Tensor]:
@@ -133,8 +169,8 @@ def _checked(op: str, x: Tensor, starts: Tensor | None, ends: Tensor) -> Segment
 
 def _check(op: str, starts: Tensor | None, ends: Tensor, rows: int, packed: bool) -> None:
     # through numpy, whose calls take a tenth of torch's: with these, checks of one sequence took 60 us
-    first = np.zeros(len(ends), np.int64) if starts is None else starts.numpy()
-    last = ends.numpy()
+    last = _array(ends)
+    first = np.zeros(len(last), np.int64) if starts is None else _array(starts)
     if not packed:
         wrong = (first < 0) | (last < first) | (last > rows)
         if wrong.any():
@@ -148,9 +184,21 @@ def _check(op: str, starts: Tensor | None, ends: Tensor, rows: int, packed: bool
     if falls.any():
         at = int(falls.argmax())
         raise ValueError(f"{op}: cu_seqlens must not decrease, but goes from {first[at]} to {last[at]}")
+    apart = first[1:] != last[:-1]
+    if apart.any():
+        at = int(apart.argmax())
+        raise ValueError(
+            f"{op}: packed sequences must follow each other, but {at} ends at {last[at]} and {at + 1} starts at "
+            f"{first[at + 1]}"
+        )
     start, end = (first[0], last[-1]) if len(first) else (0, 0)
     if start != 0 or end != rows:
         raise ValueError(f"{op}: cu_seqlens must run from 0 to the {rows} rows of x, got {start} to {end}")
+
+
+def _array(index: Tensor) -> np.ndarray[Any, Any]:
+    # inside a transform of torch.func, `numpy` would wrap the tensor first and find no storage in it
+    return np.array(index.tolist(), np.int64) if torch._C._are_functorch_transforms_active() else index.numpy()
 
 
 def _clamped(starts: Tensor | None, ends: Tensor, rows: int, packed: bool) -> tuple[Tensor | None, Tensor]:
@@ -203,6 +251,8 @@ def _tensor(op: str, name: str, given: Index, x: Tensor) -> Tensor:
     if isinstance(given, Tensor):
         return given
     try:
+        if isinstance(given, np.ndarray):
+            given = np.ascontiguousarray(given)  # torch takes no negative strides
         return torch.as_tensor(given, device=x.device)
     except (TypeError, ValueError, RuntimeError):
         raise ValueError(f"{op}: {name} must be a tensor, a list or a NumPy array of integers, got {given!r}") from None
@@ -236,6 +286,11 @@ def _define(name: str, schema: str, function: Any, fake: Any) -> None:
     torch.library.define(qualified, schema, tags=(torch.Tag.pt2_compliant_tag,))
     torch.library.impl(qualified, "default", function)
     torch.library.register_fake(qualified, fake)
+    torch.library.register_vmap(qualified, _refuse_vmap)
+
+
+def _refuse_vmap(info: object, in_dims: object, *arguments: Any) -> Any:
+    raise NotImplementedError(f"{arguments[-1]}: vmap over lengths, starts, cu_seqlens or a mask is not supported")
 
 
 def _fake_segments(starts: Tensor | None, ends: Tensor, *_: object) -> tuple[Tensor, Tensor]:
