@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hyenarec_kernels.library import NAMESPACE, define
 from hyenarec_kernels.tracing import plain
 
 INDEX_DTYPES = (torch.int32, torch.int64)
@@ -231,13 +232,6 @@ def _check_device(op: str, name: str, given: Tensor, x: Tensor) -> None:
         raise ValueError(f"{op}: {name} is on {given.device} and x on {x.device}; they must share a device")
 
 
-def _define(name: str, schema: str, function: Any, fake: Any) -> None:
-    qualified = f"hyenarec::{name}"
-    torch.library.define(qualified, schema, tags=(torch.Tag.pt2_compliant_tag,))
-    torch.library.impl(qualified, "default", function)
-    torch.library.register_fake(qualified, fake)
-
-
 def _fake_segments(starts: Tensor | None, ends: Tensor, *_: object) -> tuple[Tensor, Tensor]:
     return (ends.new_empty(0) if starts is None else starts.new_empty(starts.shape)), ends.new_empty(ends.shape)
 
@@ -247,10 +241,7 @@ def _fake_runs(mask: Tensor, op: str) -> tuple[Tensor, Tensor]:
     return first, last
 
 
-_define(
-    "segments",
-    "(Tensor? starts, Tensor ends, SymInt rows, bool packed, str op) -> (Tensor, Tensor)",
-    _segments,
-    _fake_segments,
-)
-_define("runs", "(Tensor mask, str op) -> (Tensor, Tensor)", _runs, _fake_runs)
+define("segments", "(Tensor? starts, Tensor ends, SymInt rows, bool packed, str op) -> (Tensor, Tensor)", _segments)
+define("runs", "(Tensor mask, str op) -> (Tensor, Tensor)", _runs)
+torch.library.register_fake(f"{NAMESPACE}::segments", _fake_segments)
+torch.library.register_fake(f"{NAMESPACE}::runs", _fake_runs)

@@ -7,8 +7,9 @@ from torch import Tensor
 
 from hyenarec_kernels import backends
 from hyenarec_kernels.dtypes import wide
+from hyenarec_kernels.library import NAMESPACE, define
 from hyenarec_kernels.ops.checks import DTYPES, check_gate, check_tensor
-from hyenarec_kernels.ops.registration import LIBRARY, NAMESPACE
+from hyenarec_kernels.ops.registration import LIBRARY
 from hyenarec_kernels.tracing import transformed
 
 
@@ -93,11 +94,10 @@ def _refuse_gradients(*arguments: Tensor | None) -> Tensor:
     return out
 
 
-torch.library.define(
-    f"{NAMESPACE}::conv_step",
+define(
+    "conv_step",
     "(Tensor x, Tensor(a!) history, Tensor taps, Tensor steps, Tensor? pre_gate, Tensor? post_gate) -> Tensor",
-    tags=(torch.Tag.pt2_compliant_tag,),
+    _dispatch,
 )
-torch.library.impl(f"{NAMESPACE}::conv_step", "default", _dispatch)
 LIBRARY.impl("conv_step", _refuse_gradients, "Autograd")  # type: ignore[no-untyped-call]
 torch.library.register_fake(f"{NAMESPACE}::conv_step", lambda x, *rest: x.new_empty(x.shape))

@@ -18,9 +18,9 @@ from torch import Tensor
 
 from hyenarec_kernels import backends
 from hyenarec_kernels.backends import reference
+from hyenarec_kernels.library import NAMESPACE, define
 from hyenarec_kernels.tracing import transformed
 
-NAMESPACE = "hyenarec"
 LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")  # type: ignore[no-untyped-call]
 SEGMENTS = ("Tensor? starts", "Tensor? ends")
 
@@ -156,7 +156,6 @@ def _tensors(count: int) -> str:
 
 def _define(name: str, operator: str, schema: str, own: slice, check: Callable[..., None] | None) -> None:
     """Defines ``operator`` or its backward; ``own`` are the arguments of the operator."""
-    qualified = f"{NAMESPACE}::{name}"
 
     def dispatch(*arguments: Any) -> Any:
         call = backends.Call(name, operator, arguments[own])
@@ -167,8 +166,7 @@ def _define(name: str, operator: str, schema: str, own: slice, check: Callable[.
         # The fakes promise this. A backend's own operations may keep the strides of x where a result is all zeros.
         return _one_or_all(result.contiguous() for result in _all(results))
 
-    torch.library.define(qualified, schema, tags=(torch.Tag.pt2_compliant_tag,))
-    torch.library.impl(qualified, "default", dispatch)
+    define(name, schema, dispatch)
 
 
 def _no_autocast(device: str) -> AbstractContextManager[Any]:
