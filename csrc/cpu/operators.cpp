@@ -2,6 +2,7 @@
 
 #include <memory>
 
+#include "blocks.h"
 #include "legendre.h"
 #include "ops.h"
 #include "segments.h"
@@ -72,9 +73,11 @@ Tensor legendre_conv(const Tensor& x, const Tensor& coefficients, const MaybeTen
                   "decay: expected ", coefficients.size(0), " values, one a group");
   const int64_t taps = std::min(horizon, longest), terms = coefficients.size(1);
   Tensor filter = per_channel(coefficients, x, terms, false, "coefficients");
-  Tensor basis = legendre_at_taps(x, terms, horizon, taps);
   MaybeTensor rate = decay ? MaybeTensor(event_rate(*decay, x, horizon)) : decay;
   MaybeTensor scale = in_arithmetic(skip, x);
+  const BlockPlan* blocks = last_only ? nullptr : block_plan(x, terms, horizon, longest);
+  if (blocks) return conv(x, filter, blocks->basis, rate, scale, pre_gate, post_gate, starts, ends, blocks->plan);
+  Tensor basis = legendre_at_taps(x, terms, horizon, taps);
   if (last_only) return conv_last(x, filter, basis, rate, scale, pre_gate, post_gate, starts, ends);
   return conv(x, filter, basis, rate, scale, pre_gate, post_gate, starts, ends, direct_plan(taps, longest));
 }
