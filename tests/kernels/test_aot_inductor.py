@@ -1,4 +1,4 @@
-"""Programs without Python: the operators from the compiled library alone, and packages of AOTInductor that call them."""
+"""Programs without Python: the operators from the compiled library alone, and AOTInductor packages that call them."""
 
 from __future__ import annotations
 
@@ -215,7 +215,7 @@ def test_values_are_refused_without_python(tmp_path: Path) -> None:
         ("long_conv", (x, torch.randn(3, 5), *none, None, None, False), "filter: .* G a divisor of the 4 channels"),
         ("long_conv", (x, filter, None, x[:2], None, None, None, False), "pre_gate: expected"),
         ("long_conv", (x, filter, torch.randn(3), None, None, None, None, False), "skip: expected 4"),
-        ("legendre_conv", (x, filter, torch.tensor([1.0, -2.0]), *none, None, None, 9, False), "decay must be .* got -2"),
+        ("legendre_conv", (x, filter, torch.tensor([1.0, -2.0]), *none, None, None, 9, False), "decay must .* got -2"),
         ("legendre_conv", (x, filter, torch.ones(4), *none, None, None, 9, False), "decay: expected 2 values"),
         ("legendre_conv", (x, filter, None, *none, None, None, 0, False), "horizon: expected at least 1, got 0"),
         ("short_conv", (x, filter, None, None, None, ""), r"weight: expected \(C, W\)"),
