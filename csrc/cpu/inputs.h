@@ -1,5 +1,6 @@
 // What the ops of this device do with their tensors: sequences from starts and ends, and values checked for their number
-// and type. Arguments are checked by the Python side; what is checked here is what would otherwise read out of bounds.
+// and type. Python checks arguments when it calls an operator or exports a program; what is checked here and by the ops
+// is what would otherwise read out of bounds.
 #pragma once
 #include "../common/tensors.h"
 #include "args.h"
