@@ -146,7 +146,7 @@ def extension() -> Extension:
     extra = os.environ.get("HYENAREC_CXXFLAGS", "").split()  # the sanitizer build
     return Extension(
         "hyenarec_kernels._C",
-        [KERNELS, "csrc/cpu/register.cpp", "csrc/cpu/dispatch.cpp"],
+        sorted(map(str, Path("csrc/cpu").glob("*.cpp"))),
         depends=[str(path) for path in Path("csrc").rglob("*") if path.suffix in (".h", ".inc", ".cpp", ".cu", ".cuh")],
         include_dirs=[str(TORCH / "include"), sysconfig.get_path("include")],
         library_dirs=[str(TORCH / "lib")],

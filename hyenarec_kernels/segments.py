@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hyenarec_kernels.library import NAMESPACE, define
 from hyenarec_kernels.tracing import concrete, plain
 
 INDEX_DTYPES = (torch.int32, torch.int64)
@@ -281,14 +282,6 @@ def _check_device(op: str, name: str, given: Tensor, x: Tensor) -> None:
         raise ValueError(f"{op}: {name} is on {given.device} and x on {x.device}; they must share a device")
 
 
-def _define(name: str, schema: str, function: Any, fake: Any) -> None:
-    qualified = f"hyenarec::{name}"
-    torch.library.define(qualified, schema, tags=(torch.Tag.pt2_compliant_tag,))
-    torch.library.impl(qualified, "default", function)
-    torch.library.register_fake(qualified, fake)
-    torch.library.register_vmap(qualified, _refuse_vmap)
-
-
 def _refuse_vmap(info: object, in_dims: object, *arguments: Any) -> Any:
     raise NotImplementedError(f"{arguments[-1]}: vmap over lengths, starts, cu_seqlens or a mask is not supported")
 
@@ -302,10 +295,8 @@ def _fake_runs(mask: Tensor, op: str) -> tuple[Tensor, Tensor]:
     return first, last
 
 
-_define(
-    "segments",
-    "(Tensor? starts, Tensor ends, SymInt rows, bool packed, str op) -> (Tensor, Tensor)",
-    _segments,
-    _fake_segments,
-)
-_define("runs", "(Tensor mask, str op) -> (Tensor, Tensor)", _runs, _fake_runs)
+define("segments", "(Tensor? starts, Tensor ends, SymInt rows, bool packed, str op) -> (Tensor, Tensor)", _segments)
+define("runs", "(Tensor mask, str op) -> (Tensor, Tensor)", _runs)
+for name, fake in (("segments", _fake_segments), ("runs", _fake_runs)):
+    torch.library.register_fake(f"{NAMESPACE}::{name}", fake)
+    torch.library.register_vmap(f"{NAMESPACE}::{name}", _refuse_vmap)

@@ -7,8 +7,8 @@ from torch import Tensor
 
 from hyenarec_kernels import backends
 from hyenarec_kernels.dtypes import wide
+from hyenarec_kernels.library import LIBRARY, NAMESPACE, define
 from hyenarec_kernels.ops.checks import DTYPES, check_gate, check_tensor
-from hyenarec_kernels.ops.registration import LIBRARY, NAMESPACE
 from hyenarec_kernels.tracing import transformed
 
 
@@ -102,12 +102,11 @@ def _without_vmap(*arguments: Tensor | None) -> Tensor:
     raise NotImplementedError("conv_step: vmap over it is not supported; it takes a batch of sequences as it is")
 
 
-torch.library.define(
-    f"{NAMESPACE}::conv_step",
+define(
+    "conv_step",
     "(Tensor x, Tensor(a!) history, Tensor taps, Tensor steps, Tensor? pre_gate, Tensor? post_gate) -> Tensor",
-    tags=(torch.Tag.pt2_compliant_tag,),
+    _dispatch,
 )
-torch.library.impl(f"{NAMESPACE}::conv_step", "default", _dispatch)
 LIBRARY.impl("conv_step", _without_gradients, "Autograd")  # type: ignore[no-untyped-call]
 LIBRARY.impl("conv_step", _without_vmap, "FuncTorchBatched")  # type: ignore[no-untyped-call]
 torch.library.register_fake(f"{NAMESPACE}::conv_step", lambda x, *rest: x.new_empty(x.shape))

@@ -18,11 +18,10 @@ from torch import Tensor
 
 from hyenarec_kernels import backends
 from hyenarec_kernels.backends import reference
+from hyenarec_kernels.library import LIBRARY, NAMESPACE, define
 from hyenarec_kernels.segments import check_segments
 from hyenarec_kernels.tracing import transformed
 
-NAMESPACE = "hyenarec"
-LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")  # type: ignore[no-untyped-call]
 SEGMENTS = ("Tensor? starts", "Tensor? ends")
 
 
@@ -181,7 +180,6 @@ def _checked(
 
 def _define(name: str, schema: str, call: Callable[..., backends.Call]) -> None:
     """Defines an operator or its backward."""
-    qualified = f"{NAMESPACE}::{name}"
 
     def dispatch(*arguments: Any) -> Any:
         made = call(*arguments)
@@ -190,8 +188,7 @@ def _define(name: str, schema: str, call: Callable[..., backends.Call]) -> None:
         # The fakes promise this. A backend's own operations may keep the strides of x where a result is all zeros.
         return _one_or_all(result.contiguous() for result in _all(results))
 
-    torch.library.define(qualified, schema, tags=(torch.Tag.pt2_compliant_tag,))
-    torch.library.impl(qualified, "default", dispatch)
+    define(name, schema, dispatch)
 
 
 def _no_autocast(device: str) -> AbstractContextManager[Any]:
