@@ -17,8 +17,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hyenarec_kernels.ops.sharding import beside, prepare
 from hyenarec_kernels.tracing import plain
 
+LIBRARY = torch.library.Library("hyenarec", "FRAGMENT")  # type: ignore[no-untyped-call]
 INDEX_DTYPES = (torch.int32, torch.int64)
 MASK_DTYPES = (torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 Index: TypeAlias = "Tensor | Sequence[int] | np.ndarray[Any, Any]"
@@ -91,7 +93,7 @@ def spans(x: Tensor, where: Segments) -> tuple[Tensor, Tensor]:
     if x.dim() == 2:
         assert starts is not None and ends is not None
         return starts.long(), ends.long() - starts.long()
-    row = torch.arange(x.shape[0], device=x.device)
+    row = beside(x, torch.arange(x.shape[0], device=x.device))
     start = torch.zeros_like(row) if starts is None else starts.long()
     end = torch.full_like(row, x.shape[1]) if ends is None else ends.long()
     return row * x.shape[1] + start, end - start
@@ -101,7 +103,7 @@ def last_rows(values: Tensor, first: Tensor, length: Tensor, count: int) -> Tens
     """The last ``count`` rows of every sequence, oldest first, zeros before its start: (R, D) to (S, count, D)."""
     if values.shape[0] == 0:
         return values.new_zeros(first.shape[0], count, values.shape[1])
-    back = torch.arange(-count, 0, device=values.device)
+    back = beside(values, torch.arange(-count, 0, device=values.device))
     index = ((first + length)[:, None] + back).clamp_(min=0)  # (S, count)
     rows = values.index_select(0, index.flatten()).view(*index.shape, values.shape[1])
     return torch.where((back >= -length[:, None])[..., None], rows, 0)
@@ -112,7 +114,7 @@ def zero_padding(x: Tensor, where: Segments) -> Tensor:
     starts, ends = where
     if x.dim() == 2 or ends is None:
         return x
-    position = torch.arange(x.shape[1], device=x.device)
+    position = beside(x, torch.arange(x.shape[1], device=x.device))
     real = position < ends[:, None]
     if starts is not None:
         real &= position >= starts[:, None]
@@ -201,9 +203,9 @@ def _runs(mask: Tensor, op: str) -> tuple[Tensor, Tensor]:
 
 def _tensor(op: str, name: str, given: Index, x: Tensor) -> Tensor:
     if isinstance(given, Tensor):
-        return given
+        return beside(x, given)
     try:
-        return torch.as_tensor(given, device=x.device)
+        return beside(x, torch.as_tensor(given, device=x.device))
     except (TypeError, ValueError, RuntimeError):
         raise ValueError(f"{op}: {name} must be a tensor, a list or a NumPy array of integers, got {given!r}") from None
 
@@ -236,6 +238,15 @@ def _define(name: str, schema: str, function: Any, fake: Any) -> None:
     torch.library.define(qualified, schema, tags=(torch.Tag.pt2_compliant_tag,))
     torch.library.impl(qualified, "default", function)
     torch.library.register_fake(qualified, fake)
+    operator = getattr(torch.ops.hyenarec, name).default
+
+    def autograd(*arguments: Any) -> Any:
+        for argument in arguments:
+            prepare(argument)
+        with torch._C._AutoDispatchBelowAutograd():
+            return operator(*arguments)
+
+    LIBRARY.impl(name, autograd, "Autograd")  # type: ignore[no-untyped-call]
 
 
 def _fake_segments(starts: Tensor | None, ends: Tensor, *_: object) -> tuple[Tensor, Tensor]:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from hyenarec_kernels import backends
 from hyenarec_kernels.backends import reference
+from hyenarec_kernels.ops import sharding
 from hyenarec_kernels.tracing import transformed
 
 NAMESPACE = "hyenarec"
@@ -113,6 +114,7 @@ def _differentiate(name: str, backward: Callable[..., tuple[Tensor | None, ...]]
     Differentiable.__name__ = Differentiable.__qualname__ = name
 
     def autograd(*arguments: Any) -> Any:
+        sharding.prepare(arguments[0])
         if transformed():
             return getattr(reference, name)(*arguments)
         if torch.is_grad_enabled() and any(isinstance(a, Tensor) and a.requires_grad for a in arguments):
