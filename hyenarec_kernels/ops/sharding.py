@@ -103,7 +103,7 @@ def _ways(name: str, overload: Any, *values: Any) -> list[Way]:
 
 def _fits(division: str, given: dict[str, Any]) -> bool:
     """Whether the arguments can be divided so."""
-    x = given.get("x")
+    x: Any = given.get("x")
     if division == BATCH:  # the rows of packed x are events
         return not given.get("packed") and (x is None or x.ndim == 3 or "history" in given)
     rows = [given[name].shape[0] for name in PARAMETERS if given.get(name) is not None]
