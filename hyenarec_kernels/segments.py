@@ -10,14 +10,15 @@ programs do the same by two operators, which run when the program runs.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from hyenarec_kernels.library import NAMESPACE, define
+from hyenarec_kernels.library import LIBRARY, NAMESPACE, define
+from hyenarec_kernels.sharding import beside, prepare
 from hyenarec_kernels.tracing import concrete, plain
 
 INDEX_DTYPES = (torch.int32, torch.int64)
@@ -128,7 +129,7 @@ def spans(x: Tensor, where: Segments) -> tuple[Tensor, Tensor]:
     if x.dim() == 2:
         assert starts is not None and ends is not None
         return starts.long(), ends.long() - starts.long()
-    row = torch.arange(x.shape[0], device=x.device)
+    row = beside(x, torch.arange(x.shape[0], device=x.device))
     start = torch.zeros_like(row) if starts is None else starts.long()
     end = torch.full_like(row, x.shape[1]) if ends is None else ends.long()
     return row * x.shape[1] + start, end - start
@@ -138,7 +139,7 @@ def last_rows(values: Tensor, first: Tensor, length: Tensor, count: int) -> Tens
     """The last ``count`` rows of every sequence, oldest first, zeros before its start: (R, D) to (S, count, D)."""
     if values.shape[0] == 0:
         return values.new_zeros(first.shape[0], count, values.shape[1])
-    back = torch.arange(-count, 0, device=values.device)
+    back = beside(values, torch.arange(-count, 0, device=values.device))
     index = ((first + length)[:, None] + back).clamp_(min=0)  # (S, count)
     rows = values.index_select(0, index.flatten()).view(*index.shape, values.shape[1])
     return torch.where((back >= -length[:, None])[..., None], rows, 0)
@@ -149,7 +150,7 @@ def zero_padding(x: Tensor, where: Segments) -> Tensor:
     starts, ends = where
     if x.dim() == 2 or ends is None:
         return x
-    position = torch.arange(x.shape[1], device=x.device)
+    position = beside(x, torch.arange(x.shape[1], device=x.device))
     real = position < ends[:, None]
     if starts is not None:
         real &= position >= starts[:, None]
@@ -250,11 +251,11 @@ def _runs(mask: Tensor, op: str) -> tuple[Tensor, Tensor]:
 
 def _tensor(op: str, name: str, given: Index, x: Tensor) -> Tensor:
     if isinstance(given, Tensor):
-        return given
+        return beside(x, given)
     try:
         if isinstance(given, np.ndarray):
             given = np.ascontiguousarray(given)  # torch takes no negative strides
-        return torch.as_tensor(given, device=x.device)
+        return beside(x, torch.as_tensor(given, device=x.device))
     except (TypeError, ValueError, RuntimeError):
         raise ValueError(f"{op}: {name} must be a tensor, a list or a NumPy array of integers, got {given!r}") from None
 
@@ -295,8 +296,25 @@ def _fake_runs(mask: Tensor, op: str) -> tuple[Tensor, Tensor]:
     return first, last
 
 
-define("segments", "(Tensor? starts, Tensor ends, SymInt rows, bool packed, str op) -> (Tensor, Tensor)", _segments)
-define("runs", "(Tensor mask, str op) -> (Tensor, Tensor)", _runs)
-for name, fake in (("segments", _fake_segments), ("runs", _fake_runs)):
+def _define(name: str, schema: str, function: Callable[..., Any], fake: Callable[..., Any]) -> None:
+    define(name, schema, function)
     torch.library.register_fake(f"{NAMESPACE}::{name}", fake)
     torch.library.register_vmap(f"{NAMESPACE}::{name}", _refuse_vmap)
+    operator = getattr(torch.ops.hyenarec, name).default
+
+    def autograd(*arguments: Any) -> Any:
+        for argument in arguments:
+            prepare(argument)
+        with torch._C._AutoDispatchBelowAutograd():
+            return operator(*arguments)
+
+    LIBRARY.impl(name, autograd, "Autograd")  # type: ignore[no-untyped-call]
+
+
+_define(
+    "segments",
+    "(Tensor? starts, Tensor ends, SymInt rows, bool packed, str op) -> (Tensor, Tensor)",
+    _segments,
+    _fake_segments,
+)
+_define("runs", "(Tensor mask, str op) -> (Tensor, Tensor)", _runs, _fake_runs)

@@ -8,7 +8,7 @@ from hyenarec_kernels.nn.filters import (
     ImplicitFilter,
     LegendreFilter,
 )
-from hyenarec_kernels.nn.linear import Linear
+from hyenarec_kernels.nn.linear import Linear, fast_linear
 from hyenarec_kernels.nn.mixer import HyenaMixer
 from hyenarec_kernels.nn.streaming import MixerState
 
@@ -22,4 +22,5 @@ __all__ = [
     "LegendreFilter",
     "Linear",
     "MixerState",
+    "fast_linear",
 ]

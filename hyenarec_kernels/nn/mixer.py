@@ -14,7 +14,7 @@ from torch.nn.functional import silu
 from hyenarec_kernels.dtypes import wide
 from hyenarec_kernels.integers import integer
 from hyenarec_kernels.nn.filters import ConvOptions, Filter, make_filter
-from hyenarec_kernels.nn.linear import Linear
+from hyenarec_kernels.nn.linear import fast_linear
 from hyenarec_kernels.nn.streaming import MixerState
 from hyenarec_kernels.ops.checks import check_tensor
 from hyenarec_kernels.ops.conv_step import conv_step, refuse_gradients
@@ -79,7 +79,7 @@ class HyenaMixer(nn.Module):
         self.gates = 0 if gate == "none" else order
         channels = (self.gates + 1) * dim
         # Without biases padding stays exactly 0 from end to end; the short convolution has one where it matters.
-        self.in_proj = Linear(dim, channels, bias=False, device=device, dtype=dtype)
+        self.in_proj = nn.Linear(dim, channels, bias=False, device=device, dtype=dtype)
         self.short_weight = nn.Parameter(torch.empty(channels, short_width, device=device, dtype=dtype))
         self.short_bias = nn.Parameter(torch.empty(channels, device=device, dtype=dtype))
         if callable(filter):
@@ -94,7 +94,7 @@ class HyenaMixer(nn.Module):
             filters = [make(groups, horizon) for _ in range(order - 1)]
         self.filters = cast(Sequence[Filter], nn.ModuleList(filters))
         self.skip = nn.Parameter(torch.empty(order - 1, dim, device=device, dtype=dtype))
-        self.out_proj = Linear(dim, dim, bias=False, device=device, dtype=dtype)
+        self.out_proj = nn.Linear(dim, dim, bias=False, device=device, dtype=dtype)
         self._start_linear()
 
     def reset_parameters(self) -> None:
@@ -167,9 +167,8 @@ class HyenaMixer(nn.Module):
     def init_state(self, batch_size: int) -> MixerState:
         """The state of ``batch_size`` empty sequences; it captures the filters as they are now."""
         batch_size = integer("HyenaMixer.init_state", "batch_size", batch_size, 0)
-        weight = self.in_proj.weight
-        dtype = wide(weight.dtype)
-        taps = weight.new_zeros(self.order - 1, self.horizon, self.dim, dtype=dtype)
+        dtype = wide(self.short_weight.dtype)
+        taps = self.short_weight.new_zeros(self.order - 1, self.horizon, self.dim, dtype=dtype)
         if self.filters:
             taps = torch.stack(
                 [f().to(dtype).repeat_interleave(self.dim // f.groups, 0).flip(1).T for f in self.filters]
@@ -294,7 +293,7 @@ class HyenaMixer(nn.Module):
         """The output, the short convolution's input, and the factors of each long convolution's input."""
         projected, (*q, gate), v = self._project(x, where)
         v, gated = self._convolve(v, q, self._gate(gate), where)
-        return self.out_proj(v), projected, gated
+        return fast_linear(self.out_proj, v), projected, gated
 
     def _mix_last(self, x: Tensor, where: Segments) -> Tensor:
         """The output at each sequence's last position, (S, D)."""
@@ -323,7 +322,7 @@ class HyenaMixer(nn.Module):
         """What the short convolution reads; the order gates and the values after it. A gate of None has been
         multiplied in, or there are no gates."""
         # The operators mask by themselves; in_proj's gradient would multiply their zeros with what the padding holds.
-        projected: Tensor = self.in_proj(zero_padding(x, where))
+        projected = fast_linear(self.in_proj, zero_padding(x, where))
         weight, bias = self.short_weight, self.short_bias
         if not self.gates:
             return projected, [None] * self.order, short_conv(projected, weight, bias, segments=where)

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hyenarec_kernels import backends
+from hyenarec_kernels import backends, sharding
 from hyenarec_kernels.backends import reference
 from hyenarec_kernels.library import LIBRARY, NAMESPACE, define
 from hyenarec_kernels.segments import check_segments
@@ -120,6 +120,7 @@ def _differentiate(
     Differentiable.__name__ = Differentiable.__qualname__ = name
 
     def autograd(*arguments: Any) -> Any:
+        sharding.prepare(arguments[0])
         if transformed():
             return backends.under_transforms(call(*arguments))(*arguments)
         if torch.is_grad_enabled() and any(isinstance(a, Tensor) and a.requires_grad for a in arguments):
