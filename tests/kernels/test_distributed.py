@@ -92,12 +92,8 @@ def calls(layout: str) -> Iterator[tuple[str, Callable[..., Any], dict[str, Tens
         yield f"legendre_conv, {name}", legendre, {"x": x, **series, "skip": skip, **gates}, True
     # DTensor remembers how it ran a call. These differ in nothing but what is absent, or needs no gradient.
     for kept in ("pre_gate", "post_gate"):
-        yield (
-            f"{kept} alone",
-            explicit(where),
-            {"x": x, "filter": filters["filter"], kept: random(*rows, 8)},
-            True,
-        )
+        gated = {"x": x, "filter": filters["filter"], kept: random(*rows, 8)}
+        yield f"{kept} alone", explicit(where), gated, True
     yield "x frozen", explicit(where), {"x": x.detach(), "filter": filters["filter"], "skip": skip}, True
     yield "filter frozen", explicit(where), {"x": x, "filter": filters["filter"].detach(), "skip": skip}, True
 
@@ -388,7 +384,7 @@ def fully_sharded_recommender(mesh: Any) -> None:
     parallel(RecommenderLoss, wrap)
 
 
-# ---- the processes ----
+# ---- the processes -----------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -398,10 +394,7 @@ def failures(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         pytest.skip("this torch has no gloo")
     folder = tmp_path_factory.mktemp("processes")
     command = [sys.executable, __file__, str(folder)]
-    processes = [
-        subprocess.Popen([*command, str(rank)], stderr=subprocess.PIPE, text=True)  # each prints little
-        for rank in range(WORLD)
-    ]
+    processes = [subprocess.Popen([*command, str(rank)], stderr=subprocess.PIPE, text=True) for rank in range(WORLD)]
     errors = [process.communicate(timeout=240)[1] for process in processes]
     found: dict[str, str] = {}
     for rank, error in enumerate(errors):
