@@ -15,8 +15,8 @@ from hyenarec_kernels.tracing import plain, transformed
 
 SMALL = 0.2  # standard deviation, against what stands beside it, of initial gates and short convolutions
 # Of the stored matrices. Smaller, and what a host draws counts less; larger, and they learn faster. ml-100k validation
-# NDCG@10, seeds 0 and 1: after 15 epochs .072 and .076 with 0.2, .075 and .079 with 0.5, .080 and .081 with 1; after 20
-# .089 and .095 with 0.5, and .096 and .086 when all matrices had been drawn by `xavier_normal_`.
+# NDCG@10, seeds 0 and 1: after 15 epochs .072 and .076 with 0.2, .075 and .079 with 0.5, .080 and .081 when matrices
+# were stored whole; after 20 epochs .089 and .095 with 0.5, .096 and .086 with all matrices drawn by `xavier_normal_`.
 SCALE = 0.5
 
 
