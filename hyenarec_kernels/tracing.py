@@ -11,10 +11,12 @@ from torch.nn import Parameter
 def plain() -> bool:
     """True where tensors hold values that the host may read, and where a tensor made now may be kept for later calls.
 
-    False under `torch.compile`, `torch.export`, any `TorchDispatchMode` (`FakeTensorMode` is one) and `torch.func`.
+    False under `torch.compile`, `torch.export`, `torch.jit.trace`, any `TorchDispatchMode` (`FakeTensorMode` is one)
+    and `torch.func`.
     """
     return not (
         torch.compiler.is_compiling()
+        or jit_tracing()
         or torch._C._len_torch_dispatch_stack() > 0
         or torch._C._are_functorch_transforms_active()
     )
@@ -36,6 +38,11 @@ def unwrapped(t: Tensor) -> Tensor:
     while torch._C._functorch.is_functorch_wrapped_tensor(t):
         t = torch._C._functorch.get_unwrapped(t)
     return t
+
+
+def jit_tracing() -> bool:
+    """True under `torch.jit.trace`."""
+    return not torch.compiler.is_compiling() and torch._C._get_tracing_state() is not None
 
 
 def transformed() -> bool:

@@ -1,4 +1,4 @@
-"""Modules: long filters, and the Hyena mixer with its streaming state."""
+"""Modules: long filters, the Hyena mixer with its streaming state."""
 
 from hyenarec_kernels.nn.filters import (
     ChebyshevFilter,
@@ -9,6 +9,7 @@ from hyenarec_kernels.nn.filters import (
     LegendreFilter,
 )
 from hyenarec_kernels.nn.linear import Linear, fast_linear
+from hyenarec_kernels.nn.masks import key_mask
 from hyenarec_kernels.nn.mixer import HyenaMixer
 from hyenarec_kernels.nn.streaming import MixerState
 
@@ -23,4 +24,5 @@ __all__ = [
     "Linear",
     "MixerState",
     "fast_linear",
+    "key_mask",
 ]
