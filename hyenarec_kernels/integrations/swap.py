@@ -118,9 +118,7 @@ def _differs(a: Tensor, b: Tensor, where: Tensor) -> bool:
     return not torch.allclose(a[where], b[where], rtol=1e-3, atol=1e-4, equal_nan=True)
 
 
-def _future(
-    model: nn.Module, events: Tensor, forward: Forward, want: Tensor, real: Tensor, other: int
-) -> list[str]:
+def _future(model: nn.Module, events: Tensor, forward: Forward, want: Tensor, real: Tensor, other: int) -> list[str]:
     """The second half of each history is exchanged; the first half's outputs must stay."""
     half = events.shape[1] // 2
     later = torch.arange(events.shape[1], device=events.device) >= half
