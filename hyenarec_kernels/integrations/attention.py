@@ -79,7 +79,7 @@ class HyenaAttention(nn.Module):
             attn_mask: the causal mask (L, L), or (B * heads, L, L): True or minus infinity above the diagonal, False
                 or 0 elsewhere. None with ``is_causal`` alone, and where the mixer is bidirectional.
             average_attn_weights: not read, as there are no weights.
-            is_causal: the call is causal; ``attn_mask`` is then believed to be the causal mask.
+            is_causal: the call is causal. Beside ``attn_mask`` it is not read.
 
         Raises:
             ValueError: the call asks for what a convolution cannot give. On an accelerator, and in a compiled program,
@@ -119,13 +119,13 @@ class HyenaAttention(nn.Module):
         if self.mixer.bidirectional:
             if attn_mask is not None or is_causal:
                 raise ValueError("HyenaAttention: its mixer is bidirectional; a causal call needs one that is not")
-        elif attn_mask is None and not is_causal:
+        elif attn_mask is not None:
+            _check_causal(attn_mask, query.shape[0 if query.dim() == 2 or not self.batch_first else 1])
+        elif not is_causal:  # read only here: nn.TransformerEncoder computes it, and a compiler cannot branch on that
             raise ValueError(
                 "HyenaAttention: without attn_mask the call is for attention to the future, too; pass is_causal=True "
                 "or the causal attn_mask, or construct it with bidirectional=True"
             )
-        elif attn_mask is not None and not is_causal:
-            _check_causal(attn_mask, query.shape[0 if query.dim() == 2 or not self.batch_first else 1])
 
 
 def _check_causal(mask: Tensor, length: int) -> None:

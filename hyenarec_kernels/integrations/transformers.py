@@ -111,7 +111,7 @@ class HyenaCacheLayer(CacheLayerMixin):
 STATIC_LAYER_TYPE_MAPPING[HyenaCacheLayer._layer_type] = HyenaCacheLayer  # its size is static, too
 
 
-class HyenaSelfAttention(nn.Module):
+class HyenaLlamaAttention(nn.Module):
     """Stands where ``LlamaAttention`` stood."""
 
     def __init__(self, config: HyenaConfig, layer_idx: int) -> None:
@@ -160,7 +160,7 @@ class HyenaModel(HyenaPreTrainedModel, LlamaModel):
         super().__init__(config)
         del self.rotary_emb
         for i, layer in enumerate(self.layers):
-            layer.self_attn = HyenaSelfAttention(config, i)
+            layer.self_attn = HyenaLlamaAttention(config, i)
         self.post_init()
 
     @capture_outputs
@@ -229,9 +229,7 @@ def _check_cache(cache: Cache, mask: Tensor | None, x: Tensor, layers: int) -> T
     if not cache.get_seq_length():
         return mask
     if mask is not None and not mask[:, -x.shape[1] :].all():
-        raise ValueError(
-            "HyenaModel: events that follow those of a cache must not be padding, but attention_mask has 0"
-        )
+        raise ValueError("HyenaModel: events after those of a cache must not be padding, but attention_mask has a 0")
     return None
 
 

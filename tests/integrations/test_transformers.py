@@ -11,8 +11,8 @@ from torch import Tensor
 
 transformers = pytest.importorskip("transformers", minversion="5.24")
 
-from hyenarec_kernels.integrations.transformers import HyenaConfig, HyenaForCausalLM
-from hyenarec_kernels.nn import HyenaMixer
+from hyenarec_kernels.integrations.transformers import HyenaConfig, HyenaForCausalLM  # noqa: E402
+from hyenarec_kernels.nn import HyenaMixer  # noqa: E402
 
 SIZES: dict[str, Any] = {
     "vocab_size": 50, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "horizon": 7,
