@@ -84,6 +84,15 @@ class Segments(NamedTuple):
             return cls(*_runs(mask, op))
         return cls(*torch.ops.hyenarec.runs(mask, op))
 
+    def reversed(self, x: Tensor) -> Segments:
+        """Where they lie in ``x.flip(-2)``."""
+        starts, ends = self
+        if ends is None:
+            return self
+        rows = x.shape[-2]
+        first, last = rows - ends, torch.full_like(ends, rows) if starts is None else rows - starts
+        return Segments(first, last) if x.dim() == 3 else Segments(first.flip(0), last.flip(0))
+
 
 def spans(x: Tensor, where: Segments) -> tuple[Tensor, Tensor]:
     """The first row of each sequence in ``x.reshape(-1, D)``, and its number of rows: (S,) and (S,) int64."""

@@ -9,10 +9,12 @@ from torch.autograd import forward_ad
 def plain() -> bool:
     """True where tensors hold values that the host may read, and where a tensor made now may be kept for later calls.
 
-    False under `torch.compile`, `torch.export`, any `TorchDispatchMode` (`FakeTensorMode` is one) and `torch.func`.
+    False under `torch.compile`, `torch.export`, `torch.jit.trace`, any `TorchDispatchMode` (`FakeTensorMode` is one)
+    and `torch.func`.
     """
     return not (
         torch.compiler.is_compiling()
+        or torch._C._get_tracing_state() is not None
         or torch._C._len_torch_dispatch_stack() > 0
         or torch._C._are_functorch_transforms_active()
     )

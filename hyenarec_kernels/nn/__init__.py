@@ -1,5 +1,6 @@
-"""Modules: long filters, and the Hyena mixer with its streaming state."""
+"""Modules: long filters, the Hyena mixer with its streaming state, and what puts it in attention's place."""
 
+from hyenarec_kernels.nn.attention import HyenaSelfAttention
 from hyenarec_kernels.nn.filters import (
     ChebyshevFilter,
     CosineFilter,
@@ -9,6 +10,7 @@ from hyenarec_kernels.nn.filters import (
     LegendreFilter,
 )
 from hyenarec_kernels.nn.linear import Linear
+from hyenarec_kernels.nn.masks import key_mask
 from hyenarec_kernels.nn.mixer import HyenaMixer
 from hyenarec_kernels.nn.streaming import MixerState
 
@@ -18,8 +20,10 @@ __all__ = [
     "ExplicitFilter",
     "Filter",
     "HyenaMixer",
+    "HyenaSelfAttention",
     "ImplicitFilter",
     "LegendreFilter",
     "Linear",
     "MixerState",
+    "key_mask",
 ]

@@ -1,12 +1,14 @@
 """Long filters as modules: what a Hyena mixer convolves with.
 
 Stored parameters are of unit scale whatever the horizon; the factor that makes a filter's norm about 1 is applied in
-``forward``. One learning rate therefore suits any horizon.
+``forward``. One learning rate therefore suits any horizon. Windows and polynomials are stored as deviations from their
+start (:mod:`hyenarec_kernels.nn.starts`), so weight decay and a host's own initial values leave them near it.
 """
 
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
 from itertools import pairwise
 from typing import TYPE_CHECKING, TypedDict
 
@@ -16,6 +18,7 @@ from torch.nn.functional import linear
 
 from hyenarec_kernels.dtypes import wide
 from hyenarec_kernels.legendre import legendre_at, legendre_basis, product, window
+from hyenarec_kernels.nn.starts import first, log_rates
 from hyenarec_kernels.ops.legendre_conv import legendre_conv
 from hyenarec_kernels.ops.long_conv import long_conv
 from hyenarec_kernels.segments import Index, Segments
@@ -49,8 +52,8 @@ class Filter(nn.Module):
         horizon: K, the filter's support in events; a constant of the model, not the length of a batch.
         window: multiply the taps by ``exp(-rate * tau / K)``, one learned ``rate`` a group. The rates start log-spaced
             from 1 to K/4 over the groups: some channels remember the whole horizon, others about four events, so that
-            slow drifts and bursts both have theirs. They are stored as logarithms, which one learning rate moves alike
-            at any horizon; leave them out of weight decay, which would pull every memory towards K.
+            slow drifts and bursts both have theirs. Stored are the logarithms of what each is multiplied by, 0 at
+            first, which one learning rate moves alike at any horizon.
         device, dtype: of the parameters, torch's defaults if None. On the meta device they hold nothing: then
             ``to_empty`` and :meth:`reset_parameters`, or a state dict, fill them.
     """
@@ -70,6 +73,10 @@ class Filter(nn.Module):
                 f"{type(self).__name__}: groups and horizon must be at least 1, got {groups} and {horizon}"
             )
         self.groups, self.horizon = groups, horizon
+        # Stored with the weights: with another horizon or of another kind they would load and mean something else.
+        # Without elements there is nothing to fill on the meta device, and every loader compares names and shapes.
+        kind = type(self).__name__.removesuffix("Filter").lower()
+        self.register_buffer(f"{kind}_horizon", torch.empty(0, horizon, device=device, dtype=dtype))
         self.log_rate = nn.Parameter(torch.empty(groups, device=device, dtype=dtype)) if window else None
         Filter.reset_parameters(self)  # a subclass may have nothing more to fill
 
@@ -78,10 +85,7 @@ class Filter(nn.Module):
         """Gives every parameter, and every buffer computed from them, a new initial value. Subclasses extend it, and
         call it at the end of their constructor."""
         if self.log_rate is not None:
-            fastest = math.log(max(self.horizon / 4, 1))
-            self.log_rate.copy_(
-                torch.linspace(0, fastest, self.groups, device=self.log_rate.device, dtype=wide(self.log_rate.dtype))
-            )
+            self.log_rate.zero_()
 
     def forward(self) -> Tensor:
         """The taps (G, K), lag 0 first, in float32 (float64 for a float64 module)."""
@@ -93,7 +97,10 @@ class Filter(nn.Module):
 
     def decay(self) -> Tensor | None:
         """The windows' rates (G,) in units of 1/K, as the operators take them; None without a window."""
-        return None if self.log_rate is None else self.log_rate.to(wide(self.log_rate.dtype)).exp()
+        if self.log_rate is None:
+            return None
+        dtype = wide(self.log_rate.dtype)
+        return (log_rates(self.groups, self.horizon, dtype, self.log_rate.device) + self.log_rate.to(dtype)).exp()
 
     def windowed(self, taps: Tensor) -> Tensor:
         """``taps`` (G, K) times the window, if there is one."""
@@ -109,7 +116,8 @@ class _BasisFilter(Filter):
 
     A filter starts near its window alone, an exponential average of the past: the constant's coefficient is 1, the
     others have a deviation of ``INITIAL_DEVIATION`` (the mean cosine of Legendre filters with their windows is 0.8).
-    With all of them as random, over half of a filter's energy would lie at lag 0, where the terms add up.
+    With all of them as random, over half of a filter's energy would lie at lag 0, where the terms add up. ``weight``
+    (G, N) is the difference from the constant alone.
     """
 
     scale: Tensor  # (G,) brings the initial filters to an expected norm of 1
@@ -136,8 +144,8 @@ class _BasisFilter(Filter):
     def reset_parameters(self) -> None:
         super().reset_parameters()
         nn.init.normal_(self.weight)
-        self.weight[:, 1:] *= INITIAL_DEVIATION
-        self.weight[:, 0] = 1
+        self.weight.mul_(INITIAL_DEVIATION)
+        self.weight[:, 0] = 0
         squares = self.basis(wide(self.weight.dtype), self.weight.device).square()  # (N, K)
         energy = squares[0] + INITIAL_DEVIATION**2 * squares[1:].sum(0)  # (K,) expected, before the window
         self.scale.copy_((self.windowed(torch.ones_like(energy).expand(self.groups, -1)).square() @ energy).rsqrt())
@@ -149,7 +157,8 @@ class _BasisFilter(Filter):
     def coefficients(self) -> Tensor:
         """What multiplies the basis, (G, N), in float32 (float64 for a float64 module)."""
         dtype = wide(self.weight.dtype)
-        return self.scale.to(dtype)[:, None] * self.weight.to(dtype)
+        constant = first(self.terms, dtype, self.weight.device)  # (N,)
+        return self.scale.to(dtype)[:, None] * (constant + self.weight.to(dtype))
 
     def forward(self) -> Tensor:
         coefficients = self.coefficients()
@@ -276,7 +285,8 @@ class ImplicitFilter(Filter):
         dtype, device = wide(self.weight.dtype), self.weight.device
         age = torch.arange(self.horizon, dtype=dtype, device=device) / self.horizon  # (K,)
         phase = 2 * math.pi * age[:, None] * torch.arange(self.bands, dtype=dtype, device=device)  # (K, bands)
-        with torch.autocast(device.type, enabled=False):
+        available = torch.amp.is_autocast_available(device.type)  # not on the meta device
+        with torch.autocast(device.type, enabled=False) if available else nullcontext():
             z = torch.cat([age[:, None], phase.cos(), phase.sin()], 1)  # (K, 1 + 2 bands)
             for layer in self.hidden:
                 assert isinstance(layer, nn.Linear)

@@ -13,7 +13,7 @@ from torch.nn.functional import silu
 
 from hyenarec_kernels.dtypes import wide
 from hyenarec_kernels.nn.filters import ConvOptions, Filter, make_filter
-from hyenarec_kernels.nn.linear import Linear
+from hyenarec_kernels.nn.projections import Projections
 from hyenarec_kernels.nn.streaming import MixerState
 from hyenarec_kernels.ops.checks import check_tensor
 from hyenarec_kernels.ops.conv_step import conv_step
@@ -23,15 +23,17 @@ from hyenarec_kernels.segments import Index, Segments, last_rows, spans, zero_pa
 
 Factors = tuple[Tensor | None, Tensor]  # (q_i, v) of a long convolution's input; None where v is the product
 GATES: dict[str, Callable[[Tensor], Tensor]] = {"identity": lambda q: q, "sigmoid": torch.sigmoid, "silu": silu}
-SMALL = 0.2  # standard deviation, against what stands beside it, of initial gates and short convolutions
 
 
-class HyenaMixer(nn.Module):
+class HyenaMixer(Projections):
     """Causal token mixing without attention: Hyena (arXiv 2302.10866, definition 3.1), with Legendre filters.
 
         z = short_conv(x W_in);    q_1 .. q_order, v = split(z)
         v <- h_i * (q_i v) + skip_i (q_i v)    for i = 1 .. order-1      (* is causal convolution)
         y = (gate(q_order) v) W_out
+
+    It starts close to its long filters applied to the input itself, and stores how far it is from there
+    (:class:`hyenarec_kernels.nn.projections.Projections`).
 
     Args:
         dim: D, channels in and out.
@@ -44,6 +46,8 @@ class HyenaMixer(nn.Module):
         window: whether filters decay exponentially (:class:`hyenarec_kernels.nn.Filter`).
         gate: "identity" (Hyena), "sigmoid" or "silu", applied to ``q_order``; "none" leaves all gates out.
         short_width: W, taps of the short convolution.
+        bidirectional: each long convolution also has a filter that reaches as far into the future, so that every
+            position sees both sides of its sequence; such a mixer has no streaming state.
         device, dtype: of the parameters, torch's defaults if None. On the meta device they hold nothing: then
             ``to_empty`` and :meth:`reset_parameters`, or a state dict, fill them.
 
@@ -63,10 +67,10 @@ class HyenaMixer(nn.Module):
         window: bool = True,
         gate: Literal["identity", "sigmoid", "silu", "none"] = "identity",
         short_width: int = 3,
+        bidirectional: bool = False,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__()
         groups = dim if groups is None else groups
         for name, value in (("dim", dim), ("horizon", horizon), ("order", order), ("short_width", short_width)):
             if value < 1:
@@ -75,54 +79,38 @@ class HyenaMixer(nn.Module):
             raise ValueError(f"HyenaMixer: groups must be a divisor of dim {dim}, got {groups}")
         if gate not in (*GATES, "none"):
             raise ValueError(f"HyenaMixer: gate must be {', '.join(GATES)} or none, got {gate!r}")
-        self.dim, self.horizon, self.order, self.gate, self.short_width = dim, horizon, order, gate, short_width
-        self.gates = 0 if gate == "none" else order
-        channels = (self.gates + 1) * dim
-        # Without biases padding stays exactly 0 from end to end; the short convolution has one where it matters.
-        self.in_proj = Linear(dim, channels, bias=False, device=device, dtype=dtype)
-        self.short_weight = nn.Parameter(torch.empty(channels, short_width, device=device, dtype=dtype))
-        self.short_bias = nn.Parameter(torch.empty(channels, device=device, dtype=dtype))
-        if callable(filter):
-            filters = [filter(groups, horizon).to(device=device, dtype=dtype) for _ in range(order - 1)]
-        else:
-            make = partial(make_filter, filter, terms=terms, window=window, device=device, dtype=dtype)
-            filters = [make(groups, horizon) for _ in range(order - 1)]
-        self.filters = cast(Sequence[Filter], nn.ModuleList(filters))
-        self.skip = nn.Parameter(torch.empty(order - 1, dim, device=device, dtype=dtype))
-        self.out_proj = Linear(dim, dim, bias=False, device=device, dtype=dtype)
-        self._start_linear()
+        super().__init__(dim, 0 if gate == "none" else order, short_width, device, dtype)
+        self.horizon, self.order, self.gate = horizon, order, gate
+        self.register_buffer(f"{gate}_gate", torch.empty(0, device=device, dtype=dtype))  # as in Filter: a kind, stored
+        self.bidirectional = bidirectional
 
-    def reset_parameters(self) -> None:
-        """Gives all parameters and buffers, those of the filters too, a new initial value."""
-        for f in self.filters:
-            f.reset_parameters()
-        self._start_linear()
+        def make_filters(count: int) -> Sequence[Filter]:
+            if callable(filter):
+                made = [filter(groups, horizon).to(device=device, dtype=dtype) for _ in range(count)]
+            else:
+                make = partial(make_filter, filter, terms=terms, window=window, device=device, dtype=dtype)
+                made = [make(groups, horizon) for _ in range(count)]
+            return cast(Sequence[Filter], nn.ModuleList(made))
+
+        self.filters = make_filters(order - 1)
+        self.ahead_filters = make_filters(order - 1 if bidirectional else 0)  # of the future
+        self.skip = nn.Parameter(torch.empty(order - 1, dim, device=device, dtype=dtype))
+        self._reset_linear()
 
     @torch.no_grad()
-    def _start_linear(self) -> None:
-        """Initial weights, with which the mixer is close to its long filters applied to the input itself.
+    def reset_parameters(self) -> None:
+        """Gives all parameters and buffers, those of the filters too, a new initial value."""
+        for f in (*self.filters, *self.ahead_filters):
+            f.reset_parameters()
+        self._reset_linear()
 
-        Outer gates are near 1. The short convolution, the projection of the values and the output projection are near
-        the identity. A recommender's scores are products with the same embeddings that the mixer reads: so averages of
-        past embeddings reach the scores as they are, and training need not undo two random matrices first.
-
-        ml-100k test NDCG@10 after 20 epochs, seed 0: .078 from random weights, .083 with gates near 1, .090 with the
-        short convolution near the identity too, .098 with the two projections as well (.084 when filters started as
-        averages alone). Skips that start at 0 instead of 1 raise validation from .108 to .111 (two seeds).
-
-        Gates between two convolutions start random: otherwise what passes through both filters would grow with the
-        horizon.
-        """
-        self.skip.zero_()  # a residual carries the event itself past the mixer
-        self.short_bias.zero_()
-        self.in_proj.weight.normal_(std=self.dim**-0.5)
-        self.short_weight.normal_(std=SMALL * self.short_width**-0.5)[:, 0] += 1
-        for gate in {0, self.order - 1} if self.gates else ():
-            channels = slice(gate * self.dim, (gate + 1) * self.dim)
-            self.in_proj.weight[channels] *= SMALL
-            self.short_bias[channels] = 1
-        for values in (self.in_proj.weight[-self.dim :], self.out_proj.weight):
-            values.normal_(std=SMALL * self.dim**-0.5).diagonal().add_(1)
+    @torch.no_grad()
+    def _reset_linear(self) -> None:
+        """All but the filters, which a constructor has just filled."""
+        super().reset_parameters()
+        # A residual carries the event itself past the mixer: skips that start at 0 instead of 1 raise ml-100k's
+        # validation NDCG@10 from .108 to .111 (two seeds).
+        self.skip.zero_()
 
     def forward(
         self,
@@ -143,7 +131,7 @@ class HyenaMixer(nn.Module):
                 anything.
             mask: (B, L) bool, or integers 0 and 1, instead of these. True marks real positions, which must be one
                 run in each row; padding may be on both sides.
-            cu_seqlens: (S + 1,) int32 or int64 for packed ``x``.
+            cu_seqlens: (S + 1,) int32 or int64 for packed ``x``, which may also be (1, T, D).
             timestamps: taken and ignored, so that mixers that know time share this signature.
             last_only: the last real position of each sequence only; projects and convolves no more than the
                 ``(order-1)*(K-1) + W`` positions it depends on.
@@ -154,16 +142,26 @@ class HyenaMixer(nn.Module):
         Raises:
             ValueError: arguments that do not fit together, or a mask with holes.
         """
+        if _packed_in_a_batch(x, cu_seqlens):
+            y = self.forward(
+                x[0], lengths=lengths, starts=starts, mask=mask, cu_seqlens=cu_seqlens, last_only=last_only
+            )
+            return y if last_only else y[None]
         where = self._where(x, lengths, starts, mask, cu_seqlens)
-        return self._mix_last(x, where) if last_only else self._mix(x, where)[0]
+        if not last_only:
+            return self._mix(x, where)[0]
+        if self.bidirectional:  # the last position's inputs may depend on all of its sequence
+            return last_rows(self._mix(x, where)[0].reshape(-1, self.dim), *spans(x, where), 1)[:, 0]
+        return self._mix_last(x, where)
 
     @torch.inference_mode(False)  # steps write to a state, which for inference tensors no other mode allows
     @torch.no_grad()
     def init_state(self, batch_size: int) -> MixerState:
         """The state of ``batch_size`` empty sequences; it captures the filters as they are now."""
-        weight = self.in_proj.weight
-        dtype = wide(weight.dtype)
-        taps = weight.new_zeros(self.order - 1, self.horizon, self.dim, dtype=dtype)
+        if self.bidirectional:
+            raise NotImplementedError("HyenaMixer: a bidirectional mixer sees the future and has no streaming state")
+        dtype = wide(self.short_weight.dtype)
+        taps = self.short_weight.new_zeros(self.order - 1, self.horizon, self.dim, dtype=dtype)
         if self.filters:
             taps = torch.stack(
                 [f().to(dtype).repeat_interleave(self.dim // f.groups, 0).flip(1).T for f in self.filters]
@@ -174,7 +172,8 @@ class HyenaMixer(nn.Module):
             projected=taps.new_zeros(shapes["projected"]),
             gated=taps.new_zeros(shapes["gated"]),
             steps=taps.new_zeros(batch_size, dtype=torch.int64),
-            short_taps=self.short_weight.to(dtype).flip(1).T.contiguous(),
+            short_taps=self.short_taps().flip(1).T.contiguous(),
+            short_bias=self.short_offset(),
             taps=taps,
         )
 
@@ -191,6 +190,9 @@ class HyenaMixer(nn.Module):
 
         The output has gradients, the state has none.
         """
+        if _packed_in_a_batch(x, cu_seqlens):
+            y, state = self.prefill(x[0], lengths=lengths, starts=starts, mask=mask, cu_seqlens=cu_seqlens)
+            return y[None], state
         where = self._where(x, lengths, starts, mask, cu_seqlens)
         y, projected, gated = self._mix(x, where)
         first, length = spans(x, where)
@@ -224,9 +226,9 @@ class HyenaMixer(nn.Module):
                 f"{op}: x must be ({state.projected.shape[0]}, {self.dim}) beside this state, got {tuple(x.shape)}"
             )
         self._check_state(op, state)
-        new = self.in_proj(x)  # (B, (gates+1) D)
+        new = self.project_in(x)  # (B, (gates+1) D)
         z = conv_step(new.to(state.taps.dtype), state.projected, state.short_taps, state.steps)
-        *gates, v = (z + self.short_bias).to(new.dtype).chunk(self.gates + 1, -1)
+        *gates, v = (z + state.short_bias).to(new.dtype).chunk(self.gates + 1, -1)
         q: list[Tensor | None] = [*gates] or [None] * self.order
         gate = self._gate(q[-1])
         for i in range(self.order - 1):
@@ -234,13 +236,18 @@ class HyenaMixer(nn.Module):
             history, taps = state.gated[:, i], state.taps[i]
             v = conv_step(v, history, taps, state.steps, pre_gate=q[i], post_gate=post_gate)
         state.steps.add_(1)
-        return self.out_proj(v if self.filters else _product(gate, v)), state
+        return self.project_out(v if self.filters else _product(gate, v)), state
+
+    def __prepare_scriptable__(self) -> HyenaMixer:
+        raise NotImplementedError("HyenaMixer: torch.jit.script cannot read it; use torch.export or torch.jit.trace")
 
     def _where(
         self, x: Tensor, lengths: Index | None, starts: Index | None, mask: Index | None, cu_seqlens: Index | None
     ) -> Segments:
         """Where the sequences of ``x`` lie, once for the whole call, after checks."""
         self._check("HyenaMixer", x)
+        if torch.jit.is_tracing() and torch.is_grad_enabled():
+            raise NotImplementedError("HyenaMixer: torch.jit.trace records no gradients; trace it under torch.no_grad")
         if x.dim() not in (2, 3) or x.shape[-1] != self.dim:
             raise ValueError(f"HyenaMixer: x must be (B, L, {self.dim}) or (T, {self.dim}), got {tuple(x.shape)}")
         if mask is None:
@@ -273,6 +280,7 @@ class HyenaMixer(nn.Module):
             "projected": (batch, self.short_width - 1, channels),
             "gated": (batch, self.order - 1, self.horizon - 1, self.dim),
             "short_taps": (self.short_width, channels),
+            "short_bias": (channels,),
             "taps": (self.order - 1, self.horizon, self.dim),
         }
 
@@ -280,7 +288,7 @@ class HyenaMixer(nn.Module):
         """The output, the short convolution's input, and the factors of each long convolution's input."""
         projected, (*q, gate), v = self._project(x, where)
         v, gated = self._convolve(v, q, self._gate(gate), where)
-        return self.out_proj(v), projected, gated
+        return self.project_out(v), projected, gated
 
     def _mix_last(self, x: Tensor, where: Segments) -> Tensor:
         """The output at each sequence's last position, (S, D)."""
@@ -302,15 +310,14 @@ class HyenaMixer(nn.Module):
 
         gate = None if gates is None else self._gate(newest(gates))
         v, _ = self._convolve(v if self.filters else newest(v), q, gate, where, last_only=True)
-        y: Tensor = self.out_proj(v)
-        return y
+        return self.project_out(v)
 
     def _project(self, x: Tensor, where: Segments) -> tuple[Tensor, list[Tensor | None], Tensor]:
         """What the short convolution reads; the order gates and the values after it. A gate of None has been
         multiplied in, or there are no gates."""
         # The operators mask by themselves; in_proj's gradient would multiply their zeros with what the padding holds.
-        projected: Tensor = self.in_proj(zero_padding(x, where))
-        weight, bias = self.short_weight, self.short_bias
+        projected = self.project_in(zero_padding(x, where))
+        weight, bias = self.short_taps(), self.short_offset()
         if not self.gates:
             return projected, [None] * self.order, short_conv(projected, weight, bias, segments=where)
         if self.order > 1:  # the first long convolution's gate
@@ -333,11 +340,27 @@ class HyenaMixer(nn.Module):
                 "post_gate": gate if last else None,
                 "last_only": last and last_only,
             }
-            v = f.convolve(v, self.skip[i], **options)
+            u, v = v, f.convolve(v, self.skip[i], **options)
+            if self.bidirectional:
+                v = v + _ahead(self.ahead_filters[i], u, options)
         return (v if self.filters else _product(gate, v)), gated
 
     def _gate(self, q: Tensor | None) -> Tensor | None:
         return None if q is None else GATES[self.gate](q)
+
+
+def _packed_in_a_batch(x: Tensor, cu_seqlens: Index | None) -> bool:
+    """Whether ``x`` is (1, T, D) of packed sequences, as transformers' collators make it."""
+    return cu_seqlens is not None and isinstance(x, Tensor) and x.dim() == 3 and x.shape[0] == 1
+
+
+def _ahead(filter: Filter, v: Tensor, options: ConvOptions) -> Tensor:
+    """A long convolution backwards in time: of everything reversed, and reversed again."""
+    where, gates = options["segments"], (options["pre_gate"], options["post_gate"])
+    assert where is not None
+    pre, post = (None if gate is None else gate.flip(-2) for gate in gates)
+    y = filter.convolve(v.flip(-2), segments=where.reversed(v), pre_gate=pre, post_gate=post)
+    return y.flip(-2)
 
 
 def _product(q: Tensor | None, v: Tensor) -> Tensor:

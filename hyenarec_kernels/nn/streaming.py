@@ -23,6 +23,7 @@ class MixerState:
         gated: (B, order-1, K-1, D) the last inputs ``u`` of each long convolution.
         steps: (B,) int64 steps taken since ``init_state`` or ``prefill``.
         short_taps: (W, C) the short filter, largest lag first.
+        short_bias: (C,) what it adds.
         taps: (order-1, K, D) the long filters, skip included, largest lag first. Like the short one captured by
             ``init_state`` and shared by all sequences; after a change of the parameters, states must be made anew.
     """
@@ -31,6 +32,7 @@ class MixerState:
     gated: Tensor
     steps: Tensor
     short_taps: Tensor
+    short_bias: Tensor
     taps: Tensor
 
     @torch.inference_mode(False)  # steps write to a state, which for inference tensors no other mode allows
@@ -51,7 +53,7 @@ class MixerState:
             raise ValueError("MixerState.cat: there must be at least one state")
         first = states[0]
         for i, state in enumerate(states[1:], 1):
-            for name in ("short_taps", "taps"):
+            for name in ("short_taps", "short_bias", "taps"):
                 ours, theirs = getattr(first, name), getattr(state, name)
                 same = ours.shape == theirs.shape and ours.dtype == theirs.dtype and ours.device == theirs.device
                 if not (same and (ours is theirs or torch.equal(ours, theirs))):

@@ -139,7 +139,7 @@ class TrainingConfig:
     warmup_steps: int = 100
     """Steps over which the learning rate rises from zero."""
     weight_decay: float = 0.01
-    """AdamW's weight decay of matrices; vectors are not decayed, nor are mixers that start near the identity."""
+    """AdamW's weight decay of matrices; vectors are not decayed."""
     clip_norm: float = 5.0
     """Largest norm of the whole gradient; 0 switches clipping off."""
     loss: Literal["full", "sampled"] = "full"

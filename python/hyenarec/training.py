@@ -30,7 +30,6 @@ from hyenarec.environment import check_backend, check_memory
 from hyenarec.errors import UserError
 from hyenarec.evaluation import Ranking, Scorer, rank_targets
 from hyenarec.losses import full_cross_entropy, sampled_softmax
-from hyenarec.mixers.base import Mixer
 from hyenarec.model import SequenceModel
 
 # Scores an epoch from which the full loss is timed beforehand: on one core of a Sapphire Rapids Xeon 1e11 take about
@@ -294,10 +293,8 @@ def stop_requests() -> Iterator[Callable[[], None]]:
 
 
 def _optimizer(model: SequenceModel, config: TrainingConfig) -> torch.optim.AdamW:
-    mixers = (module for module in model.modules() if isinstance(module, Mixer) and not module.decayed)
-    spared = {parameter for mixer in mixers for parameter in mixer.parameters()}
-    decayed = [p for p in model.parameters() if p.ndim >= 2 and p not in spared]
-    free = [p for p in model.parameters() if p.ndim < 2 or p in spared]
+    decayed = [p for p in model.parameters() if p.ndim >= 2]
+    free = [p for p in model.parameters() if p.ndim < 2]
     groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": free, "weight_decay": 0.0}]
     return torch.optim.AdamW(groups, lr=config.learning_rate, fused=True)
 

@@ -10,6 +10,7 @@ from operator_cases import LAYOUTS, Layout
 from torch import Tensor
 
 from hyenarec_kernels.nn import ExplicitFilter, HyenaMixer, LegendreFilter
+from hyenarec_kernels.nn.projections import SCALE
 
 LENGTHS = (7, 0, 1, 12, 2)
 GATES = {"identity": lambda q: q, "sigmoid": oracle.sigmoid, "silu": lambda q: q * oracle.sigmoid(q)}
@@ -18,7 +19,15 @@ GATES = {"identity": lambda q: q, "sigmoid": oracle.sigmoid, "silu": lambda q: q
 def by_equations(mixer: HyenaMixer, x: np.ndarray) -> np.ndarray:
     """One sequence (n, D), float64."""
     p = {name: value.detach().numpy() for name, value in mixer.named_parameters()}
-    z = oracle.short_conv(x @ p["in_proj.weight"].T, p["short_weight"], p["short_bias"], silu=False)
+    # What is stored are differences: from the identity, and from outer gates of 1.
+    gates = 0 if mixer.gate == "none" else mixer.order
+    w_in = np.concatenate([np.zeros((gates * mixer.dim, mixer.dim)), np.eye(mixer.dim)]) + SCALE * p["in_proj.weight"]
+    w_out = np.eye(mixer.dim) + SCALE * p["out_proj.weight"]
+    taps, bias = p["short_weight"].copy(), p["short_bias"].copy()
+    taps[:, 0] += 1
+    for gate in {0, gates - 1} if gates else ():
+        bias[gate * mixer.dim : (gate + 1) * mixer.dim] += 1
+    z = oracle.short_conv(x @ w_in.T, taps, bias, silu=False)
     *q, v = np.split(z, z.shape[1] // mixer.dim, axis=1)
     one = np.ones_like(v)
     q = q or [one] * mixer.order
@@ -26,7 +35,7 @@ def by_equations(mixer: HyenaMixer, x: np.ndarray) -> np.ndarray:
         h = np.repeat(filter().detach().numpy(), mixer.dim // filter.groups, 0)
         v = oracle.long_conv(v, h, p["skip"][i], q[i], one)
     gate = one if mixer.gate == "none" else GATES[mixer.gate](q[-1])
-    return (gate * v) @ p["out_proj.weight"].T
+    return (gate * v) @ w_out.T
 
 
 def place(layout: str, rows: list[np.ndarray], fill: float = float("nan")) -> tuple[Tensor, dict[str, Tensor]]:
@@ -119,7 +128,7 @@ def test_it_starts_near_its_filters_of_the_input_itself(order: int, gate: str) -
     mixer, x = HyenaMixer(64, 200, order=order, gate=gate), torch.randn(3, 150, 64)
     expected = mixer.filters[0].convolve(x, mixer.skip[0]) if order > 1 else x
     assert torch.cosine_similarity(mixer(x), expected, dim=-1).mean() > 0.85
-    mixer.out_proj.weight.normal_(std=1 / 8)
+    mixer.out_proj.weight.copy_((torch.randn(64, 64) / 8 - torch.eye(64)) / SCALE)  # a random matrix on the whole
     assert torch.cosine_similarity(mixer(x), expected, dim=-1).mean().abs() < 0.1
 
 

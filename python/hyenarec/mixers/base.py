@@ -18,7 +18,6 @@ class Mixer(nn.Module):
         causal: False for a mixer that sees its whole sequence. Its model cannot learn to predict the next item, so it
             learns to fill in masked items (:mod:`hyenarec.cloze`).
         knows_time: the mixer uses timestamps. Where a log has none, positions take their place.
-        decayed: whether weight decay applies to the mixer's matrices.
 
     ``layer`` is the 0-based number of the block that the mixer serves, for mixers whose blocks differ.
     """
@@ -26,7 +25,6 @@ class Mixer(nn.Module):
     needs_positions: ClassVar[bool] = False
     causal: ClassVar[bool] = True
     knows_time: ClassVar[bool] = False
-    decayed: ClassVar[bool] = True
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
