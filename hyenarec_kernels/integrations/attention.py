@@ -1,0 +1,145 @@
+"""A stand-in for ``nn.MultiheadAttention`` where it is causal self-attention."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hyenarec_kernels.nn import HyenaMixer, key_mask
+from hyenarec_kernels.nn.masks import NEGLIGIBLE
+
+
+class HyenaAttention(nn.Module):
+    """:class:`hyenarec_kernels.nn.HyenaMixer` with the signature of ``nn.MultiheadAttention``, also inside
+    ``nn.TransformerEncoderLayer``.
+
+    Its call must be causal, by ``attn_mask`` or ``is_causal``, as ``nn.MultiheadAttention`` is called for next-item
+    prediction; or, if it is bidirectional, have neither. What a convolution cannot honour is refused: attention
+    weights, cross-attention, other masks.
+
+    Args:
+        embed_dim: D, channels in and out.
+        horizon: K, how many events back the filters reach.
+        batch_first: (B, L, D) instead of (L, B, D), as in ``nn.MultiheadAttention``.
+        query_only: the query is mixed, and keys and values may be other tensors of its shape that are not read. For
+            SASRec's blocks, whose queries are their normalised keys. Otherwise query, key and value must be one tensor.
+        dropout: of the output, in training; the probability that the attention weights had is a good value.
+        options: of :class:`hyenarec_kernels.nn.HyenaMixer`: ``bidirectional=True`` stands for attention without a mask,
+            ``device``, ``dtype``, ``terms`` and the like.
+    """
+
+    def __init__(
+        self,
+        embed_dim: int,
+        horizon: int,
+        *,
+        batch_first: bool = False,
+        query_only: bool = False,
+        dropout: float = 0.0,
+        **options: Any,
+    ) -> None:
+        super().__init__()
+        self.embed_dim, self.batch_first, self.query_only = embed_dim, batch_first, query_only
+        self.mixer = HyenaMixer(embed_dim, horizon, **options)
+        self.dropout = nn.Dropout(dropout)
+        # nn.TransformerEncoderLayer asks for these before it computes attention by itself, past this module; without a
+        # bias it does not.
+        self.num_heads, self.in_proj_bias, self._qkv_same_embed_dim = 1, None, True
+
+    @classmethod
+    def like(cls, attention: nn.MultiheadAttention, horizon: int, **options: Any) -> HyenaAttention:
+        """One to stand where ``attention`` stood: its size, layout, dropout, device, dtype and mode."""
+        weight = attention.out_proj.weight
+        options = {
+            "batch_first": attention.batch_first, "dropout": attention.dropout,
+            "device": weight.device, "dtype": weight.dtype,
+        } | options  # fmt: skip
+        return cls(attention.embed_dim, horizon, **options).train(attention.training)
+
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        key_padding_mask: Tensor | None = None,
+        need_weights: bool = False,
+        attn_mask: Tensor | None = None,
+        average_attn_weights: bool = True,
+        is_causal: bool = False,
+    ) -> tuple[Tensor, None]:
+        """The mixed query and, in place of attention weights, None.
+
+        Args:
+            query: (B, L, D) with ``batch_first``, (L, B, D) without; (L, D) of one sequence.
+            key, value: the query itself (see ``query_only``).
+            key_padding_mask: (B, L), or (L,): True, or minus infinity, at padding.
+            need_weights: must be False; note that ``nn.MultiheadAttention``'s default is True.
+            attn_mask: the causal mask (L, L), or (B * heads, L, L): True or minus infinity above the diagonal, False
+                or 0 elsewhere. None with ``is_causal`` alone, and where the mixer is bidirectional.
+            average_attn_weights: not read, as there are no weights.
+            is_causal: the call is causal. Beside ``attn_mask`` it is not read.
+
+        Raises:
+            ValueError: the call asks for what a convolution cannot give. On an accelerator, and in a compiled program,
+                a wrong ``attn_mask`` fails an assertion of torch's instead, which nothing waits for.
+        """
+        self._check(query, key, value, need_weights, attn_mask, is_causal)
+        batched = query.dim() == 3
+        x = query if batched else query[None]
+        if batched and not self.batch_first:
+            x = x.transpose(0, 1)
+        mask = None
+        if key_padding_mask is not None:
+            mask = key_mask(key_padding_mask=key_padding_mask if batched else key_padding_mask[None])
+        y = self.dropout(self.mixer(x, mask=mask))
+        if not batched:
+            return y[0], None
+        return (y if self.batch_first else y.transpose(0, 1)), None
+
+    def _check(
+        self, query: Tensor, key: Tensor, value: Tensor, need_weights: bool, attn_mask: Tensor | None, is_causal: bool
+    ) -> None:
+        if query.is_nested:
+            raise ValueError("HyenaAttention: nested tensors are not taken; pass nested_tensor.values() to HyenaMixer")
+        if need_weights:
+            raise ValueError("HyenaAttention: a convolution has no attention weights; pass need_weights=False")
+        if self.query_only:
+            if not query.shape == key.shape == value.shape:
+                raise ValueError(
+                    f"HyenaAttention: query, key and value must have one shape, got {tuple(query.shape)}, "
+                    f"{tuple(key.shape)} and {tuple(value.shape)}: it cannot stand for cross-attention"
+                )
+        elif not (key is query and value is query):
+            raise ValueError(
+                "HyenaAttention: query, key and value must be one tensor: it cannot stand for cross-attention. Where "
+                "the query is a normalised key, as in SASRec, construct it with query_only=True"
+            )
+        if self.mixer.bidirectional:
+            if attn_mask is not None or is_causal:
+                raise ValueError("HyenaAttention: its mixer is bidirectional; a causal call needs one that is not")
+        elif attn_mask is not None:
+            _check_causal(attn_mask, query.shape[0 if query.dim() == 2 or not self.batch_first else 1])
+        elif not is_causal:  # read only here: nn.TransformerEncoder computes it, and a compiler cannot branch on that
+            raise ValueError(
+                "HyenaAttention: without attn_mask the call is for attention to the future, too; pass is_causal=True "
+                "or the causal attn_mask, or construct it with bidirectional=True"
+            )
+
+
+def _check_causal(mask: Tensor, length: int) -> None:
+    """Refuses all masks but the causal one, (L, L) or (B * heads, L, L)."""
+    if mask.shape[-2:] != (length, length):
+        raise ValueError(
+            f"HyenaAttention: attn_mask must be ({length}, {length}), got {tuple(mask.shape)}: it cannot stand for "
+            "cross-attention"
+        )
+    future = torch.ones(length, length, dtype=torch.bool, device=mask.device).triu(1)
+    right = mask == future if mask.dtype is torch.bool else torch.where(future, mask <= NEGLIGIBLE, mask == 0)
+    message = "HyenaAttention: attn_mask must be the causal mask: True or -inf above the diagonal, False or 0 elsewhere"
+    if mask.device.type == "cpu" and not torch.compiler.is_compiling():
+        if not right.all():
+            raise ValueError(message)
+    else:
+        torch._assert_async(right.all(), message)

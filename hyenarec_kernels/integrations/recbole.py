@@ -1,0 +1,48 @@
+"""RecBole: SASRec with HyenaMixer in place of attention, as a model class for ``Config`` and the trainer.
+
+    config = Config(model=HyenaSASRec, dataset="ml-100k", config_file_list=[SASREC_SETTINGS])
+
+Its settings are SASRec's, and ``horizon``: how many events back the filters reach, MAX_ITEM_LIST_LENGTH by default.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import recbole
+from recbole.model.layers import MultiHeadAttention
+from recbole.model.sequential_recommender.sasrec import SASRec
+from torch import Tensor, nn
+
+from hyenarec_kernels.integrations.swap import replace_attention
+from hyenarec_kernels.nn import HyenaMixer, key_mask
+
+SASREC_SETTINGS = str(Path(recbole.__file__).parent / "properties/model/SASRec.yaml")  # found by a model's name alone
+
+
+class HyenaSublayer(nn.Module):
+    """Stands where RecBole's ``MultiHeadAttention`` stood, which adds the residual and normalises, too."""
+
+    def __init__(self, attention: MultiHeadAttention, horizon: int, **options: Any) -> None:
+        super().__init__()
+        self.mixer = HyenaMixer(attention.dense.out_features, horizon, **options)
+        self.out_dropout, self.LayerNorm = attention.out_dropout, attention.LayerNorm
+
+    def forward(self, input_tensor: Tensor, attention_mask: Tensor) -> Tensor:
+        """Mixes (B, L, D). The mask is RecBole's additive (B, 1, L, L), or (B, L), True at events."""
+        mixed = self.mixer(input_tensor, mask=key_mask(attention_mask))
+        normalised: Tensor = self.LayerNorm(self.out_dropout(mixed) + input_tensor)
+        return normalised
+
+
+class HyenaSASRec(SASRec):
+    """RecBole's SASRec with :class:`HyenaSublayer`."""
+
+    def __init__(self, config: Any, dataset: Any) -> None:
+        super().__init__(config, dataset)
+        replace_attention(self, config["horizon"] or self.max_seq_length, {MultiHeadAttention: HyenaSublayer})
+
+    def get_attention_mask(self, item_seq: Tensor, bidirectional: bool = False) -> Tensor:
+        """Where events are, (B, L); RecBole's own masks are (B, 1, L, L)."""
+        return item_seq != 0
