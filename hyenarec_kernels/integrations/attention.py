@@ -8,15 +8,16 @@ import torch
 from torch import Tensor, nn
 
 from hyenarec_kernels.nn import HyenaMixer, key_mask
+from hyenarec_kernels.nn.masks import NEGLIGIBLE
 
 
 class HyenaAttention(nn.Module):
     """:class:`hyenarec_kernels.nn.HyenaMixer` with the signature of ``nn.MultiheadAttention``, also inside
     ``nn.TransformerEncoderLayer``.
 
-    What a convolution cannot honour is refused: attention weights, biases of keys and values, cross-attention, masks
-    that are not causal. Calls are causal where ``attn_mask`` is the causal mask or ``is_causal`` is set, as
-    ``nn.MultiheadAttention`` is called for next-item prediction.
+    Its call must be causal, by ``attn_mask`` or ``is_causal``, as ``nn.MultiheadAttention`` is called for next-item
+    prediction; or, if it is bidirectional, have neither. What a convolution cannot honour is refused: attention
+    weights, cross-attention, other masks.
 
     Args:
         embed_dim: D, channels in and out.
@@ -75,12 +76,14 @@ class HyenaAttention(nn.Module):
             key, value: the query itself (see ``query_only``).
             key_padding_mask: (B, L), or (L,): True, or minus infinity, at padding.
             need_weights: must be False; note that ``nn.MultiheadAttention``'s default is True.
-            attn_mask: the causal mask (L, L), True or minus infinity above the diagonal; None with ``is_causal`` or
-                where the mixer is bidirectional.
+            attn_mask: the causal mask (L, L), or (B * heads, L, L): True or minus infinity above the diagonal, False
+                or 0 elsewhere. None with ``is_causal`` alone, and where the mixer is bidirectional.
             average_attn_weights: not read, as there are no weights.
+            is_causal: the call is causal. Beside ``attn_mask`` it is not read.
 
         Raises:
-            ValueError: the call asks for what a convolution cannot give.
+            ValueError: the call asks for what a convolution cannot give. On an accelerator, and in a compiled program,
+                a wrong ``attn_mask`` fails an assertion of torch's instead, which nothing waits for.
         """
         self._check(query, key, value, need_weights, attn_mask, is_causal)
         batched = query.dim() == 3
@@ -118,7 +121,7 @@ class HyenaAttention(nn.Module):
                 raise ValueError("HyenaAttention: its mixer is bidirectional; a causal call needs one that is not")
         elif attn_mask is not None:
             _check_causal(attn_mask, query.shape[0 if query.dim() == 2 or not self.batch_first else 1])
-        elif not is_causal:
+        elif not is_causal:  # read only here: nn.TransformerEncoder computes it, and a compiler cannot branch on that
             raise ValueError(
                 "HyenaAttention: without attn_mask the call is for attention to the future, too; pass is_causal=True "
                 "or the causal attn_mask, or construct it with bidirectional=True"
@@ -126,19 +129,17 @@ class HyenaAttention(nn.Module):
 
 
 def _check_causal(mask: Tensor, length: int) -> None:
-    """Refuses all masks but the causal one: eager code on the CPU by a ValueError, other code by an assertion of
-    torch's, which nothing waits for."""
+    """Refuses all masks but the causal one, (L, L) or (B * heads, L, L)."""
     if mask.shape[-2:] != (length, length):
         raise ValueError(
             f"HyenaAttention: attn_mask must be ({length}, {length}), got {tuple(mask.shape)}: it cannot stand for "
             "cross-attention"
         )
-    blocked = mask if mask.dtype is torch.bool else mask < 0
     future = torch.ones(length, length, dtype=torch.bool, device=mask.device).triu(1)
-    causal = (blocked == future).all()
+    right = mask == future if mask.dtype is torch.bool else torch.where(future, mask <= NEGLIGIBLE, mask == 0)
     message = "HyenaAttention: attn_mask must be the causal mask: True or -inf above the diagonal, False or 0 elsewhere"
     if mask.device.type == "cpu" and not torch.compiler.is_compiling():
-        if not causal:
+        if not right.all():
             raise ValueError(message)
     else:
-        torch._assert_async(causal, message)
+        torch._assert_async(right.all(), message)

@@ -58,22 +58,26 @@ def replace_attention(
     return replaced
 
 
+Forward = Callable[[nn.Module, Tensor], Tensor]
+
+
 def check_swap(
     model: nn.Module,
     events: Tensor,
-    forward: Callable[[nn.Module, Tensor], Tensor] | None = None,
+    forward: Forward | None = None,
     *,
     padding: int = 0,
     other: int | None = None,
 ) -> list[str]:
     """Looks for the faults that exchanged attention has had in real models, and prints what it finds.
 
-    It checks that no output depends on later events, that none depends on padding, that the model gives the same
-    outputs after its weights are saved and loaded into a copy, and that its mixers still are near the start that they
-    gave themselves.
+    It checks that no output depends on later events (unless its mixers are bidirectional), that none depends on
+    padding, that the model gives the same outputs after its weights are saved and loaded into a copy, and that its
+    mixers still are near the start that they gave themselves. What it could not check, it names as a fault.
 
     Args:
-        model: with :class:`hyenarec_kernels.nn.HyenaMixer` inside; used in evaluation mode, and left as it was.
+        model: with :class:`hyenarec_kernels.nn.HyenaMixer` inside, before it is trained; used in evaluation mode, and
+            left as it was.
         events: (B, L) histories of item numbers, as the model takes them, padded with ``padding``. At least one row
             should hold padding.
         forward: ``forward(model, events)`` returns the outputs of every position, (B, L, ...); ``model(events)`` by
@@ -83,16 +87,21 @@ def check_swap(
 
     Returns:
         What is wrong, a line for each fault; empty where all is well.
+
+    Raises:
+        ValueError: there is no mixer in ``model``, or ``forward`` returns something else.
     """
     forward = forward or (lambda model, events: model(events))
     mixers = {name: module for name, module in model.named_modules() if isinstance(module, HyenaMixer)}
     if not mixers:
         raise ValueError("check_swap: there is no HyenaMixer in the model")
+    both_ways = all(mixer.bidirectional for mixer in mixers.values())
+    exchange = int(events.max()) if other is None else other
     real = events != padding
-    training = model.training
+    training = {module: module.training for module in model.modules()}
     model.eval()
     try:
-        with torch.no_grad():
+        with torch.no_grad(), torch.random.fork_rng(devices=[events.device] if events.is_cuda else []):
             want = forward(model, events)
             if want.shape[:2] != events.shape:
                 raise ValueError(
@@ -100,27 +109,23 @@ def check_swap(
                     f"{events.shape[1]}, ...), got {tuple(want.shape)}"
                 )
             faults = [
-                *_future(model, events, forward, want, real, int(events.max()) if other is None else other),
+                *([] if both_ways else _future(model, events, forward, want, real, exchange)),
                 *_padding(model, events, forward, want, real, mixers),
-                *_reload(model, events, forward, want),
+                *_reload(model, events, forward, want, list(mixers)),
                 *_start(mixers),
             ]
     finally:
-        model.train(training)
+        for module, mode in training.items():
+            module.training = mode
     print("\n".join(f"check_swap: {fault}" for fault in faults) or "check_swap: nothing is wrong")
     return faults
-
-
-Forward = Callable[[nn.Module, Tensor], Tensor]
 
 
 def _differs(a: Tensor, b: Tensor, where: Tensor) -> bool:
     return not torch.allclose(a[where], b[where], rtol=1e-3, atol=1e-4, equal_nan=True)
 
 
-def _future(
-    model: nn.Module, events: Tensor, forward: Forward, want: Tensor, real: Tensor, other: int
-) -> list[str]:
+def _future(model: nn.Module, events: Tensor, forward: Forward, want: Tensor, real: Tensor, other: int) -> list[str]:
     """The second half of each history is exchanged; the first half's outputs must stay."""
     half = events.shape[1] // 2
     later = torch.arange(events.shape[1], device=events.device) >= half
@@ -142,30 +147,46 @@ def _padding(
     if real.all():
         return ["padding: not checked, no row of events is padded"]
     faults = []
-
-    def add_noise(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-        x = inputs[0]
-        if x.shape[:2] != events.shape:
-            return inputs  # packed: there is no padding
-        return torch.where(real[..., None], x, x + torch.randn_like(x)), *inputs[1:]
-
     for name, mixer in mixers.items():
-        hook = mixer.register_forward_pre_hook(add_noise)
+        unknown = ["it is not called"]
+
+        def add_noise(
+            module: nn.Module, inputs: tuple[Tensor, ...], options: dict[str, Any], unknown: list[str] = unknown
+        ) -> tuple[tuple[Tensor, ...], dict[str, Any]]:
+            x = inputs[0]
+            packed = options.get("cu_seqlens") is not None  # there is no padding
+            fits = packed or x.shape[:2] == events.shape
+            unknown[:] = [] if fits else [f"its input is {tuple(x.shape)}, not (B, L, D)"]
+            noise = 0 if packed or not fits else torch.where(real[..., None], 0, torch.randn_like(x))
+            return (x + noise, *inputs[1:]), options
+
+        hook = mixer.register_forward_pre_hook(add_noise, with_kwargs=True)
         try:
             if _differs(forward(model, events), want, real):
                 faults.append(f"padding: {name} reads padding; hand it a mask or lengths")
         finally:
             hook.remove()
+        faults += [f"padding: {name} is not checked, {why}" for why in unknown]
     return faults
 
 
-def _reload(model: nn.Module, events: Tensor, forward: Forward, want: Tensor) -> list[str]:
+def _reload(model: nn.Module, events: Tensor, forward: Forward, want: Tensor, mixers: list[str]) -> list[str]:
     """A copy of other weights, given those of the model, must give its outputs."""
+    everywhere = torch.ones_like(events, dtype=torch.bool)
     other = copy.deepcopy(model)
-    for parameter in other.parameters():
-        parameter.add_(torch.randn_like(parameter))
-    other.load_state_dict(copy.deepcopy(model.state_dict()))
-    if _differs(forward(other, events), want, torch.ones_like(events, dtype=torch.bool)):
+    saved = copy.deepcopy(model.state_dict())
+    inside = tuple(f"{name}." if name else "" for name in mixers)
+    # Outside of mixers, a buffer that is not saved is a constant of the host's: positions, a causal mask.
+    buffers = [buffer for name, buffer in other.named_buffers() if name in saved or name.startswith(inside)]
+    for tensor in (*other.parameters(), *buffers):
+        if tensor.is_floating_point():
+            tensor.add_(torch.randn_like(tensor))
+    if not _differs(forward(other, events), want, everywhere):
+        return [
+            "reload: not checked, forward gives the same outputs for other weights; call the model that it is given"
+        ]
+    other.load_state_dict(saved)
+    if _differs(forward(other, events), want, everywhere):
         return ["reload: a copy with the same weights gives other outputs; some of them are not in state_dict()"]
     return []
 

@@ -1,0 +1,181 @@
+"""replace_attention on models of many shapes, and check_swap on sound and on faulty ones."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from hyenarec_kernels.integrations import HyenaAttention, check_swap, replace_attention
+from hyenarec_kernels.nn import HyenaMixer, LegendreFilter
+
+ITEMS, L, D, K = 20, 12, 16, 8
+EVENTS = torch.tensor([[0] * 4 + [3, 1, 4, 1, 5, 9, 2, 6], [5, 3, 5, 8, 9, 7, 9, 3, 2, 3, 8, 4]])  # left-padded
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    torch.manual_seed(0)
+
+
+class NextItem(nn.Module):
+    """Item embeddings, a causal encoder, scores of all items."""
+
+    padding_mask = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.items = nn.Embedding(ITEMS, D, padding_idx=0)
+        self.positions = nn.Embedding(L, D)
+        layer = nn.TransformerEncoderLayer(D, 2, 32, batch_first=True)
+        self.encoder = nn.TransformerEncoder(layer, 2)
+        self.register_buffer("causal", torch.ones(L, L).triu(1).bool(), persistent=False)
+        self.register_buffer("position", torch.arange(L), persistent=False)
+
+    def forward(self, events: Tensor) -> Tensor:
+        length = events.shape[1]
+        x = self.items(events) + self.positions(self.position[:length])
+        padding = events == 0 if self.padding_mask else None
+        x = self.encoder(x, self.causal[:length, :length], src_key_padding_mask=padding)
+        return x @ self.items.weight.T
+
+
+def swapped(kind: type[nn.Module] = NextItem) -> Any:
+    model = kind()
+    replace_attention(model, K)
+    return model
+
+
+def test_it_says_what_it_replaced() -> None:
+    model = NextItem().eval()
+    kept = model.items
+    assert replace_attention(model, K, terms=5) == {
+        f"encoder.layers.{i}.self_attn": "MultiheadAttention -> HyenaAttention" for i in range(2)
+    }
+    new = [layer.self_attn for layer in model.encoder.layers]
+    assert new[0] is not new[1] and all(not each.training and each.batch_first for each in new)
+    assert new[0].mixer.horizon == K and new[0].mixer.filters[0].terms == 5 and model.items is kept
+    with pytest.raises(ValueError, match=r"found no MultiheadAttention inside the model$"):
+        replace_attention(model.items, K)
+
+
+def test_a_module_that_is_used_twice_is_replaced_by_one() -> None:
+    attention = nn.MultiheadAttention(D, 2)
+    block = nn.ModuleDict({"attention": attention})
+    model = nn.ModuleList([block, block, nn.ModuleDict({"other": attention}), nn.MultiheadAttention(D, 2)])
+    assert len(replace_attention(model, K)) == 4
+    assert model[0].attention is model[1].attention is model[2].other
+    assert isinstance(model[3], HyenaAttention) and model[3] is not model[0].attention
+
+
+class OwnAttention(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Linear(D, D)
+
+
+def test_makers_name_attention_of_a_librarys_own() -> None:
+    model = nn.Sequential(OwnAttention(), nn.Sequential(nn.MultiheadAttention(D, 2)))
+    with pytest.raises(ValueError, match="makers= can name a function for its OwnAttention"):
+        replace_attention(model[:1], K)
+
+    def make(attention: OwnAttention, horizon: int, **options: Any) -> HyenaMixer:
+        return HyenaMixer(attention.inner.in_features, horizon, **options)
+
+    replaced = replace_attention(model, K, {OwnAttention: make})
+    assert replaced == {"0": "OwnAttention -> HyenaMixer", "1.0": "MultiheadAttention -> HyenaAttention"}
+
+
+@pytest.mark.parametrize("right", [False, True])
+def test_a_sound_model_is_left_as_it_was(right: bool, capsys: pytest.CaptureFixture[str]) -> None:
+    model = swapped().train()
+    model.encoder.layers[0].eval()
+    state = {name: t.clone() for name, t in model.state_dict().items()}
+    modes, generator = [m.training for m in model.modules()], torch.get_rng_state()
+    assert check_swap(model, EVENTS.flip(1) if right else EVENTS) == []
+    assert capsys.readouterr().out == "check_swap: nothing is wrong\n"
+    assert [m.training for m in model.modules()] == modes and torch.equal(torch.get_rng_state(), generator)
+    assert all(torch.equal(t, state[name]) for name, t in model.state_dict().items())
+    assert not any(m._forward_pre_hooks for m in model.modules())
+
+
+class LooksAhead(NextItem):
+    def forward(self, events: Tensor) -> Tensor:
+        scores = super().forward(events)
+        return scores + 0.1 * scores.roll(-1, 1)
+
+
+class NoPaddingMask(NextItem):
+    padding_mask = False
+
+
+class Unsaved(LegendreFilter):
+    """A filter with a random factor that no checkpoint holds."""
+
+    def __init__(self, groups: int, horizon: int) -> None:
+        super().__init__(groups, horizon)
+        self.register_buffer("factor", torch.randn(groups, 1), persistent=False)
+
+    def coefficients(self) -> Tensor:
+        return super().coefficients() * self.factor
+
+
+def unsaved() -> Any:
+    model = NextItem()
+    replace_attention(model, K, filter=Unsaved)
+    return model
+
+
+def drawn() -> Any:
+    model = swapped()
+    nn.init.normal_(model.encoder.layers[1].self_attn.mixer.in_proj.weight)
+    return model
+
+
+class Idle(NextItem):
+    def __init__(self) -> None:
+        super().__init__()
+        self.spare = nn.MultiheadAttention(D, 2)
+
+
+@pytest.mark.parametrize(
+    ("make", "faults"),
+    [
+        (lambda: swapped(LooksAhead), ["future: outputs depend on later events"]),
+        (
+            lambda: swapped(NoPaddingMask),
+            [f"padding: encoder.layers.{i}.self_attn.mixer reads padding; hand it a mask or lengths" for i in range(2)],
+        ),
+        (unsaved, ["reload: a copy with the same weights gives other outputs; some of them are not in state_dict()"]),
+        (drawn, ["start: encoder.layers.1.self_attn.mixer.in_proj.weight is 10 times as large as it starts"]),
+        (lambda: swapped(Idle), ["padding: spare.mixer is not checked, it is not called"]),
+    ],
+    ids=["future", "padding", "reload", "start", "idle"],
+)
+def test_each_fault_is_found(make: Any, faults: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert check_swap(make(), EVENTS) == faults
+    assert capsys.readouterr().out == "".join(f"check_swap: {fault}\n" for fault in faults)
+
+
+def test_what_cannot_be_checked_is_said() -> None:
+    model = swapped()
+    assert check_swap(model, EVENTS[1:]) == ["padding: not checked, no row of events is padded"]
+    assert check_swap(model, EVENTS[:1, 4:].where(EVENTS[:1, 4:] < 0, 3).flip(1))[0].startswith("future: not checked")
+    fixed = model(EVENTS)
+    assert "forward gives the same outputs for other weights" in check_swap(model, EVENTS, lambda *_: fixed)[-1]
+    with pytest.raises(ValueError, match=r"outputs of every position, \(2, 12, ...\), got \(2, 20\)"):
+        check_swap(model, EVENTS, lambda model, events: model(events)[:, -1])
+    with pytest.raises(ValueError, match="no HyenaMixer"):
+        check_swap(NextItem(), EVENTS)
+
+
+def test_both_ways_is_no_fault_where_it_is_meant() -> None:
+    class Cloze(NextItem):
+        def forward(self, events: Tensor) -> Tensor:
+            return self.encoder(self.items(events), src_key_padding_mask=events == 0)
+
+    model = Cloze()
+    replace_attention(model, K, bidirectional=True)
+    assert check_swap(model, EVENTS) == []
