@@ -37,7 +37,7 @@ def test_sequences_lie_in_int32_offsets_too() -> None:
 
 @pytest.mark.parametrize("asked", [{"return_cache_states": True}, {"delta_x_offsets": (OFFSETS, OFFSETS)}])
 def test_the_cache_is_refused(asked: dict[str, object]) -> None:
-    with pytest.raises(NotImplementedError, match="HyenaMixer.prefill"):
+    with pytest.raises(NotImplementedError, match="HyenaMixer has a state of its own"):
         HyenaUnit(8, horizon=6)(torch.randn(15, 8), OFFSETS, **asked)
 
 
