@@ -14,10 +14,15 @@ def plain() -> bool:
     """
     return not (
         torch.compiler.is_compiling()
-        or torch._C._get_tracing_state() is not None
+        or jit_tracing()
         or torch._C._len_torch_dispatch_stack() > 0
         or torch._C._are_functorch_transforms_active()
     )
+
+
+def jit_tracing() -> bool:
+    """True under `torch.jit.trace`."""
+    return not torch.compiler.is_compiling() and torch._C._get_tracing_state() is not None
 
 
 def transformed() -> bool:

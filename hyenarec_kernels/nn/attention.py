@@ -26,6 +26,10 @@ class HyenaSelfAttention(nn.Module):
         super().__init__()
         self.mixer, self.embed_dim, self.batch_first = mixer, mixer.dim, batch_first
 
+    def reset_parameters(self) -> None:
+        """Gives the mixer new initial values."""
+        self.mixer.reset_parameters()
+
     def forward(
         self,
         query: Tensor,

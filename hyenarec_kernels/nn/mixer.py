@@ -20,6 +20,7 @@ from hyenarec_kernels.ops.conv_step import conv_step
 from hyenarec_kernels.ops.gated_short_conv import gated_short_conv
 from hyenarec_kernels.ops.short_conv import short_conv
 from hyenarec_kernels.segments import Index, Segments, last_rows, spans, zero_padding
+from hyenarec_kernels.tracing import jit_tracing
 
 Factors = tuple[Tensor | None, Tensor]  # (q_i, v) of a long convolution's input; None where v is the product
 GATES: dict[str, Callable[[Tensor], Tensor]] = {"identity": lambda q: q, "sigmoid": torch.sigmoid, "silu": silu}
@@ -246,7 +247,7 @@ class HyenaMixer(Projections):
     ) -> Segments:
         """Where the sequences of ``x`` lie, once for the whole call, after checks."""
         self._check("HyenaMixer", x)
-        if torch.jit.is_tracing() and torch.is_grad_enabled():
+        if jit_tracing() and torch.is_grad_enabled():
             raise NotImplementedError("HyenaMixer: torch.jit.trace records no gradients; trace it under torch.no_grad")
         if x.dim() not in (2, 3) or x.shape[-1] != self.dim:
             raise ValueError(f"HyenaMixer: x must be (B, L, {self.dim}) or (T, {self.dim}), got {tuple(x.shape)}")

@@ -243,6 +243,17 @@ def test_in_torchs_encoder(batch_first: bool, bidirectional: bool, train: bool) 
         torch.testing.assert_close(stacked[~padding], x[~padding])
 
 
+def test_everything_built_here_resets_itself() -> None:
+    """Each in a new seed's values, and a bidirectional mixer's second filters too."""
+    attention = HyenaSelfAttention(HyenaMixer(6, 9, bidirectional=True))
+    for p in attention.parameters():
+        nn.init.constant_(p, torch.nan)
+    for buffer in attention.buffers():
+        buffer.fill_(torch.nan)
+    attention.reset_parameters()
+    assert all(t.isfinite().all() for t in attention.state_dict().values())
+
+
 @pytest.mark.parametrize("mask", [torch.ones(5, 5).triu(1).bool(), nn.Transformer.generate_square_subsequent_mask(5)])
 def test_the_causal_mask_is_honoured_and_no_other(mask: torch.Tensor) -> None:
     attention, x = HyenaSelfAttention(HyenaMixer(6, 9), batch_first=True), torch.randn(2, 5, 6)
