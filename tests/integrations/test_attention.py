@@ -75,6 +75,12 @@ def test_the_causal_mask_in_its_forms(mask: Tensor) -> None:
     assert torch.equal(attention(x, x, x, attn_mask=mask)[0], attention(x, x, x, is_causal=True)[0])
 
 
+@pytest.mark.parametrize("mask", [torch.zeros(L, L), torch.zeros(L, L).bool(), None])
+def test_both_ways_nothing_is_hidden(mask: Tensor | None) -> None:
+    attention, x = HyenaAttention(D, K, batch_first=True, bidirectional=True), torch.randn(B, L, D)
+    assert torch.equal(attention(x, x, x, attn_mask=mask)[0], attention.mixer(x))
+
+
 @pytest.mark.parametrize("train", [False, True])
 @pytest.mark.parametrize("layers", [0, 2])
 @pytest.mark.parametrize(("batch_first", "norm_first"), [(True, False), (True, True), (False, False)])
