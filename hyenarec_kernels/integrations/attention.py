@@ -58,6 +58,10 @@ class HyenaAttention(nn.Module):
         } | options  # fmt: skip
         return cls(attention.embed_dim, horizon, **options).train(attention.training)
 
+    def reset_parameters(self) -> None:
+        """Gives the mixer new initial values."""
+        self.mixer.reset_parameters()
+
     def forward(
         self,
         query: Tensor,

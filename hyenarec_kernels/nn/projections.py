@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from hyenarec_kernels.dtypes import wide
-from hyenarec_kernels.nn.linear import Linear
+from hyenarec_kernels.nn.linear import fast_linear
 from hyenarec_kernels.nn.starts import first, gate_starts
 from hyenarec_kernels.tracing import plain, transformed
 
@@ -50,10 +50,10 @@ class Projections(nn.Module):
         self.dim, self.gates, self.short_width = dim, gates, short_width
         channels = (gates + 1) * dim
         # Without biases padding stays exactly 0 from end to end; the short convolution has one where it matters.
-        self.in_proj = Linear(dim, channels, bias=False, device=device, dtype=dtype)
+        self.in_proj = nn.Linear(dim, channels, bias=False, device=device, dtype=dtype)
         self.short_weight = nn.Parameter(torch.empty(channels, short_width, device=device, dtype=dtype))
         self.short_bias = nn.Parameter(torch.empty(channels, device=device, dtype=dtype))
-        self.out_proj = Linear(dim, dim, bias=False, device=device, dtype=dtype)
+        self.out_proj = nn.Linear(dim, dim, bias=False, device=device, dtype=dtype)
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
@@ -72,7 +72,7 @@ class Projections(nn.Module):
     def project_in(self, x: Tensor) -> Tensor:
         """``x`` (..., D) times ``W_in / SCALE``: (..., C). The modules are called as they are, so whatever a host puts
         in their place, quantised or adapted, serves."""
-        return _add_to_last(self.in_proj(x), x, 1 / SCALE)
+        return _add_to_last(fast_linear(self.in_proj, x), x, 1 / SCALE)
 
     def short_taps(self) -> Tensor:
         """Taps (C, W) of the short convolution of what :meth:`project_in` returns, in float32 (float64 for a float64
@@ -88,7 +88,7 @@ class Projections(nn.Module):
 
     def project_out(self, v: Tensor) -> Tensor:
         """``v`` (..., D) times ``W_out``."""
-        return torch.add(v, self.out_proj(v), alpha=SCALE)
+        return torch.add(v, fast_linear(self.out_proj, v), alpha=SCALE)
 
 
 def _add_to_last(projected: Tensor, x: Tensor, factor: float) -> Tensor:

@@ -150,6 +150,13 @@ def test_like_takes_over_what_attention_had() -> None:
         assert HyenaAttention.like(nn.MultiheadAttention(D, 2), K).mixer.short_weight.is_meta
 
 
+def test_meta_device_and_reset() -> None:
+    with torch.device("meta"):
+        attention = HyenaAttention(D, K, batch_first=True)
+    attention.to_empty(device="cpu").reset_parameters()
+    assert attention(X, X, X, is_causal=True)[0].isfinite().all()
+
+
 def test_dropout_is_of_the_output_in_training() -> None:
     attention, x = HyenaAttention(64, K, batch_first=True, dropout=0.5), torch.randn(2, 50, 64)
     dropped = attention(x, x, x, is_causal=True)[0] == 0
