@@ -49,6 +49,13 @@ def cuda_targets(archs: str) -> list[str]:
     return list(dict.fromkeys(flags))
 
 
+def wanted(build: str) -> bool:
+    """Whether HYENAREC_BUILD asks for the compiled part: 1, or nothing, does, 0 does not."""
+    if build not in ("", "0", "1"):
+        sys.exit(f"hyenarec: HYENAREC_BUILD={build}: allowed are 0 and 1")
+    return build != "0"
+
+
 def find_nvcc() -> str | None:
     home = os.environ.get("CUDA_HOME")
     beside_home = shutil.which("nvcc", path=f"{home}/bin") if home else None
@@ -139,7 +146,7 @@ def extension() -> Extension:
     extra = os.environ.get("HYENAREC_CXXFLAGS", "").split()  # the sanitizer build
     return Extension(
         "hyenarec_kernels._C",
-        [KERNELS, "csrc/cpu/register.cpp", "csrc/cpu/dispatch.cpp"],
+        sorted(map(str, Path("csrc/cpu").glob("*.cpp"))),
         depends=[str(path) for path in Path("csrc").rglob("*") if path.suffix in (".h", ".inc", ".cpp", ".cu", ".cuh")],
         include_dirs=[str(TORCH / "include"), sysconfig.get_path("include")],
         library_dirs=[str(TORCH / "lib")],
@@ -153,7 +160,7 @@ def extension() -> Extension:
 
 
 setup(
-    ext_modules=[] if os.environ.get("HYENAREC_BUILD") == "0" else [extension()],
+    ext_modules=[extension()] if wanted(os.environ.get("HYENAREC_BUILD", "")) else [],
     cmdclass={"build_ext": Build},
     options={"bdist_wheel": {"py_limited_api": "cp310"}},
 )

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from hyenarec_kernels.dtypes import wide
+from hyenarec_kernels.integers import integer
 from hyenarec_kernels.tracing import plain
 
 
@@ -114,22 +115,26 @@ def legendre_filter(
         (G, min(taps, K)) in float64 for float64 coefficients, float32 otherwise. Differentiable.
 
     Raises:
-        ValueError: wrong shapes, or ``horizon`` below 1.
+        ValueError: wrong types, shapes or devices, or ``horizon`` below 1.
     """
+    for name, given in (("coefficients", coefficients), ("decay", decay)):
+        if not isinstance(given, Tensor | None):
+            raise ValueError(f"legendre_filter: {name} must be a tensor, got {type(given).__qualname__}")
     if coefficients.dim() != 2 or not coefficients.is_floating_point() or coefficients.shape[1] < 1:
         raise ValueError(
             f"legendre_filter: coefficients must be a floating-point (groups, terms >= 1) tensor, "
             f"got {tuple(coefficients.shape)} {coefficients.dtype}"
         )
-    if not isinstance(horizon, int):
-        raise ValueError(f"legendre_filter: horizon must be an int, got {horizon!r}")
-    if horizon < 1:
-        raise ValueError(f"legendre_filter: horizon must be at least 1, got {horizon}")
-    if taps is not None and (not isinstance(taps, int | torch.SymInt) or taps < 0):
-        raise ValueError(f"legendre_filter: taps must be None or an int of at least 0, got {taps!r}")
+    horizon = integer("legendre_filter", "horizon", horizon)
+    taps = None if taps is None else integer("legendre_filter", "taps", taps, 0)
     if decay is not None and decay.shape != coefficients.shape[:1]:
         raise ValueError(
             f"legendre_filter: decay must have one entry a group, ({coefficients.shape[0]},), got {tuple(decay.shape)}"
+        )
+    if decay is not None and decay.device != coefficients.device:
+        raise ValueError(
+            f"legendre_filter: decay is on {decay.device} and coefficients on {coefficients.device}; they must share a "
+            f"device"
         )
     dtype = wide(coefficients.dtype)
     basis = legendre_basis(coefficients.shape[1], horizon, dtype, coefficients.device)[:, :taps]  # (N, K)

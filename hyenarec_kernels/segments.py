@@ -10,14 +10,16 @@ programs do the same by two operators, which run when the program runs.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from hyenarec_kernels.tracing import plain
+from hyenarec_kernels.library import LIBRARY, NAMESPACE, define
+from hyenarec_kernels.sharding import beside, prepare
+from hyenarec_kernels.tracing import concrete, plain
 
 INDEX_DTYPES = (torch.int32, torch.int64)
 MASK_DTYPES = (torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
@@ -47,6 +49,8 @@ class Segments(NamedTuple):
         if segments is not None:
             if lengths is not None or starts is not None or cu_seqlens is not None:
                 raise ValueError(f"{op}: segments take the place of lengths, starts and cu_seqlens; give one of them")
+            if not isinstance(segments, Segments):
+                raise ValueError(f"{op}: segments must be Segments, got {type(segments).__qualname__}")
             return segments
         if x.dim() == 2:
             if cu_seqlens is None or lengths is not None or starts is not None:
@@ -94,13 +98,47 @@ class Segments(NamedTuple):
         return Segments(first, last) if x.dim() == 3 else Segments(first.flip(0), last.flip(0))
 
 
+def check_segments(op: str, x: Tensor, starts: Tensor | None, ends: Tensor | None) -> None:
+    """That an operator's ``starts`` and ``ends``, which may come from anywhere, are one index a sequence each."""
+    packed = x.dim() == 2
+    if (starts is None or ends is None) if packed else (starts is not None and ends is None):
+        raise ValueError(f"{op}: packed x (T, D) needs starts and ends, padded x takes starts beside ends alone")
+    if ends is None:
+        return
+    count = ends.shape[0] if packed and ends.dim() == 1 else x.shape[0]
+    for name, given in (("starts", starts), ("ends", ends)):
+        if given is None:
+            continue
+        if given.dim() != 1 or given.shape[0] != count or given.dtype not in INDEX_DTYPES:
+            raise ValueError(f"{op}: {name} must be ({count},) int32 or int64, got {tuple(given.shape)} {given.dtype}")
+        _check_device(op, name, given, x)
+    if packed and count == 0 and x.shape[0] > 0:
+        raise ValueError(f"{op}: cu_seqlens must run from 0 to the {x.shape[0]} rows of x, got no sequence")
+
+
+def within(x: Tensor, starts: Tensor | None, ends: Tensor | None) -> Segments:
+    """An operator's ``starts`` and ``ends`` for a backend that indexes with them, whoever made them.
+
+    On the CPU those that do not lie within ``x`` raise ValueError, elsewhere they are clamped, as `Segments.of` does
+    it. Code that `torch.compile` traces below a transform clamps too: it has no values to check.
+    """
+    if ends is None:
+        return Segments(starts, ends)
+    first, last = None if starts is None else concrete(starts), concrete(ends)
+    rows, packed = x.shape[-2], x.dim() == 2
+    if last is None or last.device.type != "cpu" or (starts is not None and first is None):
+        return Segments(*_clamped(starts, ends, rows, packed))
+    _check("segments", first, last, rows, packed)
+    return Segments(starts, ends)
+
+
 def spans(x: Tensor, where: Segments) -> tuple[Tensor, Tensor]:
     """The first row of each sequence in ``x.reshape(-1, D)``, and its number of rows: (S,) and (S,) int64."""
     starts, ends = where
     if x.dim() == 2:
         assert starts is not None and ends is not None
         return starts.long(), ends.long() - starts.long()
-    row = torch.arange(x.shape[0], device=x.device)
+    row = beside(x, torch.arange(x.shape[0], device=x.device))
     start = torch.zeros_like(row) if starts is None else starts.long()
     end = torch.full_like(row, x.shape[1]) if ends is None else ends.long()
     return row * x.shape[1] + start, end - start
@@ -110,7 +148,7 @@ def last_rows(values: Tensor, first: Tensor, length: Tensor, count: int) -> Tens
     """The last ``count`` rows of every sequence, oldest first, zeros before its start: (R, D) to (S, count, D)."""
     if values.shape[0] == 0:
         return values.new_zeros(first.shape[0], count, values.shape[1])
-    back = torch.arange(-count, 0, device=values.device)
+    back = beside(values, torch.arange(-count, 0, device=values.device))
     index = ((first + length)[:, None] + back).clamp_(min=0)  # (S, count)
     rows = values.index_select(0, index.flatten()).view(*index.shape, values.shape[1])
     return torch.where((back >= -length[:, None])[..., None], rows, 0)
@@ -121,7 +159,7 @@ def zero_padding(x: Tensor, where: Segments) -> Tensor:
     starts, ends = where
     if x.dim() == 2 or ends is None:
         return x
-    position = torch.arange(x.shape[1], device=x.device)
+    position = beside(x, torch.arange(x.shape[1], device=x.device))
     real = position < ends[:, None]
     if starts is not None:
         real &= position >= starts[:, None]
@@ -142,8 +180,8 @@ def _checked(op: str, x: Tensor, starts: Tensor | None, ends: Tensor) -> Segment
 
 def _check(op: str, starts: Tensor | None, ends: Tensor, rows: int, packed: bool) -> None:
     # through numpy, whose calls take a tenth of torch's: with these, checks of one sequence took 60 us
-    first = np.zeros(len(ends), np.int64) if starts is None else starts.numpy()
-    last = ends.numpy()
+    last = _array(ends)
+    first = np.zeros(len(last), np.int64) if starts is None else _array(starts)
     if not packed:
         wrong = (first < 0) | (last < first) | (last > rows)
         if wrong.any():
@@ -157,9 +195,21 @@ def _check(op: str, starts: Tensor | None, ends: Tensor, rows: int, packed: bool
     if falls.any():
         at = int(falls.argmax())
         raise ValueError(f"{op}: cu_seqlens must not decrease, but goes from {first[at]} to {last[at]}")
+    apart = first[1:] != last[:-1]
+    if apart.any():
+        at = int(apart.argmax())
+        raise ValueError(
+            f"{op}: packed sequences must follow each other, but {at} ends at {last[at]} and {at + 1} starts at "
+            f"{first[at + 1]}"
+        )
     start, end = (first[0], last[-1]) if len(first) else (0, 0)
     if start != 0 or end != rows:
         raise ValueError(f"{op}: cu_seqlens must run from 0 to the {rows} rows of x, got {start} to {end}")
+
+
+def _array(index: Tensor) -> np.ndarray[Any, Any]:
+    # inside a transform of torch.func, `numpy` would wrap the tensor first and find no storage in it
+    return np.array(index.tolist(), np.int64) if torch._C._are_functorch_transforms_active() else index.numpy()
 
 
 def _clamped(starts: Tensor | None, ends: Tensor, rows: int, packed: bool) -> tuple[Tensor | None, Tensor]:
@@ -210,9 +260,11 @@ def _runs(mask: Tensor, op: str) -> tuple[Tensor, Tensor]:
 
 def _tensor(op: str, name: str, given: Index, x: Tensor) -> Tensor:
     if isinstance(given, Tensor):
-        return given
+        return beside(x, given)
     try:
-        return torch.as_tensor(given, device=x.device)
+        if isinstance(given, np.ndarray):
+            given = np.ascontiguousarray(given)  # torch takes no negative strides
+        return beside(x, torch.as_tensor(given, device=x.device))
     except (TypeError, ValueError, RuntimeError):
         raise ValueError(f"{op}: {name} must be a tensor, a list or a NumPy array of integers, got {given!r}") from None
 
@@ -240,11 +292,8 @@ def _check_device(op: str, name: str, given: Tensor, x: Tensor) -> None:
         raise ValueError(f"{op}: {name} is on {given.device} and x on {x.device}; they must share a device")
 
 
-def _define(name: str, schema: str, function: Any, fake: Any) -> None:
-    qualified = f"hyenarec::{name}"
-    torch.library.define(qualified, schema, tags=(torch.Tag.pt2_compliant_tag,))
-    torch.library.impl(qualified, "default", function)
-    torch.library.register_fake(qualified, fake)
+def _refuse_vmap(info: object, in_dims: object, *arguments: Any) -> Any:
+    raise NotImplementedError(f"{arguments[-1]}: vmap over lengths, starts, cu_seqlens or a mask is not supported")
 
 
 def _fake_segments(starts: Tensor | None, ends: Tensor, *_: object) -> tuple[Tensor, Tensor]:
@@ -254,6 +303,21 @@ def _fake_segments(starts: Tensor | None, ends: Tensor, *_: object) -> tuple[Ten
 def _fake_runs(mask: Tensor, op: str) -> tuple[Tensor, Tensor]:
     first, last = (mask.new_empty(mask.shape[:1], dtype=torch.int64) for _ in range(2))
     return first, last
+
+
+def _define(name: str, schema: str, function: Callable[..., Any], fake: Callable[..., Any]) -> None:
+    define(name, schema, function)
+    torch.library.register_fake(f"{NAMESPACE}::{name}", fake)
+    torch.library.register_vmap(f"{NAMESPACE}::{name}", _refuse_vmap)
+    operator = getattr(torch.ops.hyenarec, name).default
+
+    def autograd(*arguments: Any) -> Any:
+        for argument in arguments:
+            prepare(argument)
+        with torch._C._AutoDispatchBelowAutograd():
+            return operator(*arguments)
+
+    LIBRARY.impl(name, autograd, "Autograd")  # type: ignore[no-untyped-call]
 
 
 _define(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 from torch.autograd import forward_ad
+from torch.nn import Parameter
 
 
 def plain() -> bool:
@@ -14,10 +16,33 @@ def plain() -> bool:
     """
     return not (
         torch.compiler.is_compiling()
-        or torch._C._get_tracing_state() is not None
+        or jit_tracing()
         or torch._C._len_torch_dispatch_stack() > 0
         or torch._C._are_functorch_transforms_active()
     )
+
+
+def concrete(t: Tensor) -> Tensor | None:
+    """``t`` `unwrapped`, where the host may act on its values; None where the code is traced or the tensor is fake.
+
+    A `TorchDispatchMode` that only looks on, such as PyTorch's counters of operations, changes nothing.
+    """
+    if torch.compiler.is_compiling() or torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.PROXY) is not None:
+        return None
+    t = unwrapped(t)
+    return t if type(t) in (Tensor, Parameter) and t.device.type != "meta" else None
+
+
+def unwrapped(t: Tensor) -> Tensor:
+    """The tensor inside the wrappers of `torch.func`: under ``vmap`` all examples."""
+    while torch._C._functorch.is_functorch_wrapped_tensor(t):
+        t = torch._C._functorch.get_unwrapped(t)
+    return t
+
+
+def jit_tracing() -> bool:
+    """True under `torch.jit.trace`."""
+    return not torch.compiler.is_compiling() and torch._C._get_tracing_state() is not None
 
 
 def transformed() -> bool:

@@ -114,7 +114,6 @@ def operator_row(batch: int, length: int, seconds: float) -> dict[str, Any]:
         contestants["attention"] = lambda: F.scaled_dot_product_attention(query, query, query, is_causal=True)
     times = take_turns(contestants, seconds)
     plan = convolutions._plan(x, TERMS, length, length)
-    assert plan is not None
     work = multiply_adds(plan, length) * x.numel()
     ours = times["ours"]
     return {
@@ -145,7 +144,7 @@ def multiply_adds(plan: Plan, length: int) -> float:
     """Multiply-adds the kernels do for an element: table building and gates not counted."""
     if not plan.levels:
         return (length + 1) / 2
-    lowest, total = plan.levels[0], (plan.levels[0].chunk + 1) / 2
+    total = (plan.levels[0].chunk + 1) / 2
     for index, level in enumerate(plan.levels):
         chunks, below = -(-length // level.chunk), plan.levels[index - 1]
         half = level.chunk / 2 if index == 0 else below.fan * below.rank / 2
@@ -153,7 +152,6 @@ def multiply_adds(plan: Plan, length: int) -> float:
         kept = sum(min(level.rank, level.degree - r) for r in range(level.rank))
         group = level.fan or chunks
         total += kept * sum(min(i % group, level.near_pairs) for i in range(chunks)) / length
-    assert lowest.chunk
     return total
 
 

@@ -13,6 +13,14 @@ ones:
 """
 
 from hyenarec_kernels.backends.calls import Call
-from hyenarec_kernels.backends.registry import BACKENDS, Backend, available, forced, implementation, use
+from hyenarec_kernels.backends.registry import (
+    BACKENDS,
+    Backend,
+    available,
+    forced,
+    implementation,
+    under_transforms,
+    use,
+)
 
-__all__ = ["BACKENDS", "Backend", "Call", "available", "forced", "implementation", "use"]
+__all__ = ["BACKENDS", "Backend", "Call", "available", "forced", "implementation", "under_transforms", "use"]

@@ -12,7 +12,7 @@ accepts the call serves it. No backend hands a call on to another. ``use("refere
 operator that it has, the reference serves.
 
 Transforms of ``torch.func`` (``grad``, ``jvp``, ``vmap``) and forward mode call no kernel: there an operator is the
-reference's PyTorch operations themselves, whatever is forced, and nothing is logged.
+reference's PyTorch operations themselves, whatever is forced (`under_transforms`).
 """
 
 from __future__ import annotations
@@ -106,6 +106,23 @@ def implementation(call: Call) -> Callable[..., Any]:
     chosen, function = _first(call, device) if name is None else _served_by_force(name, call, device)
     if log.enabled():
         log.report(call, chosen, getattr(BACKENDS[chosen].load(), "algorithm", None), _others(call, device, chosen))
+    return function
+
+
+def under_transforms(call: Call) -> Callable[..., Any]:
+    """The function that serves a call inside a transform of ``torch.func`` or in forward mode: the reference's.
+
+    There is no way to run a kernel: its derivatives are known to autograd's backward mode alone.
+    """
+    if log.enabled():
+        reason = "transforms of torch.func and forward mode differentiate PyTorch's own operations"
+        others = [
+            (name, reason)
+            for name, row in BACKENDS.items()
+            if name != "reference" and row.serves(call.arguments[0].device.type)
+        ]
+        log.report(call, "reference", None, others)
+    function: Callable[..., Any] = getattr(BACKENDS["reference"].load(), call.function)
     return function
 
 

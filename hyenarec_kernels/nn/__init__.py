@@ -1,6 +1,5 @@
-"""Modules: long filters, the Hyena mixer with its streaming state, and what puts it in attention's place."""
+"""Modules: long filters, the Hyena mixer with its streaming state."""
 
-from hyenarec_kernels.nn.attention import HyenaSelfAttention
 from hyenarec_kernels.nn.filters import (
     ChebyshevFilter,
     CosineFilter,
@@ -9,7 +8,7 @@ from hyenarec_kernels.nn.filters import (
     ImplicitFilter,
     LegendreFilter,
 )
-from hyenarec_kernels.nn.linear import Linear
+from hyenarec_kernels.nn.linear import Linear, fast_linear
 from hyenarec_kernels.nn.masks import key_mask
 from hyenarec_kernels.nn.mixer import HyenaMixer
 from hyenarec_kernels.nn.streaming import MixerState
@@ -20,10 +19,10 @@ __all__ = [
     "ExplicitFilter",
     "Filter",
     "HyenaMixer",
-    "HyenaSelfAttention",
     "ImplicitFilter",
     "LegendreFilter",
     "Linear",
     "MixerState",
+    "fast_linear",
     "key_mask",
 ]

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from hyenarec_kernels.dtypes import wide
+from hyenarec_kernels.integers import integer
 from hyenarec_kernels.legendre import legendre_at, legendre_basis, product, window
 from hyenarec_kernels.nn.starts import first, log_rates
 from hyenarec_kernels.ops.legendre_conv import legendre_conv
@@ -68,15 +69,12 @@ class Filter(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        if groups < 1 or horizon < 1:
-            raise ValueError(
-                f"{type(self).__name__}: groups and horizon must be at least 1, got {groups} and {horizon}"
-            )
-        self.groups, self.horizon = groups, horizon
+        kind = type(self).__name__
+        self.groups, self.horizon = groups, horizon = integer(kind, "groups", groups), integer(kind, "horizon", horizon)
         # Stored with the weights: with another horizon or of another kind they would load and mean something else.
         # Without elements there is nothing to fill on the meta device, and every loader compares names and shapes.
-        kind = type(self).__name__.removesuffix("Filter").lower()
-        self.register_buffer(f"{kind}_horizon", torch.empty(0, horizon, device=device, dtype=dtype))
+        stored = f"{kind.removesuffix('Filter').lower()}_horizon"
+        self.register_buffer(stored, torch.empty(0, horizon, device=device, dtype=dtype))
         self.log_rate = nn.Parameter(torch.empty(groups, device=device, dtype=dtype)) if window else None
         Filter.reset_parameters(self)  # a subclass may have nothing more to fill
 
@@ -133,9 +131,7 @@ class _BasisFilter(Filter):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(groups, horizon, window=window, device=device, dtype=dtype)
-        if terms < 1:
-            raise ValueError(f"{type(self).__name__}: terms must be at least 1, got {terms}")
-        self.terms = terms
+        self.terms = terms = integer(type(self).__name__, "terms", terms)
         self.weight = nn.Parameter(torch.empty(groups, terms, device=device, dtype=dtype))
         self.register_buffer("scale", torch.empty(groups, device=device, dtype=dtype))
         self.reset_parameters()
@@ -256,6 +252,9 @@ class ImplicitFilter(Filter):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(groups, horizon, window=window, device=device, dtype=dtype)
+        kind = type(self).__name__
+        bands = integer(kind, "bands", bands, 0)
+        width, depth = integer(kind, "width", width), integer(kind, "depth", depth)
         self.bands, self.frequency = bands, frequency
         sizes = [1 + 2 * bands] + [width] * depth
         self.weight = nn.Parameter(torch.empty(groups, width, device=device, dtype=dtype))

@@ -12,14 +12,16 @@ from torch import Tensor, nn
 from torch.nn.functional import silu
 
 from hyenarec_kernels.dtypes import wide
+from hyenarec_kernels.integers import integer
 from hyenarec_kernels.nn.filters import ConvOptions, Filter, make_filter
 from hyenarec_kernels.nn.projections import Projections
 from hyenarec_kernels.nn.streaming import MixerState
 from hyenarec_kernels.ops.checks import check_tensor
-from hyenarec_kernels.ops.conv_step import conv_step
+from hyenarec_kernels.ops.conv_step import conv_step, refuse_gradients
 from hyenarec_kernels.ops.gated_short_conv import gated_short_conv
 from hyenarec_kernels.ops.short_conv import short_conv
 from hyenarec_kernels.segments import Index, Segments, last_rows, spans, zero_padding
+from hyenarec_kernels.tracing import jit_tracing
 
 Factors = tuple[Tensor | None, Tensor]  # (q_i, v) of a long convolution's input; None where v is the product
 GATES: dict[str, Callable[[Tensor], Tensor]] = {"identity": lambda q: q, "sigmoid": torch.sigmoid, "silu": silu}
@@ -71,11 +73,10 @@ class HyenaMixer(Projections):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        groups = dim if groups is None else groups
-        for name, value in (("dim", dim), ("horizon", horizon), ("order", order), ("short_width", short_width)):
-            if value < 1:
-                raise ValueError(f"HyenaMixer: {name} must be at least 1, got {value}")
-        if groups < 1 or dim % groups:
+        dim, horizon = integer("HyenaMixer", "dim", dim), integer("HyenaMixer", "horizon", horizon)
+        order, short_width = integer("HyenaMixer", "order", order), integer("HyenaMixer", "short_width", short_width)
+        groups = dim if groups is None else integer("HyenaMixer", "groups", groups)
+        if dim % groups:
             raise ValueError(f"HyenaMixer: groups must be a divisor of dim {dim}, got {groups}")
         if gate not in (*GATES, "none"):
             raise ValueError(f"HyenaMixer: gate must be {', '.join(GATES)} or none, got {gate!r}")
@@ -87,6 +88,11 @@ class HyenaMixer(Projections):
         def make_filters(count: int) -> Sequence[Filter]:
             if callable(filter):
                 made = [filter(groups, horizon).to(device=device, dtype=dtype) for _ in range(count)]
+                for one in made:
+                    if not isinstance(one, Filter) or (one.groups, one.horizon) != (groups, horizon):
+                        raise ValueError(
+                            f"HyenaMixer: filter must make a Filter of {groups} groups and {horizon} taps, got {one}"
+                        )
             else:
                 make = partial(make_filter, filter, terms=terms, window=window, device=device, dtype=dtype)
                 made = [make(groups, horizon) for _ in range(count)]
@@ -158,6 +164,7 @@ class HyenaMixer(Projections):
     @torch.no_grad()
     def init_state(self, batch_size: int) -> MixerState:
         """The state of ``batch_size`` empty sequences; it captures the filters as they are now."""
+        batch_size = integer("HyenaMixer.init_state", "batch_size", batch_size, 0)
         if self.bidirectional:
             raise NotImplementedError("HyenaMixer: a bidirectional mixer sees the future and has no streaming state")
         dtype = wide(self.short_weight.dtype)
@@ -211,21 +218,29 @@ class HyenaMixer(Projections):
                 gated=torch.stack(histories, 1) if histories else state.gated,
             )
 
-    @torch.no_grad()
     def step(self, x: Tensor, state: MixerState) -> tuple[Tensor, MixerState]:
         """One event of every sequence: ``x`` (B, D) to the output (B, D) and ``state`` itself, moved on by that event.
 
         Equals :meth:`forward` at that position, for K multiply-adds a channel and no matrix product over the history.
         The state is written to, not copied: continue one history in two ways from two ``state.index`` copies. Without
-        gradients.
+        gradients, those of the weights too.
+
+        Raises:
+            ValueError: ``x`` or ``state`` does not fit the mixer.
+            NotImplementedError: ``x`` requires a gradient.
         """
         op = "HyenaMixer.step"
         self._check(op, x)
+        refuse_gradients(op, "give forward whole sequences", x)
         if x.dim() != 2 or x.shape != (state.projected.shape[0], self.dim):
             raise ValueError(
                 f"{op}: x must be ({state.projected.shape[0]}, {self.dim}) beside this state, got {tuple(x.shape)}"
             )
         self._check_state(op, state)
+        with torch.no_grad():
+            return self._step(x, state)
+
+    def _step(self, x: Tensor, state: MixerState) -> tuple[Tensor, MixerState]:
         new = self.project_in(x)  # (B, (gates+1) D)
         z = conv_step(new.to(state.taps.dtype), state.projected, state.short_taps, state.steps)
         *gates, v = (z + state.short_bias).to(new.dtype).chunk(self.gates + 1, -1)
@@ -246,7 +261,7 @@ class HyenaMixer(Projections):
     ) -> Segments:
         """Where the sequences of ``x`` lie, once for the whole call, after checks."""
         self._check("HyenaMixer", x)
-        if torch.jit.is_tracing() and torch.is_grad_enabled():
+        if jit_tracing() and torch.is_grad_enabled():
             raise NotImplementedError("HyenaMixer: torch.jit.trace records no gradients; trace it under torch.no_grad")
         if x.dim() not in (2, 3) or x.shape[-1] != self.dim:
             raise ValueError(f"HyenaMixer: x must be (B, L, {self.dim}) or (T, {self.dim}), got {tuple(x.shape)}")

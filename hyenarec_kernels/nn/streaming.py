@@ -68,3 +68,6 @@ class MixerState:
             gated=torch.cat([state.gated for state in states]),
             steps=torch.cat([state.steps for state in states]),
         )
+
+
+torch.serialization.add_safe_globals([MixerState])  # tensors alone: `torch.load` need not trust whoever stored it

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from hyenarec_kernels import sharding
 from hyenarec_kernels.dtypes import wide
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -24,9 +25,15 @@ def check_input(op: str, x: Tensor) -> None:
 
 
 def check_tensor(op: str, name: str, given: object) -> None:
-    """``given`` is a tensor, not a list or an array, whose conversion would cut it off from gradients."""
+    """``given`` is a dense tensor, not a list or an array, whose conversion would cut it off from gradients."""
+    if not torch.compiler.is_compiling():  # there, the operator itself does so
+        sharding.prepare(given)
     if not isinstance(given, Tensor):
         raise ValueError(f"{op}: {name} must be a tensor, got {type(given).__module__}.{type(given).__qualname__}")
+    if given.is_nested or given.layout != torch.strided:
+        raise ValueError(
+            f"{op}: {name} must be a dense tensor, got {'a nested one' if given.is_nested else given.layout}"
+        )
 
 
 def check_groups(op: str, name: str, grouped: Tensor, x: Tensor) -> None:

@@ -7,8 +7,8 @@ from torch import Tensor
 
 from hyenarec_kernels import backends
 from hyenarec_kernels.dtypes import wide
+from hyenarec_kernels.library import LIBRARY, NAMESPACE, define
 from hyenarec_kernels.ops.checks import DTYPES, check_gate, check_tensor
-from hyenarec_kernels.ops.registration import LIBRARY, NAMESPACE
 from hyenarec_kernels.tracing import transformed
 
 
@@ -42,7 +42,7 @@ def conv_step(
 
     Raises:
         ValueError: an argument has a shape, dtype or device that does not fit, or rows of ``history`` share memory.
-        NotImplementedError: a gradient of the output would be wanted.
+        NotImplementedError: a gradient of the output would be wanted, or a transform of `torch.func` calls it.
     """
     op = "conv_step"
     for name, given in (("x", x), ("history", history), ("taps", taps), ("steps", steps)):
@@ -81,23 +81,32 @@ def _dispatch(*arguments: Tensor | None) -> Tensor:
     return out
 
 
-def _refuse_gradients(*arguments: Tensor | None) -> Tensor:
+def refuse_gradients(op: str, instead: str, *arguments: Tensor | None) -> None:
+    """That nobody wants a derivative of these arguments, which would be lost in silence: a state is written to."""
     wanted = torch.is_grad_enabled() and any(a is not None and a.requires_grad for a in arguments)
     if wanted or transformed():
         raise NotImplementedError(
-            "conv_step: it has no gradients and works under no transform of torch.func; call it under torch.no_grad(), "
-            "or use long_conv for whole sequences"
+            f"{op}: it has no gradients and works under no transform of torch.func; call it under torch.no_grad(), or "
+            f"{instead}"
         )
+
+
+def _without_gradients(*arguments: Tensor | None) -> Tensor:
+    refuse_gradients("conv_step", "use long_conv for whole sequences", *arguments)
     with torch._C._AutoDispatchBelowAutograd():
         out: Tensor = torch.ops.hyenarec.conv_step.default(*arguments)
     return out
 
 
-torch.library.define(
-    f"{NAMESPACE}::conv_step",
+def _without_vmap(*arguments: Tensor | None) -> Tensor:
+    raise NotImplementedError("conv_step: vmap over it is not supported; it takes a batch of sequences as it is")
+
+
+define(
+    "conv_step",
     "(Tensor x, Tensor(a!) history, Tensor taps, Tensor steps, Tensor? pre_gate, Tensor? post_gate) -> Tensor",
-    tags=(torch.Tag.pt2_compliant_tag,),
+    _dispatch,
 )
-torch.library.impl(f"{NAMESPACE}::conv_step", "default", _dispatch)
-LIBRARY.impl("conv_step", _refuse_gradients, "Autograd")  # type: ignore[no-untyped-call]
+LIBRARY.impl("conv_step", _without_gradients, "Autograd")  # type: ignore[no-untyped-call]
+LIBRARY.impl("conv_step", _without_vmap, "FuncTorchBatched")  # type: ignore[no-untyped-call]
 torch.library.register_fake(f"{NAMESPACE}::conv_step", lambda x, *rest: x.new_empty(x.shape))

@@ -37,9 +37,12 @@ def dropout(x: Tensor, probability: float, seed: Tensor, *, activation: Literal[
     op = "dropout"
     check_tensor(op, "x", x)
     check_tensor(op, "seed", seed)
-    dropped = round(256 * probability)
+    try:
+        dropped = round(256 * float(probability))
+    except (TypeError, ValueError, OverflowError):  # no number, NaN, Inf
+        dropped = -1
     if not 0 <= dropped < 256:
-        raise ValueError(f"{op}: probability must be from 0 to 255/256, got {probability}")
+        raise ValueError(f"{op}: probability must be from 0 to 255/256, got {probability!r}")
     if activation not in (None, "gelu"):
         raise ValueError(f"{op}: activation must be None or 'gelu', got {activation!r}")
     if x.dtype not in DTYPES:

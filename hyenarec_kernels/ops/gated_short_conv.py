@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from hyenarec_kernels.integers import integer
 from hyenarec_kernels.ops.checks import autocast, check_input, check_parameter, check_tensor
 from hyenarec_kernels.ops.registration import register
 from hyenarec_kernels.segments import Index, Segments
@@ -43,8 +44,8 @@ def gated_short_conv(
     op = "gated_short_conv"
     check_input(op, x)
     x = autocast(x)
-    channels = x.shape[-1]
-    if dim < 1 or channels % dim or channels < 2 * dim:
+    channels, dim = x.shape[-1], integer(op, "dim", dim)
+    if channels % dim or channels < 2 * dim:
         raise ValueError(f"{op}: the channels of x must be a multiple of dim, 2 or more, got {channels} and {dim}")
     check_tensor(op, "weight", weight)
     if weight.dim() != 2 or weight.shape[1] < 1:

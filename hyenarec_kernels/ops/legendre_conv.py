@@ -7,10 +7,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from hyenarec_kernels.integers import integer
 from hyenarec_kernels.ops.checks import autocast, check_gate, check_groups, check_input, check_parameter
 from hyenarec_kernels.ops.long_conv import gated_shape
 from hyenarec_kernels.ops.registration import register
 from hyenarec_kernels.segments import Index, Segments
+from hyenarec_kernels.tracing import concrete, unwrapped
 
 
 def legendre_conv(
@@ -62,10 +64,7 @@ def legendre_conv(
     check_groups(op, "coefficients", coefficients, x)
     check_parameter(op, "decay", decay, (coefficients.shape[0],), x)
     check_parameter(op, "skip", skip, (x.shape[-1],), x)
-    if not isinstance(horizon, int | torch.SymInt):
-        raise ValueError(f"{op}: horizon must be an int, got {horizon!r}")
-    if horizon < 1:
-        raise ValueError(f"{op}: horizon must be at least 1, got {horizon}")
+    horizon = integer(op, "horizon", horizon)
     first, end = Segments.of(op, x, lengths, starts, cu_seqlens, segments)
     check_gate(op, "pre_gate", pre_gate, x.shape, x)
     check_gate(op, "post_gate", post_gate, gated_shape(x, first, last_only), x)
@@ -91,8 +90,13 @@ def _output_shapes(
 
 
 def _check_decay(x: Tensor, coefficients: Tensor, decay: Tensor | None, *rest: object) -> None:
-    if decay is not None and decay.device.type == "cpu" and bool((decay < 0).any()):
-        raise ValueError(f"legendre_conv: decay must be at least 0, got {decay[decay < 0][0].item()}")
+    if decay is None or decay.device.type != "cpu":
+        return
+    values = concrete(decay)
+    if values is None:  # traced below a transform: checked when the compiled program runs
+        torch._assert_async(~(unwrapped(decay) < 0).any(), "legendre_conv: decay must be at least 0")
+    elif bool((values < 0).any()):
+        raise ValueError(f"legendre_conv: decay must be at least 0, got {values[values < 0][0].item()}")
 
 
 register(

@@ -16,12 +16,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hyenarec_kernels import backends
+from hyenarec_kernels import backends, sharding
 from hyenarec_kernels.backends import reference
+from hyenarec_kernels.library import LIBRARY, NAMESPACE, define
+from hyenarec_kernels.segments import check_segments
 from hyenarec_kernels.tracing import transformed
 
-NAMESPACE = "hyenarec"
-LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")  # type: ignore[no-untyped-call]
 SEGMENTS = ("Tensor? starts", "Tensor? ends")
 
 
@@ -49,9 +49,14 @@ def register(
     arguments = ", ".join((*tensors, *constants, options))
     grads = ", ".join(f"Tensor grad_{i}" for i in range(outputs))
     backward_name = f"{name}_backward"
-    _define(name, name, f"({arguments}) -> ({_tensors(outputs)})", slice(None), check)
+    where = slice(count, count + 2) if constants is SEGMENTS else None
+    forward_call, backward_call = (
+        _checked(name, name, slice(None), where, check),
+        _checked(backward_name, name, slice(outputs, -1), where, None),
+    )
+    _define(name, f"({arguments}) -> ({_tensors(outputs)})", forward_call)
     schema = f"({grads}, {arguments}, bool[{count}] needs) -> ({_tensors(count)})"
-    _define(backward_name, name, schema, slice(outputs, -1), None)
+    _define(backward_name, schema, backward_call)
     backward_operator = getattr(torch.ops.hyenarec, backward_name)
 
     def fake(x: Tensor, *rest: Any) -> Tensor | tuple[Tensor, ...]:
@@ -88,11 +93,13 @@ def register(
 
     torch.library.register_fake(f"{NAMESPACE}::{name}", fake)
     torch.library.register_fake(f"{NAMESPACE}::{backward_name}", fake_backward)
-    _differentiate(name, backward)
-    _differentiate(backward_name, double_backward)
+    _differentiate(name, backward, forward_call)
+    _differentiate(backward_name, double_backward, backward_call)
 
 
-def _differentiate(name: str, backward: Callable[..., tuple[Tensor | None, ...]]) -> None:
+def _differentiate(
+    name: str, backward: Callable[..., tuple[Tensor | None, ...]], call: Callable[..., backends.Call]
+) -> None:
     """Registers the gradients of an operator.
 
     `torch.library.register_autograd` would do so for backward passes alone: forward mode would give zeros in silence,
@@ -113,8 +120,9 @@ def _differentiate(name: str, backward: Callable[..., tuple[Tensor | None, ...]]
     Differentiable.__name__ = Differentiable.__qualname__ = name
 
     def autograd(*arguments: Any) -> Any:
+        sharding.prepare(arguments[0])
         if transformed():
-            return getattr(reference, name)(*arguments)
+            return backends.under_transforms(call(*arguments))(*arguments)
         if torch.is_grad_enabled() and any(isinstance(a, Tensor) and a.requires_grad for a in arguments):
             return Differentiable.apply(*arguments)  # type: ignore[no-untyped-call]
         with torch._C._AutoDispatchBelowAutograd():
@@ -154,21 +162,34 @@ def _tensors(count: int) -> str:
     return ", ".join(["Tensor"] * count)
 
 
-def _define(name: str, operator: str, schema: str, own: slice, check: Callable[..., None] | None) -> None:
-    """Defines ``operator`` or its backward; ``own`` are the arguments of the operator."""
-    qualified = f"{NAMESPACE}::{name}"
+def _checked(
+    name: str, operator: str, own: slice, where: slice | None, check: Callable[..., None] | None
+) -> Callable[..., backends.Call]:
+    """Makes the `Call` of ``operator`` or its backward, after checks; ``own`` are the arguments of the operator, and
+    ``where`` of these say where the sequences lie."""
+
+    def call(*arguments: Any) -> backends.Call:
+        made = backends.Call(name, operator, arguments[own])
+        if where is not None:
+            check_segments(operator, made.arguments[0], *made.arguments[where])
+        if check is not None:
+            check(*made.arguments)
+        return made
+
+    return call
+
+
+def _define(name: str, schema: str, call: Callable[..., backends.Call]) -> None:
+    """Defines an operator or its backward."""
 
     def dispatch(*arguments: Any) -> Any:
-        call = backends.Call(name, operator, arguments[own])
-        if check is not None:
-            check(*call.arguments)
-        with _no_autocast(call.arguments[0].device.type):
-            results = backends.implementation(call)(*arguments)
+        made = call(*arguments)
+        with _no_autocast(made.arguments[0].device.type):
+            results = backends.implementation(made)(*arguments)
         # The fakes promise this. A backend's own operations may keep the strides of x where a result is all zeros.
         return _one_or_all(result.contiguous() for result in _all(results))
 
-    torch.library.define(qualified, schema, tags=(torch.Tag.pt2_compliant_tag,))
-    torch.library.impl(qualified, "default", dispatch)
+    define(name, schema, dispatch)
 
 
 def _no_autocast(device: str) -> AbstractContextManager[Any]:

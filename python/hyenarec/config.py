@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, fields, is_dataclass
 from types import NoneType, UnionType
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from hyenarec.errors import UserError
+from hyenarec.errors import UserError, shortened
 
 if TYPE_CHECKING:
     import torch
@@ -53,9 +53,30 @@ def check_ranges(config: object, ranges: Mapping[str, tuple[float, float]], pref
         if value != value:  # NaN; math.isnan has no answer for an integer of 400 digits
             raise UserError(f"option {prefix}{name}: {value} is not a number")
         if value < low:
-            raise UserError(f"option {prefix}{name}: {_short(value)} is below {low}")
+            raise UserError(f"option {prefix}{name}: {shortened(value)} is below {low}")
         if value > high:
-            raise UserError(f"option {prefix}{name}: {_short(value)} is above {high}")
+            raise UserError(f"option {prefix}{name}: {shortened(value)} is above {high}")
+
+
+def check_types(values: Mapping[str, object], hints: Mapping[str, Any], prefix: str = "") -> None:
+    """Raises :class:`UserError` for the first of ``values`` that is not of the type that ``hints`` has for it."""
+    for name, value in values.items():
+        hint = hints[name]
+        if not _fits(value, hint):
+            allowed = [str(choice) for part in (hint, *get_args(hint)) for choice in _choices(part)]
+            way_out = f"; it must be one of {', '.join(allowed)}" if allowed else ""
+            raise UserError(f"option {prefix}{name}: cannot be {shortened(value)}{way_out}")
+
+
+def check_fields(config: Any, prefix: str = "") -> None:
+    """:func:`check_types` of a dataclass."""
+    check_types(
+        {option.name: getattr(config, option.name) for option in fields(config)}, get_type_hints(type(config)), prefix
+    )
+
+
+def _choices(hint: Any) -> tuple[Any, ...]:
+    return get_args(hint) if get_origin(hint) is Literal else ()
 
 
 @dataclass(frozen=True)
@@ -78,7 +99,12 @@ class HyenaConfig:
     """Taps of the short convolution."""
 
     def __post_init__(self) -> None:
+        check_fields(self, "hyena.")
         check_ranges(self, HYENA_RANGES, "hyena.")
+
+
+HYENA_OPTIONS = tuple(option.name for option in fields(HyenaConfig))
+HYENA_FILTER_OPTIONS = ("horizon", "terms", "window", "filter")
 
 
 @dataclass(frozen=True)
@@ -89,6 +115,7 @@ class AttentionConfig:
     """Heads; a divisor of dim."""
 
     def __post_init__(self) -> None:
+        check_fields(self, "attention.")
         check_ranges(self, ATTENTION_RANGES, "attention.")
 
 
@@ -111,10 +138,11 @@ class ModelConfig:
     attention: AttentionConfig = field(default_factory=AttentionConfig)
 
     def __post_init__(self) -> None:
+        check_fields(self)
         check_ranges(self, MODEL_RANGES)
         if not 0 <= self.dropout <= 0.99:  # of more, rounded to 1/256, nothing might be left
             raise UserError(f"option dropout: {self.dropout} is outside [0, 0.99]")
-        if self.dim % self.attention.heads:
+        if self.mixer in MIXERS_WITH_HEADS and self.dim % self.attention.heads:
             raise UserError(f"option attention.heads: {self.attention.heads} does not divide dim {self.dim}")
         horizon = self.hyena.horizon or self.max_length
         if self.mixer == "hyena" and horizon * self.hyena.terms > BASIS_VALUES:
@@ -167,6 +195,7 @@ class TrainingConfig:
     """Where to train: auto takes a GPU where there is one."""
 
     def __post_init__(self) -> None:
+        check_fields(self)
         check_ranges(self, TRAINING_RANGES)
 
     def torch_device(self) -> torch.device:
@@ -187,22 +216,30 @@ class TrainingConfig:
 
 
 def refuse_unused(model: ModelConfig, training: TrainingConfig, mixers: Sequence[str]) -> None:
-    """Raises :class:`UserError` for an option that was changed although none of ``mixers``, and no loss, reads it."""
-    readers = (
-        ("hyena.", model.hyena, ("hyena",)),
-        # With an odd dim even those without heads need another number, which has to divide it.
-        ("attention.", model.attention if model.dim % AttentionConfig.heads == 0 else None, MIXERS_WITH_HEADS),
-    )
-    for prefix, config, used_by in readers:
-        if config is None or set(mixers) & set(used_by):
-            continue
+    """Raises :class:`UserError` for an option that was changed although none of ``mixers``, and nothing else, reads
+    it."""
+
+    def refuse(prefix: str, config: Any, options: Sequence[str], why: str) -> None:
         for option in fields(config):
-            if getattr(config, option.name) != option.default:
-                raise UserError(
-                    f"option {prefix}{option.name}: not used by {', '.join(mixers)}; only by {', '.join(used_by)}"
-                )
-    if training.loss == "full" and training.negatives != TrainingConfig.negatives:
-        raise UserError("option negatives: not used by loss full; only by loss sampled")
+            if option.name in options and getattr(config, option.name) != option.default:
+                raise UserError(f"option {prefix}{option.name}: not used {why}")
+
+    hyena, named = model.hyena, ", ".join(mixers)
+    bases = ("legendre", "chebyshev", "cosine")
+    if "hyena" not in mixers:
+        refuse("hyena.", hyena, HYENA_OPTIONS, f"by {named}; only by hyena")
+    if hyena.order == 1:
+        refuse("hyena.", hyena, HYENA_FILTER_OPTIONS, "by hyena.order 1, which has no long filter")
+    if hyena.filter not in bases:
+        refuse("hyena.", hyena, ("terms",), f"by filter {hyena.filter}; only by {', '.join(bases)}")
+    if hyena.filter == "explicit":
+        refuse("hyena.", hyena, ("window",), "by filter explicit; only by the others")
+    if set(mixers).isdisjoint(MIXERS_WITH_HEADS):
+        refuse("attention.", model.attention, ("heads",), f"by {named}; only by {', '.join(MIXERS_WITH_HEADS)}")
+    if training.loss == "full":
+        refuse("", training, ("negatives",), "by loss full; only by loss sampled")
+    if not training.exclude_seen:
+        refuse("", training, ("seen",), "with --no-exclude-seen, which ranks seen items too")
 
 
 def from_json(cls: type[T], data: object, name: str) -> T:
@@ -212,19 +249,19 @@ def from_json(cls: type[T], data: object, name: str) -> T:
     out of range.
     """
     if not isinstance(data, dict):
-        raise UserError(f"{name}: expected options by name, got {_short(data)}")
+        raise UserError(f"{name}: expected options by name, got {shortened(data)}")
     hints = get_type_hints(cls)
     values: dict[str, Any] = {}
     for option, value in data.items():
         hint = hints.get(option)
         if hint is None:
-            raise UserError(f"{name}: unknown option {_short(option)}")
+            raise UserError(f"{name}: unknown option {shortened(option)}")
         if isinstance(hint, type) and is_dataclass(hint):
             values[option] = from_json(hint, value, f"{name}.{option}")
         elif _fits(value, hint):
             values[option] = value
         else:
-            raise UserError(f"{name}: option {option} cannot be {_short(value)}")
+            raise UserError(f"{name}: option {option} cannot be {shortened(value)}")
     try:
         return cls(**values)
     except TypeError as error:  # an option without a default is missing
@@ -242,8 +279,3 @@ def _fits(value: object, hint: Any) -> bool:
         return isinstance(value, int | float) and not isinstance(value, bool)
     kind = NoneType if hint is None else origin or hint
     return isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
-
-
-def _short(value: object) -> str:
-    text = repr(value) if not isinstance(value, int) or abs(value) < 10**30 else "a number of over 30 digits"
-    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -8,5 +8,23 @@ class UserError(Exception):
     """
 
 
+def expect(value: object, kinds: type | tuple[type, ...], what: str, wanted: str) -> None:
+    """Raises :class:`UserError` that says what was ``wanted`` as ``what``, unless ``value`` is of ``kinds``."""
+    wants_bool = isinstance(kinds, tuple) and bool in kinds  # which are integers to Python
+    if not isinstance(value, kinds) or (isinstance(value, bool) and not wants_bool):
+        raise UserError(f"{what}: expected {wanted}, got {shortened(value)}")
+
+
+def shortened(value: object) -> str:
+    """How ``value`` is written in a message: on one line, and not a long one."""
+    text = repr(value) if not isinstance(value, int) or abs(value) < 10**30 else "a number of over 30 digits"
+    text = " ".join(text.split())
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
 class ScoreError(UserError, ValueError):
     """A model's scores are NaN or infinite, so nothing can be ranked by them."""
+
+
+class DamagedError(UserError):
+    """A file of ours that is truncated, damaged or of another version, so that nothing but replacing it helps."""

@@ -12,9 +12,11 @@ from hyenarec.data.splits import Split
 from hyenarec.data.store import SequenceStore
 from hyenarec.display import console
 from hyenarec.evaluation import rank_targets, repeats_line
+from hyenarec.files import refuse_foreign
 from hyenarec.run_folder import Run
 from hyenarec.source import Source
 
+CURVE = "curve.png"
 COLUMNS = ("NDCG@10", "Recall@10", "MRR", "s/epoch")
 
 
@@ -24,9 +26,10 @@ def train(
     """Train (or finish) the run in ``out`` and draw its curve; returns the run's result."""
     from hyenarec.plots import training_curves  # matplotlib: a command that draws nothing does without it
 
+    refuse_foreign(out / CURVE)
     run = Run(out, store, split, model, training, source)
     result = run.train()
-    training_curves({model.mixer: run.trainer.progress.history}, training.metric, out / "curve.png")
+    training_curves({model.mixer: run.trainer.progress.history}, training.metric, out / CURVE)
     return result
 
 

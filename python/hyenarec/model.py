@@ -13,7 +13,7 @@ from hyenarec.config import ModelConfig
 from hyenarec.data.batches import Batch
 from hyenarec.errors import UserError
 from hyenarec.mixers import MIXERS
-from hyenarec_kernels.nn import Linear
+from hyenarec_kernels.nn import fast_linear
 from hyenarec_kernels.ops import dropout as kernels
 
 
@@ -37,6 +37,14 @@ class Dropout(nn.Module):
         return dropout(gelu(x) if self.activation else x, self.probability)
 
 
+class FeedForward(nn.Sequential):
+    """Two linear layers with an activation between them."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        up, activation, down = self
+        return fast_linear(down, activation(fast_linear(up, x)))
+
+
 class Block(nn.Module):
     """Pre-norm residual mixer, then pre-norm residual feed-forward (GELU, 4x)."""
 
@@ -45,10 +53,10 @@ class Block(nn.Module):
         self.mixer_norm = nn.LayerNorm(config.dim)
         self.mixer = MIXERS[config.mixer](config, layer)
         self.ffn_norm = nn.LayerNorm(config.dim)
-        self.ffn = nn.Sequential(
-            Linear(config.dim, 4 * config.dim),
+        self.ffn = FeedForward(
+            nn.Linear(config.dim, 4 * config.dim),
             Dropout(config.dropout, activation="gelu"),
-            Linear(4 * config.dim, config.dim),
+            nn.Linear(4 * config.dim, config.dim),
         )
         self.dropout = Dropout(config.dropout)
 

@@ -10,13 +10,16 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from hyenarec.errors import UserError
-from hyenarec.files import write_atomically
+from hyenarec.files import WRITTEN_BY, refuse_foreign, write_atomically
 from hyenarec.mixers.hyena import HyenaRecMixer
 from hyenarec.model import SequenceModel
 
 
 def save_figure(figure: Figure, path: Path) -> None:
-    write_atomically(path, lambda temporary: figure.savefig(temporary, format="png", dpi=120))
+    """Write a picture where :func:`hyenarec.files.refuse_foreign` allows it."""
+    refuse_foreign(path)
+    mark = {"Software": WRITTEN_BY}
+    write_atomically(path, lambda temporary: figure.savefig(temporary, format="png", dpi=120, metadata=mark))
 
 
 def training_curves(histories: Mapping[str, Sequence[Mapping[str, Any]]], metric: str, path: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -18,8 +18,9 @@ from hyenarec.data.batches import Batch, pack_histories
 from hyenarec.data.ids import Ids
 from hyenarec.data.times import UNITS, caller_seconds
 from hyenarec.environment import check_backend
-from hyenarec.errors import UserError
+from hyenarec.errors import UserError, expect, shortened
 from hyenarec.evaluation import exclude_history, scored_at_a_time
+from hyenarec.files import as_path
 from hyenarec.mixers import MIXERS
 from hyenarec.model import SequenceModel
 from hyenarec.trained import load_trained
@@ -77,12 +78,20 @@ class Recommender:
 
         Raises :class:`UserError` where there is none, or it is damaged or of another version.
         """
-        trained = load_trained(Path(path))
-        check_backend(torch.device(device))
-        return cls(trained.model, trained.user_ids, trained.item_ids, trained.config, torch.device(device))
+        trained = load_trained(as_path(path, "run"))
+        try:
+            place = torch.device(device)
+            if place.type == "meta":
+                raise RuntimeError("it computes no values")
+            check_backend(place)
+            return cls(trained.model, trained.user_ids, trained.item_ids, trained.config, place)
+        except (RuntimeError, TypeError, AssertionError) as error:  # whatever torch raises for this device
+            reason = str(error).splitlines()[0]
+            raise UserError(f"option device: {shortened(device)} cannot be used here: {reason}") from error
 
     def scores(self, batch: Batch) -> Tensor:
         """Scores of every item as the next one after each packed history, (S, V), computed as in training."""
+        expect(batch, Batch, "batch", "a Batch")
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config["training"]["bf16"]):
             return self.model.scores(batch)
 
@@ -130,12 +139,20 @@ class Recommender:
         Raises :class:`UserError` for a wrong ``k``, for items where histories are expected, and where timestamps are
         not as many as the events.
         """
+        expect(k, (int, np.integer), "option k", "a whole number")
         if k < 1:
             raise UserError(f"option k: {k} is below 1")
         if k > len(self.item_ids):
-            raise UserError(f"option k: {k} items asked for, but the catalogue has {len(self.item_ids)}")
-        if isinstance(histories, str):
+            raise UserError(f"option k: {shortened(k)} items asked for, but the catalogue has {len(self.item_ids)}")
+        if isinstance(histories, str | bytes):
             raise _not_nested(histories)
+        for what, given in (("histories", histories), ("timestamps", timestamps)):
+            if given is not None or what == "histories":
+                expect(given, Iterable, what, "one list for each history")
+        if exclude_seen is not None:
+            expect(exclude_seen, (bool, np.bool_), "option exclude_seen", "True, False or None")
+        if unknown not in ("skip", "error"):
+            raise UserError(f"option unknown: expected 'skip' or 'error', got {shortened(unknown)}")
         mixer = self.model.config.mixer
         if timestamps is None and MIXERS[mixer].knows_time:
             warnings.warn(f"{mixer}: no timestamps given; positions take their place", stacklevel=3)
@@ -154,9 +171,11 @@ class Recommender:
         for history in histories:
             if isinstance(history, str | bytes) or not isinstance(history, Iterable):
                 raise _not_nested(history)
+            if isinstance(history, Set | Mapping):
+                raise UserError(f"histories: {shortened(history)} has no order; give a list, oldest event first")
             items = list(history)
             times = None if rows is None else next(rows, None)
-            if rows is not None and (times is None or len(times) != len(items)):
+            if rows is not None and (not isinstance(times, Collection) or len(times) != len(items)):
                 raise UserError("timestamps: one is needed for each event of each history")
             try:
                 yield self._request(items, times, unknown)
@@ -230,4 +249,6 @@ class Recommender:
 
 
 def _not_nested(given: object) -> UserError:
-    return UserError(f"histories: {given!r} is an item, not a history; nest them, as in recommend([[{given!r}]])")
+    return UserError(
+        f"histories: {shortened(given)} is an item, not a history; nest them, as in recommend([[{shortened(given)}]])"
+    )

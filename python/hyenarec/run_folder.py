@@ -25,7 +25,7 @@ from hyenarec.config import ModelConfig, TrainingConfig, from_json
 from hyenarec.data.splits import Split
 from hyenarec.data.store import SequenceStore
 from hyenarec.display import console
-from hyenarec.errors import UserError
+from hyenarec.errors import DamagedError, UserError
 from hyenarec.files import remove_unfinished, write_text
 from hyenarec.mixers import MIXERS
 from hyenarec.source import Source
@@ -38,6 +38,7 @@ LOCK = ".lock"
 
 # Options that change nothing about the epochs trained so far; a cosine schedule is laid out over its epochs.
 FREE_OPTIONS = ("epochs", "patience", "checkpoint_minutes", "device")
+MADE_AGAIN = "remove it, and the same command makes it again"
 SLOW_HOURS = 1.0  # of an epoch's loss, from which a warning is due
 
 
@@ -95,6 +96,7 @@ class Run:
             trainer.train(self)
             return self._finish()
         except Interrupted as stop:
+            trainer.refuse_divergence()
             self.save_last()
             place = f"epoch {trainer.progress.epoch + 1}, step {trainer.progress.step}"
             message = f"interrupted in {place}; saved: the same command goes on from there"
@@ -134,7 +136,12 @@ class Run:
         except OSError as error:
             raise UserError(f"cannot clear {self.folder} of half-written files: {error.strerror}") from error
         if (self.folder / LAST).exists():
-            self._read_last(self.folder / LAST)
+            try:
+                self._read_last(self.folder / LAST)
+            except DamagedError as error:
+                best = f" ({BEST}, the best epoch so far, serves until then)" if (self.folder / BEST).exists() else ""
+                way_out = f"remove it, and the same command trains from the start{best}"
+                raise DamagedError(f"{error}; {way_out}") from error
         else:
             self._refuse_other_files()
             self.environment = environment.describe(self.trainer.device)
@@ -163,14 +170,14 @@ class Run:
             )
         progress = from_json(Progress, header.get("progress"), f"{last}: progress")
         if not _is_whole(progress):
-            raise UserError(f"{last}: damaged checkpoint: its progress does not fit its history")
+            raise DamagedError(f"{last}: damaged checkpoint: its progress does not fit its history")
         checkpoint.fill(self.trainer.model, checkpoint.without_prefix("model", tensors), last)
         try:
             checkpoint.restore_optimizer(
                 self.trainer.model, self.trainer.optimizer, checkpoint.without_prefix("optimizer", tensors)
             )
         except ValueError as error:
-            raise UserError(f"{last}: {error}") from error
+            raise DamagedError(f"{last}: {error}") from error
         self.trainer.progress, self.environment = progress, header.get("environment", {})
         self.trainer.timing = _read_timing(self.folder, progress.epoch)
         if progress.epoch > self.trainer.config.epochs:
@@ -184,8 +191,8 @@ class Run:
         """A ``best`` that this run did not write would be tested and served as its own."""
         try:
             config = checkpoint.load(path)[1].get("config", {})
-        except UserError as error:
-            raise UserError(f"{error}; remove it, and the same command makes it again") from error
+        except DamagedError as error:
+            raise DamagedError(f"{error}; {MADE_AGAIN}") from error
         differing = _differences(config, self.description)
         if differing:
             raise UserError(
@@ -220,7 +227,7 @@ class Run:
         if header.get("epoch") != progress.best_epoch:
             raise UserError(
                 f"{path} is of epoch {header.get('epoch')}, but the best of this run is epoch {progress.best_epoch}: "
-                "remove it, and the same command makes it again"
+                f"{MADE_AGAIN}"
             )
         checkpoint.fill(trainer.model, checkpoint.without_prefix("model", tensors), path)
         test = trainer.validate(trainer.split.test)

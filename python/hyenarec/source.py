@@ -6,11 +6,13 @@ import os
 from dataclasses import dataclass
 from typing import Literal
 
+from hyenarec.config import check_fields
 from hyenarec.data.places import STANDARD_INPUT, LogFormat
 from hyenarec.data.reading import open_data
 from hyenarec.data.splits import Split, global_temporal, leave_one_out
 from hyenarec.data.store import SequenceStore
 from hyenarec.data.times import TimeUnit
+from hyenarec.files import as_path
 
 
 @dataclass(frozen=True)
@@ -31,8 +33,9 @@ class Source:
     drop_duplicates: bool = False
 
     def __post_init__(self) -> None:
-        if self.data != STANDARD_INPUT:
-            object.__setattr__(self, "data", os.path.abspath(self.data))
+        data = str(as_path(self.data, "data"))
+        object.__setattr__(self, "data", data if data == STANDARD_INPUT else os.path.abspath(data))
+        check_fields(self)
 
     def open(self) -> SequenceStore:
         """The store, or the log read."""

@@ -13,7 +13,7 @@ import torch
 from hyenarec import checkpoint
 from hyenarec.config import ModelConfig, TrainingConfig, from_json
 from hyenarec.data.ids import Ids
-from hyenarec.errors import UserError
+from hyenarec.errors import DamagedError, UserError
 from hyenarec.model import SequenceModel
 from hyenarec.source import Source
 
@@ -45,7 +45,16 @@ def load_trained(path: Path) -> Trained:
     Raises :class:`UserError` where there is none, or it is damaged, foreign or of another version. Nothing is allocated
     that the file's own tensors do not bear out.
     """
-    path = path / BEST if os.path.isdir(path) else path  # not is_dir(), which raises where it may not look
+    in_folder = os.path.isdir(path)  # not is_dir(), which raises where it may not look
+    try:
+        return _load(path / BEST if in_folder else path)
+    except DamagedError as error:
+        if not in_folder:
+            raise
+        raise DamagedError(f"{error}; remove it, and the command that trained this run makes it again") from error
+
+
+def _load(path: Path) -> Trained:
     tensors, header = checkpoint.load(path)
     config = header.get("config")
     if not isinstance(config, dict):

@@ -27,7 +27,7 @@ from hyenarec.data.splits import Split
 from hyenarec.data.store import SequenceStore
 from hyenarec.display import TrainingDisplay, training_display
 from hyenarec.environment import check_backend, check_memory
-from hyenarec.errors import UserError
+from hyenarec.errors import ScoreError, UserError, expect
 from hyenarec.evaluation import Ranking, Scorer, rank_targets
 from hyenarec.losses import full_cross_entropy, sampled_softmax
 from hyenarec.model import SequenceModel
@@ -35,6 +35,7 @@ from hyenarec.model import SequenceModel
 # Scores an epoch from which the full loss is timed beforehand: on one core of a Sapphire Rapids Xeon 1e11 take about
 # ten minutes at 64 channels.
 TIMED_FROM_SCORES = 1e11
+CHECKED_EVERY = 100  # steps, after which it is seen whether the loss is still a number: a GPU waits for that
 
 
 class Interrupted(KeyboardInterrupt):
@@ -82,6 +83,10 @@ class Trainer:
     """A model in training on a store's training windows."""
 
     def __init__(self, store: SequenceStore, split: Split, model_config: ModelConfig, config: TrainingConfig) -> None:
+        expect(store, SequenceStore, "store", "a SequenceStore")
+        expect(split, Split, "split", "a Split")
+        expect(model_config, ModelConfig, "model_config", "a ModelConfig")
+        expect(config, TrainingConfig, "config", "a TrainingConfig")
         self.store, self.split, self.config = store, split, config
         self.device = config.torch_device()
         check_backend(self.device)
@@ -95,6 +100,7 @@ class Trainer:
         self.loss = self._make_loss()
         self.progress, self.timing = Progress(), Timing()
         self._loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
+        self._finite = torch.zeros((), dtype=torch.int64, device=self.device)  # steps of the epoch with finite sums
         self._began: float | None = None  # when the steps of this epoch that are not in ``timing`` did
 
     @property
@@ -159,6 +165,27 @@ class Trainer:
             self.timing.current += now - self._began
             self._began = now
 
+    def refuse_divergence(self, *, weights: bool = True) -> None:
+        """Raises :class:`UserError` where the loss, or with ``weights`` a weight, is no number any more.
+
+        Nothing is saved without it, so that no checkpoint holds such weights.
+        """
+        progress, finite = self.progress, int(self._finite)
+        if finite < progress.batch:
+            raise self._diverged(f"the loss is no number from step {progress.step - progress.batch + finite + 1} on")
+        if weights and not all(bool(p.isfinite().all()) for p in self.model.parameters()):
+            raise self._diverged(f"weights are no numbers after step {progress.step}")
+
+    def _diverged(self, what: str) -> UserError:
+        config, progress = self.config, self.progress
+        kept = f"the best epoch so far, {progress.best_epoch}, is kept; " if progress.best_epoch else ""
+        return UserError(
+            f"training diverged in epoch {progress.epoch + 1}: {what}; {kept}try a lower --learning-rate "
+            f"({config.learning_rate:g}; the default is {TrainingConfig.learning_rate:g}), more --warmup-steps "
+            f"({config.warmup_steps}) or --clip-norm 1 ({config.clip_norm:g}; 0 is off)"
+            + (", and another --out" if progress.epoch else "")
+        )
+
     def full_loss_seconds(self) -> float:
         """About how long the full loss takes an epoch here, from the time of one chunk; 0 where that is no matter."""
         scores = self.windows.tokens * self.store.n_items
@@ -182,14 +209,19 @@ class Trainer:
         display.start_epoch(progress.epoch, config.epochs, len(self.windows), progress.batch)
         self.model.train()
         self._loss_sum.fill_(progress.epoch_loss)
+        self._finite.fill_(progress.batch)
         self._began = saved = time.perf_counter()
         for batch in self.windows.epoch(config.seed, progress.epoch, progress.batch):
             rate = config.rate(progress.step, steps)
             self._loss_sum += self.step(batch.to(self.device), rate) * len(batch.items)
+            self._finite += self._loss_sum.isfinite()
             progress.step += 1
             progress.batch += 1
             display.advance()
-            if saver is not None and time.perf_counter() - saved > 60 * config.checkpoint_minutes:
+            save = saver is not None and time.perf_counter() - saved > 60 * config.checkpoint_minutes
+            if save or progress.step % CHECKED_EVERY == 0:
+                self.refuse_divergence(weights=save)
+            if saver is not None and save:
                 saver.save_last()
                 saved = time.perf_counter()
             check_stop()
@@ -198,16 +230,15 @@ class Trainer:
 
     def _end_epoch(self, display: TrainingDisplay, check_stop: Callable[[], None], saver: Saver | None) -> None:
         progress, config = self.progress, self.config
+        self.refuse_divergence()
         mean_loss = progress.epoch_loss / self.windows.tokens
-        if not math.isfinite(mean_loss) or not all(bool(p.isfinite().all()) for p in self.model.parameters()):
-            raise UserError(
-                f"training diverged: epoch {progress.epoch + 1} has loss {mean_loss}; lower learning_rate "
-                f"({config.learning_rate}) or clip_norm ({config.clip_norm})"
-            )
         row: dict[str, Any] = {"epoch": progress.epoch + 1, "step": progress.step, "loss": mean_loss}
         rank = None
         if progress.epoch + 1 >= config.epochs or (progress.epoch + 1) % config.evaluate_every == 0:
-            metrics = self.validate(self.split.validation, _Interruptible(self.model, check_stop)).metrics()
+            try:
+                metrics = self.validate(self.split.validation, _Interruptible(self.model, check_stop)).metrics()
+            except ScoreError as error:
+                raise self._diverged(f"the model's scores are no numbers after step {progress.step}") from error
             row["validation"] = metrics
             rank = [metrics[config.metric], metrics["MRR"], -mean_loss]
         line = _epoch_line(row, config, self.timing.current)

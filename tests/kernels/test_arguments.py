@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import hyenarec_kernels as hk
+from hyenarec_kernels.ops.dropout import dropout
 from hyenarec_kernels.segments import Segments
 
 X = torch.randn(2, 6, 4)
@@ -131,6 +132,8 @@ def test_lists_arrays_and_integer_masks_say_where_sequences_lie() -> None:
         {"mask": real.numpy()},
     ):
         torch.testing.assert_close(mixer(x, **where), want, rtol=0, atol=0)
+    backwards = np.array([2, 6])[::-1]
+    torch.testing.assert_close(mixer(x, lengths=backwards), want, rtol=0, atol=0)
     packed = hk.long_conv(PACKED, TAPS, cu_seqlens=index([0, 5, 12]))
     for cu_seqlens in ([0, 5, 12], np.array([0, 5, 12])):
         torch.testing.assert_close(hk.long_conv(PACKED, TAPS, cu_seqlens=cu_seqlens), packed, rtol=0, atol=0)
@@ -148,6 +151,22 @@ def test_lists_arrays_and_integer_masks_say_where_sequences_lie() -> None:
         (lambda: hk.nn.HyenaMixer(4, 5)(X.double()), "HyenaMixer: x must be torch.float32 .*, got torch.float64"),
         (lambda: hk.nn.HyenaMixer(4, 5)(X.long()), "HyenaMixer: x must be torch.float32 .*, got torch.int64"),
         (lambda: hk.nn.HyenaMixer(4, 5)(X.tolist()), "HyenaMixer: x must be a tensor, got builtins.list"),
+        (lambda: long(X.to_sparse()), "long_conv: x must be a dense tensor, got torch.sparse_coo"),
+        (lambda: long(torch.nested.nested_tensor([*X])), "long_conv: x must be a dense tensor, got a nested one"),
+        (lambda: long(filter=TAPS.to_sparse()), "long_conv: filter must be a dense tensor, got torch.sparse_coo"),
+        (lambda: long(segments=(None, None)), "long_conv: segments must be Segments, got tuple"),
+        (lambda: hk.legendre_filter([[1.0]], 5), "legendre_filter: coefficients must be a tensor, got list"),
+        (lambda: hk.legendre_filter(TAPS, 5, [1.0, 2.0]), "legendre_filter: decay must be a tensor, got list"),
+        (lambda: hk.legendre_filter(TAPS, 5, torch.ones(2, device="meta")), "legendre_filter: decay is on meta and"),
+        (lambda: hk.legendre_conv(X, TAPS, horizon=1 << 63), "legendre_conv: horizon must fit in 64 bits"),
+        (lambda: dropout(X, float("nan"), index([1])), "dropout: probability must be from 0 to 255/256, got nan"),
+        (lambda: dropout(X, float("inf"), index([1])), "dropout: probability must be from 0 to 255/256, got inf"),
+        (lambda: dropout(X, "a", index([1])), "dropout: probability must be from 0 to 255/256, got 'a'"),
+        (
+            lambda: hk.nn.HyenaMixer(4, 5, filter=lambda g, k: hk.nn.LegendreFilter(g, 7)),
+            "HyenaMixer: filter must make",
+        ),
+        (lambda: hk.nn.HyenaMixer(4, 5, filter=torch.nn.Linear), "HyenaMixer: filter must make a Filter of 4 groups"),
     ],
 )
 def test_contract_9_types(call: Callable[[], object], message: str) -> None:
@@ -187,3 +206,41 @@ def test_shapes_on_the_meta_device() -> None:
 def test_a_filter_refuses_sizes_that_are_none(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=f"legendre_filter: {message}"):
         hk.legendre_filter(torch.randn(2, 3), **{"horizon": 6, **options})
+
+
+INTEGERS: dict[str, Callable[[Any], object]] = {
+    "legendre_conv: horizon": lambda n: hk.legendre_conv(X, TAPS, horizon=n),
+    "legendre_filter: horizon": lambda n: hk.legendre_filter(TAPS, n),
+    "legendre_filter: taps": lambda n: hk.legendre_filter(TAPS, 5, taps=n),
+    "gated_short_conv: dim": lambda n: hk.gated_short_conv(X, torch.randn(4, 3), None, n),
+    "LegendreFilter: groups": lambda n: hk.nn.LegendreFilter(n, 5),
+    "ExplicitFilter: horizon": lambda n: hk.nn.ExplicitFilter(2, n),
+    "CosineFilter: terms": lambda n: hk.nn.CosineFilter(2, 5, n),
+    "ImplicitFilter: bands": lambda n: hk.nn.ImplicitFilter(2, 5, bands=n),
+    "ImplicitFilter: width": lambda n: hk.nn.ImplicitFilter(2, 5, width=n),
+    "ImplicitFilter: depth": lambda n: hk.nn.ImplicitFilter(2, 5, depth=n),
+    "HyenaMixer: dim": lambda n: hk.nn.HyenaMixer(n, 5),
+    "HyenaMixer: horizon": lambda n: hk.nn.HyenaMixer(4, n),
+    "HyenaMixer: order": lambda n: hk.nn.HyenaMixer(4, 5, order=n),
+    "HyenaMixer: groups": lambda n: hk.nn.HyenaMixer(4, 5, groups=n),
+    "HyenaMixer: short_width": lambda n: hk.nn.HyenaMixer(4, 5, short_width=n),
+    "HyenaMixer.init_state: batch_size": lambda n: hk.nn.HyenaMixer(4, 5).init_state(n),
+}
+
+
+@pytest.mark.parametrize("name", INTEGERS)
+def test_an_integer_is_what_python_indexes_with(name: str) -> None:
+    """NumPy's integers and 0-d tensors too; no bool, no float, no text, nothing below the least."""
+    call = INTEGERS[name]
+    for given in (2, np.int64(2), np.int32(2), torch.tensor(2)):
+        call(given)
+    for wrong in (True, np.True_, torch.tensor(True), 2.0, np.float64(2), "2", None, [2]):
+        if wrong is None and name in ("HyenaMixer: groups", "legendre_filter: taps"):
+            continue  # the default
+        with pytest.raises(ValueError, match=f"^{name} must be an int, got ") as failure:
+            call(wrong)
+        assert "\n" not in str(failure.value)
+    with pytest.raises(ValueError, match=f"^{name} must be at least [01], got -1"):
+        call(-1)
+    if isinstance(module := call(np.int64(2)), torch.nn.Module):
+        assert not any(isinstance(value, np.integer) for value in vars(module).values())

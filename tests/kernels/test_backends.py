@@ -138,7 +138,7 @@ def test_no_backend_imports_the_registry_or_hands_calls_on() -> None:
                 for module in imported:
                     assert "registry" not in module, f"{file} imports {module}"
                     other = next((o for o in BACKENDS if f".backends.{o}" in module and o != name), None)
-                    assert other is None or module.endswith("reference.rows.wide"), f"{file} imports {module}"
+                    assert other is None, f"{file} imports {module}"
 
 
 def logged(code: str, **environment: str) -> list[str]:

@@ -77,9 +77,11 @@ def test_any_rate(backend: str, horizon: int, length: int, last_only: bool, dtyp
             if np.isnan(RATES[group]) and name != "skip":
                 assert np.isnan(got).all() and np.isnan(right).all(), what
             else:
-                # The gradients of rates, a number a group, are measured together: a fast one is that of a few lags,
-                # where a polynomial may be nearly 0. Those of the fastest are 0, and are measured by themselves.
-                together = name == "decay" and RATES[group] < 1e4
+                # Triton sums a rate's gradient from those of a chunk's tables, where the few lags of a fast window
+                # lie beside others up to 1e4 times larger. It is held to the norm of the gradient as a whole, as the
+                # contract is: at horizon 101, 2e-9 of it and, at rate 300, 6e-5 of its own size. Rates whose
+                # gradients are 0 are measured by themselves.
+                together = name == "decay" and RATES[group] < 1e4 and backend == "triton"
                 scale = np.linalg.norm(want[name][:-1] if together else right)
                 assert np.linalg.norm(got - right) <= TOLERANCE[dtype] * max(scale, 1e-3), what
     assert found["decay"][RATES.index(torch.inf)] == 0

@@ -127,8 +127,8 @@ def test_a_filter_survives_its_state_dict() -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_filters_refuse_bad_sizes(kind: type[Filter]) -> None:
-    for groups, horizon in ((0, 5), (3, 0)):
-        with pytest.raises(ValueError, match=f"{kind.__name__}: groups and horizon must be at least 1"):
+    for name, (groups, horizon) in {"groups": (0, 5), "horizon": (3, 0)}.items():
+        with pytest.raises(ValueError, match=f"{kind.__name__}: {name} must be at least 1, got 0"):
             kind(groups, horizon)
 
 

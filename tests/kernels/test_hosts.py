@@ -15,7 +15,6 @@ from hyenarec_kernels.nn import (
     CosineFilter,
     Filter,
     HyenaMixer,
-    HyenaSelfAttention,
     LegendreFilter,
     key_mask,
 )
@@ -216,48 +215,13 @@ def test_a_bidirectional_mixer_has_no_state() -> None:
         HyenaMixer(4, 6).load_state_dict(mixer.state_dict())
 
 
-@pytest.mark.parametrize("batch_first", [True, False])
-@pytest.mark.parametrize("bidirectional", [True, False])
-@pytest.mark.parametrize("train", [True, False])
-def test_in_torchs_encoder(batch_first: bool, bidirectional: bool, train: bool) -> None:
-    """In place of its attention, as layers and as a stack of them, where eval mode would take a path of its own."""
-    layer = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=batch_first)
-    mixer = HyenaMixer(8, 20, bidirectional=bidirectional)
-    layer.self_attn = HyenaSelfAttention(mixer, batch_first=batch_first)
-    stack = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False).train(train)
-    padding = torch.zeros(2, 11, dtype=torch.bool)
-    padding[1, 7:] = True
-    causal = None if bidirectional else nn.Transformer.generate_square_subsequent_mask(11)
-    x = torch.randn(2, 11, 8)
-    given = x if batch_first else x.transpose(0, 1)
-    layer.train(train)
-    with torch.inference_mode(not train):
-        y, stacked = (f(given, causal, src_key_padding_mask=padding) for f in (layer, stack))
-        y, stacked = (out if batch_first else out.transpose(0, 1) for out in (y, stacked))
-        mixed = layer.norm1(x + mixer(x, lengths=[11, 7]))
-        want = layer.norm2(mixed + layer.linear2(layer.linear1(mixed).relu()))
-        torch.testing.assert_close(y[~padding], want[~padding])
-        for copy in stack.layers:
-            x = copy.norm1(x + copy.self_attn.mixer(x, lengths=[11, 7]))
-            x = copy.norm2(x + copy.linear2(copy.linear1(x).relu()))
-        torch.testing.assert_close(stacked[~padding], x[~padding])
-
-
-@pytest.mark.parametrize("mask", [torch.ones(5, 5).triu(1).bool(), nn.Transformer.generate_square_subsequent_mask(5)])
-def test_the_causal_mask_is_honoured_and_no_other(mask: torch.Tensor) -> None:
-    attention, x = HyenaSelfAttention(HyenaMixer(6, 9), batch_first=True), torch.randn(2, 5, 6)
-    assert attention(x, x, x, attn_mask=mask)[0].equal(attention(x, x, x)[0])
-    for arguments, message in (
-        ({"attn_mask": mask.T}, "attn_mask must be causal"),
-        ({"attn_mask": mask[None]}, "attn_mask must be causal"),
-        ({"need_weights": True}, "there are no attention weights"),
-    ):
-        with pytest.raises(NotImplementedError, match=f"^HyenaSelfAttention: {message}"):
-            attention(x, x, x, **arguments)
-    with pytest.raises(NotImplementedError, match="query, key and value must be one tensor"):
-        attention(x, x.clone(), x)
-    with pytest.raises(NotImplementedError, match="takes no attn_mask"):
-        HyenaSelfAttention(HyenaMixer(6, 9, bidirectional=True), batch_first=True)(x, x, x, attn_mask=mask)
+def test_a_mixer_resets_itself() -> None:
+    """A bidirectional mixer's second filters too."""
+    mixer = HyenaMixer(6, 9, bidirectional=True)
+    for tensor in (*mixer.parameters(), *mixer.buffers()):
+        nn.init.constant_(tensor, torch.nan)
+    mixer.reset_parameters()
+    assert all(t.isfinite().all() for t in mixer.state_dict().values())
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")

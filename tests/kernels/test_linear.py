@@ -7,16 +7,24 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from hyenarec_kernels.nn import Linear
+from hyenarec_kernels.nn import HyenaMixer, Linear, fast_linear
 
 WIDTHS = ((3, 8), (8, 3), (5, 5))  # to more channels, to fewer
 
 
-def twins(width: tuple[int, int], bias: bool, dtype: torch.dtype = torch.float64) -> tuple[Linear, nn.Linear]:
+class Fast(nn.Module):
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        return fast_linear(self.layer, x)
+
+
+def twins(width: tuple[int, int], bias: bool, dtype: torch.dtype = torch.float64) -> tuple[Fast, nn.Linear]:
     torch.manual_seed(0)
-    ours, torchs = Linear(*width, bias=bias, dtype=dtype), nn.Linear(*width, bias=bias, dtype=dtype)
-    torchs.load_state_dict(ours.state_dict())
-    return ours, torchs
+    layer = nn.Linear(*width, bias=bias, dtype=dtype)
+    return Fast(layer), layer
 
 
 def values_and_gradients(layer: nn.Module, x: Tensor) -> list[Tensor]:
@@ -44,7 +52,7 @@ def test_gradients_are_right_and_have_gradients(width: tuple[int, int]) -> None:
     x = torch.randn(4, 2 * width[0], dtype=torch.float64, requires_grad=True)
 
     def run(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        out: Tensor = torch.func.functional_call(ours, {"weight": weight, "bias": bias}, x[:, ::2])
+        out: Tensor = torch.func.functional_call(ours, {"layer.weight": weight, "layer.bias": bias}, x[:, ::2])
         return out
 
     leaves = (x, *ours.parameters())
@@ -90,3 +98,54 @@ def test_torchs_own_serves_where_nothing_is_trained() -> None:
     with Products() as serving, torch.no_grad():
         ours(x)
     assert (training.linear, serving.linear) == (False, True)
+
+
+def test_hooks_fire() -> None:
+    x = torch.randn(6, 3, requires_grad=True)
+    for register in ("forward_hook", "forward_pre_hook", "full_backward_hook", "full_backward_pre_hook"):
+        layer, seen = nn.Linear(3, 8), []
+        getattr(layer, f"register_{register}")(lambda module, *_, seen=seen: seen.append(module))
+        fast_linear(layer, x).sum().backward()
+        assert seen == [layer], register
+    layer, every = nn.Linear(3, 8), []
+    handle = nn.modules.module.register_module_forward_hook(lambda module, *_: every.append(module))
+    try:
+        fast_linear(layer, x)
+    finally:
+        handle.remove()
+    assert every == [layer]
+
+
+def test_what_stands_in_its_place_is_called() -> None:
+    class Adapted(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x) + 1
+
+    x, adapted = torch.randn(6, 3), Adapted(3, 8)
+    assert torch.equal(fast_linear(adapted, x), adapted(x))
+    scaled = nn.utils.parametrizations.weight_norm(nn.Linear(3, 8))
+    torch.testing.assert_close(fast_linear(scaled, x), scaled(x))
+    assert torch.equal(fast_linear(nn.Identity(), x), x)
+
+
+@pytest.mark.filterwarnings("ignore")  # torch announces what will come after torch.ao.quantization
+@pytest.mark.parametrize("kind", [nn.Linear, Linear])
+def test_dynamic_quantisation_reaches_every_layer(kind: type[nn.Module]) -> None:
+    class Feed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.mixer, self.head = HyenaMixer(16, 20), nn.Linear(16, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return fast_linear(self.head, self.mixer(x))
+
+    model, x = Feed().eval(), torch.randn(2, 9, 16)
+    quantised = torch.ao.quantization.quantize_dynamic(model, {kind}, dtype=torch.qint8)
+    assert not [name for name, module in quantised.named_modules() if isinstance(module, nn.Linear)]
+    got, want = quantised(x), model(x)
+    assert 0 < (got - want).norm() < 0.1 * want.norm()  # .06: activations have 7 bits
+    with torch.no_grad():
+        state = quantised.mixer.prefill(x[:, :8])[1]
+        torch.testing.assert_close(
+            quantised.mixer.step(x[:, 8], state)[0], quantised.mixer(x)[:, 8], rtol=0.05, atol=0.05
+        )

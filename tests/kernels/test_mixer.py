@@ -187,3 +187,15 @@ def test_mixer_refuses_bad_layouts(last_only: bool) -> None:
     ):
         with pytest.raises(ValueError, match=message):
             mixer(bad, last_only=last_only, **where)
+
+
+def test_projections_are_the_identity_and_their_weights_and_have_gradients() -> None:
+    """The sum with the input, which is made in place, against matrices; its gradients, and theirs."""
+    mixer = HyenaMixer(3, 5).double()
+    x = torch.randn(2, 4, 3, dtype=torch.float64, requires_grad=True)
+    w_in = torch.cat([torch.zeros(6, 3), torch.eye(3)]).double() + SCALE * mixer.in_proj.weight
+    torch.testing.assert_close(SCALE * mixer.project_in(x), x @ w_in.T)
+    with torch.no_grad():
+        torch.testing.assert_close(SCALE * mixer.project_in(x), x @ w_in.T)
+    for project in (mixer.project_in, mixer.project_out):
+        assert torch.autograd.gradcheck(project, x) and torch.autograd.gradgradcheck(project, x)

@@ -146,6 +146,15 @@ def test_an_install_for_wrong_architectures_says_so(source: Path) -> None:
     assert done.stderr.splitlines()[-1].startswith("hyenarec: HYENAREC_CUDA_ARCHS: expected ")
 
 
+@pytest.mark.parametrize("wrong", ["2", "no", "false", " 0", "off"])
+def test_building_is_asked_for_by_0_and_1_alone(source: Path, wrong: str) -> None:
+    command = [sys.executable, "setup.py", "-q", "--version"]
+    environment = os.environ | {"HYENAREC_BUILD": wrong}
+    done = subprocess.run(command, cwd=source, capture_output=True, text=True, env=environment)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == f"hyenarec: HYENAREC_BUILD={wrong}: allowed are 0 and 1"
+
+
 @pytest.mark.parametrize("native", ["0", "1"])
 def test_a_source_distribution_holds_all_sources(native: str, source: Path, tmp_path: Path) -> None:
     program = f"from setuptools.build_meta import build_sdist; build_sdist({str(tmp_path)!r})"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import torch
 
@@ -9,6 +11,8 @@ from hyenarec.data.batches import Batch
 from hyenarec.data.ids import Ids
 from hyenarec.data.store import SequenceStore
 from hyenarec.packing import Packing
+
+TRAIN = ["--dim", "8", "--blocks", "1", "--max-length", "8", "--epochs", "2", "--batch-size", "16", "--device", "cpu"]
 
 
 def make_store(n_users: int = 40, n_items: int = 30, longest: int = 25, seed: int = 0) -> SequenceStore:
@@ -37,3 +41,14 @@ def make_batch(lengths: list[int], n_items: int = 30, seed: int = 0) -> Batch:
         timestamps=torch.randint(3, (total,), generator=generator).cumsum(0) * 1000,
         targets=torch.randint(n_items, (total,), generator=generator),
     )
+
+
+def write_csv(path: Path, store: SequenceStore) -> Path:
+    assert store.timestamps is not None
+    lines = ["user_id,item_id,timestamp"]
+    for user in range(store.n_users):
+        name = store.user_ids.decode([user])[0]
+        events = range(store.offsets[user], store.offsets[user + 1])
+        lines += [f"{name},{100 + store.items[event]},{store.timestamps[event]}" for event in events]
+    path.write_text("\n".join(lines) + "\n")
+    return path

@@ -104,8 +104,10 @@ def test_missing_foreign_and_other_version(tmp_path: Path) -> None:
     save_file({"a": torch.zeros(1)}, path)
     with pytest.raises(UserError, match="not a hyenarec checkpoint"):
         checkpoint.load(path)
-    save_file({"a": torch.zeros(1)}, path, {"format": checkpoint.FORMAT, "version": "99", "header": "{}"})
-    with pytest.raises(UserError, match=f"checkpoint format 99, but this hyenarec reads format {checkpoint.VERSION}"):
+    save_file({"a": torch.zeros(1)}, path, {"format": checkpoint.KIND.format, "version": "99", "header": "{}"})
+    with pytest.raises(
+        UserError, match=f"checkpoint format 99, but this hyenarec reads format {checkpoint.KIND.version}"
+    ):
         checkpoint.load(path)
 
 

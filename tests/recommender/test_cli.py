@@ -10,52 +10,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from generated import make_store
+from generated import TRAIN, make_store, write_csv
 
 from hyenarec.cli import main
-from hyenarec.data.store import SequenceStore
 from hyenarec.mixers import MIXERS
-
-TRAIN = ["--dim", "8", "--blocks", "1", "--max-length", "8", "--epochs", "2", "--batch-size", "16", "--device", "cpu"]
-
-
-def write_csv(path: Path, store: SequenceStore) -> Path:
-    assert store.timestamps is not None
-    lines = ["user_id,item_id,timestamp"]
-    for user in range(store.n_users):
-        name = store.user_ids.decode([user])[0]
-        events = range(store.offsets[user], store.offsets[user + 1])
-        lines += [f"{name},{100 + store.items[event]},{store.timestamps[event]}" for event in events]
-    path.write_text("\n".join(lines) + "\n")
-    return path
-
-
-@pytest.fixture(scope="module")
-def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_csv(tmp_path_factory.mktemp("log") / "log.csv", make_store())
-
-
-@pytest.fixture(scope="module")
-def run(log: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("run") / "run"
-    main(["train", str(log), "--out", str(folder), *TRAIN])
-    return folder
-
-
-@pytest.fixture
-def fails(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
-    """Run a command that must fail with code 2 and one line; returns the line."""
-
-    def check(*arguments: object) -> str:
-        with pytest.raises(SystemExit) as stopped:
-            main([str(argument) for argument in arguments])
-        output = capsys.readouterr()
-        assert stopped.value.code == 2
-        assert output.err.startswith("error: ") and output.err.count("\n") == 1, output.err
-        assert output.out == ""
-        return output.err[len("error: ") : -1]
-
-    return check
 
 
 def test_train_prints_the_table_and_fills_the_folder(
@@ -236,7 +194,8 @@ except SystemExit:
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_stopped_command_says_one_line(number: int, code: int, log: Path, tmp_path: Path) -> None:
-    arguments = ["train", str(log), "--out", str(tmp_path / "run"), *TRAIN, "--epochs", "100000", "--patience", "9999"]
+    arguments = ["train", str(log), "--out", str(tmp_path / "run"), *TRAIN, "--patience", "9999"]
+    arguments[arguments.index("--epochs") + 1] = "100000"
     command = [sys.executable, "-m", "hyenarec", *arguments]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     while process.poll() is None and not (tmp_path / "run" / "last.safetensors").exists():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import json
 import os
 import threading
 from decimal import Decimal
@@ -309,7 +308,7 @@ def test_rows_twice(tmp_path: Path) -> None:
     assert repeats(twice, leave_one_out(twice).test) == 4
     assert read_log(path, drop_duplicates=True).fingerprint() == clean.fingerprint() != twice.fingerprint()
     main(["prepare", str(path), str(tmp_path / "store"), "--drop-duplicates"])
-    assert json.loads((tmp_path / "store" / "meta.json").read_text())["events"] == 20
+    assert SequenceStore.load(tmp_path / "store").n_events == 20
 
 
 @pytest.mark.parametrize(("user", "item"), [("", "item_id"), ("user_id", ""), ("user_id", "user_id")])

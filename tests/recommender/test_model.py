@@ -206,3 +206,27 @@ def test_scores_compile_whole(mixer: str) -> None:
             packing = Packing.from_lengths(torch.tensor(lengths))
             items = torch.randint(30, (sum(lengths),))
             torch.testing.assert_close(compiled(items, packing.cu_seqlens), scores(items, packing.cu_seqlens))
+
+
+class Scores(torch.nn.Module):
+    def __init__(self, model: SequenceModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, items: Tensor, cu_seqlens: Tensor) -> Tensor:
+        return self.model.scores(Batch(items, Packing(cu_seqlens, 13)))
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_scores_export_for_any_number_of_users_and_events(strict: bool) -> None:
+    scores, auto = Scores(make_model("hyena")), torch.export.Dim.AUTO
+
+    def inputs(*lengths: int) -> tuple[Tensor, Tensor]:
+        return torch.randint(30, (sum(lengths),)), Packing.from_lengths(torch.tensor(lengths)).cu_seqlens
+
+    with torch.no_grad():
+        dynamic = ({0: auto}, {0: auto})
+        program = torch.export.export(scores, inputs(7, 12), dynamic_shapes=dynamic, strict=strict).module()
+        for lengths in ((7, 12), (3, 5), (9, 4, 5, 13), (1, 1, 1)):  # torch.export takes sizes to be 2 or more
+            given = inputs(*lengths)
+            torch.testing.assert_close(program(*given), scores(*given))

@@ -78,7 +78,7 @@ def test_ids_that_begin_with_a_dash(run: Path, call: Call) -> None:
     code, out, _ = call("recommend", run, "--users", "-u1", "-u2", "--json")
     assert [answer["for"] for answer in answers(out)] == ["-u1", "-u2"]
     assert mark_ids(["recommend", "--users", "-3", "--k", "-1", "--history", "-h"]) == [
-        "recommend", "--users", f"{MARK}-3", "--k", "-1", "--history", "-h",
+        "recommend", "--k", "-1", "-h", "--users", f"{MARK}-3", "--history",
     ]  # fmt: skip
 
 

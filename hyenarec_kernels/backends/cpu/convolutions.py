@@ -320,6 +320,5 @@ def _longest(x: Tensor, starts: Tensor | None, ends: Tensor | None) -> int:
         return max(x.shape[-2], 1)
     if ends.shape[0] == 0:
         return 1
-    return max(
-        int((ends.numpy() if starts is None else ends.numpy() - starts.numpy()).max()), 1
-    )  # torch's calls take longer
+    lengths = ends.numpy() if starts is None else ends.numpy() - starts.numpy()  # torch's calls take longer
+    return max(min(int(lengths.max()), x.shape[-2]), 1)  # no plan for a length that the kernels then refuse

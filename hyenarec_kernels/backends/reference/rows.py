@@ -10,7 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from hyenarec_kernels.segments import Segments, spans
+from hyenarec_kernels.segments import spans, within
+from hyenarec_kernels.tracing import concrete
 
 
 @dataclass(frozen=True)
@@ -36,17 +37,23 @@ class Rows:
     @classmethod
     def of(cls, x: Tensor, starts: Tensor | None, ends: Tensor | None) -> Rows:
         """From an operator's arguments: ``x`` (B, L, D) or (T, D), and where each sequence starts and ends."""
-        first, length = spans(x, Segments(starts, ends))
+        first, length = spans(x, within(x, starts, ends))
+        known = concrete(length)
         if x.dim() == 2:
+            if known is None:
+                raise NotImplementedError(
+                    "packed x (T, D) under torch.compile of a transform of torch.func is not supported: pad it, or "
+                    "compile what stands inside the transform"
+                )
             sequence = torch.repeat_interleave(length, output_size=x.shape[0])
-            return cls(first, length, sequence, _range(sequence) - first[sequence], None, length.tolist(), None)
+            return cls(first, length, sequence, _range(sequence) - first[sequence], None, known.tolist(), None)
         batch, columns = x.shape[:2]
         sequence = torch.arange(batch, device=x.device).repeat_interleave(columns)
         position = _range(sequence) - first[sequence]
         padded = starts is not None or ends is not None
         real = ((position >= 0) & (position < length[sequence]))[:, None] if padded else None
         # Reading lengths from an accelerator would wait for it, and could not be captured in a CUDA graph.
-        bounds = length.tolist() if x.device.type == "cpu" else [columns] * batch
+        bounds = known.tolist() if known is not None and known.device.type == "cpu" else [columns] * batch
         return cls(first, length, sequence, position, real, bounds, columns)
 
     @property

@@ -19,7 +19,7 @@ from importlib.util import find_spec
 import torch
 
 # Triton decides this when its functions are defined; so does this package, when it is first imported.
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+INTERPRETED = os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "yes", "on", "y")  # as Triton reads it
 DEVICES = ("cuda", "cpu") if INTERPRETED else ("cuda",)
 CAPABILITY = (8, 0)
 

@@ -43,6 +43,7 @@ def conv_step_kernel(
     y = u * tl.load(taps_ptr + slots * channels + channel, mask=inside, other=0)
     if slots > 0:
         oldest = (tl.load(steps_ptr + sequence) % slots).to(tl.int32)
+        oldest += tl.where(oldest < 0, slots, 0)  # a remainder has the sign of its dividend
         ring = history_ptr + sequence * history_sequence + channel
         total = tl.zeros((CHUNK, CHANNELS), ACC)
         for begin in range(0, slots, CHUNK):

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hyenarec_kernels.backends.triton.kernels.slots import name_slots_kernel
+from hyenarec_kernels.backends.triton.kernels.slots import borders_kernel, name_slots_kernel
 from hyenarec_kernels.backends.triton.launching import launch
 
 
@@ -44,7 +44,8 @@ class ChunkedRows:
     """The rows of one call's sequences, which kernels take in chunks.
 
     Attributes:
-        starts, ends: (batch,) each, or None, as the operator got them.
+        starts, ends: (batch,) each, or None, as the operator got them; of packed input those that lie within it, one
+            after the other (`_borders`). Kernels do that by themselves with those of padded input (`span`).
         columns: L for padded input; for packed T, which bounds a length.
         batch: sequences.
         packed: whether input is (T, D).
@@ -58,11 +59,12 @@ class ChunkedRows:
 
     @classmethod
     def of(cls, x: Tensor, starts: Tensor | None, ends: Tensor | None) -> ChunkedRows:
-        starts = None if starts is None else starts.contiguous()
         ends = None if ends is None else ends.contiguous()
         if x.dim() == 2:
-            assert starts is not None
-            return cls(starts, ends, x.shape[0], starts.shape[0], True)
+            assert ends is not None
+            borders = _borders(ends, x.shape[0])
+            return cls(borders[:-1], borders[1:], x.shape[0], ends.shape[0], True)
+        starts = None if starts is None else starts.contiguous()
         return cls(starts, ends, x.shape[1], x.shape[0], False)
 
     def part(self, part: slice) -> ChunkedRows:
@@ -104,6 +106,15 @@ class ChunkedRows:
             "per_row": slots.per_row,
             "PACKED": self.packed,
         }
+
+
+def _borders(ends: Tensor, rows: int) -> Tensor:
+    """Where packed sequences begin and end, (S + 1,) int64, whatever ``ends`` (S,) says: by these, the sequences are
+    each a part of the rows, and together all of them."""
+    borders = torch.empty(len(ends) + 1, dtype=torch.int64, device=ends.device)
+    sizes = {"count": len(ends), "columns": rows, "BLOCK": 1024}
+    launch(borders_kernel, (1,), borders_ptr=borders, ends_ptr=ends, **sizes)
+    return borders
 
 
 @cache

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Union
 import tyro
 
 from hyenarec.allocator import keep_freed_memory
-from hyenarec.cli.identifiers import mark_ids
+from hyenarec.cli.identifiers import check_options, mark_ids
 from hyenarec.display import complain, make_output_safe, shown
 from hyenarec.errors import UserError
 
@@ -30,6 +30,7 @@ def main(arguments: list[str] | None = None) -> None:
         if sys.stdout is None:
             raise UserError("standard output is closed")
         try:
+            check_options(arguments)
             _parse(mark_ids(arguments)).run()
         finally:
             sys.stdout.flush()

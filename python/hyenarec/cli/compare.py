@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import shlex
 import sys
 from dataclasses import asdict, dataclass, field
@@ -12,9 +11,11 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from hyenarec.cli.options import Columns, DataPath
+from hyenarec.cli.options import Columns, DataPath, refuse_options_of_logs
 from hyenarec.config import ModelConfig, TrainingConfig, refuse_unused
 from hyenarec.errors import UserError
+
+REPORT = "compare.json"
 
 
 @dataclass(frozen=True)
@@ -55,12 +56,14 @@ class Compare:
     def run(self) -> None:
         from hyenarec.display import console, show_table
         from hyenarec.experiments import COLUMNS, announce_repeats, baseline_rows, show_log, summarise, train
-        from hyenarec.files import write_text
+        from hyenarec.files import refuse_foreign, write_report
         from hyenarec.run_folder import check_folder
         from hyenarec.source import Source, load_source
 
         cells = self._cells()
         check_folder(self.out)
+        refuse_foreign(self.out / REPORT)
+        refuse_options_of_logs(self.data, self.columns)
         source = Source(str(self.data), self.split, **asdict(self.columns))
         store, split = load_source(source)
         show_log(store)
@@ -74,7 +77,7 @@ class Compare:
         summary = summarise(results)
         command = shlex.join(["hyenarec", *sys.argv[1:]])
         report = {"command": command, "summary": summary, "baselines": baseline, "results": results}
-        write_text(self.out / "compare.json", json.dumps(report, indent=2) + "\n")
+        write_report(self.out / REPORT, "compare", report)
         rows = [{"model": name, **_mean_cells(values, len(self.seeds))} for name, values in summary.items()]
         title = f"test, {self.data.name}, mean ± s.d. of seeds {', '.join(map(str, self.seeds))}"
         show_table(title, ("model", *COLUMNS), rows + baseline)

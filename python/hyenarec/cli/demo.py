@@ -22,6 +22,7 @@ class Demo:
         from hyenarec.data.synthetic import write_synthetic_log
         from hyenarec.display import console, show_table
         from hyenarec.experiments import COLUMNS, baseline_rows, result_cells, train
+        from hyenarec.files import refuse_foreign
         from hyenarec.plots import learned_filters, training_curves
         from hyenarec.recommendation import Recommender
         from hyenarec.run_folder import check_folder, read_history
@@ -29,7 +30,9 @@ class Demo:
 
         check_folder(self.out)
         self.out.mkdir(parents=True, exist_ok=True)
-        log = self.out / "log.csv"
+        log, pictures = self.out / "log.csv", [self.out / name for name in ("curve.png", "filters.png")]
+        for picture in pictures:
+            refuse_foreign(picture)
         write_synthetic_log(log)
         source = Source(str(log))
         store, split = load_source(source)
@@ -56,6 +59,6 @@ class Demo:
         )
         console.print("  " + " ".join(map(str, history[-HISTORY_SHOWN:])), highlight=False)
         show_recommendations("next, by HyenaRec", recommender.recommend([history], exclude_seen=False)[0])
-        training_curves(histories, training.metric, self.out / "curve.png")
-        learned_filters(recommender.model, self.out / "filters.png")
-        console.print(f"pictures: {self.out / 'curve.png'}, {self.out / 'filters.png'}", highlight=False)
+        training_curves(histories, training.metric, pictures[0])
+        learned_filters(recommender.model, pictures[1])
+        console.print(f"pictures: {', '.join(map(str, pictures))}", highlight=False)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -38,16 +37,20 @@ class Evaluate:
         from hyenarec.config import TrainingConfig
         from hyenarec.display import console, show_table
         from hyenarec.evaluation import known_part, rank_targets, repeats, repeats_line
-        from hyenarec.files import write_text
+        from hyenarec.files import refuse_foreign, write_report
         from hyenarec.mixers import MIXERS
         from hyenarec.recommendation import Recommender
         from hyenarec.source import load_source
 
         chosen = seen_choice(self.exclude_seen, self.no_exclude_seen)
+        if self.json_out:
+            refuse_foreign(self.json_out)
         recommender = Recommender.load(self.run_path, TrainingConfig(device=self.device).torch_device())
         training = recommender.config["training"]
         exclude_seen = training["exclude_seen"] if chosen is None else chosen
         seen = self.seen or training["seen"]
+        if self.seen and not exclude_seen:
+            raise UserError("option seen: not used where seen items are ranked too; only with --exclude-seen")
         source = source_of(recommender, self.data)
         store, split = load_source(source)
         targets = getattr(split, self.part)
@@ -86,4 +89,4 @@ class Evaluate:
                 "metrics": metrics,
                 "by_history_length": rows,
             }
-            write_text(self.json_out, json.dumps(report, indent=2, allow_nan=False) + "\n")
+            write_report(self.json_out, "evaluate", report)

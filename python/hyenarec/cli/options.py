@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
 from hyenarec.data.places import STANDARD_INPUT, LogFormat
+from hyenarec.data.store import is_store
 from hyenarec.data.times import TimeUnit
 from hyenarec.errors import UserError
 from hyenarec.source import Source
@@ -39,6 +40,15 @@ class Columns:
     """What the log holds, where its suffix does not tell, as for pipes and for - (standard input)."""
     drop_duplicates: bool = False
     """Keep one of the events that share user, item and time."""
+
+
+def refuse_options_of_logs(data: Path, columns: Columns) -> None:
+    """Raises :class:`UserError` for an option of ``columns`` that was given although ``data`` is a store."""
+    if not is_store(data):
+        return
+    for option in fields(columns):
+        if getattr(columns, option.name) != option.default:
+            raise UserError(f"option {option.name}: not used by {data}, which is a store; only by logs")
 
 
 def source_of(recommender: Recommender, data: Path | None) -> Source:

@@ -79,6 +79,8 @@ class Recommend:
 
         if sum(map(bool, (self.users, self.history, self.histories))) != 1:
             raise UserError("name exactly one of --users, --history and --histories")
+        if self.data and not self.users:
+            raise UserError("option data: not used with --history and --histories; only with --users")
         exclude_seen = seen_choice(self.exclude_seen, self.no_exclude_seen)
         recommender = Recommender.load(self.run_path, TrainingConfig(device=self.device).torch_device())
         questions = self._questions(recommender)

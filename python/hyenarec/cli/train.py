@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from hyenarec.cli.options import Columns, DataPath
+from hyenarec.cli.options import Columns, DataPath, refuse_options_of_logs
 from hyenarec.config import ModelConfig, TrainingConfig, refuse_unused
 
 
@@ -38,6 +38,7 @@ class Train:
 
         refuse_unused(self.model, self.training, (self.model.mixer,))
         check_folder(self.out)
+        refuse_options_of_logs(self.data, self.columns)
         source = Source(str(self.data), self.split, **asdict(self.columns))
         store, split = load_source(source)
         show_log(store)

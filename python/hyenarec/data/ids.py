@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hyenarec.errors import UserError
+from hyenarec.errors import UserError, shortened
 
 Id = int | str
 
@@ -29,11 +29,14 @@ class Ids:
     @classmethod
     def from_values(cls, values: Sequence[Id] | NDArray[np.generic]) -> Ids:
         """The distinct ids among ``values``, in order. Raises TypeError unless all are integers, or all strings."""
-        distinct = set(_plain(values))
-        if all(type(value) is int for value in distinct):
-            return cls({"values": np.array(sorted(distinct), dtype=np.int64)})
-        if not all(isinstance(value, str) for value in distinct):
+        given = _plain(values)
+        if not (all(type(value) is int for value in given) or all(isinstance(value, str) for value in given)):
             raise TypeError("ids: expected all integers or all strings")
+        distinct = set(given)
+        if all(isinstance(value, int) for value in distinct):
+            if any(_as_integer(value) is None for value in distinct):
+                raise TypeError("ids: integers must fit 64 bits")
+            return cls({"values": np.array(sorted(distinct), dtype=np.int64)})
         encoded = sorted(str(value).encode() for value in distinct)
         offsets = np.zeros(len(encoded) + 1, dtype=np.int64)
         np.cumsum([len(text) for text in encoded], out=offsets[1:])
@@ -45,6 +48,8 @@ class Ids:
 
         Raises ValueError for other names, dtypes or shapes.
         """
+        if not isinstance(arrays, dict) or not all(isinstance(array, np.ndarray) for array in arrays.values()):
+            raise ValueError(f"ids: expected arrays by name, got {shortened(arrays)}")
         found = {name: f"{array.ndim}-D {array.dtype}" for name, array in arrays.items()}
         if found not in ({"values": "1-D int64"}, {"utf8": "1-D uint8", "offsets": "1-D int64"}):
             raise ValueError(
@@ -53,7 +58,8 @@ class Ids:
         offsets = arrays.get("offsets")
         if offsets is not None and not (len(offsets) and offsets[0] == 0 and offsets[-1] == len(arrays["utf8"])):
             raise ValueError("ids: the offsets do not cover the utf8 bytes")
-        return cls(arrays)
+        # In one order, whatever a file has them in: a store's fingerprint reads them one after another.
+        return cls({name: arrays[name] for name in ("values", "utf8", "offsets") if name in arrays})
 
     def to_arrays(self) -> dict[str, NDArray[np.generic]]:
         """``{"values": (n,) int64}``, or for strings ``{"utf8": (bytes,) uint8, "offsets": (n+1,) int64}``."""
@@ -69,7 +75,10 @@ class Ids:
 
     def decode(self, indices: Sequence[int] | NDArray[np.integer]) -> list[Id]:
         """The ids at ``indices``, as Python ints or strings. Raises IndexError outside ``[0, len)``."""
-        places = np.asarray(indices, dtype=np.int64)
+        places = np.asarray(indices)
+        if places.dtype.kind not in "iu" and places.size:
+            raise UserError(f"indices: expected integers, got {shortened(indices)}")
+        places = places.astype(np.int64, copy=False)
         if places.size and (places.min() < 0 or places.max() >= len(self)):
             raise IndexError(f"index outside [0, {len(self)})")
         if self.integers:
@@ -133,4 +142,6 @@ def _as_integer(value: object) -> int | None:
 
 def _plain(values: Sequence[Id] | NDArray[np.generic]) -> list[Id]:
     """The values as Python's own integers and strings."""
+    if isinstance(values, str | bytes) or not isinstance(values, Iterable):
+        raise UserError(f"ids: expected a list of ids, got {shortened(values)}")
     return [value.item() if isinstance(value, np.generic) else value for value in values]

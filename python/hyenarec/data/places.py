@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import codecs
 import gzip
 import io
-import re
 import sys
 import zlib
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -29,13 +28,32 @@ SUFFIXES: dict[str, LogFormat] = {
     ".ndjson": "jsonl",
 }
 TEXT = ("csv", "tsv", "inter")
-# An escaped high surrogate that no low one follows.
-HALF_A_PAIR = re.compile(rb"(?<!\\)\\u[dD][89abAB][0-9a-fA-F]{2}(?!\\u[dD][c-fC-F])")
 GZIP, ZSTANDARD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
 
 
-def read_columns(path: Path, columns: dict[str, str], format: LogFormat | None) -> tuple[pl.DataFrame, bool]:
-    """The columns ``{role: name}`` under their roles, and whether the log is text, whose columns are all strings."""
+@dataclass(frozen=True)
+class Origin:
+    """Where the rows of a log came from, for messages."""
+
+    name: str
+    is_text: bool = False
+    """Whether all columns are strings, of which some are numbers to their writer."""
+    uncounted: str = ""
+    """Lines of the file that are no rows."""
+    parts: tuple[tuple[Path, int], ...] = ()
+    """The files of a folder and their rows, in order."""
+
+    def row(self, row: int) -> str:
+        """``row`` from 0 of all, as people find it: counted from 1, in its own part."""
+        for part, rows in self.parts:
+            if row < rows:
+                return f"row {row + 1} of {part}"
+            row -= rows
+        return f"row {row + 1}" + (f" ({self.uncounted} not counted)" if self.uncounted else "")
+
+
+def read_columns(path: Path, columns: dict[str, str], format: LogFormat | None) -> tuple[pl.DataFrame, Origin]:
+    """The columns ``{role: name}`` under their roles, and where their rows are found."""
     name = "standard input" if str(path) == STANDARD_INPUT else str(path)
     parts = _parts(path) if path.is_dir() else None
     kind = "parquet" if parts else _kind(path, format)
@@ -46,14 +64,19 @@ def read_columns(path: Path, columns: dict[str, str], format: LogFormat | None) 
             f"{name}: reading a log needs polars: install hyenarec[rec], or prepare a store where it is installed"
         ) from error
     try:
+        if parts:
+            return _read_parts(name, parts, columns)
         if kind == "parquet":
-            return _read_parquet(name, parts or _plain_file(path), columns), False
+            return _read_parquet(name, _plain_file(path), columns), Origin(name)
         data = _unpack(name, _read_bytes(path))
         if kind == "jsonl":
-            return _read_lines_of_json(name, data, columns), False
+            from hyenarec.data.json_lines import read_json_lines
+
+            return read_json_lines(name, data, columns)
         from hyenarec.data.text import read_text
 
-        return read_text(name, data, kind, columns), True
+        frame, uncounted = read_text(name, data, kind, columns)
+        return frame, Origin(name, is_text=True, uncounted=uncounted)
     except OSError as error:
         raise UserError(f"{name}: cannot read it: {error.strerror or error}") from error
     except pl.exceptions.PolarsError as error:
@@ -75,8 +98,10 @@ def _parts(folder: Path) -> list[Path]:
 
 def _kind(path: Path, format: LogFormat | None) -> LogFormat:
     if str(path) != STANDARD_INPUT and not path.exists():
-        pattern = any(letter in path.name for letter in "*?[{")
-        raise UserError(f"{path}: no such file{'; a path is a name, not a pattern' if pattern else ''}")
+        way_out = "; a path is a name, not a pattern" if any(letter in path.name for letter in "*?[{") else ""
+        if way_out and SUFFIXES.get(path.suffix) == "parquet" and path.parent.is_dir():
+            way_out += f": {path.parent} reads all Parquet parts in that folder"
+        raise UserError(f"{path}: no such file{way_out}")
     if format is not None:
         return format
     if str(path) == STANDARD_INPUT:
@@ -91,9 +116,9 @@ def _kind(path: Path, format: LogFormat | None) -> LogFormat:
     return kind
 
 
-def _plain_file(path: Path) -> list[Path] | bytes:
+def _plain_file(path: Path) -> Path | bytes:
     """A regular file by its path, so that only some columns are read; anything else whole."""
-    return [path] if path.is_file() and path.suffix.lower() != ".gz" else _unpack(str(path), _read_bytes(path))
+    return path if path.is_file() and path.suffix.lower() != ".gz" else _unpack(str(path), _read_bytes(path))
 
 
 def _read_bytes(path: Path) -> bytes:
@@ -115,39 +140,44 @@ def _unpack(name: str, data: bytes) -> bytes:
         raise UserError(f"{name}: cannot read it: damaged or cut gzip file ({error})") from error
 
 
-def _read_parquet(name: str, source: list[Path] | bytes, columns: dict[str, str]) -> pl.DataFrame:
+def _read_parquet(name: str, source: Path | bytes, columns: dict[str, str], hive: bool | None = None) -> pl.DataFrame:
     import polars as pl
 
     if isinstance(source, bytes):
-        frame = pl.read_parquet(io.BytesIO(source))
-        return _choose(name, frame, columns)
-    scan = pl.scan_parquet(source, glob=False, hive_partitioning=len(source) > 1 or None)
-    chosen = _names(name, scan.collect_schema().names(), columns)
-    frame = scan.select(list(dict.fromkeys(chosen.values()))).collect()
-    return frame.select(pl.col(column).alias(role) for role, column in chosen.items())
+        scan = pl.read_parquet(io.BytesIO(source)).lazy()
+    else:
+        scan = pl.scan_parquet(source, glob=False, hive_partitioning=hive)
+    return choose(name, scan, columns)
 
 
-def _read_lines_of_json(name: str, data: bytes, columns: dict[str, str]) -> pl.DataFrame:
+def _read_parts(name: str, parts: list[Path], columns: dict[str, str]) -> tuple[pl.DataFrame, Origin]:
+    """The columns of all ``parts``, which have them under the same names and in the same types."""
     import polars as pl
 
-    data = data.removeprefix(codecs.BOM_UTF8)
-    if not data.strip():
-        raise UserError(f"{name}: empty log: no events")
-    half = HALF_A_PAIR.search(data)  # polars would read any of them as the same character
-    if half is not None:
-        row = data.count(b"\n", 0, half.start()) + 1
-        raise UserError(f"{name}: line {row}: {half[0].decode()} is half of a surrogate pair, so no character")
-    return _choose(name, pl.read_ndjson(io.BytesIO(data), infer_schema_length=None), columns)
+    frames: list[pl.DataFrame] = []
+    for part in parts:
+        try:
+            frame = _read_parquet(str(part), part, columns, hive=True)
+        except pl.exceptions.PolarsError as error:
+            raise UserError(f"{part}: cannot read it: {str(error).splitlines()[0]}") from error
+        for role, kind in frame.schema.items():
+            first = frames[0].schema[role] if frames else kind
+            if kind != first and not (kind.is_integer() and first.is_integer()):
+                raise UserError(
+                    f"{part}: column {columns[role]!r} holds {kind}, but {first} in {parts[0].name}; "
+                    f"the parts of {name} must have columns of the same types"
+                )
+        frames.append(frame)
+    counted = tuple((part, frame.height) for part, frame in zip(parts, frames, strict=True))
+    return pl.concat(frames, how="vertical_relaxed"), Origin(name, parts=counted)
 
 
-def _choose(name: str, frame: pl.DataFrame, columns: dict[str, str]) -> pl.DataFrame:
+def choose(name: str, scan: pl.LazyFrame, columns: dict[str, str]) -> pl.DataFrame:
+    """The columns ``{role: name}`` of ``scan`` under their roles."""
     import polars as pl
 
-    chosen = _names(name, frame.columns, columns)
-    return frame.select(pl.col(column).alias(role) for role, column in chosen.items())
-
-
-def _names(name: str, header: list[str], columns: dict[str, str]) -> dict[str, str]:
     from hyenarec.data.text import find_column
 
-    return {role: header[find_column(name, role, column, header)] for role, column in columns.items()}
+    header = scan.collect_schema().names()
+    chosen = {role: header[find_column(name, role, column, header)] for role, column in columns.items()}
+    return scan.select(pl.col(column).alias(role) for role, column in chosen.items()).collect()

@@ -5,16 +5,18 @@ from __future__ import annotations
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_type_hints
 
 import numpy as np
 from numpy.typing import NDArray
 
+from hyenarec.config import check_types
 from hyenarec.data.ids import Ids
-from hyenarec.data.places import LogFormat, parquet_parts, read_columns
-from hyenarec.data.store import META, SequenceStore
+from hyenarec.data.places import LogFormat, Origin, parquet_parts, read_columns
+from hyenarec.data.store import STORE, SequenceStore
 from hyenarec.data.times import BadTime, TimeUnit, read_times
 from hyenarec.errors import UserError
+from hyenarec.files import as_path
 
 if TYPE_CHECKING:
     import polars as pl
@@ -38,8 +40,8 @@ def open_data(
 
     Raises :class:`UserError` as :meth:`SequenceStore.load` and :func:`read_log` do.
     """
-    path = Path(path)
-    if path.is_dir() and ((path / META).exists() or not parquet_parts(path)):
+    path = as_path(path, "data")
+    if path.is_dir() and ((path / STORE).exists() or not parquet_parts(path)):
         return SequenceStore.load(path)
     return read_log(
         path,
@@ -81,21 +83,25 @@ def read_log(
     damaged or empty file, an unknown suffix or column, missing ids, missing, NaN or negative times, times of several
     units, columns of other types, and logs where every user has a single event.
     """
-    path = Path(path)
+    path = as_path(path, "log")
+    options = {"user": user, "item": item, "timestamp": timestamp, "time_unit": time_unit, "format": format}
+    check_types(options | {"drop_duplicates": drop_duplicates}, get_type_hints(read_log))
     columns = {"user": user, "item": item} | ({} if timestamp is None else {"timestamp": timestamp})
     for role, name in columns.items():
         if not name:
             raise UserError(f"option {role}: '' is no name of a column")
         if list(columns.values()).count(name) > 1:
             raise UserError(f"option {role}: column {name!r} cannot hold users, items and times at once")
-    frame, is_text = read_columns(path, columns, format)
+    if timestamp is None and time_unit != "auto":
+        raise UserError("option time-unit: not used without a column of times")
+    frame, origin = read_columns(path, columns, format)
     if not frame.height:
-        raise UserError(f"{path}: empty log: no events")
-    users, user_ids = _encode_ids(frame.drop_in_place("user"), _Column(path, user, is_text))
-    items, item_ids = _encode_ids(frame.drop_in_place("item"), _Column(path, item, is_text))
+        raise UserError(f"{origin.name}: empty log: no events")
+    users, user_ids = _encode_ids(frame.drop_in_place("user"), _Column(origin, user))
+    items, item_ids = _encode_ids(frame.drop_in_place("item"), _Column(origin, item))
     times = None
     if timestamp is not None:
-        place = _Column(path, timestamp, is_text)
+        place = _Column(origin, timestamp)
         try:
             times = read_times(frame.drop_in_place("timestamp"), time_unit)
         except BadTime as error:
@@ -106,7 +112,7 @@ def read_log(
         order = order[~_repeats((*keys, items, users))[order]]
     lengths = np.bincount(users[order], minlength=len(user_ids))
     if lengths.max() < 2:
-        raise UserError(f"{path}: every user has a single event, so there is no sequence to learn from")
+        raise UserError(f"{origin.name}: every user has a single event, so there is no sequence to learn from")
     offsets = np.concatenate((np.zeros(1, np.int64), np.cumsum(lengths)))
     if times is None:
         return SequenceStore(offsets, items[order], None, user_ids, item_ids)
@@ -128,15 +134,12 @@ def _repeats(keys: tuple[NDArray[Any], ...]) -> NDArray[np.bool_]:
 class _Column:
     """A column by its name in the log, for messages."""
 
-    path: Path
+    origin: Origin
     name: str
-    is_text: bool
 
     def error(self, what: str, row: int | None = None) -> UserError:
         """``row`` counts from 0; people count from 1."""
-        where = f"{self.path}: column {self.name!r}"
-        if row is not None:
-            where += f", row {row + 1}" + (" (header not counted)" if self.is_text else "")
+        where = f"{self.origin.name}: column {self.name!r}" + ("" if row is None else f", {self.origin.row(row)}")
         return UserError(f"{where}: {what}")
 
 
@@ -150,7 +153,7 @@ def _encode_ids(column: pl.Series, place: _Column) -> tuple[NDArray[np.int32], I
     indices = column.replace_strict(known, dense, return_dtype=pl.Int32).to_numpy()
     if column.dtype == pl.Int64:
         return indices, Ids.from_arrays({"values": known.to_numpy()})
-    if place.is_text:
+    if place.origin.is_text:
         stripped = known.str.strip_chars()
         if (stripped == "").any():
             raise place.error("the id is missing", _first(column.str.strip_chars() == ""))
@@ -182,13 +185,14 @@ def _whole_numbers(known: pl.Series, place: _Column) -> NDArray[np.int64] | None
         exact = other.str.contains(FROM_R).all() and (floats.filter(~whole) % 1 == 0).all()
         if not exact:
             warnings.warn(
-                f"{place.path}: column {place.name!r}: ids such as {example!r} look like numbers in scientific "
+                f"{place.origin.name}: column {place.name!r}: ids such as {example!r} look like numbers in scientific "
                 "notation, so all ids are read as text; write them as whole numbers",
                 stacklevel=4,
             )
             return None
         warnings.warn(
-            f"{place.path}: column {place.name!r}: ids such as {example!r} are read as whole numbers, as R writes them",
+            f"{place.origin.name}: column {place.name!r}: ids such as {example!r} are read as whole numbers, "
+            "as R writes them",
             stacklevel=4,
         )
         numbers = numbers.zip_with(whole, floats.cast(pl.Int64, strict=False))

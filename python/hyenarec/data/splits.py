@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hyenarec.data.store import SequenceStore
-from hyenarec.errors import UserError
+from hyenarec.errors import UserError, expect
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,6 +29,7 @@ def leave_one_out(store: SequenceStore) -> Split:
 
     Raises :class:`UserError` where no user has three events.
     """
+    expect(store, SequenceStore, "store", "a SequenceStore")
     ends = store.offsets[1:]
     enough = np.diff(store.offsets) >= 3
     if not enough.any():
@@ -49,6 +50,9 @@ def global_temporal(store: SequenceStore, validation: float = 0.1, test: float =
     Raises :class:`UserError` without timestamps, for fractions that are not positive or leave nothing for training, and
     where a period is empty because of ties in time or of users who are all new.
     """
+    expect(store, SequenceStore, "store", "a SequenceStore")
+    for name, fraction in (("validation", validation), ("test", test)):
+        expect(fraction, (int, float), name, "a fraction of all events")
     if store.timestamps is None:
         raise UserError("temporal split: the data have no timestamps; use leave-one-out")
     if not (validation > 0 and test > 0 and validation + test < 1):

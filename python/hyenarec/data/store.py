@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import io
-import json
-import os
-import shutil
-import tokenize
 import zlib
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,18 +12,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from hyenarec import tensor_file
 from hyenarec.data.ids import Ids
 from hyenarec.data.times import UNITS
-from hyenarec.errors import UserError
-from hyenarec.files import sync_folder
+from hyenarec.errors import DamagedError, UserError, expect, shortened
+from hyenarec.files import UNFINISHED, as_path, remove_unfinished
+from hyenarec.tensor_file import Arrays
 
-FORMAT = "hyenarec-store"
-VERSION = 2
-META = "meta.json"
-
-Arrays = dict[str, NDArray[np.generic]]
-
-HEADER_ERRORS = (SyntaxError, tokenize.TokenError)
+KIND = tensor_file.Kind("store", version=3)
+STORE = "store.safetensors"  # the one file in a store's folder
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,6 +42,9 @@ class SequenceStore:
     time_unit: str = "s"
 
     def __post_init__(self) -> None:
+        for name, ids in (("user_ids", self.user_ids), ("item_ids", self.item_ids)):
+            if not isinstance(ids, Ids):
+                raise ValueError(f"{name}: expected Ids, got {shortened(ids)}")
         _check_array("offsets", self.offsets, np.int64, len(self.user_ids) + 1)
         _check_array("items", self.items, np.int32, int(self.offsets[-1]))
         if self.timestamps is not None:
@@ -74,10 +70,16 @@ class SequenceStore:
 
     def history(self, user: int) -> NDArray[np.int32]:
         """The items of dense ``user``, oldest first: a view, not a copy."""
+        expect(user, (int, np.integer), "user", "the index of a user")
+        if not 0 <= user < self.n_users:
+            raise UserError(f"user: {shortened(user)} is outside 0 to {self.n_users - 1}")
         return self.items[self.offsets[user] : self.offsets[user + 1]]
 
     def users_of(self, events: NDArray[np.int64]) -> NDArray[np.int64]:
         """The dense user of each absolute event index: the history before event ``e`` is ``offsets[users_of(e)]:e``."""
+        events = np.asarray(events)
+        if events.dtype.kind not in "iu" or (events.size and not 0 <= events.min() <= events.max() < self.n_events):
+            raise UserError(f"events: expected indices from 0 to {self.n_events - 1}, got {shortened(events)}")
         return np.searchsorted(self.offsets, events, side="right") - 1
 
     def describe(self) -> dict[str, int]:
@@ -103,32 +105,19 @@ class SequenceStore:
         A link to a folder stays one. Raises :class:`UserError` where anything else is there, beside an older store or
         alone, where the disk is full or the place cannot be written.
         """
-        _check_free(Path(path))
-        given, path = path, Path(path).resolve()
-        arrays = self._arrays()
-        meta = {
-            "format": FORMAT,
-            "version": VERSION,
-            "users": self.n_users,
-            "items": self.n_items,
-            "events": self.n_events,
-            "time_unit": self.time_unit,
-            "arrays": {name: _checksum(array) for name, array in arrays.items()},
-        }
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        path = as_path(path, "store")
+        _check_free(path)
+        new = not path.exists()
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            shutil.rmtree(temporary, ignore_errors=True)  # of a process that was killed and had this one's number
-            temporary.mkdir()
-            for name, array in arrays.items():
-                _write_array(temporary / f"{name}.npy", array)
-            _write(temporary / META, json.dumps(meta, indent=2).encode() + b"\n")
-            sync_folder(temporary)
-            _put_in_place(temporary, path)
+            path.mkdir(parents=True, exist_ok=True)
+            remove_unfinished(path)
+            tensor_file.save(path / STORE, KIND, self._arrays(), {"time_unit": self.time_unit})
         except OSError as error:
-            raise UserError(f"cannot save {given}: {error.strerror or error}") from error
+            raise UserError(f"cannot save {path}: {error.strerror or error}") from error
         finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+            if new:
+                with suppress(OSError):
+                    path.rmdir()  # where nothing was written
 
     @classmethod
     def load(cls, path: str | Path) -> SequenceStore:
@@ -137,42 +126,19 @@ class SequenceStore:
         Every array is read once to verify its checksum (a quarter of a second per gigabyte in memory). Raises
         :class:`UserError` where there is no store, it may not be read, or it is damaged or of another version.
         """
-        path = Path(path)
-        meta = _read_meta(path)
-        if meta["version"] != VERSION:
-            raise UserError(
-                f"{path}: store format {meta['version']}, but this hyenarec reads format {VERSION}; prepare it again"
-            )
-        arrays: Arrays = {}
+        path = as_path(path, "store")
+        if not path.exists():
+            raise UserError(f"{path}: no such store")
+        if not (path / STORE).exists():
+            raise UserError(f"{path}: not a store: {STORE} is missing (older stores must be prepared again)")
         try:
-            for name in meta["arrays"]:
-                # asarray: the plain view of the mapping, which indexes faster than np.memmap and computes plain arrays.
-                arrays[name] = np.asarray(np.load(path / f"{name}.npy", mmap_mode="r", allow_pickle=False))
-            store = cls._from_arrays(arrays, meta["time_unit"])
-            sizes = (meta["users"], meta["items"], meta["events"])
-            checksums = dict(meta["arrays"])
-        except FileNotFoundError as error:
-            raise UserError(f"{path}: damaged store: {name}.npy is missing") from error
-        except PermissionError as error:
-            raise UserError(f"{path}: cannot read {name}.npy: {error.strerror}") from error
-        # numpy parses a header as Python does: damage in it may raise what its tokenizer raises.
-        except (
-            OSError,
-            ValueError,
-            EOFError,
-            KeyError,
-            TypeError,
-            OverflowError,
-            MemoryError,
-            *HEADER_ERRORS,
-        ) as error:
-            raise UserError(f"{path}: truncated or damaged store ({error})") from error
-        if (store.n_users, store.n_items, store.n_events) != sizes:
-            raise UserError(f"{path}: damaged store: {META} and the arrays disagree about their sizes")
-        for name, array in arrays.items():
-            if _checksum(array) != checksums[name]:
-                raise UserError(f"{path}: damaged store: {name}.npy is not what was written (its checksum differs)")
-        return store
+            arrays, header = tensor_file.load(path / STORE, KIND)
+            return cls._from_arrays(arrays, header["time_unit"])
+        except DamagedError as error:
+            raise DamagedError(f"{error}; prepare it again") from error
+        except (ValueError, KeyError) as error:
+            what = f"{error.args[0]} is missing" if isinstance(error, KeyError) else error
+            raise DamagedError(f"{path / STORE}: damaged store ({what}); prepare it again") from error
 
     def _arrays(self) -> Arrays:
         arrays: Arrays = {"offsets": self.offsets, "items": self.items}
@@ -183,40 +149,29 @@ class SequenceStore:
         return arrays
 
     @classmethod
-    def _from_arrays(cls, arrays: Any, time_unit: str) -> SequenceStore:
-        user_ids, item_ids = (
-            Ids.from_arrays({name.removeprefix(role): arrays[name] for name in arrays if name.startswith(role)})
-            for role in ("user_ids.", "item_ids.")
-        )
+    def _from_arrays(cls, arrays: Arrays, time_unit: str) -> SequenceStore:
+        user_ids, item_ids = (_ids_of(role, arrays) for role in ("user", "item"))
         return cls(arrays["offsets"], arrays["items"], arrays.get("timestamps"), user_ids, item_ids, time_unit)
+
+
+def _ids_of(role: str, arrays: Arrays) -> Ids:
+    prefix = f"{role}_ids."
+    try:
+        return Ids.from_arrays(
+            {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
+        )
+    except ValueError as error:
+        raise ValueError(f"{role} {error}") from error
 
 
 def is_store(path: Path) -> bool:
     """Whether the folder ``path`` holds a sequence store, of any version."""
-    try:
-        _read_meta(path)
-    except UserError:
-        return False
-    return True
-
-
-def _read_meta(path: Path) -> dict[str, Any]:
-    if not path.exists():
-        raise UserError(f"{path}: no such store")
-    try:
-        meta = json.loads((path / META).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path}: not a store: {META} is missing") from None
-    except PermissionError as error:
-        raise UserError(f"{path}: cannot read {META}: {error.strerror}") from error
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: not a store: cannot read {META} ({error})") from error
-    if not isinstance(meta, dict) or meta.get("format") != FORMAT or "version" not in meta:
-        raise UserError(f"{path}: not a store: {META} is not of format {FORMAT}")
-    return meta
+    return tensor_file.is_kind(path / STORE, KIND)
 
 
 def _check_array(name: str, array: NDArray[Any], dtype: type[np.generic], length: int) -> None:
+    if not isinstance(array, np.ndarray):
+        raise ValueError(f"{name}: expected an array of {np.dtype(dtype)}, got {shortened(array)}")
     if array.dtype != dtype or array.shape != (length,):
         raise ValueError(
             f"{name}: expected shape ({length},) {np.dtype(dtype)}, got {'x'.join(map(str, array.shape))} {array.dtype}"
@@ -225,49 +180,12 @@ def _check_array(name: str, array: NDArray[Any], dtype: type[np.generic], length
 
 def _check_free(path: Path) -> None:
     """Raise :class:`UserError` unless a store may be put at ``path``: nothing is lost but what a store wrote."""
-    if not path.exists() or (path.is_dir() and not any(path.iterdir())):
+    if not path.exists():
         return
-    if not is_store(path):
+    found = sorted(entry.name for entry in path.iterdir()) if path.is_dir() else [path.name]
+    others = [name for name in found if not UNFINISHED.fullmatch(name)]
+    if others and not is_store(path):
         raise UserError(f"{path}: there already, and not a store; choose another place or remove it")
-    arrays = _read_meta(path).get("arrays")
-    ours = {META, *(f"{name}.npy" for name in (arrays if isinstance(arrays, dict | list) else ()))}
-    others = sorted(entry.name for entry in path.iterdir() if entry.name not in ours or not entry.is_file())
+    others = [name for name in others if name != STORE]
     if others:
         raise UserError(f"{path}: beside an older store there is {others[0]!r}; choose another place or move it away")
-
-
-def _checksum(array: NDArray[Any]) -> int:
-    return zlib.crc32(np.ascontiguousarray(array).data.cast("B")) if array.size else 0
-
-
-def _write(path: Path, *parts: bytes | memoryview) -> None:
-    with path.open("wb") as file:
-        for part in parts:
-            file.write(part)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _write_array(path: Path, array: NDArray[Any]) -> None:
-    # Not numpy.save: its tofile() forgets why a write failed, and a full disk should be called so.
-    npy: Any = np.lib.format
-    header = io.BytesIO()
-    npy.write_array_header_1_0(header, npy.header_data_from_array_1_0(array))
-    _write(path, header.getvalue(), np.ascontiguousarray(array).data)
-
-
-def _put_in_place(temporary: Path, path: Path) -> None:
-    """Rename ``temporary`` to ``path``; an older store there goes away only once the new one is in its place."""
-    if not is_store(path):
-        temporary.replace(path)  # an empty folder gives way
-    else:
-        old = temporary.with_suffix(".old")
-        shutil.rmtree(old, ignore_errors=True)
-        path.rename(old)
-        try:
-            temporary.rename(path)
-        except OSError:
-            old.rename(path)
-            raise
-        shutil.rmtree(old, ignore_errors=True)
-    sync_folder(path.parent)

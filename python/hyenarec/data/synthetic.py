@@ -9,12 +9,16 @@ event or two, and the topic of the next visit only in the history of the last mo
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+
+from hyenarec.errors import UserError
+from hyenarec.files import write_text
 
 TOPICS = (
     *("ambient", "blues", "choral", "country", "disco", "dub", "electro", "folk", "funk", "gospel"),
@@ -40,7 +44,7 @@ def write_synthetic_log(
 
     Columns: user_id (``user-0007``), item_id (``jazz-017``), timestamp (whole seconds since 1970). History lengths are
     log-normal around ``mean_history``. Items come back, but never twice in a row. Raises ValueError for fewer items a
-    topic than a step of a burst can skip.
+    topic than a step of a burst can skip, and :class:`UserError` where another file is there already.
     """
     least = len(TOPICS) * (len(STEP_CHANCES) + 1)
     if items < least:
@@ -53,10 +57,14 @@ def write_synthetic_log(
         events = islice(_events(rng, catalogue), length)
         rows += [(time, f"user-{user:04}", catalogue.names[item]) for item, time in events]
     rows.sort(key=lambda row: row[0])  # stable: a user's events keep their order
-    with Path(path).open("w", encoding="utf-8") as file:
-        table = csv.writer(file, lineterminator="\n")
-        table.writerow(("user_id", "item_id", "timestamp"))
-        table.writerows((user, item, time) for time, user, item in rows)
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(("user_id", "item_id", "timestamp"))
+    table.writerows((user, item, time) for time, user, item in rows)
+    path = Path(path)
+    if path.exists() and path.read_bytes() != text.getvalue().encode():
+        raise UserError(f"{path}: there already, and another log; choose another place or remove it")
+    write_text(path, text.getvalue())
 
 
 class _Catalogue:

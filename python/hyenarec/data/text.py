@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from codecs import BOM_UTF8, BOM_UTF16_BE, BOM_UTF16_LE
 from typing import Any
 
 import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 
 from hyenarec.errors import UserError
 
@@ -16,15 +18,18 @@ SEPARATORS = {"csv": ",", "tsv": "\t", "inter": "\t"}
 OTHERS = (",", ";", "\t", "|")  # that a header may show in place of the usual one
 CHUNK = 1 << 24  # bytes looked at a time
 NEWLINE, RETURN, QUOTE = b'\n\r"'
+LEADING_BLANKS, BLANK_LINES = re.compile(rb"(?: *\r?\n)*"), re.compile(rb"\n(?: *\r?\n)+")
 
 
-def read_text(name: str, data: bytes, kind: str, columns: dict[str, str]) -> pl.DataFrame:
-    """The columns ``{role: name}`` under their roles, all of them strings, null where a row ends early."""
-    data, separator = _plain(name, data), SEPARATORS[kind]
+def read_text(name: str, data: bytes, kind: str, columns: dict[str, str]) -> tuple[pl.DataFrame, str]:
+    """The columns ``{role: name}`` under their roles, all of them strings, null where a row ends early; and which lines
+    are no rows, for messages. Blank lines are none."""
+    quoted, separator = kind != "inter", SEPARATORS[kind]
+    whole = _plain(name, data)
+    data = _without_blank_lines(whole, quoted)
     if not data:
         raise UserError(f"{name}: empty log: not even a header")
     first_line = data[: data.find(b"\n") + 1 or len(data)].decode(errors="replace")
-    quoted = kind != "inter"
     header = _split(first_line, separator, quoted)
     if not any(_matches(column, header) for column in columns.values()):
         for other in OTHERS:
@@ -34,9 +39,10 @@ def read_text(name: str, data: bytes, kind: str, columns: dict[str, str]) -> pl.
     places = {role: find_column(name, role, column, header, is_text=True) for role, column in columns.items()}
     rows = _count_rows(data, ord(separator), quoted)
     frame = None if rows is None else _read_fast(data, separator, quoted, sorted(set(places.values())))
+    uncounted = "header" if len(data) == len(whole) else "header and blank lines"
     if frame is None or frame.height != rows:
-        frame = _read_slowly(name, data, separator, quoted, sorted(set(places.values())))
-    return frame.select(pl.col(str(place)).alias(role) for role, place in places.items())
+        frame = _read_slowly(name, data, separator, quoted, sorted(set(places.values())), uncounted)
+    return frame.select(pl.col(str(place)).alias(role) for role, place in places.items()), uncounted
 
 
 def find_column(name: str, role: str, column: str, header: list[str], *, is_text: bool = False) -> int:
@@ -63,7 +69,7 @@ def _split(line: str, separator: str, quoted: bool) -> list[str]:
 
 
 def _plain(name: str, data: bytes) -> bytes:
-    """UTF-8 without its mark, lines that end in a newline, no ``sep=`` line, no empty lines at the end."""
+    """UTF-8 without its mark, lines that end in a newline, no ``sep=`` line."""
     if data.startswith((BOM_UTF16_LE, BOM_UTF16_BE)):
         try:
             data = data.decode("utf-16").encode()
@@ -74,7 +80,32 @@ def _plain(name: str, data: bytes) -> bytes:
         data = data.replace(b"\r", b"\n")  # as old Macs end lines
     if data[:4].lower() == b"sep=":
         data = data.partition(b"\n")[2]
-    return data.rstrip(b"\r\n") + b"\n" if data.endswith((b"\n\n", b"\n\r\n")) else data
+    return data
+
+
+def _without_blank_lines(data: bytes, quoted: bool) -> bytes:
+    """``data`` without lines that are empty or hold spaces alone, but for those inside quotes."""
+    data = data[len(LEADING_BLANKS.match(data)[0]) :]  # type: ignore[index]  # it matches nothing, too
+    text = data.rstrip(b" \r\n")
+    last, newline, _ = data[len(text) :].partition(b"\n")
+    data = text + last + newline
+    if not any(sign in data for sign in (b"\n\n", b"\n\r\n", b"\n ")):
+        return data
+    spans = np.array([found.span() for found in BLANK_LINES.finditer(data)], dtype=np.int64).reshape(-1, 2)
+    if quoted:
+        spans = spans[np.searchsorted(_quotes(data), spans[:, 0]) % 2 == 0]
+    pieces, at = [], 0
+    for start, end in spans.tolist():
+        pieces.append(data[at : start + 1])
+        at = end
+    return b"".join((*pieces, data[at:]))
+
+
+def _quotes(data: bytes) -> NDArray[np.int64]:
+    """Where the quotes are."""
+    letters = np.frombuffer(data, np.uint8)
+    chunks = range(0, len(letters), CHUNK)
+    return np.concatenate([np.flatnonzero(letters[at : at + CHUNK] == QUOTE) + at for at in chunks])
 
 
 def _count_rows(data: bytes, separator: int, quoted: bool) -> int | None:
@@ -85,7 +116,7 @@ def _count_rows(data: bytes, separator: int, quoted: bool) -> int | None:
     lines = newlines + (letters[-1] != NEWLINE)
     if not quoted or QUOTE not in data:
         return int(lines) - 1
-    quotes = np.concatenate([np.flatnonzero(letters[at : at + CHUNK] == QUOTE) + at for at in chunks])
+    quotes = _quotes(data)
     if len(quotes) % 2:
         return None
     # Quotes open and close in turn; a doubled one closes and opens again. Beyond the ends there are newlines.
@@ -118,26 +149,31 @@ def _read_fast(data: bytes, separator: str, quoted: bool, places: list[int]) -> 
     return frame
 
 
-def _read_slowly(name: str, data: bytes, separator: str, quoted: bool, places: list[int]) -> pl.DataFrame:
+def _read_slowly(
+    name: str, data: bytes, separator: str, quoted: bool, places: list[int], uncounted: str
+) -> pl.DataFrame:
     """The same by Python's reader (20 times slower), which takes a quote inside a field as a letter."""
     lines = io.TextIOWrapper(io.BytesIO(data), encoding="utf-8", errors="surrogateescape", newline="")
     options: dict[str, Any] = {"strict": True} if quoted else {"quoting": csv.QUOTE_NONE}
     rows, number = csv.reader(lines, delimiter=separator, **options), 0
     columns: list[list[str | None]] = [[] for _ in places]
+
+    def refusal(number: int, what: str) -> UserError:
+        return UserError(f"{name}: cannot read it: row {number} ({uncounted} not counted){what}")
+
     try:
         width = len(next(rows))
-        for number, row in enumerate(rows, 1):
+        for row in rows:
+            if not any(map(str.strip, row)) and len(row) < 2:
+                continue  # a blank line that quotes before it hid
+            number += 1
             if len(row) > width:
-                raise _refusal(name, number, f" has {len(row)} fields, the header {width}")
+                raise refusal(number, f" has {len(row)} fields, the header {width}")
             if any("\udc80" <= letter <= "\udcff" for field in row if not field.isascii() for letter in field):
-                raise _refusal(name, number, " is not UTF-8")
+                raise refusal(number, " is not UTF-8")
             for column, place in zip(columns, places, strict=True):
                 column.append(row[place] if place < len(row) else None)
     except csv.Error as error:
-        raise _refusal(name, number + 1, f": {error}") from error
+        raise refusal(number + 1, f": {error}") from error
     schema = {str(place): pl.String for place in places}
     return pl.DataFrame(dict(zip(schema, columns, strict=True)), schema=schema)
-
-
-def _refusal(name: str, number: int, what: str) -> UserError:
-    return UserError(f"{name}: cannot read it: row {number} (header not counted){what}")

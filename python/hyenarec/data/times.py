@@ -8,6 +8,7 @@ are.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -28,6 +29,9 @@ PER_SECOND = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
 DATES = "date"  # the unit of a log whose times are dates
 UNITS = (*PER_SECOND, DATES)
 EARLIEST, LATEST = 10**8, 10**11  # seconds: 1973 and 5138
+
+WRITTEN_DATES = {"yyyymmdd": 1, "yyyymmddhhmm": 10**4, "yyyymmddhhmmss": 10**6}  # and what counts a day in them
+FIRST_WRITTEN, AFTER_WRITTEN = 19_900_101, 21_010_101
 
 ISO_DATE = r"^\s*\d{4}-\d{2}-\d{2}"  # polars would also guess at 01/02/2021
 ISO_PARTS = (
@@ -63,6 +67,7 @@ class BadTime(ValueError):
         self.row = row
 
 
+TOO_LARGE = "is too large for a time: even nanoseconds since 1970 stay below 2^63, about 9.2e18"
 ALLOWED = "times are numbers from 0 up, or ISO 8601 dates from 1970 on"
 
 
@@ -82,12 +87,20 @@ def read_times(column: pl.Series, declared: TimeUnit = "auto") -> Times:
     if bad.any():
         row = bad.arg_max()
         assert row is not None
+        if first[row] is not None and first[row] >= 2**63 and first[row] < float("inf"):
+            raise BadTime(f"{column[row]!s} {TOO_LARGE}", row)
         raise BadTime(
             f"{'the time is missing' if column[row] is None else f'{column[row]!s} is no time'}; {ALLOWED}", row
         )
     arrays = tuple(key.to_numpy() for key in keys)
     if per_second is not None:
         return Times(arrays, DATES, per_second)
+    form = _written_dates(arrays[0]) if declared == "auto" else None
+    if form:
+        raise BadTime(
+            f"all times look like dates written as {form}, such as {column[0]}, not like counts of seconds; write "
+            "2024-12-31 in their place, or option time-unit declares what they count"
+        )
     unit = _detect(arrays[0]) if declared == "auto" else declared
     return Times(arrays, unit, PER_SECOND[unit])
 
@@ -122,6 +135,14 @@ def caller_seconds(times: Sequence[Any] | NDArray[Any], unit: str, what: str = "
         if large and unit != DATES and seen != unit:
             raise UserError(f"{what}: {given.max()} looks like a time in {seen}, but the log's times are in {unit}")
         per_second = PER_SECOND[seen if unit == DATES else unit]
+        form = _written_dates(given)
+        if form:
+            meant = seen if unit == DATES else unit
+            warnings.warn(
+                f"{what}: {given[0]} looks like a date written as {form}, but is taken for a time in {meant}; "
+                "give dates as datetime or as text such as '2024-12-31'",
+                stacklevel=2,
+            )
     falls = np.flatnonzero(exact[1:] < exact[:-1])
     if len(falls):
         raise UserError(
@@ -152,6 +173,24 @@ def _detect(numbers: NDArray[Any]) -> str:
                 row,
             )
     return unit
+
+
+def _written_dates(numbers: NDArray[Any]) -> str | None:
+    """The form, such as yyyymmdd, in which all of ``numbers`` are dates from 1990 to 2100; None where they are not."""
+    for form, day in WRITTEN_DATES.items():
+        if not len(numbers) or numbers.min() < FIRST_WRITTEN * day or numbers.max() >= AFTER_WRITTEN * day:
+            continue
+        whole = numbers.astype(np.int64)
+        dates, clock = np.divmod(whole if day < 10**6 else whole // 100, min(day, 10**4))
+        years_months, days = np.divmod(dates, 100)
+        years, months = np.divmod(years_months, 100)
+        first = ((years - 1970) * 12 + months - 1).astype("datetime64[M]")
+        last = ((first + 1).astype("datetime64[D]") - first.astype("datetime64[D]")).astype(np.int64)
+        valid = (whole == numbers) & (months >= 1) & (months <= 12) & (days >= 1) & (days <= last)
+        valid &= (clock < 2400) & (clock % 100 < 60) & ((day < 10**6) | (whole % 100 < 60))
+        if valid.all():
+            return form
+    return None
 
 
 def _parse(column: pl.Series) -> tuple[list[pl.Series], int | None]:
@@ -195,6 +234,8 @@ def _parse_text(text: pl.Series) -> tuple[list[pl.Series], int | None]:
         fraction = parts["field_1"].fill_null("0").str.slice(0, 9).str.pad_end(9, "0")
         return [parts["field_0"].cast(pl.Int64, strict=False), fraction.cast(pl.Int64)], None
     floats = text.cast(pl.Float64, strict=False)
+    if ((floats >= 2**63) & floats.is_finite()).any():
+        return [floats], None  # which the caller refuses
     lost = (floats.abs() >= 2**53) & floats.is_finite()
     if lost.fill_null(False).any():
         exact = text.str.replace(r"\.0*$", "").cast(pl.Int64, strict=False)
@@ -202,7 +243,9 @@ def _parse_text(text: pl.Series) -> tuple[list[pl.Series], int | None]:
             return [exact], None
         row = lost.fill_null(False).arg_max()
         raise BadTime(
-            f"{text[row or 0]} beside fractions has too many digits to keep the order; write whole numbers", row
+            f"{text[row or 0]} beside fractions or powers of ten has too many digits to keep the order; "
+            "write whole numbers",
+            row,
         )
     return [floats], None
 

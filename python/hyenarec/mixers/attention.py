@@ -9,13 +9,13 @@ from inspect import signature
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
 from hyenarec.config import ModelConfig
 from hyenarec.mixers.base import Mixer
 from hyenarec.packing import Packing
-from hyenarec_kernels.nn import Linear
+from hyenarec_kernels.nn import fast_linear
 
 
 @cache
@@ -51,26 +51,26 @@ class AttentionMixer(Mixer):
         super().__init__(config, layer)
         self.heads = config.attention.heads
         self.varlen = varlen() if torch.cuda.is_available() else None
-        self.qkv = Linear(config.dim, 3 * config.dim)
-        self.out = Linear(config.dim, config.dim)
+        self.qkv = nn.Linear(config.dim, 3 * config.dim)
+        self.out = nn.Linear(config.dim, config.dim)
 
     def forward(
         self, x: Tensor, packing: Packing, *, timestamps: Tensor | None = None, last_only: bool = False
     ) -> Tensor:
-        qkv = self.qkv(x).view(len(x), 3, self.heads, -1)  # (T, 3, H, D/H)
+        qkv = fast_linear(self.qkv, x).view(len(x), 3, self.heads, -1)  # (T, 3, H, D/H)
         if self.varlen is not None and takes_packed(qkv) and not last_only:
             attend, causal_rule = self.varlen
             bounds, rule = packing.cu_seqlens.to(torch.int32), causal_rule if self.causal else {}
             longest = packing.max_length
             mixed = attend(*qkv.unbind(1), bounds, bounds, longest, longest, **rule)  # (T, H, D/H)
-            return self.out(mixed.flatten(1))  # type: ignore[no-any-return]
+            return fast_linear(self.out, mixed.flatten(1))
         q, k, v = packing.pad(qkv).permute(2, 0, 3, 1, 4)  # (S, H, M, D/H) each
         if self.causal and not last_only:
             mixed = scaled_dot_product_attention(q, k, v, is_causal=True)
-            return self.out(packing.unpad(mixed.transpose(1, 2).flatten(2)))  # type: ignore[no-any-return]
+            return fast_linear(self.out, packing.unpad(mixed.transpose(1, 2).flatten(2)))
         lengths = packing.lengths[:, None, None, None]  # (S, 1, 1, 1)
         real = torch.arange(packing.max_length, device=x.device) < lengths  # (S, 1, 1, M)
         if last_only:
             q = q.take_along_dim(lengths - 1, dim=2)  # (S, H, 1, D/H)
         mixed = scaled_dot_product_attention(q, k, v, attn_mask=real).transpose(1, 2).flatten(2)  # (S, M or 1, D)
-        return self.out(mixed.squeeze(1) if last_only else packing.unpad(mixed))  # type: ignore[no-any-return]
+        return fast_linear(self.out, mixed.squeeze(1) if last_only else packing.unpad(mixed))

@@ -22,7 +22,7 @@ from hyenarec.mixers.base import Mixer
 from hyenarec.mixers.recurrences import at_least_float32
 from hyenarec.mixers.recurrences.linear_attention import linear_attention
 from hyenarec.packing import Packing
-from hyenarec_kernels.nn import Linear
+from hyenarec_kernels.nn import fast_linear
 
 INTERESTS = 16  # a head
 
@@ -36,13 +36,13 @@ class ElasticMixer(Mixer):
         super().__init__(config, layer)
         self.heads = config.attention.heads
         self.interests = nn.Parameter(torch.randn(self.heads, INTERESTS, config.dim // self.heads))
-        self.qkv = Linear(config.dim, 3 * config.dim)
-        self.out = Linear(config.dim, config.dim)
+        self.qkv = nn.Linear(config.dim, 3 * config.dim)
+        self.out = nn.Linear(config.dim, config.dim)
 
     def forward(
         self, x: Tensor, packing: Packing, *, timestamps: Tensor | None = None, last_only: bool = False
     ) -> Tensor:
-        qkv = packing.pad(self.qkv(x).view(len(x), 3, self.heads, -1))
+        qkv = packing.pad(fast_linear(self.qkv, x).view(len(x), 3, self.heads, -1))
         q, k, v = qkv.unbind(2)  # (S, M, H, D/H) each
         size = q.shape[-1]
         dispatch = torch.einsum("smhd,hjd->smhj", q, self.interests * size**-0.5).softmax(-1)
@@ -50,4 +50,4 @@ class ElasticMixer(Mixer):
         weights = at_least_float32(torch.einsum("smhd,hjd->smhj", normalize(k, dim=-1), unit)).exp()  # (S, M, H, J)
         mixed = linear_attention(dispatch / weights.cumsum(1), weights, v)
         mixed = packing.unpad(mixed).flatten(1)  # (T, D)
-        return self.out(mixed[packing.last] if last_only else mixed)  # type: ignore[no-any-return]
+        return fast_linear(self.out, mixed[packing.last] if last_only else mixed)

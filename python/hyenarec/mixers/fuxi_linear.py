@@ -26,7 +26,7 @@ from hyenarec.errors import UserError
 from hyenarec.mixers.base import Mixer
 from hyenarec.mixers.recurrences.linear_attention import linear_attention
 from hyenarec.packing import Packing
-from hyenarec_kernels.nn import Linear
+from hyenarec_kernels.nn import fast_linear
 
 PERIODS = 8  # 1, 16, 16^2 .. seconds, up to 8.5 years; fewer where the channels do not divide into twice as many heads
 PERIOD_BASE = 16
@@ -47,14 +47,14 @@ class FuXiLinearMixer(Mixer):
         if dim % 2:
             raise UserError(f"option dim: {dim} is odd; mixer fuxi_linear has a sine and a cosine head for each period")
         self.heads = config.attention.heads
-        self.gate_qkv = Linear(dim, 6 * dim)
-        self.out = Linear(3 * dim, dim)
+        self.gate_qkv = nn.Linear(dim, 6 * dim)
+        self.out = nn.Linear(3 * dim, dim)
         self.retention_rate = nn.Parameter(0.02 * torch.randn(self.heads))
         periods = math.gcd(dim // 2, PERIODS)
         self.register_buffer("periods", PERIOD_BASE ** torch.arange(periods), persistent=False)  # (P,) int64
-        self.temporal_value = Linear(dim, dim, bias=False)
+        self.temporal_value = nn.Linear(dim, dim, bias=False)
         self.temporal_decay = nn.Parameter(0.02 * torch.randn(periods))
-        self.positional_value = Linear(dim, dim, bias=False)
+        self.positional_value = nn.Linear(dim, dim, bias=False)
         frequencies = SINUSOID_BASE ** -(torch.arange(0, POSITION_FEATURES, 2) / POSITION_FEATURES)
         angles = torch.arange(config.max_length)[:, None] * frequencies
         self.positions = nn.Parameter(torch.cat((angles.sin(), angles.cos()), 1))  # (L, E)
@@ -64,12 +64,12 @@ class FuXiLinearMixer(Mixer):
         self, x: Tensor, packing: Packing, *, timestamps: Tensor | None = None, last_only: bool = False
     ) -> Tensor:
         times = packing.positions if timestamps is None else timestamps
-        gate, qkv = silu(self.gate_qkv(x)).chunk(2, -1)  # (T, 3D) each
+        gate, qkv = silu(fast_linear(self.gate_qkv, x)).chunk(2, -1)  # (T, 3D) each
         channels = (self._retention(qkv, packing), self._temporal(x, times, packing), self._positional(x, packing))
         mixed = torch.cat([layer_norm(channel, channel.shape[-1:]) for channel in channels], -1)  # (T, 3D)
         if last_only:
             mixed, gate = mixed[packing.last], gate[packing.last]
-        return self.out(gate * mixed)  # type: ignore[no-any-return]
+        return fast_linear(self.out, gate * mixed)
 
     def _retention(self, qkv: Tensor, packing: Packing) -> Tensor:
         q, k, v = packing.pad(qkv.view(len(qkv), 3, self.heads, -1)).unbind(2)  # (S, M, H, D/H) each
@@ -84,14 +84,14 @@ class FuXiLinearMixer(Mixer):
         q = torch.stack((torch.stack((sin, -cos), -1), k), 2)  # (T, P, 2, 2): gives the sine, the cosine of differences
         log_decay = logsigmoid(self.temporal_decay) * turns * packing.elapsed(times)[:, None].to(x.dtype)  # (T, P)
         heads = 2 * self.periods.shape[0]
-        v = self.temporal_value(x).view(len(x), heads, -1)  # (T, 2P, D/2P)
+        v = fast_linear(self.temporal_value, x).view(len(x), heads, -1)  # (T, 2P, D/2P)
         q, k, log_decay, v = (
             packing.pad(y) for y in (q.flatten(1, 2), k.repeat_interleave(2, 1), log_decay.repeat_interleave(2, 1), v)
         )
         return packing.unpad(linear_attention(q, k, v, log_decay, chunk=TEMPORAL_CHUNK)).flatten(1)
 
     def _positional(self, x: Tensor, packing: Packing) -> Tensor:
-        v = self.positional_value(x)
+        v = fast_linear(self.positional_value, x)
         p = self.positions[None, : packing.max_length, None]  # (1, M, 1, E), common to all sequences
         mixed = linear_attention(p, p / (POSITION_FEATURES // 2), packing.pad(v)[:, :, None])
         summed = packing.unpad(mixed).flatten(1)

@@ -21,7 +21,7 @@ from hyenarec.mixers.recurrences import at_least_float32
 from hyenarec.mixers.recurrences.linear_attention import linear_attention
 from hyenarec.packing import Packing
 from hyenarec_kernels import short_conv
-from hyenarec_kernels.nn import Linear
+from hyenarec_kernels.nn import fast_linear
 
 TAPS = 4
 ROPE_BASE = 10_000
@@ -37,19 +37,19 @@ class GRELAMixer(Mixer):
         if config.dim % 2:
             raise UserError(f"option dim: {config.dim} is odd; mixer grela turns pairs of features")
         self.heads = config.attention.heads
-        self.gate_value = Linear(config.dim, 2 * config.dim)
-        self.query_key = Linear(config.dim, 2 * config.dim)
+        self.gate_value = nn.Linear(config.dim, 2 * config.dim)
+        self.query_key = nn.Linear(config.dim, 2 * config.dim)
         self.taps = nn.Parameter(torch.empty(config.dim, TAPS).uniform_(-(TAPS**-0.5), TAPS**-0.5))
         self.taps_bias = nn.Parameter(torch.zeros(config.dim))
-        self.out = Linear(config.dim, config.dim)
+        self.out = nn.Linear(config.dim, config.dim)
         frequencies = ROPE_BASE ** -(torch.arange(0, config.dim, 2) / config.dim)
         self.register_buffer("frequencies", frequencies, persistent=False)
 
     def forward(
         self, x: Tensor, packing: Packing, *, timestamps: Tensor | None = None, last_only: bool = False
     ) -> Tensor:
-        gate, v = self.gate_value(x).chunk(2, -1)  # (T, D) each
-        q, k = (elu(at_least_float32(self.query_key(v))) + 1).chunk(2, -1)
+        gate, v = fast_linear(self.gate_value, x).chunk(2, -1)  # (T, D) each
+        q, k = (elu(at_least_float32(fast_linear(self.query_key, v))) + 1).chunk(2, -1)
         angles = packing.positions[:, None] * self.frequencies  # (T, D/2)
         parts = torch.stack((_turn(q, angles), _turn(k, angles), q, k, v.to(q.dtype)), 1)  # (T, 5, D)
         parts = packing.pad(parts.view(len(x), 5, self.heads, -1))
@@ -60,7 +60,7 @@ class GRELAMixer(Mixer):
         mixed = mixed + short_conv(v, self.taps, self.taps_bias, cu_seqlens=packing.cu_seqlens)
         if last_only:
             mixed, gate = mixed[packing.last], gate[packing.last]
-        return self.out(silu(gate) * mixed)  # type: ignore[no-any-return]
+        return fast_linear(self.out, silu(gate) * mixed)
 
 
 def _turn(x: Tensor, angles: Tensor) -> Tensor:

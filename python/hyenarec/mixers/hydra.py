@@ -8,14 +8,14 @@ projecting the result once more, as softmax attention does, is ours.
 
 from __future__ import annotations
 
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from hyenarec.config import ModelConfig
 from hyenarec.mixers.base import Mixer
 from hyenarec.mixers.recurrences import at_least_float32
 from hyenarec.packing import Packing
-from hyenarec_kernels.nn import Linear
+from hyenarec_kernels.nn import fast_linear
 
 
 class HydraMixer(Mixer):
@@ -25,18 +25,18 @@ class HydraMixer(Mixer):
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__(config, layer)
-        self.qkv = Linear(config.dim, 3 * config.dim)
-        self.out = Linear(config.dim, config.dim)
+        self.qkv = nn.Linear(config.dim, 3 * config.dim)
+        self.out = nn.Linear(config.dim, config.dim)
 
     def forward(
         self, x: Tensor, packing: Packing, *, timestamps: Tensor | None = None, last_only: bool = False
     ) -> Tensor:
-        q, k, v = self.qkv(x).chunk(3, -1)  # (T, D) each
+        q, k, v = fast_linear(self.qkv, x).chunk(3, -1)  # (T, D) each
         q, memory = normalize(q, dim=-1), at_least_float32(normalize(k, dim=-1) * v)
         if self.causal and not last_only:
-            return self.out(q * packing.unpad(packing.pad(memory).cumsum(1)))  # type: ignore[no-any-return]
+            return fast_linear(self.out, q * packing.unpad(packing.pad(memory).cumsum(1)))
         total = memory.new_zeros(packing.sequences, memory.shape[1]).index_add(0, packing.rows, memory)  # (S, D)
-        return self.out(q[packing.last] * total if last_only else q * total[packing.rows])  # type: ignore[no-any-return]
+        return fast_linear(self.out, q[packing.last] * total if last_only else q * total[packing.rows])
 
 
 class BidirectionalHydraMixer(HydraMixer):

@@ -21,7 +21,7 @@ from hyenarec.config import ModelConfig
 from hyenarec.mixers.base import Mixer
 from hyenarec.mixers.recurrences.delta_rule import gated_delta_rule
 from hyenarec.packing import Packing
-from hyenarec_kernels.nn import Linear
+from hyenarec_kernels.nn import fast_linear
 
 PERIOD = 4  # blocks, of which one is attention
 WINDOW = 64  # events that the attention sees
@@ -56,20 +56,20 @@ class DecayingMemory(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.heads = config.attention.heads
-        self.qkv_gate = Linear(config.dim, 4 * config.dim)
-        self.decay_beta = Linear(config.dim, 2 * self.heads)
+        self.qkv_gate = nn.Linear(config.dim, 4 * config.dim)
+        self.decay_beta = nn.Linear(config.dim, 2 * self.heads)
         self.rate = nn.Parameter(torch.full((self.heads,), -3.0))  # before the softplus: a memory of 20 days
-        self.out = Linear(config.dim, config.dim)
+        self.out = nn.Linear(config.dim, config.dim)
         with torch.no_grad():  # a memory of 16 events in the first head, 256 in the last
             self.decay_beta.bias[: self.heads] = torch.linspace(-2.8, -5.5, self.heads)
 
     def forward(self, x: Tensor, packing: Packing, days: Tensor) -> Tensor:
-        qkv, gate = self.qkv_gate(x).split((3 * x.shape[1], x.shape[1]), -1)
+        qkv, gate = fast_linear(self.qkv_gate, x).split((3 * x.shape[1], x.shape[1]), -1)  # type: ignore[no-untyped-call]
         q, k, v = silu(qkv).view(len(x), 3, self.heads, -1).unbind(1)  # (T, H, D/H) each
-        decay, beta = self.decay_beta(x).chunk(2, -1)  # (T, H) each
+        decay, beta = fast_linear(self.decay_beta, x).chunk(2, -1)  # (T, H) each
         log_decay = -softplus(decay) - softplus(self.rate) * days[:, None]
         read = gated_delta_rule(normalize(q, dim=-1), normalize(k, dim=-1), v, beta.sigmoid(), log_decay, packing)
-        return self.out(rms_norm(read, read.shape[-1:], eps=EPSILON).flatten(1) * silu(gate))  # type: ignore[no-any-return]
+        return fast_linear(self.out, rms_norm(read, read.shape[-1:], eps=EPSILON).flatten(1) * silu(gate))
 
 
 class RecentAttention(nn.Module):
@@ -81,13 +81,13 @@ class RecentAttention(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.heads = config.attention.heads
-        self.qkv = Linear(config.dim, 3 * config.dim)
-        self.out = Linear(config.dim, config.dim)
+        self.qkv = nn.Linear(config.dim, 3 * config.dim)
+        self.out = nn.Linear(config.dim, config.dim)
 
     def forward(self, x: Tensor, packing: Packing, days: Tensor) -> Tensor:
         events = x.shape[0]
         spare = -events % WINDOW
-        qkv = pad(self.qkv(x), (0, 0, 0, spare)).view(-1, WINDOW, 3, self.heads, x.shape[1] // self.heads)
+        qkv = pad(fast_linear(self.qkv, x), (0, 0, 0, spare)).view(-1, WINDOW, 3, self.heads, x.shape[1] // self.heads)
         q, k, v = qkv.permute(2, 0, 3, 1, 4)  # (N, H, W, D/H) each
         k, v = (torch.cat((pad(y, (0, 0, 0, 0, 0, 0, 1, 0))[:-1], y), 2) for y in (k, v))  # (N, H, 2W, D/H)
         event = torch.arange(events + spare, device=x.device).view(-1, WINDOW, 1)  # (N, W, 1)
@@ -95,4 +95,4 @@ class RecentAttention(nn.Module):
         first = pad(torch.arange(events, device=x.device) - packing.positions, (0, spare)).view(-1, WINDOW, 1)
         seen = (key <= event) & (key > event - WINDOW) & (key >= first)
         mixed = scaled_dot_product_attention(q, k, v, attn_mask=seen[:, None])  # (N, H, W, D/H)
-        return self.out(mixed.transpose(1, 2).flatten(0, 1).flatten(1)[:events])  # type: ignore[no-any-return]
+        return fast_linear(self.out, mixed.transpose(1, 2).flatten(0, 1).flatten(1)[:events])

@@ -21,7 +21,7 @@ from hyenarec.config import ModelConfig
 from hyenarec.mixers.base import Mixer
 from hyenarec.mixers.recurrences.scan import linear_scan
 from hyenarec.packing import Packing
-from hyenarec_kernels.nn import Linear
+from hyenarec_kernels.nn import fast_linear
 
 
 class LinOSSMixer(Mixer):
@@ -32,10 +32,10 @@ class LinOSSMixer(Mixer):
         dim = config.dim
         self.stiffness = nn.Parameter(torch.rand(dim))
         self.step = nn.Parameter(torch.randn(dim) / 2)  # before the sigmoid
-        self.input = Linear(dim, dim, bias=False)
-        self.output = Linear(dim, dim, bias=False)
+        self.input = nn.Linear(dim, dim, bias=False)
+        self.output = nn.Linear(dim, dim, bias=False)
         self.skip = nn.Parameter(torch.randn(dim))
-        self.glu = Linear(dim, 2 * dim)
+        self.glu = nn.Linear(dim, 2 * dim)
 
     def forward(
         self, x: Tensor, packing: Packing, *, timestamps: Tensor | None = None, last_only: bool = False
@@ -44,8 +44,8 @@ class LinOSSMixer(Mixer):
         dt, a = self.step.double().sigmoid(), self.stiffness.double().clamp(0, 4)
         one = torch.ones_like(dt)
         matrix = torch.stack((torch.stack((one, -dt * a)), torch.stack((dt, one - dt * dt * a))))  # (2, 2, D)
-        force = self.input(x)[:, None] * torch.stack((dt, dt * dt)).to(self.step.dtype)  # (T, 2, D)
+        force = fast_linear(self.input, x)[:, None] * torch.stack((dt, dt * dt)).to(self.step.dtype)  # (T, 2, D)
         position = linear_scan(matrix, force, packing)[:, 1]
         if last_only:
             position, x = position[packing.last], x[packing.last]
-        return glu(self.glu(gelu(self.output(position) + self.skip * x)), -1)
+        return glu(fast_linear(self.glu, gelu(fast_linear(self.output, position) + self.skip * x)), -1)

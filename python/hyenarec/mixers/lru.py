@@ -18,7 +18,7 @@ from hyenarec.config import ModelConfig
 from hyenarec.mixers.base import Mixer
 from hyenarec.mixers.recurrences.scan import complex_matrix, linear_scan
 from hyenarec.packing import Packing
-from hyenarec_kernels.nn import Linear
+from hyenarec_kernels.nn import fast_linear
 
 SMALLEST, LARGEST = 0.8, 0.99  # |lambda| at the start
 
@@ -33,15 +33,15 @@ class LRUMixer(Mixer):
         self.nu = nn.Parameter((-size.log()).log())
         self.theta = nn.Parameter((2 * math.pi * torch.rand(channels)).log())
         self.gamma = nn.Parameter((1 - size**2).log() / 2)  # a logarithm, as nu and theta are
-        self.input = Linear(config.dim, 2 * channels)
-        self.out = Linear(2 * channels, config.dim)
+        self.input = nn.Linear(config.dim, 2 * channels)
+        self.out = nn.Linear(2 * channels, config.dim)
 
     def forward(
         self, x: Tensor, packing: Packing, *, timestamps: Tensor | None = None, last_only: bool = False
     ) -> Tensor:
         size, angle = (-self.nu.exp()).exp(), self.theta.exp()
-        driven = self.input(x).view(len(x), 2, -1) * self.gamma.exp()  # (T, 2, 2D)
+        driven = fast_linear(self.input, x).view(len(x), 2, -1) * self.gamma.exp()  # (T, 2, 2D)
         h = linear_scan(complex_matrix(size * angle.cos(), size * angle.sin()), driven, packing)
         if last_only:
             h = h[packing.last]
-        return self.out(h.flatten(1))  # type: ignore[no-any-return]
+        return fast_linear(self.out, h.flatten(1))

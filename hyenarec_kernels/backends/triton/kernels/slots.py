@@ -21,6 +21,8 @@ def span(sequence, exists, starts_ptr, ends_ptr, columns, PACKED: tl.constexpr):
     end = tl.zeros_like(start) + columns
     if ends_ptr is not None:
         end = tl.load(ends_ptr + sequence, mask=exists, other=0).to(tl.int64)
+    start = tl.minimum(tl.maximum(start, 0), columns)  # whoever made them, no row of another sequence is read
+    end = tl.minimum(tl.maximum(end, start), columns)
     first = start if PACKED else start + sequence.to(tl.int64) * columns
     return first, tl.where(exists, end - start, 0).to(tl.int32)
 
@@ -65,6 +67,25 @@ def written(position, sequence, first, length, slot, slots, columns, PACKED: tl.
         return row, position < length
     end = (sequence.to(tl.int64) + 1) * columns
     return tl.where(row < end, row, row - columns), (position < columns) & (slot < slots)
+
+
+@triton.jit
+def larger(a, b):
+    return tl.maximum(a, b)
+
+
+@triton.jit(do_not_specialize=["count", "columns"], do_not_specialize_on_alignment=["ends_ptr"])
+def borders_kernel(borders_ptr, ends_ptr, count, columns, BLOCK: tl.constexpr):
+    """One program: borders (count + 1,) int64 from 0 to `columns` that never fall; the ends, where these are right."""
+    tl.store(borders_ptr, tl.zeros((), tl.int64))
+    reached = tl.zeros((), tl.int64)
+    for begin in range(0, count, BLOCK):
+        sequence = begin + tl.arange(0, BLOCK)
+        end = tl.load(ends_ptr + sequence, mask=sequence < count - 1, other=0).to(tl.int64)
+        end = tl.minimum(tl.maximum(end, reached), columns)
+        end = tl.where(sequence < count - 1, tl.associative_scan(end, 0, larger), columns)
+        tl.store(borders_ptr + 1 + sequence, end, mask=sequence < count)
+        reached = tl.max(end, 0)
 
 
 @triton.jit(do_not_specialize=["width"], do_not_specialize_on_alignment=WHERE)

@@ -1,0 +1,96 @@
+"""JSON lines: from bytes to columns, with every row or a refusal that names a line."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+from codecs import BOM_UTF8
+from collections.abc import Iterator
+from typing import Any
+
+import polars as pl
+
+from hyenarec.data.places import Origin, choose
+from hyenarec.data.text import find_column
+from hyenarec.errors import UserError
+
+# An escaped high surrogate that no low one follows.
+HALF_A_PAIR = re.compile(rb"(?<!\\)\\u[dD][89abAB][0-9a-fA-F]{2}(?!\\u[dD][c-fC-F])")
+BLANK = b" \t\r\n"
+
+
+def read_json_lines(name: str, data: bytes, columns: dict[str, str]) -> tuple[pl.DataFrame, Origin]:
+    """The columns ``{role: name}`` under their roles, and where their rows are found; blank lines are no rows."""
+    data = data.removeprefix(BOM_UTF8)
+    if not data.strip():
+        raise UserError(f"{name}: empty log: no events")
+    half = HALF_A_PAIR.search(data)  # polars would read any of them as the same character
+    if half is not None:
+        row = data.count(b"\n", 0, half.start()) + 1
+        raise UserError(f"{name}: line {row}: {half[0].decode()} is half of a surrogate pair, so no character")
+    frame, lines = _read_fast(name, data, columns), data.count(b"\n") + (not data.endswith(b"\n"))
+    if frame is None or frame.height not in (lines, _count_rows(data)):
+        frame = _read_slowly(name, data, columns)
+    return frame, Origin(name, uncounted="blank lines" if frame.height < lines else "")
+
+
+def _count_rows(data: bytes) -> int:
+    return sum(1 for line in io.BytesIO(data) if line.strip(BLANK))
+
+
+def _read_fast(name: str, data: bytes, columns: dict[str, str]) -> pl.DataFrame | None:
+    """None where polars refuses, which does not name the line."""
+    try:
+        return choose(name, pl.read_ndjson(io.BytesIO(data), infer_schema_length=None).lazy(), columns)
+    except pl.exceptions.PolarsError:
+        return None
+
+
+def _read_slowly(name: str, data: bytes, columns: dict[str, str]) -> pl.DataFrame:
+    """The same by Python's reader, to which columns that nobody asked for may hold anything."""
+    found: dict[str, list[Any]] = {role: [] for role in columns}
+    header: dict[str, None] = {}
+    for number, row in _objects(name, data):
+        header |= dict.fromkeys(row)
+        for role, column in columns.items():
+            value = row.get(column)
+            if isinstance(value, bool | list | dict):
+                raise UserError(
+                    f"{name}: line {number}: column {column!r} holds {json.dumps(value):.60}; "
+                    "ids and times are numbers or strings"
+                )
+            found[role].append(value)
+    for role, column in columns.items():
+        find_column(name, role, column, list(header))
+    return pl.DataFrame({role: _series(values) for role, values in found.items()})
+
+
+def _objects(name: str, data: bytes) -> Iterator[tuple[int, dict[str, Any]]]:
+    for number, line in enumerate(data.split(b"\n"), 1):
+        if not line.strip(BLANK):
+            continue
+        try:
+            row = json.loads(line)
+        except UnicodeDecodeError:
+            raise UserError(f"{name}: line {number} is not UTF-8") from None
+        except RecursionError:
+            raise UserError(f"{name}: line {number}: brackets too deep") from None
+        except ValueError as error:
+            raise UserError(f"{name}: line {number} is not JSON: {str(error).partition(':')[0]}") from None
+        if not isinstance(row, dict):
+            raise UserError(f"{name}: line {number}: expected an object with an event's columns, such as {{...}}")
+        yield number, row
+
+
+def _series(values: list[Any]) -> pl.Series:
+    """Numbers, or strings where there is any string or an integer beyond 64 bits."""
+    given = [value for value in values if value is not None]
+    if any(isinstance(value, str) for value in given):
+        kind: Any = pl.String
+    elif any(isinstance(value, float) for value in given):
+        kind = pl.Float64
+    else:
+        kind = pl.Int64 if all(-(2**63) <= value < 2**63 for value in given) else pl.String
+    convert = {pl.String: str, pl.Float64: float, pl.Int64: int}[kind]
+    return pl.Series([None if value is None else convert(value) for value in values], dtype=kind)
