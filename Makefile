@@ -60,5 +60,22 @@ $(VENV)/docs: $(VENV)/base pyproject.toml setup.py
 	$(INSTALL) --editable '.[docs]'
 	touch $@ $(VENV)/rec
 
+# Libraries whose attention the mixer replaces, each in an environment of its own with its requirements and this
+# checkout: runs its example and its tests. `make hosts` takes all of them, `make host-rectools` one.
+HOSTS := $(patsubst examples/hosts/%/requirements.txt,%,$(wildcard examples/hosts/*/requirements.txt))
+.PHONY: hosts $(HOSTS:%=host-%)
+hosts: $(HOSTS:%=host-%)
+
+$(HOSTS:%=host-%): host-%: build/hosts/%/ready
+	OMP_NUM_THREADS=1 build/hosts/$*/bin/python -m examples.hosts.$*.train
+	OMP_NUM_THREADS=1 build/hosts/$*/bin/python -m pytest -q $(wildcard tests/integrations/test_$*.py) \
+		tests/integrations/test_adapters.py
+
+build/hosts/%/ready: examples/hosts/%/requirements.txt pyproject.toml setup.py
+	$(PYTHON) -m venv build/hosts/$*
+	build/hosts/$*/bin/python -m pip install --quiet --requirement $< pytest
+	build/hosts/$*/bin/python -m pip install --quiet --editable .
+	touch $@
+
 clean:
 	rm -rf $(VENV) build demo *.egg-info

@@ -13,7 +13,8 @@ A case says what was timed (``mixer``, ``length``, ...) and carries ``ms``, the 
 reason under ``left_out`` and neither. Other programs' times that it stands against, where they compute something else,
 are summaries by name under ``rivals``. A run has ``log``, ``mixer``, ``length``, ``seed`` and ``test``, which maps
 metrics as :meth:`hyenarec.evaluation.Ranking.metrics` names them to their values; a baseline has ``log``, ``name``,
-``length`` and these metrics.
+``length`` and these metrics. What other libraries train and measure by themselves is under ``hosts``, with the one
+metric that all of them have.
 """
 
 from __future__ import annotations
@@ -43,6 +44,15 @@ FIGURES = {
     "cases": {},
     "runs": {"log": str, "mixer": str, "length": int, "seed": int, "test": dict},
     "baselines": {"log": str, "name": str, "length": int},
+    "hosts": {
+        "host": str,
+        "mixer": str,
+        "seed": int,
+        "epochs": int,
+        "NDCG@10": float,
+        "seconds_per_epoch": float,
+        "peak_megabytes": float,
+    },
 }
 METRICS = ("NDCG@10", "Recall@10", "MRR")  # that every run and baseline has; others may stand beside them
 
@@ -126,7 +136,7 @@ def validate(result: Any, name: str) -> None:
             _has(entry, fields, where)
             if kind == "cases":
                 _validate_case(entry, where)
-            else:
+            elif kind != "hosts":
                 _has(entry.get("test", entry), dict.fromkeys(METRICS, float), where)
 
 

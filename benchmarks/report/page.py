@@ -81,6 +81,14 @@ SECTIONS = {
     ),
     "losses": Section("The losses over a catalogue", "Milliseconds of forward and backward.", tables.losses, ("cpu",)),
     "loading": Section("Reading a log", "Seconds and memory until a log is in memory.", tables.loading, ("cpu",)),
+    "hosts": Section(
+        "In other libraries",
+        "What changes if attention is replaced in a library that people already have? Each trains and evaluates by its "
+        "own means. NDCG@10, mean ± standard deviation over the same seeds; seconds an epoch and peak memory of the "
+        "process, means.",
+        tables.hosts,
+        ("cpu",),
+    ),
     "ablation": Section("The hyena mixer's options", "What is each option worth?", tables.ablation, ()),
 }
 

@@ -121,6 +121,21 @@ def _ranked(runs: Sequence[Case], by: str, title: Callable[[Case], str], length:
     ]
 
 
+def hosts(result: Result) -> list[str]:
+    """A row for each library; attention's figure and HyenaMixer's."""
+    rows = []
+    for host in sorted({row["host"] for row in result["hosts"]}):
+        mine = [[row for row in result["hosts"] if (row["host"], row["mixer"]) == (host, m)] for m in (RIVAL, OURS)]
+        cells = [" → ".join(mean([row["NDCG@10"] for row in rows]) for rows in mine)]
+        cells += [
+            " → ".join(f"{statistics.mean(row[name] for row in rows):,.{digits}f}" for rows in mine)
+            for name, digits in (("seconds_per_epoch", 2), ("peak_megabytes", 0))
+        ]
+        rows.append([host, *cells, str(mine[0][0]["epochs"]), str(len(mine[0]))])
+    head = ["attention → HyenaMixer", "NDCG@10", "seconds an epoch", "peak MB", "epochs", "seeds"]
+    return [*table(head, rows), ""]
+
+
 # Speed
 
 

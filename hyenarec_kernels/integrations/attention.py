@@ -15,8 +15,8 @@ class HyenaAttention(nn.Module):
     """:class:`hyenarec_kernels.nn.HyenaMixer` with the signature of ``nn.MultiheadAttention``, also inside
     ``nn.TransformerEncoderLayer``.
 
-    Its call must be causal, by ``attn_mask`` or ``is_causal``, as ``nn.MultiheadAttention`` is called for next-item
-    prediction; or, if it is bidirectional, have neither. What a convolution cannot honour is refused: attention
+    Its calls must be causal, by ``attn_mask`` or ``is_causal``, as calls of ``nn.MultiheadAttention`` are for next-item
+    prediction; if it is bidirectional, they must hide nothing. What a convolution cannot honour is refused: attention
     weights, cross-attention, other masks.
 
     Args:
@@ -57,6 +57,10 @@ class HyenaAttention(nn.Module):
             "device": weight.device, "dtype": weight.dtype,
         } | options  # fmt: skip
         return cls(attention.embed_dim, horizon, **options).train(attention.training)
+
+    def reset_parameters(self) -> None:
+        """Gives the mixer new initial values."""
+        self.mixer.reset_parameters()
 
     def forward(
         self,
@@ -116,28 +120,34 @@ class HyenaAttention(nn.Module):
                 "HyenaAttention: query, key and value must be one tensor: it cannot stand for cross-attention. Where "
                 "the query is a normalised key, as in SASRec, construct it with query_only=True"
             )
-        if self.mixer.bidirectional:
-            if attn_mask is not None or is_causal:
-                raise ValueError("HyenaAttention: its mixer is bidirectional; a causal call needs one that is not")
-        elif attn_mask is not None:
-            _check_causal(attn_mask, query.shape[0 if query.dim() == 2 or not self.batch_first else 1])
-        elif not is_causal:  # read only here: nn.TransformerEncoder computes it, and a compiler cannot branch on that
+        if attn_mask is not None:
+            length = query.shape[0 if query.dim() == 2 or not self.batch_first else 1]
+            _check_mask(attn_mask, length, self.mixer.bidirectional)
+        elif is_causal and self.mixer.bidirectional:
+            raise ValueError("HyenaAttention: its mixer is bidirectional; a causal call needs one that is not")
+        elif (
+            not is_causal and not self.mixer.bidirectional
+        ):  # read only here: nn.TransformerEncoder computes it, and a compiler cannot branch on that
             raise ValueError(
                 "HyenaAttention: without attn_mask the call is for attention to the future, too; pass is_causal=True "
                 "or the causal attn_mask, or construct it with bidirectional=True"
             )
 
 
-def _check_causal(mask: Tensor, length: int) -> None:
-    """Refuses all masks but the causal one, (L, L) or (B * heads, L, L)."""
+def _check_mask(mask: Tensor, length: int, bidirectional: bool) -> None:
+    """Refuses all masks (L, L) or (B * heads, L, L) but the causal one, or the empty one of a bidirectional mixer."""
     if mask.shape[-2:] != (length, length):
         raise ValueError(
             f"HyenaAttention: attn_mask must be ({length}, {length}), got {tuple(mask.shape)}: it cannot stand for "
             "cross-attention"
         )
-    future = torch.ones(length, length, dtype=torch.bool, device=mask.device).triu(1)
-    right = mask == future if mask.dtype is torch.bool else torch.where(future, mask <= NEGLIGIBLE, mask == 0)
-    message = "HyenaAttention: attn_mask must be the causal mask: True or -inf above the diagonal, False or 0 elsewhere"
+    hidden = torch.ones(length, length, dtype=torch.bool, device=mask.device).triu(1) & (not bidirectional)
+    right = mask == hidden if mask.dtype is torch.bool else torch.where(hidden, mask <= NEGLIGIBLE, mask == 0)
+    message = (
+        "HyenaAttention: its mixer is bidirectional, and attn_mask hides something; a causal call needs one that is not"
+        if bidirectional
+        else "HyenaAttention: attn_mask must be the causal mask: True or -inf above the diagonal, False or 0 elsewhere"
+    )
     if mask.device.type == "cpu" and not torch.compiler.is_compiling():
         if not right.all():
             raise ValueError(message)

@@ -30,7 +30,15 @@ class HyenaSublayer(nn.Module):
         self.out_dropout, self.LayerNorm = attention.out_dropout, attention.LayerNorm
 
     def forward(self, input_tensor: Tensor, attention_mask: Tensor) -> Tensor:
-        """Mixes (B, L, D). The mask is RecBole's additive (B, 1, L, L), or (B, L), True at events."""
+        """Mixes (B, L, D). The mask is what RecBole adds to scores, (B, 1, L, L) where attention is causal and
+        (B, 1, 1, L) where it is not, or (B, L), True at events.
+
+        Raises:
+            ValueError: one of attention and mixer is causal, and the other is not.
+        """
+        if attention_mask.dim() == 4 and (attention_mask.shape[2] == 1) != self.mixer.bidirectional:
+            kind = "causal, construct it without" if self.mixer.bidirectional else "not causal, construct it with"
+            raise ValueError(f"HyenaSublayer: this model's attention is {kind} bidirectional=True")
         mixed = self.mixer(input_tensor, mask=key_mask(attention_mask))
         normalised: Tensor = self.LayerNorm(self.out_dropout(mixed) + input_tensor)
         return normalised

@@ -23,8 +23,11 @@ from hyenarec_kernels.integrations.swap import replace_attention
 
 
 class HyenaSASRecLayers(SASRecTransformerLayers):
-    """SASRec's blocks. ``horizon`` and ``options`` are those of :func:`hyenarec_kernels.integrations.replace_attention`;
-    a ``horizon`` of ``session_max_len`` sees whole sessions."""
+    """SASRec's blocks.
+
+    ``horizon`` and ``options`` are those of :func:`hyenarec_kernels.integrations.replace_attention`;
+    a ``horizon`` of ``session_max_len`` sees whole sessions.
+    """
 
     def __init__(
         self, n_blocks: int, n_factors: int, n_heads: int, dropout_rate: float, *, horizon: int, **options: Any

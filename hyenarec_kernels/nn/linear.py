@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import TypeGuard
+
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import linear
 from torch.nn.modules.module import _has_any_global_hook
 
 Linear = nn.Linear  # the name by which our own layers could be had when they were a class
@@ -26,14 +29,26 @@ def fast_linear(layer: nn.Module, x: Tensor) -> Tensor:
     Returns:
         (..., out_features).
     """
-    if type(layer) is not nn.Linear or x.device.type != "cpu" or not torch.is_grad_enabled() or _hooked(layer):
+    if not is_plain(layer):
         y: Tensor = layer(x)
         return y
-    weight = layer.weight.t()
-    if layer.out_features > layer.in_features:
-        weight = weight.contiguous()  # the gradient has this layout, so autograd computes it in this order
-    y = x @ weight
-    return y if layer.bias is None else y.add_(layer.bias.to(y.dtype))  # autocast casts products, not sums
+    return fast_product(x, layer.weight, layer.bias)
+
+
+def fast_product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """``x`` (..., I) times ``weight`` (O, I), plus ``bias`` (O,): what :func:`fast_linear` computes of a layer's."""
+    if x.device.type != "cpu" or not torch.is_grad_enabled():
+        return linear(x, weight, bias)
+    factor = weight.t()
+    if weight.shape[0] > weight.shape[1]:
+        factor = factor.contiguous()  # the gradient has this layout, so autograd computes it in this order
+    y: Tensor = x @ factor
+    return y if bias is None else y.add_(bias.to(y.dtype))  # autocast casts products, not sums
+
+
+def is_plain(layer: nn.Module) -> TypeGuard[nn.Linear]:
+    """Whether a call of the layer does no more than ``nn.Linear.forward``."""
+    return type(layer) is nn.Linear and not _hooked(layer)
 
 
 def _hooked(layer: nn.Module) -> bool:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from hyenarec_kernels.dtypes import wide
-from hyenarec_kernels.nn.linear import fast_linear
-from hyenarec_kernels.nn.starts import first, gate_starts
-from hyenarec_kernels.tracing import plain, transformed
+from hyenarec_kernels.nn.linear import fast_product, is_plain
+from hyenarec_kernels.nn.starts import first, gate_starts, last_identity
+from hyenarec_kernels.sharding import beside
 
 SMALL = 0.2  # standard deviation, against what stands beside it, of initial gates and short convolutions
 # Of the stored matrices. Smaller, and what a host draws counts less; larger, and they learn faster. ml-100k validation
@@ -70,53 +68,32 @@ class Projections(nn.Module):
             self.in_proj.weight[gate * self.dim : (gate + 1) * self.dim] /= SMALL
 
     def project_in(self, x: Tensor) -> Tensor:
-        """``x`` (..., D) times ``W_in / SCALE``: (..., C). The modules are called as they are, so whatever a host puts
-        in their place, quantised or adapted, serves."""
-        return _add_to_last(fast_linear(self.in_proj, x), x, 1 / SCALE)
+        """``x`` (..., D) times ``W_in``: (..., C)."""
+        return _times(self.in_proj, x)
+
+    def project_out(self, v: Tensor) -> Tensor:
+        """``v`` (..., D) times ``W_out``: (..., D)."""
+        return _times(self.out_proj, v)
 
     def short_taps(self) -> Tensor:
-        """Taps (C, W) of the short convolution of what :meth:`project_in` returns, in float32 (float64 for a float64
-        mixer)."""
+        """Taps (C, W) of the short convolution, in float32 (float64 for a float64 mixer)."""
         dtype = wide(self.short_weight.dtype)
-        taps: Tensor = SCALE * (first(self.short_width, dtype, self.short_weight.device) + self.short_weight.to(dtype))
-        return taps
+        stored = self.short_weight.to(dtype)
+        return beside(stored, first(self.short_width, dtype, stored.device)) + stored
 
     def short_offset(self) -> Tensor:
         """What the short convolution adds, (C,), in the dtype of its taps."""
         dtype = wide(self.short_bias.dtype)
-        return gate_starts(self.gates, self.dim, dtype, self.short_bias.device) + self.short_bias.to(dtype)
-
-    def project_out(self, v: Tensor) -> Tensor:
-        """``v`` (..., D) times ``W_out``."""
-        return torch.add(v, fast_linear(self.out_proj, v), alpha=SCALE)
+        stored = self.short_bias.to(dtype)
+        return beside(stored, gate_starts(self.gates, self.dim, dtype, stored.device)) + stored
 
 
-def _add_to_last(projected: Tensor, x: Tensor, factor: float) -> Tensor:
-    """``projected`` (..., C) with ``factor * x`` (..., D) added to its last D channels; ``projected`` may be changed.
-
-    In place where it can be: 16,384 rows of 64 to 192 channels, projection included, forward and backward on one core
-    of a Xeon: 55 ms without the sum, 59 in place, 80 by a sum of padded tensors, 72 by autograd's own in-place sum
-    into a slice, whose backward copies the whole gradient.
-    """
-    eager = plain() and not transformed()
-    if eager and not torch.is_grad_enabled():
-        projected[..., -x.shape[-1] :].add_(x, alpha=factor)
-        return projected
-    if not eager:
-        return projected + pad(factor * x.to(projected.dtype), (projected.shape[-1] - x.shape[-1], 0))
-    out: Tensor = _AddToLast.apply(projected, x, factor)  # type: ignore[no-untyped-call]
-    return out
-
-
-class _AddToLast(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, projected: Tensor, x: Tensor, factor: float) -> Tensor:
-        ctx.mark_dirty(projected)
-        ctx.channels, ctx.factor, ctx.dtype = x.shape[-1], factor, x.dtype
-        projected[..., -x.shape[-1] :].add_(x, alpha=factor)
-        return projected
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
-        (grad,) = grads
-        return grad, ctx.factor * grad[..., -ctx.channels :].to(ctx.dtype), None
+def _times(layer: nn.Module, x: Tensor) -> Tensor:
+    """``x`` times the identity in the last D channels and ``SCALE`` times what ``layer`` has."""
+    if is_plain(layer):
+        weight = layer.weight
+        last = last_identity(layer.out_features, layer.in_features, weight.dtype, weight.device)
+        return fast_product(x, torch.add(beside(weight, last), weight, alpha=SCALE))
+    # Whatever a host put in the layer's place, quantised or adapted, is called as it is.
+    projected: Tensor = SCALE * layer(x)
+    return projected + pad(x.to(projected.dtype), (projected.shape[-1] - x.shape[-1], 0))

@@ -42,6 +42,13 @@ def first(size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
 
 
 @_constant
+def last_identity(rows: int, columns: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """(rows, columns): zeros, and the identity in the last rows."""
+    row, column = torch.arange(rows, device=device), torch.arange(columns, device=device)
+    return (row[:, None] - (rows - columns) == column).to(dtype)
+
+
+@_constant
 def gate_starts(gates: int, dim: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """((gates + 1) * dim,): 1 for the channels of the first and the last gate, 0 for those between and the values."""
     gate = torch.arange((gates + 1) * dim, device=device) // dim

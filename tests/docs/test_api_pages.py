@@ -22,7 +22,9 @@ def test_what_a_page_names_exists_and_has_a_docstring(name: str) -> None:
         assert getattr(documented, member).__doc__, member
 
 
-@pytest.mark.parametrize("module", ["hyenarec_kernels", "hyenarec_kernels.nn", "hyenarec"])
+@pytest.mark.parametrize(
+    "module", ["hyenarec_kernels", "hyenarec_kernels.nn", "hyenarec_kernels.integrations", "hyenarec"]
+)
 def test_every_public_name_is_documented(module: str) -> None:
     others = {"backends", "nn", "__version__"}  # the modules have entries of their own
     public = {f"{module}.{name}" for name in import_module(module).__all__ if name not in others}

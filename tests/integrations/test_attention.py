@@ -75,6 +75,12 @@ def test_the_causal_mask_in_its_forms(mask: Tensor) -> None:
     assert torch.equal(attention(x, x, x, attn_mask=mask)[0], attention(x, x, x, is_causal=True)[0])
 
 
+@pytest.mark.parametrize("mask", [torch.zeros(L, L), torch.zeros(L, L).bool(), None])
+def test_both_ways_nothing_is_hidden(mask: Tensor | None) -> None:
+    attention, x = HyenaAttention(D, K, batch_first=True, bidirectional=True), torch.randn(B, L, D)
+    assert torch.equal(attention(x, x, x, attn_mask=mask)[0], attention.mixer(x))
+
+
 @pytest.mark.parametrize("train", [False, True])
 @pytest.mark.parametrize("layers", [0, 2])
 @pytest.mark.parametrize(("batch_first", "norm_first"), [(True, False), (True, True), (False, False)])
@@ -142,6 +148,13 @@ def test_like_takes_over_what_attention_had() -> None:
     assert new.mixer.short_weight.dtype == torch.bfloat16 and new.mixer.filters[0].terms == 5
     with torch.device("meta"):
         assert HyenaAttention.like(nn.MultiheadAttention(D, 2), K).mixer.short_weight.is_meta
+
+
+def test_meta_device_and_reset() -> None:
+    with torch.device("meta"):
+        attention = HyenaAttention(D, K, batch_first=True)
+    attention.to_empty(device="cpu").reset_parameters()
+    assert attention(X, X, X, is_causal=True)[0].isfinite().all()
 
 
 def test_dropout_is_of_the_output_in_training() -> None:

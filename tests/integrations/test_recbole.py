@@ -26,6 +26,11 @@ for row in range(5):
     HISTORIES[row, LENGTH - 2 * row :] = 0
 
 
+@pytest.fixture(autouse=True)
+def where_trainers_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
 def forward(model: SASRec, events: torch.Tensor) -> torch.Tensor:
     """RecBole's own forward returns the last position only."""
     x = model.LayerNorm(model.item_embedding(events) + model.position_embedding.weight[: events.shape[1]])
@@ -42,6 +47,19 @@ def test_a_model_is_sound_after_its_weights_are_drawn_anew(tmp_path: Path) -> No
     model = HyenaSASRec(config, create_dataset(config))
     model.apply(model._init_weights)
     assert check_swap(model, HISTORIES, forward) == []
+
+
+def test_a_mixer_of_the_wrong_direction_is_refused(tmp_path: Path) -> None:
+    config = configured(SASRec, TASK, tmp_path)
+    model = SASRec(config, create_dataset(config))
+    replace_attention(model, LENGTH, {MultiHeadAttention: HyenaSublayer}, bidirectional=True)
+    with pytest.raises(ValueError, match="causal"):
+        forward(model, HISTORIES)
+    causal = HyenaSASRec(config, create_dataset(config))
+    layer = causal.trm_encoder.layer[0].multi_head_attention
+    both = model.get_attention_mask(HISTORIES, bidirectional=True)
+    with pytest.raises(ValueError, match="bidirectional=True"):
+        layer(torch.randn(6, LENGTH, 64), both)
 
 
 def test_attention_of_other_models_can_be_replaced(tmp_path: Path) -> None:

@@ -9,10 +9,12 @@ import pytest
 import torch
 from torch import Tensor
 
-transformers = pytest.importorskip("transformers", minversion="5.24")
+pytest.importorskip("transformers", minversion="5.24")
 
-from hyenarec_kernels.integrations.transformers import HyenaConfig, HyenaForCausalLM  # noqa: E402
-from hyenarec_kernels.nn import HyenaMixer  # noqa: E402
+import transformers
+
+from hyenarec_kernels.integrations.transformers import HyenaConfig, HyenaForCausalLM
+from hyenarec_kernels.nn import HyenaMixer
 
 SIZES: dict[str, Any] = {
     "vocab_size": 50, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "horizon": 7,
@@ -164,7 +166,7 @@ def test_gradient_checkpointing_gives_the_same_gradients() -> None:
         return [p.grad.clone() for p in lm.parameters()]
 
     plain = gradients()
-    lm.gradient_checkpointing_enable()
+    lm.activation_checkpointing_enable()
     for a, b in zip(gradients(), plain, strict=True):
         torch.testing.assert_close(a, b)
 
@@ -225,3 +227,13 @@ def test_what_is_refused() -> None:
         lm.generate(ids[:1], prompt_lookup_num_tokens=2, max_new_tokens=3)
     with pytest.raises(NotImplementedError, match="cannot forget"):
         cache.crop(-1)
+
+
+def test_the_example_trains_and_evaluates() -> None:
+    pytest.importorskip("pandas")
+    pytest.importorskip("accelerate")
+    from examples.hosts.common import Task, generated_log
+    from examples.hosts.transformers.train import run
+
+    value, _ = run("hyena", Task(generated_log(users=40, items=60), 16, epochs=1, seed=0))
+    assert 0 < value <= 1

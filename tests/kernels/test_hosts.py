@@ -215,6 +215,15 @@ def test_a_bidirectional_mixer_has_no_state() -> None:
         HyenaMixer(4, 6).load_state_dict(mixer.state_dict())
 
 
+def test_a_mixer_resets_itself() -> None:
+    """A bidirectional mixer's second filters too."""
+    mixer = HyenaMixer(6, 9, bidirectional=True)
+    for tensor in (*mixer.parameters(), *mixer.buffers()):
+        nn.init.constant_(tensor, torch.nan)
+    mixer.reset_parameters()
+    assert all(t.isfinite().all() for t in mixer.state_dict().values())
+
+
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")
 def test_what_traces_it_works_or_is_refused_in_one_line() -> None:
     mixer, x = HyenaMixer(6, 9), torch.randn(2, 12, 6)

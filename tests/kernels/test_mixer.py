@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import operator_oracle as oracle
 import pytest
 import torch
 from operator_cases import LAYOUTS, Layout
-from torch import Tensor
+from torch import Tensor, nn
 
 from hyenarec_kernels.nn import ExplicitFilter, HyenaMixer, LegendreFilter
 from hyenarec_kernels.nn.projections import SCALE
@@ -190,12 +192,16 @@ def test_mixer_refuses_bad_layouts(last_only: bool) -> None:
 
 
 def test_projections_are_the_identity_and_their_weights_and_have_gradients() -> None:
-    """The sum with the input, which is made in place, against matrices; its gradients, and theirs."""
+    """Of plain layers, and of what a host put in their place."""
     mixer = HyenaMixer(3, 5).double()
     x = torch.randn(2, 4, 3, dtype=torch.float64, requires_grad=True)
     w_in = torch.cat([torch.zeros(6, 3), torch.eye(3)]).double() + SCALE * mixer.in_proj.weight
-    torch.testing.assert_close(SCALE * mixer.project_in(x), x @ w_in.T)
+    torch.testing.assert_close(mixer.project_in(x), x @ w_in.T)
     with torch.no_grad():
-        torch.testing.assert_close(SCALE * mixer.project_in(x), x @ w_in.T)
+        torch.testing.assert_close(mixer.project_in(x), x @ w_in.T)
+    adapted = copy.deepcopy(mixer)
+    adapted.in_proj, adapted.out_proj = nn.Sequential(mixer.in_proj), nn.Sequential(mixer.out_proj)
+    for project, want in ((adapted.project_in, mixer.project_in), (adapted.project_out, mixer.project_out)):
+        torch.testing.assert_close(project(x), want(x))
     for project in (mixer.project_in, mixer.project_out):
         assert torch.autograd.gradcheck(project, x) and torch.autograd.gradgradcheck(project, x)

@@ -1,6 +1,7 @@
 """SASRec of RecBole with attention and with HyenaMixer, by its own data sets, trainer and evaluation."""
 
 import os
+from contextlib import chdir
 from logging import getLogger
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -36,7 +37,7 @@ def configured(model: type, task: Task, folder: Path) -> Config:
 def run(mixer: str, task: Task) -> tuple[float, float]:
     getLogger().setLevel("ERROR")
     model_class = HyenaSASRec if mixer == "hyena" else SASRec  # what changes
-    with TemporaryDirectory() as folder:
+    with TemporaryDirectory() as folder, chdir(folder):  # its trainer writes to the current folder
         config = configured(model_class, task, Path(folder))
         init_seed(task.seed, reproducibility=True)
         train_data, _, test_data = data_preparation(config, create_dataset(config))

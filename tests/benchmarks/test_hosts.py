@@ -1,0 +1,67 @@
+"""The suite of other libraries, with the example that needs no library."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks.harness.recording import read
+from benchmarks.report import tables
+from benchmarks.suites import hosts
+from hyenarec.errors import UserError
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> Path:
+    polars = pytest.importorskip("polars")
+    path = tmp_path / "toy.parquet"
+    rows = {"user_id": [u for u in range(20) for _ in range(6)], "item_id": [n % 9 for n in range(120)]}
+    polars.DataFrame(rows | {"timestamp": list(range(120))}).write_parquet(path)
+    return path
+
+
+@pytest.fixture
+def environments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """This interpreter, as the environment of one library."""
+    bin = tmp_path / "build/hosts/jagged/bin"
+    bin.mkdir(parents=True)
+    (bin / "python").write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
+    (bin / "python").chmod(0o755)
+    monkeypatch.setattr(hosts, "RESULTS", tmp_path)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join((str(ROOT), str(ROOT / "python"))))
+    return tmp_path / "build/hosts"
+
+
+def test_both_mixers_of_every_seed_are_rows(log: Path, environments: Path, tmp_path: Path) -> None:
+    pytest.importorskip("pandas")
+    hosts.Hosts(log, seeds=(0, 1), length=5, epochs=1, environments=environments).run()
+    result = read(tmp_path / "hosts-toy.json")
+    rows = [(row["host"], row["seed"], row["mixer"], row["epochs"]) for row in result["hosts"]]
+    assert rows == [("jagged", seed, mixer, 1) for seed in (0, 1) for mixer in ("attention", "hyena")]
+    assert all(0 <= row["NDCG@10"] <= 1 and row["seconds_per_epoch"] > 0 for row in result["hosts"])
+
+
+def test_what_is_wrong_is_one_line(log: Path, environments: Path) -> None:
+    with pytest.raises(UserError, match="option hosts: no example for lightfm"):
+        hosts.Hosts(log, hosts=("lightfm",)).run()
+    with pytest.raises(UserError, match="no environment of rectools; `make hosts` makes them"):
+        hosts.Hosts(log, hosts=("rectools",), environments=environments).run()
+    with pytest.raises(UserError, match=r"jagged/train\.py exited with 2: .*--epochs"):
+        hosts.trained(environments / "jagged/bin/python", "jagged", {"epochs": "many"})
+
+
+def test_the_report_has_a_row_for_each_library() -> None:
+    figures = {"epochs": 3, "seconds_per_epoch": 2.0, "peak_megabytes": 500}
+    rows = [
+        {"host": "a", "mixer": mixer, "seed": seed, "NDCG@10": value + seed / 100, **figures}
+        for mixer, value in (("attention", 0.1), ("hyena", 0.2))
+        for seed in (0, 2)
+    ]
+    text = json.dumps(tables.hosts({"hosts": rows}), ensure_ascii=False)
+    assert "| a | .1100 ± .0141 → .2100 ± .0141 | 2.00 → 2.00 | 500 → 500 | 3 | 2 |" in text
