@@ -23,6 +23,7 @@ from hyenarec_kernels.nn.starts import first, log_rates
 from hyenarec_kernels.ops.legendre_conv import legendre_conv
 from hyenarec_kernels.ops.long_conv import long_conv
 from hyenarec_kernels.segments import Index, Segments
+from hyenarec_kernels.sharding import beside
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -98,7 +99,8 @@ class Filter(nn.Module):
         if self.log_rate is None:
             return None
         dtype = wide(self.log_rate.dtype)
-        return (log_rates(self.groups, self.horizon, dtype, self.log_rate.device) + self.log_rate.to(dtype)).exp()
+        stored = self.log_rate.to(dtype)
+        return (beside(stored, log_rates(self.groups, self.horizon, dtype, stored.device)) + stored).exp()
 
     def windowed(self, taps: Tensor) -> Tensor:
         """``taps`` (G, K) times the window, if there is one."""
@@ -153,7 +155,7 @@ class _BasisFilter(Filter):
     def coefficients(self) -> Tensor:
         """What multiplies the basis, (G, N), in float32 (float64 for a float64 module)."""
         dtype = wide(self.weight.dtype)
-        constant = first(self.terms, dtype, self.weight.device)  # (N,)
+        constant = beside(self.weight, first(self.terms, dtype, self.weight.device))  # (N,)
         return self.scale.to(dtype)[:, None] * (constant + self.weight.to(dtype))
 
     def forward(self) -> Tensor:
