@@ -22,8 +22,9 @@ from hyenarec_kernels.integrations.recbole import HyenaSASRec, HyenaSublayer
 LENGTH = 12
 TASK = Task(generated_log(users=30, items=60), LENGTH, epochs=1, seed=0)
 HISTORIES = torch.randint(1, 60, (6, LENGTH), generator=torch.Generator().manual_seed(0))
-for row in range(5):
-    HISTORIES[row, LENGTH - 2 * row :] = 0
+for row in range(3):
+    HISTORIES[row, LENGTH - 3 * row :] = 0  # as RecBole pads
+    HISTORIES[row + 3, : 3 * row] = 0  # where attention without a mask would read padding
 
 
 @pytest.fixture(autouse=True)
