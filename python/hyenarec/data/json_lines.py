@@ -11,8 +11,7 @@ from typing import Any
 
 import polars as pl
 
-from hyenarec.data.places import Origin, choose
-from hyenarec.data.text import find_column
+from hyenarec.data.columns import choose, find_column
 from hyenarec.errors import UserError
 
 # An escaped high surrogate that no low one follows.
@@ -20,8 +19,8 @@ HALF_A_PAIR = re.compile(rb"(?<!\\)\\u[dD][89abAB][0-9a-fA-F]{2}(?!\\u[dD][c-fC-
 BLANK = b" \t\r\n"
 
 
-def read_json_lines(name: str, data: bytes, columns: dict[str, str]) -> tuple[pl.DataFrame, Origin]:
-    """The columns ``{role: name}`` under their roles, and where their rows are found; blank lines are no rows."""
+def read_json_lines(name: str, data: bytes, columns: dict[str, str]) -> tuple[pl.DataFrame, str]:
+    """The columns ``{role: name}`` under their roles, and the lines that are no rows, in words."""
     data = data.removeprefix(BOM_UTF8)
     if not data.strip():
         raise UserError(f"{name}: empty log: no events")
@@ -32,7 +31,7 @@ def read_json_lines(name: str, data: bytes, columns: dict[str, str]) -> tuple[pl
     frame, lines = _read_fast(name, data, columns), data.count(b"\n") + (not data.endswith(b"\n"))
     if frame is None or frame.height not in (lines, _count_rows(data)):
         frame = _read_slowly(name, data, columns)
-    return frame, Origin(name, uncounted="blank lines" if frame.height < lines else "")
+    return frame, "blank lines" if frame.height < lines else ""
 
 
 def _count_rows(data: bytes) -> int:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from hyenarec.data.columns import choose
 from hyenarec.errors import UserError
 
 if TYPE_CHECKING:
@@ -72,7 +73,8 @@ def read_columns(path: Path, columns: dict[str, str], format: LogFormat | None) 
         if kind == "jsonl":
             from hyenarec.data.json_lines import read_json_lines
 
-            return read_json_lines(name, data, columns)
+            frame, uncounted = read_json_lines(name, data, columns)
+            return frame, Origin(name, uncounted=uncounted)
         from hyenarec.data.text import read_text
 
         frame, uncounted = read_text(name, data, kind, columns)
@@ -170,14 +172,3 @@ def _read_parts(name: str, parts: list[Path], columns: dict[str, str]) -> tuple[
         frames.append(frame)
     counted = tuple((part, frame.height) for part, frame in zip(parts, frames, strict=True))
     return pl.concat(frames, how="vertical_relaxed"), Origin(name, parts=counted)
-
-
-def choose(name: str, scan: pl.LazyFrame, columns: dict[str, str]) -> pl.DataFrame:
-    """The columns ``{role: name}`` of ``scan`` under their roles."""
-    import polars as pl
-
-    from hyenarec.data.text import find_column
-
-    header = scan.collect_schema().names()
-    chosen = {role: header[find_column(name, role, column, header)] for role, column in columns.items()}
-    return scan.select(pl.col(column).alias(role) for role, column in chosen.items()).collect()

@@ -12,6 +12,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from hyenarec.data.columns import find_column
 from hyenarec.errors import UserError
 
 SEPARATORS = {"csv": ",", "tsv": "\t", "inter": "\t"}
@@ -43,23 +44,6 @@ def read_text(name: str, data: bytes, kind: str, columns: dict[str, str]) -> tup
     if frame is None or frame.height != rows:
         frame = _read_slowly(name, data, separator, quoted, sorted(set(places.values())), uncounted)
     return frame.select(pl.col(str(place)).alias(role) for role, place in places.items()), uncounted
-
-
-def find_column(name: str, role: str, column: str, header: list[str], *, is_text: bool = False) -> int:
-    """The place of ``column`` in ``header``, where RecBole writes it as ``name:type``."""
-    found = _matches(column, header)
-    if len(found) > 1 and header[found[0]] == header[found[1]]:
-        raise UserError(f"{name}: {len(found)} columns are named {column!r}; rename all but one")
-    if found:
-        return found[0]
-    way_out = ", or None where the rows are in order" if role == "timestamp" else ""
-    if is_text and all(entry.replace(".", "", 1).isdigit() for entry in header):
-        way_out += ". There seems to be no header; add a first line with the names of the columns"
-    raise UserError(f"{name}: no column {column!r}; option {role} must name one of {', '.join(header)}{way_out}")
-
-
-def _matches(column: str, header: list[str]) -> list[int]:
-    return [place for place, entry in enumerate(header) if column in (entry, entry.rpartition(":")[0])]
 
 
 def _split(line: str, separator: str, quoted: bool) -> list[str]:

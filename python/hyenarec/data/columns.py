@@ -1,0 +1,36 @@
+"""The columns of a log by their names."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from hyenarec.errors import UserError
+
+if TYPE_CHECKING:
+    import polars as pl
+
+
+def choose(name: str, scan: pl.LazyFrame, columns: dict[str, str]) -> pl.DataFrame:
+    """The columns ``{role: name}`` of ``scan`` under their roles."""
+    import polars as pl
+
+    header = scan.collect_schema().names()
+    chosen = {role: header[find_column(name, role, column, header)] for role, column in columns.items()}
+    return scan.select(pl.col(column).alias(role) for role, column in chosen.items()).collect()
+
+
+def find_column(name: str, role: str, column: str, header: list[str], *, is_text: bool = False) -> int:
+    """The place of ``column`` in ``header``, where RecBole writes it as ``name:type``."""
+    found = _matches(column, header)
+    if len(found) > 1 and header[found[0]] == header[found[1]]:
+        raise UserError(f"{name}: {len(found)} columns are named {column!r}; rename all but one")
+    if found:
+        return found[0]
+    way_out = ", or None where the rows are in order" if role == "timestamp" else ""
+    if is_text and all(entry.replace(".", "", 1).isdigit() for entry in header):
+        way_out += ". There seems to be no header; add a first line with the names of the columns"
+    raise UserError(f"{name}: no column {column!r}; option {role} must name one of {', '.join(header)}{way_out}")
+
+
+def _matches(column: str, header: list[str]) -> list[int]:
+    return [place for place, entry in enumerate(header) if column in (entry, entry.rpartition(":")[0])]
