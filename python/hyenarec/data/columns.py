@@ -20,8 +20,8 @@ def choose(name: str, scan: pl.LazyFrame, columns: dict[str, str]) -> pl.DataFra
 
 
 def find_column(name: str, role: str, column: str, header: list[str], *, is_text: bool = False) -> int:
-    """The place of ``column`` in ``header``, where RecBole writes it as ``name:type``."""
-    found = _matches(column, header)
+    """The place of ``column``, which must be in ``header`` once."""
+    found = matches(column, header)
     if len(found) > 1 and header[found[0]] == header[found[1]]:
         raise UserError(f"{name}: {len(found)} columns are named {column!r}; rename all but one")
     if found:
@@ -32,5 +32,6 @@ def find_column(name: str, role: str, column: str, header: list[str], *, is_text
     raise UserError(f"{name}: no column {column!r}; option {role} must name one of {', '.join(header)}{way_out}")
 
 
-def _matches(column: str, header: list[str]) -> list[int]:
+def matches(column: str, header: list[str]) -> list[int]:
+    """The places of ``column`` in ``header``, where RecBole writes it as ``name:type``."""
     return [place for place, entry in enumerate(header) if column in (entry, entry.rpartition(":")[0])]

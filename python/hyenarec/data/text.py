@@ -12,7 +12,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from hyenarec.data.columns import find_column
+from hyenarec.data.columns import find_column, matches
 from hyenarec.errors import UserError
 
 SEPARATORS = {"csv": ",", "tsv": "\t", "inter": "\t"}
@@ -32,9 +32,9 @@ def read_text(name: str, data: bytes, kind: str, columns: dict[str, str]) -> tup
         raise UserError(f"{name}: empty log: not even a header")
     first_line = data[: data.find(b"\n") + 1 or len(data)].decode(errors="replace")
     header = _split(first_line, separator, quoted)
-    if not any(_matches(column, header) for column in columns.values()):
+    if not any(matches(column, header) for column in columns.values()):
         for other in OTHERS:
-            if all(_matches(column, _split(first_line, other, quoted)) for column in columns.values()):
+            if all(matches(column, _split(first_line, other, quoted)) for column in columns.values()):
                 separator, header = other, _split(first_line, other, quoted)
                 break
     places = {role: find_column(name, role, column, header, is_text=True) for role, column in columns.items()}
