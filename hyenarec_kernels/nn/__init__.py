@@ -8,7 +8,8 @@ from hyenarec_kernels.nn.filters import (
     ImplicitFilter,
     LegendreFilter,
 )
-from hyenarec_kernels.nn.linear import Linear, fast_linear
+from hyenarec_kernels.nn.linear import Linear as Linear
+from hyenarec_kernels.nn.linear import fast_linear
 from hyenarec_kernels.nn.masks import key_mask
 from hyenarec_kernels.nn.mixer import HyenaMixer
 from hyenarec_kernels.nn.streaming import MixerState
@@ -21,7 +22,6 @@ __all__ = [
     "HyenaMixer",
     "ImplicitFilter",
     "LegendreFilter",
-    "Linear",
     "MixerState",
     "fast_linear",
     "key_mask",

@@ -35,7 +35,7 @@ class HyenaMixer(Projections):
         y = (gate(q_order) v) W_out
 
     It starts close to its long filters applied to the input itself, and stores how far it is from there
-    (:class:`hyenarec_kernels.nn.projections.Projections`).
+    (``hyenarec_kernels/nn/projections.py``).
 
     Args:
         dim: D, channels in and out.
