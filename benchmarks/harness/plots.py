@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from benchmarks.harness.registry import OURS, SYSTEMS
-from hyenarec.plots import save_figure
+from hyenarec.plots import write_figure
 
 COLORS = {name: colormaps["tab20"](index % 20) for index, name in enumerate(SYSTEMS)}
 
@@ -61,7 +61,7 @@ def finish(figure: Figure, title: str, path: Path) -> None:
         labelled |= dict(zip(labels, handles, strict=True))
     if labelled:
         figure.legend(labelled.values(), labelled.keys(), frameon=False, fontsize=8, loc="outside right upper")
-    save_figure(figure, path)
+    write_figure(figure, path)
 
 
 def bar(axes: Axes, system: str, place: float, value: float, filled: bool) -> None:

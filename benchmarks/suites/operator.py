@@ -31,7 +31,7 @@ from benchmarks.harness.recording import RESULTS, write
 from hyenarec.allocator import keep_freed_memory
 from hyenarec.display import show_table
 from hyenarec.errors import UserError
-from hyenarec.plots import save_figure
+from hyenarec.plots import write_figure
 from hyenarec_kernels.backends import cpu
 from hyenarec_kernels.backends.cpu import convolutions
 from hyenarec_kernels.backends.cpu.plan import Plan
@@ -302,7 +302,7 @@ def plot(result: dict[str, Any], path: Path) -> None:
     axes.set_title(f"float32, D={DIM}, N={TERMS}, {torch.get_num_threads()} threads")
     axes.grid(alpha=0.3)
     axes.legend(frameon=False, fontsize=8)
-    save_figure(figure, path)
+    write_figure(figure, path)
 
 
 def main() -> None:

@@ -93,7 +93,8 @@ def _times(layer: nn.Module, x: Tensor) -> Tensor:
     if is_plain(layer):
         weight = layer.weight
         last = last_identity(layer.out_features, layer.in_features, weight.dtype, weight.device)
-        return fast_product(x, torch.add(beside(weight, last), weight, alpha=SCALE))
+        # not torch.add(alpha=SCALE): torch.compile would trace the float, and then compile the graph once more
+        return fast_product(x, beside(weight, last) + SCALE * weight)
     # Whatever a host put in the layer's place, quantised or adapted, is called as it is.
     projected: Tensor = SCALE * layer(x)
     return projected + pad(x.to(projected.dtype), (projected.shape[-1] - x.shape[-1], 0))

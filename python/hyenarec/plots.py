@@ -15,11 +15,16 @@ from hyenarec.mixers.hyena import HyenaRecMixer
 from hyenarec.model import SequenceModel
 
 
+def write_figure(figure: Figure, path: Path) -> None:
+    """Write a picture, over whatever is there."""
+    mark = {"Software": WRITTEN_BY}
+    write_atomically(path, lambda temporary: figure.savefig(temporary, format="png", dpi=120, metadata=mark))
+
+
 def save_figure(figure: Figure, path: Path) -> None:
     """Write a picture where :func:`hyenarec.files.refuse_foreign` allows it."""
     refuse_foreign(path)
-    mark = {"Software": WRITTEN_BY}
-    write_atomically(path, lambda temporary: figure.savefig(temporary, format="png", dpi=120, metadata=mark))
+    write_figure(figure, path)
 
 
 def training_curves(histories: Mapping[str, Sequence[Mapping[str, Any]]], metric: str, path: Path) -> None:

@@ -368,7 +368,7 @@ def test_every_kernel_compiles_without_spills(tmp_path: Path) -> None:
     others = {"legendre_up_kernel", "legendre_across_kernel", "long_conv_tap_gradient_kernel", "name_slots_kernel"}
     others |= {f"long_conv_{part}_kernel" for part in ("direct", "direct_backward", "last", "last_backward")}
     others |= {"long_conv_last_tap_gradient_kernel", "short_conv_kernel", "short_conv_backward_kernel"}
-    others |= {"gated_short_conv_kernel", "gated_short_conv_backward_kernel", "conv_step_kernel"}
+    others |= {"gated_short_conv_kernel", "gated_short_conv_backward_kernel", "conv_step_kernel", "borders_kernel"}
     assert {row["kernel"] for row in rows} == matrix | others
     for row in rows:
         assert row["spilled"] == 0, row
