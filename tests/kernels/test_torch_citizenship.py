@@ -276,6 +276,8 @@ def test_contract_9_compiled_and_exported_code_refuses_what_eager_refuses(mode: 
     }
     call = _Call(mode).eval()
     for names, where in good.items():
+        if mode == "prefill" and len(names) == 2:
+            continue  # 4 s, for what forward shows
         x = xs["packed" if "cu_seqlens" in names else "padded"]
         torch._dynamo.reset()
         compiled = torch.compile(call, fullgraph=True, dynamic=True, backend="aot_eager")

@@ -192,7 +192,9 @@ except SystemExit:
     assert done.stdout.splitlines()[-1] == "[]"
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow)]
+)
 def test_a_stopped_command_says_one_line(number: int, code: int, log: Path, tmp_path: Path) -> None:
     arguments = ["train", str(log), "--out", str(tmp_path / "run"), *TRAIN, "--patience", "9999"]
     arguments[arguments.index("--epochs") + 1] = "100000"

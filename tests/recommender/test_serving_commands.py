@@ -152,7 +152,10 @@ def test_a_closed_stream_is_one_line(run: Path, stream: str, rest: str, message:
     assert done.returncode == 2 and message in done.stderr and done.stderr.count("\n") == 1
 
 
-@pytest.mark.parametrize("command", ["train", "evaluate", "recommend", "inspect", "prepare", "help"])
+OTHERS = [pytest.param(command, marks=pytest.mark.slow) for command in ("evaluate", "inspect", "prepare", "help")]
+
+
+@pytest.mark.parametrize("command", ["train", "recommend", *OTHERS])  # a process each, 2 s
 def test_a_reader_that_leaves_early_is_no_error_in_any_command(
     command: str, run: Path, log: Path, tmp_path: Path
 ) -> None:
@@ -236,7 +239,7 @@ def test_weights_that_are_no_numbers(run: Path, tmp_path: Path, call: Call) -> N
         assert code == 2 and "NaN" not in out and err.count("\n") == 1, err
 
 
-@pytest.mark.parametrize("columns", [40, 60, 80])
+@pytest.mark.parametrize("columns", [40, *(pytest.param(wider, marks=pytest.mark.slow) for wider in (60, 80))])
 def test_every_figure_at_every_width(run: Path, tmp_path: Path, columns: int) -> None:
     done = subprocess.run(
         [*COMMAND, "evaluate", str(run), "--json-out", str(tmp_path / "metrics.json")],
