@@ -10,14 +10,14 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from hyenarec.errors import UserError
-from hyenarec.files import WRITTEN_BY, refuse_foreign, write_atomically
+from hyenarec.files import PNG, WRITTEN_BY, refuse_foreign, write_atomically
 from hyenarec.mixers.hyena import HyenaRecMixer
 from hyenarec.model import SequenceModel
 
 
 def save_figure(figure: Figure, path: Path) -> None:
     """Write a picture where :func:`hyenarec.files.refuse_foreign` allows it."""
-    refuse_foreign(path)
+    refuse_foreign(path, PNG)
     mark = {"Software": WRITTEN_BY}
     write_atomically(path, lambda temporary: figure.savefig(temporary, format="png", dpi=120, metadata=mark))
 

@@ -233,8 +233,8 @@ def _parse_text(text: pl.Series) -> tuple[list[pl.Series], int | None]:
     if text.str.contains(NUMBER).all(ignore_nulls=True) and not text.has_nulls():
         parts = text.str.splitn(".", 2).struct.unnest()
         fraction = parts["field_1"].fill_null("")
-        digits = (fraction.str.slice(place, 18).str.pad_end(18, "0") for place in range(0, _longest(fraction), 18))
-        return [part.cast(pl.Int64, strict=False) for part in (parts["field_0"], *digits)], None
+        rest = (fraction.str.slice(place, 18).str.pad_end(18, "0") for place in range(0, _longest(fraction), 18))
+        return [part.cast(pl.Int64, strict=False) for part in (parts["field_0"], *rest)], None
     floats = text.cast(pl.Float64, strict=False)
     if not (floats.is_finite() & (floats >= 0) & (floats < 2**63)).fill_null(False).all():
         return [floats], None  # which the caller refuses
