@@ -210,6 +210,9 @@ def test_quoted_newlines_beside_separators_are_read(tmp_path: Path) -> None:
     text = '"Good, in parts\nbut, well, not, all, of it\nas ""I"" said, once"'
     (tmp_path / "log.csv").write_text(f"user_id,item_id,review,timestamp\n1,20,{text},2\n1,10,{text},1\n")
     assert history(read_log(tmp_path / "log.csv")) == [10, 20]
+    long = text.replace("in parts", "in parts " * 20_000)  # beyond the limit of Python's reader
+    (tmp_path / "log.csv").write_text(f"user_id,item_id,review,timestamp\n1,20,{long},2\n1,10,{text},1\n")
+    assert history(read_log(tmp_path / "log.csv")) == [10, 20]
 
 
 # Ids ----------------------------------------------------------------------------------------------
@@ -395,6 +398,11 @@ def test_json_lines_with_a_mark_or_half_a_character(tmp_path: Path) -> None:
     path.write_text("".join([*rows, rows[0].replace('"x"', '"\\ud800"')]))
     with pytest.raises(UserError, match=r"line 4: \\ud800 is half of a surrogate pair"):
         read_log(path)
+    path.write_text("".join([*rows, rows[0].replace('"x"', '"\\\\\\ud800"')]))
+    with pytest.raises(UserError, match=r"line 4: \\ud800 is half of a surrogate pair"):
+        read_log(path)
+    path.write_text("".join([*rows, rows[0].replace('"x"', '"\\\\ud800"')]))
+    assert read_log(path).n_items == 4
     path.write_text("".join([*rows, rows[0].replace('"x"', '"\\udc00x"')]))
     with pytest.raises(UserError, match=r"line 4: \\udc00 is half of a surrogate pair"):
         read_log(path)

@@ -15,8 +15,8 @@ import polars as pl
 from hyenarec.data.columns import choose, find_column
 from hyenarec.errors import UserError
 
-# An escaped high surrogate that no low one follows.
-HALF_A_PAIR = re.compile(rb"(?<!\\)\\u[dD][89abAB][0-9a-fA-F]{2}(?!\\u[dD][c-fC-F])")
+# An escaped high surrogate that no low one follows, behind escaped backslashes or none.
+HALF_A_PAIR = re.compile(rb"(?<!\\)(?:\\\\)*(\\u[dD][89abAB][0-9a-fA-F]{2})(?!\\u[dD][c-fC-F])")
 HALF_A_CHARACTER = re.compile("[\ud800-\udfff]")
 BLANK = b" \t\r\n"
 INEXACT = 2**53  # from here on a float is not one integer alone
@@ -27,10 +27,12 @@ def read_json_lines(name: str, data: bytes, columns: dict[str, str]) -> tuple[pl
     data = data.removeprefix(BOM_UTF8)
     if not data.strip():
         raise UserError(f"{name}: empty log: no events")
-    half = HALF_A_PAIR.search(data)  # polars would read any of them as the same character
+    half = (
+        HALF_A_PAIR.search(data) if rb"\ud" in data or rb"\uD" in data else None
+    )  # polars would read any of them as the same character
     if half is not None:
-        row = data.count(b"\n", 0, half.start()) + 1
-        raise UserError(f"{name}: line {row}: {half[0].decode()} is half of a surrogate pair, so no character")
+        row = data.count(b"\n", 0, half.start(1)) + 1
+        raise UserError(f"{name}: line {row}: {half[1].decode()} is half of a surrogate pair, so no character")
     frame, lines = _read_fast(name, data, columns), data.count(b"\n") + (not data.endswith(b"\n"))
     if frame is None or frame.height not in (lines, _count_rows(data)):
         frame = _read_slowly(name, data, columns)

@@ -66,7 +66,8 @@ def read_log(
 ) -> SequenceStore:
     """Read an interaction log: one row an event, rows in any order.
 
-    ``path`` is a file, a pipe, a folder of Parquet parts (as Spark and Hive write them) or ``-`` for standard input; it
+    ``path`` is a file, a pipe, a folder of Parquet parts (as Spark and Hive write them: the names ``key=value`` of
+    folders in it are columns of text) or ``-`` for standard input; it
     is a name, never a pattern. ``format``, or the suffix where it is None, tells what it holds: Parquet (.parquet,
     .pq), JSON lines (.jsonl, .ndjson), and with a header line in UTF-8 or UTF-16 CSV (.csv; separated by semicolons too
     where the header shows it), tab-separated (.tsv) and RecBole (.inter: header of ``name:type``). Text compressed by

@@ -6,7 +6,6 @@ import csv
 import io
 import re
 from codecs import BOM_UTF8, BOM_UTF16_BE, BOM_UTF16_LE
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -43,9 +42,9 @@ def read_text(name: str, data: bytes, kind: str, columns: dict[str, str]) -> tup
     rows = _count_rows(data, ord(separator), quoted)
     frame = None if rows is None else _read_fast(data, separator, quoted, sorted(set(places.values())))
     if frame is not None and quoted and QUOTE in data:
-        for number, row in _rows_of_many_lines(data, separator, len(header)):
-            if _swallows(row, separator, len(header)):
-                raise _swallowing(name, number, uncounted)
+        swallowing = _first_swallowing(data, separator, len(header))
+        if swallowing is not None:
+            raise _swallowed(name, swallowing, uncounted)
     if frame is None or frame.height != rows:
         frame = _read_slowly(name, data, separator, quoted, sorted(set(places.values())), uncounted)
     return frame.select(pl.col(str(place)).alias(role) for role, place in places.items()), uncounted
@@ -126,30 +125,34 @@ def _count_rows(data: bytes, separator: int, quoted: bool) -> int | None:
     return int(lines) - inside - 1
 
 
-def _rows_of_many_lines(data: bytes, separator: str, width: int) -> Iterator[tuple[int, list[str]]]:
-    """The rows, with their numbers, in which quotes hold newlines, and as many separators as another row would."""
+def _first_swallowing(data: bytes, separator: str, width: int) -> int | None:
+    """The number of the first row in which quotes hold what looks like other rows. Python's reader would do, but for
+    its limit to what a field holds."""
     ends = _places(data, NEWLINE)
     inside = np.searchsorted(_places(data, QUOTE), ends) % 2 == 1
     bounds = np.concatenate(([-1], ends[~inside], [len(data)]))
     for number in np.unique(np.searchsorted(ends[~inside], ends[inside])).tolist():
-        line = data[bounds[number] + 1 : bounds[number + 1]]
-        if line.count(separator.encode()) >= 2 * (width - 1):
-            lines = io.StringIO(line.decode(errors="replace"), newline="")
-            yield number, next(csv.reader(lines, delimiter=separator))
+        row = data[bounds[number] + 1 : bounds[number + 1]].decode("latin-1")
+        if row.count(separator) < width:
+            continue  # the usual case: hardly a separator but the row's own
+        parts = row.replace('""', "").split('"')  # outside and inside quotes in turn
+        outside = [part.count(separator) for part in parts[::2]]
+        for place, field in enumerate(parts[1::2], 1):
+            if _swallows(field, sum(outside[:place]), sum(outside[place:]), separator, width):
+                return int(number)
+    return None
 
 
-def _swallows(row: list[str], separator: str, width: int) -> bool:
-    """Whether a quoted field looks like whole rows between two quotes that were no pair: a line in it has the fields of
-    a row, or both its ends have them with the fields beside them."""
-    for place, field in enumerate(row):
-        if "\n" in field:
-            first, *between, last = (line.count(separator) for line in field.split("\n"))
-            if width - 1 in between or place + first == last + len(row) - 1 - place == width - 1:
-                return True
-    return False
+def _swallows(field: str, before: int, after: int, separator: str, width: int) -> bool:
+    """Whether a quoted field, with as many separators before and after it, looks like whole rows between two quotes
+    that were no pair: a line in it has the fields of a row, or both its ends have them with the fields beside them."""
+    if "\n" not in field:
+        return False
+    first, *between, last = (line.count(separator) for line in field.split("\n"))
+    return width - 1 in between or before + first == last + after == width - 1
 
 
-def _swallowing(name: str, number: int, uncounted: str) -> UserError:
+def _swallowed(name: str, number: int, uncounted: str) -> UserError:
     return UserError(
         f"{name}: cannot read it: row {number} ({uncounted} not counted): a quote opens a field that goes on over "
         "lines that look like rows; put a field with quotes in quotes and double its own, or take its newlines out"
@@ -186,8 +189,9 @@ def _read_slowly(
             if not any(map(str.strip, row)) and len(row) < 2:
                 continue  # a blank line that quotes before it hid
             number += 1
-            if quoted and _swallows(row, separator, width):
-                raise _swallowing(name, number, uncounted)
+            fields = enumerate(row) if quoted else ()
+            if any(_swallows(field, at, len(row) - 1 - at, separator, width) for at, field in fields):
+                raise _swallowed(name, number, uncounted)
             if len(row) > width:
                 raise refusal(number, f" has {len(row)} fields, the header {width}")
             if any("\udc80" <= letter <= "\udcff" for field in row if not field.isascii() for letter in field):
