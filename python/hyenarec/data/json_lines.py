@@ -27,9 +27,8 @@ def read_json_lines(name: str, data: bytes, columns: dict[str, str]) -> tuple[pl
     data = data.removeprefix(BOM_UTF8)
     if not data.strip():
         raise UserError(f"{name}: empty log: no events")
-    half = (
-        HALF_A_PAIR.search(data) if rb"\ud" in data or rb"\uD" in data else None
-    )  # polars would read any of them as the same character
+    # Polars would read any of them as the same character.
+    half = HALF_A_PAIR.search(data) if rb"\ud" in data or rb"\uD" in data else None
     if half is not None:
         row = data.count(b"\n", 0, half.start(1)) + 1
         raise UserError(f"{name}: line {row}: {half[1].decode()} is half of a surrogate pair, so no character")
