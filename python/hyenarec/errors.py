@@ -1,5 +1,7 @@
 """The exceptions that mean: the input is wrong, and the caller can mend it."""
 
+from collections.abc import Iterable
+
 
 class UserError(Exception):
     """Bad input. The message is one line that says what is wrong, where, and what is allowed.
@@ -13,6 +15,11 @@ def expect(value: object, kinds: type | tuple[type, ...], what: str, wanted: str
     wants_bool = isinstance(kinds, tuple) and bool in kinds  # which are integers to Python
     if not isinstance(value, kinds) or (isinstance(value, bool) and not wants_bool):
         raise UserError(f"{what}: expected {wanted}, got {shortened(value)}")
+
+
+def is_iterable(value: object) -> bool:
+    """Whether ``value`` can be gone through: an array or tensor of no dimensions only has the method."""
+    return isinstance(value, Iterable) and getattr(value, "ndim", 1) != 0
 
 
 def shortened(value: object) -> str:

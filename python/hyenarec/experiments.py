@@ -12,7 +12,7 @@ from hyenarec.data.splits import Split
 from hyenarec.data.store import SequenceStore
 from hyenarec.display import console
 from hyenarec.evaluation import rank_targets, repeats_line
-from hyenarec.files import refuse_foreign
+from hyenarec.files import PNG, refuse_foreign
 from hyenarec.run_folder import Run
 from hyenarec.source import Source
 
@@ -26,7 +26,7 @@ def train(
     """Train (or finish) the run in ``out`` and draw its curve; returns the run's result."""
     from hyenarec.plots import training_curves  # matplotlib: a command that draws nothing does without it
 
-    refuse_foreign(out / CURVE)
+    refuse_foreign(out / CURVE, PNG)
     run = Run(out, store, split, model, training, source)
     result = run.train()
     training_curves({model.mixer: run.trainer.progress.history}, training.metric, out / CURVE)

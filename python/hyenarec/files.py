@@ -12,11 +12,13 @@ from typing import Any
 
 from hyenarec.errors import UserError
 
-# How files that people name begin: JSON and PNG. Nothing else of theirs is ever replaced.
 WRITTEN_BY = "hyenarec"
-OURS = re.compile(
-    rb'\{\s*"written_by": "%(us)b|\x89PNG.{0,4000}Software\0%(us)b' % {b"us": WRITTEN_BY.encode()}, re.DOTALL
-)
+JSON, PNG = ".json", ".png"
+# How our files that people name begin. Nothing else of theirs is ever replaced.
+OURS = {
+    JSON: re.compile(rb'\{\s*"written_by": "%b' % WRITTEN_BY.encode()),
+    PNG: re.compile(rb"\x89PNG.{0,4000}Software\0%b" % WRITTEN_BY.encode(), re.DOTALL),
+}
 UNFINISHED = re.compile(r"\..+\.[0-9]+\.tmp")  # the name that a file has until it is whole
 
 
@@ -26,17 +28,22 @@ def as_path(given: object, what: str) -> Path:
         raise UserError(f"{what}: a path is a string or a pathlib.Path, not {given!r:.60}")
     if not os.fspath(given):
         raise UserError(f"{what}: the path is empty")
+    if "\0" in os.fspath(given):
+        raise UserError(f"{what}: {os.fspath(given)!r:.60} is no path: it has a NUL character")
     return Path(given)
 
 
-def refuse_foreign(path: Path) -> None:
-    """Raises :class:`UserError` where ``path`` holds anything but a report or a picture that this package wrote."""
+def refuse_foreign(path: Path, kind: str) -> None:
+    """Raises :class:`UserError` where ``path`` is named as, or holds, anything but what this package writes as ``kind``
+    (:data:`JSON` or :data:`PNG`)."""
+    if path.suffix.lower() in OURS.keys() - {kind}:
+        raise UserError(f"{path}: what is written here is {kind[1:].upper()}; choose a name that ends in {kind}")
     try:
         if not path.exists():
             return
         if path.is_file():
             with path.open("rb") as file:
-                if OURS.match(file.read(5000)):
+                if OURS[kind].match(file.read(5000)):
                     return
     except OSError as error:
         raise UserError(f"cannot save {path}: {error.strerror or error}") from error
@@ -45,7 +52,7 @@ def refuse_foreign(path: Path) -> None:
 
 def write_report(path: Path, command: str, report: Mapping[str, Any]) -> None:
     """Write a command's ``report`` as JSON where :func:`refuse_foreign` allows it."""
-    refuse_foreign(path)
+    refuse_foreign(path, JSON)
     marked = {"written_by": f"{WRITTEN_BY} {command}", **report}
     write_text(path, json.dumps(marked, indent=2, allow_nan=False) + "\n")
 

@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from hyenarec.errors import UserError
-from hyenarec.files import WRITTEN_BY, refuse_foreign, write_atomically
+from hyenarec.files import PNG, WRITTEN_BY, refuse_foreign, write_atomically
 from hyenarec.mixers.hyena import HyenaRecMixer
 from hyenarec.model import SequenceModel
 
@@ -23,7 +23,7 @@ def write_figure(figure: Figure, path: Path) -> None:
 
 def save_figure(figure: Figure, path: Path) -> None:
     """Write a picture where :func:`hyenarec.files.refuse_foreign` allows it."""
-    refuse_foreign(path)
+    refuse_foreign(path, PNG)
     write_figure(figure, path)
 
 

@@ -18,7 +18,7 @@ from hyenarec.data.batches import Batch, pack_histories
 from hyenarec.data.ids import Ids
 from hyenarec.data.times import UNITS, caller_seconds
 from hyenarec.environment import check_backend
-from hyenarec.errors import UserError, expect, shortened
+from hyenarec.errors import UserError, expect, is_iterable, shortened
 from hyenarec.evaluation import exclude_history, scored_at_a_time
 from hyenarec.files import as_path
 from hyenarec.mixers import MIXERS
@@ -147,8 +147,8 @@ class Recommender:
         if isinstance(histories, str | bytes):
             raise _not_nested(histories)
         for what, given in (("histories", histories), ("timestamps", timestamps)):
-            if given is not None or what == "histories":
-                expect(given, Iterable, what, "one list for each history")
+            if not is_iterable(given) and (given is not None or what == "histories"):
+                raise UserError(f"{what}: expected one list for each history, got {shortened(given)}")
         if exclude_seen is not None:
             expect(exclude_seen, (bool, np.bool_), "option exclude_seen", "True, False or None")
         if unknown not in ("skip", "error"):
@@ -169,13 +169,15 @@ class Recommender:
     ) -> Iterator[_Request]:
         rows = iter(timestamps) if timestamps is not None else None
         for history in histories:
-            if isinstance(history, str | bytes) or not isinstance(history, Iterable):
+            if isinstance(history, str | bytes) or not is_iterable(history):
                 raise _not_nested(history)
             if isinstance(history, Set | Mapping):
                 raise UserError(f"histories: {shortened(history)} has no order; give a list, oldest event first")
             items = list(history)
             times = None if rows is None else next(rows, None)
-            if rows is not None and (not isinstance(times, Collection) or len(times) != len(items)):
+            if rows is not None and (
+                not isinstance(times, Collection) or not is_iterable(times) or len(times) != len(items)
+            ):
                 raise UserError("timestamps: one is needed for each event of each history")
             try:
                 yield self._request(items, times, unknown)

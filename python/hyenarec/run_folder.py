@@ -26,7 +26,7 @@ from hyenarec.data.splits import Split
 from hyenarec.data.store import SequenceStore
 from hyenarec.display import console
 from hyenarec.errors import DamagedError, UserError
-from hyenarec.files import remove_unfinished, write_text
+from hyenarec.files import as_path, remove_unfinished, write_text
 from hyenarec.mixers import MIXERS
 from hyenarec.source import Source
 from hyenarec.trained import BEST, Trained, save_trained
@@ -35,6 +35,7 @@ from hyenarec.training import Interrupted, Progress, Timing, Trainer
 LAST, CONFIG, METRICS = "last.safetensors", "config.json", "metrics.jsonl"
 RESULT, TIMING = "result.json", "timing.json"
 LOCK = ".lock"
+LOCK_MARK = "hyenarec "  # before the process, so that nobody else's lock is taken for one of ours
 
 # Options that change nothing about the epochs trained so far; a cosine schedule is laid out over its epochs.
 FREE_OPTIONS = ("epochs", "patience", "checkpoint_minutes", "device")
@@ -267,7 +268,7 @@ def read_history(folder: Path) -> list[dict[str, Any]]:
 
 def check_folder(folder: Path) -> None:
     """Raises :class:`UserError` where no run can be kept in ``folder``, without creating it: before a log is read."""
-    place = folder
+    place = folder = as_path(folder, "option out")
     try:
         while not place.exists() and place != place.parent:
             place = place.parent
@@ -285,12 +286,12 @@ def _lock(folder: Path) -> IO[str]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         while True:
-            file = path.open("a+", encoding="utf-8")
+            file = path.open("a+", encoding="utf-8", errors="replace")
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 file.seek(0)
-                holder = file.read(40).strip() or "unknown"
+                holder = file.read(40).removeprefix(LOCK_MARK).strip() or "unknown"
                 file.close()
                 raise UserError(
                     f"{folder}: process {holder} is training in it; wait for its end, or choose another folder"
@@ -298,8 +299,13 @@ def _lock(folder: Path) -> IO[str]:
             if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
                 break
             file.close()  # its holder ended, and removed it, between opening and locking
+        if path.stat().st_size:  # empty is one whose process was killed before it wrote
+            file.seek(0)
+            if file.read(len(LOCK_MARK)) != LOCK_MARK:
+                file.close()
+                raise UserError(f"{path} is not of a training run: choose another folder, or move it away")
         file.truncate(0)
-        file.write(f"{os.getpid()}\n")
+        file.write(f"{LOCK_MARK}{os.getpid()}\n")
         file.flush()
     except OSError as error:
         raise UserError(f"option out: cannot keep a run in {folder}: {error.strerror or error}") from error

@@ -25,6 +25,10 @@ Fails = Callable[..., str]
         (["train", "x", "--out", "y", "--epochs=1", "--epochs=2"], "--epochs: is given twice; give it once"),
         (["train", "x", "--out", "y", "--bf16", "--no-bf16"], "--bf16 and --no-bf16: name at most one of"),
         (
+            ["train", "x", "--out", "y", "--hyena.window", "--hyena.no-window"],
+            "--hyena.window and --hyena.no-window: name at most one of them",
+        ),
+        (
             ["train", "x", "--out", "y", "--max_length", "3", "--max-length", "4"],
             "--max_length and --max-length: name at most one of them",
         ),
@@ -156,6 +160,13 @@ def test_only_our_own_files_are_replaced(
             assert line == f"{own}: there already, and not written by hyenarec; choose another name or remove it"
             assert own.read_text() == content
         own.unlink()
+    (tmp_path / "x.txt").write_text('{"written_by": "hyenarec evaluate"}')  # its own, but no picture
+    line = fails("inspect", run, "--out", tmp_path / "x.txt")
+    assert line.endswith("x.txt: there already, and not written by hyenarec; choose another name or remove it")
+    for command, name in (("inspect", "y.JSON"), ("evaluate", "y.png")):
+        wanted = {"inspect": ("--out", "PNG"), "evaluate": ("--json-out", "JSON")}[command]
+        assert f"{name}: what is written here is {wanted[1]}" in fails(command, run, wanted[0], tmp_path / name)
+        assert not (tmp_path / name).exists()
     for _ in range(2):  # its own, again
         for name in ("x.png", "x.json"):
             main([str(part) for part in commands[name]])

@@ -70,6 +70,33 @@ def test_folders_of_parquet_parts(tmp_path: Path, hive: bool) -> None:
         assert store.time_unit == "date"
 
 
+def test_names_of_folders_are_columns_below_the_folder_alone(tmp_path: Path) -> None:
+    folder = tmp_path / "item_id=7" / "timestamp=9"
+    for item, time in (("007", 3), ("7", 1), ("a%2Fb", 2)):
+        part = folder / f"item_id={item}"
+        part.mkdir(parents=True)
+        pl.DataFrame({"user_id": [1], "timestamp": [time]}).write_parquet(part / "part.PARQUET")
+    assert history(read_log(folder)) == ["7", "a/b", "007"]
+    for item in ("007", "a%2Fb"):
+        (folder / f"item_id={item}" / "part.PARQUET").unlink()
+    part = folder / "item_id=8"
+    part.mkdir()
+    pl.DataFrame({"user_id": [1], "timestamp": [0]}).write_parquet(part / "part.pq")
+    assert history(read_log(folder)) == [8, 7]
+    pl.DataFrame(FRAME).write_parquet(part / "part.pq")
+    assert "part.pq: column 'item_id' is in the file, and in the name of its folder" in refusal(folder)
+    pl.DataFrame(FRAME).write_parquet(tmp_path / "item_id=7" / "log.parquet")
+    assert history(read_log(tmp_path / "item_id=7" / "log.parquet")) == [10, 20, 30]
+
+
+def test_files_beside_parts_are_named(tmp_path: Path) -> None:
+    pl.DataFrame(FRAME).write_parquet(tmp_path / "a.parquet")
+    for name in ("b.csv", "c.parquet.gz", "_SUCCESS"):
+        (tmp_path / name).touch()
+    with pytest.warns(UserWarning, match=r"only its Parquet files are read, not b\.csv, c\.parquet\.gz$"):
+        assert history(read_log(tmp_path)) == [10, 20, 30]
+
+
 @pytest.mark.parametrize("name", ["log.csv.gz", "log.csv", "log.CSV.GZ"])
 def test_gzip_by_its_content(tmp_path: Path, name: str) -> None:
     path = tmp_path / name
@@ -164,6 +191,30 @@ def test_quotes_that_open_and_never_close_name_the_row(tmp_path: Path) -> None:
     assert "row 2 (header not counted): ',' expected after '\"'" in refusal(path)
 
 
+@pytest.mark.parametrize("separator", [",", "\t"])
+@pytest.mark.parametrize(("last", "odd"), [(6, ""), (25, ""), (25, 'x " y')])
+@pytest.mark.parametrize("place", range(4))
+def test_rows_between_two_lone_quotes_do_not_vanish(
+    tmp_path: Path, separator: str, last: int, odd: str, place: int
+) -> None:
+    path = tmp_path / ("log.csv" if separator == "," else "log.tsv")
+    rows = [["user_id", "title", "item_id", "timestamp"]] + [[f"u{n % 3}", "t", f"i{n}", f"{n}"] for n in range(1, 31)]
+    rows[2][1] = odd or "t"  # a quote inside a field is for Python's reader
+    rows[5][place] = '"H'
+    rows[last][place] = 'H"'
+    path.write_text("".join(separator.join(row) + "\n" for row in rows))
+    assert "row 5 (header not counted): a quote opens a field that goes on over lines" in refusal(path)
+
+
+def test_quoted_newlines_beside_separators_are_read(tmp_path: Path) -> None:
+    text = '"Good, in parts\nbut, well, not, all, of it\nas ""I"" said, once"'
+    (tmp_path / "log.csv").write_text(f"user_id,item_id,review,timestamp\n1,20,{text},2\n1,10,{text},1\n")
+    assert history(read_log(tmp_path / "log.csv")) == [10, 20]
+    long = text.replace("in parts", "in parts " * 20_000)  # beyond the limit of Python's reader
+    (tmp_path / "log.csv").write_text(f"user_id,item_id,review,timestamp\n1,20,{long},2\n1,10,{text},1\n")
+    assert history(read_log(tmp_path / "log.csv")) == [10, 20]
+
+
 # Ids ----------------------------------------------------------------------------------------------
 
 
@@ -243,6 +294,9 @@ def test_one_log_in_every_unit_is_one_store(tmp_path: Path, form: str, suffix: s
         ["2024-01-01 12:00:00.000000002", "2024-01-01 12:00:00.000000001"],
         [f"{10**18 + 2}", f"{10**18 + 1}.0"],
         ["1700000000.000000002", "1700000000.000000001"],
+        ["1700000000.1234567892", "1700000000.1234567891"],
+        [f"1700000000.{'0' * 40}2", f"1700000000.{'0' * 40}1"],
+        ["1.7000000005e9", "1700000000.123456"],
         ["2024-01-01 14:00:01+02", "2024-01-01 12:00:00 UTC"],
         ["2024-01-02", "2024-01-01 12:00"],
     ],
@@ -261,6 +315,23 @@ def test_bytes_that_are_no_time(tmp_path: Path) -> None:
 def test_order_that_is_lost_is_refused(tmp_path: Path) -> None:
     (tmp_path / "log.csv").write_text(HEADER + f"1,2,{10**18 + 2}\n1,3,1e18\n")
     assert "row 1 (header not counted): 1000000000000000002 beside fractions" in refusal(tmp_path / "log.csv")
+    (tmp_path / "log.csv").write_text(HEADER + "1,1,1.5e1\n1,2,1700000000.1234567892\n1,3,1700000000.1234567891\n")
+    assert "row 2 (header not counted): 1700000000.1234567892 beside fractions" in refusal(tmp_path / "log.csv")
+
+
+def test_a_negative_fraction_is_no_time(tmp_path: Path) -> None:
+    (tmp_path / "log.csv").write_text(HEADER + "1,2,0.5\n1,3,-0.5\n")
+    assert "row 2 (header not counted): -0.5 is no time" in refusal(tmp_path / "log.csv")
+
+
+def test_large_integers_beside_floats_in_json_lines(tmp_path: Path) -> None:
+    path, row = tmp_path / "log.jsonl", '{{"user_id": 1, "item_id": {}, "timestamp": {}}}\n'
+    path.write_text(row.format("9007199254740993", f"{T}000000002.0") + row.format("5.0", f"{T}000000001"))
+    assert history(read_log(path)) == [5, 2**53 + 1]
+    path.write_text(row.format(1, 0.5) + row.format(2, f"{T}000000001"))
+    assert "line 2: column 'timestamp' holds 1700000000000000001, which has too many digits" in refusal(path)
+    pl.DataFrame(FRAME | {"item_id": [2.0**53, 1.0, 2.0]}).write_parquet(tmp_path / "log.parquet")
+    assert "row 1: 9007199254740992.0 is no id" in refusal(tmp_path / "log.parquet")
 
 
 def test_declared_and_mixed_units(tmp_path: Path) -> None:
@@ -326,6 +397,14 @@ def test_json_lines_with_a_mark_or_half_a_character(tmp_path: Path) -> None:
     assert read_log(path).n_events == 3
     path.write_text("".join([*rows, rows[0].replace('"x"', '"\\ud800"')]))
     with pytest.raises(UserError, match=r"line 4: \\ud800 is half of a surrogate pair"):
+        read_log(path)
+    path.write_text("".join([*rows, rows[0].replace('"x"', '"\\\\\\ud800"')]))
+    with pytest.raises(UserError, match=r"line 4: \\ud800 is half of a surrogate pair"):
+        read_log(path)
+    path.write_text("".join([*rows, rows[0].replace('"x"', '"\\\\ud800"')]))
+    assert read_log(path).n_items == 4
+    path.write_text("".join([*rows, rows[0].replace('"x"', '"\\udc00x"')]))
+    with pytest.raises(UserError, match=r"line 4: \\udc00 is half of a surrogate pair"):
         read_log(path)
     path.write_text("".join([*rows, rows[0].replace('"x"', '"\\ud83d\\ude00"')]))
     assert read_log(path).n_items == 4

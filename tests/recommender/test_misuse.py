@@ -43,6 +43,7 @@ def test_numpys_integers_are_whole_numbers(recommender: Any) -> None:
 
 HISTORIES = [None, 5, [5], "abc", b"x", ["abc"], [{100, 101}], [{100: 1}], [[1.5]], [[None]], [[True]], [[b"x"]]]
 HISTORIES += [[[[1]]], [()], [[100.0]], [[float("nan")]], [[object()]], [torch.tensor(ITEMS)]]
+HISTORIES += [np.array(5), [np.array(5)], [torch.tensor(5)]]
 
 
 @pytest.mark.parametrize("histories", HISTORIES, ids=lambda value: type(value).__name__)
@@ -58,6 +59,8 @@ def test_histories(histories: Any, recommender: Any) -> None:
         ({"exclude_seen": 0}, "option exclude_seen: expected True, False or None, got 0"),
         ({"unknown": "drop"}, "option unknown: expected 'skip' or 'error', got 'drop'"),
         ({"timestamps": 5}, "timestamps: expected one list for each history, got 5"),
+        ({"timestamps": np.array(5)}, "timestamps: expected one list for each history, got array(5)"),
+        ({"timestamps": [np.array(5)]}, "timestamps: one is needed for each event of each history"),
         ({"timestamps": [5]}, "timestamps: one is needed for each event of each history"),
     ],
 )
@@ -161,3 +164,9 @@ def test_ids_of_no_ids() -> None:
     for values in (None, {"values": [1]}, {"values": np.array(["a"])}):
         with pytest.raises(ValueError, match=r"^ids: expected"):
             Ids.from_arrays(values)
+
+
+@pytest.mark.parametrize("call", [read_log, open_data, SequenceStore.load, STORE.save, Recommender.load, Source])
+def test_a_path_with_a_nul_character(call: Callable[..., Any]) -> None:
+    with pytest.raises(UserError, match=r"^\w+: 'a\\x00\.csv' is no path: it has a NUL character$"):
+        call("a\0.csv")

@@ -74,6 +74,14 @@ def test_one_process_at_a_time_trains_in_a_folder(tmp_path: Path) -> None:
     assert not (tmp_path / LOCK).exists()
 
 
+def test_somebody_elses_lock_is_left_alone(tmp_path: Path) -> None:
+    for content in (b"4711\n", b"\xff my own"):
+        (tmp_path / LOCK).write_bytes(content)
+        with pytest.raises(UserError, match=r"\.lock is not of a training run"):
+            train(tmp_path, make_store(), epochs=1)
+        assert (tmp_path / LOCK).read_bytes() == content
+
+
 def test_saturated_metrics_are_told_apart(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Of eight items all are among the first ten: Recall@10 is 1 from the first epoch on, and MRR decides."""
     result = train(tmp_path, make_store(n_items=8), epochs=6)

@@ -200,7 +200,14 @@ def refused(path: Path) -> str:
 def test_a_truncated_store_is_noticed(saved: Path, left: int) -> None:
     data = (saved / STORE).read_bytes()
     (saved / STORE).write_bytes(data[:left])
-    assert "truncated or damaged store (" in refused(saved) and refused(saved).endswith("; prepare it again")
+    assert "truncated or damaged store (" in refused(saved)
+    assert refused(saved).endswith(f"; remove {saved / STORE} and prepare it again")
+    store = make_store()
+    with pytest.raises(UserError, match="there already, and not a store"):
+        store.save(saved)
+    (saved / STORE).unlink()
+    store.save(saved)
+    assert SequenceStore.load(saved).fingerprint() == store.fingerprint()
 
 
 @pytest.mark.parametrize("name", sorted(make_store()._arrays()))
@@ -254,7 +261,8 @@ def test_values_that_no_store_has_are_named(saved: Path) -> None:
 def test_no_store_at_all(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="nowhere: no such store"):
         SequenceStore.load(tmp_path / "nowhere")
-    with pytest.raises(UserError, match=rf"not a store: {STORE} is missing \(older stores must be prepared again\)"):
+    wanted = rf"not a store: {STORE} is missing \(remove an older store, and prepare it again\)"
+    with pytest.raises(UserError, match=wanted):
         SequenceStore.load(tmp_path)
 
 

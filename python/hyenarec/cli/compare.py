@@ -56,13 +56,13 @@ class Compare:
     def run(self) -> None:
         from hyenarec.display import console, show_table
         from hyenarec.experiments import COLUMNS, announce_repeats, baseline_rows, show_log, summarise, train
-        from hyenarec.files import refuse_foreign, write_report
+        from hyenarec.files import JSON, refuse_foreign, write_report
         from hyenarec.run_folder import check_folder
         from hyenarec.source import Source, load_source
 
         cells = self._cells()
         check_folder(self.out)
-        refuse_foreign(self.out / REPORT)
+        refuse_foreign(self.out / REPORT, JSON)
         refuse_options_of_logs(self.data, self.columns)
         source = Source(str(self.data), self.split, **asdict(self.columns))
         store, split = load_source(source)

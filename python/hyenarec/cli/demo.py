@@ -22,7 +22,7 @@ class Demo:
         from hyenarec.data.synthetic import write_synthetic_log
         from hyenarec.display import console, show_table
         from hyenarec.experiments import COLUMNS, baseline_rows, result_cells, train
-        from hyenarec.files import refuse_foreign
+        from hyenarec.files import PNG, refuse_foreign
         from hyenarec.plots import learned_filters, training_curves
         from hyenarec.recommendation import Recommender
         from hyenarec.run_folder import check_folder, read_history
@@ -32,7 +32,7 @@ class Demo:
         self.out.mkdir(parents=True, exist_ok=True)
         log, pictures = self.out / "log.csv", [self.out / name for name in ("curve.png", "filters.png")]
         for picture in pictures:
-            refuse_foreign(picture)
+            refuse_foreign(picture, PNG)
         write_synthetic_log(log)
         source = Source(str(log))
         store, split = load_source(source)

@@ -37,14 +37,14 @@ class Evaluate:
         from hyenarec.config import TrainingConfig
         from hyenarec.display import console, show_table
         from hyenarec.evaluation import known_part, rank_targets, repeats, repeats_line
-        from hyenarec.files import refuse_foreign, write_report
+        from hyenarec.files import JSON, refuse_foreign, write_report
         from hyenarec.mixers import MIXERS
         from hyenarec.recommendation import Recommender
         from hyenarec.source import load_source
 
         chosen = seen_choice(self.exclude_seen, self.no_exclude_seen)
         if self.json_out:
-            refuse_foreign(self.json_out)
+            refuse_foreign(self.json_out, JSON)
         recommender = Recommender.load(self.run_path, TrainingConfig(device=self.device).torch_device())
         training = recommender.config["training"]
         exclude_seen = training["exclude_seen"] if chosen is None else chosen

@@ -3,6 +3,7 @@ dash, as -3 and YouTube's do, and are no options for that."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Annotated
 
@@ -11,6 +12,7 @@ import tyro
 from hyenarec.errors import UserError
 
 ID_OPTIONS = ("--users", "--history")
+NO = re.compile(r"(?:^|(?<=\.))no-")  # as in --no-bf16 and --hyena.no-window
 MARK = "\ufdd0"  # no character, so no id begins with it
 
 
@@ -31,7 +33,7 @@ def check_options(arguments: Sequence[str]) -> None:
             raise UserError(f"{option or previous}: is empty")
         if not is_option or option in ID_OPTIONS:
             continue
-        name = option[2:].replace("_", "-").removeprefix("no-")
+        name = NO.sub("", option[2:].replace("_", "-"))
         if name in seen:
             if seen[name] != option:
                 raise UserError(f"{seen[name]} and {option}: name at most one of them")

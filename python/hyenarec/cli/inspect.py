@@ -19,10 +19,10 @@ class Inspect:
 
     def run(self) -> None:
         from hyenarec.display import console
-        from hyenarec.files import refuse_foreign
+        from hyenarec.files import PNG, refuse_foreign
         from hyenarec.plots import learned_filters
         from hyenarec.recommendation import Recommender
 
-        refuse_foreign(self.out)
+        refuse_foreign(self.out, PNG)
         learned_filters(Recommender.load(self.run_path).model, self.out)
         console.print(f"{self.out}: learned filters")

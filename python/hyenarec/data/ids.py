@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_left
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hyenarec.errors import UserError, shortened
+from hyenarec.errors import UserError, is_iterable, shortened
 
 Id = int | str
 
@@ -142,6 +142,6 @@ def _as_integer(value: object) -> int | None:
 
 def _plain(values: Sequence[Id] | NDArray[np.generic]) -> list[Id]:
     """The values as Python's own integers and strings."""
-    if isinstance(values, str | bytes) or not isinstance(values, Iterable):
+    if isinstance(values, str | bytes) or not is_iterable(values):
         raise UserError(f"ids: expected a list of ids, got {shortened(values)}")
     return [value.item() if isinstance(value, np.generic) else value for value in values]

@@ -7,6 +7,7 @@ import json
 import re
 from codecs import BOM_UTF8
 from collections.abc import Iterator
+from decimal import Decimal
 from typing import Any
 
 import polars as pl
@@ -14,9 +15,11 @@ import polars as pl
 from hyenarec.data.columns import choose, find_column
 from hyenarec.errors import UserError
 
-# An escaped high surrogate that no low one follows.
-HALF_A_PAIR = re.compile(rb"(?<!\\)\\u[dD][89abAB][0-9a-fA-F]{2}(?!\\u[dD][c-fC-F])")
+# An escaped high surrogate that no low one follows, behind escaped backslashes or none.
+HALF_A_PAIR = re.compile(rb"(?<!\\)(?:\\\\)*(\\u[dD][89abAB][0-9a-fA-F]{2})(?!\\u[dD][c-fC-F])")
+HALF_A_CHARACTER = re.compile("[\ud800-\udfff]")
 BLANK = b" \t\r\n"
+INEXACT = 2**53  # from here on a float is not one integer alone
 
 
 def read_json_lines(name: str, data: bytes, columns: dict[str, str]) -> tuple[pl.DataFrame, str]:
@@ -24,10 +27,11 @@ def read_json_lines(name: str, data: bytes, columns: dict[str, str]) -> tuple[pl
     data = data.removeprefix(BOM_UTF8)
     if not data.strip():
         raise UserError(f"{name}: empty log: no events")
-    half = HALF_A_PAIR.search(data)  # polars would read any of them as the same character
+    # Polars would read any of them as the same character.
+    half = HALF_A_PAIR.search(data) if rb"\ud" in data or rb"\uD" in data else None
     if half is not None:
-        row = data.count(b"\n", 0, half.start()) + 1
-        raise UserError(f"{name}: line {row}: {half[0].decode()} is half of a surrogate pair, so no character")
+        row = data.count(b"\n", 0, half.start(1)) + 1
+        raise UserError(f"{name}: line {row}: {half[1].decode()} is half of a surrogate pair, so no character")
     frame, lines = _read_fast(name, data, columns), data.count(b"\n") + (not data.endswith(b"\n"))
     if frame is None or frame.height not in (lines, _count_rows(data)):
         frame = _read_slowly(name, data, columns)
@@ -39,19 +43,33 @@ def _count_rows(data: bytes) -> int:
 
 
 def _read_fast(name: str, data: bytes, columns: dict[str, str]) -> pl.DataFrame | None:
-    """None where polars refuses, which does not name the line."""
+    """None where polars refuses, which does not name the line, or has made large integers floats."""
     try:
-        return choose(name, pl.read_ndjson(io.BytesIO(data), infer_schema_length=None).lazy(), columns)
+        frame = choose(name, pl.read_ndjson(io.BytesIO(data), infer_schema_length=None).lazy(), columns)
     except pl.exceptions.PolarsError:
         return None
+    return None if any(column.dtype.is_float() and (column.abs() >= INEXACT).any() for column in frame) else frame
+
+
+class _Number(float):
+    """A float that keeps what it was written as."""
+
+    written: str
+
+    def __new__(cls, written: str) -> _Number:
+        number = super().__new__(cls, written)
+        number.written = written
+        return number
 
 
 def _read_slowly(name: str, data: bytes, columns: dict[str, str]) -> pl.DataFrame:
     """The same by Python's reader, to which columns that nobody asked for may hold anything."""
     found: dict[str, list[Any]] = {role: [] for role in columns}
+    numbers: list[int] = []
     header: dict[str, None] = {}
     for number, row in _objects(name, data):
         header |= dict.fromkeys(row)
+        numbers.append(number)
         for role, column in columns.items():
             value = row.get(column)
             if isinstance(value, bool | list | dict):
@@ -59,9 +77,20 @@ def _read_slowly(name: str, data: bytes, columns: dict[str, str]) -> pl.DataFram
                     f"{name}: line {number}: column {column!r} holds {json.dumps(value):.60}; "
                     "ids and times are numbers or strings"
                 )
+            half = HALF_A_CHARACTER.search(value) if isinstance(value, str) else None
+            if half is not None:
+                raise UserError(
+                    f"{name}: line {number}: {json.dumps(half[0])[1:-1]} is half of a surrogate pair, so no character"
+                )
             found[role].append(value)
     for role, column in columns.items():
         find_column(name, role, column, list(header))
+        found[role], lost = _exact(found[role])
+        if lost is not None:
+            raise UserError(
+                f"{name}: line {numbers[lost]}: column {column!r} holds {found[role][lost]}, which has too many digits "
+                "to keep beside fractions; write whole numbers, or strings"
+            )
     return pl.DataFrame({role: _series(values) for role, values in found.items()})
 
 
@@ -70,7 +99,7 @@ def _objects(name: str, data: bytes) -> Iterator[tuple[int, dict[str, Any]]]:
         if not line.strip(BLANK):
             continue
         try:
-            row = json.loads(line)
+            row = json.loads(line, parse_float=_Number)
         except UnicodeDecodeError:
             raise UserError(f"{name}: line {number} is not UTF-8") from None
         except RecursionError:
@@ -80,6 +109,26 @@ def _objects(name: str, data: bytes) -> Iterator[tuple[int, dict[str, Any]]]:
         if not isinstance(row, dict):
             raise UserError(f"{name}: line {number}: expected an object with an event's columns, such as {{...}}")
         yield number, row
+
+
+def _exact(values: list[Any]) -> tuple[list[Any], int | None]:
+    """Numbers as integers where they are too large for floats to keep them; and the place of one that is lost."""
+    numbers = [value for value in values if isinstance(value, int | float)]
+    if len(numbers) == len(values) - values.count(None) and any(isinstance(value, float) for value in numbers):
+        large = [place for place, value in enumerate(values) if value is not None and INEXACT <= abs(value) < 2**64]
+        whole = [_whole(value) for value in values]
+        if large and whole.count(None) == values.count(None):
+            return whole, None
+        if large:
+            return values, large[0]
+    return values, None
+
+
+def _whole(value: int | float | None) -> int | None:
+    if isinstance(value, _Number):
+        digits = Decimal(value.written) if abs(value) < 2**64 else None
+        return int(digits) if digits is not None and digits == digits.to_integral_value() else None
+    return value if isinstance(value, int) else None
 
 
 def _series(values: list[Any]) -> pl.Series:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import gzip
 import io
 import sys
+import warnings
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
+from urllib.parse import unquote
 
 from hyenarec.data.columns import choose
 from hyenarec.errors import UserError
@@ -29,6 +31,7 @@ SUFFIXES: dict[str, LogFormat] = {
     ".ndjson": "jsonl",
 }
 TEXT = ("csv", "tsv", "inter")
+NO_VALUE = "__HIVE_DEFAULT_PARTITION__"  # as Hive names the folder of rows without one
 GZIP, ZSTANDARD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
 
 
@@ -38,11 +41,17 @@ class Origin:
 
     name: str
     is_text: bool = False
-    """Whether all columns are strings, of which some are numbers to their writer."""
+    """Whether all columns are text."""
     uncounted: str = ""
     """Lines of the file that are no rows."""
     parts: tuple[tuple[Path, int], ...] = ()
     """The files of a folder and their rows, in order."""
+    partitions: frozenset[str] = frozenset()
+    """Columns that the names of folders hold, as text."""
+
+    def holds_text(self, column: str) -> bool:
+        """Whether ``column`` has strings, of which some are numbers to their writer."""
+        return self.is_text or column in self.partitions
 
     def row(self, row: int) -> str:
         """``row`` from 0 of all, as people find it: counted from 1, in its own part."""
@@ -66,7 +75,7 @@ def read_columns(path: Path, columns: dict[str, str], format: LogFormat | None) 
         ) from error
     try:
         if parts:
-            return _read_parts(name, parts, columns)
+            return _read_parts(path, parts, columns)
         if kind == "parquet":
             return _read_parquet(name, _plain_file(path), columns), Origin(name)
         data = _unpack(name, _read_bytes(path))
@@ -87,7 +96,11 @@ def read_columns(path: Path, columns: dict[str, str], format: LogFormat | None) 
 
 def parquet_parts(folder: Path) -> list[Path]:
     """The Parquet files of a folder and the folders in it, in order of their names; not ``_`` and ``.`` names."""
-    found = sorted(file for suffix in (".parquet", ".pq") for file in folder.rglob(f"*{suffix}") if file.is_file())
+    return [file for file in _files(folder) if SUFFIXES.get(file.suffix.lower()) == "parquet"]
+
+
+def _files(folder: Path) -> list[Path]:
+    found = sorted(file for file in folder.rglob("*") if file.is_file())
     return [file for file in found if not any(part[0] in "_." for part in file.relative_to(folder).parts)]
 
 
@@ -95,6 +108,10 @@ def _parts(folder: Path) -> list[Path]:
     parts = parquet_parts(folder)
     if not parts:
         raise UserError(f"{folder}: is a folder, not a log, and has no Parquet files in it")
+    others = sorted(str(file.relative_to(folder)) for file in {*_files(folder)} - {*parts})
+    if others:
+        more = f" and {len(others) - 3} more" if len(others) > 3 else ""
+        warnings.warn(f"{folder}: only its Parquet files are read, not {', '.join(others[:3])}{more}", stacklevel=4)
     return parts
 
 
@@ -142,24 +159,39 @@ def _unpack(name: str, data: bytes) -> bytes:
         raise UserError(f"{name}: cannot read it: damaged or cut gzip file ({error})") from error
 
 
-def _read_parquet(name: str, source: Path | bytes, columns: dict[str, str], hive: bool | None = None) -> pl.DataFrame:
+def _read_parquet(
+    name: str, source: Path | bytes, columns: dict[str, str], partition: dict[str, str | None] | None = None
+) -> pl.DataFrame:
+    """``partition`` has the columns that the names of folders hold, which are the same in all rows."""
     import polars as pl
 
     if isinstance(source, bytes):
         scan = pl.read_parquet(io.BytesIO(source)).lazy()
     else:
-        scan = pl.scan_parquet(source, glob=False, hive_partitioning=hive)
+        scan = pl.scan_parquet(source, glob=False, hive_partitioning=False)
+    for key, value in (partition or {}).items():
+        if key in columns.values():
+            if key in scan.collect_schema():
+                raise UserError(f"{name}: column {key!r} is in the file, and in the name of its folder; rename one")
+            scan = scan.with_columns(pl.lit(value, pl.String).alias(key))
     return choose(name, scan, columns)
 
 
-def _read_parts(name: str, parts: list[Path], columns: dict[str, str]) -> tuple[pl.DataFrame, Origin]:
+def _partition(file: Path) -> dict[str, str | None]:
+    """The columns that the folders of ``file``, a relative path, have in their names, as ``key=value``."""
+    pairs = [folder.partition("=") for folder in file.parent.parts]
+    return {unquote(key): None if value == NO_VALUE else unquote(value) for key, sign, value in pairs if sign}
+
+
+def _read_parts(folder: Path, parts: list[Path], columns: dict[str, str]) -> tuple[pl.DataFrame, Origin]:
     """The columns of all ``parts``, which have them under the same names and in the same types."""
     import polars as pl
 
-    frames: list[pl.DataFrame] = []
+    name, frames, keys = str(folder), list[pl.DataFrame](), set[str]()
     for part in parts:
         try:
-            frame = _read_parquet(str(part), part, columns, hive=True)
+            partition = _partition(part.relative_to(folder))
+            frame = _read_parquet(str(part), part, columns, partition)
         except pl.exceptions.PolarsError as error:
             raise UserError(f"{part}: cannot read it: {str(error).splitlines()[0]}") from error
         for role, kind in frame.schema.items():
@@ -170,5 +202,6 @@ def _read_parts(name: str, parts: list[Path], columns: dict[str, str]) -> tuple[
                     f"the parts of {name} must have columns of the same types"
                 )
         frames.append(frame)
+        keys |= partition.keys()
     counted = tuple((part, frame.height) for part, frame in zip(parts, frames, strict=True))
-    return pl.concat(frames, how="vertical_relaxed"), Origin(name, parts=counted)
+    return pl.concat(frames, how="vertical_relaxed"), Origin(name, parts=counted, partitions=frozenset(keys))

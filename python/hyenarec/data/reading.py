@@ -66,7 +66,8 @@ def read_log(
 ) -> SequenceStore:
     """Read an interaction log: one row an event, rows in any order.
 
-    ``path`` is a file, a pipe, a folder of Parquet parts (as Spark and Hive write them) or ``-`` for standard input; it
+    ``path`` is a file, a pipe, a folder of Parquet parts (as Spark and Hive write them: the names ``key=value`` of
+    folders in it are columns of text) or ``-`` for standard input; it
     is a name, never a pattern. ``format``, or the suffix where it is None, tells what it holds: Parquet (.parquet,
     .pq), JSON lines (.jsonl, .ndjson), and with a header line in UTF-8 or UTF-16 CSV (.csv; separated by semicolons too
     where the header shows it), tab-separated (.tsv) and RecBole (.inter: header of ``name:type``). Text compressed by
@@ -153,7 +154,7 @@ def _encode_ids(column: pl.Series, place: _Column) -> tuple[NDArray[np.int32], I
     indices = column.replace_strict(known, dense, return_dtype=pl.Int32).to_numpy()
     if column.dtype == pl.Int64:
         return indices, Ids.from_arrays({"values": known.to_numpy()})
-    if place.origin.is_text:
+    if place.origin.holds_text(place.name):
         stripped = known.str.strip_chars()
         if (stripped == "").any():
             raise place.error("the id is missing", _first(column.str.strip_chars() == ""))
@@ -215,7 +216,7 @@ def _clean_ids(column: pl.Series, place: _Column) -> pl.Series:
     missing = column.is_null()
     if kind.is_float():
         missing |= column.is_nan().fill_null(True)
-        bad = ((column != column.floor()) | (column.abs() > 2**53)).fill_null(False) & ~missing
+        bad = ((column != column.floor()) | (column.abs() >= 2**53)).fill_null(False) & ~missing
         if bad.any():
             row = _first(bad)
             raise place.error(f"{column[row]} is no id: ids are integers or strings", row)

@@ -130,15 +130,15 @@ class SequenceStore:
         if not path.exists():
             raise UserError(f"{path}: no such store")
         if not (path / STORE).exists():
-            raise UserError(f"{path}: not a store: {STORE} is missing (older stores must be prepared again)")
+            raise UserError(f"{path}: not a store: {STORE} is missing (remove an older store, and prepare it again)")
         try:
             arrays, header = tensor_file.load(path / STORE, KIND)
             return cls._from_arrays(arrays, header["time_unit"])
         except DamagedError as error:
-            raise DamagedError(f"{error}; prepare it again") from error
+            raise DamagedError(f"{error}; {_way_out(path)}") from error
         except (ValueError, KeyError) as error:
             what = f"{error.args[0]} is missing" if isinstance(error, KeyError) else error
-            raise DamagedError(f"{path / STORE}: damaged store ({what}); prepare it again") from error
+            raise DamagedError(f"{path / STORE}: damaged store ({what}); {_way_out(path)}") from error
 
     def _arrays(self) -> Arrays:
         arrays: Arrays = {"offsets": self.offsets, "items": self.items}
@@ -167,6 +167,10 @@ def _ids_of(role: str, arrays: Arrays) -> Ids:
 def is_store(path: Path) -> bool:
     """Whether the folder ``path`` holds a sequence store, of any version."""
     return tensor_file.is_kind(path / STORE, KIND)
+
+
+def _way_out(path: Path) -> str:
+    return "prepare it again" if is_store(path) else f"remove {path / STORE} and prepare it again"
 
 
 def _check_array(name: str, array: NDArray[Any], dtype: type[np.generic], length: int) -> None:

@@ -38,9 +38,13 @@ def read_text(name: str, data: bytes, kind: str, columns: dict[str, str]) -> tup
                 separator, header = other, _split(first_line, other, quoted)
                 break
     places = {role: find_column(name, role, column, header, is_text=True) for role, column in columns.items()}
+    uncounted = "header" if len(data) == len(whole) else "header and blank lines"
     rows = _count_rows(data, ord(separator), quoted)
     frame = None if rows is None else _read_fast(data, separator, quoted, sorted(set(places.values())))
-    uncounted = "header" if len(data) == len(whole) else "header and blank lines"
+    if frame is not None and quoted and QUOTE in data:
+        swallowing = _first_swallowing(data, separator, len(header))
+        if swallowing is not None:
+            raise _swallowed(name, swallowing, uncounted)
     if frame is None or frame.height != rows:
         frame = _read_slowly(name, data, separator, quoted, sorted(set(places.values())), uncounted)
     return frame.select(pl.col(str(place)).alias(role) for role, place in places.items()), uncounted
@@ -77,7 +81,7 @@ def _without_blank_lines(data: bytes, quoted: bool) -> bytes:
         return data
     spans = np.array([found.span() for found in BLANK_LINES.finditer(data)], dtype=np.int64).reshape(-1, 2)
     if quoted:
-        spans = spans[np.searchsorted(_quotes(data), spans[:, 0]) % 2 == 0]
+        spans = spans[np.searchsorted(_places(data, QUOTE), spans[:, 0]) % 2 == 0]
     pieces, at = [], 0
     for start, end in spans.tolist():
         pieces.append(data[at : start + 1])
@@ -85,11 +89,11 @@ def _without_blank_lines(data: bytes, quoted: bool) -> bytes:
     return b"".join((*pieces, data[at:]))
 
 
-def _quotes(data: bytes) -> NDArray[np.int64]:
-    """Where the quotes are."""
+def _places(data: bytes, letter: int) -> NDArray[np.int64]:
+    """Where ``letter`` is."""
     letters = np.frombuffer(data, np.uint8)
     chunks = range(0, len(letters), CHUNK)
-    return np.concatenate([np.flatnonzero(letters[at : at + CHUNK] == QUOTE) + at for at in chunks])
+    return np.concatenate([np.flatnonzero(letters[at : at + CHUNK] == letter) + at for at in chunks])
 
 
 def _count_rows(data: bytes, separator: int, quoted: bool) -> int | None:
@@ -100,7 +104,7 @@ def _count_rows(data: bytes, separator: int, quoted: bool) -> int | None:
     lines = newlines + (letters[-1] != NEWLINE)
     if not quoted or QUOTE not in data:
         return int(lines) - 1
-    quotes = _quotes(data)
+    quotes = _places(data, QUOTE)
     if len(quotes) % 2:
         return None
     # Quotes open and close in turn; a doubled one closes and opens again. Beyond the ends there are newlines.
@@ -119,6 +123,40 @@ def _count_rows(data: bytes, separator: int, quoted: bool) -> int | None:
         ends = np.flatnonzero(letters[at : at + CHUNK] == NEWLINE) + at
         inside += int(np.count_nonzero(np.searchsorted(quotes, ends) % 2))
     return int(lines) - inside - 1
+
+
+def _first_swallowing(data: bytes, separator: str, width: int) -> int | None:
+    """The number of the first row in which quotes hold what looks like other rows. Python's reader would do, but for
+    its limit to what a field holds."""
+    ends = _places(data, NEWLINE)
+    inside = np.searchsorted(_places(data, QUOTE), ends) % 2 == 1
+    bounds = np.concatenate(([-1], ends[~inside], [len(data)]))
+    for number in np.unique(np.searchsorted(ends[~inside], ends[inside])).tolist():
+        row = data[bounds[number] + 1 : bounds[number + 1]].decode("latin-1")
+        if row.count(separator) < width:
+            continue  # the usual case: hardly a separator but the row's own
+        parts = row.replace('""', "").split('"')  # outside and inside quotes in turn
+        outside = [part.count(separator) for part in parts[::2]]
+        for place, field in enumerate(parts[1::2], 1):
+            if _swallows(field, sum(outside[:place]), sum(outside[place:]), separator, width):
+                return int(number)
+    return None
+
+
+def _swallows(field: str, before: int, after: int, separator: str, width: int) -> bool:
+    """Whether a quoted field, with as many separators before and after it, looks like whole rows between two quotes
+    that were no pair: a line in it has the fields of a row, or both its ends have them with the fields beside them."""
+    if "\n" not in field:
+        return False
+    first, *between, last = (line.count(separator) for line in field.split("\n"))
+    return width - 1 in between or before + first == last + after == width - 1
+
+
+def _swallowed(name: str, number: int, uncounted: str) -> UserError:
+    return UserError(
+        f"{name}: cannot read it: row {number} ({uncounted} not counted): a quote opens a field that goes on over "
+        "lines that look like rows; put a field with quotes in quotes and double its own, or take its newlines out"
+    )
 
 
 def _read_fast(data: bytes, separator: str, quoted: bool, places: list[int]) -> pl.DataFrame | None:
@@ -151,6 +189,9 @@ def _read_slowly(
             if not any(map(str.strip, row)) and len(row) < 2:
                 continue  # a blank line that quotes before it hid
             number += 1
+            fields = enumerate(row) if quoted else ()
+            if any(_swallows(field, at, len(row) - 1 - at, separator, width) for at, field in fields):
+                raise _swallowed(name, number, uncounted)
             if len(row) > width:
                 raise refusal(number, f" has {len(row)} fields, the header {width}")
             if any("\udc80" <= letter <= "\udcff" for field in row if not field.isascii() for letter in field):

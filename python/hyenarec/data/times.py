@@ -38,7 +38,8 @@ ISO_PARTS = (
     r"^\s*(?<day>\d{4}-\d{2}-\d{2})(?:[T ](?<clock>\d{2}:\d{2})(?::(?<second>\d{2})(?:\.(?<fraction>\d{1,9}))?)?)?"
     r"\s*(?:Z|UTC|(?<sign>[+-])(?<hours>\d{2}):?(?<minutes>\d{2})?)?\s*$"
 )
-NUMBER = r"^\s*[+-]?[0-9]{1,18}(\.[0-9]{1,9}0*)?\s*$"
+NUMBER = r"^\s*\+?[0-9]{1,18}(\.[0-9]{1,90})?\s*$"
+EXACT_DIGITS = 15  # decimal numbers of as many are apart in float64
 
 
 @dataclass(frozen=True)
@@ -231,23 +232,32 @@ def _parse_text(text: pl.Series) -> tuple[list[pl.Series], int | None]:
     text = text.str.strip_chars()
     if text.str.contains(NUMBER).all(ignore_nulls=True) and not text.has_nulls():
         parts = text.str.splitn(".", 2).struct.unnest()
-        fraction = parts["field_1"].fill_null("0").str.slice(0, 9).str.pad_end(9, "0")
-        return [parts["field_0"].cast(pl.Int64, strict=False), fraction.cast(pl.Int64)], None
+        fraction = parts["field_1"].fill_null("")
+        rest = (fraction.str.slice(place, 18).str.pad_end(18, "0") for place in range(0, _longest(fraction), 18))
+        return [part.cast(pl.Int64, strict=False) for part in (parts["field_0"], *rest)], None
     floats = text.cast(pl.Float64, strict=False)
-    if ((floats >= 2**63) & floats.is_finite()).any():
+    if not (floats.is_finite() & (floats >= 0) & (floats < 2**63)).fill_null(False).all():
         return [floats], None  # which the caller refuses
-    lost = (floats.abs() >= 2**53) & floats.is_finite()
-    if lost.fill_null(False).any():
-        exact = text.str.replace(r"\.0*$", "").cast(pl.Int64, strict=False)
-        if exact.null_count() == text.null_count():
-            return [exact], None
-        row = lost.fill_null(False).arg_max()
+    exact = text.str.replace(r"\.0*$", "").cast(pl.Int64, strict=False)
+    if not exact.has_nulls():
+        return [exact], None
+    lost = floats >= 2**53
+    if text.n_unique() != floats.n_unique():  # the same number in two forms, or two that float64 makes one
+        digits = text.str.replace(r"[eE].*", "").str.replace_all(r"[^0-9]", "").str.strip_chars("0").str.len_bytes()
+        shared = pl.DataFrame({"text": text, "float": floats}).unique()["float"]
+        lost |= (digits > EXACT_DIGITS) & floats.is_in(shared.filter(shared.is_duplicated()).implode())
+    if lost.any():
+        row = lost.arg_max()
         raise BadTime(
             f"{text[row or 0]} beside fractions or powers of ten has too many digits to keep the order; "
             "write whole numbers",
             row,
         )
     return [floats], None
+
+
+def _longest(text: pl.Series) -> int:
+    return max(text.str.len_bytes().unique().to_list(), default=0)
 
 
 def _parse_dates(text: pl.Series) -> tuple[list[pl.Series], int]:
