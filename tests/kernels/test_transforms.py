@@ -168,6 +168,7 @@ def test_a_state_loads_without_trust_in_its_file() -> None:
     loaded = torch.load(file, weights_only=True)["alice"]
     assert type(loaded) is MixerState
     for name, value in vars(state).items():
-        assert torch.equal(getattr(loaded, name), value)
+        same = getattr(loaded, name)
+        assert torch.equal(same, value) if isinstance(value, Tensor) else same == value
     event = torch.randn(2, 4)
     assert torch.equal(mixer.step(event, loaded)[0], mixer.step(event, state)[0])

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-
 from torch.nn.functional import pad
 
 from hyenarec_kernels.backends.reference.rows import Rows
