@@ -15,7 +15,7 @@ from hyenarec_kernels.dtypes import wide
 from hyenarec_kernels.integers import integer
 from hyenarec_kernels.nn.filters import ConvOptions, Filter, make_filter
 from hyenarec_kernels.nn.projections import Projections
-from hyenarec_kernels.nn.streaming import MixerState
+from hyenarec_kernels.nn.streaming import MixerState, check_state
 from hyenarec_kernels.ops.checks import check_tensor
 from hyenarec_kernels.ops.conv_step import conv_step, refuse_gradients
 from hyenarec_kernels.ops.gated_short_conv import gated_short_conv
@@ -100,7 +100,8 @@ class HyenaMixer(Projections):
 
         self.filters = make_filters(order - 1)
         self.ahead_filters = make_filters(order - 1 if bidirectional else 0)  # of the future
-        self.skip = nn.Parameter(torch.empty(order - 1, dim, device=device, dtype=dtype))
+        # None without long convolutions: data-parallel training waits for the gradient of every parameter there is.
+        self.skip = nn.Parameter(torch.empty(order - 1, dim, device=device, dtype=dtype)) if order > 1 else None
         self._reset_linear()
 
     @torch.no_grad()
@@ -116,7 +117,8 @@ class HyenaMixer(Projections):
         super().reset_parameters()
         # A residual carries the event itself past the mixer: skips that start at 0 instead of 1 raise ml-100k's
         # validation NDCG@10 from .108 to .111 (two seeds).
-        self.skip.zero_()
+        if self.skip is not None:
+            self.skip.zero_()
 
     def forward(
         self,
@@ -169,7 +171,7 @@ class HyenaMixer(Projections):
             raise NotImplementedError("HyenaMixer: a bidirectional mixer sees the future and has no streaming state")
         dtype = wide(self.short_weight.dtype)
         taps = self.short_weight.new_zeros(self.order - 1, self.horizon, self.dim, dtype=dtype)
-        if self.filters:
+        if self.skip is not None:
             taps = torch.stack(
                 [f().to(dtype).repeat_interleave(self.dim // f.groups, 0).flip(1).T for f in self.filters]
             )
@@ -182,6 +184,7 @@ class HyenaMixer(Projections):
             short_taps=self.short_taps().flip(1).T.contiguous(),
             short_bias=self.short_offset(),
             taps=taps,
+            gate=self.gate,
         )
 
     def prefill(
@@ -226,11 +229,12 @@ class HyenaMixer(Projections):
         gradients, those of the weights too.
 
         Raises:
-            ValueError: ``x`` or ``state`` does not fit the mixer.
+            ValueError: ``x`` or ``state`` does not fit the mixer. Other weights of the same shape are not noticed.
             NotImplementedError: ``x`` requires a gradient.
         """
         op = "HyenaMixer.step"
         self._check(op, x)
+        check_state(op, "state", state)
         refuse_gradients(op, "give forward whole sequences", x)
         if x.dim() != 2 or x.shape != (state.projected.shape[0], self.dim):
             raise ValueError(
@@ -279,7 +283,9 @@ class HyenaMixer(Projections):
             raise ValueError(f"{op}: x must be {dtype} as the mixer's weights are, got {x.dtype}")
 
     def _check_state(self, op: str, state: MixerState) -> None:
-        """``state`` has the sizes and dtype that a state of this mixer has."""
+        """``state`` has the kind of gate, the sizes and the dtype that a state of this mixer has."""
+        if state.gate != self.gate:
+            raise ValueError(f"{op}: this is no state of this mixer: gate must be {self.gate!r}, got {state.gate!r}")
         batch, weight = state.steps.shape[0], self.short_weight
         for name, shape in self._state_shapes(batch).items():
             given: Tensor = getattr(state, name)
@@ -355,7 +361,7 @@ class HyenaMixer(Projections):
                 "post_gate": gate if last else None,
                 "last_only": last and last_only,
             }
-            u, v = v, f.convolve(v, self.skip[i], **options)
+            u, v = v, f.convolve(v, None if self.skip is None else self.skip[i], **options)
             if self.bidirectional:
                 v = v + _ahead(self.ahead_filters[i], u, options)
         return (v if self.filters else _product(gate, v)), gated

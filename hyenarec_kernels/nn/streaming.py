@@ -26,6 +26,8 @@ class MixerState:
         short_bias: (C,) what it adds.
         taps: (order-1, K, D) the long filters, skip included, largest lag first. Like the short one captured by
             ``init_state`` and shared by all sequences; after a change of the parameters, states must be made anew.
+        gate: the mixer's kind of gate. A mixer refuses states of another kind or size. It cannot tell states of other
+            weights: comparing them at every step would take longer than the step.
     """
 
     projected: Tensor
@@ -34,10 +36,20 @@ class MixerState:
     short_taps: Tensor
     short_bias: Tensor
     taps: Tensor
+    gate: str
 
     @torch.inference_mode(False)  # steps write to a state, which for inference tensors no other mode allows
-    def index(self, rows: Tensor) -> MixerState:
-        """A copy of the state of some sequences: ``rows`` int64 indices (n,) or a bool mask (B,)."""
+    def index(self, rows: Tensor | slice) -> MixerState:
+        """A copy of the state of some sequences.
+
+        Args:
+            rows: integer indices (n,), a bool mask (B,), or a slice. Integers are always indices, those of a mask of 0
+                and 1 too: make it bool.
+        """
+        if isinstance(rows, slice):  # indexing with it would give views
+            rows = torch.arange(self.steps.shape[0], device=self.steps.device)[rows]
+        if isinstance(rows, Tensor) and rows.dim() != 1:
+            raise ValueError(f"MixerState.index: rows must be indices (n,) or a mask (B,), got {tuple(rows.shape)}")
         return replace(self, projected=self.projected[rows], gated=self.gated[rows], steps=self.steps[rows])
 
     @staticmethod
@@ -51,8 +63,15 @@ class MixerState:
         """
         if not states:
             raise ValueError("MixerState.cat: there must be at least one state")
+        for i, state in enumerate(states):
+            check_state("MixerState.cat", f"state {i}", state)
         first = states[0]
         for i, state in enumerate(states[1:], 1):
+            if state.gate != first.gate:
+                raise ValueError(
+                    f"MixerState.cat: states must be of one mixer, but gate of state {i}, {state.gate!r}, differs from "
+                    f"that of state 0, {first.gate!r}"
+                )
             for name in ("short_taps", "short_bias", "taps"):
                 ours, theirs = getattr(first, name), getattr(state, name)
                 same = ours.shape == theirs.shape and ours.dtype == theirs.dtype and ours.device == theirs.device
@@ -70,4 +89,10 @@ class MixerState:
         )
 
 
-torch.serialization.add_safe_globals([MixerState])  # tensors alone: `torch.load` need not trust whoever stored it
+def check_state(op: str, name: str, given: object) -> None:
+    """``given`` is a state."""
+    if not isinstance(given, MixerState):
+        raise ValueError(f"{op}: {name} must be a MixerState, got {type(given).__qualname__}")
+
+
+torch.serialization.add_safe_globals([MixerState])  # so `torch.load` need not trust whoever stored one

@@ -58,7 +58,8 @@ def test_mixer_follows_its_equations(
         4, horizon, order=order, gate=gate, groups=groups, short_width=short_width, filter="chebyshev", terms=3
     ).double()
     for zeros in (mixer.short_bias, mixer.skip):
-        torch.nn.init.normal_(zeros)
+        if zeros is not None:
+            torch.nn.init.normal_(zeros)
     lengths = (8, 8) if layout == "full" else LENGTHS
     rows = [np.random.default_rng(n).standard_normal((n, 4)) for n in lengths]
     x, where = place(layout, rows)
@@ -144,6 +145,15 @@ def test_mixer_under_autocast() -> None:
     assert (y.float() - want).norm() <= 2e-2 * want.norm()
     y.float().square().sum().backward()
     assert all(p.grad is not None and p.grad.dtype == torch.float32 for p in mixer.parameters())
+
+
+@pytest.mark.parametrize("order", [1, 2, 3])
+@pytest.mark.parametrize("gate", ["silu", "none"])
+def test_every_parameter_has_a_gradient(order: int, gate: str) -> None:
+    """Data-parallel training waits for each one."""
+    mixer = HyenaMixer(4, 5, order=order, gate=gate)
+    mixer(torch.randn(2, 6, 4)).sum().backward()
+    assert all(p.numel() and p.grad is not None for p in mixer.parameters())
 
 
 def test_timestamps_are_ignored() -> None:

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from hyenarec_kernels.backends.reference.rows import Rows
+from hyenarec_kernels.tracing import transformed
 
 
 def convolve(u: Tensor, taps: Tensor, rows: Rows) -> Tensor:
@@ -18,10 +20,11 @@ def convolve(u: Tensor, taps: Tensor, rows: Rows) -> Tensor:
     weights = taps.T.contiguous()  # (K, D); strided rows would take twice as long
     y = u * weights[0]
     for lag in range(1, len(weights)):
-        y[lag:].addcmul_(u[:-lag], weights[lag])
+        y = _add_product(y, lag, u[:-lag], weights[lag])
     if len(weights) > 1:
         heads, _ = rows.borders(len(weights) - 1)
-        y[heads] = torch.stack([rows.shifted(u, heads, lag) * w for lag, w in enumerate(weights)]).sum(0)
+        again = torch.stack([rows.shifted(u, heads, lag) * w for lag, w in enumerate(weights)]).sum(0)
+        y = _set_rows(y, heads, again)
     return y
 
 
@@ -30,10 +33,11 @@ def correlate(dy: Tensor, taps: Tensor, rows: Rows) -> Tensor:
     weights = taps.T.contiguous()  # (K, D)
     du = dy * weights[0]
     for lag in range(1, len(weights)):
-        du[:-lag].addcmul_(dy[lag:], weights[lag])
+        du = _add_product(du, -lag, dy[lag:], weights[lag])
     if len(weights) > 1:
         _, tails = rows.borders(len(weights) - 1)
-        du[tails] = torch.stack([rows.shifted(dy, tails, -lag) * w for lag, w in enumerate(weights)]).sum(0)
+        again = torch.stack([rows.shifted(dy, tails, -lag) * w for lag, w in enumerate(weights)]).sum(0)
+        du = _set_rows(du, tails, again)
     return du
 
 
@@ -43,7 +47,8 @@ def tap_gradient(dy: Tensor, u: Tensor, taps: int, rows: Rows) -> Tensor:
     for lag in range(1, taps):
         products = dy[lag:] * u[:-lag]  # (R - lag, D)
         heads, _ = rows.borders(lag)
-        products.index_fill_(0, heads[lag:] - lag, 0)  # the first `lag` heads are rows 0 .. lag-1, not in `products`
+        # The first `lag` heads are rows 0 .. lag-1, which are not in `products`.
+        products = _set_rows(products, heads[lag:] - lag, products.new_zeros(()))
         gradient.append(products.sum(0))
     return torch.stack(gradient, 1)
 
@@ -58,3 +63,20 @@ def convolve_backward(
         correlate(dy, taps, rows) if du else empty,
         tap_gradient(dy, u, taps.shape[1], rows) if dtaps else empty,
     )
+
+
+# These write to ``y``, except under transforms: `torch.func.linearize` takes ``y`` for a constant, and would lose in
+# silence what is written to it.
+
+
+def _add_product(y: Tensor, lag: int, values: Tensor, weights: Tensor) -> Tensor:
+    """``y`` with ``values * weights`` added to its rows from ``lag`` on, or to all but the last ``-lag``."""
+    if transformed():
+        return y + pad(values * weights, (0, 0, max(lag, 0), max(-lag, 0)))
+    (y[lag:] if lag > 0 else y[:lag]).addcmul_(values, weights)
+    return y
+
+
+def _set_rows(y: Tensor, at: Tensor, values: Tensor) -> Tensor:
+    """``y`` with the rows ``at`` (n,) set to ``values``."""
+    return y.index_put((at,), values) if transformed() else y.index_put_((at,), values)

@@ -104,7 +104,8 @@ def _join(parts: list[Tensor], blocks: list[_Block], like: Tensor, rows: Rows) -
     place = torch.zeros_like(rows.first)  # (S,) where each sequence begins among the joined parts
     offset = 0
     for b in blocks:
-        place[b.sequences] = torch.arange(len(b.sequences), device=place.device) * b.longest + offset
+        begins = torch.arange(len(b.sequences), device=place.device) * b.longest + offset
+        place = place.index_copy(0, b.sequences, begins)
         offset += len(b.sequences) * b.longest
     index = (place[rows.sequence] + rows.position).clamp_(0, offset - 1)  # clamped in padding, where any row will do
     return torch.cat(parts).index_select(0, index)
