@@ -16,7 +16,8 @@ from torch import Tensor
 
 from hyenarec_kernels.dtypes import wide
 from hyenarec_kernels.integers import integer
-from hyenarec_kernels.tracing import plain
+from hyenarec_kernels.sharding import beside
+from hyenarec_kernels.tracing import concrete, plain, unwrapped
 
 
 def legendre_basis(terms: int, horizon: int, dtype: torch.dtype, device: torch.device) -> Tensor:
@@ -57,6 +58,7 @@ def product(a: Tensor, b: Tensor) -> Tensor:
     Products of float32 may be rounded on the way by whoever asks for speed elsewhere: autocast, and
     `torch.set_float32_matmul_precision`, by which a GPU takes TF32, of ten bits, and a CPU bfloat16 (errors of 2e-3).
     """
+    b = beside(a, b)
     if a.device.type == "mps":  # has no float64
         with torch.autocast("mps", enabled=False):
             return a @ b
@@ -81,7 +83,7 @@ def too_fast(decay: Tensor, horizon: int) -> Tensor:
 
 def window(decay: Tensor, horizon: int, taps: int) -> Tensor:
     """``exp(-decay * tau / horizon)`` for the first ``taps`` lags: (G,) float32 or float64 to (G, taps)."""
-    tau = torch.arange(taps, device=decay.device, dtype=decay.dtype)
+    tau = beside(decay, torch.arange(taps, device=decay.device, dtype=decay.dtype))
     return torch.exp(-event_rate(decay, horizon)[:, None] * tau)
 
 
@@ -108,14 +110,15 @@ def legendre_filter(
         coefficients: (G, N), floating point.
         horizon: K >= 1; the filter's support, a constant of the model and not the length of a batch.
         decay: (G,) rates ``a_g`` of the windows, >= 0, in units of 1/K; None for no window. inf leaves lag 0 alone, NaN
-            makes its group's taps NaN. Negative ones are not refused here: their windows grow.
+            makes its group's taps NaN.
         taps: return no more than the first ``taps`` lags; all ``horizon`` by default.
 
     Returns:
         (G, min(taps, K)) in float64 for float64 coefficients, float32 otherwise. Differentiable.
 
     Raises:
-        ValueError: wrong types, shapes or devices, or ``horizon`` below 1.
+        ValueError: wrong types, shapes or devices, ``horizon`` below 1, or a negative ``decay``, which is looked for on
+            the CPU only.
     """
     for name, given in (("coefficients", coefficients), ("decay", decay)):
         if not isinstance(given, Tensor | None):
@@ -136,7 +139,24 @@ def legendre_filter(
             f"legendre_filter: decay is on {decay.device} and coefficients on {coefficients.device}; they must share a "
             f"device"
         )
+    check_decay("legendre_filter", decay)
+    return taps_of(coefficients, horizon, decay, taps)
+
+
+def taps_of(coefficients: Tensor, horizon: int, decay: Tensor | None, taps: int | None) -> Tensor:
+    """:func:`legendre_filter` of arguments that have been checked."""
     dtype = wide(coefficients.dtype)
     basis = legendre_basis(coefficients.shape[1], horizon, dtype, coefficients.device)[:, :taps]  # (N, K)
     h = product(coefficients.to(dtype), basis)  # (G, K)
     return h if decay is None else h * window(decay.to(dtype), horizon, h.shape[1])
+
+
+def check_decay(op: str, decay: Tensor | None) -> None:
+    """No rate is negative; on other devices than the CPU, which are not waited for, nobody looks."""
+    if decay is None or decay.device.type != "cpu":
+        return
+    values = concrete(decay)
+    if values is None:  # traced below a transform: checked when the compiled program runs
+        torch._assert_async(~(unwrapped(decay) < 0).any(), f"{op}: decay must be at least 0")
+    elif bool((values < 0).any()):
+        raise ValueError(f"{op}: decay must be at least 0, got {values[values < 0][0].item()}")

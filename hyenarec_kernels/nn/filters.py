@@ -19,6 +19,7 @@ from torch.nn.functional import linear
 from hyenarec_kernels.dtypes import wide
 from hyenarec_kernels.integers import integer
 from hyenarec_kernels.legendre import legendre_at, legendre_basis, product, window
+from hyenarec_kernels.nn.linear import is_plain
 from hyenarec_kernels.nn.starts import first, log_rates
 from hyenarec_kernels.ops.legendre_conv import legendre_conv
 from hyenarec_kernels.ops.long_conv import long_conv
@@ -107,6 +108,12 @@ class Filter(nn.Module):
         decay = self.decay()
         return taps if decay is None else taps * window(decay.to(taps.dtype), self.horizon, self.horizon)
 
+    def _initial_window(self, dtype: torch.dtype, device: torch.device) -> Tensor:
+        """The window (G, K) that a filter starts with, or ones. Plain, where parameters may be distributed tensors."""
+        if self.log_rate is None:
+            return torch.ones(self.groups, self.horizon, dtype=dtype, device=device)
+        return window(log_rates(self.groups, self.horizon, dtype, device).exp(), self.horizon, self.horizon)
+
     def extra_repr(self) -> str:
         return f"groups={self.groups}, horizon={self.horizon}, window={self.log_rate is not None}"
 
@@ -142,11 +149,11 @@ class _BasisFilter(Filter):
     def reset_parameters(self) -> None:
         super().reset_parameters()
         nn.init.normal_(self.weight)
-        self.weight.mul_(INITIAL_DEVIATION)
-        self.weight[:, 0] = 0
-        squares = self.basis(wide(self.weight.dtype), self.weight.device).square()  # (N, K)
+        dtype, device = wide(self.weight.dtype), self.weight.device
+        self.weight.mul_(INITIAL_DEVIATION).mul_(beside(self.weight, 1 - first(self.terms, self.weight.dtype, device)))
+        squares = self.basis(dtype, device).square()  # (N, K)
         energy = squares[0] + INITIAL_DEVIATION**2 * squares[1:].sum(0)  # (K,) expected, before the window
-        self.scale.copy_((self.windowed(torch.ones_like(energy).expand(self.groups, -1)).square() @ energy).rsqrt())
+        self.scale.copy_(beside(self.scale, (self._initial_window(dtype, device).square() @ energy).rsqrt()))
 
     def basis(self, dtype: torch.dtype, device: torch.device) -> Tensor:
         """The basis (N, K), each row of mean square about 1; shared, not to be written to."""
@@ -279,8 +286,8 @@ class ImplicitFilter(Filter):
             layer.reset_parameters()
         nn.init.normal_(self.weight)
         self.weight.mul_((2 / self.weight.shape[1]) ** 0.5)  # a sine's mean square is 1/2: outputs of unit variance
-        ones = self.weight.new_ones(self.groups, self.horizon, dtype=wide(self.weight.dtype))
-        self.scale.copy_(self.windowed(ones).square().sum(1).rsqrt())
+        initial = self._initial_window(wide(self.weight.dtype), self.weight.device)
+        self.scale.copy_(beside(self.scale, initial.square().sum(1).rsqrt()))
 
     def forward(self) -> Tensor:
         dtype, device = wide(self.weight.dtype), self.weight.device
@@ -289,9 +296,13 @@ class ImplicitFilter(Filter):
         available = torch.amp.is_autocast_available(device.type)  # not on the meta device
         with torch.autocast(device.type, enabled=False) if available else nullcontext():
             z = torch.cat([age[:, None], phase.cos(), phase.sin()], 1)  # (K, 1 + 2 bands)
+            z = beside(self.weight, z)
             for layer in self.hidden:
-                assert isinstance(layer, nn.Linear)
-                z = torch.sin(self.frequency * linear(z, layer.weight.to(dtype), layer.bias.to(dtype)))  # (K, width)
+                if is_plain(layer):
+                    z = linear(z, layer.weight.to(dtype), layer.bias.to(dtype))
+                else:  # quantised, adapted, with hooks: called as it is
+                    z = layer(z.to(self.weight.dtype)).to(dtype)
+                z = torch.sin(self.frequency * z)  # (K, width)
             taps = linear(self.weight.to(dtype), z)  # (G, K)
         return self.windowed(self.scale.to(dtype)[:, None] * taps)
 

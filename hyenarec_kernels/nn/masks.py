@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from hyenarec_kernels.ops.checks import check_tensor
 from hyenarec_kernels.segments import MASK_DTYPES
 
 NEGLIGIBLE = -1e3  # what an additive mask adds, at most, to the scores of padding: exp of it is 0 in every dtype
@@ -29,6 +30,9 @@ def key_mask(mask: Tensor | None = None, *, key_padding_mask: Tensor | None = No
     """
     if (mask is None) == (key_padding_mask is None):
         raise ValueError("key_mask: give either mask or key_padding_mask")
+    for name, given in (("mask", mask), ("key_padding_mask", key_padding_mask)):
+        if given is not None:
+            check_tensor("key_mask", name, given)
     if key_padding_mask is not None:
         if key_padding_mask.dim() != 2:
             raise ValueError(f"key_mask: key_padding_mask must be (B, L), got {tuple(key_padding_mask.shape)}")

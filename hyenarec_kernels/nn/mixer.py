@@ -16,7 +16,7 @@ from hyenarec_kernels.integers import integer
 from hyenarec_kernels.nn.filters import ConvOptions, Filter, make_filter
 from hyenarec_kernels.nn.projections import Projections
 from hyenarec_kernels.nn.streaming import MixerState, check_state
-from hyenarec_kernels.ops.checks import check_tensor
+from hyenarec_kernels.ops.checks import DTYPES, check_tensor
 from hyenarec_kernels.ops.conv_step import conv_step, refuse_gradients
 from hyenarec_kernels.ops.gated_short_conv import gated_short_conv
 from hyenarec_kernels.ops.short_conv import short_conv
@@ -75,6 +75,13 @@ class HyenaMixer(Projections):
     ) -> None:
         dim, horizon = integer("HyenaMixer", "dim", dim), integer("HyenaMixer", "horizon", horizon)
         order, short_width = integer("HyenaMixer", "order", order), integer("HyenaMixer", "short_width", short_width)
+        if dtype is not None and dtype not in DTYPES:
+            raise ValueError(f"HyenaMixer: dtype must be float32, bfloat16, float16 or float64, got {dtype}")
+        if isinstance(filter, nn.Module):
+            raise ValueError(
+                f"HyenaMixer: filter must be a name or a callable (groups, horizon) -> Filter, such as the class "
+                f"{type(filter).__name__}, got an instance of it"
+            )
         groups = dim if groups is None else integer("HyenaMixer", "groups", groups)
         if dim % groups:
             raise ValueError(f"HyenaMixer: groups must be a divisor of dim {dim}, got {groups}")
@@ -87,12 +94,13 @@ class HyenaMixer(Projections):
 
         def make_filters(count: int) -> Sequence[Filter]:
             if callable(filter):
-                made = [filter(groups, horizon).to(device=device, dtype=dtype) for _ in range(count)]
+                made = [filter(groups, horizon) for _ in range(count)]
                 for one in made:
                     if not isinstance(one, Filter) or (one.groups, one.horizon) != (groups, horizon):
                         raise ValueError(
                             f"HyenaMixer: filter must make a Filter of {groups} groups and {horizon} taps, got {one}"
                         )
+                    one.to(device=device, dtype=dtype)
             else:
                 make = partial(make_filter, filter, terms=terms, window=window, device=device, dtype=dtype)
                 made = [make(groups, horizon) for _ in range(count)]
@@ -279,7 +287,10 @@ class HyenaMixer(Projections):
         """``x`` is a tensor in the dtype of the weights, or one that autocast will cast."""
         check_tensor(op, "x", x)
         dtype = self.short_weight.dtype
-        if x.dtype != dtype and not (x.is_floating_point() and torch.is_autocast_enabled(x.device.type)):
+        if x.dtype == dtype:
+            return
+        floats = x.is_floating_point() and torch.float64 not in (x.dtype, dtype)  # autocast leaves float64 alone
+        if not (floats and torch.is_autocast_enabled(x.device.type)):
             raise ValueError(f"{op}: x must be {dtype} as the mixer's weights are, got {x.dtype}")
 
     def _check_state(self, op: str, state: MixerState) -> None:
@@ -316,10 +327,13 @@ class HyenaMixer(Projections):
         first, length = spans(x, where)
         # It depends on `reach` events of each sequence, unless x as a whole is fewer. A traced program is for any
         # number of events and may not choose by it.
-        reach: int = torch.sym_min(  # type: ignore[no-untyped-call]
-            (self.order - 1) * (self.horizon - 1) + self.short_width, x.shape[-2]
-        )
-        if torch.compiler.is_compiling() or first.shape[0] * reach < x.shape[:-1].numel():
+        reach = (self.order - 1) * (self.horizon - 1) + self.short_width
+        traced = torch.compiler.is_compiling() or jit_tracing()
+        if not jit_tracing():  # which would keep the number of events of its example
+            # At least 2, for an exported program treats a size of 1 as a case of its own and refuses it.
+            events = torch.sym_max(x.shape[-2], 2) if traced else x.shape[-2]  # type: ignore[no-untyped-call]
+            reach = torch.sym_min(reach, events)  # type: ignore[no-untyped-call]
+        if traced or first.shape[0] * reach < x.shape[:-1].numel():
             kept = length.clamp(max=reach)
             x = last_rows(x.reshape(-1, self.dim), first, length, reach)  # (S, reach, D), right-aligned
             where = Segments(reach - kept, torch.full_like(kept, reach))

@@ -64,8 +64,11 @@ class Projections(nn.Module):
         self.short_weight.normal_(std=SMALL * self.short_width**-0.5)
         for projection in (self.in_proj, self.out_proj):
             projection.weight.normal_(std=SMALL / SCALE * self.dim**-0.5)
-        for gate in range(1, self.gates - 1):
-            self.in_proj.weight[gate * self.dim : (gate + 1) * self.dim] /= SMALL
+        if self.gates > 2:  # not by a slice, which a distributed tensor would copy
+            weight = self.in_proj.weight
+            gate = torch.arange(weight.shape[0], device=weight.device) // self.dim  # (C,)
+            between = (gate > 0) & (gate < self.gates - 1)
+            weight.div_(beside(weight, torch.where(between, SMALL, 1.0).to(weight.dtype)[:, None]))
 
     def project_in(self, x: Tensor) -> Tensor:
         """``x`` (..., D) times ``W_in``: (..., C)."""

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from hyenarec_kernels.integers import integer
+from hyenarec_kernels.legendre import check_decay
 from hyenarec_kernels.ops.checks import autocast, check_gate, check_groups, check_input, check_parameter
 from hyenarec_kernels.ops.long_conv import gated_shape
 from hyenarec_kernels.ops.registration import register
 from hyenarec_kernels.segments import Index, Segments
-from hyenarec_kernels.tracing import concrete, unwrapped
 
 
 def legendre_conv(
@@ -89,14 +89,20 @@ def _output_shapes(
     return [gated_shape(x, starts, last_only)]
 
 
-def _check_decay(x: Tensor, coefficients: Tensor, decay: Tensor | None, *rest: object) -> None:
-    if decay is None or decay.device.type != "cpu":
-        return
-    values = concrete(decay)
-    if values is None:  # traced below a transform: checked when the compiled program runs
-        torch._assert_async(~(unwrapped(decay) < 0).any(), "legendre_conv: decay must be at least 0")
-    elif bool((values < 0).any()):
-        raise ValueError(f"legendre_conv: decay must be at least 0, got {values[values < 0][0].item()}")
+def _check_values(
+    x: Tensor,
+    coefficients: Tensor,
+    decay: Tensor | None,
+    skip: Tensor | None,
+    pre_gate: Tensor | None,
+    post_gate: Tensor | None,
+    starts: Tensor | None,
+    ends: Tensor | None,
+    horizon: int,
+    last_only: bool,
+) -> None:
+    integer("legendre_conv", "horizon", horizon)
+    check_decay("legendre_conv", decay)
 
 
 register(
@@ -111,5 +117,5 @@ register(
     ),
     "int horizon, bool last_only",
     _output_shapes,
-    check=_check_decay,
+    check=_check_values,
 )

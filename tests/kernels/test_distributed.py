@@ -291,6 +291,46 @@ def a_mixer_of_distributed_tensors(mesh: Any) -> None:
                 assert_close(whole(g), w)
 
 
+@check
+def a_mixer_of_every_filter_prefills(mesh: Any) -> None:
+    from torch.distributed.tensor import Shard, distribute_module
+
+    x, n = random(4, 9, 8).detach(), torch.tensor([9, 0, 3, 5])
+    for filter in ("legendre", "chebyshev", "cosine", "implicit", "explicit"):
+        alone = HyenaMixer(8, 20, filter=filter, order=3, groups=2, dtype=torch.float64)
+        together = HyenaMixer(8, 20, filter=filter, order=3, groups=2, dtype=torch.float64)
+        together.load_state_dict(alone.state_dict())
+        distribute_module(together, mesh)
+        (y, state), (got, parts) = alone.prefill(x, lengths=n), together.prefill(spread(x, mesh, Shard(0)), lengths=n)
+        assert_close(whole(got), y)
+        for name in ("projected", "gated", "steps", "short_taps", "short_bias", "taps"):
+            assert_close(whole(getattr(parts, name)), getattr(state, name))
+        assert_close(whole(together.init_state(4).taps), alone.init_state(4).taps)
+
+
+@check
+def a_sharded_mixer_on_meta_gets_its_initial_values(mesh: Any) -> None:
+    from torch.distributed.fsdp import fully_shard
+
+    for filter in ("legendre", "chebyshev", "cosine", "implicit", "explicit"):
+        with torch.device("meta"):
+            mixer = HyenaMixer(8, 20, filter=filter, order=4)
+        fully_shard(mixer, mesh=mesh)
+        mixer.to_empty(device="cpu")
+        mixer.reset_parameters()
+        usual = HyenaMixer(8, 20, filter=filter, order=4)
+        for name, value in usual.named_buffers():
+            assert_close(mixer.get_buffer(name), value)
+        for name, value in usual.named_parameters():  # random ones in their deviation
+            assert_close(whole(mixer.get_parameter(name)).std(), value.std(), rtol=0.5, atol=1e-6)
+        for f, g in zip(mixer.filters, usual.filters, strict=True):
+            if filter in ("legendre", "chebyshev", "cosine"):
+                assert not whole(f.weight)[:, 0].any() and not g.weight[:, 0].any()
+        gates = whole(mixer.in_proj.weight).view(5, 64).std(1)
+        assert (gates[1:3] > 3 * gates[[0, 3, 4]].max()).all()  # those between two convolutions
+        assert mixer(torch.randn(2, 9, 8)).isfinite().all()
+
+
 # ---- whole models over batches -----------------------------------------------------------------------------------
 
 
@@ -301,6 +341,14 @@ class MixerLoss(nn.Module):
 
     def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
         return self.model(x, lengths=lengths).square().mean()
+
+
+class GateLoss(MixerLoss):
+    """Without long convolutions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.model = HyenaMixer(8, 20, order=1, dtype=torch.float64)
 
 
 class RecommenderLoss(nn.Module):
@@ -323,7 +371,7 @@ class RecommenderLoss(nn.Module):
 def data(kind: type[nn.Module], step: int) -> list[tuple[Tensor, Tensor]]:
     """The parts of one batch, equal in size, one for each process."""
     generator = torch.Generator().manual_seed(step)
-    if kind is MixerLoss:
+    if issubclass(kind, MixerLoss):
         lengths = torch.tensor([[9, 4], [1, 7]])
         return list(zip(torch.randn(WORLD, 2, 9, 8, dtype=torch.float64, generator=generator), lengths, strict=True))
     lengths = torch.tensor([[12, 4], [7, 9]])
@@ -358,6 +406,7 @@ def parallel(kind: type[nn.Module], wrap: Callable[[nn.Module], nn.Module]) -> N
 @check
 def data_parallel_mixer(mesh: Any) -> None:
     parallel(MixerLoss, nn.parallel.DistributedDataParallel)
+    parallel(GateLoss, nn.parallel.DistributedDataParallel)
 
 
 @check

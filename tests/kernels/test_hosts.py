@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 from operator_cases import LAYOUTS, Layout
@@ -238,3 +239,26 @@ def test_what_traces_it_works_or_is_refused_in_one_line() -> None:
     ):
         with pytest.raises((NotImplementedError, ValueError), match=f"^{message}$"):
             call()
+
+
+@torch.no_grad()
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")
+def test_a_trace_of_last_positions_serves_other_histories() -> None:
+    mixer = HyenaMixer(6, 9).requires_grad_(False)
+    traced = torch.jit.trace(lambda x: mixer(x, last_only=True), (torch.randn(2, 4, 6),))
+    for shape in ((2, 4, 6), (3, 31, 6), (1, 1, 6)):
+        x = torch.randn(shape)
+        torch.testing.assert_close(traced(x), mixer(x, last_only=True))
+    x = torch.randn(3, 30, 6)
+    traced = torch.jit.trace(
+        lambda x, lengths: mixer(x, lengths=lengths, last_only=True), (x, torch.tensor([2, 1, 3])), check_trace=False
+    )
+    for lengths in (torch.tensor([30, 0, 1]), torch.tensor([9, 17, 30])):
+        torch.testing.assert_close(traced(x, lengths), mixer(x, lengths=lengths, last_only=True))
+
+
+@pytest.mark.parametrize("name", ["mask", "key_padding_mask"])
+@pytest.mark.parametrize("wrong", [[[True, False]], np.ones((1, 2), bool)], ids=["list", "numpy"])
+def test_a_mask_that_is_no_tensor_is_refused(name: str, wrong: object) -> None:
+    with pytest.raises(ValueError, match=f"^key_mask: {name} must be a tensor, got .*{type(wrong).__name__}"):
+        key_mask(**{name: wrong})  # type: ignore[arg-type]

@@ -85,8 +85,14 @@ def test_no_setting_makes_products_less_precise() -> None:
         (torch.ones(3, 2).int(), 5, None, "coefficients must be a floating-point"),
         (torch.ones(3, 2), 0, None, "horizon must be at least 1, got 0"),
         (torch.ones(3, 2), 5, torch.ones(2), r"decay must have one entry a group, \(3,\), got \(2,\)"),
+        (torch.ones(2, 2), 5, torch.tensor([1.0, -50.0]), "decay must be at least 0, got -50.0"),
     ],
 )
 def test_filter_refuses(coefficients: torch.Tensor, horizon: int, decay: torch.Tensor | None, message: str) -> None:
     with pytest.raises(ValueError, match=f"legendre_filter: {message}"):
         legendre_filter(coefficients, horizon, decay)
+
+
+def test_the_operator_itself_refuses_a_horizon_of_nothing() -> None:
+    with pytest.raises(ValueError, match=r"^legendre_conv: horizon must be at least 1, got 0"):
+        torch.ops.hyenarec.legendre_conv(torch.ones(1, 3, 2), torch.ones(1, 3), *[None] * 6, 0, False)

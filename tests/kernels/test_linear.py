@@ -149,3 +149,20 @@ def test_dynamic_quantisation_reaches_every_layer(kind: type[nn.Module]) -> None
         torch.testing.assert_close(
             quantised.mixer.step(x[:, 8], state)[0], quantised.mixer(x)[:, 8], rtol=0.05, atol=0.05
         )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_layers_of_an_implicit_filter_may_be_replaced(dtype: torch.dtype) -> None:
+    mixer, x = HyenaMixer(16, 20, filter="implicit", dtype=dtype), torch.randn(2, 9, 16, dtype=dtype)
+    want = mixer(x)
+    hidden = mixer.filters[0].hidden
+    hidden[1] = nn.Sequential(hidden[1])
+    torch.testing.assert_close(mixer(x), want)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_an_implicit_filter_may_be_quantised() -> None:
+    mixer, x = HyenaMixer(16, 20, filter="implicit").requires_grad_(False), torch.randn(2, 9, 16)
+    quantised = torch.ao.quantization.quantize_dynamic(mixer, {nn.Linear}, dtype=torch.qint8)
+    assert not isinstance(quantised.filters[0].hidden[0], nn.Linear)
+    assert 0 < (quantised(x) - mixer(x)).norm() < mixer(x).norm()

@@ -147,6 +147,17 @@ def test_mixer_under_autocast() -> None:
     assert all(p.grad is not None and p.grad.dtype == torch.float32 for p in mixer.parameters())
 
 
+def test_autocast_leaves_float64_alone() -> None:
+    with torch.autocast("cpu", torch.bfloat16):
+        assert HyenaMixer(4, 5).double()(torch.randn(2, 6, 4).double()).dtype == torch.float64
+        for mixer, x in (
+            (HyenaMixer(4, 5), torch.randn(2, 6, 4).double()),
+            (HyenaMixer(4, 5).double(), torch.randn(2, 6, 4)),
+        ):
+            with pytest.raises(ValueError, match=f"^HyenaMixer: x must be {mixer.skip.dtype} .* got {x.dtype}"):
+                mixer(x)
+
+
 @pytest.mark.parametrize("order", [1, 2, 3])
 @pytest.mark.parametrize("gate", ["silu", "none"])
 def test_every_parameter_has_a_gradient(order: int, gate: str) -> None:
@@ -170,6 +181,10 @@ def test_timestamps_are_ignored() -> None:
         ({"groups": 3}, "HyenaMixer: groups must be a divisor of dim 4, got 3"),
         ({"gate": "tanh"}, "HyenaMixer: gate must be identity, sigmoid, silu or none, got 'tanh'"),
         ({"filter": "fourier"}, "filter must be legendre, .* or a callable, got 'fourier'"),
+        ({"filter": lambda groups, horizon: None}, "filter must make a Filter of 4 groups and 5 taps, got None"),
+        ({"filter": ExplicitFilter(4, 5)}, "HyenaMixer: filter must be .* the class ExplicitFilter, got an instance"),
+        ({"dtype": torch.int32}, "HyenaMixer: dtype must be float32, .* got torch.int32"),
+        ({"dtype": torch.complex64}, "HyenaMixer: dtype must be float32, .* got torch.complex64"),
         ({"terms": 0}, "LegendreFilter: terms must be at least 1, got 0"),
     ],
 )

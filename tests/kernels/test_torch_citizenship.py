@@ -323,7 +323,7 @@ def test_contract_8_export_last_only_serves_any_history(layout: str, strict: boo
         x, where = torch.randn(3, 17, 8), {"lengths": torch.tensor([17, 0, 4])}
         dynamic = {"x": {0: auto, 1: auto}, "lengths": {0: auto}, "last_only": None}
     program = torch.export.export(mixer, (x,), {**where, **options}, dynamic_shapes=dynamic, strict=strict).module()
-    for lengths in ([7, 5], [50, 3, 0, 20], [300, 200]):
+    for lengths in ([7, 5], [50, 3, 0, 20], [300, 200], [1, 0], [1, 1, 1]):
         n = torch.tensor(lengths)
         if layout == "packed":
             x, where = torch.randn(sum(lengths), 8), {"cu_seqlens": torch.nn.functional.pad(n.cumsum(0), (1, 0))}

@@ -18,7 +18,7 @@ from hyenarec_kernels.backends.cpu.parameters import in_arithmetic, lag_major, p
 from hyenarec_kernels.backends.cpu.plan import MANY_ROWS, Plan, direct_plan, plan_for
 from hyenarec_kernels.backends.crossovers import CPU_DIRECT
 from hyenarec_kernels.dtypes import wide
-from hyenarec_kernels.legendre import event_rate, filter_gradients, legendre_basis, legendre_filter, too_fast
+from hyenarec_kernels.legendre import event_rate, filter_gradients, legendre_basis, taps_of, too_fast
 from hyenarec_kernels.lowrank.blocks import sampled_basis
 
 INSTRUCTION_SETS = ("avx512", "avx2", "portable")
@@ -165,7 +165,7 @@ def legendre_conv_backward(
     need_decay = needs[2] and decay is not None
     dcoefficients, ddecay = x.new_empty(0), x.new_empty(0)
     if last_only:
-        taps = legendre_filter(coefficients.to(wide(x.dtype)), horizon, decay, taps=longest)
+        taps = taps_of(coefficients.to(wide(x.dtype)), horizon, decay, taps=longest)
         tap_needs = [needs[0], needs[1] or need_decay, *needs[3:]]
         dx, dtaps, dskip, dpre, dpost = _last_backward(
             grad, x, taps, skip, pre_gate, post_gate, starts, ends, tap_needs

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from hyenarec_kernels.backends.reference.long_conv import long_conv, long_conv_backward
 from hyenarec_kernels.dtypes import wide
-from hyenarec_kernels.legendre import filter_gradients, legendre_filter
+from hyenarec_kernels.legendre import filter_gradients, taps_of
 
 
 def legendre_conv(
@@ -55,4 +55,4 @@ def legendre_conv_backward(
 
 def _filter(x: Tensor, coefficients: Tensor, decay: Tensor | None, horizon: int) -> Tensor:
     """The taps that fit into ``x``, in the dtype to compute in: (G, min(K, L))."""
-    return legendre_filter(coefficients.to(wide(x.dtype)), horizon, decay, taps=x.shape[-2])
+    return taps_of(coefficients.to(wide(x.dtype)), horizon, decay, x.shape[-2])

@@ -39,7 +39,7 @@ from hyenarec_kernels.backends.triton.plan import GpuPlan, fastest, padded, plan
 from hyenarec_kernels.backends.triton.rows import ChunkedRows, Slots
 from hyenarec_kernels.backends.triton.tables import Constants, FilterParameters, Tables, constants
 from hyenarec_kernels.dtypes import wide
-from hyenarec_kernels.legendre import filter_gradients, legendre_filter
+from hyenarec_kernels.legendre import filter_gradients, taps_of
 
 # Moments and partial sums live for one call. They take 0.5 to 2 times the memory of an output of 16 bits (more where
 # levels have few rows and high ranks). A large batch is therefore cut into several runs, which use the same memory one
@@ -65,7 +65,7 @@ def legendre_conv(
     rows = ChunkedRows.of(x, starts, ends)
     plan = None if last_only else block_plan(x, coefficients, decay, horizon)
     if plan is None:
-        taps = legendre_filter(coefficients.to(wide(x.dtype)), horizon, decay, taps=rows.columns)
+        taps = taps_of(coefficients.to(wide(x.dtype)), horizon, decay, taps=rows.columns)
         return (convolve_last if last_only else convolve)(x, taps, skip, pre_gate, post_gate, rows)
     return BlockLowRank.of(plan, x, coefficients, decay, rows).forward(x, skip, pre_gate, post_gate)
 
@@ -87,7 +87,7 @@ def legendre_conv_backward(
     rows = ChunkedRows.of(x, starts, ends)
     plan = None if last_only else block_plan(x, coefficients, decay, horizon)
     if plan is None:
-        taps = legendre_filter(coefficients.to(wide(x.dtype)), horizon, decay, taps=rows.columns)
+        taps = taps_of(coefficients.to(wide(x.dtype)), horizon, decay, taps=rows.columns)
         wanted = [needs[0], needs[1] or needs[2], *needs[3:]]
         backward = convolve_last_backward if last_only else convolve_backward
         dx, dtaps, dskip, dpre, dpost = backward(grad, x, taps, skip, pre_gate, post_gate, rows, wanted)
