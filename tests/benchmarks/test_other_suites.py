@@ -144,5 +144,6 @@ def test_accuracy_joins_what_was_trained_alike(run: Any, log: str, monkeypatch: 
     assert trained("there", "gru", "0") == [("gru", 0), ("hydra", 0)]
     monkeypatch.setattr(accuracy, "DEFAULT", replace(default, training=replace(default.training, epochs=2)))
     assert trained("again", "gru", "1") == [("gru", 1)]
+    Path(log).unlink()
     write_synthetic_log(Path(log), users=30, items=80, mean_history=13)
     assert trained("changed", "gru", "0") == [("gru", 0)]

@@ -118,7 +118,7 @@ def test_every_parameter_learns(mixer: str) -> None:
         ({"dim": 0}, "option dim: 0 is below 1"),
         ({"dropout": 1.0}, "option dropout: 1.0 is outside"),
         ({"dropout": 0.999}, "option dropout: 0.999 is outside"),  # to 1/256 that is 1
-        ({"dim": 7}, "option attention.heads: 2 does not divide dim 7"),
+        ({"dim": 7, "mixer": "attention"}, "option attention.heads: 2 does not divide dim 7"),
         (
             {"max_length": 2**20, "hyena": HyenaConfig(terms=64)},
             "option hyena.terms: 64 terms of 1048576 taps are over",

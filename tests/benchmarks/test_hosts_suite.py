@@ -52,6 +52,7 @@ def test_what_is_wrong_is_one_line(log: Path, environments: Path) -> None:
         hosts.Hosts(log, hosts=("lightfm",)).run()
     with pytest.raises(UserError, match="no environment of rectools; `make hosts` makes them"):
         hosts.Hosts(log, hosts=("rectools",), environments=environments).run()
+    pytest.importorskip("pandas")  # the example's own
     with pytest.raises(UserError, match=r"jagged/train\.py exited with 2: .*--epochs"):
         hosts.trained(environments / "jagged/bin/python", "jagged", {"epochs": "many"})
 
