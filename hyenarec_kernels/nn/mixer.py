@@ -15,7 +15,7 @@ from hyenarec_kernels.dtypes import wide
 from hyenarec_kernels.integers import integer
 from hyenarec_kernels.nn.filters import ConvOptions, Filter, make_filter
 from hyenarec_kernels.nn.projections import Projections
-from hyenarec_kernels.nn.streaming import MixerState, check_state
+from hyenarec_kernels.nn.streaming import MixerState, check_fits, check_state
 from hyenarec_kernels.ops.checks import DTYPES, check_tensor
 from hyenarec_kernels.ops.conv_step import conv_step, refuse_gradients
 from hyenarec_kernels.ops.gated_short_conv import gated_short_conv
@@ -248,7 +248,7 @@ class HyenaMixer(Projections):
             raise ValueError(
                 f"{op}: x must be ({state.projected.shape[0]}, {self.dim}) beside this state, got {tuple(x.shape)}"
             )
-        self._check_state(op, state)
+        check_fits(op, state, self.gate, self._state_shapes(state.steps.shape[0]), self.short_weight)
         with torch.no_grad():
             return self._step(x, state)
 
@@ -292,19 +292,6 @@ class HyenaMixer(Projections):
         floats = x.is_floating_point() and torch.float64 not in (x.dtype, dtype)  # autocast leaves float64 alone
         if not (floats and torch.is_autocast_enabled(x.device.type)):
             raise ValueError(f"{op}: x must be {dtype} as the mixer's weights are, got {x.dtype}")
-
-    def _check_state(self, op: str, state: MixerState) -> None:
-        """``state`` has the kind of gate, the sizes and the dtype that a state of this mixer has."""
-        if state.gate != self.gate:
-            raise ValueError(f"{op}: this is no state of this mixer: gate must be {self.gate!r}, got {state.gate!r}")
-        batch, weight = state.steps.shape[0], self.short_weight
-        for name, shape in self._state_shapes(batch).items():
-            given: Tensor = getattr(state, name)
-            if given.shape != shape or given.dtype != wide(weight.dtype) or given.device != weight.device:
-                raise ValueError(
-                    f"{op}: this is no state of this mixer: {name} must be {shape} {wide(weight.dtype)} on "
-                    f"{weight.device}, got {tuple(given.shape)} {given.dtype} on {given.device}"
-                )
 
     def _state_shapes(self, batch: int) -> dict[str, tuple[int, ...]]:
         channels = (self.gates + 1) * self.dim

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+
+from hyenarec_kernels.dtypes import wide
 
 
 @dataclass(frozen=True)
@@ -93,6 +95,20 @@ def check_state(op: str, name: str, given: object) -> None:
     """``given`` is a state."""
     if not isinstance(given, MixerState):
         raise ValueError(f"{op}: {name} must be a MixerState, got {type(given).__qualname__}")
+
+
+def check_fits(op: str, state: MixerState, gate: str, shapes: Mapping[str, tuple[int, ...]], weight: Tensor) -> None:
+    """``state`` has the kind of gate and the sizes of a mixer's states, and belongs beside its ``weight``."""
+    if state.gate != gate:
+        raise ValueError(f"{op}: this is no state of this mixer: gate must be {gate!r}, got {state.gate!r}")
+    dtype = wide(weight.dtype)
+    for name, shape in shapes.items():
+        given: Tensor = getattr(state, name)
+        if given.shape != shape or given.dtype != dtype or given.device != weight.device:
+            raise ValueError(
+                f"{op}: this is no state of this mixer: {name} must be {shape} {dtype} on {weight.device}, got "
+                f"{tuple(given.shape)} {given.dtype} on {given.device}"
+            )
 
 
 torch.serialization.add_safe_globals([MixerState])  # so `torch.load` need not trust whoever stored one

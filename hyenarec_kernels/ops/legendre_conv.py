@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -89,18 +90,8 @@ def _output_shapes(
     return [gated_shape(x, starts, last_only)]
 
 
-def _check_values(
-    x: Tensor,
-    coefficients: Tensor,
-    decay: Tensor | None,
-    skip: Tensor | None,
-    pre_gate: Tensor | None,
-    post_gate: Tensor | None,
-    starts: Tensor | None,
-    ends: Tensor | None,
-    horizon: int,
-    last_only: bool,
-) -> None:
+def _check_values(*arguments: Any) -> None:
+    _, _, decay, *_, horizon, _ = arguments
     integer("legendre_conv", "horizon", horizon)
     check_decay("legendre_conv", decay)
 
