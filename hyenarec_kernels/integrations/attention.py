@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from hyenarec_kernels.nn import HyenaMixer, key_mask
-from hyenarec_kernels.nn.masks import NEGLIGIBLE
+from hyenarec_kernels.nn.masks import NEGLIGIBLE, require
 
 
 class HyenaAttention(nn.Module):
@@ -125,9 +125,8 @@ class HyenaAttention(nn.Module):
             _check_mask(attn_mask, length, self.mixer.bidirectional)
         elif is_causal and self.mixer.bidirectional:
             raise ValueError("HyenaAttention: its mixer is bidirectional; a causal call needs one that is not")
-        elif (
-            not is_causal and not self.mixer.bidirectional
-        ):  # read only here: nn.TransformerEncoder computes it, and a compiler cannot branch on that
+        # `is_causal` is read only here: nn.TransformerEncoder computes it, and a compiler cannot branch on that.
+        elif not is_causal and not self.mixer.bidirectional:
             raise ValueError(
                 "HyenaAttention: without attn_mask the call is for attention to the future, too; pass is_causal=True "
                 "or the causal attn_mask, or construct it with bidirectional=True"
@@ -148,8 +147,4 @@ def _check_mask(mask: Tensor, length: int, bidirectional: bool) -> None:
         if bidirectional
         else "HyenaAttention: attn_mask must be the causal mask: True or -inf above the diagonal, False or 0 elsewhere"
     )
-    if mask.device.type == "cpu" and not torch.compiler.is_compiling():
-        if not right.all():
-            raise ValueError(message)
-    else:
-        torch._assert_async(right.all(), message)
+    require(right, message)

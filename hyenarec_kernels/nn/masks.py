@@ -53,18 +53,20 @@ def key_mask(mask: Tensor | None = None, *, key_padding_mask: Tensor | None = No
 
 def _additive(name: str, mask: Tensor) -> Tensor:
     real = mask == 0
-    _check(real | (mask <= NEGLIGIBLE), f"key_mask: a floating-point {name} must hold 0 and {NEGLIGIBLE:.0f} or less")
+    require(real | (mask <= NEGLIGIBLE), f"key_mask: a floating-point {name} must hold 0 and {NEGLIGIBLE:.0f} or less")
     return real
 
 
 def _binary(name: str, mask: Tensor) -> Tensor:
     if mask.dtype not in MASK_DTYPES:
         raise ValueError(f"key_mask: {name} must be bool, integers or floating point, got {mask.dtype}")
-    _check((mask == 0) | (mask == 1), f"key_mask: an integer {name} must hold 0 and 1")
+    require((mask == 0) | (mask == 1), f"key_mask: an integer {name} must hold 0 and 1")
     return mask != 0
 
 
-def _check(right: Tensor, message: str) -> None:
+def require(right: Tensor, message: str) -> None:
+    """Raises ValueError with ``message`` unless ``right`` is all True, in eager code on the CPU; elsewhere it is an
+    assertion of torch's, which nothing waits for."""
     if right.device.type == "cpu" and not torch.compiler.is_compiling():
         if not right.all():
             raise ValueError(message)
