@@ -54,6 +54,10 @@ class MixerState:
             raise ValueError(f"MixerState.index: rows must be indices (n,) or a mask (B,), got {tuple(rows.shape)}")
         return replace(self, projected=self.projected[rows], gated=self.gated[rows], steps=self.steps[rows])
 
+    def tensors(self) -> dict[str, Tensor]:
+        """What differs from sequence to sequence, the sequences first: what has to be stored for each of them."""
+        return {"projected": self.projected, "gated": self.gated, "steps": self.steps}
+
     @staticmethod
     @torch.inference_mode(False)
     def cat(states: Sequence[MixerState]) -> MixerState:
