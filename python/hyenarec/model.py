@@ -69,8 +69,8 @@ class Block(nn.Module):
             x = x[batch.packing.last]  # (S, D)
         return self._after(x, mixed)
 
-    def prefill(self, x: Tensor, packing: Packing, timestamps: Tensor | None) -> tuple[Tensor, State]:
-        mixed, state = self.mixer.prefill(self.mixer_norm(x), packing, timestamps=timestamps)
+    def prefill(self, x: Tensor, packing: Packing, timestamps: Tensor | None, compact: bool) -> tuple[Tensor, State]:
+        mixed, state = self.mixer.prefill(self.mixer_norm(x), packing, timestamps=timestamps, compact=compact)
         return self._after(x, mixed), state
 
     def step(self, x: Tensor, state: State, timestamps: Tensor | None) -> tuple[Tensor, State]:
@@ -167,18 +167,20 @@ class SequenceModel(nn.Module):
         mixer = MIXERS[self.config.mixer]
         return self.config.max_length if mixer.needs_positions or mixer.bounded else None
 
-    def init_state(self, sequences: int) -> ModelState:
-        """The state of sequences without events."""
+    def init_state(self, sequences: int, *, compact: bool = False) -> ModelState:
+        """The state of sequences without events. ``compact`` asks for a smaller one where the mixer has it
+        (:class:`hyenarec_kernels.nn.CompactState`)."""
         self._check_causal()
         nothing = torch.zeros(sequences, dtype=torch.int64, device=self.bias.device)
-        return ModelState(tuple(block.mixer.init_state(sequences) for block in self._blocks()), nothing)
+        blocks = tuple(block.mixer.init_state(sequences, compact=compact) for block in self._blocks())
+        return ModelState(blocks, nothing)
 
-    def prefill(self, batch: Batch) -> tuple[Tensor, ModelState]:
+    def prefill(self, batch: Batch, *, compact: bool = False) -> tuple[Tensor, ModelState]:
         """The hidden states after whole histories, none of them empty, (S, D), and the state for :meth:`step`."""
         self._check_causal()
         x, states = self._embed(batch.items, batch.packing.positions), []
         for block in self._blocks():
-            x, state = block.prefill(x, batch.packing, batch.timestamps)
+            x, state = block.prefill(x, batch.packing, batch.timestamps, compact)
             states.append(state)
         return self.norm(x[batch.packing.last]), ModelState(tuple(states), batch.packing.lengths)
 

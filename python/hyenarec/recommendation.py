@@ -70,13 +70,19 @@ class Recommender:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config["training"]["bf16"])
 
     def session(
-        self, histories: Iterable[Sequence[Item]] = (), *, timestamps: Iterable[Sequence[int]] | None = None
+        self,
+        histories: Iterable[Sequence[Item]] = (),
+        *,
+        timestamps: Iterable[Sequence[int]] | None = None,
+        compact: bool = False,
     ) -> Session:
-        """Users whose events come one at a time, with what happened so far; a history may be empty.
+        """Users whose events come one at a time, with what happened so far; a history may be empty. ``compact`` makes
+        the states of the hyena mixer small, and not quite exact beyond its horizon.
 
         Raises :class:`UserError` for unknown items, wrong timestamps, and a mixer that is not causal.
         """
-        return Session(self, self.requests(histories, timestamps))
+        expect(compact, (bool, np.bool_), "option compact", "True or False")
+        return Session(self, self.requests(histories, timestamps), compact=bool(compact))
 
     def recommend(
         self,

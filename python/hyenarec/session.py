@@ -52,14 +52,17 @@ class Session:
     events since the history given at first, of which it read the last ``max_length``; :meth:`Recommender.recommend`
     never reads more than the last ``max_length``. A model with positions (attention, hydra, elastic, hytrec,
     fuxi_linear) can count no more than ``max_length``: then the last three quarters are read anew.
+
+    With ``compact`` the hyena mixer remembers long windows in a few hundred numbers a channel
+    (:class:`hyenarec_kernels.nn.CompactState`).
     """
 
-    def __init__(self, recommender: Reader, requests: Sequence[Request]) -> None:
-        self._recommender = recommender
+    def __init__(self, recommender: Reader, requests: Sequence[Request], *, compact: bool = False) -> None:
+        self._recommender, self._compact = recommender, compact
         self._items: list[list[int]] = []
         self._times: list[list[int]] = []
         model = recommender.model
-        self._state = model.init_state(0)
+        self._state = self._empty(0)
         self._hidden = model.bias.new_zeros(0, model.config.dim)
         self._join(requests)
 
@@ -153,18 +156,21 @@ class Session:
         model, device = self._recommender.model, self._hidden.device
         count = len(requests)
         most = model.config.max_length
-        state, hidden = model.init_state(count), self._hidden.new_zeros(count, model.config.dim)
+        state, hidden = self._empty(count), self._hidden.new_zeros(count, model.config.dim)
         known = [place for place, request in enumerate(requests) if len(request.items)]
         if known:
             read, reached = self._read([requests[p].items[-most:] for p in known], [requests[p].times for p in known])
             new = [place for place in range(count) if place not in set(known)]
             order = torch.tensor([*known, *new], device=device).argsort()
-            state = ModelState.cat([read, model.init_state(len(new))]).index(order) if new else read
+            state = ModelState.cat([read, self._empty(len(new))]).index(order) if new else read
             hidden[torch.tensor(known, device=device)] = reached
         self._state = ModelState.cat([self._state, state]) if len(self) else state
         self._hidden = torch.cat([self._hidden, hidden])
         self._items += [request.items.tolist() for request in requests]
         self._times += [[] if request.times is None else request.times.tolist() for request in requests]
+
+    def _empty(self, users: int) -> ModelState:
+        return self._recommender.model.init_state(users, compact=self._compact)
 
     def _read(
         self, items: Sequence[NDArray[np.int32]], times: Sequence[NDArray[np.int64] | None]
@@ -173,7 +179,7 @@ class Session:
         given = None if times[0] is None else [time for time in times if time is not None]
         batch = pack_histories(items, self._recommender.model.config.max_length, given).to(self._hidden.device)
         with self._recommender.autocast():
-            hidden, state = self._recommender.model.prefill(batch)
+            hidden, state = self._recommender.model.prefill(batch, compact=self._compact)
         return state, hidden.to(self._hidden.dtype)
 
     def _make_room(self, users: Sequence[int]) -> None:
@@ -186,7 +192,10 @@ class Session:
         if full:
             kept = max(int(KEPT * most), 1) if most > 1 else 0
             if not kept:
-                state, hidden = self._recommender.model.init_state(len(full)), self._hidden[: len(full)] * 0
+                state, hidden = (
+                    self._empty(len(full)),
+                    self._hidden[: len(full)] * 0,
+                )
             else:
                 items = [np.array(self._items[user][-kept:], dtype=np.int32) for user in full]
                 times = [np.array(self._times[user][-kept:]) if self._times[user] else None for user in full]

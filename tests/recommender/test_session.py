@@ -16,14 +16,14 @@ from hyenarec.recommendation import Recommender
 
 LONGEST = 12
 ITEMS = [f"item-{i}" for i in range(40)]
+CONFIG: dict[str, Any] = {"training": {"bf16": False, "exclude_seen": True}, "data": {"time_unit": "s"}}
 
 
 def recommender(mixer: str) -> Recommender:
     torch.manual_seed(0)
     model = SequenceModel(ModelConfig(mixer=mixer, dim=8, max_length=LONGEST), len(ITEMS))
-    config = {"training": {"bf16": False, "exclude_seen": True}, "data": {"time_unit": "s"}}
     ids = Ids.from_values(ITEMS)
-    return Recommender(model, ids, ids, config, torch.device("cpu"))
+    return Recommender(model, ids, ids, CONFIG, torch.device("cpu"))
 
 
 def same(got: list[list[Recommendation]], want: list[list[Recommendation]]) -> None:
@@ -80,6 +80,22 @@ def test_others_remember_more_than_the_length_of_a_window() -> None:
         session.append([item])
         other.append([item])
     assert session.recommend(3) != other.recommend(3)
+
+
+@pytest.mark.parametrize("mixer", ["hyena", "gru"])
+def test_compact_states_answer_alike(mixer: str) -> None:
+    torch.manual_seed(0)
+    model = SequenceModel(ModelConfig(mixer=mixer, dim=8, max_length=512), len(ITEMS))
+    ids = Ids.from_values(ITEMS)
+    reader = Recommender(model, ids, ids, CONFIG, torch.device("cpu"))
+    histories = [[ITEMS[i % 40] for i in range(300)], []]
+    sessions = [reader.session(histories, compact=compact) for compact in (False, True)]
+    for session in sessions:
+        for i in range(70):
+            session.append([ITEMS[i % 31], ITEMS[i % 17]])
+    same(sessions[1].recommend(4, exclude_seen=False), sessions[0].recommend(4, exclude_seen=False))
+    exact, compact = (sum(t.numel() for t in session.state(0).tensors().values()) for session in sessions)
+    assert compact < exact / 2 if mixer == "hyena" else compact == exact
 
 
 def test_time_counts() -> None:

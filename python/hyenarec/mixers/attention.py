@@ -75,13 +75,15 @@ class AttentionMixer(Mixer):
         mixed = scaled_dot_product_attention(q, k, v, attn_mask=real).transpose(1, 2).flatten(2)  # (S, M or 1, D)
         return fast_linear(self.out, mixed.squeeze(1) if last_only else packing.unpad(mixed))
 
-    def init_state(self, sequences: int) -> TensorState:
+    def init_state(self, sequences: int, *, compact: bool = False) -> TensorState:
         """The key-value cache: room for as many events as there are positions."""
         weight = self.out.weight
         cache = weight.new_zeros(sequences, self.max_length, 2, self.heads, weight.shape[1] // self.heads)
         return TensorState(cache=cache, events=torch.zeros(sequences, dtype=torch.int64, device=weight.device))
 
-    def prefill(self, x: Tensor, packing: Packing, *, timestamps: Tensor | None = None) -> tuple[Tensor, TensorState]:
+    def prefill(
+        self, x: Tensor, packing: Packing, *, timestamps: Tensor | None = None, compact: bool = False
+    ) -> tuple[Tensor, TensorState]:
         state = self.init_state(packing.sequences)
         keys_values = fast_linear(self.qkv, x).view(len(x), 3, self.heads, -1)[:, 1:]
         state["cache"][:, : packing.max_length] = packing.pad(keys_values)

@@ -80,11 +80,14 @@ class Mixer(nn.Module):
         """
         raise NotImplementedError(f"{type(self).__name__} must define forward")
 
-    def init_state(self, sequences: int) -> State:
-        """The state of sequences without events."""
+    def init_state(self, sequences: int, *, compact: bool = False) -> State:
+        """The state of sequences without events. ``compact`` asks a mixer whose state grows with its window for a small
+        one, equal to a stated precision; the others have but one."""
         raise NotImplementedError(f"{type(self).__name__} has no streaming state")
 
-    def prefill(self, x: Tensor, packing: Packing, *, timestamps: Tensor | None = None) -> tuple[Tensor, State]:
+    def prefill(
+        self, x: Tensor, packing: Packing, *, timestamps: Tensor | None = None, compact: bool = False
+    ) -> tuple[Tensor, State]:
         """:meth:`forward` of whole histories, none of them empty, and the state after each one's last event."""
         raise NotImplementedError(f"{type(self).__name__} has no streaming state")
 

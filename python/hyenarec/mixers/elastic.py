@@ -45,12 +45,14 @@ class ElasticMixer(Mixer):
         mixed, _ = self._mix(x, packing)
         return fast_linear(self.out, mixed[packing.last] if last_only else mixed)
 
-    def init_state(self, sequences: int) -> TensorState:
+    def init_state(self, sequences: int, *, compact: bool = False) -> TensorState:
         heads, interests, size = self.interests.shape
         total = at_least_float32(self.interests.new_zeros(sequences, heads, interests))
         return TensorState(total=total, gathered=total[..., None].repeat(1, 1, 1, size))
 
-    def prefill(self, x: Tensor, packing: Packing, *, timestamps: Tensor | None = None) -> tuple[Tensor, TensorState]:
+    def prefill(
+        self, x: Tensor, packing: Packing, *, timestamps: Tensor | None = None, compact: bool = False
+    ) -> tuple[Tensor, TensorState]:
         mixed, state = self._mix(x, packing)
         return fast_linear(self.out, mixed), state
 

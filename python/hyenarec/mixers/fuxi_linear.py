@@ -71,7 +71,7 @@ class FuXiLinearMixer(Mixer):
             channels, gate = [channel[packing.last] for channel in channels], gate[packing.last]
         return self._gated(channels, gate)
 
-    def init_state(self, sequences: int) -> TensorState:
+    def init_state(self, sequences: int, *, compact: bool = False) -> TensorState:
         dim, heads = self.temporal_value.in_features, 2 * self.periods.shape[0]
         size = dim // self.heads
         nothing = torch.zeros(sequences, dtype=torch.int64, device=self.periods.device)
@@ -87,7 +87,9 @@ class FuXiLinearMixer(Mixer):
             time=nothing.clone(),
         )
 
-    def prefill(self, x: Tensor, packing: Packing, *, timestamps: Tensor | None = None) -> tuple[Tensor, TensorState]:
+    def prefill(
+        self, x: Tensor, packing: Packing, *, timestamps: Tensor | None = None, compact: bool = False
+    ) -> tuple[Tensor, TensorState]:
         rate = packing.pad(-self._rate().expand(len(x), -1))  # a state does not forget in the padding
         channels, gate, state = self._mix(x, packing, timestamps, rate)
         return self._gated(channels, gate), state

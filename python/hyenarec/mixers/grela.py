@@ -54,7 +54,7 @@ class GRELAMixer(Mixer):
             mixed, gate = mixed[packing.last], gate[packing.last]
         return fast_linear(self.out, silu(gate) * mixed)
 
-    def init_state(self, sequences: int) -> TensorState:
+    def init_state(self, sequences: int, *, compact: bool = False) -> TensorState:
         dim = self.taps.shape[0]
         keys = at_least_float32(self.taps.new_zeros(sequences, self.heads, dim // self.heads))
         return TensorState(
@@ -64,7 +64,9 @@ class GRELAMixer(Mixer):
             events=torch.zeros(sequences, dtype=torch.int64, device=keys.device),
         )
 
-    def prefill(self, x: Tensor, packing: Packing, *, timestamps: Tensor | None = None) -> tuple[Tensor, TensorState]:
+    def prefill(
+        self, x: Tensor, packing: Packing, *, timestamps: Tensor | None = None, compact: bool = False
+    ) -> tuple[Tensor, TensorState]:
         mixed, gate, state = self._mix(x, packing)
         return fast_linear(self.out, silu(gate) * mixed), state
 

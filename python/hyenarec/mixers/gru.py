@@ -22,10 +22,12 @@ class GRUMixer(Mixer):
         mixed = packing.unpad(self.gru(packing.pad(x))[0])  # (T, D)
         return mixed[packing.last] if last_only else mixed
 
-    def init_state(self, sequences: int) -> TensorState:
+    def init_state(self, sequences: int, *, compact: bool = False) -> TensorState:
         return TensorState(hidden=next(self.gru.parameters()).new_zeros(sequences, self.gru.hidden_size))
 
-    def prefill(self, x: Tensor, packing: Packing, *, timestamps: Tensor | None = None) -> tuple[Tensor, TensorState]:
+    def prefill(
+        self, x: Tensor, packing: Packing, *, timestamps: Tensor | None = None, compact: bool = False
+    ) -> tuple[Tensor, TensorState]:
         mixed = self(x, packing)
         return mixed, TensorState(hidden=mixed[packing.last])  # a GRU's state is its output
 

@@ -37,10 +37,12 @@ class HydraMixer(Mixer):
         total = memory.new_zeros(packing.sequences, memory.shape[1]).index_add(0, packing.rows, memory)  # (S, D)
         return fast_linear(self.out, q[packing.last] * total if last_only else q * total[packing.rows])
 
-    def init_state(self, sequences: int) -> TensorState:
+    def init_state(self, sequences: int, *, compact: bool = False) -> TensorState:
         return TensorState(total=at_least_float32(self.out.bias.new_zeros(sequences, len(self.out.bias))))
 
-    def prefill(self, x: Tensor, packing: Packing, *, timestamps: Tensor | None = None) -> tuple[Tensor, TensorState]:
+    def prefill(
+        self, x: Tensor, packing: Packing, *, timestamps: Tensor | None = None, compact: bool = False
+    ) -> tuple[Tensor, TensorState]:
         q, memory = self._query_and_memory(x)
         total = packing.unpad(packing.pad(memory).cumsum(1))  # (T, D)
         return fast_linear(self.out, q * total), TensorState(total=total[packing.last])

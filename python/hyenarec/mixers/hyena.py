@@ -9,7 +9,7 @@ from torch import Tensor
 from hyenarec.config import ModelConfig
 from hyenarec.mixers.base import Mixer
 from hyenarec.packing import Packing
-from hyenarec_kernels.nn import HyenaMixer, MixerState
+from hyenarec_kernels.nn import HyenaMixer, StreamingState
 
 
 class HyenaRecMixer(Mixer):
@@ -35,13 +35,17 @@ class HyenaRecMixer(Mixer):
         out: Tensor = self.operator(x, cu_seqlens=packing.cu_seqlens, last_only=last_only)
         return out
 
-    def init_state(self, sequences: int) -> MixerState:
-        return self.operator.init_state(sequences)
+    def init_state(self, sequences: int, *, compact: bool = False) -> StreamingState:
+        return self.operator.init_state(sequences, state="compact" if compact else "exact")
 
-    def prefill(self, x: Tensor, packing: Packing, *, timestamps: Tensor | None = None) -> tuple[Tensor, MixerState]:
-        return self.operator.prefill(x, cu_seqlens=packing.cu_seqlens)
+    def prefill(
+        self, x: Tensor, packing: Packing, *, timestamps: Tensor | None = None, compact: bool = False
+    ) -> tuple[Tensor, StreamingState]:
+        return self.operator.prefill(x, cu_seqlens=packing.cu_seqlens, state="compact" if compact else "exact")
 
-    def step(self, x: Tensor, state: MixerState, *, timestamps: Tensor | None = None) -> tuple[Tensor, MixerState]:
+    def step(
+        self, x: Tensor, state: StreamingState, *, timestamps: Tensor | None = None
+    ) -> tuple[Tensor, StreamingState]:
         return self.operator.step(x, state)
 
     @torch.no_grad()

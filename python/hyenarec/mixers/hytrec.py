@@ -54,11 +54,13 @@ class HyTRecMixer(Mixer):
         mixed: Tensor = self.part(x, packing, _days(x, packing, timestamps))  # (T, D)
         return mixed[packing.last] if last_only else mixed
 
-    def init_state(self, sequences: int) -> TensorState:
+    def init_state(self, sequences: int, *, compact: bool = False) -> TensorState:
         nothing = torch.zeros(sequences, dtype=torch.int64, device=self.part.out.weight.device)
         return TensorState(self.part.init_state(sequences), events=nothing, time=nothing.clone())
 
-    def prefill(self, x: Tensor, packing: Packing, *, timestamps: Tensor | None = None) -> tuple[Tensor, TensorState]:
+    def prefill(
+        self, x: Tensor, packing: Packing, *, timestamps: Tensor | None = None, compact: bool = False
+    ) -> tuple[Tensor, TensorState]:
         mixed, state = self.part.prefill(x, packing, _days(x, packing, timestamps))
         time = torch.zeros_like(packing.lengths) if timestamps is None else timestamps[packing.last]
         return mixed, TensorState(state, events=packing.lengths, time=time)

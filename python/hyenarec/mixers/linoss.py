@@ -45,10 +45,12 @@ class LinOSSMixer(Mixer):
             position, x = position[packing.last], x[packing.last]
         return self._read(position, x)
 
-    def init_state(self, sequences: int) -> TensorState:
+    def init_state(self, sequences: int, *, compact: bool = False) -> TensorState:
         return TensorState(h=self.skip.new_zeros(sequences, 2, self.skip.shape[0], dtype=torch.float64))
 
-    def prefill(self, x: Tensor, packing: Packing, *, timestamps: Tensor | None = None) -> tuple[Tensor, TensorState]:
+    def prefill(
+        self, x: Tensor, packing: Packing, *, timestamps: Tensor | None = None, compact: bool = False
+    ) -> tuple[Tensor, TensorState]:
         h = linear_scan(*self._oscillators(x), packing)
         return self._read(h[:, 1], x), TensorState(h=h[packing.last].double())
 

@@ -42,10 +42,12 @@ class LRUMixer(Mixer):
         h = linear_scan(self._matrix(), self._driven(x), packing)
         return self._read(h[packing.last] if last_only else h)
 
-    def init_state(self, sequences: int) -> TensorState:
+    def init_state(self, sequences: int, *, compact: bool = False) -> TensorState:
         return TensorState(h=self.nu.new_zeros(sequences, 2, self.nu.shape[0]))
 
-    def prefill(self, x: Tensor, packing: Packing, *, timestamps: Tensor | None = None) -> tuple[Tensor, TensorState]:
+    def prefill(
+        self, x: Tensor, packing: Packing, *, timestamps: Tensor | None = None, compact: bool = False
+    ) -> tuple[Tensor, TensorState]:
         h = linear_scan(self._matrix(), self._driven(x), packing)
         return self._read(h), TensorState(h=h[packing.last])
 
