@@ -40,7 +40,7 @@ class CompactLevel:
         groups, terms = coefficients.shape
         windows = Windows(terms, horizon)
         nodes = windows.exact_nodes
-        samples = windows.samples(self.chunk, np.arange(1.0, self.slots + 1), chebyshev_nodes(nodes))
+        samples = windows.samples(self.chunk, np.arange(1, self.slots + 1, dtype=np.float64), chebyshev_nodes(nodes))
         values = blocks_from_nodes(self.chunk, nodes) @ (samples @ coefficients.T)  # (slots, entries, G)
         blocks = np.zeros((self.slots, nodes, nodes, groups))
         blocks[:, *entries(nodes)] = values

@@ -118,8 +118,8 @@ class CompactState(StreamingState):
             LevelState(*(tensors[f"levels.{number}.{name}"] for name in vars(level)))
             for number, level in enumerate(self.levels)
         )
-        rest = {name: tensors[name] for name in ("projected", "recent", "steps")}
-        return replace(self, levels=levels, **rest)
+        projected, recent, steps = (tensors[name] for name in ("projected", "recent", "steps"))
+        return replace(self, projected=projected, recent=recent, levels=levels, steps=steps)
 
     def shared(self) -> dict[str, Tensor]:
         named = {"short_taps": self.short_taps, "short_bias": self.short_bias, "near": self.near}
@@ -154,7 +154,7 @@ class CompactState(StreamingState):
                 kept &= (chunks // fan == present[:, None] // fan)[..., None]
             place = place.clamp(0, inputs.shape[2] - 1).flatten(1)[:, None, :, None]  # (B, 1, (slots + 1) C, 1)
             index = place.expand(-1, inputs.shape[1], -1, inputs.shape[3])
-            aligned = inputs.gather(2, index).unflatten(2, (slots + 1, chunk)) * kept[:, None, ..., None]
+            aligned = inputs.gather(2, index).view(*inputs.shape[:2], slots + 1, chunk, -1) * kept[:, None, ..., None]
             found = torch.einsum("bfncd,cr,fcd->bfnrd", aligned, tables.basis, tables.enter)
             moments = torch.zeros_like(level.moments)
             slot = (chunks[:, :-1] % slots)[:, None, :, None, None].expand_as(found[:, :, :-1])

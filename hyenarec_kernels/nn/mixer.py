@@ -209,8 +209,8 @@ class HyenaMixer(Projections):
         ``state`` and ``moments`` as in :meth:`init_state`. The output has gradients, the state has none.
         """
         if _packed_in_a_batch(x, cu_seqlens):
-            where: dict[str, Any] = {"lengths": lengths, "starts": starts, "mask": mask, "cu_seqlens": cu_seqlens}
-            y, after = self.prefill(x[0], **where, state=state, moments=moments)
+            given: dict[str, Any] = {"lengths": lengths, "starts": starts, "mask": mask, "cu_seqlens": cu_seqlens}
+            y, after = self.prefill(x[0], **given, state=state, moments=moments)
             return y[None], after
         where = self._where(x, lengths, starts, mask, cu_seqlens)
         y, projected, gated = self._mix(x, where)
@@ -240,7 +240,7 @@ class HyenaMixer(Projections):
         """
         op = "HyenaMixer.step"
         self._check(op, x)
-        check_state(op, "state", state, StreamingState)
+        check_state(op, "state", state)
         refuse_gradients(op, "give forward whole sequences", x)
         if x.dim() != 2 or x.shape != (state.projected.shape[0], self.dim):
             raise ValueError(

@@ -146,7 +146,7 @@ class MixerState(StreamingState):
         return {"projected": self.projected, "gated": self.gated, "steps": self.steps}
 
     def with_tensors(self, tensors: Mapping[str, Tensor]) -> MixerState:
-        return replace(self, **tensors)
+        return replace(self, projected=tensors["projected"], gated=tensors["gated"], steps=tensors["steps"])
 
     def shared(self) -> dict[str, Tensor]:
         return {"short_taps": self.short_taps, "short_bias": self.short_bias, "taps": self.taps}
@@ -169,10 +169,11 @@ class MixerState(StreamingState):
         return conv_step(x, history, taps, self.steps, pre_gate=pre_gate, post_gate=post_gate)
 
 
-def check_state(op: str, name: str, given: object, kind: type[StreamingState]) -> None:
-    """``given`` is a state of that kind."""
-    if not isinstance(given, kind):
-        raise ValueError(f"{op}: {name} must be a {kind.__name__}, got {type(given).__qualname__}")
+def check_state(op: str, name: str, given: object, kind: type[StreamingState] | None = None) -> None:
+    """``given`` is a state, of that kind."""
+    if not isinstance(given, kind or StreamingState):
+        wanted = kind.__name__ if kind else "StreamingState"
+        raise ValueError(f"{op}: {name} must be a {wanted}, got {type(given).__qualname__}")
 
 
 def check_fits(
