@@ -84,7 +84,7 @@ class CompactState(StreamingState):
     oldest chunk leaves as a whole: filters end less than one chunk before the horizon.
 
     Attributes:
-        projected, steps, short_taps, short_bias, gate: as in :class:`MixerState`.
+        projected: as in :class:`MixerState`, like ``steps``, ``short_taps``, ``short_bias`` and ``gate``.
         recent: (B, F, C-1, D) rings of the present chunk's inputs.
         levels: the lowest first.
         near: (F, C, D) the taps inside a chunk, skip included, largest lag first.
