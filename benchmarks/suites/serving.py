@@ -4,11 +4,11 @@
     python -m benchmarks serving --mixers hyena attention gru --lengths 1024 --batches 1
 
 `forward` runs the model over the whole history with the new event, last position only where the mixer can; `step` adds
-the event to a state that the model keeps for the user (hyena and gru), which never looks back at items. Both end in
-the hidden state; what scoring the catalogue and taking the best 10 costs on top, the same for all, is `top-k`. Weights
-are random. Contestants take turns call by call, so none finds its own data in the caches. One whose call takes longer
-than the limit is left out. In the same run each is checked: the forward against a float64 copy, the step against the
-forward. Lengths join as in `scaling`.
+the event to the state that a causal model keeps for the user, which never looks back at items (attention's is its keys
+and values). Both end in the hidden state; what scoring the catalogue and taking the best 10 costs on top, the same for
+all, is `top-k`. Weights are random. Contestants take turns call by call, so none finds its own data in the caches. One
+whose call takes longer than the limit is left out. In the same run each is checked: the forward against a float64 copy,
+the step against the forward. Lengths join as in `scaling`.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ from benchmarks.harness.checks import TOLERANCE, Check, compare, first_sequences
 from benchmarks.harness.measuring import in_fresh_process, take_turns, wall_clock
 from benchmarks.harness.recording import RESULTS, earlier_cases, left_out_before, write
 from benchmarks.harness.registry import BLOCKS, DIM, ITEMS, LENGTHS, MAIN, SYSTEMS, check_names
-from benchmarks.harness.streaming import STREAMS, Stream
 from hyenarec.allocator import keep_freed_memory
 from hyenarec.cloze import hide_next
 from hyenarec.config import TrainingConfig
 from hyenarec.data.batches import Batch
 from hyenarec.display import show_table
 from hyenarec.errors import UserError
-from hyenarec.model import SequenceModel
+from hyenarec.mixers import MIXERS
+from hyenarec.model import ModelState, SequenceModel
 from hyenarec.packing import Packing
 from hyenarec_kernels import backends
 
@@ -141,7 +141,7 @@ def measure(
         if settings.compile:
             model.compile()
         enter(name, "forward", partial(checked_forward, model, batch, few))
-        if name in STREAMS:
+        if MIXERS[model.config.mixer].causal:
             enter(name, "step", partial(checked_step, model, batch, few))
     enter("", "top-k", lambda: top(batch_size, settings))
     for place, milliseconds in take_turns(calls, settings.seconds, settings.rounds).items():
@@ -155,8 +155,27 @@ def checked_forward(model: SequenceModel, batch: Batch, few: Batch) -> tuple[Cal
 
 
 def checked_step(model: SequenceModel, batch: Batch, few: Batch) -> tuple[Callable[[], Tensor], Check]:
-    """A function that adds the same event again to the histories of the batch, and its check on a few of them."""
-    return partial(Stream(model, batch).step, batch.items[batch.packing.last]), step_check(model, few)
+    """A function that reads the last event of every history from the state before it, and its check on a few of them.
+
+    States that are written to move on by that event again and again, which takes the same time.
+    """
+    state, last, times = before_last(model, batch, 1), batch.packing.last, batch.timestamps
+    assert times is not None
+    return partial(step, model, batch.items[last], state, times[last]), step_check(model, few)
+
+
+def before_last(model: SequenceModel, batch: Batch, events: int) -> ModelState:
+    """The state after all but the last ``events`` of every history."""
+    packing, times = batch.packing, batch.timestamps
+    assert times is not None
+    early = packing.positions < packing.lengths[packing.rows] - events
+    start = Packing.from_lengths(packing.lengths.cpu() - events).to(batch.items.device)
+    return model.prefill(Batch(batch.items[early], start, times[early]))[1]
+
+
+def step(model: SequenceModel, items: Tensor, state: ModelState, timestamps: Tensor) -> Tensor:
+    """The hidden states after one more event, (S, D)."""
+    return model.step(items, state, timestamps)[0]
 
 
 def top(users: int, settings: ServingSettings) -> tuple[Callable[[], Tensor], Check]:
@@ -204,14 +223,11 @@ def forward_check(model: SequenceModel, batch: Batch) -> Check:
 
 def step_check(model: SequenceModel, batch: Batch) -> Check:
     """Scores after the last events came step by step against those of the forward over whole histories."""
-    packing = batch.packing
-    early = packing.positions < packing.lengths[packing.rows] - CHECKED_STEPS
-    start = Batch(
-        batch.items[early], Packing.from_lengths(packing.lengths.cpu() - CHECKED_STEPS).to(batch.items.device)
-    )
-    stream = Stream(model, start)
+    state, times = before_last(model, batch, CHECKED_STEPS), batch.timestamps
+    assert times is not None
     for back in range(CHECKED_STEPS)[::-1]:
-        hidden = stream.step(batch.items[packing.last - back])
+        row = batch.packing.last - back
+        hidden, state = model.step(batch.items[row], state, times[row])
     return compare("full forward", scores(model, hidden), scores(model, forward(model, batch)), TOLERANCE["float32"])
 
 

@@ -24,7 +24,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 from transformers.utils.output_capturing import capture_outputs
 
-from hyenarec_kernels.nn import HyenaMixer, MixerState, key_mask
+from hyenarec_kernels.nn import HyenaMixer, StreamingState, key_mask
 
 
 @strict
@@ -66,7 +66,7 @@ class HyenaCacheLayer(CacheLayerMixin):
         self.reset()
 
     def reset(self) -> None:
-        self.state: MixerState | None = None
+        self.state: StreamingState | None = None
         self.length = 0
 
     def update(self, x: Tensor, mask: Tensor | None, mixer: HyenaMixer) -> Tensor:

@@ -1,5 +1,6 @@
 """Modules: long filters, the Hyena mixer with its streaming state."""
 
+from hyenarec_kernels.nn.compact import CompactState
 from hyenarec_kernels.nn.filters import (
     ChebyshevFilter,
     CosineFilter,
@@ -12,10 +13,11 @@ from hyenarec_kernels.nn.linear import Linear as Linear
 from hyenarec_kernels.nn.linear import fast_linear
 from hyenarec_kernels.nn.masks import key_mask
 from hyenarec_kernels.nn.mixer import HyenaMixer
-from hyenarec_kernels.nn.streaming import MixerState
+from hyenarec_kernels.nn.streaming import MixerState, StreamingState
 
 __all__ = [
     "ChebyshevFilter",
+    "CompactState",
     "CosineFilter",
     "ExplicitFilter",
     "Filter",
@@ -23,6 +25,7 @@ __all__ = [
     "ImplicitFilter",
     "LegendreFilter",
     "MixerState",
+    "StreamingState",
     "fast_linear",
     "key_mask",
 ]

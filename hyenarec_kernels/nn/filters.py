@@ -95,6 +95,11 @@ class Filter(nn.Module):
         """:func:`hyenarec_kernels.long_conv` of ``x`` with these taps; ``options`` are its keyword arguments."""
         return long_conv(x, self(), skip, **options)
 
+    def polynomial(self) -> Tensor | None:
+        """Where the taps before the window are polynomials of the lag, their Legendre coefficients (G, N), in float32
+        (float64 for a float64 module); otherwise None."""
+        return None
+
     def decay(self) -> Tensor | None:
         """The windows' rates (G,) in units of 1/K, as the operators take them; None without a window."""
         if self.log_rate is None:
@@ -173,23 +178,30 @@ class _BasisFilter(Filter):
         return f"{super().extra_repr()}, terms={self.terms}"
 
 
-class LegendreFilter(_BasisFilter):
-    """Polynomials orthonormal over the horizon: :func:`hyenarec_kernels.legendre_filter` (arXiv 2603.25027).
+class _PolynomialFilter(_BasisFilter):
+    """:meth:`convolve` hands coefficients to the operator, so the taps need not exist."""
 
-    :meth:`convolve` hands coefficients to the operator, so the taps need not exist.
-    """
+    def polynomial(self) -> Tensor:
+        raise NotImplementedError(f"{type(self).__name__} must define polynomial")
+
+    def convolve(self, x: Tensor, skip: Tensor | None = None, **options: Unpack[ConvOptions]) -> Tensor:
+        return legendre_conv(x, self.polynomial(), skip, horizon=self.horizon, decay=self.decay(), **options)
+
+
+class LegendreFilter(_PolynomialFilter):
+    """Polynomials orthonormal over the horizon: :func:`hyenarec_kernels.legendre_filter` (arXiv 2603.25027)."""
 
     def basis(self, dtype: torch.dtype, device: torch.device) -> Tensor:
         return legendre_basis(self.terms, self.horizon, dtype, device)
 
-    def convolve(self, x: Tensor, skip: Tensor | None = None, **options: Unpack[ConvOptions]) -> Tensor:
-        return legendre_conv(x, self.coefficients(), skip, horizon=self.horizon, decay=self.decay(), **options)
+    def polynomial(self) -> Tensor:
+        return self.coefficients()
 
 
-class ChebyshevFilter(_BasisFilter):
+class ChebyshevFilter(_PolynomialFilter):
     """Chebyshev polynomials of the first kind, ``sqrt(2) T_n(2*tau/(K-1) - 1)``, ``T_0`` itself; for comparison.
 
-    They span what as many Legendre polynomials span, so :meth:`convolve` hands Legendre coefficients to the operator.
+    They span what as many Legendre polynomials span.
     """
 
     def basis(self, dtype: torch.dtype, device: torch.device) -> Tensor:
@@ -197,12 +209,10 @@ class ChebyshevFilter(_BasisFilter):
         x = 2 * lags / max(self.horizon - 1, 1) - 1
         return _harmonics(x.arccos(), self.terms).to(dtype).to(device)  # T_n(cos t) = cos(n t)
 
-    def convolve(self, x: Tensor, skip: Tensor | None = None, **options: Unpack[ConvOptions]) -> Tensor:
+    def polynomial(self) -> Tensor:
         coefficients = self.coefficients()
         change = _chebyshev_to_legendre(self.terms).to(coefficients.dtype).to(coefficients.device)
-        return legendre_conv(
-            x, product(coefficients, change), skip, horizon=self.horizon, decay=self.decay(), **options
-        )
+        return product(coefficients, change)
 
 
 class CosineFilter(_BasisFilter):

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from functools import partial
-from typing import Literal, cast
+from typing import Any, Literal, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import silu
 
-from hyenarec_kernels.dtypes import wide
 from hyenarec_kernels.integers import integer
 from hyenarec_kernels.nn.filters import ConvOptions, Filter, make_filter
 from hyenarec_kernels.nn.projections import Projections
-from hyenarec_kernels.nn.streaming import MixerState, check_fits, check_state
+from hyenarec_kernels.nn.states import make_state
+from hyenarec_kernels.nn.streaming import StreamingState, check_fits, check_state
 from hyenarec_kernels.ops.checks import DTYPES, check_tensor
 from hyenarec_kernels.ops.conv_step import conv_step, refuse_gradients
 from hyenarec_kernels.ops.gated_short_conv import gated_short_conv
@@ -23,6 +22,7 @@ from hyenarec_kernels.ops.short_conv import short_conv
 from hyenarec_kernels.segments import Index, Segments, last_rows, spans, zero_padding
 from hyenarec_kernels.tracing import jit_tracing
 
+State = TypeVar("State", bound=StreamingState)
 Factors = tuple[Tensor | None, Tensor]  # (q_i, v) of a long convolution's input; None where v is the product
 GATES: dict[str, Callable[[Tensor], Tensor]] = {"identity": lambda q: q, "sigmoid": torch.sigmoid, "silu": silu}
 
@@ -172,27 +172,25 @@ class HyenaMixer(Projections):
 
     @torch.inference_mode(False)  # steps write to a state, which for inference tensors no other mode allows
     @torch.no_grad()
-    def init_state(self, batch_size: int) -> MixerState:
-        """The state of ``batch_size`` empty sequences; it captures the filters as they are now."""
-        batch_size = integer("HyenaMixer.init_state", "batch_size", batch_size, 0)
+    def init_state(
+        self, batch_size: int, *, state: Literal["exact", "compact"] = "exact", moments: torch.dtype | None = None
+    ) -> StreamingState:
+        """The state of ``batch_size`` empty sequences; it captures the filters as they are now.
+
+        Args:
+            state: "exact" is a :class:`MixerState`, the last ``horizon - 1`` inputs. "compact" is a
+                :class:`hyenarec_kernels.nn.CompactState`, smaller where the horizon is long, for polynomial filters;
+                where it would not be smaller, the exact one.
+            moments: of a compact state, in which dtype finished chunks are remembered: that of the state, or
+                torch.bfloat16, half as large.
+        """
+        op = "HyenaMixer.init_state"
+        batch_size = integer(op, "batch_size", batch_size, 0)
         if self.bidirectional:
             raise NotImplementedError("HyenaMixer: a bidirectional mixer sees the future and has no streaming state")
-        dtype = wide(self.short_weight.dtype)
-        taps = self.short_weight.new_zeros(self.order - 1, self.horizon, self.dim, dtype=dtype)
-        if self.skip is not None:
-            taps = torch.stack(
-                [f().to(dtype).repeat_interleave(self.dim // f.groups, 0).flip(1).T for f in self.filters]
-            )
-            taps = torch.cat([taps[:, :-1], taps[:, -1:] + self.skip[:, None].to(dtype)], 1)  # lag 0 stands last
-        shapes = self._state_shapes(batch_size)
-        return MixerState(
-            projected=taps.new_zeros(shapes["projected"]),
-            gated=taps.new_zeros(shapes["gated"]),
-            steps=taps.new_zeros(batch_size, dtype=torch.int64),
-            short_taps=self.short_taps().flip(1).T.contiguous(),
-            short_bias=self.short_offset(),
-            taps=taps,
-            gate=self.gate,
+        short = (self.short_taps().flip(1).T.contiguous(), self.short_offset())
+        return make_state(
+            op, batch_size, state, moments, self.filters, self.skip, short, self.gate, self.horizon, self.dim
         )
 
     def prefill(
@@ -203,33 +201,33 @@ class HyenaMixer(Projections):
         starts: Index | None = None,
         mask: Index | None = None,
         cu_seqlens: Index | None = None,
-    ) -> tuple[Tensor, MixerState]:
+        state: Literal["exact", "compact"] = "exact",
+        moments: torch.dtype | None = None,
+    ) -> tuple[Tensor, StreamingState]:
         """:meth:`forward` of whole histories, and the state after each one's last event, for :meth:`step`.
 
-        The output has gradients, the state has none.
+        ``state`` and ``moments`` as in :meth:`init_state`. The output has gradients, the state has none.
         """
         if _packed_in_a_batch(x, cu_seqlens):
-            y, state = self.prefill(x[0], lengths=lengths, starts=starts, mask=mask, cu_seqlens=cu_seqlens)
-            return y[None], state
+            given: dict[str, Any] = {"lengths": lengths, "starts": starts, "mask": mask, "cu_seqlens": cu_seqlens}
+            y, after = self.prefill(x[0], **given, state=state, moments=moments)
+            return y[None], after
         where = self._where(x, lengths, starts, mask, cu_seqlens)
         y, projected, gated = self._mix(x, where)
         first, length = spans(x, where)
-        state = self.init_state(first.shape[0])
+        empty = self.init_state(first.shape[0], state=state, moments=moments)
 
         def newest(values: Tensor, count: int) -> Tensor:  # (..., C) to (S, count, C)
             rows = values.detach().reshape(-1, values.shape[-1])
-            return last_rows(rows, first, length, count).to(state.taps.dtype)
+            return last_rows(rows, first, length, count).to(empty.short_taps.dtype)
 
-        count = self.horizon - 1
         with torch.inference_mode(False), torch.no_grad():
+            count = empty.reach
             histories = [_product(None if q is None else newest(q, count), newest(v, count)) for q, v in gated]
-            return y, replace(
-                state,
-                projected=newest(projected, self.short_width - 1),
-                gated=torch.stack(histories, 1) if histories else state.gated,
-            )
+            inputs = torch.stack(histories, 1) if histories else None
+            return y, empty.filled(newest(projected, self.short_width - 1), inputs, length)
 
-    def step(self, x: Tensor, state: MixerState) -> tuple[Tensor, MixerState]:
+    def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
         """One event of every sequence: ``x`` (B, D) to the output (B, D) and ``state`` itself, moved on by that event.
 
         Equals :meth:`forward` at that position, for K multiply-adds a channel and no matrix product over the history.
@@ -248,20 +246,19 @@ class HyenaMixer(Projections):
             raise ValueError(
                 f"{op}: x must be ({state.projected.shape[0]}, {self.dim}) beside this state, got {tuple(x.shape)}"
             )
-        check_fits(op, state, self.gate, self._state_shapes(state.steps.shape[0]), self.short_weight)
+        check_fits(op, state, self.gate, self._state_shapes(state), self.short_weight)
         with torch.no_grad():
             return self._step(x, state)
 
-    def _step(self, x: Tensor, state: MixerState) -> tuple[Tensor, MixerState]:
+    def _step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
         new = self.project_in(x)  # (B, (gates+1) D)
-        z = conv_step(new.to(state.taps.dtype), state.projected, state.short_taps, state.steps)
+        z = conv_step(new.to(state.short_taps.dtype), state.projected, state.short_taps, state.steps)
         *gates, v = (z + state.short_bias).to(new.dtype).chunk(self.gates + 1, -1)
         q: list[Tensor | None] = [*gates] or [None] * self.order
         gate = self._gate(q[-1])
+        state.begin()
         for i in range(self.order - 1):
-            post_gate = gate if i == self.order - 2 else None
-            history, taps = state.gated[:, i], state.taps[i]
-            v = conv_step(v, history, taps, state.steps, pre_gate=q[i], post_gate=post_gate)
+            v = state.convolve(i, v, q[i], gate if i == self.order - 2 else None)
         state.steps.add_(1)
         return self.project_out(v if self.filters else _product(gate, v)), state
 
@@ -293,15 +290,13 @@ class HyenaMixer(Projections):
         if not (floats and torch.is_autocast_enabled(x.device.type)):
             raise ValueError(f"{op}: x must be {dtype} as the mixer's weights are, got {x.dtype}")
 
-    def _state_shapes(self, batch: int) -> dict[str, tuple[int, ...]]:
+    def _state_shapes(self, state: StreamingState) -> dict[str, tuple[int, ...]]:
         channels = (self.gates + 1) * self.dim
         return {
-            "projected": (batch, self.short_width - 1, channels),
-            "gated": (batch, self.order - 1, self.horizon - 1, self.dim),
+            "projected": (len(state.steps), self.short_width - 1, channels),
             "short_taps": (self.short_width, channels),
             "short_bias": (channels,),
-            "taps": (self.order - 1, self.horizon, self.dim),
-        }
+        } | state.shapes(self.order - 1, self.horizon, self.dim)
 
     def _mix(self, x: Tensor, where: Segments) -> tuple[Tensor, Tensor, list[Factors]]:
         """The output, the short convolution's input, and the factors of each long convolution's input."""

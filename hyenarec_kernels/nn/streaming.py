@@ -2,17 +2,119 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from hyenarec_kernels.dtypes import wide
+from hyenarec_kernels.ops.conv_step import conv_step
+
+if TYPE_CHECKING:
+    from typing import Self
+
+
+class StreamingState(ABC):
+    """A state of several sequences: picked along the batch, and joined."""
+
+    projected: Tensor
+    steps: Tensor
+    short_taps: Tensor
+    short_bias: Tensor
+    gate: str
+
+    @abstractmethod
+    def tensors(self) -> dict[str, Tensor]:
+        """What differs from sequence to sequence, the sequences first: what has to be stored for each of them."""
+
+    @abstractmethod
+    def with_tensors(self, tensors: Mapping[str, Tensor]) -> Self:
+        """The same with other sequences' :meth:`tensors`."""
+
+    @abstractmethod
+    def shared(self) -> dict[str, Tensor]:
+        """What it captured of its mixer, the same for all sequences."""
+
+    @property
+    @abstractmethod
+    def reach(self) -> int:
+        """Inputs of a long convolution that it remembers something of."""
+
+    @abstractmethod
+    def shapes(self, filters: int, horizon: int, dim: int) -> dict[str, tuple[int, ...]]:
+        """Of its tensors, beside a mixer of these sizes."""
+
+    @abstractmethod
+    def filled(self, projected: Tensor, inputs: Tensor | None, length: Tensor) -> Self:
+        """The state after histories of ``length`` (B,) events: the last inputs of the short convolution, and the last
+        ``reach`` of the long ones (B, F, reach, D), zeros before the first event; None where there are no long ones."""
+
+    @abstractmethod
+    def begin(self) -> None:
+        """Makes ready for an event."""
+
+    @abstractmethod
+    def convolve(self, number: int, x: Tensor, pre_gate: Tensor | None, post_gate: Tensor | None) -> Tensor:
+        """The event's value ``x`` (B, D) through long convolution ``number``, gates as in
+        :func:`hyenarec_kernels.conv_step`."""
+
+    @torch.inference_mode(False)  # steps write to a state, which for inference tensors no other mode allows
+    def index(self, rows: Tensor | slice) -> Self:
+        """A copy of the state of some sequences.
+
+        Args:
+            rows: integer indices (n,), a bool mask (B,), or a slice. Integers are always indices, those of a mask of 0
+                and 1 too: make it bool.
+        """
+        tensors = self.tensors()
+        if isinstance(rows, slice):  # indexing with it would give views
+            steps = tensors["steps"]
+            rows = torch.arange(steps.shape[0], device=steps.device)[rows]
+        if isinstance(rows, Tensor) and rows.dim() != 1:
+            raise ValueError(
+                f"{type(self).__name__}.index: rows must be indices (n,) or a mask (B,), got {tuple(rows.shape)}"
+            )
+        return self.with_tensors({name: values[rows] for name, values in tensors.items()})
+
+    @classmethod
+    @torch.inference_mode(False)
+    def cat(cls, states: Sequence[Self]) -> Self:
+        """Copies of states of one mixer, joined along the batch.
+
+        Raises:
+            ValueError: there are none, or they hold the filters of different mixers (which is looked at: on an
+                accelerator this waits for the device).
+        """
+        op = f"{cls.__name__}.cat"
+        if not states:
+            raise ValueError(f"{op}: there must be at least one state")
+        for i, state in enumerate(states):
+            check_state(op, f"state {i}", state, cls)
+        first, shared = states[0], states[0].shared()
+        for i, state in enumerate(states[1:], 1):
+            if state.gate != first.gate:
+                raise ValueError(
+                    f"{op}: states must be of one mixer, but gate of state {i}, {state.gate!r}, differs from "
+                    f"that of state 0, {first.gate!r}"
+                )
+            for name, theirs in state.shared().items():
+                ours = shared[name]
+                same = ours.shape == theirs.shape and ours.dtype == theirs.dtype and ours.device == theirs.device
+                if not (same and (ours is theirs or torch.equal(ours, theirs))):
+                    raise ValueError(
+                        f"{op}: states must be of one mixer, but {name} of state {i}, {tuple(theirs.shape)} "
+                        f"{theirs.dtype}, differs {'in its values ' if same else ''}from that of state 0, "
+                        f"{tuple(ours.shape)} {ours.dtype}"
+                    )
+        each = [state.tensors() for state in states]
+        return first.with_tensors({name: torch.cat([tensors[name] for tensors in each]) for name in each[0]})
 
 
 @dataclass(frozen=True)
-class MixerState:
+class MixerState(StreamingState):
     """What a mixer of ``order`` remembers of ``B`` sequences: its size does not grow with their length.
 
     Histories are rings, which :meth:`HyenaMixer.step` writes to: of ``n`` rows the oldest is row ``steps % n``, and
@@ -40,70 +142,50 @@ class MixerState:
     taps: Tensor
     gate: str
 
-    @torch.inference_mode(False)  # steps write to a state, which for inference tensors no other mode allows
-    def index(self, rows: Tensor | slice) -> MixerState:
-        """A copy of the state of some sequences.
+    def tensors(self) -> dict[str, Tensor]:
+        return {"projected": self.projected, "gated": self.gated, "steps": self.steps}
 
-        Args:
-            rows: integer indices (n,), a bool mask (B,), or a slice. Integers are always indices, those of a mask of 0
-                and 1 too: make it bool.
-        """
-        if isinstance(rows, slice):  # indexing with it would give views
-            rows = torch.arange(self.steps.shape[0], device=self.steps.device)[rows]
-        if isinstance(rows, Tensor) and rows.dim() != 1:
-            raise ValueError(f"MixerState.index: rows must be indices (n,) or a mask (B,), got {tuple(rows.shape)}")
-        return replace(self, projected=self.projected[rows], gated=self.gated[rows], steps=self.steps[rows])
+    def with_tensors(self, tensors: Mapping[str, Tensor]) -> MixerState:
+        return replace(self, projected=tensors["projected"], gated=tensors["gated"], steps=tensors["steps"])
 
-    @staticmethod
-    @torch.inference_mode(False)
-    def cat(states: Sequence[MixerState]) -> MixerState:
-        """Copies of states of one mixer, joined along the batch.
+    def shared(self) -> dict[str, Tensor]:
+        return {"short_taps": self.short_taps, "short_bias": self.short_bias, "taps": self.taps}
 
-        Raises:
-            ValueError: there are none, or they hold the filters of different mixers (which is looked at: on an
-                accelerator this waits for the device).
-        """
-        if not states:
-            raise ValueError("MixerState.cat: there must be at least one state")
-        for i, state in enumerate(states):
-            check_state("MixerState.cat", f"state {i}", state)
-        first = states[0]
-        for i, state in enumerate(states[1:], 1):
-            if state.gate != first.gate:
-                raise ValueError(
-                    f"MixerState.cat: states must be of one mixer, but gate of state {i}, {state.gate!r}, differs from "
-                    f"that of state 0, {first.gate!r}"
-                )
-            for name in ("short_taps", "short_bias", "taps"):
-                ours, theirs = getattr(first, name), getattr(state, name)
-                same = ours.shape == theirs.shape and ours.dtype == theirs.dtype and ours.device == theirs.device
-                if not (same and (ours is theirs or torch.equal(ours, theirs))):
-                    raise ValueError(
-                        f"MixerState.cat: states must be of one mixer, but {name} of state {i}, {tuple(theirs.shape)} "
-                        f"{theirs.dtype}, differs {'in its values ' if same else ''}from that of state 0, "
-                        f"{tuple(ours.shape)} {ours.dtype}"
-                    )
-        return replace(
-            first,
-            projected=torch.cat([state.projected for state in states]),
-            gated=torch.cat([state.gated for state in states]),
-            steps=torch.cat([state.steps for state in states]),
-        )
+    @property
+    def reach(self) -> int:
+        return self.gated.shape[2]
+
+    def shapes(self, filters: int, horizon: int, dim: int) -> dict[str, tuple[int, ...]]:
+        return {"gated": (len(self.steps), filters, horizon - 1, dim), "taps": (filters, horizon, dim)}
+
+    def filled(self, projected: Tensor, inputs: Tensor | None, length: Tensor) -> MixerState:
+        return replace(self, projected=projected, gated=self.gated if inputs is None else inputs)
+
+    def begin(self) -> None:
+        """Nothing: each event takes the place of the oldest."""
+
+    def convolve(self, number: int, x: Tensor, pre_gate: Tensor | None, post_gate: Tensor | None) -> Tensor:
+        history, taps = self.gated[:, number], self.taps[number]
+        return conv_step(x, history, taps, self.steps, pre_gate=pre_gate, post_gate=post_gate)
 
 
-def check_state(op: str, name: str, given: object) -> None:
-    """``given`` is a state."""
-    if not isinstance(given, MixerState):
-        raise ValueError(f"{op}: {name} must be a MixerState, got {type(given).__qualname__}")
+def check_state(op: str, name: str, given: object, kind: type[StreamingState] | None = None) -> None:
+    """``given`` is a state, of that kind."""
+    if not isinstance(given, kind or StreamingState):
+        wanted = kind.__name__ if kind else "StreamingState"
+        raise ValueError(f"{op}: {name} must be a {wanted}, got {type(given).__qualname__}")
 
 
-def check_fits(op: str, state: MixerState, gate: str, shapes: Mapping[str, tuple[int, ...]], weight: Tensor) -> None:
+def check_fits(
+    op: str, state: StreamingState, gate: str, shapes: Mapping[str, tuple[int, ...]], weight: Tensor
+) -> None:
     """``state`` has the kind of gate and the sizes of a mixer's states, and belongs beside its ``weight``."""
     if state.gate != gate:
         raise ValueError(f"{op}: this is no state of this mixer: gate must be {gate!r}, got {state.gate!r}")
     dtype = wide(weight.dtype)
+    found = state.tensors() | state.shared()
     for name, shape in shapes.items():
-        given: Tensor = getattr(state, name)
+        given = found[name]
         if given.shape != shape or given.dtype != dtype or given.device != weight.device:
             raise ValueError(
                 f"{op}: this is no state of this mixer: {name} must be {shape} {dtype} on {weight.device}, got "

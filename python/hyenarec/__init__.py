@@ -13,7 +13,8 @@ except ModuleNotFoundError as error:
     raise ModuleNotFoundError(f"hyenarec needs {error.name}: pip install 'hyenarec[rec]'", name=error.name) from error
 
 if TYPE_CHECKING:
-    from hyenarec.recommendation import Recommendation, Recommender
+    from hyenarec.answers import Recommendation
+    from hyenarec.recommendation import Recommender
 
 __all__ = ["Recommendation", "Recommender", "UserError"]
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +14,8 @@ from hyenarec.cloze import hide_next
 from hyenarec.config import ModelConfig
 from hyenarec.data.batches import Batch
 from hyenarec.errors import UserError
-from hyenarec.mixers import MIXERS
+from hyenarec.mixers import MIXERS, State
+from hyenarec.packing import Packing
 from hyenarec_kernels.nn import fast_linear
 from hyenarec_kernels.ops import dropout as kernels
 
@@ -64,8 +67,45 @@ class Block(nn.Module):
         mixed = self.mixer(self.mixer_norm(x), batch.packing, timestamps=batch.timestamps, last_only=last_only)
         if last_only:
             x = x[batch.packing.last]  # (S, D)
+        return self._after(x, mixed)
+
+    def prefill(self, x: Tensor, packing: Packing, timestamps: Tensor | None, compact: bool) -> tuple[Tensor, State]:
+        mixed, state = self.mixer.prefill(self.mixer_norm(x), packing, timestamps=timestamps, compact=compact)
+        return self._after(x, mixed), state
+
+    def step(self, x: Tensor, state: State, timestamps: Tensor | None) -> tuple[Tensor, State]:
+        mixed, state = self.mixer.step(self.mixer_norm(x), state, timestamps=timestamps)
+        return self._after(x, mixed), state
+
+    def _after(self, x: Tensor, mixed: Tensor) -> Tensor:
         x = x + self.dropout(mixed)
         return x + self.dropout(self.ffn(self.ffn_norm(x)))  # type: ignore[no-any-return]
+
+
+@dataclass(frozen=True)
+class ModelState:
+    """What a model remembers of ``S`` sequences: a state a block, and ``events`` (S,) int64, how many each has read."""
+
+    blocks: tuple[State, ...]
+    events: Tensor
+
+    def index(self, rows: Tensor) -> ModelState:
+        """A copy of the state of some sequences, by their indices (n,)."""
+        return ModelState(tuple(block.index(rows) for block in self.blocks), self.events[rows])
+
+    @staticmethod
+    def cat(states: Sequence[ModelState]) -> ModelState:
+        """Copies of states of one model, joined."""
+        blocks = zip(*(state.blocks for state in states), strict=True)
+        joined = tuple(type(same[0]).cat(same) for same in blocks)
+        return ModelState(joined, torch.cat([state.events for state in states]))
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Everything that differs from sequence to sequence, by name; the sequences first."""
+        named = {
+            f"{i}.{name}": values for i, block in enumerate(self.blocks) for name, values in block.tensors().items()
+        }
+        return named | {"events": self.events}
 
 
 class SequenceModel(nn.Module):
@@ -74,6 +114,9 @@ class SequenceModel(nn.Module):
     ``forward(batch)`` returns the hidden states (T, D), or (S, D) of each sequence's last event with ``last_only``;
     :meth:`scores` turns them into scores over the catalogue, (S, V). A model whose mixer is not causal has a ``mask``
     that stands for the batch's masked items, and is asked for the next item by a masked one after the history.
+
+    A model whose mixer is causal also reads events one at a time: :meth:`prefill` and :meth:`step` give the hidden
+    states of ``forward`` over everything that each sequence has read so far.
     """
 
     def __init__(self, config: ModelConfig, n_items: int) -> None:
@@ -95,19 +138,70 @@ class SequenceModel(nn.Module):
         self.norm = nn.LayerNorm(config.dim)
 
     def forward(self, batch: Batch, *, last_only: bool = False) -> Tensor:
-        x = self.items(batch.items) * self.config.dim**0.5  # (T, D), of unit variance as the mixers' outputs are
-        if batch.masked is not None:
-            assert self.mask is not None
-            x = x.index_copy(0, batch.masked, self.mask.expand(len(batch.masked), -1))
-        if self.positions is not None:
-            x = x + self.positions(batch.packing.positions)
-        x = self.dropout(x)
+        x = self._embed(batch.items, batch.packing.positions, batch.masked)
         for index, block in enumerate(self.blocks):
             x = block(x, batch, last_only and index == len(self.blocks) - 1)
         return self.norm(x)  # type: ignore[no-any-return]
 
+    def _embed(self, items: Tensor, positions: Tensor, masked: Tensor | None = None) -> Tensor:
+        x = self.items(items) * self.config.dim**0.5  # (T, D), of unit variance as the mixers' outputs are
+        if masked is not None:
+            assert self.mask is not None
+            x = x.index_copy(0, masked, self.mask.expand(len(masked), -1))
+        if self.positions is not None:
+            x = x + self.positions(positions)
+        return self.dropout(x)  # type: ignore[no-any-return]
+
     def scores(self, batch: Batch) -> Tensor:
         """Scores of every item as the next one after each sequence, (S, V) float32."""
-        hidden = self(batch if self.mask is None else hide_next(batch), last_only=True)  # (S, D)
+        return self.scores_of(self(batch if self.mask is None else hide_next(batch), last_only=True))
+
+    def scores_of(self, hidden: Tensor) -> Tensor:
+        """Scores of every item after hidden states (S, D), (S, V) float32."""
         with torch.autocast(hidden.device.type, enabled=False):  # half precision would tie scores that differ
             return torch.addmm(self.bias, hidden.to(self.bias.dtype), self.items.weight.T)
+
+    @property
+    def most_events(self) -> int | None:
+        """The events that a state can count: ``max_length`` where the mixer or the model has positions, else None."""
+        mixer = MIXERS[self.config.mixer]
+        return self.config.max_length if mixer.needs_positions or mixer.bounded else None
+
+    def init_state(self, sequences: int, *, compact: bool = False) -> ModelState:
+        """The state of sequences without events. ``compact`` asks for a smaller one where the mixer has it
+        (:class:`hyenarec_kernels.nn.CompactState`)."""
+        self._check_causal()
+        nothing = torch.zeros(sequences, dtype=torch.int64, device=self.bias.device)
+        blocks = tuple(block.mixer.init_state(sequences, compact=compact) for block in self._blocks())
+        return ModelState(blocks, nothing)
+
+    def prefill(self, batch: Batch, *, compact: bool = False) -> tuple[Tensor, ModelState]:
+        """The hidden states after whole histories, none of them empty, (S, D), and the state for :meth:`step`."""
+        self._check_causal()
+        x, states = self._embed(batch.items, batch.packing.positions), []
+        for block in self._blocks():
+            x, state = block.prefill(x, batch.packing, batch.timestamps, compact)
+            states.append(state)
+        return self.norm(x[batch.packing.last]), ModelState(tuple(states), batch.packing.lengths)
+
+    def step(self, items: Tensor, state: ModelState, timestamps: Tensor | None = None) -> tuple[Tensor, ModelState]:
+        """The next event of every sequence, ``items`` (S,) at ``timestamps`` (S,): the hidden states after it (S, D),
+        and the state. The state given may be written to: go on with the one that comes back.
+
+        Raises :class:`UserError` where a sequence has as many events as the model has positions.
+        """
+        most = self.most_events
+        if most is not None and int(state.events.max()) >= most:
+            raise UserError(f"step: mixer {self.config.mixer} has {most} positions (max_length), and all are taken")
+        x, states = self._embed(items, state.events), []
+        for block, before in zip(self._blocks(), state.blocks, strict=True):
+            x, after = block.step(x, before, timestamps)
+            states.append(after)
+        return self.norm(x), ModelState(tuple(states), state.events + 1)
+
+    def _blocks(self) -> list[Block]:
+        return cast(list[Block], list(self.blocks))
+
+    def _check_causal(self) -> None:
+        if self.mask is not None:
+            raise UserError(f"mixer {self.config.mixer} reads its whole history anew for every event: it has no state")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence, Set
-from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
@@ -14,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from hyenarec.answers import NOTHING, Answer, Item, Recommendation, Request
 from hyenarec.data.batches import Batch, pack_histories
 from hyenarec.data.ids import Ids
 from hyenarec.data.times import UNITS, caller_seconds
@@ -23,40 +23,10 @@ from hyenarec.evaluation import exclude_history, scored_at_a_time
 from hyenarec.files import as_path
 from hyenarec.mixers import MIXERS
 from hyenarec.model import SequenceModel
+from hyenarec.session import Session
 from hyenarec.trained import load_trained
 
 HISTORIES_AT_A_TIME = 256
-NOTHING = np.empty(0, dtype=np.int32)
-
-Item = int | str
-
-
-@dataclass(frozen=True)
-class Recommendation:
-    """An item by the log's own id, and its score (a logit: higher is better, comparable within one history)."""
-
-    item: Item
-    score: float
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What one history gets: the best items, at most as many as asked for, or the reason why there are none."""
-
-    recommendations: list[Recommendation]
-    unknown: list[Item]
-    """Items of the history that the model does not know, and that were left out of it."""
-    error: str | None
-
-
-@dataclass(frozen=True)
-class _Request:
-    """A history as the model reads it: items (L,) and, where it knows times, times (L,); or why it cannot."""
-
-    items: NDArray[np.int32]
-    times: NDArray[np.int64] | None
-    unknown: list[Item]
-    error: str | None
 
 
 class Recommender:
@@ -92,8 +62,27 @@ class Recommender:
     def scores(self, batch: Batch) -> Tensor:
         """Scores of every item as the next one after each packed history, (S, V), computed as in training."""
         expect(batch, Batch, "batch", "a Batch")
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config["training"]["bf16"]):
+        with self.autocast():
             return self.model.scores(batch)
+
+    def autocast(self) -> torch.autocast:
+        """The precision that the model was trained in."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config["training"]["bf16"])
+
+    def session(
+        self,
+        histories: Iterable[Sequence[Item]] = (),
+        *,
+        timestamps: Iterable[Sequence[int]] | None = None,
+        compact: bool = False,
+    ) -> Session:
+        """Users whose events come one at a time, with what happened so far; a history may be empty. ``compact`` makes
+        the states of the hyena mixer small, and not quite exact beyond its horizon.
+
+        Raises :class:`UserError` for unknown items, wrong timestamps, and a mixer that is not causal.
+        """
+        expect(compact, (bool, np.bool_), "option compact", "True or False")
+        return Session(self, self.requests(histories, timestamps), compact=bool(compact))
 
     def recommend(
         self,
@@ -111,16 +100,8 @@ class Recommender:
         trained to be evaluated. Raises :class:`UserError` for the first history that is empty, has an unknown item,
         impossible timestamps or fewer than ``k`` items to recommend; :meth:`answers` answers the others.
         """
-        found: list[list[Recommendation]] = []
         answers = self.answers(histories, k, timestamps=timestamps, exclude_seen=exclude_seen, unknown="error")
-        for number, answer in enumerate(answers, 1):
-            if answer.error:
-                raise UserError(f"history {number}: {answer.error}")
-            left = len(answer.recommendations)
-            if left < k:
-                raise UserError(f"option k: {k} items asked for, but history {number} leaves {left} of the catalogue")
-            found.append(answer.recommendations)
-        return found
+        return [_all_of(answer, k, f"history {number}") for number, answer in enumerate(answers, 1)]
 
     def answers(
         self,
@@ -139,34 +120,53 @@ class Recommender:
         Raises :class:`UserError` for a wrong ``k``, for items where histories are expected, and where timestamps are
         not as many as the events.
         """
-        expect(k, (int, np.integer), "option k", "a whole number")
-        if k < 1:
-            raise UserError(f"option k: {k} is below 1")
-        if k > len(self.item_ids):
-            raise UserError(f"option k: {shortened(k)} items asked for, but the catalogue has {len(self.item_ids)}")
+        self._check_k(k)
         if isinstance(histories, str | bytes):
             raise _not_nested(histories)
         for what, given in (("histories", histories), ("timestamps", timestamps)):
             if not is_iterable(given) and (given is not None or what == "histories"):
                 raise UserError(f"{what}: expected one list for each history, got {shortened(given)}")
-        if exclude_seen is not None:
-            expect(exclude_seen, (bool, np.bool_), "option exclude_seen", "True, False or None")
+        exclude_seen = self._excludes(exclude_seen)
         if unknown not in ("skip", "error"):
             raise UserError(f"option unknown: expected 'skip' or 'error', got {shortened(unknown)}")
         mixer = self.model.config.mixer
         if timestamps is None and MIXERS[mixer].knows_time:
             warnings.warn(f"{mixer}: no timestamps given; positions take their place", stacklevel=3)
-        if exclude_seen is None:
-            exclude_seen = self.config["training"]["exclude_seen"]
         requests = self._requests(histories, timestamps, unknown)
         return self._answer_in_blocks(requests, k, exclude_seen)
+
+    def requests(
+        self, histories: Iterable[Sequence[Item]], timestamps: Iterable[Sequence[int]] | None
+    ) -> list[Request]:
+        """Histories as the model reads them; they may be empty. Raises :class:`UserError` for the first that it cannot
+        read."""
+        found = list(self._requests(histories, timestamps, "error", empty=True))
+        for number, request in enumerate(found, 1):
+            if request.error:
+                raise UserError(f"history {number}: {request.error}")
+        return found
+
+    def _check_k(self, k: int) -> None:
+        expect(k, (int, np.integer), "option k", "a whole number")
+        if k < 1:
+            raise UserError(f"option k: {k} is below 1")
+        if k > len(self.item_ids):
+            raise UserError(f"option k: {shortened(k)} items asked for, but the catalogue has {len(self.item_ids)}")
+
+    def _excludes(self, exclude_seen: bool | None) -> bool:
+        if exclude_seen is None:
+            return bool(self.config["training"]["exclude_seen"])
+        expect(exclude_seen, (bool, np.bool_), "option exclude_seen", "True, False or None")
+        return bool(exclude_seen)
 
     def _requests(
         self,
         histories: Iterable[Sequence[Item]],
         timestamps: Iterable[Sequence[int]] | None,
         unknown: Literal["skip", "error"],
-    ) -> Iterator[_Request]:
+        *,
+        empty: bool = False,
+    ) -> Iterator[Request]:
         rows = iter(timestamps) if timestamps is not None else None
         for history in histories:
             if isinstance(history, str | bytes) or not is_iterable(history):
@@ -180,24 +180,24 @@ class Recommender:
             ):
                 raise UserError("timestamps: one is needed for each event of each history")
             try:
-                yield self._request(items, times, unknown)
+                yield Request(NOTHING, None, [], None) if empty and not items else self._request(items, times, unknown)
             except UserError as error:
-                yield _Request(NOTHING, None, [], str(error))
+                yield Request(NOTHING, None, [], str(error))
         if rows is not None and next(rows, None) is not None:
             raise UserError("timestamps: one is needed for each event of each history")
 
     def _request(
         self, items: list[Item], timestamps: Sequence[int] | None, unknown: Literal["skip", "error"]
-    ) -> _Request:
+    ) -> Request:
         if not items:
             raise UserError("empty; at least one item is needed")
-        times = caller_seconds(timestamps, self._time_unit) if timestamps is not None and self._knows_time else None
+        times = caller_seconds(timestamps, self._time_unit) if timestamps is not None and self.knows_time else None
         places = self.item_ids.find(items) if unknown == "skip" else self.item_ids.encode(items, "item")
         known = places >= 0
         dropped = [items[index] for index in np.flatnonzero(~known)]
         if not known.any():
-            return _Request(NOTHING, None, dropped, f"the model knows none of its items; the first is {items[0]!r}")
-        return _Request(places[known], None if times is None else times[known], dropped, None)
+            return Request(NOTHING, None, dropped, f"the model knows none of its items; the first is {items[0]!r}")
+        return Request(places[known], None if times is None else times[known], dropped, None)
 
     @property
     def _time_unit(self) -> str:
@@ -209,10 +209,10 @@ class Recommender:
         return str(unit)
 
     @property
-    def _knows_time(self) -> bool:
+    def knows_time(self) -> bool:
         return MIXERS[self.model.config.mixer].knows_time
 
-    def _answer_in_blocks(self, requests: Iterator[_Request], k: int, exclude_seen: bool) -> Iterator[Answer]:
+    def _answer_in_blocks(self, requests: Iterator[Request], k: int, exclude_seen: bool) -> Iterator[Answer]:
         size = scored_at_a_time(len(self.item_ids), HISTORIES_AT_A_TIME)
         while block := list(islice(requests, size)):
             answerable = [request for request in block if request.error is None]
@@ -221,12 +221,30 @@ class Recommender:
                 yield next(found) if request.error is None else Answer([], request.unknown, request.error)
 
     @torch.inference_mode()
-    def _best(self, requests: list[_Request], k: int, exclude_seen: bool) -> list[Answer]:
+    def _best(self, requests: list[Request], k: int, exclude_seen: bool) -> list[Answer]:
         """The best ``k`` items after each history, or as many as it leaves."""
         histories = [request.items for request in requests]
         times = [request.times for request in requests if request.times is not None]
         batch = pack_histories(histories, self.model.config.max_length, times or None)
         scores = self.scores(batch.to(self.device))  # (S, V)
+        return self._ranked(scores, requests, k, exclude_seen)
+
+    def best(
+        self,
+        scores: Tensor,
+        histories: Sequence[NDArray[np.int32]],
+        k: int,
+        exclude_seen: bool | None,
+        names: Sequence[str],
+    ) -> list[list[Recommendation]]:
+        """The best ``k`` items by ``scores`` (S, V), which this writes to, after histories with these names."""
+        self._check_k(k)
+        requests = [Request(history, None, [], None) for history in histories]
+        answers = self._ranked(scores, requests, k, self._excludes(exclude_seen)) if requests else []
+        return [_all_of(answer, k, name) for name, answer in zip(names, answers, strict=True)]
+
+    def _ranked(self, scores: Tensor, requests: Sequence[Request], k: int, exclude_seen: bool) -> list[Answer]:
+        histories = [request.items for request in requests]
         finite = scores.isfinite().all(1).tolist()
         left = [k] * len(requests)
         if exclude_seen:
@@ -248,6 +266,16 @@ class Recommender:
             found = [Recommendation(item, score) for item, score in zip(items, values[row], strict=False)]
             answers.append(Answer(found, request.unknown, error))
         return answers
+
+
+def _all_of(answer: Answer, k: int, name: str) -> list[Recommendation]:
+    """All ``k`` recommendations, or an error that names the history."""
+    if answer.error:
+        raise UserError(f"{name}: {answer.error}")
+    left = len(answer.recommendations)
+    if left < k:
+        raise UserError(f"option k: {k} items asked for, but {name} leaves {left} of the catalogue")
+    return answer.recommendations
 
 
 def _not_nested(given: object) -> UserError:

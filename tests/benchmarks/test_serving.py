@@ -9,15 +9,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks.harness import streaming
 from benchmarks.harness.checks import refusal
 from benchmarks.harness.recording import read
 from benchmarks.harness.registry import MAIN, SYSTEMS
 from benchmarks.suites import serving
-from hyenarec.data.batches import Batch
 from hyenarec.errors import UserError
+from hyenarec.mixers import MIXERS
 from hyenarec.model import SequenceModel
-from hyenarec.packing import Packing
 
 TINY = serving.ServingSettings(dim=8, blocks=2, items=20, device="cpu", seconds=0, rounds=3)
 
@@ -36,7 +34,7 @@ def test_result_of_every_mixer(tmp_path: Path) -> None:
     for batch in (1, 3):
         here = [case for case in result["cases"] if case["batch"] == batch]
         timed = {(case["mixer"], case["what"]) for case in here}
-        steps = {(name, "step") for name in ("hyena", "gru")}
+        steps = {(name, "step") for name in MAIN if MIXERS[SYSTEMS[name].model(12).mixer].causal}
         assert timed == {(name, "forward") for name in MAIN} | steps | {("", "top-k")}
         for case in here:
             assert refusal(case) is None
@@ -53,33 +51,18 @@ def test_slow_calls_are_left_out() -> None:
     assert all("ms" in case for case in serving.measure(("hyena",), 24, 2, TINY, cases))
 
 
-@pytest.mark.parametrize("name", list(streaming.STREAMS))
-def test_stream_goes_on_as_the_whole_history(name: str) -> None:
-    """Histories of different lengths, in float64, each event of the last three."""
-    net = model(name).double()
-    histories = [torch.randint(20, (n,)) for n in (12, 5, 9)]
-
-    def batch(back: int) -> Batch:
-        kept = [history[: len(history) - back] for history in histories]
-        return Batch(torch.cat(kept), Packing.from_lengths(torch.tensor([len(history) for history in kept])))
-
-    stream = streaming.Stream(net, batch(3))
-    for back in (2, 1, 0):
-        streamed = stream.step(torch.stack([history[-1 - back] for history in histories]))
-        torch.testing.assert_close(streamed, net(batch(back), last_only=True))
-
-
-@pytest.mark.parametrize("name", list(streaming.STREAMS))
+@pytest.mark.parametrize("name", ["hyena", "gru", "attention"])
 def test_check_is_red_for_a_state_that_forgets(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     net, batch = model(name), serving.histories(12, 2, TINY)
     with torch.inference_mode():
         assert refusal({"check": serving.step_check(net, batch)}) is None
+    right = SequenceModel.step
 
-    class Forgetful(streaming.STREAMS[name]):  # type: ignore[misc]
-        def step(self, x: Tensor) -> Tensor:
-            return super().step(x) * 0.9
+    def forgetful(*arguments: Any) -> tuple[Tensor, Any]:
+        hidden, state = right(*arguments)
+        return hidden * 0.9, state
 
-    monkeypatch.setitem(streaming.STREAMS, name, Forgetful)
+    monkeypatch.setattr(SequenceModel, "step", forgetful)
     with torch.inference_mode():
         assert "equivalence check red" in str(refusal({"check": serving.step_check(net, batch)}))
 

@@ -196,7 +196,7 @@ def test_contract_9_step_refuses_the_state_of_another_mixer(other: HyenaMixer) -
 @pytest.mark.parametrize("wrong", [None, (torch.randn(2, 6), HyenaMixer(6, 5).init_state(2))], ids=["None", "a pair"])
 def test_contract_9_what_is_no_state_is_refused(wrong: object) -> None:
     mixer, name = HyenaMixer(6, 5), type(wrong).__name__
-    with pytest.raises(ValueError, match=f"^HyenaMixer.step: state must be a MixerState, got {name}"):
+    with pytest.raises(ValueError, match=f"^HyenaMixer.step: state must be a StreamingState, got {name}"):
         mixer.step(torch.randn(2, 6), wrong)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=f"^MixerState.cat: state 1 must be a MixerState, got {name}"):
         MixerState.cat([mixer.init_state(2), wrong])  # type: ignore[list-item]

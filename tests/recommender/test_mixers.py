@@ -60,7 +60,7 @@ def test_lru_is_its_complex_recurrence() -> None:
 
 def test_linoss_steps_its_oscillators() -> None:
     mixer, (x, _) = make("linoss"), history()
-    dt, stiffness = mixer.step.sigmoid(), mixer.stiffness
+    dt, stiffness = mixer.time_step.sigmoid(), mixer.stiffness
     speed = position = torch.zeros(DIM).double()
     rows = []
     for event in x:
@@ -75,7 +75,7 @@ def test_linoss_never_blows_up() -> None:
     """Learned stiffness beyond the bound would: dt^2 A > 4 grows without end."""
     mixer = make("linoss").float()
     nn.init.constant_(mixer.stiffness, 50.0)
-    nn.init.constant_(mixer.step, 5.0)
+    nn.init.constant_(mixer.time_step, 5.0)
     packing = Packing.from_lengths(torch.tensor([5000]))
     assert mixer(torch.randn(5000, DIM), packing).isfinite().all()
 

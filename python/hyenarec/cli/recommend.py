@@ -21,8 +21,9 @@ from hyenarec.display import complain, console, show_table
 from hyenarec.errors import UserError
 
 if TYPE_CHECKING:  # --help needs no torch
+    from hyenarec.answers import Answer, Item, Recommendation
     from hyenarec.data.store import SequenceStore
-    from hyenarec.recommendation import Answer, Item, Recommendation, Recommender
+    from hyenarec.recommendation import Recommender
 
 # One half of a pair of which neither may be given, so tyro's "(default: False)" would mislead.
 Switch = Annotated[bool, tyro.conf.FlagCreatePairsOff, tyro.conf.arg(help_behavior_hint="")]
@@ -74,8 +75,9 @@ class Recommend:
     """Where to compute: auto takes a GPU where there is one."""
 
     def run(self) -> None:
+        from hyenarec.answers import Answer
         from hyenarec.config import TrainingConfig
-        from hyenarec.recommendation import Answer, Recommender
+        from hyenarec.recommendation import Recommender
 
         if sum(map(bool, (self.users, self.history, self.histories))) != 1:
             raise UserError("name exactly one of --users, --history and --histories")

@@ -1,7 +1,7 @@
 """Mixers: the one part in which the recommenders differ. ``MIXERS`` maps a name to its class."""
 
 from hyenarec.mixers.attention import AttentionMixer
-from hyenarec.mixers.base import Mixer
+from hyenarec.mixers.base import Mixer, State
 from hyenarec.mixers.bert4rec import Bert4RecMixer
 from hyenarec.mixers.elastic import ElasticMixer
 from hyenarec.mixers.fuxi_linear import FuXiLinearMixer
@@ -28,4 +28,4 @@ MIXERS: dict[str, type[Mixer]] = {
     "elastic": ElasticMixer,
 }
 
-__all__ = ["MIXERS", "Mixer"]
+__all__ = ["MIXERS", "Mixer", "State"]

@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from hyenarec.config import ModelConfig
-from hyenarec.mixers.base import Mixer
+from hyenarec.mixers.base import Mixer, TensorState
 from hyenarec.mixers.recurrences import at_least_float32
-from hyenarec.mixers.recurrences.linear_attention import linear_attention
+from hyenarec.mixers.recurrences.linear_attention import linear_attention_and_state, linear_attention_step
 from hyenarec.packing import Packing
 from hyenarec_kernels.nn import fast_linear
 
@@ -42,12 +42,37 @@ class ElasticMixer(Mixer):
     def forward(
         self, x: Tensor, packing: Packing, *, timestamps: Tensor | None = None, last_only: bool = False
     ) -> Tensor:
-        qkv = packing.pad(fast_linear(self.qkv, x).view(len(x), 3, self.heads, -1))
-        q, k, v = qkv.unbind(2)  # (S, M, H, D/H) each
-        size = q.shape[-1]
-        dispatch = torch.einsum("smhd,hjd->smhj", q, self.interests * size**-0.5).softmax(-1)
-        unit = normalize(self.interests, dim=-1) * size**0.5
-        weights = at_least_float32(torch.einsum("smhd,hjd->smhj", normalize(k, dim=-1), unit)).exp()  # (S, M, H, J)
-        mixed = linear_attention(dispatch / weights.cumsum(1), weights, v)
-        mixed = packing.unpad(mixed).flatten(1)  # (T, D)
+        mixed, _ = self._mix(x, packing)
         return fast_linear(self.out, mixed[packing.last] if last_only else mixed)
+
+    def init_state(self, sequences: int, *, compact: bool = False) -> TensorState:
+        heads, interests, size = self.interests.shape
+        total = at_least_float32(self.interests.new_zeros(sequences, heads, interests))
+        return TensorState(total=total, gathered=total[..., None].repeat(1, 1, 1, size))
+
+    def prefill(
+        self, x: Tensor, packing: Packing, *, timestamps: Tensor | None = None, compact: bool = False
+    ) -> tuple[Tensor, TensorState]:
+        mixed, state = self._mix(x, packing)
+        return fast_linear(self.out, mixed), state
+
+    def step(self, x: Tensor, state: TensorState, *, timestamps: Tensor | None = None) -> tuple[Tensor, TensorState]:
+        dispatch, weights, v = self._features(x)
+        total = state["total"] + weights
+        mixed, gathered = linear_attention_step(dispatch / total, weights, v, state["gathered"])
+        return fast_linear(self.out, mixed.flatten(1)), TensorState(total=total, gathered=gathered)
+
+    def _mix(self, x: Tensor, packing: Packing) -> tuple[Tensor, TensorState]:
+        dispatch, weights, v = (packing.pad(y) for y in self._features(x))  # (S, M, H, ·) each
+        totals = weights.cumsum(1)
+        mixed, gathered = linear_attention_and_state(dispatch / totals, weights, v)
+        return packing.unpad(mixed).flatten(1), TensorState(total=totals[:, -1], gathered=gathered)
+
+    def _features(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """How each event is dispatched and gathered by the interests, (T, H, J) each, and its values (T, H, D/H)."""
+        q, k, v = fast_linear(self.qkv, x).view(len(x), 3, self.heads, -1).unbind(1)  # (T, H, D/H) each
+        size = q.shape[-1]
+        dispatch = torch.einsum("thd,hjd->thj", q, self.interests * size**-0.5).softmax(-1)
+        unit = normalize(self.interests, dim=-1) * size**0.5
+        weights = at_least_float32(torch.einsum("thd,hjd->thj", normalize(k, dim=-1), unit)).exp()
+        return dispatch, weights, v

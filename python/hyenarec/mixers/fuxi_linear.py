@@ -23,8 +23,9 @@ from torch.nn.functional import layer_norm, logsigmoid, silu, softplus
 
 from hyenarec.config import ModelConfig
 from hyenarec.errors import UserError
-from hyenarec.mixers.base import Mixer
-from hyenarec.mixers.recurrences.linear_attention import linear_attention
+from hyenarec.mixers.base import Mixer, TensorState
+from hyenarec.mixers.recurrences import at_least_float32
+from hyenarec.mixers.recurrences.linear_attention import linear_attention_and_state, linear_attention_step
 from hyenarec.packing import Packing
 from hyenarec_kernels.nn import fast_linear
 
@@ -39,6 +40,7 @@ class FuXiLinearMixer(Mixer):
     """Retention, temporal and positional channel, each by chunked linear attention."""
 
     knows_time = True
+    bounded = True
     periods: Tensor
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
@@ -63,36 +65,89 @@ class FuXiLinearMixer(Mixer):
     def forward(
         self, x: Tensor, packing: Packing, *, timestamps: Tensor | None = None, last_only: bool = False
     ) -> Tensor:
+        rate = -self._rate().expand(1, packing.max_length, -1)  # common to all sequences, at a padding's events too
+        channels, gate, _ = self._mix(x, packing, timestamps, rate)
+        if last_only:
+            channels, gate = [channel[packing.last] for channel in channels], gate[packing.last]
+        return self._gated(channels, gate)
+
+    def init_state(self, sequences: int, *, compact: bool = False) -> TensorState:
+        dim, heads = self.temporal_value.in_features, 2 * self.periods.shape[0]
+        size = dim // self.heads
+        nothing = torch.zeros(sequences, dtype=torch.int64, device=self.periods.device)
+
+        def memory(*shape: int) -> Tensor:
+            return at_least_float32(self.positions.new_zeros(sequences, *shape))
+
+        return TensorState(
+            retention=memory(self.heads, size, size),
+            temporal=memory(heads, 2, dim // heads),
+            positional=memory(1, POSITION_FEATURES, dim),
+            events=nothing,
+            time=nothing.clone(),
+        )
+
+    def prefill(
+        self, x: Tensor, packing: Packing, *, timestamps: Tensor | None = None, compact: bool = False
+    ) -> tuple[Tensor, TensorState]:
+        rate = packing.pad(-self._rate().expand(len(x), -1))  # a state does not forget in the padding
+        channels, gate, state = self._mix(x, packing, timestamps, rate)
+        return self._gated(channels, gate), state
+
+    def step(self, x: Tensor, state: TensorState, *, timestamps: Tensor | None = None) -> tuple[Tensor, TensorState]:
+        events = state["events"]
+        time = events if timestamps is None else timestamps
+        gate, qkv = silu(fast_linear(self.gate_qkv, x)).chunk(2, -1)  # (S, 3D) each
+        q, k, v = qkv.view(len(x), 3, self.heads, -1).unbind(1)  # (S, H, D/H) each
+        retention, kept = linear_attention_step(q, k, v, state["retention"], -self._rate().expand(len(x), -1))
+        q, k, v, log_decay = self._timed(x, time, (time - state["time"]) * (events > 0))
+        temporal, timed = linear_attention_step(q, k, v, state["temporal"], log_decay)
+        p, value = self.positions[events][:, None], fast_linear(self.positional_value, x)  # (S, 1, E), (S, D)
+        summed, placed = linear_attention_step(p, p / (POSITION_FEATURES // 2), value[:, None], state["positional"])
+        channels = [retention.flatten(1), temporal.flatten(1), self._placed(value, summed[:, 0])]
+        after = TensorState(retention=kept, temporal=timed, positional=placed, events=events + 1, time=time)
+        return self._gated(channels, gate), after
+
+    def _mix(
+        self, x: Tensor, packing: Packing, timestamps: Tensor | None, rate: Tensor
+    ) -> tuple[list[Tensor], Tensor, TensorState]:
+        """The channels, (T, D) each, the gate (T, 3D) and the state; ``rate`` (1 or S, M, H) of the retention."""
         times = packing.positions if timestamps is None else timestamps
         gate, qkv = silu(fast_linear(self.gate_qkv, x)).chunk(2, -1)  # (T, 3D) each
-        channels = (self._retention(qkv, packing), self._temporal(x, times, packing), self._positional(x, packing))
+        q, k, v = packing.pad(qkv.view(len(qkv), 3, self.heads, -1)).unbind(2)  # (S, M, H, D/H) each
+        retention, kept = linear_attention_and_state(q, k, v, rate)
+        q, k, v, log_decay = (packing.pad(y) for y in self._timed(x, times, packing.elapsed(times)))
+        temporal, timed = linear_attention_and_state(q, k, v, log_decay, chunk=TEMPORAL_CHUNK)
+        value = fast_linear(self.positional_value, x)
+        p = self.positions[None, : packing.max_length, None]  # (1, M, 1, E), common to all sequences
+        summed, placed = linear_attention_and_state(p, p / (POSITION_FEATURES // 2), packing.pad(value)[:, :, None])
+        channels = [
+            packing.unpad(retention).flatten(1),
+            packing.unpad(temporal).flatten(1),
+            self._placed(value, packing.unpad(summed).flatten(1)),
+        ]
+        state = TensorState(
+            retention=kept, temporal=timed, positional=placed, events=packing.lengths, time=times[packing.last]
+        )
+        return channels, gate, state
+
+    def _gated(self, channels: list[Tensor], gate: Tensor) -> Tensor:
         mixed = torch.cat([layer_norm(channel, channel.shape[-1:]) for channel in channels], -1)  # (T, 3D)
-        if last_only:
-            mixed, gate = mixed[packing.last], gate[packing.last]
         return fast_linear(self.out, gate * mixed)
 
-    def _retention(self, qkv: Tensor, packing: Packing) -> Tensor:
-        q, k, v = packing.pad(qkv.view(len(qkv), 3, self.heads, -1)).unbind(2)  # (S, M, H, D/H) each
-        rate = softplus(self.retention_rate).cumsum(0)  # later heads forget faster
-        return packing.unpad(linear_attention(q, k, v, -rate.expand(1, packing.max_length, -1))).flatten(1)
+    def _rate(self) -> Tensor:  # (H,)
+        return softplus(self.retention_rate).cumsum(0)  # later heads forget faster
 
-    def _temporal(self, x: Tensor, times: Tensor, packing: Packing) -> Tensor:
+    def _timed(self, x: Tensor, times: Tensor, elapsed: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Queries, keys (T, 2P, 2), values (T, 2P, D/2P) and decays (T, 2P) of the temporal channel."""
         turns = 2 * math.pi / self.periods.to(x.dtype)  # (P,)
         angle = (times[:, None] % self.periods).to(x.dtype) * turns  # (T, P); whole numbers, so large times stay exact
         cos, sin = angle.cos(), angle.sin()
         k = torch.stack((cos, sin), -1)  # (T, P, 2)
         q = torch.stack((torch.stack((sin, -cos), -1), k), 2)  # (T, P, 2, 2): gives the sine, the cosine of differences
-        log_decay = logsigmoid(self.temporal_decay) * turns * packing.elapsed(times)[:, None].to(x.dtype)  # (T, P)
-        heads = 2 * self.periods.shape[0]
-        v = fast_linear(self.temporal_value, x).view(len(x), heads, -1)  # (T, 2P, D/2P)
-        q, k, log_decay, v = (
-            packing.pad(y) for y in (q.flatten(1, 2), k.repeat_interleave(2, 1), log_decay.repeat_interleave(2, 1), v)
-        )
-        return packing.unpad(linear_attention(q, k, v, log_decay, chunk=TEMPORAL_CHUNK)).flatten(1)
+        log_decay = logsigmoid(self.temporal_decay) * turns * elapsed[:, None].to(x.dtype)  # (T, P)
+        v = fast_linear(self.temporal_value, x).view(len(x), 2 * self.periods.shape[0], -1)  # (T, 2P, D/2P)
+        return q.flatten(1, 2), k.repeat_interleave(2, 1), v, log_decay.repeat_interleave(2, 1)
 
-    def _positional(self, x: Tensor, packing: Packing) -> Tensor:
-        v = fast_linear(self.positional_value, x)
-        p = self.positions[None, : packing.max_length, None]  # (1, M, 1, E), common to all sequences
-        mixed = linear_attention(p, p / (POSITION_FEATURES // 2), packing.pad(v)[:, :, None])
-        summed = packing.unpad(mixed).flatten(1)
-        return torch.addcmul(self.positional_mix[1] * v, self.positional_mix[0], summed)
+    def _placed(self, value: Tensor, summed: Tensor) -> Tensor:
+        return torch.addcmul(self.positional_mix[1] * value, self.positional_mix[0], summed)

@@ -16,12 +16,13 @@ from torch.nn.functional import elu, silu
 
 from hyenarec.config import ModelConfig
 from hyenarec.errors import UserError
-from hyenarec.mixers.base import Mixer
+from hyenarec.mixers.base import Mixer, TensorState
 from hyenarec.mixers.recurrences import at_least_float32
-from hyenarec.mixers.recurrences.linear_attention import linear_attention
+from hyenarec.mixers.recurrences.linear_attention import linear_attention_and_state, linear_attention_step
 from hyenarec.packing import Packing
 from hyenarec_kernels import short_conv
 from hyenarec_kernels.nn import fast_linear
+from hyenarec_kernels.segments import last_rows
 
 TAPS = 4
 ROPE_BASE = 10_000
@@ -48,19 +49,57 @@ class GRELAMixer(Mixer):
     def forward(
         self, x: Tensor, packing: Packing, *, timestamps: Tensor | None = None, last_only: bool = False
     ) -> Tensor:
-        gate, v = fast_linear(self.gate_value, x).chunk(2, -1)  # (T, D) each
-        q, k = (elu(at_least_float32(fast_linear(self.query_key, v))) + 1).chunk(2, -1)
-        angles = packing.positions[:, None] * self.frequencies  # (T, D/2)
-        parts = torch.stack((_turn(q, angles), _turn(k, angles), q, k, v.to(q.dtype)), 1)  # (T, 5, D)
-        parts = packing.pad(parts.view(len(x), 5, self.heads, -1))
-        turned_q, turned_k, q, k, values = parts.unbind(2)  # (S, M, H, D/H) each
-        mixed = linear_attention(turned_q, turned_k, values)
-        weight = (q * k.cumsum(1)).sum(-1, keepdim=True)  # (S, M, H, 1), positive but in padding
-        mixed = packing.unpad(mixed / weight.clamp_min(1e-6)).flatten(1)  # (T, D)
-        mixed = mixed + short_conv(v, self.taps, self.taps_bias, cu_seqlens=packing.cu_seqlens)
+        mixed, gate, _ = self._mix(x, packing)
         if last_only:
             mixed, gate = mixed[packing.last], gate[packing.last]
         return fast_linear(self.out, silu(gate) * mixed)
+
+    def init_state(self, sequences: int, *, compact: bool = False) -> TensorState:
+        dim = self.taps.shape[0]
+        keys = at_least_float32(self.taps.new_zeros(sequences, self.heads, dim // self.heads))
+        return TensorState(
+            memory=keys[..., None] * keys[..., None, :],
+            keys=keys,
+            recent=self.taps.new_zeros(sequences, TAPS - 1, dim),
+            events=torch.zeros(sequences, dtype=torch.int64, device=keys.device),
+        )
+
+    def prefill(
+        self, x: Tensor, packing: Packing, *, timestamps: Tensor | None = None, compact: bool = False
+    ) -> tuple[Tensor, TensorState]:
+        mixed, gate, state = self._mix(x, packing)
+        return fast_linear(self.out, silu(gate) * mixed), state
+
+    def step(self, x: Tensor, state: TensorState, *, timestamps: Tensor | None = None) -> tuple[Tensor, TensorState]:
+        parts, v, gate = self._parts(x, state["events"])
+        turned_q, turned_k, q, k, values = parts.unbind(1)  # (S, H, D/H) each
+        mixed, memory = linear_attention_step(turned_q, turned_k, values, state["memory"])
+        keys = state["keys"] + k
+        mixed = (mixed / (q * keys).sum(-1, keepdim=True).clamp_min(1e-6)).flatten(1)
+        recent = torch.cat((state["recent"], v[:, None].to(state["recent"].dtype)), 1)  # (S, TAPS, D), oldest first
+        mixed = mixed + (recent * self.taps.T.flip(0)).sum(1) + self.taps_bias
+        state = TensorState(memory=memory, keys=keys, recent=recent[:, 1:], events=state["events"] + 1)
+        return fast_linear(self.out, silu(gate) * mixed), state
+
+    def _mix(self, x: Tensor, packing: Packing) -> tuple[Tensor, Tensor, TensorState]:
+        """What is gated, the gate, (T, D) each, and the state."""
+        parts, v, gate = self._parts(x, packing.positions)
+        turned_q, turned_k, q, k, values = packing.pad(parts).unbind(2)  # (S, M, H, D/H) each
+        mixed, memory = linear_attention_and_state(turned_q, turned_k, values)
+        keys = k.cumsum(1)
+        weight = (q * keys).sum(-1, keepdim=True)  # (S, M, H, 1), positive but in padding
+        mixed = packing.unpad(mixed / weight.clamp_min(1e-6)).flatten(1)  # (T, D)
+        mixed = mixed + short_conv(v, self.taps, self.taps_bias, cu_seqlens=packing.cu_seqlens)
+        recent = last_rows(v, packing.cu_seqlens[:-1], packing.lengths, TAPS - 1)
+        return mixed, gate, TensorState(memory=memory, keys=keys[:, -1], recent=recent, events=packing.lengths)
+
+    def _parts(self, x: Tensor, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Turned queries and keys, queries, keys and values (T, 5, H, D/H), values and gate (T, D) of events."""
+        gate, v = fast_linear(self.gate_value, x).chunk(2, -1)  # (T, D) each
+        q, k = (elu(at_least_float32(fast_linear(self.query_key, v))) + 1).chunk(2, -1)
+        angles = positions[:, None] * self.frequencies  # (T, D/2)
+        parts = torch.stack((_turn(q, angles), _turn(k, angles), q, k, v.to(q.dtype)), 1)  # (T, 5, D)
+        return parts.view(len(x), 5, self.heads, -1), v, gate
 
 
 def _turn(x: Tensor, angles: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from hyenarec.config import ModelConfig
-from hyenarec.mixers.base import Mixer
+from hyenarec.mixers.base import Mixer, TensorState
 from hyenarec.mixers.recurrences import at_least_float32
 from hyenarec.packing import Packing
 from hyenarec_kernels.nn import fast_linear
@@ -31,12 +31,30 @@ class HydraMixer(Mixer):
     def forward(
         self, x: Tensor, packing: Packing, *, timestamps: Tensor | None = None, last_only: bool = False
     ) -> Tensor:
-        q, k, v = fast_linear(self.qkv, x).chunk(3, -1)  # (T, D) each
-        q, memory = normalize(q, dim=-1), at_least_float32(normalize(k, dim=-1) * v)
+        q, memory = self._query_and_memory(x)
         if self.causal and not last_only:
             return fast_linear(self.out, q * packing.unpad(packing.pad(memory).cumsum(1)))
         total = memory.new_zeros(packing.sequences, memory.shape[1]).index_add(0, packing.rows, memory)  # (S, D)
         return fast_linear(self.out, q[packing.last] * total if last_only else q * total[packing.rows])
+
+    def init_state(self, sequences: int, *, compact: bool = False) -> TensorState:
+        return TensorState(total=at_least_float32(self.out.bias.new_zeros(sequences, len(self.out.bias))))
+
+    def prefill(
+        self, x: Tensor, packing: Packing, *, timestamps: Tensor | None = None, compact: bool = False
+    ) -> tuple[Tensor, TensorState]:
+        q, memory = self._query_and_memory(x)
+        total = packing.unpad(packing.pad(memory).cumsum(1))  # (T, D)
+        return fast_linear(self.out, q * total), TensorState(total=total[packing.last])
+
+    def step(self, x: Tensor, state: TensorState, *, timestamps: Tensor | None = None) -> tuple[Tensor, TensorState]:
+        q, memory = self._query_and_memory(x)
+        total = state["total"] + memory
+        return fast_linear(self.out, q * total), TensorState(total=total)
+
+    def _query_and_memory(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        q, k, v = fast_linear(self.qkv, x).chunk(3, -1)  # (T, D) each
+        return normalize(q, dim=-1), at_least_float32(normalize(k, dim=-1) * v)
 
 
 class BidirectionalHydraMixer(HydraMixer):

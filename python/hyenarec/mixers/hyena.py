@@ -9,7 +9,7 @@ from torch import Tensor
 from hyenarec.config import ModelConfig
 from hyenarec.mixers.base import Mixer
 from hyenarec.packing import Packing
-from hyenarec_kernels.nn import HyenaMixer
+from hyenarec_kernels.nn import HyenaMixer, StreamingState
 
 
 class HyenaRecMixer(Mixer):
@@ -34,6 +34,19 @@ class HyenaRecMixer(Mixer):
     ) -> Tensor:
         out: Tensor = self.operator(x, cu_seqlens=packing.cu_seqlens, last_only=last_only)
         return out
+
+    def init_state(self, sequences: int, *, compact: bool = False) -> StreamingState:
+        return self.operator.init_state(sequences, state="compact" if compact else "exact")
+
+    def prefill(
+        self, x: Tensor, packing: Packing, *, timestamps: Tensor | None = None, compact: bool = False
+    ) -> tuple[Tensor, StreamingState]:
+        return self.operator.prefill(x, cu_seqlens=packing.cu_seqlens, state="compact" if compact else "exact")
+
+    def step(
+        self, x: Tensor, state: StreamingState, *, timestamps: Tensor | None = None
+    ) -> tuple[Tensor, StreamingState]:
+        return self.operator.step(x, state)
 
     @torch.no_grad()
     def taps(self) -> list[Tensor]:

@@ -18,10 +18,16 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize, pad, rms_norm, scaled_dot_product_attention, silu, softplus
 
 from hyenarec.config import ModelConfig
-from hyenarec.mixers.base import Mixer
-from hyenarec.mixers.recurrences.delta_rule import gated_delta_rule
+from hyenarec.mixers.base import Mixer, TensorState
+from hyenarec.mixers.recurrences import at_least_float32
+from hyenarec.mixers.recurrences.delta_rule import (
+    gated_delta_rule,
+    gated_delta_rule_and_state,
+    gated_delta_rule_step,
+)
 from hyenarec.packing import Packing
 from hyenarec_kernels.nn import fast_linear
+from hyenarec_kernels.segments import last_rows
 
 PERIOD = 4  # blocks, of which one is attention
 WINDOW = 64  # events that the attention sees
@@ -45,9 +51,31 @@ class HyTRecMixer(Mixer):
     def forward(
         self, x: Tensor, packing: Packing, *, timestamps: Tensor | None = None, last_only: bool = False
     ) -> Tensor:
-        days = packing.elapsed(packing.positions if timestamps is None else timestamps).to(x.dtype)
-        mixed: Tensor = self.part(x, packing, days if timestamps is None else days / DAY)  # (T, D)
+        mixed: Tensor = self.part(x, packing, _days(x, packing, timestamps))  # (T, D)
         return mixed[packing.last] if last_only else mixed
+
+    def init_state(self, sequences: int, *, compact: bool = False) -> TensorState:
+        nothing = torch.zeros(sequences, dtype=torch.int64, device=self.part.out.weight.device)
+        return TensorState(self.part.init_state(sequences), events=nothing, time=nothing.clone())
+
+    def prefill(
+        self, x: Tensor, packing: Packing, *, timestamps: Tensor | None = None, compact: bool = False
+    ) -> tuple[Tensor, TensorState]:
+        mixed, state = self.part.prefill(x, packing, _days(x, packing, timestamps))
+        time = torch.zeros_like(packing.lengths) if timestamps is None else timestamps[packing.last]
+        return mixed, TensorState(state, events=packing.lengths, time=time)
+
+    def step(self, x: Tensor, state: TensorState, *, timestamps: Tensor | None = None) -> tuple[Tensor, TensorState]:
+        later, time = (state["events"] > 0).to(x.dtype), state["time"]
+        days = later if timestamps is None else later * (timestamps - time).to(x.dtype) / DAY
+        mixed, after = self.part.step(x, state, days)
+        return mixed, TensorState(after, events=state["events"] + 1, time=time if timestamps is None else timestamps)
+
+
+def _days(x: Tensor, packing: Packing, timestamps: Tensor | None) -> Tensor:
+    """Since the event before, (T,)."""
+    days = packing.elapsed(packing.positions if timestamps is None else timestamps).to(x.dtype)
+    return days if timestamps is None else days / DAY
 
 
 class DecayingMemory(nn.Module):
@@ -64,11 +92,32 @@ class DecayingMemory(nn.Module):
             self.decay_beta.bias[: self.heads] = torch.linspace(-2.8, -5.5, self.heads)
 
     def forward(self, x: Tensor, packing: Packing, days: Tensor) -> Tensor:
+        rule, gate = self._rule(x, days)
+        return self._gated(gated_delta_rule(*rule, packing), gate)
+
+    def init_state(self, sequences: int) -> TensorState:
+        size = self.out.in_features // self.heads
+        return TensorState(memory=at_least_float32(self.rate.new_zeros(sequences, self.heads, size, size)))
+
+    def prefill(self, x: Tensor, packing: Packing, days: Tensor) -> tuple[Tensor, TensorState]:
+        rule, gate = self._rule(x, days)
+        read, memory = gated_delta_rule_and_state(*(packing.pad(y) for y in rule))
+        return self._gated(packing.unpad(read), gate), TensorState(memory=memory)
+
+    def step(self, x: Tensor, state: TensorState, days: Tensor) -> tuple[Tensor, TensorState]:
+        rule, gate = self._rule(x, days)
+        read, memory = gated_delta_rule_step(*rule, state["memory"])
+        return self._gated(read, gate), TensorState(memory=memory)
+
+    def _rule(self, x: Tensor, days: Tensor) -> tuple[tuple[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]:
+        """Queries, keys, values, betas and decays of the rule, and the gate after it."""
         qkv, gate = fast_linear(self.qkv_gate, x).split((3 * x.shape[1], x.shape[1]), -1)  # type: ignore[no-untyped-call]
         q, k, v = silu(qkv).view(len(x), 3, self.heads, -1).unbind(1)  # (T, H, D/H) each
         decay, beta = fast_linear(self.decay_beta, x).chunk(2, -1)  # (T, H) each
         log_decay = -softplus(decay) - softplus(self.rate) * days[:, None]
-        read = gated_delta_rule(normalize(q, dim=-1), normalize(k, dim=-1), v, beta.sigmoid(), log_decay, packing)
+        return (normalize(q, dim=-1), normalize(k, dim=-1), v, beta.sigmoid(), log_decay), gate
+
+    def _gated(self, read: Tensor, gate: Tensor) -> Tensor:
         return fast_linear(self.out, rms_norm(read, read.shape[-1:], eps=EPSILON).flatten(1) * silu(gate))
 
 
@@ -96,3 +145,21 @@ class RecentAttention(nn.Module):
         seen = (key <= event) & (key > event - WINDOW) & (key >= first)
         mixed = scaled_dot_product_attention(q, k, v, attn_mask=seen[:, None])  # (N, H, W, D/H)
         return fast_linear(self.out, mixed.transpose(1, 2).flatten(0, 1).flatten(1)[:events])
+
+    def init_state(self, sequences: int) -> TensorState:
+        """The last keys and values, the newest last."""
+        return TensorState(window=self.out.weight.new_zeros(sequences, WINDOW, 2 * self.out.in_features))
+
+    def prefill(self, x: Tensor, packing: Packing, days: Tensor) -> tuple[Tensor, TensorState]:
+        keys_values = fast_linear(self.qkv, x)[:, x.shape[1] :]  # (T, 2D)
+        window = last_rows(keys_values, packing.cu_seqlens[:-1], packing.lengths, WINDOW)
+        return self(x, packing, days), TensorState(window=window)
+
+    def step(self, x: Tensor, state: TensorState, days: Tensor) -> tuple[Tensor, TensorState]:
+        q, new = fast_linear(self.qkv, x).split((x.shape[1], 2 * x.shape[1]), -1)  # type: ignore[no-untyped-call]
+        window = torch.cat((state["window"][:, 1:], new[:, None].to(state["window"].dtype)), 1)  # (S, W, 2D)
+        k, v = window.to(q.dtype).view(len(x), WINDOW, 2, self.heads, -1).permute(2, 0, 3, 1, 4)  # (S, H, W, D/H) each
+        seen = torch.arange(WINDOW, 0, -1, device=x.device) <= state["events"][:, None] + 1  # (S, W)
+        q = q.view(len(x), self.heads, 1, -1)
+        mixed = scaled_dot_product_attention(q, k, v, attn_mask=seen[:, None, None])  # (S, H, 1, D/H)
+        return fast_linear(self.out, mixed.flatten(1)), TensorState(window=window)

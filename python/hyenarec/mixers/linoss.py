@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from torch.nn.functional import gelu, glu
 
 from hyenarec.config import ModelConfig
-from hyenarec.mixers.base import Mixer
-from hyenarec.mixers.recurrences.scan import linear_scan
+from hyenarec.mixers.base import Mixer, TensorState
+from hyenarec.mixers.recurrences.scan import advance, linear_scan
 from hyenarec.packing import Packing
 from hyenarec_kernels.nn import fast_linear
 
@@ -31,7 +31,7 @@ class LinOSSMixer(Mixer):
         super().__init__(config, layer)
         dim = config.dim
         self.stiffness = nn.Parameter(torch.rand(dim))
-        self.step = nn.Parameter(torch.randn(dim) / 2)  # before the sigmoid
+        self.time_step = nn.Parameter(torch.randn(dim) / 2)  # before the sigmoid
         self.input = nn.Linear(dim, dim, bias=False)
         self.output = nn.Linear(dim, dim, bias=False)
         self.skip = nn.Parameter(torch.randn(dim))
@@ -40,12 +40,32 @@ class LinOSSMixer(Mixer):
     def forward(
         self, x: Tensor, packing: Packing, *, timestamps: Tensor | None = None, last_only: bool = False
     ) -> Tensor:
-        # In float64, or the phase drifts: gradients off by 1.7e-3 over 16,384 events of a model in float32.
-        dt, a = self.step.double().sigmoid(), self.stiffness.double().clamp(0, 4)
-        one = torch.ones_like(dt)
-        matrix = torch.stack((torch.stack((one, -dt * a)), torch.stack((dt, one - dt * dt * a))))  # (2, 2, D)
-        force = fast_linear(self.input, x)[:, None] * torch.stack((dt, dt * dt)).to(self.step.dtype)  # (T, 2, D)
-        position = linear_scan(matrix, force, packing)[:, 1]
+        position = linear_scan(*self._oscillators(x), packing)[:, 1]
         if last_only:
             position, x = position[packing.last], x[packing.last]
+        return self._read(position, x)
+
+    def init_state(self, sequences: int, *, compact: bool = False) -> TensorState:
+        return TensorState(h=self.skip.new_zeros(sequences, 2, self.skip.shape[0], dtype=torch.float64))
+
+    def prefill(
+        self, x: Tensor, packing: Packing, *, timestamps: Tensor | None = None, compact: bool = False
+    ) -> tuple[Tensor, TensorState]:
+        h = linear_scan(*self._oscillators(x), packing)
+        return self._read(h[:, 1], x), TensorState(h=h[packing.last].double())
+
+    def step(self, x: Tensor, state: TensorState, *, timestamps: Tensor | None = None) -> tuple[Tensor, TensorState]:
+        matrix, force = self._oscillators(x)
+        h = advance(matrix, state["h"]) + force
+        return self._read(h[:, 1].to(force.dtype), x), TensorState(h=h)
+
+    def _oscillators(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The matrix of every oscillator (2, 2, D), and what drives it, (T, 2, D)."""
+        # In float64, or the phase drifts: gradients off by 1.7e-3 over 16,384 events of a model in float32.
+        dt, a = self.time_step.double().sigmoid(), self.stiffness.double().clamp(0, 4)
+        one = torch.ones_like(dt)
+        matrix = torch.stack((torch.stack((one, -dt * a)), torch.stack((dt, one - dt * dt * a))))
+        return matrix, fast_linear(self.input, x)[:, None] * torch.stack((dt, dt * dt)).to(self.time_step.dtype)
+
+    def _read(self, position: Tensor, x: Tensor) -> Tensor:
         return glu(fast_linear(self.glu, gelu(fast_linear(self.output, position) + self.skip * x)), -1)

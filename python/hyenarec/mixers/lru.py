@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from hyenarec.config import ModelConfig
-from hyenarec.mixers.base import Mixer
-from hyenarec.mixers.recurrences.scan import complex_matrix, linear_scan
+from hyenarec.mixers.base import Mixer, TensorState
+from hyenarec.mixers.recurrences.scan import advance, complex_matrix, linear_scan
 from hyenarec.packing import Packing
 from hyenarec_kernels.nn import fast_linear
 
@@ -39,9 +39,28 @@ class LRUMixer(Mixer):
     def forward(
         self, x: Tensor, packing: Packing, *, timestamps: Tensor | None = None, last_only: bool = False
     ) -> Tensor:
+        h = linear_scan(self._matrix(), self._driven(x), packing)
+        return self._read(h[packing.last] if last_only else h)
+
+    def init_state(self, sequences: int, *, compact: bool = False) -> TensorState:
+        return TensorState(h=self.nu.new_zeros(sequences, 2, self.nu.shape[0]))
+
+    def prefill(
+        self, x: Tensor, packing: Packing, *, timestamps: Tensor | None = None, compact: bool = False
+    ) -> tuple[Tensor, TensorState]:
+        h = linear_scan(self._matrix(), self._driven(x), packing)
+        return self._read(h), TensorState(h=h[packing.last])
+
+    def step(self, x: Tensor, state: TensorState, *, timestamps: Tensor | None = None) -> tuple[Tensor, TensorState]:
+        h = advance(self._matrix(), state["h"]) + self._driven(x)
+        return self._read(h), TensorState(h=h)
+
+    def _matrix(self) -> Tensor:  # (2, 2, 2D)
         size, angle = (-self.nu.exp()).exp(), self.theta.exp()
-        driven = fast_linear(self.input, x).view(len(x), 2, -1) * self.gamma.exp()  # (T, 2, 2D)
-        h = linear_scan(complex_matrix(size * angle.cos(), size * angle.sin()), driven, packing)
-        if last_only:
-            h = h[packing.last]
+        return complex_matrix(size * angle.cos(), size * angle.sin())
+
+    def _driven(self, x: Tensor) -> Tensor:  # (T, D) to (T, 2, 2D)
+        return fast_linear(self.input, x).view(len(x), 2, -1) * self.gamma.exp()
+
+    def _read(self, h: Tensor) -> Tensor:
         return fast_linear(self.out, h.flatten(1))

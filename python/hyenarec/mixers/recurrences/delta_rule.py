@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from hyenarec.mixers.recurrences import at_least_float32
 from hyenarec.mixers.recurrences.linear_attention import CHUNK, by_chunk, decay_between, from_chunks
 from hyenarec.packing import Packing
 
@@ -32,9 +33,28 @@ def gated_delta_rule(q: Tensor, k: Tensor, v: Tensor, beta: Tensor, log_decay: T
     return packing.unpad(out)
 
 
+def gated_delta_rule_step(
+    q: Tensor, k: Tensor, v: Tensor, beta: Tensor, log_decay: Tensor, state: Tensor
+) -> tuple[Tensor, Tensor]:
+    """One event of :func:`gated_delta_rule`: (B, H, ·), (B, H) and S (B, H, V, K), to the output (B, H, V) and the new
+    S."""
+    q, k, v, beta, log_decay = (at_least_float32(x) for x in (q, k, v, beta, log_decay))
+    state = state * log_decay[..., None, None].exp()
+    fresh = beta[..., None] * (v - (state * k[..., None, :]).sum(-1))  # (B, H, V)
+    state = state + fresh[..., :, None] * k[..., None, :]
+    return (state * q[..., None, :]).sum(-1), state
+
+
 def chunked_gated_delta_rule(q: Tensor, k: Tensor, v: Tensor, beta: Tensor, log_decay: Tensor) -> Tensor:
     """:func:`gated_delta_rule` of right-padded rectangles (B, L, H, ·), (B, L, H) in plain PyTorch; in at least
-    float32.
+    float32."""
+    return gated_delta_rule_and_state(q, k, v, beta, log_decay)[0]
+
+
+def gated_delta_rule_and_state(
+    q: Tensor, k: Tensor, v: Tensor, beta: Tensor, log_decay: Tensor
+) -> tuple[Tensor, Tensor]:
+    """:func:`chunked_gated_delta_rule`, and S after the last event, (B, H, V, K).
 
     With u_t = b_t (v_t - a_t S_{t-1} k_t), what the state does not know yet, the rule is S_t = a_t S_{t-1} + u_t k_t^T.
     Inside a chunk the u solve one unit triangular system (the paper's section 3.3), whose right-hand side is linear in
@@ -61,4 +81,4 @@ def chunked_gated_delta_rule(q: Tensor, k: Tensor, v: Tensor, beta: Tensor, log_
             u = fresh_n - known_n @ state.mT  # (B, H, C, V)
             out.append(read_n @ state.mT + scores_n @ u)
             state = fade_n * state + u.mT @ write_n
-    return from_chunks(torch.stack(out, 2), length)
+    return from_chunks(torch.stack(out, 2), length), state

@@ -19,6 +19,13 @@ def linear_attention(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor | None =
     in L, with exponentials of sums of g alone, so that nothing overflows. ``chunk`` events attend to each other
     directly: about as many as a head's features is fastest.
     """
+    return linear_attention_and_state(q, k, v, log_decay, chunk=chunk)[0]
+
+
+def linear_attention_and_state(
+    q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor | None = None, *, chunk: int = CHUNK
+) -> tuple[Tensor, Tensor]:
+    """:func:`linear_attention`, and S after the last event, (B, H, K, V)."""
     length = v.shape[1]
     with torch.autocast(v.device.type, enabled=False):
         q, k, v = (by_chunk(x, chunk) for x in (q, k, v))  # (B, H, N, C, ·)
@@ -31,10 +38,22 @@ def linear_attention(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor | None =
         total = g.sum(-1)[..., None, None].exp()
         states = [torch.zeros_like(added[:, :, 0])]
         # unbind: the gradient of indexing a chunk would be as large as all chunks, and the whole quadratic in L.
-        for fade, more in zip(total.unbind(2)[:-1], added.unbind(2)[:-1], strict=True):
+        for fade, more in zip(total.unbind(2), added.unbind(2), strict=True):
             states.append(fade * states[-1] + more)
-        out = out + (q * g.cumsum(-1)[..., None].exp()) @ torch.stack(states, 2)
-    return from_chunks(out, length)
+        out = out + (q * g.cumsum(-1)[..., None].exp()) @ torch.stack(states[:-1], 2)
+    return from_chunks(out, length), states[-1]
+
+
+def linear_attention_step(
+    q: Tensor, k: Tensor, v: Tensor, state: Tensor, log_decay: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """One event of :func:`linear_attention`: ``q``, ``k`` (B, H, K), ``v`` (B, H, V), ``log_decay`` (B, H) and S
+    (B, H, K, V), to the output (B, H, V) and the new S."""
+    q, k, v = (at_least_float32(x) for x in (q, k, v))
+    if log_decay is not None:
+        state = state * at_least_float32(log_decay)[..., None, None].exp()
+    state = state + k[..., :, None] * v[..., None, :]
+    return (q[..., :, None] * state).sum(-2), state
 
 
 def by_chunk(x: Tensor, chunk: int = CHUNK) -> Tensor:

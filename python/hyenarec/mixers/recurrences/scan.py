@@ -65,7 +65,7 @@ def _scan(matrix: Tensor, x: Tensor, keep: Tensor) -> Tensor:
     kept = pad(keep, (0, spare)).view(-1, length, 1, 1)
     step = matrix.to(x.dtype)
     for t in range(1, length):
-        h[:, t] += kept[:, t] * _product(step, h[:, t - 1])
+        h[:, t] += kept[:, t] * advance(step, h[:, t - 1])
     if len(h) > 1:
         # Powers in float64: rounded at every step they cost 5 times the recurrence's own error over 5,000 events.
         powers = [matrix.double()]
@@ -73,12 +73,15 @@ def _scan(matrix: Tensor, x: Tensor, keep: Tensor) -> Tensor:
             powers.append((powers[0][:, :, None] * powers[-1]).sum(1))
         through = kept.cumprod(1)  # (N, C, 1, 1), 1 while no sequence has started in the chunk
         carried = _scan(powers[-1], h[:, -1], through[:, -1].flatten())  # (N, K, D), the states at the chunks' ends
-        h[1:] += through[1:] * _product(torch.stack(powers).to(x.dtype), carried[:-1, None])
+        h[1:] += through[1:] * advance(torch.stack(powers).to(x.dtype), carried[:-1, None])
     return h.view(-1, size, channels)[:events]
 
 
-def _product(matrix: Tensor, h: Tensor) -> Tensor:
-    """(..., K, K, D) times (..., K, D), channel by channel; element by element, so that autocast leaves it alone."""
+def advance(matrix: Tensor, h: Tensor) -> Tensor:
+    """A h, a step without its input: (..., K, K, D) times (..., K, D), channel by channel.
+
+    Element by element, so that autocast leaves it alone.
+    """
     out = matrix[..., 0, :] * h[..., :1, :]
     for j in range(1, h.shape[-2]):
         out = torch.addcmul(out, matrix[..., j, :], h[..., j : j + 1, :])

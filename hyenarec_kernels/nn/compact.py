@@ -1,0 +1,218 @@
+"""A streaming state whose size hardly grows with the horizon.
+
+    y_t = sum over the present chunk of taps * inputs  +  sum over levels of  <local polynomials at t, what has come in>
+
+Each level (:mod:`hyenarec_kernels.lowrank.compact`) adds up the moments of its present chunk, event by event; keeps the
+moments of finished chunks; and knows what those add to the present chunk, as coefficients of local polynomials, which
+it works out once, when a chunk begins. A window ``exp(-a tau / K)`` splits into factors of the two chunks' rows and of
+the chunks between them, none above 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from hyenarec_kernels.legendre import event_rate
+from hyenarec_kernels.lowrank.compact import CompactLevel
+from hyenarec_kernels.nn.filters import Filter
+from hyenarec_kernels.nn.streaming import StreamingState
+from hyenarec_kernels.ops.conv_step import conv_step
+
+
+@dataclass(frozen=True)
+class LevelTables:
+    """What one level needs of ``F`` filters of D channels; shared by all sequences.
+
+    Attributes:
+        basis: (C, R) the local polynomials of a chunk.
+        enter: (F, C, D) the window from a row to the end of its chunk.
+        leave: (F, C, D) the window from the end of a chunk to a row of the next.
+        blocks: (F, slots, R, R, D) from the moments at distance 1, 2, .. to what they add, the window of the chunks
+            between included.
+    """
+
+    basis: Tensor
+    enter: Tensor
+    leave: Tensor
+    blocks: Tensor
+
+    @classmethod
+    def of(cls, level: CompactLevel, filters: Sequence[Filter], dim: int, like: Tensor) -> LevelTables:
+        rows = torch.arange(level.chunk, dtype=torch.float64)
+        between = level.chunk * torch.arange(level.slots, dtype=torch.float64)
+        enter, leave, blocks = [], [], []
+        for f in filters:
+            coefficients, decay, repeat = f.polynomial(), f.decay(), dim // f.groups
+            assert coefficients is not None
+            rate = torch.zeros(f.groups, dtype=torch.float64)
+            if decay is not None:
+                rate = event_rate(decay.double().cpu(), f.horizon)
+            block = torch.from_numpy(level.blocks(coefficients.double().cpu().numpy(), f.horizon))
+            block = block * torch.exp(-between[:, None] * rate)[:, None, None]
+            enter.append(torch.exp(-(level.chunk - 1 - rows)[:, None] * rate).repeat_interleave(repeat, 1))
+            leave.append(torch.exp(-(rows + 1)[:, None] * rate).repeat_interleave(repeat, 1))
+            blocks.append(block.repeat_interleave(repeat, 3))
+        tables = (torch.from_numpy(level.basis.copy()), *map(torch.stack, (enter, leave, blocks)))
+        return cls(*(table.to(like) for table in tables))
+
+
+@dataclass(frozen=True)
+class LevelState:
+    """One level's memory of B sequences and F filters.
+
+    Attributes:
+        sums: (B, F, R, D) the moments of the present chunk so far.
+        incoming: (B, F, R, D) what finished chunks add to the present one.
+        moments: (B, F, slots, R, D) of finished chunks, those of chunk n in slot ``n % slots``.
+    """
+
+    sums: Tensor
+    incoming: Tensor
+    moments: Tensor
+
+
+@dataclass(frozen=True)
+class CompactState(StreamingState):
+    """What a mixer with polynomial filters remembers of ``B`` sequences, in a few hundred numbers a channel.
+
+    As :class:`MixerState`, to the bound that is computed with its sizes (float32: 4e-6 of the filter's norm and the
+    input's), while a history is not longer than the horizon, rounded down to chunks of the top level. After that the
+    oldest chunk leaves as a whole: filters end less than one chunk before the horizon.
+
+    Attributes:
+        projected: as in :class:`MixerState`, like ``steps``, ``short_taps``, ``short_bias`` and ``gate``.
+        recent: (B, F, C-1, D) rings of the present chunk's inputs.
+        levels: the lowest first.
+        near: (F, C, D) the taps inside a chunk, skip included, largest lag first.
+        tables: of each level.
+    """
+
+    projected: Tensor
+    recent: Tensor
+    levels: tuple[LevelState, ...]
+    steps: Tensor
+    short_taps: Tensor
+    short_bias: Tensor
+    near: Tensor
+    tables: tuple[LevelTables, ...]
+    gate: str
+
+    @property
+    def horizon(self) -> int:
+        """The longest history that it is exact for, in events."""
+        top = self.tables[-1]
+        return (top.blocks.shape[1] + 1) * top.basis.shape[0]
+
+    def tensors(self) -> dict[str, Tensor]:
+        named = {"projected": self.projected, "recent": self.recent, "steps": self.steps}
+        for number, level in enumerate(self.levels):
+            named |= {f"levels.{number}.{name}": values for name, values in vars(level).items()}
+        return named
+
+    def with_tensors(self, tensors: Mapping[str, Tensor]) -> CompactState:
+        levels = tuple(
+            LevelState(*(tensors[f"levels.{number}.{name}"] for name in vars(level)))
+            for number, level in enumerate(self.levels)
+        )
+        projected, recent, steps = (tensors[name] for name in ("projected", "recent", "steps"))
+        return replace(self, projected=projected, recent=recent, levels=levels, steps=steps)
+
+    def shared(self) -> dict[str, Tensor]:
+        named = {"short_taps": self.short_taps, "short_bias": self.short_bias, "near": self.near}
+        for number, tables in enumerate(self.tables):
+            named |= {f"tables.{number}.{name}": values for name, values in vars(tables).items()}
+        return named
+
+    @property
+    def reach(self) -> int:
+        return self.horizon
+
+    def shapes(self, filters: int, horizon: int, dim: int) -> dict[str, tuple[int, ...]]:
+        (chunk, rank), near = self.tables[-1].basis.shape, self.near.shape[1]
+        return {
+            "recent": (len(self.steps), filters, near - 1, dim),
+            "near": (filters, near, dim),
+            f"tables.{len(self.tables) - 1}.blocks": (filters, horizon // chunk - 1, rank, rank, dim),
+        }
+
+    def filled(self, projected: Tensor, inputs: Tensor | None, length: Tensor) -> CompactState:
+        assert inputs is not None  # without long convolutions no state is compact
+        levels = []
+        for number, (level, tables) in enumerate(zip(self.levels, self.tables, strict=True)):
+            chunk, slots = tables.basis.shape[0], level.moments.shape[2]
+            present = (length.clamp(min=1) - 1) // chunk  # (B,)
+            chunks = present[:, None] + torch.arange(-slots, 1, device=length.device)  # (B, slots + 1)
+            rows = chunks[..., None] * chunk + torch.arange(chunk, device=length.device)  # (B, slots + 1, C)
+            place = rows - (length - inputs.shape[2])[:, None, None]
+            kept = (place >= 0) & (place < inputs.shape[2])
+            if number + 1 < len(self.levels):
+                fan = self.tables[number + 1].basis.shape[0] // chunk
+                kept &= (chunks // fan == present[:, None] // fan)[..., None]
+            place = place.clamp(0, inputs.shape[2] - 1).flatten(1)[:, None, :, None]  # (B, 1, (slots + 1) C, 1)
+            index = place.expand(-1, inputs.shape[1], -1, inputs.shape[3])
+            aligned = inputs.gather(2, index).view(*inputs.shape[:2], slots + 1, chunk, -1) * kept[:, None, ..., None]
+            found = torch.einsum("bfncd,cr,fcd->bfnrd", aligned, tables.basis, tables.enter)
+            moments = torch.zeros_like(level.moments)
+            slot = (chunks[:, :-1] % slots)[:, None, :, None, None].expand_as(found[:, :, :-1])
+            moments.scatter_(2, slot, found[:, :, :-1].to(moments.dtype))
+            by_distance = found[:, :, :-1].flip(2)
+            incoming = torch.einsum("fnrsd,bfnsd->bfrd", tables.blocks, by_distance)
+            levels.append(LevelState(found[:, :, -1].contiguous(), incoming, moments))
+            if number == 0:
+                recent = self._ring(aligned[:, :, -1], length, chunk)
+        steps, ring = length.to(torch.int64, copy=True), self._projected(projected, length)
+        return replace(self, projected=ring, recent=recent, levels=tuple(levels), steps=steps)
+
+    def _projected(self, newest: Tensor, length: Tensor) -> Tensor:
+        """The short convolution's last inputs (B, W-1, C), oldest first, as a ring by the number of the event."""
+        count = newest.shape[1]
+        order = (torch.arange(count, device=length.device) - length[:, None]) % max(count, 1)
+        return newest.gather(1, order[..., None].expand_as(newest))
+
+    def _ring(self, rows: Tensor, length: Tensor, chunk: int) -> Tensor:
+        """The present chunk's rows (B, F, C, D) as a ring of the last C - 1, by the number of the event."""
+        first = (length.clamp(min=1) - 1) // chunk * chunk  # (B,)
+        ring = torch.zeros_like(self.recent)
+        row = first[:, None] + torch.arange(chunk, device=length.device)  # (B, C)
+        # The ring of a whole chunk is cleared before it is read: which of its rows is lost does not matter.
+        slot = (row % max(chunk - 1, 1))[:, :-1, None][:, None].expand_as(rows[:, :, :-1])
+        return ring.scatter_(2, slot, rows[:, :, :-1])
+
+    def begin(self) -> None:
+        for number, (level, tables) in enumerate(zip(self.levels, self.tables, strict=True)):
+            chunk, slots = tables.basis.shape[0], level.moments.shape[2]
+            starts = ((self.steps % chunk == 0) & (self.steps > 0)).nonzero().flatten()
+            if not len(starts):
+                return  # nor does a chunk of a level above
+            if number == 0:
+                self.recent[starts] = 0
+            finished = self.steps[starts] // chunk - 1  # the chunk that has just ended
+            level.moments[starts, :, finished % slots] = level.sums[starts].to(level.moments.dtype)
+            level.sums[starts] = 0
+            if number + 1 < len(self.levels):  # what lies before the parent is the levels' above
+                parent = self.tables[number + 1].basis.shape[0]
+                level.moments[starts[self.steps[starts] % parent == 0]] = 0
+            # Distance d is slot (finished + 1 - d) % slots: roll the blocks, not the moments.
+            distance = (finished[:, None] - torch.arange(slots, device=finished.device)) % slots  # (S, slots)
+            blocks = tables.blocks[:, distance].transpose(0, 1)  # (S, F, slots, R, R, D)
+            moments = level.moments[starts].to(blocks.dtype)
+            level.incoming[starts] = (blocks * moments[:, :, :, None]).sum((2, 4))
+
+    def convolve(self, number: int, x: Tensor, pre_gate: Tensor | None, post_gate: Tensor | None) -> Tensor:
+        y = conv_step(x, self.recent[:, number], self.near[number], self.steps, pre_gate=pre_gate)
+        u = (x if pre_gate is None else pre_gate * x).to(self.recent.dtype)
+        far = torch.zeros_like(u)
+        for level, tables in zip(self.levels, self.tables, strict=True):
+            row = self.steps % tables.basis.shape[0]  # (B,)
+            local = tables.basis[row][..., None]  # (B, R, 1)
+            far += tables.leave[number, row] * (local * level.incoming[:, number]).sum(1)
+            level.sums[:, number] += local * (tables.enter[number, row] * u)[:, None]
+        y = y + far.to(y.dtype)
+        return y if post_gate is None else post_gate * y
+
+
+torch.serialization.add_safe_globals([CompactState, LevelState, LevelTables])  # so `torch.load` need not trust anyone

@@ -1,0 +1,77 @@
+"""States of sequences without events, for the filters of a mixer as they are now."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from hyenarec_kernels.lowrank.compact import CompactLevel, compact_levels
+from hyenarec_kernels.nn.compact import CompactState, LevelState, LevelTables
+from hyenarec_kernels.nn.filters import Filter
+from hyenarec_kernels.nn.streaming import MixerState, StreamingState
+
+
+def make_state(
+    op: str,
+    batch: int,
+    kind: Literal["exact", "compact"],
+    moments: torch.dtype | None,
+    filters: Sequence[Filter],
+    skip: Tensor | None,
+    short: tuple[Tensor, Tensor],
+    gate: str,
+    horizon: int,
+    dim: int,
+) -> StreamingState:
+    """``short``: taps (W, C), largest lag first, and bias of the short convolution; ``skip`` (F, D) of the filters.
+
+    Raises:
+        ValueError: unknown kinds, or filters that have no compact state.
+    """
+    if kind not in ("exact", "compact"):
+        raise ValueError(f"{op}: state must be 'exact' or 'compact', got {kind!r}")
+    short_taps = short[0]
+    dtype = short_taps.dtype
+    if moments not in (None, dtype, torch.bfloat16):
+        raise ValueError(f"{op}: moments must be {dtype} or torch.bfloat16, got {moments}")
+    if kind == "exact" and moments is not None:
+        raise ValueError(f"{op}: an exact state has no moments, so that they have no dtype")
+    width, channels = short_taps.shape
+    projected, steps = short_taps.new_zeros(batch, width - 1, channels), short_taps.new_zeros(batch, dtype=torch.int64)
+    if skip is None:
+        none, no_taps = projected.new_zeros(batch, 0, horizon - 1, dim), projected.new_zeros(0, horizon, dim)
+        return MixerState(projected, none, steps, *short, no_taps, gate)
+    levels = _levels(op, filters, dtype) if kind == "compact" else ()
+    reach = levels[0].chunk if levels else horizon
+    taps = torch.stack([f()[:, :reach].to(dtype).repeat_interleave(dim // f.groups, 0).flip(1).T for f in filters])
+    taps = torch.cat([taps[:, :-1], taps[:, -1:] + skip[:, None].to(dtype)], 1)  # lag 0 stands last
+    past = taps.new_zeros(batch, len(filters), reach - 1, dim)
+    if not levels:
+        return MixerState(projected, past, steps, *short, taps, gate)
+
+    def memory(level: CompactLevel) -> LevelState:
+        sums = taps.new_zeros(batch, len(filters), level.rank, dim)
+        kept = taps.new_zeros(batch, len(filters), level.slots, level.rank, dim, dtype=moments)
+        return LevelState(sums, sums.clone(), kept)
+
+    tables = tuple(LevelTables.of(level, filters, dim, taps) for level in levels)
+    return CompactState(projected, past, tuple(map(memory, levels)), steps, *short, taps, tables, gate)
+
+
+def _levels(op: str, filters: Sequence[Filter], dtype: torch.dtype) -> tuple[CompactLevel, ...]:
+    """Those of all filters; empty where the inputs themselves are fewer numbers."""
+    found = set()
+    for f in filters:
+        coefficients = f.polynomial()
+        if coefficients is None:
+            raise ValueError(
+                f"{op}: filters must be polynomials of the lag for a compact state (legendre, chebyshev), got "
+                f"{type(f).__name__}; state='exact' serves any filter"
+            )
+        found.add(compact_levels(coefficients.shape[1], f.horizon, dtype))
+    if len(found) > 1:
+        raise ValueError(f"{op}: filters must have as many terms each for a compact state")
+    return found.pop()

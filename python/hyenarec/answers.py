@@ -1,0 +1,40 @@
+"""What is asked of a recommender, as its model reads it, and what it answers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+NOTHING = np.empty(0, dtype=np.int32)
+
+Item = int | str
+
+
+@dataclass(frozen=True)
+class Recommendation:
+    """An item by the log's own id, and its score (a logit: higher is better, comparable within one history)."""
+
+    item: Item
+    score: float
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What one history gets: the best items, at most as many as asked for, or the reason why there are none."""
+
+    recommendations: list[Recommendation]
+    unknown: list[Item]
+    """Items of the history that the model does not know, and that were left out of it."""
+    error: str | None
+
+
+@dataclass(frozen=True)
+class Request:
+    """A history as the model reads it: items (L,) and, where it knows times, times (L,); or why it cannot."""
+
+    items: NDArray[np.int32]
+    times: NDArray[np.int64] | None
+    unknown: list[Item]
+    error: str | None
