@@ -42,14 +42,14 @@ class Reader(Protocol):
 
 
 class Session:
-    """The states of some users, which :meth:`append` moves on by one event each. :meth:`Recommender.session` makes it.
+    """The states of some users, which :meth:`append` moves on by one event each. :meth:`hyenarec.Recommender.session` makes it.
 
     >>> session = recommender.session([["jazz-001", "jazz-002"], []])  # a known history, and someone new
     >>> session.append(["soul-002", "jazz-001"])
     >>> session.recommend(k=10)
 
     A new event costs a step of the model, whatever the length of the history. Scores are those of the model for all
-    events since the history given at first, of which it read the last ``max_length``; :meth:`Recommender.recommend`
+    events since the history given at first, of which it read the last ``max_length``; :meth:`hyenarec.Recommender.recommend`
     never reads more than the last ``max_length``. A model with positions (attention, hydra, elastic, hytrec,
     fuxi_linear) can count no more than ``max_length``: then the last three quarters are read anew.
 
@@ -133,7 +133,7 @@ class Session:
         self, k: int = 10, *, users: Iterable[int] | None = None, exclude_seen: bool | None = None
     ) -> list[list[Recommendation]]:
         """The best ``k`` next items of every user, or of those whose numbers are given, as
-        :meth:`Recommender.recommend` gives them.
+        :meth:`hyenarec.Recommender.recommend` gives them.
 
         Raises :class:`UserError` for a wrong ``k``, a user without events, and one who leaves fewer than ``k`` items.
         """
