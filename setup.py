@@ -29,6 +29,7 @@ KERNELS = "csrc/cpu/kernels.cpp"  # compiled once for each instruction set
 ISA_FLAGS = {"portable": []} | (
     {"avx512": ["-march=x86-64-v4", "-mprefer-vector-width=512"], "avx2": ["-march=x86-64-v3"]} if X86 else {}
 )
+CUDA_ARCHS = "80;90+PTX"
 OLDEST_CUDA_ARCH = 80  # bfloat16 arithmetic
 
 
@@ -76,7 +77,7 @@ class Build(build_ext):
     """Compiles the kernels for each instruction set, gives .cu files to nvcc, and compiles files side by side."""
 
     def build_extension(self, ext: Extension) -> None:
-        targets = cuda_targets(os.environ.get("HYENAREC_CUDA_ARCHS", "80;90+PTX"))
+        targets = cuda_targets(os.environ.get("HYENAREC_CUDA_ARCHS", CUDA_ARCHS))
         if not TORCH.is_dir():
             print(f"hyenarec: no compiled backends: no torch in {TORCH.parent}", file=sys.stderr)
             return
