@@ -13,8 +13,9 @@ INSTALL := PIP_COMPILE=0 HYENAREC_CUDA_ARCHS='$(HYENAREC_CUDA_ARCHS)' $(BIN)/pyt
 demo: $(VENV)/rec
 	$(BIN)/hyenarec demo
 
-# A worker a core, each file in one of them; one thread a worker, or they would wait for each other.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
+# A worker a core, each file in one of them; one thread a worker, or they would wait for each other. torch's compiler
+# would keep processes beside each of them.
+PYTEST := OMP_NUM_THREADS=1 TORCHINDUCTOR_COMPILE_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
 test: $(VENV)/test
 	$(PYTEST) -m "not slow"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import pytest
@@ -32,12 +33,15 @@ def counter() -> CompileCounterWithBackend:
     return CompileCounterWithBackend("aot_eager")
 
 
+SEVERAL = (11, 12, 13, 16, 17, 25, 30)  # even, odd, prime, square, one up
+
+
 @pytest.mark.parametrize("layout", ["full", "right", "left", "packed"])
 @pytest.mark.parametrize("operator", OPERATORS)
 def test_contract_8_compile_without_recompiling(
     operator: str, layout: str, compiled_backend: str, counter: CompileCounterWithBackend
 ) -> None:
-    """One graph serves 20 lengths, forward and backward."""
+    """One graph serves all lengths, forward and backward."""
     case = Case.random(operator, dim=6, dtype=torch.float32)
     parameters = {n: torch.as_tensor(v).float().requires_grad_() for n, v in case.parameters.items()}
 
@@ -46,7 +50,7 @@ def test_contract_8_compile_without_recompiling(
         return out * 2
 
     compiled = torch.compile(call, fullgraph=True, dynamic=True, backend=counter)
-    for length in range(11, 31):
+    for length in SEVERAL:
         x = torch.randn((5 * length, 6) if layout == "packed" else (5, length, 6), requires_grad=True)
         where = _layouts(layout, length)
         grad = torch.randn_like(x)
@@ -57,14 +61,26 @@ def test_contract_8_compile_without_recompiling(
     assert counter.frame_count == 1
 
 
-@pytest.mark.parametrize("layout", ["full", "right", "mask", "packed"])
-@pytest.mark.parametrize(("gate", "last_only"), [("silu", False), ("silu", True), ("none", False)])
+MIXERS = [("silu", False), ("silu", True), ("none", False)]
+# Each layout and each mixer; in `make test-all`, each mixer in each layout.
+FIRST_MIXERS = {(*MIXERS[0], layout) for layout in ("full", "right", "mask", "packed")}
+FIRST_MIXERS |= {(*MIXERS[1], "packed"), (*MIXERS[2], "right")}
+
+
+@pytest.mark.parametrize(
+    ("gate", "last_only", "layout"),
+    [
+        pytest.param(*mixer, layout, marks=() if (*mixer, layout) in FIRST_MIXERS else pytest.mark.slow)
+        for mixer in MIXERS
+        for layout in ("full", "right", "mask", "packed")
+    ],
+)
 def test_contract_8_compile_the_mixer(
-    layout: str, gate: str, last_only: bool, counter: CompileCounterWithBackend
+    gate: str, last_only: bool, layout: str, counter: CompileCounterWithBackend
 ) -> None:
     mixer = HyenaMixer(6, 7, order=3, gate=gate, terms=4)
     compiled = torch.compile(mixer, fullgraph=True, dynamic=True, backend=counter)
-    for length in range(17, 37):
+    for length in SEVERAL:
         x = torch.randn((5 * length, 6) if layout == "packed" else (5, length, 6), requires_grad=True)
         where = _layouts(layout, length)
         got, want = (f(x, last_only=last_only, **where) for f in (compiled, mixer))
@@ -100,10 +116,9 @@ def test_contract_8_filters_are_not_spoilt_by_tracing(counter: CompileCounterWit
         assert all(p.grad is not None for p in filter.parameters())
 
 
-@pytest.mark.parametrize("strict", [False, True])
-@pytest.mark.parametrize("layout", ["full", "left", "packed"])
-def test_contract_8_export(layout: str, strict: bool, backend: str) -> None:
-    """A program exported at one batch and length serves others."""
+@cache
+def _exported(layout: str, strict: bool) -> tuple[HyenaMixer, torch.nn.Module]:
+    """A mixer and its program, which knows no backend: the one in force when it runs serves it."""
     mixer = HyenaMixer(6, 7).eval()
     auto = torch.export.Dim.AUTO
     x = torch.randn((55, 6) if layout == "packed" else (5, 11, 6))
@@ -112,13 +127,21 @@ def test_contract_8_export(layout: str, strict: bool, backend: str) -> None:
     program = torch.export.export(mixer, (x,), where, dynamic_shapes=dynamic, strict=strict)
     names = {str(node.target) for node in program.graph.nodes}
     assert {"hyenarec.gated_short_conv.default", "hyenarec.legendre_conv.default"} <= names
+    return mixer, program.module()
+
+
+@pytest.mark.parametrize("strict", [False, True])
+@pytest.mark.parametrize("layout", ["full", "left", "packed"])
+def test_contract_8_export(layout: str, strict: bool, backend: str) -> None:
+    """A program exported at one batch and length serves others."""
+    mixer, program = _exported(layout, strict)
     for batch, length in ((5, 11), (3, 29), (4, 8)):
         if layout == "packed":
             x, where = torch.randn(length * batch, 6), {"cu_seqlens": torch.tensor([0, 4, length * batch])}
         else:
             x = torch.randn(batch, length, 6)
             where = {name: value[:batch] for name, value in _layouts(layout, length).items()}
-        torch.testing.assert_close(program.module()(x, **where), mixer(x, **where))
+        torch.testing.assert_close(program(x, **where), mixer(x, **where))
 
 
 @pytest.mark.parametrize("layout", ["padded", "packed"])
@@ -142,17 +165,17 @@ def test_contract_8_export_last_only_serves_any_history(layout: str, strict: boo
         torch.testing.assert_close(program(x, **where, **options), mixer(x, **where, **options))
 
 
-BAD_LAYOUTS = [
-    ("padded", {"lengths": [20, 25, 5]}, "row 1 runs from 0 to 25"),
-    ("padded", {"lengths": [20, -1, 5]}, "row 1 runs from 0 to -1"),
-    ("padded", {"lengths": [4, 4, 4], "starts": [0, 18, 0]}, "row 1 runs from 18 to 22"),
-    ("padded", {"lengths": [4, 4, 4], "starts": [0, -2, 0]}, "row 1 runs from -2 to 2"),
-    ("packed", {"cu_seqlens": [0, 30, 20, 60]}, "must not decrease, but goes from 30 to 20"),
-    ("packed", {"cu_seqlens": [2, 20, 30, 60]}, "must run from 0 to the 60 rows of x, got 2 to 60"),
-    ("packed", {"cu_seqlens": [0, 20, 30, 50]}, "must run from 0 to the 60 rows of x, got 0 to 50"),
-    ("packed", {"cu_seqlens": [0, 20, 30, 70]}, "must run from 0 to the 60 rows of x, got 0 to 70"),
-    ("padded", {"mask": [[1] * 20, [1] * 5 + [0] + [1] * 14, [1] * 20]}, "row 1 has 2 runs"),
-    ("padded", {"mask": [[1] * 20, [2] * 20, [1] * 20]}, "must hold 0 and 1 alone, got 2"),
+BAD_LAYOUTS: list[tuple[dict[str, Any], str]] = [
+    ({"lengths": [20, 25, 5]}, "row 1 runs from 0 to 25"),
+    ({"lengths": [20, -1, 5]}, "row 1 runs from 0 to -1"),
+    ({"lengths": [4, 4, 4], "starts": [0, 18, 0]}, "row 1 runs from 18 to 22"),
+    ({"lengths": [4, 4, 4], "starts": [0, -2, 0]}, "row 1 runs from -2 to 2"),
+    ({"cu_seqlens": [0, 30, 20, 60]}, "must not decrease, but goes from 30 to 20"),
+    ({"cu_seqlens": [2, 20, 30, 60]}, "must run from 0 to the 60 rows of x, got 2 to 60"),
+    ({"cu_seqlens": [0, 20, 30, 50]}, "must run from 0 to the 60 rows of x, got 0 to 50"),
+    ({"cu_seqlens": [0, 20, 30, 70]}, "must run from 0 to the 60 rows of x, got 0 to 70"),
+    ({"mask": [[1] * 20, [1] * 5 + [0] + [1] * 14, [1] * 20]}, "row 1 has 2 runs"),
+    ({"mask": [[1] * 20, [2] * 20, [1] * 20]}, "must hold 0 and 1 alone, got 2"),
 ]
 
 
@@ -167,35 +190,44 @@ class _Call(torch.nn.Module):
         return self.mixer(x, last_only=self.mode == "last_only", **where)
 
 
-@pytest.mark.parametrize("mode", ["forward", "last_only", "prefill"])
-def test_contract_9_compiled_and_exported_code_refuses_what_eager_refuses(mode: str) -> None:
-    """No program reads another sequence's events: one graph each of the good layouts, called with the bad ones."""
-    auto = torch.export.Dim.AUTO
-    xs = {"padded": torch.randn(3, 20, 8), "packed": torch.randn(60, 8)}
-    good: dict[tuple[str, ...], dict[str, Tensor]] = {
-        ("lengths",): {"lengths": torch.tensor([20, 3, 5])},
-        ("lengths", "starts"): {"lengths": torch.tensor([20, 3, 5]), "starts": torch.tensor([0, 2, 7])},
-        ("cu_seqlens",): {"cu_seqlens": torch.tensor([0, 20, 30, 60])},
-        ("mask",): {"mask": torch.ones(3, 20, dtype=torch.int64)},
-    }
-    call = _Call(mode).eval()
-    for names, where in good.items():
-        if mode == "prefill" and len(names) == 2:
-            continue  # 4 s, for what forward shows
-        x = xs["packed" if "cu_seqlens" in names else "padded"]
-        torch._dynamo.reset()
-        compiled = torch.compile(call, fullgraph=True, dynamic=True, backend="aot_eager")
-        sizes = {0: auto} if x.dim() == 2 else {0: auto, 1: auto}
-        dynamic = {n: {0: auto, 1: auto} if t.dim() == 2 else {0: auto} for n, t in where.items()}
-        with torch.no_grad():
-            exported = torch.export.export(call, (x, where), dynamic_shapes=(sizes, dynamic)).module()
-            for function in (compiled, exported):
-                torch.testing.assert_close(function(x, where), call(x, where))
-            for _, bad, message in (b for b in BAD_LAYOUTS if tuple(b[1]) == names):
-                tensors = {name: torch.tensor(value) for name, value in bad.items()}
-                for function in (call, compiled, exported):
-                    with pytest.raises(ValueError, match=f"^HyenaMixer: .*{message}"):
-                        function(x, tensors)
+GOOD_LAYOUTS: dict[str, dict[str, Any]] = {
+    "lengths": {"lengths": [20, 3, 5]},
+    "lengths and starts": {"lengths": [20, 3, 5], "starts": [0, 2, 7]},
+    "cu_seqlens": {"cu_seqlens": [0, 20, 30, 60]},
+    "mask": {"mask": [[1] * 20] * 3},
+}
+# Every layout in the forward call; in `make test-all`, in all calls: they find sequences by the same function.
+FIRST_REFUSALS = {("last_only", "cu_seqlens"), ("prefill", "lengths")} | {("forward", name) for name in GOOD_LAYOUTS}
+
+
+@pytest.mark.parametrize(
+    ("mode", "layout"),
+    [
+        pytest.param(mode, layout, marks=() if (mode, layout) in FIRST_REFUSALS else pytest.mark.slow)
+        for mode in ("forward", "last_only", "prefill")
+        for layout in GOOD_LAYOUTS
+    ],
+)
+def test_contract_9_compiled_and_exported_code_refuses_what_eager_refuses(mode: str, layout: str) -> None:
+    """No program reads another sequence's events: one graph each of a good layout, called with the bad ones."""
+    auto, call = torch.export.Dim.AUTO, _Call(mode).eval()
+    where = {name: torch.tensor(value) for name, value in GOOD_LAYOUTS[layout].items()}
+    x = torch.randn(60, 8) if layout == "cu_seqlens" else torch.randn(3, 20, 8)
+    bad_layouts = [(bad, message) for bad, message in BAD_LAYOUTS if bad.keys() == where.keys()]
+    assert bad_layouts
+    torch._dynamo.reset()
+    compiled = torch.compile(call, fullgraph=True, dynamic=True, backend="aot_eager")
+    sizes = {0: auto} if x.dim() == 2 else {0: auto, 1: auto}
+    dynamic = {n: {0: auto, 1: auto} if t.dim() == 2 else {0: auto} for n, t in where.items()}
+    with torch.no_grad():
+        exported = torch.export.export(call, (x, where), dynamic_shapes=(sizes, dynamic)).module()
+        for function in (compiled, exported):
+            torch.testing.assert_close(function(x, where), call(x, where))
+        for bad, message in bad_layouts:
+            tensors = {name: torch.tensor(value) for name, value in bad.items()}
+            for function in (call, compiled, exported):
+                with pytest.raises(ValueError, match=f"^HyenaMixer: .*{message}"):
+                    function(x, tensors)
 
 
 def test_segments_on_a_device_are_clamped_to_x() -> None:

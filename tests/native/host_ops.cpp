@@ -26,7 +26,7 @@ const char* long_conv_backward(const LongConvArgs& args, void*) {
 namespace {
 
 struct Current {
-  explicit Current(const Tensor&) {}
+  explicit Current(const hyenarec::Tensor&) {}
   void* stream = nullptr;
 };
 
