@@ -26,9 +26,10 @@ from setuptools.command.build_ext import build_ext
 TORCH = Path(sysconfig.get_path("purelib")) / "torch"
 X86 = platform.machine().lower() in ("x86_64", "amd64")
 KERNELS = "csrc/cpu/kernels.cpp"  # compiled once for each instruction set
-ISA_FLAGS = {"portable": []} | (
+ISA_FLAGS = (
     {"avx512": ["-march=x86-64-v4", "-mprefer-vector-width=512"], "avx2": ["-march=x86-64-v3"]} if X86 else {}
-)
+) | {"portable": []}
+CUDA_ARCHS = "80;90+PTX"
 OLDEST_CUDA_ARCH = 80  # bfloat16 arithmetic
 
 
@@ -76,7 +77,7 @@ class Build(build_ext):
     """Compiles the kernels for each instruction set, gives .cu files to nvcc, and compiles files side by side."""
 
     def build_extension(self, ext: Extension) -> None:
-        targets = cuda_targets(os.environ.get("HYENAREC_CUDA_ARCHS", "80;90+PTX"))
+        targets = cuda_targets(os.environ.get("HYENAREC_CUDA_ARCHS", CUDA_ARCHS))
         if not TORCH.is_dir():
             print(f"hyenarec: no compiled backends: no torch in {TORCH.parent}", file=sys.stderr)
             return
@@ -89,11 +90,11 @@ class Build(build_ext):
         nvcc = find_nvcc() if targets else None
         cuda_sources = map(str, sorted(Path("csrc/cuda").glob("*.cu"))) if nvcc else ()
         with ThreadPoolExecutor(min(os.cpu_count() or 1, 8)) as pool:
-            # nvcc's first: they take longest
+            # the longest first
+            kernels = [pool.submit(self.compile_cpp, ext, KERNELS, isa) for isa in ISA_FLAGS]
             cuda = [pool.submit(self.compile_cuda, source, nvcc, targets) for source in cuda_sources]
             if nvcc:
                 cuda.append(pool.submit(self.compile_cpp, ext, "csrc/cuda/register.cpp"))
-            kernels = [pool.submit(self.compile_cpp, ext, KERNELS, isa) for isa in ISA_FLAGS]
             others = [pool.submit(self.compile_cpp, ext, source) for source in ext.sources if source != KERNELS]
             objects = [job.result() for job in (*kernels, *others)]
         try:

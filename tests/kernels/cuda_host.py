@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import shutil
 import subprocess
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 from operator_cases import TOLERANCE
 from torch import Tensor
 
@@ -47,14 +50,47 @@ class Arguments(ctypes.Structure):
     ]
 
 
-def compiled(target: Path, top: int, source: Path = SOURCE) -> ctypes.CDLL:
+def compile_host(target: Path, top: int, source: Path = SOURCE) -> None:
     """The programs for blocks of up to 2^top rows."""
-    flags = ["-std=c++17", "-O1", "-shared", "-fPIC", f"-DHYENAREC_TOP={top}", f"-I{source}"]
+    flags = ["-std=c++17", "-O1", "-g0", "-shared", "-fPIC", f"-DHYENAREC_TOP={top}", f"-I{source}"]
     subprocess.run(["g++", *flags, str(NATIVE / "host_test.cpp"), "-o", str(target)], check=True)
-    library = ctypes.CDLL(str(target))
-    library.args_size.restype = library.host_workspace.restype = ctypes.c_int64
-    assert library.args_size() == ctypes.sizeof(Arguments)
-    return library
+
+
+def host_library(factory: pytest.TempPathFactory) -> Path:
+    """The programs of every size, compiled once for all tests of a run."""
+    needs("g++")
+    return shared(factory, "host.so", lambda target: compile_host(target, 14))
+
+
+def shared(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]) -> Path:
+    """A file of this run of the tests: the first of its workers to need it makes it."""
+    own = factory.getbasetemp()
+    folder = own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+    with FileLock(folder / f"{name}.lock"):
+        if not (folder / name).exists():
+            make(folder / name)
+    return folder / name
+
+
+class Host:
+    """A library's programs with blocks of at most 2^top rows."""
+
+    def __init__(self, path: Path, top: int) -> None:
+        self.library, self.top = ctypes.CDLL(str(path)), top
+        self.library.args_size.restype = self.library.host_workspace.restype = ctypes.c_int64
+        assert self.library.args_size() == ctypes.sizeof(Arguments)
+
+    def workspace(self, args: Arguments, backward: bool) -> int:
+        size: int = self.library.host_workspace(ctypes.byref(args), self.top, backward)
+        assert size >= 0, f"the library has no schedule with blocks of 2^{self.top} rows"
+        return size
+
+    def run(self, args: Arguments, backward: bool, reversed: bool) -> None:
+        self.library.host_run(ctypes.byref(args), self.top, backward, reversed)
+
+    def launches(self, args: Arguments, backward: bool) -> int:
+        launches: int = self.library.host_launches(ctypes.byref(args), self.top, backward)
+        return launches
 
 
 def needs(program: str) -> None:
@@ -175,21 +211,17 @@ class HostCase:
         like = {name: self.tensors["x" if name == "out" else name] for name in self.present()}
         return {name: torch.full(v.shape, torch.nan, dtype=v.dtype) for name, v in like.items()}
 
-    def launches(self, host: ctypes.CDLL, backward: bool) -> int:
-        launches: int = host.host_launches(ctypes.byref(self.arguments(self.results())), backward)
-        return launches
-
-    def run(self, host: ctypes.CDLL, *, reversed: bool = False) -> dict[str, Tensor]:
+    def run(self, host: Host, *, reversed: bool = False) -> dict[str, Tensor]:
         """The outputs and gradients; `reversed`: with threads and blocks in the opposite order."""
         results = self.results()
         args = self.arguments(results)
         for backward in (False, True):
             if not backward and "out" not in results:
                 continue
-            size = host.host_workspace(ctypes.byref(args), backward)
+            size = host.workspace(args, backward)
             workspace = torch.full((size // 4 + 64,), torch.nan)  # nothing may depend on it; 64 more as a guard
             args.workspace = workspace.data_ptr()
-            host.host_run(ctypes.byref(args), backward, reversed)
+            host.run(args, backward, reversed)
             assert workspace[size // 4 :].isnan().all(), "written past the workspace"
         return results
 
@@ -206,7 +238,7 @@ def wrong(case: HostCase, found: dict[str, Tensor]) -> dict[str, float]:
     return {name: error for name, error in errors.items() if not error < limit}
 
 
-def check(host: ctypes.CDLL, case: HostCase) -> None:
+def check(host: Host, case: HostCase) -> None:
     found = case.run(host)
     bad = wrong(case, found)
     assert not bad, f"{bad} in {case}"

@@ -153,22 +153,40 @@ def call_mixer(order: int, gate: Any, dtype: torch.dtype) -> None:
         mixer.step(row, state)
 
 
-@pytest.mark.parametrize("dtype", TOLERANCE)
-def test_operators_give_the_same_without_python(dtype: torch.dtype, tmp_path: Path) -> None:
+Replayed = tuple[Recorder, list[Any]]
+
+
+@pytest.fixture(scope="module")
+def replayed(tmp_path_factory: pytest.TempPathFactory) -> dict[torch.dtype, Replayed]:
+    """Calls of every kind in every dtype: what the reference computes, and what one process without Python does."""
+    recorders = {}
+    for dtype in TOLERANCE:
+        torch.manual_seed(0)
+        with recorded() as recorders[dtype]:
+            call_all(dtype)
+    calls = [call for recorder in recorders.values() for call in recorder.calls]
+    answers = iter(without_python(calls, tmp_path_factory.mktemp("replayed")))
+    return {dtype: (recorder, [next(answers) for _ in recorder.calls]) for dtype, recorder in recorders.items()}
+
+
+def call_all(dtype: torch.dtype) -> None:
     long = {"lengths": (900, 0, 1, 300), "dim": 4, "groups": 2}
-    with recorded() as recorder:
-        for operator in OPERATORS:
-            for layout in LAYOUTS:
-                for last_only in (False, True) if operator != "short_conv" else (False,):
-                    call_operator(operator, layout, dtype, last_only)
-        for taps in (700, 1300):  # by blocks: for sequences longer than the filter, and for shorter ones
-            for terms in (1, 7, 20):
-                call_operator("legendre_conv", "left", dtype, False, taps=taps, terms=terms, **long)
-            call_operator("legendre_conv", "left", dtype, False, taps=taps, terms=50, **long)  # too many for blocks
-        for order, gate in ((1, "identity"), (2, "silu"), (3, "none")):
-            call_mixer(order, gate, dtype)
+    for operator in OPERATORS:
+        for layout in LAYOUTS:
+            for last_only in (False, True) if operator != "short_conv" else (False,):
+                call_operator(operator, layout, dtype, last_only)
+    for taps in (700, 1300):  # by blocks: for sequences longer than the filter, and for shorter ones
+        for terms in (1, 7, 20):
+            call_operator("legendre_conv", "left", dtype, False, taps=taps, terms=terms, **long)
+        call_operator("legendre_conv", "left", dtype, False, taps=taps, terms=50, **long)  # too many for blocks
+    for order, gate in ((1, "identity"), (2, "silu"), (3, "none")):
+        call_mixer(order, gate, dtype)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+def test_operators_give_the_same_without_python(dtype: torch.dtype, replayed: dict[torch.dtype, Replayed]) -> None:
+    recorder, answers = replayed[dtype]
     assert {name for name, _ in recorder.calls} == set(NAMES)
-    answers = without_python(recorder.calls, tmp_path)
     for call, want, got in zip(recorder.calls, recorder.results, answers, strict=True):
         check_same(call, want, got, TOLERANCE[dtype])
 

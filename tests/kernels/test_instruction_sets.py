@@ -18,7 +18,7 @@ pytestmark = pytest.mark.skipif(cpu.probe() is not None, reason=f"cpu backend: {
 
 @pytest.mark.parametrize("isa", ["avx512", "avx2", "portable"])
 def test_each_instruction_set(isa: str) -> None:
-    """The short checks of test_cpu.py and dropout's in a process of their own, with the instruction set forced."""
+    """The short checks of the CPU kernels and dropout's in a process of their own, with the instruction set forced."""
     environment = os.environ | {"HYENAREC_CPU_ISA": isa}
     probe = "import torch, hyenarec_kernels._C; print(torch.ops.hyenarec_cpu.isa())"
     found = subprocess.run([sys.executable, "-c", probe], env=environment, capture_output=True, text=True, check=False)
@@ -29,7 +29,9 @@ def test_each_instruction_set(isa: str) -> None:
     if isa == torch.ops.hyenarec_cpu.isa():
         return  # these tests run so anyway
     selected = "channels or short_conv or same_bits or (dropout and (oracle or whole_range))"
-    files = [str(Path(__file__).with_name(name)) for name in ("test_cpu.py", "test_dropout.py")]
+    selected = f"({selected}) and not reference and not triton"
+    names = ("cpu", "cpu_calls", "cpu_short_conv", "dropout")
+    files = [str(Path(__file__).with_name(f"test_{name}.py")) for name in names]
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *files, "-k", selected]
     ran = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stdout[-3000:]

@@ -64,8 +64,17 @@ def test_a_transform_compiles(transform: str) -> None:
         compiled(X, BAD)
 
 
-@pytest.mark.parametrize("operator", ["short_conv", "long_conv", "mixer"])
-@pytest.mark.parametrize("taps", [3, 40])  # direct, Fourier
+@pytest.mark.parametrize(
+    ("operator", "taps"),  # direct, Fourier
+    [
+        ("short_conv", 3),
+        ("long_conv", 3),
+        ("long_conv", 40),
+        ("mixer", 40),
+        pytest.param("short_conv", 40, marks=pytest.mark.slow),
+        pytest.param("mixer", 3, marks=pytest.mark.slow),
+    ],
+)
 def test_the_gradient_of_other_operators_compiles(operator: str, taps: int) -> None:
     torch._dynamo.reset()
     mixer = HyenaMixer(4, taps, terms=3)

@@ -67,8 +67,18 @@ def assert_oracle(case: Case, got: Answer, dtype: torch.dtype) -> None:
     assert_close(got, case.expected(), TOLERANCE[dtype])
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("layout", LAYOUTS)
+# Every layout in float64 and every dtype in packed rows; in `make test-all`, every dtype in every layout.
+FIRST = {(layout, torch.float64) for layout in LAYOUTS} | {("packed", dtype) for dtype in DTYPES}
+
+
+@pytest.mark.parametrize(
+    ("layout", "dtype"),
+    [
+        pytest.param(layout, dtype, marks=() if (layout, dtype) in FIRST else pytest.mark.slow)
+        for layout in LAYOUTS
+        for dtype in DTYPES
+    ],
+)
 def test_chunks_and_one_level(layout: str, dtype: torch.dtype) -> None:
     """Whole and cut chunks, the filter's end inside a sequence or not, an empty sequence and one of length 1."""
     lengths = (140, 140) if layout == "full" else (100, 0, 1, 140, 70)

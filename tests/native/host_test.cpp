@@ -1,6 +1,7 @@
 // The shipped programs and schedule on the host, for tests: every thread block of every launch, its threads one after
-// the other between barriers. tests/kernels/test_cuda_host.py compiles this into libraries: HYENAREC_TOP is log2 of the
-// largest block; small blocks meet filters in parts, and shares of several items, in small calls.
+// the other between barriers. tests/kernels/cuda_host.py compiles this into a library whose functions take log2 of the
+// largest block as `top`: 14, 10 or 7, no more than HYENAREC_TOP. Small blocks meet filters in parts, and shares of
+// several items, in small calls.
 #include <vector>
 
 #include "cuda/schedule.h"
@@ -10,8 +11,7 @@ namespace {
 using namespace hyenarec;
 using namespace hyenarec::cuda;
 
-constexpr int kTop = HYENAREC_TOP;
-constexpr int64_t kShareElements = kTop == kLargest ? kWave : 4096;
+constexpr int kTops[] = {kLargest, kScarce, 7};
 
 // One thread block. In which order a phase's threads run may not change results; race_test.cpp has them run at once.
 struct HostBlock {
@@ -46,10 +46,18 @@ struct Counter {
 };
 
 template <class Machine>
-int64_t run(const LongConvArgs& args, bool backward, Machine&& machine) {
-  Schedule<std::remove_reference_t<Machine>, kTop, kShareElements> schedule(args, machine);
-  backward ? schedule.backward() : schedule.forward();
-  return schedule.workspace();
+int64_t run(const LongConvArgs& args, int top, bool backward, Machine&& machine) {
+  int64_t workspace = -1;
+  each<std::size(kTops)>([&](auto index) {
+    constexpr int kTop = kTops[decltype(index)::value];
+    if constexpr (kTop <= HYENAREC_TOP) {
+      if (kTop != top) return;
+      Schedule<std::remove_reference_t<Machine>, kTop, kTop == kLargest ? kWave : 4096> schedule(args, machine);
+      backward ? schedule.backward() : schedule.forward();
+      workspace = schedule.workspace();
+    }
+  });
+  return workspace;
 }
 
 // Most accesses to one bank by the 16 threads that are served together, over all passes.
@@ -80,19 +88,23 @@ extern "C" {
 
 int64_t args_size() { return sizeof(LongConvArgs); }
 
-int64_t host_workspace(const LongConvArgs* args, bool backward) { return run(*args, backward, DryRun{}); }
+int64_t host_workspace(const LongConvArgs* args, int top, bool backward) {
+  return run(*args, top, backward, DryRun{});
+}
 
-void host_run(const LongConvArgs* args, bool backward, bool reversed) { run(*args, backward, HostMachine{reversed}); }
+void host_run(const LongConvArgs* args, int top, bool backward, bool reversed) {
+  run(*args, top, backward, HostMachine{reversed});
+}
 
-int host_launches(const LongConvArgs* args, bool backward) {
+int host_launches(const LongConvArgs* args, int top, bool backward) {
   Counter counter;
-  run(*args, backward, counter);
+  run(*args, top, backward, counter);
   return counter.launches;
 }
 
 int host_bank_conflicts(int log) {
   int worst = 0;
-  with_size<kSmallest, kTop>(log, [&](auto size) { worst = bank_conflicts<decltype(size)::value>(); });
+  with_size<kSmallest, HYENAREC_TOP>(log, [&](auto size) { worst = bank_conflicts<decltype(size)::value>(); });
   return worst;
 }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import runpy
 import shutil
 import subprocess
@@ -18,6 +19,10 @@ import pytest
 import setuptools
 
 ROOT = Path(__file__).parents[2]
+needs_compiler = pytest.mark.skipif(
+    shutil.which("g++") is None or not Path(sysconfig.get_path("purelib"), "torch").is_dir(),
+    reason="no C++ compiler, or no torch beside pip",
+)
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +38,9 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def pip(python: Path | str, *arguments: object, **environment: str) -> str:
     command = [str(python), "-m", "pip", "--disable-pip-version-check", *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | environment)
+    # Python compiles what it imports; pip would compile everything
+    environment = os.environ | {"PIP_COMPILE": "0"} | environment
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout + done.stderr
 
@@ -55,21 +62,23 @@ def make_environment(folder: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def build(source: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """A wheel built in isolation where nvcc is broken, and what pip said."""
+def build(source: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, str]:
+    """A wheel built in isolation where nvcc is broken, what pip said, and with what nvcc was called."""
     out, tools = tmp_path_factory.mktemp("wheel"), tmp_path_factory.mktemp("tools")
-    nvcc = tools / "nvcc"
-    nvcc.write_text("#!/bin/sh\necho 'nvcc error   : it is broken' >&2\nexit 3\n")
+    nvcc, called = tools / "nvcc", tools / "called"
+    nvcc.write_text(f"#!/bin/sh\necho \"$@\" >> '{called}'\necho 'nvcc error   : it is broken' >&2\nexit 3\n")
     nvcc.chmod(0o755)
     path = os.pathsep.join([str(tools), os.environ["PATH"]])
     # -O0: this wheel is looked at, not timed
     environment = {"PATH": path, "CUDA_HOME": "", "HYENAREC_CXXFLAGS": "-O0"}
-    said = pip(sys.executable, "wheel", "-v", "--no-deps", "--wheel-dir", out, source, **environment)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("HYENAREC_CUDA_ARCHS", raising=False)
+        said = pip(sys.executable, "wheel", "-v", "--no-deps", "--wheel-dir", out, source, **environment)
     (built,) = out.glob("hyenarec-*.whl")
-    return built, said
+    return built, said, called.read_text() if called.exists() else ""
 
 
-def test_the_wheel_holds_both_packages_types_and_licence(build: tuple[Path, str]) -> None:
+def test_the_wheel_holds_both_packages_types_and_licence(build: tuple[Path, str, str]) -> None:
     names = zipfile.ZipFile(build[0]).namelist()
     for name in (
         "hyenarec_kernels/py.typed",
@@ -82,12 +91,9 @@ def test_the_wheel_holds_both_packages_types_and_licence(build: tuple[Path, str]
     assert not any(name.startswith(("tests", "benchmarks", "python/", "csrc")) for name in names)
 
 
-@pytest.mark.skipif(
-    shutil.which("g++") is None or not Path(sysconfig.get_path("purelib"), "torch").is_dir(),
-    reason="no C++ compiler, or no torch beside pip",
-)
-def test_a_broken_nvcc_costs_the_cuda_backend_alone(build: tuple[Path, str], tmp_path: Path) -> None:
-    wheel, said = build
+@needs_compiler
+def test_a_broken_nvcc_costs_the_cuda_backend_alone(build: tuple[Path, str, str], tmp_path: Path) -> None:
+    wheel, said, _ = build
     lines = [line.strip() for line in said.splitlines() if "hyenarec: no " in line]
     assert len(lines) == 1
     assert lines[0].startswith("hyenarec: no CUDA backend: ") and lines[0].endswith(
@@ -128,6 +134,26 @@ def test_architectures(cuda_targets: Callable[[str], list[str]]) -> None:
     assert cuda_targets("90") == [sm90]
     assert cuda_targets("120a") == ["-gencode=arch=compute_120a,code=sm_120a"]
     assert cuda_targets("") == []
+
+
+@needs_compiler
+def test_a_wheel_is_compiled_for_the_default_architectures(
+    build: tuple[Path, str, str], cuda_targets: Callable[[str], list[str]]
+) -> None:
+    calls = [line.split() for line in build[2].splitlines()]
+    assert len(calls) == len(list(ROOT.glob("csrc/cuda/*.cu")))
+    for call in calls:
+        assert [word for word in call if word.startswith("-gencode")] == cuda_targets("80;90+PTX")
+
+
+@pytest.mark.skipif(shutil.which("nvcc") is None, reason="no nvcc")
+def test_architectures_as_nvcc_reads_them(cuda_targets: Callable[[str], list[str]], tmp_path: Path) -> None:
+    (tmp_path / "empty.cu").touch()
+    command = ["nvcc", "--dryrun", *cuda_targets("80;90+PTX"), "-c", "empty.cu"]
+    plan = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True).stderr
+    (line,) = [line for line in plan.splitlines() if "fatbinary" in line and "--image3" in line]
+    kinds = re.findall(r"--image3=kind=(\w+),sm=(\d+)", line)
+    assert sorted(kinds) == [("elf", "80"), ("elf", "90"), ("ptx", "90")]
 
 
 @pytest.mark.parametrize("wrong", ["nonsense", "8.0", "75", "80,90", "80+ptx", "-80", "80;;9"])
