@@ -42,15 +42,17 @@ class Reader(Protocol):
 
 
 class Session:
-    """The states of some users, which :meth:`append` moves on by one event each. :meth:`hyenarec.Recommender.session` makes it.
+    """The states of some users, which :meth:`append` moves on by one event each.
+
+    :meth:`hyenarec.Recommender.session` makes it.
 
     >>> session = recommender.session([["jazz-001", "jazz-002"], []])  # a known history, and someone new
     >>> session.append(["soul-002", "jazz-001"])
     >>> session.recommend(k=10)
 
     A new event costs a step of the model, whatever the length of the history. Scores are those of the model for all
-    events since the history given at first, of which it read the last ``max_length``; :meth:`hyenarec.Recommender.recommend`
-    never reads more than the last ``max_length``. A model with positions (attention, hydra, elastic, hytrec,
+    events since the history given at first, of which it read the last ``max_length``, which is all that
+    :meth:`hyenarec.Recommender.recommend` ever reads. A model with positions (attention, hydra, elastic, hytrec,
     fuxi_linear) can count no more than ``max_length``: then the last three quarters are read anew.
 
     With ``compact`` the hyena mixer remembers long windows in a few hundred numbers a channel
