@@ -3,7 +3,8 @@
 //
 // A kernel is a *program*: a struct of parameters whose operator()(block, index, shared) runs one thread block. It is
 // written as phases, `block.phase(f)`: f(thread) for every thread, then a barrier. Nothing but shared and global memory
-// lives on from one phase to the next, so that a loop over threads runs it as well as a thread block does.
+// lives on from one phase to the next, so that a loop over threads runs it as well as a thread block does. What a warp
+// computes as one is `block.warps(f)`, a phase too (tensor_core.h).
 #pragma once
 #include <cmath>
 #include <cstdint>

@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "cuda/schedule.h"
+#include "cuda/tensor_core.h"
 
 namespace {
 
@@ -21,6 +22,10 @@ struct HostBlock {
   template <class F>
   void phase(const F& f) {
     for (int i = 0; i < threads; ++i) f(reversed ? threads - 1 - i : i);
+  }
+  template <class F>
+  void warps(const F& f) {
+    for (int i = 0, count = threads / 32; i < count; ++i) f(Warp{reversed ? count - 1 - i : i, 0});
   }
 };
 

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "cuda/schedule.h"
+#include "cuda/tensor_core.h"
 
 namespace {
 
@@ -26,6 +27,12 @@ class ThreadBlock {
   void phase(const F& f) {
     f(thread_);
     if (number_++ != dropped) pthread_barrier_wait(barrier_);
+  }
+  template <class F>
+  void warps(const F& f) {  // one thread is the warp: what its lanes do to each other without a sync is not seen
+    phase([&](int thread) {
+      if (thread % 32 == 0) f(Warp{thread / 32, 0});
+    });
   }
 
  private:
