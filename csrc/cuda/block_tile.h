@@ -1,0 +1,238 @@
+// A tile in shared memory: 256 rows of a few channels, each channel's rows adjacent, and products of Toeplitz matrices
+// with it.
+//
+// A channel's rows lie as 16-bit words of rows t and t + 1, by *units* of 8 rows: first the units of even number, then
+// those of odd number, so that one matrix instruction reads units 16 rows apart without a bank conflict. With block b for
+// rows [16 b, 16 b + 16), the convolution inside a tile is
+//
+//     y_a = sum_d T_d u_{a - d},    T_d[i, j] = h[16 d + i - j]
+//
+// and all blocks a of a tile are the columns of one product: (16, 16) times (16, 16) for each d.
+//
+// A float that has more digits than bfloat16 is the sum of two or three of them, *planes*: of float16 values two hold
+// all bits, of float32 values three. A product of two sums leaves out what is below their last bit.
+#pragma once
+#include "block_rows.h"
+
+namespace hyenarec::cuda {
+
+template <class T>
+struct Tiles16;  // what a tile of values of type T is like
+template <>
+struct Tiles16<Bfloat16> {
+  static constexpr int kPlanes = 1, kChannels = 32;
+};
+template <>
+struct Tiles16<Float16> {
+  static constexpr int kPlanes = 2, kChannels = 16;
+};
+template <>
+struct Tiles16<Float32> {
+  static constexpr int kPlanes = 3, kChannels = 16;
+};
+
+template <class T>
+struct Tile {
+  static constexpr int kThreads = 256, kWarps = 8;
+  static constexpr int kPlanes = Tiles16<T>::kPlanes, kChannels = Tiles16<T>::kChannels;
+  static constexpr int kVector = kChannels / 4;   // channels that a thread reads at once, 16 bytes or 8
+  static constexpr int kEach = kChannels / kWarps;  // channels of a warp
+  static constexpr int kColumns = kChannels / 8;  // tiles of 8 columns of a product over channels
+
+  static constexpr int kHalf = 16 * 16 + 16, kPlane = 2 * kHalf;  // bytes: units of even number; all units
+  static constexpr int kSkew = 32;                                // bytes between vectors of channels, for the banks
+  static constexpr int kSkewed = 3 * kSkew;
+  static constexpr int kInput = kPlanes * kPlane;
+  static constexpr int kResult = 16 * 20 * int(sizeof(float));  // a channel's rows as floats, 4 empty after each 16
+  static constexpr int kPlain = (16 + kTile) * int(sizeof(float));  // likewise, none empty, after 16 zeros
+
+  // Where channel c begins, of channels `stride` bytes apart.
+  static HYENAREC_DEVICE char* at(char* base, int stride, int c) { return base + c * stride + c / kVector * kSkew; }
+};
+
+// What lives in a warp's registers from one phase to the next.
+template <class Value, int kWarps>
+struct Kept {
+#ifdef __CUDA_ARCH__
+  Value own;
+  __device__ __forceinline__ Value& operator[](int) { return own; }
+#else
+  Value all[kWarps];
+  HYENAREC_DEVICE Value& operator[](int warp) { return all[warp]; }
+#endif
+};
+
+// The tile before or behind a slot's by `distance`, its row 0 at position `first`; rows outside the sequence are zero.
+struct TileRows {
+  Slot slot;
+  int64_t first;
+  HYENAREC_DEVICE TileRows(const Slot& slot, int distance)
+      : slot(slot), first((int64_t(slot.index) + distance) * kTile) {}
+  HYENAREC_DEVICE bool holds(int row) const { return first >= 0 && first + row < slot.length; }
+};
+
+// A thread's piece of a tile: rows first to first + 3 of one vector of channels.
+struct Piece {
+  int column, first;
+  HYENAREC_DEVICE explicit Piece(int thread) : column(thread % 4), first(thread / 4 * 4) {}
+};
+
+// u[r][v] = value * factor of a piece.
+template <class T, int V>
+HYENAREC_DEVICE void read_piece(float (&u)[4][V], const Product& from, const TileRows& rows, const Piece& piece,
+                                int64_t batch, int channel, int channels) {
+  each<4>([&](auto r) {
+    each<V>([&](auto v) { u[r.value][v.value] = 0.f; });
+    int row = piece.first + r.value, left = channels - channel;
+    if (!rows.holds(row) || left <= 0) return;
+    Place place{batch, rows.slot.start + rows.first + row, channel, left};
+    read<T>(u[r.value], from.value, place);
+    multiply<T>(u[r.value], from.factor, place);
+  });
+}
+
+// w[p] = the words of plane p of two values.
+template <int P>
+HYENAREC_DEVICE void split(uint32_t (&w)[P], float low, float high) {
+  each<P>([&](auto p) {
+    w[p.value] = packed<Bfloat16>(low, high);
+    if constexpr (p.value + 1 < P) {
+      low -= unpacked<Bfloat16>(w[p.value], 0);
+      high -= unpacked<Bfloat16>(w[p.value], 1);
+    }
+  });
+}
+
+// Puts a piece into a tile; `plain`, where it is not null, gets its floats too.
+template <class T>
+HYENAREC_DEVICE void store_piece(const float (&u)[4][Tile<T>::kVector], char* base, int stride, const Piece& piece,
+                                 int plain) {
+  using S = Tile<T>;
+  int unit = piece.first / 8;
+  int place = unit % 2 * S::kHalf + unit / 2 * 16 + piece.first % 8 * 2;
+  each<S::kVector>([&](auto v) {
+    char* channel = S::at(base, stride, piece.column * S::kVector + v.value);
+    uint32_t low[S::kPlanes], high[S::kPlanes];
+    split(low, u[0][v.value], u[1][v.value]);
+    split(high, u[2][v.value], u[3][v.value]);
+    each<S::kPlanes>([&](auto p) {
+      *reinterpret_cast<Aligned<2>*>(channel + p.value * S::kPlane + place) = {{low[p.value], high[p.value]}};
+    });
+    if (plain)
+      *reinterpret_cast<Aligned<4>*>(channel + plain + (16 + piece.first) * sizeof(float)) = {
+          {float_to_bits(u[0][v.value]), float_to_bits(u[1][v.value]), float_to_bits(u[2][v.value]),
+           float_to_bits(u[3][v.value])}};
+  });
+}
+
+// The left operand of a product: a matrix that is constant along its diagonals, of which three words of a lane differ.
+template <int P>
+struct Diagonals {
+  PerLane<Words<4>> plane[P];
+};
+
+// c[0], c[1] (16 rows; blocks 0 to 7 and 8 to 15) += a times the tile's blocks `delta` behind; those outside it are zero.
+template <int P>
+HYENAREC_DEVICE void multiply_blocks(const Warp& warp, PerLane<Accumulator> (&c)[2], const Diagonals<P>& a,
+                                     const char* channel, const char* zero, int delta) {
+  bool low = delta >= -7, high = delta <= 7;
+  each<P>([&](auto q) {
+    auto words = load_matrices<false>(warp, [&](int lane) {
+      int block = lane % 8 + lane / 16 * 8 + delta;
+      const char* at = channel + q.value * Tile<Float32>::kPlane + lane / 8 % 2 * Tile<Float32>::kHalf + block * 16;
+      return block >= 0 && block < 16 ? at : zero;
+    });
+    PerLane<Words<2>> b[2];
+    warp.lanes([&](int lane) {
+      b[0][lane] = {{words[lane].word[0], words[lane].word[1]}};
+      b[1][lane] = {{words[lane].word[2], words[lane].word[3]}};
+    });
+    each<P - q.value>([&](auto p) {
+      if (low) TensorCore<Bfloat16>::multiply(c[0], a.plane[p.value], b[0]);
+      if (high) TensorCore<Bfloat16>::multiply(c[1], a.plane[p.value], b[1]);
+    });
+  });
+}
+
+// Taps as the words (h[o], h[o - 1]), at index o + before: channels, planes, words.
+struct Taps {
+  const uint32_t* words;
+  int planes, size, before;
+  HYENAREC_DEVICE const uint32_t* of(int channel) const { return words + int64_t(channel) * planes * size; }
+};
+
+// c += sum over d in [first, last] of T_{base + d} u_{a - d}; transposed, of T_{base + d}^T u_{a + d}.
+template <bool kTransposed, int P>
+HYENAREC_DEVICE void convolve_blocks(const Warp& warp, PerLane<Accumulator> (&c)[2], const Taps& taps, int number,
+                                     int base, int first, int last, const char* channel, const char* zero) {
+  const uint32_t* words = taps.of(number);
+  auto word = [&](int lane, int d, int plane, int beside) {
+    int diagonal = lane / 4 - lane % 4 * 2;
+    int at = 16 * (base + d) + beside + (kTransposed ? 1 - diagonal : diagonal) + taps.before;
+    uint32_t found = words[plane * taps.size + at];
+    return kTransposed ? found << 16 | found >> 16 : found;
+  };
+  Diagonals<P> a;
+  constexpr int kBelow = kTransposed ? 1 : 2, kAbove = 3 - kBelow;
+  warp.lanes([&](int lane) {
+    each<P>([&](auto p) { a.plane[p.value][lane].word[kAbove] = word(lane, first - 1, p.value, 8); });
+  });
+  for (int d = first; d <= last; ++d) {
+    warp.lanes([&](int lane) {
+      each<P>([&](auto p) {
+        uint32_t(&w)[4] = a.plane[p.value][lane].word;
+        w[kBelow] = w[kAbove];
+        w[0] = w[3] = word(lane, d, p.value, 0);
+        w[kAbove] = word(lane, d, p.value, 8);
+      });
+    });
+    multiply_blocks(warp, c, a, channel, zero, kTransposed ? d : -d);
+  }
+}
+
+// c[m, k] += sum over t of u[t - m] v[t + 16 (k + shift)]: products of rows 16 (k + shift) + m apart, u from its floats.
+template <int P>
+HYENAREC_DEVICE void correlate_blocks(const Warp& warp, PerLane<Accumulator> (&c)[2], const char* plain,
+                                      const char* channel, const char* zero, int shift) {
+  const float* u = reinterpret_cast<const float*>(plain) + 16;
+  auto words = [&](int lane, int s, int beside, uint32_t(&w)[P]) {
+    int at = 16 * s + beside + lane % 4 * 2 - lane / 4;
+    split(w, u[at], u[at + 1]);
+  };
+  Diagonals<P> a;
+  warp.lanes([&](int lane) {
+    uint32_t w[P];
+    words(lane, -1, 8, w);
+    each<P>([&](auto p) { a.plane[p.value][lane].word[2] = w[p.value]; });
+  });
+  for (int s = 0; s < (shift ? 17 : 16); ++s) {
+    warp.lanes([&](int lane) {
+      uint32_t here[P], above[P];
+      words(lane, s, 0, here);
+      words(lane, s, 8, above);
+      each<P>([&](auto p) {
+        uint32_t(&w)[4] = a.plane[p.value][lane].word;
+        w[1] = w[2];
+        w[0] = w[3] = here[p.value];
+        w[2] = above[p.value];
+      });
+    });
+    multiply_blocks(warp, c, a, channel, zero, s + shift);
+  }
+}
+
+// Puts a warp's sums (16 rows of a block; the blocks) where `result` reads them.
+template <class T>
+HYENAREC_DEVICE void store_result(const Warp& warp, const PerLane<Accumulator> (&c)[2], char* result) {
+  auto* to = reinterpret_cast<float*>(result);
+  warp.lanes([&](int lane) {
+    each<2>([&](auto half) {
+      each<4>([&](auto v) {
+        int row = lane / 4 + v.value / 2 * 8, block = half.value * 8 + lane % 4 * 2 + v.value % 2;
+        to[block * 20 + row] = c[half.value][lane].value[v.value];
+      });
+    });
+  });
+}
+
+}  // namespace hyenarec::cuda
