@@ -1,21 +1,21 @@
 // The second pass backward: all row gradients of a tile from one reading, and the gradient of the taps inside tiles.
 //
 // y is computed again for the post-gate's gradient, du = H^T dy for those of x and pre-gate; the taps' gradient is the
-// correlation of dy with u. A block takes one tile after the other and keeps that in registers; where the filter's end
-// lies inside the sequences its registers hold sums of rows instead, and the correlation is a launch of its own.
+// correlation of dy with u, which a block keeps in registers while it takes one tile after the other. What of that
+// belongs to the filter's end is a launch of its own, for few tiles have it.
 #pragma once
 #include "block_output.h"
 
 namespace hyenarec::cuda {
 
 // The sums of a warp's correlations: c[m, k] is lag 16 k + m.
-template <class T>
+template <class S>
 struct LagSums {
-  PerLane<Accumulator> of[Tile<T>::kEach][2];
+  PerLane<Accumulator> of[S::kEach][2];
 
   HYENAREC_DEVICE void store(const Warp& warp, int channel, int count, float* partial) const {
-    each<Tile<T>::kEach>([&](auto i) {
-      int c = channel + warp.number * Tile<T>::kEach + i.value;
+    each<S::kEach>([&](auto i) {
+      int c = channel + warp.number * S::kEach + i.value;
       if (c >= count) return;
       warp.lanes([&](int lane) {
         each<2>([&](auto half) {
@@ -29,35 +29,20 @@ struct LagSums {
   }
 };
 
-// Zeros before a piece's channels' floats, and behind them where `behind`.
 template <class T>
-HYENAREC_DEVICE void clear_margins(char* base, int stride, const Piece& piece, int plain, bool behind) {
-  if (piece.first != 0) return;
-  each<Tile<T>::kVector>([&](auto v) {
-    char* floats = Tile<T>::at(base, stride, piece.column * Tile<T>::kVector + v.value) + plain;
-    each<4>([&](auto i) {
-      *reinterpret_cast<Aligned<4>*>(floats + i.value * 16) = {};
-      if (behind) *reinterpret_cast<Aligned<4>*>(floats + Tile<T>::kPlain + i.value * 16) = {};
-    });
-  });
-}
-
-template <class T, bool kEdges>
 struct ConvolveTilesBackward {
-  using S = Tile<T>;
+  using S = NarrowTile<T>;
   static constexpr int kThreads = S::kThreads, kBlocks = 2;
-  // A channel: u and its floats, or y; then dy, or du.
-  static constexpr int kSecond = S::kInput + S::kPlain;
-  static constexpr int kStride = kSecond + (S::kInput > S::kResult ? S::kInput : S::kResult) + S::kSkewed;
-  static constexpr int kSharedBytes = S::kChannels * kStride + 16;
+  // A channel: u; its floats, later y; dy; du.
+  static constexpr int kY = S::kInput, kDy = kY + S::kResult, kDu = kDy + S::kInput;
+  static constexpr int kStride = kDu + S::kResult + S::kSkewed, kSharedBytes = S::kChannels * kStride + 16;
+  static_assert(S::kPlain <= S::kResult && kSharedBytes <= 99 * 1024);
 
   Nodes tiles;
   Channels channels;
   int groups, shares, rows;
   Product u, dy, to_post, to_x, to_pre;  // the last three: an output and its factor, or null
-  Taps near, edge;
-  int edges;
-  EdgePair pairs[kMostEdges];
+  AllTaps taps;
   FarField far, far_transposed;
   float* lags;  // (shares, channels, 256) or null
 
@@ -66,27 +51,54 @@ struct ConvolveTilesBackward {
   template <class Block>
   HYENAREC_DEVICE void operator()(Block& block, int64_t index, void* memory) const {
     auto* shared = static_cast<char*>(memory);
+    char* zero = shared + S::kChannels * kStride;
     int channel = int(index % groups) * S::kChannels, share = int(index / groups);
-    Kept<LagSums<T>, S::kWarps> kept{};
+    bool need_post = to_post.value.data, need_input = to_x.value.data || to_pre.value.data;
+    Kept<LagSums<S>, S::kWarps> kept{};
     for (int number = share; number < tiles.count; number += shares) {
       Slot slot = tiles.slots[number];
       bool exists = Nodes::exists(slot, kTile);
       if (!exists && !tiles.per_sequence) continue;
-      if constexpr (kEdges)
-        with_edges(block, shared, slot, exists, channel);
-      else if (exists)
-        alone(block, shared, slot, channel, kept);
+      for (int round = 0; exists && round <= taps.edges; ++round) {
+        EdgePair pair = taps.pair(round);
+        bool before = slot.index >= pair.distance;
+        bool behind = (int64_t(slot.index) + pair.distance) * kTile < slot.length;
+        if (!before && !behind) continue;
+        load(block, shared, slot, channel, pair.distance);
+        block.warps([&](const Warp& warp) {
+          if (round == 0 && lags) {
+            each<S::kEach>([&](auto i) {
+              char* at = S::at(shared, kStride, warp.number * S::kEach + i.value);
+              correlate_blocks<S::kPlanes>(warp, kept[warp.number].of[i.value], at + kY, at + kDy, zero, 0);
+            });
+            warp.sync();
+          }
+          HYENAREC_ONE_BY_ONE
+          for (int i = 0; i < S::kEach; ++i) {
+            int c = warp.number * S::kEach + i;
+            if (channel + c >= channels.count) break;
+            char* at = S::at(shared, kStride, c);
+            const Taps& of = taps.of(round);
+            if (before && need_post)
+              convolve_channel<false, S::kPlanes>(warp, of, channel + c, pair.blocks, at, zero, at + kY, round == 0);
+            if (behind && need_input)
+              convolve_channel<true, S::kPlanes>(warp, of, channel + c, pair.blocks, at + kDy, zero, at + kDu,
+                                                 round == 0);
+          }
+        });
+      }
       block.warps([&](const Warp& warp) {
-        OutputTile<T> tile{tiles, channels, number, slot, channel, rows};
-        if (to_post.value.data)
-          tile.each_row(warp, shared, kStride, far, [&](const Place& place, const float(&y)[S::kVector], bool real) {
-            tile.put(to_post, place, y, real);
-          });
-        if (to_x.value.data || to_pre.value.data)
-          tile.each_row(warp, shared + kSecond, kStride, far_transposed,
+        OutputTile<T, S> tile{tiles, channels, number, slot, channel, rows};
+        if (need_post)
+          tile.each_row(warp, shared + kY, kStride, far,
                         [&](const Place& place, const float(&y)[S::kVector], bool real) {
-                          tile.put(to_x, place, y, real);
-                          tile.put(to_pre, place, y, real);
+                          tile.put(to_post, place, y, real);
+                        });
+        if (need_input)
+          tile.each_row(warp, shared + kDu, kStride, far_transposed,
+                        [&](const Place& place, const float(&du)[S::kVector], bool real) {
+                          tile.put(to_x, place, du, real);
+                          tile.put(to_pre, place, du, real);
                         });
       });
     }
@@ -106,72 +118,11 @@ struct ConvolveTilesBackward {
       int at = channel + piece.column * S::kVector;
       float values[4][S::kVector];
       read_piece<T>(values, u, TileRows(slot, -distance), piece, batch, at, channels.count);
-      store_piece<T>(values, shared, kStride, piece, S::kInput);
-      clear_margins<T>(shared, kStride, piece, S::kInput, false);
+      store_piece<S>(values, shared, kStride, piece);
+      if (distance == 0 && lags) store_plain<S>(values, shared + kY, kStride, piece, false);
       read_piece<T>(values, dy, TileRows(slot, distance), piece, batch, at, channels.count);
-      store_piece<T>(values, shared + kSecond, kStride, piece, 0);
+      store_piece<S>(values, shared + kDy, kStride, piece);
       if (thread == 0) *reinterpret_cast<Aligned<4>*>(shared + S::kChannels * kStride) = {};
-    });
-  }
-
-  template <class Block>
-  HYENAREC_DEVICE void alone(Block& block, char* shared, const Slot& slot, int channel,
-                             Kept<LagSums<T>, S::kWarps>& kept) const {
-    char* zero = shared + S::kChannels * kStride;
-    load(block, shared, slot, channel, 0);
-    block.warps([&](const Warp& warp) {
-      each<S::kEach>([&](auto i) {
-        int c = warp.number * S::kEach + i.value, number = channel + c;
-        if (channel + c >= channels.count) return;
-        char* at = S::at(shared, kStride, c);
-        PerLane<Accumulator> y[2]{}, du[2]{};
-        if (to_post.value.data)
-          convolve_blocks<false, S::kPlanes>(warp, y, near, number, 0, 0, 15, at, zero);
-        if (to_x.value.data || to_pre.value.data)
-          convolve_blocks<true, S::kPlanes>(warp, du, near, number, 0, 0, 15, at + kSecond, zero);
-        if (lags)
-          correlate_blocks<S::kPlanes>(warp, kept[warp.number].of[i.value], at + S::kInput, at + kSecond, zero, 0);
-        warp.sync();
-        store_result<T>(warp, y, at);
-        store_result<T>(warp, du, at + kSecond);
-      });
-    });
-  }
-
-  template <class Block>
-  HYENAREC_DEVICE void with_edges(Block& block, char* shared, const Slot& slot, bool exists, int channel) const {
-    char* zero = shared + S::kChannels * kStride;
-    struct Sums {
-      PerLane<Accumulator> y[S::kEach][2], du[S::kEach][2];
-    };
-    Kept<Sums, S::kWarps> sums{};
-    for (int round = 0; exists && round <= edges; ++round) {
-      EdgePair pair = round ? pairs[round - 1] : EdgePair{0, 0, 0, 15};
-      bool before = slot.index >= pair.distance;
-      bool behind = (int64_t(slot.index) + pair.distance) * kTile < slot.length;
-      if (!before && !behind) continue;
-      load(block, shared, slot, channel, pair.distance);
-      block.warps([&](const Warp& warp) {
-        each<S::kEach>([&](auto i) {
-          int c = warp.number * S::kEach + i.value, number = channel + c;
-          if (channel + c >= channels.count) return;
-          char* at = S::at(shared, kStride, c);
-          const Taps& taps = round ? edge : near;
-          if (before)
-            convolve_blocks<false, S::kPlanes>(warp, sums[warp.number].y[i.value], taps, number, pair.base, pair.first,
-                                               pair.last, at, zero);
-          if (behind)
-            convolve_blocks<true, S::kPlanes>(warp, sums[warp.number].du[i.value], taps, number, pair.base, pair.first,
-                                              pair.last, at + kSecond, zero);
-        });
-      });
-    }
-    block.warps([&](const Warp& warp) {
-      each<S::kEach>([&](auto i) {
-        char* at = S::at(shared, kStride, warp.number * S::kEach + i.value);
-        store_result<T>(warp, sums[warp.number].y[i.value], at);
-        store_result<T>(warp, sums[warp.number].du[i.value], at + kSecond);
-      });
     });
   }
 };
@@ -179,10 +130,10 @@ struct ConvolveTilesBackward {
 // The gradient of 256 taps, from pairs of tiles `distance` apart: of rows 16 (k + shift) + m apart in their tiles.
 template <class T>
 struct CorrelateTiles {
-  using S = Tile<T>;
+  using S = NarrowTile<T>;
   static constexpr int kThreads = S::kThreads, kBlocks = 2;
-  static constexpr int kSecond = S::kInput + S::kPlain + 16 * int(sizeof(float));
-  static constexpr int kStride = kSecond + S::kInput + S::kSkewed, kSharedBytes = S::kChannels * kStride + 16;
+  static constexpr int kDy = S::kPlain + 16 * int(sizeof(float));  // a channel: the floats of u; dy
+  static constexpr int kStride = kDy + S::kInput + S::kSkewed, kSharedBytes = S::kChannels * kStride + 16;
 
   struct Pair {
     int distance, shift;
@@ -203,7 +154,7 @@ struct CorrelateTiles {
     auto* shared = static_cast<char*>(memory);
     char* zero = shared + S::kChannels * kStride;
     int channel = int(index % groups) * S::kChannels, share = int(index / groups);
-    Kept<LagSums<T>, S::kWarps> kept{};
+    Kept<LagSums<S>, S::kWarps> kept{};
     for (int number = share; number < tiles.count; number += shares) {
       Slot slot = tiles.slots[number];
       if (!Nodes::exists(slot, kTile)) continue;
@@ -216,19 +167,15 @@ struct CorrelateTiles {
           int at = channel + piece.column * S::kVector;
           float values[4][S::kVector];
           read_piece<T>(values, u, TileRows(slot, -pair.distance), piece, batch, at, channels.count);
-          store_piece<T>(values, shared, kStride, piece, S::kInput);
-          clear_margins<T>(shared, kStride, piece, S::kInput, true);
+          store_plain<S>(values, shared, kStride, piece, true);
           read_piece<T>(values, dy, TileRows(slot, 0), piece, batch, at, channels.count);
-          store_piece<T>(values, shared + kSecond, kStride, piece, 0);
+          store_piece<S>(values, shared + kDy, kStride, piece);
           if (thread == 0) *reinterpret_cast<Aligned<4>*>(zero) = {};
         });
         block.warps([&](const Warp& warp) {
           each<S::kEach>([&](auto i) {
-            int c = warp.number * S::kEach + i.value;
-            if (channel + c >= channels.count) return;
-            char* at = S::at(shared, kStride, c);
-            correlate_blocks<S::kPlanes>(warp, kept[warp.number].of[i.value], at + S::kInput, at + kSecond, zero,
-                                         pair.shift);
+            char* at = S::at(shared, kStride, warp.number * S::kEach + i.value);
+            correlate_blocks<S::kPlanes>(warp, kept[warp.number].of[i.value], at, at + kDy, zero, pair.shift);
           });
         });
       }

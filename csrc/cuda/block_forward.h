@@ -6,18 +6,16 @@ namespace hyenarec::cuda {
 
 template <class T>
 struct ConvolveTiles {
-  using S = Tile<T>;
-  static constexpr int kThreads = S::kThreads, kBlocks = S::kPlanes == 1 ? 3 : 2;
-  static constexpr int kStride = (S::kInput > S::kResult ? S::kInput : S::kResult) + S::kSkewed;
-  static constexpr int kSharedBytes = S::kChannels * kStride + 16;
+  using S = WideTile<T>;
+  static constexpr int kThreads = S::kThreads, kBlocks = 3;
+  // A channel: u, then y.
+  static constexpr int kStride = S::kInput + S::kResult + S::kSkewed, kSharedBytes = S::kChannels * kStride + 16;
 
   Nodes tiles;
   Channels channels;
   int groups, rows;  // groups of kChannels; rows of a batch row
   Product source, output;
-  Taps near, edge;
-  int edges;  // pairs
-  EdgePair pairs[kMostEdges];
+  AllTaps taps;
   FarField far;
 
   int64_t grid() const { return int64_t(tiles.count) * groups; }
@@ -30,42 +28,34 @@ struct ConvolveTiles {
     int channel = int(index % groups) * S::kChannels;
     bool exists = Nodes::exists(slot, kTile);
     if (!exists && !tiles.per_sequence) return;
-    struct Sums {
-      PerLane<Accumulator> of[S::kEach][2];
-    };
-    Kept<Sums, S::kWarps> sums{};
-    for (int round = 0; exists && round <= edges; ++round) {
-      EdgePair pair = round ? pairs[round - 1] : EdgePair{0, 0, 0, 15};
+    for (int round = 0; exists && round <= taps.edges; ++round) {
+      EdgePair pair = taps.pair(round);
       if (slot.index < pair.distance) continue;
       block.phase([&](int thread) {
         Piece piece(thread);
         float u[4][S::kVector];
         read_piece<T>(u, source, TileRows(slot, -pair.distance), piece, tiles.per_sequence ? slot.sequence : 0,
                       channel + piece.column * S::kVector, channels.count);
-        store_piece<T>(u, shared, kStride, piece, 0);
+        store_piece<S>(u, shared, kStride, piece);
         if (thread == 0) *reinterpret_cast<Aligned<4>*>(zero) = {};
       });
       block.warps([&](const Warp& warp) {
-        each<S::kEach>([&](auto i) {
-          int c = warp.number * S::kEach + i.value;
-          if (channel + c >= channels.count) return;
-          convolve_blocks<false, S::kPlanes>(warp, sums[warp.number].of[i.value], round ? edge : near,
-                                             channel + c, pair.base, pair.first, pair.last,
-                                             S::at(shared, kStride, c), zero);
-        });
+        HYENAREC_ONE_BY_ONE
+        for (int i = 0; i < S::kEach; ++i) {
+          int c = warp.number * S::kEach + i;
+          if (channel + c >= channels.count) break;
+          char* at = S::at(shared, kStride, c);
+          convolve_channel<false, S::kPlanes>(warp, taps.of(round), channel + c, pair.blocks, at, zero, at + S::kInput,
+                                              round == 0);
+        }
       });
     }
     block.warps([&](const Warp& warp) {
-      each<S::kEach>([&](auto i) {
-        char* result = S::at(shared, kStride, warp.number * S::kEach + i.value);
-        store_result<T>(warp, sums[warp.number].of[i.value], result);
-      });
-    });
-    block.warps([&](const Warp& warp) {
-      OutputTile<T> tile{tiles, channels, int(index / groups), slot, channel, rows};
-      tile.each_row(warp, shared, kStride, far, [&](const Place& place, const float(&y)[S::kVector], bool real) {
-        tile.put(output, place, y, real);
-      });
+      OutputTile<T, S> tile{tiles, channels, int(index / groups), slot, channel, rows};
+      tile.each_row(warp, shared + S::kInput, kStride, far,
+                    [&](const Place& place, const float(&y)[S::kVector], bool real) {
+                      tile.put(output, place, y, real);
+                    });
     });
   }
 };

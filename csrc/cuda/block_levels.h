@@ -45,8 +45,8 @@ struct MomentsUp {
   const float* in;
   float* out;
 
-  int64_t tiles() const { return ceil_div(channels.count, LevelBlock::kChannels); }
-  int64_t grid() const { return ceil_div(nodes.count, kSlots) * tiles(); }
+  HYENAREC_DEVICE int64_t tiles() const { return ceil_div(channels.count, LevelBlock::kChannels); }
+  HYENAREC_DEVICE int64_t grid() const { return ceil_div(nodes.count, kSlots) * tiles(); }
 
   template <class Block>
   HYENAREC_DEVICE void operator()(Block& block, int64_t index, void*) const {
@@ -106,8 +106,8 @@ struct MomentsAcross {
   bool has_above;
   float* out;
 
-  int64_t tiles() const { return ceil_div(channels.count, LevelBlock::kChannels); }
-  int64_t grid() const { return ceil_div(nodes.count, kSlots) * tiles(); }
+  HYENAREC_DEVICE int64_t tiles() const { return ceil_div(channels.count, LevelBlock::kChannels); }
+  HYENAREC_DEVICE int64_t grid() const { return ceil_div(nodes.count, kSlots) * tiles(); }
 
   template <class Block>
   HYENAREC_DEVICE void operator()(Block& block, int64_t index, void*) const {
@@ -196,9 +196,9 @@ struct TablesGradient {
   const float *mu, *eta;  // eta: the moments of the output's gradient
   float* out;             // (shares, distances, rank, rank, channels)
 
-  int64_t tiles() const { return ceil_div(channels.count, LevelBlock::kChannels); }
-  int64_t parts() const { return ceil_div(shape.rank, kColumns); }
-  int64_t grid() const { return int64_t(shares) * shape.distances() * parts() * tiles(); }
+  HYENAREC_DEVICE int64_t tiles() const { return ceil_div(channels.count, LevelBlock::kChannels); }
+  HYENAREC_DEVICE int64_t parts() const { return ceil_div(shape.rank, kColumns); }
+  HYENAREC_DEVICE int64_t grid() const { return int64_t(shares) * shape.distances() * parts() * tiles(); }
 
   template <class Block>
   HYENAREC_DEVICE void operator()(Block& block, int64_t index, void*) const {

@@ -36,7 +36,7 @@ constexpr int kMostRank = 32;
 
 template <class T>
 struct TileMoments {
-  using S = Tile<T>;
+  using S = WideTile<T>;
   static constexpr int kThreads = S::kThreads, kBlocks = 3;
   // An odd number of 16 bytes, so that rows of adjacent channels are in different banks.
   static constexpr int kStride = S::kInput + S::kSkewed + 16;
@@ -75,11 +75,12 @@ struct TileMoments {
       read_piece<T>(u, from.source, TileRows(slot, 0), piece, tiles.per_sequence ? slot.sequence : 0, at,
                     channels.count);
       if (rates) scale(u, piece.first, at, from.reversed);
-      store_piece<T>(u, shared, kStride, piece, 0);
+      store_piece<S>(u, shared, kStride, piece);
     });
     block.warps([&](const Warp& warp) {
       int column = warp.number % S::kColumns, part = warp.number / S::kColumns;
       PerLane<Accumulator> c[kMostRank / 16]{};
+      HYENAREC_ONE_BY_ONE
       for (int rows = part * (16 / kParts); rows < (part + 1) * (16 / kParts); ++rows) {
         PerLane<Words<2>> b[S::kPlanes];
         each<S::kPlanes>([&](auto p) {
@@ -127,7 +128,8 @@ struct TileMoments {
       // From the row with the largest exponent on, so that no factor is infinite.
       float factor = expf(-rate * (reversed ? first : kTile - first - 3));
       each<4>([&](auto r) {
-        u[reversed ? r.value : 3 - r.value][v.value] *= factor;
+        u[r.value][v.value] *= reversed ? factor : 1.f;
+        u[3 - r.value][v.value] *= reversed ? 1.f : factor;
         factor *= step;
       });
     });

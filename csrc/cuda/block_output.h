@@ -14,9 +14,8 @@ struct FarField {
   bool reversed;       // scaled as the transposed operator's output
 };
 
-template <class T>
+template <class T, class S>
 struct OutputTile {
-  using S = Tile<T>;
 
   const Nodes& tiles;
   const Channels& channels;
@@ -30,10 +29,12 @@ struct OutputTile {
   HYENAREC_DEVICE void each_row(const Warp& warp, char* result, int stride, const FarField& far, const F& f) const {
     constexpr int V = S::kVector, P = S::kPlanes;
     bool exists = Nodes::exists(slot, kTile);
+    HYENAREC_ONE_BY_ONE
     for (int half = 0; half < 2; ++half) {
       int rows = warp.number * 2 + half;
       PerLane<Accumulator> c[S::kColumns]{};
       if (far.nu && exists) {
+        HYENAREC_ONE_BY_ONE
         for (int step = 0; step < far.basis.steps; ++step) {
           auto a = far.basis.operand<P>(warp, far.basis.out, rows, step);
           each<S::kColumns>([&](auto column) {
@@ -99,10 +100,22 @@ struct OutputTile {
   }
 };
 
-// A pair of tiles that the filter's end cuts, `distance` apart: blocks of the edge's taps from `base` + `first` to `last`.
+// A pair of tiles that the filter's end cuts, `distance` apart.
 struct EdgePair {
-  int distance, base, first, last;
+  int distance;
+  TapBlocks blocks;
 };
 constexpr int kMostEdges = 2;
+
+// The taps of a pass: inside tiles, and of the filter's end.
+struct AllTaps {
+  Taps near, edge;
+  int edges;  // pairs
+  EdgePair pairs[kMostEdges];
+
+  // Round 0 is the tile itself.
+  HYENAREC_DEVICE EdgePair pair(int round) const { return round ? pairs[round - 1] : EdgePair{0, {0, 0, 15}}; }
+  HYENAREC_DEVICE const Taps& of(int round) const { return round ? edge : near; }
+};
 
 }  // namespace hyenarec::cuda

@@ -47,15 +47,15 @@ struct PrepareBlocks {
   int levels;
   LocateSlots slots[kMostBlockLevels];
 
-  int64_t taps(const TapWords& of) const { return of.words ? int64_t(channels.count) * of.size : 0; }
-  int64_t basis_words() const { return int64_t(16) * steps * 32 * 4; }
-  int64_t threads() const {
+  HYENAREC_DEVICE int64_t taps(const TapWords& of) const { return of.words ? int64_t(channels.count) * of.size : 0; }
+  HYENAREC_DEVICE int64_t basis_words() const { return int64_t(16) * steps * 32 * 4; }
+  HYENAREC_DEVICE int64_t threads() const {
     int64_t sum = taps(near) + taps(edge) + table_rows * samples.groups + (rates ? channels.count : 0) +
                   2 * basis_words();
     for (int i = 0; i < levels; ++i) sum += slots[i].count;
     return sum;
   }
-  int64_t grid() const { return ceil_div(threads(), kThreads); }
+  HYENAREC_DEVICE int64_t grid() const { return ceil_div(threads(), kThreads); }
 
   template <class Block>
   HYENAREC_DEVICE void operator()(Block& block, int64_t index, void*) const {
@@ -123,8 +123,8 @@ struct ParametersGradient {
   float* dskip;                   // (channels,) or null
   bool add_skip;
 
-  int64_t shares() const { return ceil_div(rows, kRows); }
-  int64_t grid() const { return shares() * samples.groups; }
+  HYENAREC_DEVICE int64_t shares() const { return ceil_div(rows, kRows); }
+  HYENAREC_DEVICE int64_t grid() const { return shares() * samples.groups; }
 
   template <class Block>
   HYENAREC_DEVICE void operator()(Block& block, int64_t index, void* memory) const {

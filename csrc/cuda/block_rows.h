@@ -43,8 +43,10 @@ struct FindBorders {
     auto *reached = static_cast<int*>(memory), *rows = reached + kThreads;
     int chunk = int(ceil_div(count, kThreads));
     auto largest = [](int a, int b) { return a > b ? a : b; };
-    auto start_of = [&](int s) { return sequences.clamped(sequences.index(sequences.starts, s)); };
-    auto end_of = [&](int s) { return sequences.clamped(sequences.index(sequences.ends, s)); };
+    auto start_of = [&](int s) { return sequences.starts ? sequences.clamped(sequences.index(sequences.starts, s)) : 0; };
+    auto end_of = [&](int s) {
+      return sequences.ends ? sequences.clamped(sequences.index(sequences.ends, s)) : sequences.rows;
+    };
     block.phase([&](int thread) {
       int most = 0;
       for (int s = chunk * thread; s < chunk * (thread + 1) && s < count; ++s)
@@ -139,7 +141,7 @@ struct alignas(4 * N) Aligned {
 };
 
 template <class T, int V>
-struct Vector {
+struct RowVector {
   static constexpr int kWords = V * int(sizeof(T)) / 4, kInWord = 4 / int(sizeof(T));
 
   // v[i] = from[i] for i < count, zero elsewhere (nothing is read there). `whole`: all at once.
@@ -193,7 +195,7 @@ struct Place {
 template <class T, int V>
 HYENAREC_DEVICE void read(float (&v)[V], const Rows& from, const Place& at) {
   const T* values = static_cast<const T*>(from.data) + at.batch * from.batch_stride + at.row * from.row_stride;
-  Vector<T, V>::load(v, values + at.channel, at.count, at.count >= V && Vector<T, V>::aligned(from));
+  RowVector<T, V>::load(v, values + at.channel, at.count, at.count >= V && RowVector<T, V>::aligned(from));
 }
 
 template <class T, int V>
@@ -207,7 +209,7 @@ HYENAREC_DEVICE void multiply(float (&v)[V], const Rows& by, const Place& at) {
 template <class T, int V>
 HYENAREC_DEVICE void write(const float (&v)[V], const Rows& to, const Place& at) {
   T* values = static_cast<T*>(to.data) + at.batch * to.batch_stride + at.row * to.row_stride;
-  Vector<T, V>::store(v, values + at.channel, at.count, at.count >= V && Vector<T, V>::aligned(to));
+  RowVector<T, V>::store(v, values + at.channel, at.count, at.count >= V && RowVector<T, V>::aligned(to));
 }
 
 }  // namespace hyenarec::cuda

@@ -17,12 +17,14 @@ namespace hyenarec::cuda {
 // One run: a call whose channels are `count` of the call's from `first` on, and all of its sequences.
 template <class T, class Machine>
 class BlockRun {
-  using S = Tile<T>;
+  using Wide = WideTile<T>;
+  using Narrow = NarrowTile<T>;
 
  public:
   BlockRun(const LegendreBlocksArgs& args, Channels channels, bool add, bool add_skip, Machine& machine)
       : a_(args), channels_(channels), add_(add), add_skip_(add_skip), machine_(machine), workspace_(args.workspace),
-        groups_(int(ceil_div(channels.count, S::kChannels))) {
+        groups_(int(ceil_div(channels.count, Wide::kChannels))),
+        narrow_groups_(int(ceil_div(channels.count, Narrow::kChannels))) {
     while (levels_ < a_.num_levels && a_.levels[levels_].chunk < a_.max_length) ++levels_;
     for (int i = 0; i < levels_; ++i) static_cast<BlockLevel&>(shapes_[i]) = a_.levels[i];
     edge_first_ = int(std::max<int64_t>(a_.horizon / kTile, 1));
@@ -45,9 +47,8 @@ class BlockRun {
       up(mu, false);
       nu = across(mu, false);
     }
-    ConvolveTiles<T> program{nodes_[0], channels_, groups_, int(a_.rows), source, {a_.out, a_.post_gate}, near_, edge_,
-                             edges_, {}, {basis_, nu, rates_, false}};
-    pairs(program.pairs);
+    ConvolveTiles<T> program{nodes_[0], channels_, groups_, int(a_.rows), source, {a_.out, a_.post_gate}, taps(),
+                             {basis_, nu, rates_, false}};
     machine_.start(program, program.grid());
     zero_rest({a_.out, {}, {}});
   }
@@ -68,22 +69,16 @@ class BlockRun {
       if (need_post) nu = across(mu, false);
       if (need_input) xi = across(eta, true);
     }
-    int64_t shares = std::clamp<int64_t>(kWaveBlocks / std::max(groups_, 1), 1, std::max(nodes_[0].count, 1));
+    int64_t shares = std::clamp<int64_t>(kWaveBlocks / std::max(narrow_groups_, 1), 1, std::max(nodes_[0].count, 1));
     int64_t lag_count = int64_t(channels_.count) * kTile;
     float* near = need_lags ? workspace_.take<float>(shares * lag_count) : nullptr;
-    auto convolve = [&](auto with_edges) {
-      constexpr bool kEdges = decltype(with_edges)::value;
-      ConvolveTilesBackward<T, kEdges> program{
-          nodes_[0], channels_, groups_, int(shares), int(a_.rows), u, dy, {a_.dpost_gate, a_.grad},
-          {a_.dx, a_.pre_gate}, {a_.dpre_gate, a_.x}, near_, edge_, edges_, {},
-          {basis_, nu, rates_, false}, {basis_, xi, rates_, true}, kEdges ? nullptr : near};
-      pairs(program.pairs);
-      if (need_input || need_post || (need_lags && !kEdges)) machine_.start(program, program.grid());
-    };
-    edges_ ? convolve(std::true_type{}) : convolve(std::false_type{});
+    ConvolveTilesBackward<T> program{
+        nodes_[0], channels_, narrow_groups_, int(shares), int(a_.rows), u, dy, {a_.dpost_gate, a_.grad},
+        {a_.dx, a_.pre_gate}, {a_.dpre_gate, a_.x}, taps(), {basis_, nu, rates_, false}, {basis_, xi, rates_, true},
+        near};
+    if (need_input || need_post || need_lags) machine_.start(program, program.grid());
     zero_rest({a_.dx, a_.dpre_gate, a_.dpost_gate});
     if (!need_lags) return;
-    if (edges_) correlate({{0, 0}}, 1, shares, near);
     sum(near, shares, lag_count);
     float* edge = nullptr;
     if (edges_ && need_filter) {
@@ -109,14 +104,6 @@ class BlockRun {
     return rows;
   }
 
-  // The samples' rows in the constants, those of levels that no sequence reaches included.
-  int64_t sample_rows() const {
-    int64_t rows = kTapRows;
-    for (int i = 0; i < a_.num_levels; ++i)
-      rows += int64_t(a_.levels[i].near_pairs + a_.levels[i].far_pairs) * a_.levels[i].rank * a_.levels[i].rank;
-    return rows;
-  }
-
   void locate() {
     Sequences sequences{a_.packed, a_.wide_index, int(a_.rows), a_.starts, a_.ends};
     if (a_.packed) {
@@ -134,8 +121,8 @@ class BlockRun {
   }
 
   void prepare() {
-    constexpr int P = S::kPlanes, kNear = 16 + kTile, kEdge = kTile + kTile + 16;
-    int64_t rows = sample_rows();
+    constexpr int P = kPlanesOf<T>, kNear = 16 + kTile, kEdge = kTile + kTile + 16;
+    int64_t rows = legendre_blocks_samples(a_);
     basis_.steps = levels_ ? int(ceil_div(shapes_[0].rank, 16)) : 0;
     basis_.rank = levels_ ? shapes_[0].rank : 0;
     const float* basis = a_.constants;
@@ -218,7 +205,7 @@ class BlockRun {
   }
 
   void correlate(const std::vector<typename CorrelateTiles<T>::Pair>& pairs, int count, int64_t shares, float* out) {
-    CorrelateTiles<T> program{nodes_[0], channels_, groups_, int(shares), {a_.x, a_.pre_gate}, {a_.grad, a_.post_gate},
+    CorrelateTiles<T> program{nodes_[0], channels_, narrow_groups_, int(shares), {a_.x, a_.pre_gate}, {a_.grad, a_.post_gate},
                               count, {}, out};
     std::copy(pairs.begin(), pairs.begin() + count, program.pairs);
     machine_.start(program, program.grid());
@@ -249,9 +236,8 @@ class BlockRun {
     machine_.start(program, ZeroRest<T>::kGrid);
   }
 
-  void pairs(EdgePair (&to)[kMostEdges]) const {
-    to[0] = {edge_first_, 0, -15, 15};
-    to[1] = {edge_first_ + 1, 16, -15, 0};
+  AllTaps taps() const {
+    return {near_, edge_, edges_, {{edge_first_, {0, -15, 15}}, {edge_first_ + 1, {16, -15, 0}}}};
   }
 
   static constexpr int kTableShares = 16;
@@ -261,7 +247,7 @@ class BlockRun {
   bool add_, add_skip_;  // to what earlier runs wrote to the gradients of parameters
   Machine& machine_;
   Workspace workspace_;
-  int groups_, levels_ = 0, edge_first_ = 1, edges_ = 0;
+  int groups_, narrow_groups_, levels_ = 0, edge_first_ = 1, edges_ = 0;
   LevelShape shapes_[kMostBlockLevels];
   Nodes nodes_[kMostBlockLevels];
   LocateSlots locate_[kMostBlockLevels];
@@ -272,6 +258,21 @@ class BlockRun {
   float *tables_ = nullptr, *rates_ = nullptr;
   const float* transfers_[kMostBlockLevels] = {};
 };
+
+// Null, or why a call cannot be made.
+inline const char* wrong_blocks(const LegendreBlocksArgs& args) {
+  constexpr int64_t kMost = 1 << 30;  // positions of two sequences' ends are added in 32 bits; offsets in memory have 64
+  if (args.dtype == Dtype::f64) return "x: expected float32, bfloat16 or float16";
+  if (args.rows >= kMost || args.sequences >= kMost || args.horizon >= kMost || args.channels >= kMost)
+    return "x: more than 2^30 rows, sequences, channels or taps";
+  if (!args.packed && args.sequences * ceil_div(args.rows, kTile) >= kMost) return "x: more than 2^30 tiles";
+  if (args.groups < 1 || args.channels % args.groups) return "coefficients: its groups do not divide the channels";
+  if (args.num_levels > kMostBlockLevels) return "levels: too many";
+  for (int i = 0; i < args.num_levels; ++i)
+    if (args.levels[i].rank < 1 || args.levels[i].rank > kMostRank || (i == 0 && args.levels[i].chunk != kTile))
+      return "levels: ranks from 1 to 32 on chunks of 256 rows and more are served";
+  return nullptr;
+}
 
 // Runs the call in as many parts as bring moments down to `kShare` of the outputs' bytes, unless a part would have fewer
 // than `kLeast` elements or 64 channels. Returns the bytes of workspace.

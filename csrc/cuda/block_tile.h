@@ -17,38 +17,33 @@
 namespace hyenarec::cuda {
 
 template <class T>
-struct Tiles16;  // what a tile of values of type T is like
-template <>
-struct Tiles16<Bfloat16> {
-  static constexpr int kPlanes = 1, kChannels = 32;
-};
-template <>
-struct Tiles16<Float16> {
-  static constexpr int kPlanes = 2, kChannels = 16;
-};
-template <>
-struct Tiles16<Float32> {
-  static constexpr int kPlanes = 3, kChannels = 16;
-};
+constexpr int kPlanesOf = sizeof(T) == 4 ? 3 : std::is_same_v<T, Bfloat16> ? 1 : 2;
 
-template <class T>
-struct Tile {
+// Tiles of values of type T, C channels wide: 32 bytes of a row or more.
+template <class T, int C>
+struct TileShape {
   static constexpr int kThreads = 256, kWarps = 8;
-  static constexpr int kPlanes = Tiles16<T>::kPlanes, kChannels = Tiles16<T>::kChannels;
-  static constexpr int kVector = kChannels / 4;   // channels that a thread reads at once, 16 bytes or 8
-  static constexpr int kEach = kChannels / kWarps;  // channels of a warp
-  static constexpr int kColumns = kChannels / 8;  // tiles of 8 columns of a product over channels
+  static constexpr int kPlanes = kPlanesOf<T>, kChannels = C;
+  static constexpr int kVector = C / 4;     // channels that a thread reads at once, 16 bytes or 8
+  static constexpr int kEach = C / kWarps;  // channels of a warp
+  static constexpr int kColumns = C / 8;    // tiles of 8 columns of a product over channels
 
   static constexpr int kHalf = 16 * 16 + 16, kPlane = 2 * kHalf;  // bytes: units of even number; all units
-  static constexpr int kSkew = 32;                                // bytes between vectors of channels, for the banks
-  static constexpr int kSkewed = 3 * kSkew;
+  static constexpr int kSkew = 32, kSkewed = 3 * kSkew;           // bytes between vectors of channels, for the banks
   static constexpr int kInput = kPlanes * kPlane;
-  static constexpr int kResult = 16 * 20 * int(sizeof(float));  // a channel's rows as floats, 4 empty after each 16
+  static constexpr int kResult = 16 * 20 * int(sizeof(float));    // a channel's rows as floats, 4 empty after each 16
   static constexpr int kPlain = (16 + kTile) * int(sizeof(float));  // likewise, none empty, after 16 zeros
 
   // Where channel c begins, of channels `stride` bytes apart.
   static HYENAREC_DEVICE char* at(char* base, int stride, int c) { return base + c * stride + c / kVector * kSkew; }
 };
+constexpr int kTileHalf = TileShape<Float32, 16>::kHalf, kTilePlane = TileShape<Float32, 16>::kPlane;
+
+// Bfloat16 rows are read 64 bytes at a time where a pass needs little shared memory.
+template <class T>
+using WideTile = TileShape<T, kPlanesOf<T> == 1 ? 32 : 16>;
+template <class T>
+using NarrowTile = TileShape<T, 16>;
 
 // What lives in a warp's registers from one phase to the next.
 template <class Value, int kWarps>
@@ -103,25 +98,32 @@ HYENAREC_DEVICE void split(uint32_t (&w)[P], float low, float high) {
   });
 }
 
-// Puts a piece into a tile; `plain`, where it is not null, gets its floats too.
-template <class T>
-HYENAREC_DEVICE void store_piece(const float (&u)[4][Tile<T>::kVector], char* base, int stride, const Piece& piece,
-                                 int plain) {
-  using S = Tile<T>;
+// Puts a piece into a tile.
+template <class S, int V>
+HYENAREC_DEVICE void store_piece(const float (&u)[4][V], char* base, int stride, const Piece& piece) {
   int unit = piece.first / 8;
   int place = unit % 2 * S::kHalf + unit / 2 * 16 + piece.first % 8 * 2;
-  each<S::kVector>([&](auto v) {
-    char* channel = S::at(base, stride, piece.column * S::kVector + v.value);
+  each<V>([&](auto v) {
+    char* channel = S::at(base, stride, piece.column * V + v.value);
     uint32_t low[S::kPlanes], high[S::kPlanes];
     split(low, u[0][v.value], u[1][v.value]);
     split(high, u[2][v.value], u[3][v.value]);
     each<S::kPlanes>([&](auto p) {
       *reinterpret_cast<Aligned<2>*>(channel + p.value * S::kPlane + place) = {{low[p.value], high[p.value]}};
     });
-    if (plain)
-      *reinterpret_cast<Aligned<4>*>(channel + plain + (16 + piece.first) * sizeof(float)) = {
-          {float_to_bits(u[0][v.value]), float_to_bits(u[1][v.value]), float_to_bits(u[2][v.value]),
-           float_to_bits(u[3][v.value])}};
+  });
+}
+
+// Puts a piece's floats behind 16 zeros a channel, and 16 more where `behind`.
+template <class S, int V>
+HYENAREC_DEVICE void store_plain(const float (&u)[4][V], char* base, int stride, const Piece& piece, bool behind) {
+  each<V>([&](auto v) {
+    auto* to = reinterpret_cast<Aligned<4>*>(S::at(base, stride, piece.column * V + v.value));
+    Aligned<4> rows;
+    each<4>([&](auto r) { rows.word[r.value] = float_to_bits(u[r.value][v.value]); });
+    to[4 + piece.first / 4] = rows;
+    if (piece.first < 16) to[piece.first / 4] = {};
+    if (piece.first < 16 && behind) to[4 + kTile / 4 + piece.first / 4] = {};
   });
 }
 
@@ -139,7 +141,7 @@ HYENAREC_DEVICE void multiply_blocks(const Warp& warp, PerLane<Accumulator> (&c)
   each<P>([&](auto q) {
     auto words = load_matrices<false>(warp, [&](int lane) {
       int block = lane % 8 + lane / 16 * 8 + delta;
-      const char* at = channel + q.value * Tile<Float32>::kPlane + lane / 8 % 2 * Tile<Float32>::kHalf + block * 16;
+      const char* at = channel + q.value * kTilePlane + lane / 8 % 2 * kTileHalf + block * 16;
       return block >= 0 && block < 16 ? at : zero;
     });
     PerLane<Words<2>> b[2];
@@ -161,31 +163,48 @@ struct Taps {
   HYENAREC_DEVICE const uint32_t* of(int channel) const { return words + int64_t(channel) * planes * size; }
 };
 
-// c += sum over d in [first, last] of T_{base + d} u_{a - d}; transposed, of T_{base + d}^T u_{a + d}.
+// Which taps meet a tile: T_{base + d}, d from first to last.
+struct TapBlocks {
+  int base, first, last;
+};
+
+// c += sum over d of T_{base + d} u_{a - d}; transposed, of T_{base + d}^T u_{a + d}.
 template <bool kTransposed, int P>
 HYENAREC_DEVICE void convolve_blocks(const Warp& warp, PerLane<Accumulator> (&c)[2], const Taps& taps, int number,
-                                     int base, int first, int last, const char* channel, const char* zero) {
+                                     const TapBlocks& blocks, const char* channel, const char* zero) {
   const uint32_t* words = taps.of(number);
   auto word = [&](int lane, int d, int plane, int beside) {
     int diagonal = lane / 4 - lane % 4 * 2;
-    int at = 16 * (base + d) + beside + (kTransposed ? 1 - diagonal : diagonal) + taps.before;
+    int at = 16 * (blocks.base + d) + beside + (kTransposed ? 1 - diagonal : diagonal) + taps.before;
     uint32_t found = words[plane * taps.size + at];
     return kTransposed ? found << 16 | found >> 16 : found;
   };
   Diagonals<P> a;
+  PerLane<Words<2 * P>> next;  // the words of the next d, on their way while this one's products are taken
+  auto fetch = [&](int d) {
+    warp.lanes([&](int lane) {
+      each<P>([&](auto p) {
+        next[lane].word[p.value] = word(lane, d, p.value, 0);
+        next[lane].word[P + p.value] = word(lane, d, p.value, 8);
+      });
+    });
+  };
   constexpr int kBelow = kTransposed ? 1 : 2, kAbove = 3 - kBelow;
   warp.lanes([&](int lane) {
-    each<P>([&](auto p) { a.plane[p.value][lane].word[kAbove] = word(lane, first - 1, p.value, 8); });
+    each<P>([&](auto p) { a.plane[p.value][lane].word[kAbove] = word(lane, blocks.first - 1, p.value, 8); });
   });
-  for (int d = first; d <= last; ++d) {
+  fetch(blocks.first);
+  HYENAREC_ONE_BY_ONE
+  for (int d = blocks.first; d <= blocks.last; ++d) {
     warp.lanes([&](int lane) {
       each<P>([&](auto p) {
         uint32_t(&w)[4] = a.plane[p.value][lane].word;
         w[kBelow] = w[kAbove];
-        w[0] = w[3] = word(lane, d, p.value, 0);
-        w[kAbove] = word(lane, d, p.value, 8);
+        w[0] = w[3] = next[lane].word[p.value];
+        w[kAbove] = next[lane].word[P + p.value];
       });
     });
+    fetch(d < blocks.last ? d + 1 : d);
     multiply_blocks(warp, c, a, channel, zero, kTransposed ? d : -d);
   }
 }
@@ -205,6 +224,7 @@ HYENAREC_DEVICE void correlate_blocks(const Warp& warp, PerLane<Accumulator> (&c
     words(lane, -1, 8, w);
     each<P>([&](auto p) { a.plane[p.value][lane].word[2] = w[p.value]; });
   });
+  HYENAREC_ONE_BY_ONE
   for (int s = 0; s < (shift ? 17 : 16); ++s) {
     warp.lanes([&](int lane) {
       uint32_t here[P], above[P];
@@ -221,18 +241,28 @@ HYENAREC_DEVICE void correlate_blocks(const Warp& warp, PerLane<Accumulator> (&c
   }
 }
 
-// Puts a warp's sums (16 rows of a block; the blocks) where `result` reads them.
-template <class T>
-HYENAREC_DEVICE void store_result(const Warp& warp, const PerLane<Accumulator> (&c)[2], char* result) {
-  auto* to = reinterpret_cast<float*>(result);
+// A warp's sums of one channel, (16 rows of a block; 16 blocks), as `kResult` lays them out: f(float in memory, sum).
+template <class F>
+HYENAREC_DEVICE void each_sum(const Warp& warp, PerLane<Accumulator> (&c)[2], char* result, const F& f) {
+  auto* at = reinterpret_cast<float*>(result);
   warp.lanes([&](int lane) {
     each<2>([&](auto half) {
       each<4>([&](auto v) {
         int row = lane / 4 + v.value / 2 * 8, block = half.value * 8 + lane % 4 * 2 + v.value % 2;
-        to[block * 20 + row] = c[half.value][lane].value[v.value];
+        f(at[block * 20 + row], c[half.value][lane].value[v.value]);
       });
     });
   });
+}
+
+// result (+)= T u of one channel: `first`, where nothing is there yet.
+template <bool kTransposed, int P>
+HYENAREC_DEVICE void convolve_channel(const Warp& warp, const Taps& taps, int number, const TapBlocks& blocks,
+                                      const char* channel, const char* zero, char* result, bool first) {
+  PerLane<Accumulator> c[2]{};
+  if (!first) each_sum(warp, c, result, [](float& held, float& sum) { sum = held; });
+  convolve_blocks<kTransposed, P>(warp, c, taps, number, blocks, channel, zero);
+  each_sum(warp, c, result, [](float& held, float& sum) { held = sum; });
 }
 
 }  // namespace hyenarec::cuda

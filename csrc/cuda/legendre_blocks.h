@@ -34,7 +34,7 @@ struct LegendreBlocksArgs {
   const float* decay = nullptr;                   // (groups,) or null
   const float* skip = nullptr;                    // (channels,) or null
   // The plan (backends/cuda/block_plan.py): levels, the first of tiles, and on the device, one after the other:
-  //     basis (256, ranks of the first level in steps of 16)      local polynomials, zero beyond the rank
+  //     basis (256, ranks of the first level in steps of 16)      local polynomials, zero beyond the rank; with levels
   //     samples (tap rows + table rows, terms)                    from coefficients to taps and tables
   //     aged, likewise, where there is a decay                    of the filter times lag / K
   //     offsets (tap rows + table rows,)                          a row is multiplied by exp(-decay offset / K)
@@ -51,6 +51,23 @@ struct LegendreBlocksArgs {
 };
 
 constexpr int kMostBlockLevels = 8;
+
+// Rows of samples: of taps and of tables. Floats of all constants.
+inline int64_t legendre_blocks_samples(const LegendreBlocksArgs& args) {
+  int64_t rows = 3 * 256;
+  for (int i = 0; i < args.num_levels; ++i) {
+    const BlockLevel& level = args.levels[i];
+    rows += int64_t(level.near_pairs + level.far_pairs) * level.rank * level.rank;
+  }
+  return rows;
+}
+inline int64_t legendre_blocks_constants(const LegendreBlocksArgs& args) {
+  int64_t count = legendre_blocks_samples(args) * ((args.decay ? 2 : 1) * args.terms + 1);
+  if (args.num_levels) count += 256 * int64_t((args.levels[0].rank + 15) / 16 * 16);
+  for (int i = 0; i + 1 < args.num_levels; ++i)
+    count += int64_t(args.levels[i].fan) * args.levels[i].rank * args.levels[i + 1].rank;
+  return count;
+}
 
 int64_t legendre_blocks_workspace(const LegendreBlocksArgs& args, bool backward);
 

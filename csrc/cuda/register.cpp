@@ -3,7 +3,7 @@
 #include <dlfcn.h>
 #include <torch/csrc/stable/accelerator.h>
 
-#include "ops.h"
+#include "block_ops.h"
 
 namespace {
 
@@ -42,11 +42,21 @@ STABLE_TORCH_LIBRARY(hyenarec_cuda, m) {
   m.def(
       "long_conv_backward(Tensor grad, Tensor x, Tensor filter, Tensor? skip, Tensor? pre_gate, Tensor? post_gate, "
       "Tensor? starts, Tensor? ends, int max_length, bool[] needs) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
+  m.def(
+      "legendre_blocks(Tensor x, Tensor coefficients, Tensor? decay, Tensor? skip, Tensor? pre_gate, "
+      "Tensor? post_gate, Tensor? starts, Tensor? ends, int horizon, int max_length, int[] levels, Tensor constants) "
+      "-> Tensor");
+  m.def(
+      "legendre_blocks_backward(Tensor grad, Tensor x, Tensor coefficients, Tensor? decay, Tensor? skip, "
+      "Tensor? pre_gate, Tensor? post_gate, Tensor? starts, Tensor? ends, int horizon, int max_length, int[] levels, "
+      "Tensor constants, bool[] needs) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
   m.def("unsupported() -> str");
 }
 STABLE_TORCH_LIBRARY_IMPL(hyenarec_cuda, CUDA, m) {
   m.impl("long_conv", TORCH_BOX(&hyenarec::cuda_ops::conv<Current>));
   m.impl("long_conv_backward", TORCH_BOX(&hyenarec::cuda_ops::conv_backward<Current>));
+  m.impl("legendre_blocks", TORCH_BOX(&hyenarec::cuda_ops::blocks<Current>));
+  m.impl("legendre_blocks_backward", TORCH_BOX(&hyenarec::cuda_ops::blocks_backward<Current>));
 }
 STABLE_TORCH_LIBRARY_IMPL(hyenarec_cuda, CompositeExplicitAutograd, m) {
   m.impl("unsupported", TORCH_BOX(&unsupported));

@@ -4,175 +4,230 @@ of every launch, against the definition in float64."""
 from __future__ import annotations
 
 import ctypes
-import subprocess
-from dataclasses import dataclass
+import shutil
+from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from cuda_host import DTYPES, NATIVE, SOURCE, HostCase, RowsArgument, needs, ragged
-from operator_cases import TOLERANCE
-from torch import Tensor
+from blocks_host import BlockCase, check, compiled, random_case, whole, wrong
+from cuda_host import SOURCE, needs
 
-from hyenarec_kernels.backends.cuda.block_plan import BlockPlan, constants, plan_for
-from hyenarec_kernels.legendre import legendre_at
-
-NAMES = ("out", "x", "coefficients", "decay", "skip", "pre_gate", "post_gate")
-MOST_LEVELS = 8
-
-
-class Level(ctypes.Structure):
-    _fields_ = [(name, ctypes.c_int) for name in ("chunk", "fan", "rank", "near_pairs", "far_first", "far_pairs")]
-
-
-class Arguments(ctypes.Structure):
-    """hyenarec::LegendreBlocksArgs."""
-
-    _fields_ = [
-        ("dtype", ctypes.c_int),
-        ("packed", ctypes.c_bool),
-        *((name, ctypes.c_int64) for name in ("sequences", "rows", "channels", "groups", "terms", "horizon")),
-        ("max_length", ctypes.c_int64),
-        *((name, ctypes.c_void_p) for name in ("starts", "ends")),
-        ("wide_index", ctypes.c_bool),
-        *((name, RowsArgument) for name in ("x", "pre_gate", "post_gate")),
-        *((name, ctypes.c_void_p) for name in ("coefficients", "decay", "skip")),
-        ("num_levels", ctypes.c_int),
-        ("levels", Level * MOST_LEVELS),
-        ("constants", ctypes.c_void_p),
-        *((name, RowsArgument) for name in ("out", "grad", "dx", "dpre_gate", "dpost_gate")),
-        *((name, ctypes.c_void_p) for name in ("dcoefficients", "ddecay", "dskip", "workspace")),
-    ]
-
-
-def compiled(target: Path, least: int, source: Path = SOURCE) -> ctypes.CDLL:
-    flags = ["-std=c++17", "-O1", "-shared", "-fPIC", f"-DHYENAREC_LEAST={least}", f"-I{source}"]
-    subprocess.run(["g++", *flags, str(NATIVE / "host_blocks.cpp"), "-o", str(target)], check=True)
-    library = ctypes.CDLL(str(target))
-    library.blocks_args_size.restype = library.blocks_workspace.restype = ctypes.c_int64
-    assert library.blocks_args_size() == ctypes.sizeof(Arguments)
-    return library
-
-
-@dataclass
-class BlockCase(HostCase):
-    """One call; `taps` is the horizon."""
-
-    terms: int = 8
-    decay: float | None = None  # the largest of the groups' decays
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        generator = torch.Generator().manual_seed(self.seed + 1)
-        t = self.tensors
-        t["coefficients"] = torch.randn(self.groups, self.terms, generator=generator) / self.taps**0.5
-        if self.decay is not None:
-            t["decay"] = torch.linspace(0, 1, self.groups + 1)[1:] * self.decay
-        tau = torch.arange(self.taps, dtype=torch.float64)
-        self.basis = legendre_at(tau, self.terms, self.taps)
-        self.window = torch.ones(self.groups, self.taps, dtype=torch.float64)
-        if self.decay is not None:
-            self.window = torch.exp(-t["decay"].double()[:, None] * tau / self.taps)
-        t["filter"] = t["coefficients"].double() @ self.basis * self.window
-
-    @property
-    def plan(self) -> BlockPlan:
-        plan = plan_for(self.terms, self.taps, self.decay is not None, self.rows > self.taps, self.dtype)
-        assert plan is not None
-        return plan
-
-    def expected(self) -> dict[str, Tensor]:
-        values = super().expected()
-        dtaps = values.pop("filter")
-        values["coefficients"] = (dtaps * self.window) @ self.basis.T
-        if self.decay is not None:
-            age = torch.arange(self.taps, dtype=torch.float64) / self.taps
-            values["decay"] = -(dtaps * self.tensors["filter"] * age).sum(1)
-        return values
-
-    def run(self, host: ctypes.CDLL, *, reversed: bool = False) -> dict[str, Tensor]:
-        t = self.tensors
-        wanted = {"out", "x", "coefficients"} | {name for name in ("pre_gate", "post_gate") if self.has(name)}
-        wanted |= ({"skip"} if self.skip else set()) | ({"decay"} if self.decay is not None else set())
-        results = {name: torch.full_like(t["x" if name == "out" else name], torch.nan) for name in wanted}
-        plan = self.plan
-        held = constants(plan, self.decay is not None, torch.device("cpu"))
-
-        def pointer(values: Tensor | None) -> int | None:
-            return None if values is None else values.data_ptr()
-
-        args = Arguments(
-            dtype=DTYPES[self.dtype],
-            packed=self.packed,
-            sequences=len(self.starts),
-            rows=self.rows,
-            channels=self.channels,
-            groups=self.groups,
-            terms=self.terms,
-            horizon=self.taps,
-            max_length=self.rows if self.max_length is None else self.max_length,
-            starts=None if self.full else pointer(t["starts"]),
-            ends=None if self.full else pointer(t["ends"]),
-            wide_index=self.wide_index,
-            x=RowsArgument.of(t["x"]),
-            pre_gate=RowsArgument.of(t["pre_gate"] if self.pre else None),
-            post_gate=RowsArgument.of(t["post_gate"] if self.post else None),
-            coefficients=pointer(t["coefficients"]),
-            decay=pointer(t.get("decay")),
-            skip=pointer(t["skip"]) if self.skip else None,
-            num_levels=len(plan.levels),
-            constants=pointer(held),
-            out=RowsArgument.of(results["out"]),
-            grad=RowsArgument.of(t["grad"]),
-            dx=RowsArgument.of(results["x"]),
-            dpre_gate=RowsArgument.of(results.get("pre_gate")),
-            dpost_gate=RowsArgument.of(results.get("post_gate")),
-            dcoefficients=pointer(results["coefficients"]),
-            ddecay=pointer(results.get("decay")),
-            dskip=pointer(results.get("skip")),
-        )
-        numbers = iter(plan.numbers)
-        for level in range(len(plan.levels)):
-            args.levels[level] = Level(*(next(numbers) for _ in range(6)))
-        for backward in (False, True):
-            size = host.blocks_workspace(ctypes.byref(args), backward)
-            workspace = torch.full((size // 4 + 64,), torch.nan)  # nothing may depend on it; 64 more as a guard
-            args.workspace = workspace.data_ptr()
-            host.blocks_run(ctypes.byref(args), backward, reversed)
-            assert workspace[size // 4 :].isnan().all(), "written past the workspace"
-        return results
-
-    def has(self, gate: str) -> bool:
-        return self.pre if gate == "pre_gate" else self.post
-
-
-def wrong(case: BlockCase, found: dict[str, Tensor]) -> dict[str, float]:
-    limit = {torch.float32: 1e-5}.get(case.dtype, TOLERANCE[case.dtype])
-    errors = {}
-    for name, expected in case.expected().items():
-        got = found[name].double()
-        error = float((got - expected).norm() / expected.norm().clamp_min(1e-30))
-        outside = expected == 0 if name in ("out", "x", "pre_gate", "post_gate") else torch.zeros_like(got).bool()
-        errors[name] = torch.inf if got[outside].any() else error
-    return {name: error for name, error in errors.items() if not error < limit}
+from hyenarec_kernels.backends.cuda.block_plan import constants, plan_for
+from hyenarec_kernels.lowrank.levels import TOLERANCE as BOUND
 
 
 @pytest.fixture(scope="session")
 def host(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
     needs("g++")
-    return compiled(tmp_path_factory.mktemp("cuda_blocks") / "host.so", 1 << 24)
+    return compiled(tmp_path_factory.mktemp("cuda_blocks") / "host.so")
 
 
-def full(rows: int, horizon: int, *, count: int = 1, channels: int = 2, groups: int = 2, **options: object) -> BlockCase:
-    return BlockCase(False, rows, [0] * count, [rows] * count, channels, groups, horizon, full=True, **options)  # type: ignore[arg-type]
+@pytest.mark.parametrize("seed", [*range(30), *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(30, 200))])
+def test_random_calls(host: ctypes.CDLL, seed: int) -> None:
+    check(host, random_case(seed))
 
 
-def check(host: ctypes.CDLL, case: BlockCase) -> None:
+def borders(horizon: int, dtype: torch.dtype = torch.float32) -> BlockCase:
+    """Packed sequences as long as tiles are, one row off, and empty."""
+    cuts = np.cumsum([0, 256, 0, 255, 257, 1, 512, 511, 0, 513, 0]).tolist()
+    return BlockCase(True, cuts[-1], cuts[:-1], cuts[1:], 3, 3, horizon, dtype, decay=5.0)
+
+
+@pytest.mark.parametrize("horizon", [100, 256, 257, 511, 512, 513, 4000])
+def test_sequences_as_long_as_tiles(host: ctypes.CDLL, horizon: int) -> None:
+    check(host, borders(horizon))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("terms", [8, 16, 32])
+def test_numbers_of_terms(host: ctypes.CDLL, terms: int, dtype: torch.dtype) -> None:
+    check(host, whole(1100, 1024, terms=terms, dtype=dtype, decay=3.0))
+
+
+@pytest.mark.parametrize("horizon", [4200, 3000, 2100])  # its end on the lowest level, and on the others
+@pytest.mark.parametrize("chunks", [(256, 1024), (256, 1024, 4096), (256, 2048)])
+def test_levels(host: ctypes.CDLL, chunks: tuple[int, ...], horizon: int) -> None:
+    chunks = tuple(chunk for chunk in chunks if 2 * chunk <= horizon)
+    check(host, whole(4500, horizon, channels=1, groups=1, chunks=chunks, decay=2.0))
+
+
+def test_packed_levels(host: ctypes.CDLL) -> None:
+    cuts = [0, 300, 300, 3000, 5200]
+    check(host, BlockCase(True, 5200, cuts[:-1], cuts[1:], 2, 1, 2600, chunks=(256, 1024), decay=2.0))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("horizon", [40_000, 65_536])
+def test_long_sequences(host: ctypes.CDLL, horizon: int) -> None:
+    check(host, whole(65_536, horizon, channels=1, groups=1, terms=16))
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_call_in_runs(host: ctypes.CDLL, packed: bool) -> None:
+    """Of sequences and of channels; parameters' gradients are sums over runs."""
+    case = BlockCase(packed, 900, [0, 100, 400], [100, 400, 900], 10, 2, 800, decay=2.0)
+    check(host, case, least=700)
+
+
+@pytest.mark.parametrize("horizon", [600, 100])
+def test_the_order_of_threads_changes_nothing(host: ctypes.CDLL, horizon: int) -> None:
+    case = borders(horizon)
+    backwards = case.run(host, reversed=True)
+    for name, value in case.run(host).items():
+        assert torch.equal(value, backwards[name]), name
+
+
+@pytest.mark.parametrize("horizon", [700, 1500])
+def test_causality(host: ctypes.CDLL, horizon: int) -> None:
+    """Bit for bit."""
+    case = whole(1400, horizon, dtype=torch.bfloat16, needs=frozenset(["out"]))
+    before = case.run(host)["out"]
+    case.tensors["x"][:, 1000:] = 5.0
+    after = case.run(host)["out"]
+    assert torch.equal(before[:, :1000], after[:, :1000]) and not torch.equal(before, after)
+
+
+def test_nan_stays_in_its_channel_and_sequence(host: ctypes.CDLL) -> None:
+    case = BlockCase(True, 1200, [0, 300, 900], [300, 900, 1200], 5, 5, 2000)
+    before = case.run(host)
+    case.tensors["x"][310, 3] = torch.nan
+    after = case.run(host)
+    elsewhere = torch.ones(1200, 5, dtype=torch.bool)
+    elsewhere[300:900, 3] = False
+    for name in ("out", "x", "pre_gate", "post_gate"):
+        assert torch.equal(before[name][elsewhere], after[name][elsewhere]), name
+    assert after["out"][310:900, 3].isnan().all()
+
+
+LYING = {
+    "to short of the rows": [0, 100, 250],
+    "past the rows": [0, 100, 900],
+    "from behind the first row": [40, 100, 600],
+    "from before the first row": [-50, 100, 600],
+    "decreasing": [0, 400, 50, 600],
+    "decreasing often": [0, 600, 0, 600, 0, 600, 0],
+    "all at the end": [600, 600, 600],
+    "no sequence": [0],
+}
+
+
+@pytest.mark.parametrize("lie", LYING)
+def test_sequences_that_do_not_cover_the_rows(host: ctypes.CDLL, lie: str) -> None:
+    """Nothing is read or written outside the tensors, and rows of no sequence become zero."""
+    cuts = LYING[lie]
+    case = BlockCase(True, 600, [0] * (len(cuts) - 1), [600] * (len(cuts) - 1), 3, 3, 550)
+    case.tensors |= {"starts": torch.tensor(cuts[:-1]), "ends": torch.tensor(cuts[1:])}
     found = case.run(host)
-    bad = wrong(case, found)
-    assert not bad, f"{bad} in {case.plan}"
+    for name, value in found.items():
+        assert value.isfinite().all(), f"{name}: {int((~value.isfinite()).sum())} values were not written"
+    inside = torch.zeros(600, dtype=torch.bool)
+    for start, end in pairwise(cuts):
+        inside[max(start, 0) : max(end, 0)] = True
+    assert not found["out"][~inside].any() and not found["x"][~inside].any()
 
 
-def test_one(host: ctypes.CDLL) -> None:
-    check(host, full(200, 200))
+@pytest.mark.parametrize(("sequences", "rows", "packed"), [(0, 5, False), (3, 0, False), (0, 0, True), (2, 0, True)])
+def test_no_rows(host: ctypes.CDLL, sequences: int, rows: int, packed: bool) -> None:
+    """Gradients of parameters are zero, not left unwritten."""
+    case = BlockCase(packed, rows, [0] * sequences, [0 if packed else rows] * sequences, 3, 3, 700, decay=1.0)
+    for name, value in case.run(host).items():
+        assert not value.any() and value.isfinite().all(), name
+
+
+def test_offsets_beyond_32_bits(host: ctypes.CDLL) -> None:
+    """Rows 2^28 values apart: 11 of them pass 2^31. Memory that nothing touches is never there."""
+    case = whole(11, 5)
+    expected = case.run(host)
+    try:
+        far = torch.empty_strided((1, 11, 2), (0, 1 << 28, 1), dtype=torch.float32)
+    except RuntimeError:
+        pytest.skip("no 11 GiB of address space")
+    far.copy_(case.tensors["x"])
+    case.tensors["x"] = far
+    for name, value in case.run(host).items():
+        assert torch.equal(value, expected[name]), name
+
+
+# Where constants of a call with two levels and a window are wrong: part, and the result that shows it.
+@pytest.mark.parametrize("part", ["basis", "samples", "aged", "offsets", "transfers"])
+def test_wrong_constants_show(host: ctypes.CDLL, part: str) -> None:
+    case = whole(2100, 2100, channels=1, groups=1, chunks=(256, 1024), decay=5.0)
+    below, above = case.plan.levels
+    held = constants(case.plan, True, torch.device("cpu")).clone()
+    rows = 768 + sum(len(level.distances) * level.rank**2 for level in case.plan.levels)
+    sizes = [256 * 16, rows * case.terms, rows * case.terms, rows, below.fan * below.rank * above.rank]
+    assert sum(sizes) == held.numel()
+    parts = dict(zip(["basis", "samples", "aged", "offsets", "transfers"], held.split(sizes), strict=True))
+    parts[part][parts[part].numel() // 2 :] *= 1.5
+    case.held = held
+    assert wrong(case, case.run(host))
+
+
+def test_workspace(host: ctypes.CDLL) -> None:
+    """A large call is cut into runs: 30% of its outputs, and what does not grow with it."""
+    for backward, outputs in ((False, 1), (True, 3)):
+        sizes = []
+        for count in (256, 512):
+            case = whole(2, 4096, terms=16, channels=256, groups=256, dtype=torch.bfloat16)
+            args = case.arguments(case.results())
+            args.rows = args.max_length = 4096
+            args.sequences = count
+            sizes.append(host.blocks_workspace(ctypes.byref(args), backward, ctypes.c_int64(1 << 24)))
+        output = 256 * 4096 * 256 * 2 * outputs
+        assert sizes[1] <= 0.15 * 2 * output + (40 << 20)
+        assert sizes[1] - sizes[0] <= 0.15 * output
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("horizon", [513, 1024, 16_384, pytest.param(1 << 20, marks=pytest.mark.slow)])
+def test_plans(horizon: int, dtype: torch.dtype) -> None:
+    for terms in (16, 32):
+        plan = plan_for(terms, horizon, True, False, dtype)
+        assert plan is not None and 0 < plan.bound <= BOUND[dtype]
+        assert all(level.rank <= 32 for level in plan.levels) and len(plan.levels) <= 8
+
+
+# One wrong place each in the shipped source: file, what stands there, what to put.
+MUTATIONS = {
+    "the near taps' last block": ("block_output.h", "{0, {0, 0, 15}}", "{0, {0, 0, 14}}"),
+    "the edge's second pair": ("block_schedule.h", "{16, -15, 0}", "{16, -15, -1}"),
+    "the end of the horizon": ("block_parameters.h", "at >= to.rows) return 0.f", "at > to.rows) return 0.f"),
+    "a plane": ("block_tile.h", "each<P - q.value>", "each<P - q.value - (q.value > 0)>"),
+    "the window on the way out": ("block_output.h", "kTile - row : row", "kTile - row : row + 1"),
+    "the window on the way up": (
+        "block_levels.h",
+        "reversed ? j : below.fan - 1 - j",
+        "reversed ? below.fan - 1 - j : j",
+    ),
+    "a pair at the filter's end": ("block_levels.h", "distance >= far_first + place", "distance > far_first + place"),
+    "the correlation's margin": ("block_tile.h", "shift ? 17 : 16", "shift ? 16 : 16"),
+    "rows past the end": ("block_tile.h", "first + row < slot.length", "first + row <= slot.length"),
+    "a share's later tiles": ("block_levels.h", "i += shares) {", "i += 2 * shares) {"),
+    "a later run's sums": ("block_schedule.h", "a_.dcoefficients, add_)", "a_.dcoefficients, false)"),
+}
+
+
+@pytest.mark.slow  # each is compiled, in 10 s
+@pytest.mark.parametrize("mutation", MUTATIONS)
+def test_a_broken_kernel_shows(mutation: str, tmp_path: Path) -> None:
+    needs("g++")
+    name, old, new = MUTATIONS[mutation]
+    for folder in ("common", "cuda"):
+        shutil.copytree(SOURCE / folder, tmp_path / folder)
+    path = tmp_path / "cuda" / name
+    text = path.read_text()
+    assert text.count(old) == 1
+    path.write_text(text.replace(old, new))
+    broken = compiled(tmp_path / "broken.so", tmp_path)
+    cases: list[Callable[[], BlockCase]] = [
+        lambda: borders(511),
+        lambda: whole(4500, 3000, channels=1, groups=1, chunks=(256, 1024), decay=2.0),
+        *(lambda seed=seed: random_case(seed) for seed in range(20)),  # type: ignore[misc]
+    ]
+    in_runs = BlockCase(False, 900, [0, 100, 400], [100, 400, 900], 10, 2, 800, decay=2.0)
+    assert any(wrong(case, case.run(broken)) for case in (make() for make in cases)) or wrong(
+        in_runs, in_runs.run(broken, least=700)
+    )
