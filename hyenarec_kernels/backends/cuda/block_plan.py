@@ -117,8 +117,8 @@ def _cost(levels: tuple[Level, ...]) -> float:
 
 @cache  # nothing is dropped: a captured CUDA graph may read it as long as the process lives
 def constants(plan: BlockPlan, windowed: bool, device: torch.device) -> Tensor:
-    """What the kernels need of a plan whatever the parameters, as ``legendre_blocks.h`` lists it: float32, one after the
-    other."""
+    """What the kernels need of a plan whatever the parameters: float32, one part after the other, as
+    ``legendre_blocks.h`` lists them."""
     with torch.inference_mode(False):
         flat = np.concatenate([part.reshape(-1) for part in _parts(plan, windowed)])
         return torch.from_numpy(flat.astype(np.float32)).to(device)
