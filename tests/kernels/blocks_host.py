@@ -1,4 +1,4 @@
-"""The block low-rank Legendre convolution in CUDA compiled for the host and run thread by thread: calls and their oracle."""
+"""The block low-rank Legendre convolution in CUDA, compiled for the host: calls, their oracle, and random ones."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""The block low-rank Legendre convolution in CUDA without a GPU: the shipped programs compiled for the host, every block
-of every launch, against the definition in float64."""
+"""The block low-rank Legendre convolution in CUDA without a GPU: the shipped programs compiled for the host, against the
+definition in float64."""
 
 from __future__ import annotations
 
@@ -199,8 +199,8 @@ MUTATIONS = {
     "the window on the way out": ("block_output.h", "kTile - row : row", "kTile - row : row + 1"),
     "the window on the way up": (
         "block_levels.h",
-        "reversed ? j : below.fan - 1 - j",
-        "reversed ? below.fan - 1 - j : j",
+        "? j : below.fan - 1 - j",
+        "? below.fan - 1 - j : j",
     ),
     "a pair at the filter's end": ("block_levels.h", "distance >= far_first + place", "distance > far_first + place"),
     "the correlation's margin": ("block_tile.h", "shift ? 17 : 16", "shift ? 16 : 16"),
