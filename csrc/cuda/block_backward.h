@@ -35,7 +35,7 @@ struct ConvolveTilesBackward {
   static constexpr int kThreads = S::kThreads, kBlocks = 2;
   // A channel: u; its floats, later y; dy; du.
   static constexpr int kY = S::kInput, kDy = kY + S::kResult, kDu = kDy + S::kInput;
-  static constexpr int kStride = kDu + S::kResult + S::kSkewed, kSharedBytes = S::kChannels * kStride + 16;
+  static constexpr int kStride = kDu + S::kResult + S::kSkewed, kSharedBytes = S::kChannels * kStride;
   static_assert(S::kPlain <= S::kResult && kSharedBytes <= 99 * 1024);
 
   Nodes tiles;
@@ -51,7 +51,6 @@ struct ConvolveTilesBackward {
   template <class Block>
   HYENAREC_DEVICE void operator()(Block& block, int64_t index, void* memory) const {
     auto* shared = static_cast<char*>(memory);
-    char* zero = shared + S::kChannels * kStride;
     int channel = int(index % groups) * S::kChannels, share = int(index / groups);
     bool need_post = to_post.value.data, need_input = to_x.value.data || to_pre.value.data;
     Kept<LagSums<S>, S::kWarps> kept{};
@@ -69,7 +68,7 @@ struct ConvolveTilesBackward {
           if (round == 0 && lags) {
             each<S::kEach>([&](auto i) {
               char* at = S::at(shared, kStride, warp.number * S::kEach + i.value);
-              correlate_blocks<S::kPlanes>(warp, kept[warp.number].of[i.value], at + kY, at + kDy, zero, 0);
+              correlate_blocks<true, S::kPlanes>(warp, kept[warp.number].of[i.value], at + kY, at + kDy, 0);
             });
             warp.sync();
           }
@@ -78,12 +77,17 @@ struct ConvolveTilesBackward {
             int c = warp.number * S::kEach + i;
             if (channel + c >= channels.count) break;
             char* at = S::at(shared, kStride, c);
-            const Taps& of = taps.of(round);
-            if (before && need_post)
-              convolve_channel<false, S::kPlanes>(warp, of, channel + c, pair.blocks, at, zero, at + kY, round == 0);
-            if (behind && need_input)
-              convolve_channel<true, S::kPlanes>(warp, of, channel + c, pair.blocks, at + kDy, zero, at + kDu,
-                                                 round == 0);
+            if (round == 0) {
+              if (need_post)
+                convolve_channel<false, true, S::kPlanes>(warp, taps.near, channel + c, pair.blocks, at, at + kY);
+              if (need_input)
+                convolve_channel<true, true, S::kPlanes>(warp, taps.near, channel + c, pair.blocks, at + kDy, at + kDu);
+            } else {
+              if (before && need_post)
+                convolve_channel<false, false, S::kPlanes>(warp, taps.edge, channel + c, pair.blocks, at, at + kY);
+              if (behind && need_input)
+                convolve_channel<true, false, S::kPlanes>(warp, taps.edge, channel + c, pair.blocks, at + kDy, at + kDu);
+            }
           }
         });
       }
@@ -122,7 +126,8 @@ struct ConvolveTilesBackward {
       if (distance == 0 && lags) store_plain<S>(values, shared + kY, kStride, piece, false);
       read_piece<T>(values, dy, TileRows(slot, distance), piece, batch, at, channels.count);
       store_piece<S>(values, shared + kDy, kStride, piece);
-      if (thread == 0) *reinterpret_cast<Aligned<4>*>(shared + S::kChannels * kStride) = {};
+      clear_zeros<S>(shared, kStride, thread);
+      clear_zeros<S>(shared + kDy, kStride, thread);
     });
   }
 };
@@ -133,7 +138,7 @@ struct CorrelateTiles {
   using S = NarrowTile<T>;
   static constexpr int kThreads = S::kThreads, kBlocks = 2;
   static constexpr int kDy = S::kPlain + 16 * int(sizeof(float));  // a channel: the floats of u; dy
-  static constexpr int kStride = kDy + S::kInput + S::kSkewed, kSharedBytes = S::kChannels * kStride + 16;
+  static constexpr int kStride = kDy + S::kInput + S::kSkewed, kSharedBytes = S::kChannels * kStride;
 
   struct Pair {
     int distance, shift;
@@ -152,7 +157,6 @@ struct CorrelateTiles {
   template <class Block>
   HYENAREC_DEVICE void operator()(Block& block, int64_t index, void* memory) const {
     auto* shared = static_cast<char*>(memory);
-    char* zero = shared + S::kChannels * kStride;
     int channel = int(index % groups) * S::kChannels, share = int(index / groups);
     Kept<LagSums<S>, S::kWarps> kept{};
     for (int number = share; number < tiles.count; number += shares) {
@@ -170,12 +174,12 @@ struct CorrelateTiles {
           store_plain<S>(values, shared, kStride, piece, true);
           read_piece<T>(values, dy, TileRows(slot, 0), piece, batch, at, channels.count);
           store_piece<S>(values, shared + kDy, kStride, piece);
-          if (thread == 0) *reinterpret_cast<Aligned<4>*>(zero) = {};
+          clear_zeros<S>(shared + kDy, kStride, thread);
         });
         block.warps([&](const Warp& warp) {
           each<S::kEach>([&](auto i) {
             char* at = S::at(shared, kStride, warp.number * S::kEach + i.value);
-            correlate_blocks<S::kPlanes>(warp, kept[warp.number].of[i.value], at, at + kDy, zero, pair.shift);
+            correlate_blocks<false, S::kPlanes>(warp, kept[warp.number].of[i.value], at, at + kDy, pair.shift);
           });
         });
       }

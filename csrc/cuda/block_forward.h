@@ -7,9 +7,9 @@ namespace hyenarec::cuda {
 template <class T>
 struct ConvolveTiles {
   using S = WideTile<T>;
-  static constexpr int kThreads = S::kThreads, kBlocks = 3;
+  static constexpr int kThreads = S::kThreads, kBlocks = 2;
   // A channel: u, then y.
-  static constexpr int kStride = S::kInput + S::kResult + S::kSkewed, kSharedBytes = S::kChannels * kStride + 16;
+  static constexpr int kStride = S::kInput + S::kResult + S::kSkewed, kSharedBytes = S::kChannels * kStride;
 
   Nodes tiles;
   Channels channels;
@@ -23,7 +23,6 @@ struct ConvolveTiles {
   template <class Block>
   HYENAREC_DEVICE void operator()(Block& block, int64_t index, void* memory) const {
     auto* shared = static_cast<char*>(memory);
-    char* zero = shared + S::kChannels * kStride;
     Slot slot = tiles.slots[index / groups];
     int channel = int(index % groups) * S::kChannels;
     bool exists = Nodes::exists(slot, kTile);
@@ -37,7 +36,7 @@ struct ConvolveTiles {
         read_piece<T>(u, source, TileRows(slot, -pair.distance), piece, tiles.per_sequence ? slot.sequence : 0,
                       channel + piece.column * S::kVector, channels.count);
         store_piece<S>(u, shared, kStride, piece);
-        if (thread == 0) *reinterpret_cast<Aligned<4>*>(zero) = {};
+        clear_zeros<S>(shared, kStride, thread);
       });
       block.warps([&](const Warp& warp) {
         HYENAREC_ONE_BY_ONE
@@ -45,8 +44,10 @@ struct ConvolveTiles {
           int c = warp.number * S::kEach + i;
           if (channel + c >= channels.count) break;
           char* at = S::at(shared, kStride, c);
-          convolve_channel<false, S::kPlanes>(warp, taps.of(round), channel + c, pair.blocks, at, zero, at + S::kInput,
-                                              round == 0);
+          if (round == 0)
+            convolve_channel<false, true, S::kPlanes>(warp, taps.near, channel + c, pair.blocks, at, at + S::kInput);
+          else
+            convolve_channel<false, false, S::kPlanes>(warp, taps.edge, channel + c, pair.blocks, at, at + S::kInput);
         }
       });
     }

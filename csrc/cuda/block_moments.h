@@ -39,7 +39,8 @@ struct TileMoments {
   using S = WideTile<T>;
   static constexpr int kThreads = S::kThreads, kBlocks = 3;
   // An odd number of 16 bytes, so that rows of adjacent channels are in different banks.
-  static constexpr int kStride = S::kInput + S::kSkewed + 16;
+  static constexpr int kChannelBytes = S::kInput + S::kSkewed;
+  static constexpr int kStride = kChannelBytes + (kChannelBytes / 16 % 2 ? 0 : 16);
   static_assert(kStride / 16 % 2 == 1);
   static constexpr int kParts = S::kWarps / S::kColumns;  // of the tile's rows, a warp each
   static constexpr int kSums = kParts * kMostRank * S::kChannels;
@@ -86,7 +87,7 @@ struct TileMoments {
         each<S::kPlanes>([&](auto p) {
           auto words = load_matrices<false>(warp, [&](int lane) {
             char* row = S::at(shared, kStride, column * 8 + lane % 8);
-            return row + p.value * S::kPlane + lane / 8 % 2 * S::kHalf + rows * 16;
+            return row + (p.value * S::kPlane + 16) + lane / 8 % 2 * S::kHalf + rows * 16;
           });
           warp.lanes([&](int lane) { b[p.value][lane] = {{words[lane].word[0], words[lane].word[1]}}; });
         });

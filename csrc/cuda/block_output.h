@@ -115,7 +115,6 @@ struct AllTaps {
 
   // Round 0 is the tile itself.
   HYENAREC_DEVICE EdgePair pair(int round) const { return round ? pairs[round - 1] : EdgePair{0, {0, 0, 15}}; }
-  HYENAREC_DEVICE const Taps& of(int round) const { return round ? edge : near; }
 };
 
 }  // namespace hyenarec::cuda

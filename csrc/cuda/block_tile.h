@@ -2,8 +2,9 @@
 // with it.
 //
 // A channel's rows lie as 16-bit words of rows t and t + 1, by *units* of 8 rows: first the units of even number, then
-// those of odd number, so that one matrix instruction reads units 16 rows apart without a bank conflict. With block b for
-// rows [16 b, 16 b + 16), the convolution inside a tile is
+// those of odd number, so that one matrix instruction reads units 16 rows apart without a bank conflict. A unit of zeros
+// is before, between and behind them, where products that reach out of the tile read. With block b for rows [16 b, 16 b +
+// 16), the convolution inside a tile is
 //
 //     y_a = sum_d T_d u_{a - d},    T_d[i, j] = h[16 d + i - j]
 //
@@ -28,7 +29,7 @@ struct TileShape {
   static constexpr int kEach = C / kWarps;  // channels of a warp
   static constexpr int kColumns = C / 8;    // tiles of 8 columns of a product over channels
 
-  static constexpr int kHalf = 16 * 16 + 16, kPlane = 2 * kHalf;  // bytes: units of even number; all units
+  static constexpr int kHalf = 16 + 16 * 16, kPlane = 2 * kHalf + 16;  // bytes: to units of odd number; of all
   static constexpr int kSkew = 32, kSkewed = 3 * kSkew;           // bytes between vectors of channels, for the banks
   static constexpr int kInput = kPlanes * kPlane;
   static constexpr int kResult = 16 * 20 * int(sizeof(float));    // a channel's rows as floats, 4 empty after each 16
@@ -102,7 +103,7 @@ HYENAREC_DEVICE void split(uint32_t (&w)[P], float low, float high) {
 template <class S, int V>
 HYENAREC_DEVICE void store_piece(const float (&u)[4][V], char* base, int stride, const Piece& piece) {
   int unit = piece.first / 8;
-  int place = unit % 2 * S::kHalf + unit / 2 * 16 + piece.first % 8 * 2;
+  int place = 16 + unit % 2 * S::kHalf + unit / 2 * 16 + piece.first % 8 * 2;
   each<V>([&](auto v) {
     char* channel = S::at(base, stride, piece.column * V + v.value);
     uint32_t low[S::kPlanes], high[S::kPlanes];
@@ -112,6 +113,17 @@ HYENAREC_DEVICE void store_piece(const float (&u)[4][V], char* base, int stride,
       *reinterpret_cast<Aligned<2>*>(channel + p.value * S::kPlane + place) = {{low[p.value], high[p.value]}};
     });
   });
+}
+
+// The units of zeros of all channels.
+template <class S>
+HYENAREC_DEVICE void clear_zeros(char* base, int stride, int thread) {
+  constexpr int kUnits = 3, kAll = S::kChannels * S::kPlanes * kUnits;
+  static_assert(kAll <= S::kThreads);
+  if (thread >= kAll) return;
+  char* channel = S::at(base, stride, thread / (S::kPlanes * kUnits));
+  int at = thread / kUnits % S::kPlanes * S::kPlane + thread % kUnits * S::kHalf;
+  *reinterpret_cast<Aligned<4>*>(channel + at) = {};
 }
 
 // Puts a piece's floats behind 16 zeros a channel, and 16 more where `behind`.
@@ -136,13 +148,14 @@ struct Diagonals {
 // c[0], c[1] (16 rows; blocks 0 to 7 and 8 to 15) += a times the tile's blocks `delta` behind; those outside it are zero.
 template <int P>
 HYENAREC_DEVICE void multiply_blocks(const Warp& warp, PerLane<Accumulator> (&c)[2], const Diagonals<P>& a,
-                                     const char* channel, const char* zero, int delta) {
+                                     const char* channel, int delta) {
   bool low = delta >= -7, high = delta <= 7;
   each<P>([&](auto q) {
     auto words = load_matrices<false>(warp, [&](int lane) {
       int block = lane % 8 + lane / 16 * 8 + delta;
-      const char* at = channel + q.value * kTilePlane + lane / 8 % 2 * kTileHalf + block * 16;
-      return block >= 0 && block < 16 ? at : zero;
+      if (delta < 0 && block < -1) block = -1;
+      if (delta > 0 && block > 16) block = 16;
+      return channel + (q.value * kTilePlane + 16) + lane / 8 % 2 * kTileHalf + block * 16;
     });
     PerLane<Words<2>> b[2];
     warp.lanes([&](int lane) {
@@ -168,55 +181,54 @@ struct TapBlocks {
   int base, first, last;
 };
 
-// c += sum over d of T_{base + d} u_{a - d}; transposed, of T_{base + d}^T u_{a + d}.
-template <bool kTransposed, int P>
+// c += sum over d of T_{base + d} u_{a - d}; transposed, of T_{base + d}^T u_{a + d}. kInside: the tile itself, whose 16
+// products are written out.
+template <bool kTransposed, bool kInside, int P>
 HYENAREC_DEVICE void convolve_blocks(const Warp& warp, PerLane<Accumulator> (&c)[2], const Taps& taps, int number,
-                                     const TapBlocks& blocks, const char* channel, const char* zero) {
-  const uint32_t* words = taps.of(number);
+                                     const TapBlocks& blocks, const char* channel) {
+  const uint32_t* words = taps.of(number) + 16 * blocks.base + taps.before;
   auto word = [&](int lane, int d, int plane, int beside) {
     int diagonal = lane / 4 - lane % 4 * 2;
-    int at = 16 * (blocks.base + d) + beside + (kTransposed ? 1 - diagonal : diagonal) + taps.before;
-    uint32_t found = words[plane * taps.size + at];
+    const uint32_t* of_lane = words + (kTransposed ? 1 - diagonal : diagonal);
+    uint32_t found = of_lane[plane * taps.size + 16 * d + beside];
     return kTransposed ? found << 16 | found >> 16 : found;
   };
   Diagonals<P> a;
-  PerLane<Words<2 * P>> next;  // the words of the next d, on their way while this one's products are taken
-  auto fetch = [&](int d) {
+  constexpr int kBelow = kTransposed ? 1 : 2, kAbove = 3 - kBelow;
+  auto start = [&](int first) {
     warp.lanes([&](int lane) {
-      each<P>([&](auto p) {
-        next[lane].word[p.value] = word(lane, d, p.value, 0);
-        next[lane].word[P + p.value] = word(lane, d, p.value, 8);
-      });
+      each<P>([&](auto p) { a.plane[p.value][lane].word[kAbove] = word(lane, first - 1, p.value, 8); });
     });
   };
-  constexpr int kBelow = kTransposed ? 1 : 2, kAbove = 3 - kBelow;
-  warp.lanes([&](int lane) {
-    each<P>([&](auto p) { a.plane[p.value][lane].word[kAbove] = word(lane, blocks.first - 1, p.value, 8); });
-  });
-  fetch(blocks.first);
-  HYENAREC_ONE_BY_ONE
-  for (int d = blocks.first; d <= blocks.last; ++d) {
+  auto step = [&](int d) {
     warp.lanes([&](int lane) {
       each<P>([&](auto p) {
         uint32_t(&w)[4] = a.plane[p.value][lane].word;
         w[kBelow] = w[kAbove];
-        w[0] = w[3] = next[lane].word[p.value];
-        w[kAbove] = next[lane].word[P + p.value];
+        w[0] = w[3] = word(lane, d, p.value, 0);
+        w[kAbove] = word(lane, d, p.value, 8);
       });
     });
-    fetch(d < blocks.last ? d + 1 : d);
-    multiply_blocks(warp, c, a, channel, zero, kTransposed ? d : -d);
+    multiply_blocks(warp, c, a, channel, kTransposed ? d : -d);
+  };
+  if constexpr (kInside) {
+    start(0);
+    each<16>([&](auto d) { step(d.value); });
+  } else {
+    start(blocks.first);
+    HYENAREC_ONE_BY_ONE
+    for (int d = blocks.first; d <= blocks.last; ++d) step(d);
   }
 }
 
 // c[m, k] += sum over t of u[t - m] v[t + 16 (k + shift)]: products of rows 16 (k + shift) + m apart, u from its floats.
-template <int P>
+template <bool kInside, int P>
 HYENAREC_DEVICE void correlate_blocks(const Warp& warp, PerLane<Accumulator> (&c)[2], const char* plain,
-                                      const char* channel, const char* zero, int shift) {
+                                      const char* channel, int shift) {
   const float* u = reinterpret_cast<const float*>(plain) + 16;
   auto words = [&](int lane, int s, int beside, uint32_t(&w)[P]) {
-    int at = 16 * s + beside + lane % 4 * 2 - lane / 4;
-    split(w, u[at], u[at + 1]);
+    const float* of_lane = u + (lane % 4 * 2 - lane / 4);
+    split(w, of_lane[16 * s + beside], of_lane[16 * s + beside + 1]);
   };
   Diagonals<P> a;
   warp.lanes([&](int lane) {
@@ -224,8 +236,7 @@ HYENAREC_DEVICE void correlate_blocks(const Warp& warp, PerLane<Accumulator> (&c
     words(lane, -1, 8, w);
     each<P>([&](auto p) { a.plane[p.value][lane].word[2] = w[p.value]; });
   });
-  HYENAREC_ONE_BY_ONE
-  for (int s = 0; s < (shift ? 17 : 16); ++s) {
+  auto step = [&](int s, int delta) {
     warp.lanes([&](int lane) {
       uint32_t here[P], above[P];
       words(lane, s, 0, here);
@@ -237,7 +248,14 @@ HYENAREC_DEVICE void correlate_blocks(const Warp& warp, PerLane<Accumulator> (&c
         w[2] = above[p.value];
       });
     });
-    multiply_blocks(warp, c, a, channel, zero, s + shift);
+    multiply_blocks(warp, c, a, channel, delta);
+  };
+  if constexpr (kInside) {
+    HYENAREC_ONE_BY_ONE
+    for (int first = 0; first < 16; first += 4) each<4>([&](auto s) { step(first + s.value, first + s.value); });
+  } else {
+    HYENAREC_ONE_BY_ONE
+    for (int s = 0; s < (shift ? 17 : 16); ++s) step(s, s + shift);
   }
 }
 
@@ -255,13 +273,13 @@ HYENAREC_DEVICE void each_sum(const Warp& warp, PerLane<Accumulator> (&c)[2], ch
   });
 }
 
-// result (+)= T u of one channel: `first`, where nothing is there yet.
-template <bool kTransposed, int P>
+// result += T u of one channel; kInside: result = T u.
+template <bool kTransposed, bool kInside, int P>
 HYENAREC_DEVICE void convolve_channel(const Warp& warp, const Taps& taps, int number, const TapBlocks& blocks,
-                                      const char* channel, const char* zero, char* result, bool first) {
+                                      const char* channel, char* result) {
   PerLane<Accumulator> c[2]{};
-  if (!first) each_sum(warp, c, result, [](float& held, float& sum) { sum = held; });
-  convolve_blocks<kTransposed, P>(warp, c, taps, number, blocks, channel, zero);
+  if (!kInside) each_sum(warp, c, result, [](float& held, float& sum) { sum = held; });
+  convolve_blocks<kTransposed, kInside, P>(warp, c, taps, number, blocks, channel);
   each_sum(warp, c, result, [](float& held, float& sum) { held = sum; });
 }
 
