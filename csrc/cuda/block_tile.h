@@ -145,16 +145,21 @@ struct Diagonals {
   PerLane<Words<4>> plane[P];
 };
 
+// Which of a product's columns, blocks 0 to 7 and 8 to 15, have a partner in the tile, and on which sides others have none.
+struct Reach {
+  bool low, high, before, behind;
+  static HYENAREC_DEVICE Reach of(int delta) { return {delta >= -7, delta <= 7, true, true}; }
+};
+
 // c[0], c[1] (16 rows; blocks 0 to 7 and 8 to 15) += a times the tile's blocks `delta` behind; those outside it are zero.
 template <int P>
 HYENAREC_DEVICE void multiply_blocks(const Warp& warp, PerLane<Accumulator> (&c)[2], const Diagonals<P>& a,
-                                     const char* channel, int delta) {
-  bool low = delta >= -7, high = delta <= 7;
+                                     const char* channel, int delta, const Reach& reach) {
   each<P>([&](auto q) {
     auto words = load_matrices<false>(warp, [&](int lane) {
       int block = lane % 8 + lane / 16 * 8 + delta;
-      if (delta < 0 && block < -1) block = -1;
-      if (delta > 0 && block > 16) block = 16;
+      if (reach.before && block < -1) block = -1;
+      if (reach.behind && block > 16) block = 16;
       return channel + (q.value * kTilePlane + 16) + lane / 8 % 2 * kTileHalf + block * 16;
     });
     PerLane<Words<2>> b[2];
@@ -163,9 +168,21 @@ HYENAREC_DEVICE void multiply_blocks(const Warp& warp, PerLane<Accumulator> (&c)
       b[1][lane] = {{words[lane].word[2], words[lane].word[3]}};
     });
     each<P - q.value>([&](auto p) {
-      if (low) TensorCore<Bfloat16>::multiply(c[0], a.plane[p.value], b[0]);
-      if (high) TensorCore<Bfloat16>::multiply(c[1], a.plane[p.value], b[1]);
+      if (reach.low) TensorCore<Bfloat16>::multiply(c[0], a.plane[p.value], b[0]);
+      if (reach.high) TensorCore<Bfloat16>::multiply(c[1], a.plane[p.value], b[1]);
     });
+  });
+}
+
+// f(d, what is known of it) for the 16 products inside a tile, blocks d before or behind: four are written out at a time,
+// as many as registers hold.
+template <bool kBehind, class F>
+HYENAREC_DEVICE void each_inside(const F& f) {
+  each<2>([&](auto half) {
+    constexpr bool kBoth = half.value == 0;
+    HYENAREC_ONE_BY_ONE
+    for (int first = half.value * 8; first < half.value * 8 + 8; first += 4)
+      each<4>([&](auto d) { f(first + d.value, Reach{kBoth || kBehind, kBoth || !kBehind, !kBehind, kBehind}); });
   });
 }
 
@@ -181,8 +198,7 @@ struct TapBlocks {
   int base, first, last;
 };
 
-// c += sum over d of T_{base + d} u_{a - d}; transposed, of T_{base + d}^T u_{a + d}. kInside: the tile itself, whose 16
-// products are written out.
+// c += sum over d of T_{base + d} u_{a - d}; transposed, of T_{base + d}^T u_{a + d}. kInside: the tile itself.
 template <bool kTransposed, bool kInside, int P>
 HYENAREC_DEVICE void convolve_blocks(const Warp& warp, PerLane<Accumulator> (&c)[2], const Taps& taps, int number,
                                      const TapBlocks& blocks, const char* channel) {
@@ -200,7 +216,7 @@ HYENAREC_DEVICE void convolve_blocks(const Warp& warp, PerLane<Accumulator> (&c)
       each<P>([&](auto p) { a.plane[p.value][lane].word[kAbove] = word(lane, first - 1, p.value, 8); });
     });
   };
-  auto step = [&](int d) {
+  auto step = [&](int d, const Reach& reach) {
     warp.lanes([&](int lane) {
       each<P>([&](auto p) {
         uint32_t(&w)[4] = a.plane[p.value][lane].word;
@@ -209,15 +225,15 @@ HYENAREC_DEVICE void convolve_blocks(const Warp& warp, PerLane<Accumulator> (&c)
         w[kAbove] = word(lane, d, p.value, 8);
       });
     });
-    multiply_blocks(warp, c, a, channel, kTransposed ? d : -d);
+    multiply_blocks(warp, c, a, channel, kTransposed ? d : -d, reach);
   };
   if constexpr (kInside) {
     start(0);
-    each<16>([&](auto d) { step(d.value); });
+    each_inside<kTransposed>(step);
   } else {
     start(blocks.first);
     HYENAREC_ONE_BY_ONE
-    for (int d = blocks.first; d <= blocks.last; ++d) step(d);
+    for (int d = blocks.first; d <= blocks.last; ++d) step(d, Reach::of(kTransposed ? d : -d));
   }
 }
 
@@ -236,7 +252,7 @@ HYENAREC_DEVICE void correlate_blocks(const Warp& warp, PerLane<Accumulator> (&c
     words(lane, -1, 8, w);
     each<P>([&](auto p) { a.plane[p.value][lane].word[2] = w[p.value]; });
   });
-  auto step = [&](int s, int delta) {
+  auto step = [&](int s, int delta, const Reach& reach) {
     warp.lanes([&](int lane) {
       uint32_t here[P], above[P];
       words(lane, s, 0, here);
@@ -248,14 +264,13 @@ HYENAREC_DEVICE void correlate_blocks(const Warp& warp, PerLane<Accumulator> (&c
         w[2] = above[p.value];
       });
     });
-    multiply_blocks(warp, c, a, channel, delta);
+    multiply_blocks(warp, c, a, channel, delta, reach);
   };
   if constexpr (kInside) {
-    HYENAREC_ONE_BY_ONE
-    for (int first = 0; first < 16; first += 4) each<4>([&](auto s) { step(first + s.value, first + s.value); });
+    each_inside<true>([&](int s, const Reach& reach) { step(s, s, reach); });
   } else {
     HYENAREC_ONE_BY_ONE
-    for (int s = 0; s < (shift ? 17 : 16); ++s) step(s, s + shift);
+    for (int s = 0; s < (shift ? 17 : 16); ++s) step(s, s + shift, Reach::of(s + shift));
   }
 }
 
