@@ -103,6 +103,16 @@ HYENAREC_DEVICE void each(F&& f) {
   each(f, std::make_integer_sequence<int, N>{});
 }
 
+// Bytes of shared memory that a program's block needs: a constant of its type, or what the program says.
+template <class Program>
+constexpr auto shared_bytes(const Program&) -> decltype(Program::kSharedBytes) {
+  return Program::kSharedBytes;
+}
+template <class Program>
+auto shared_bytes(const Program& program) -> decltype(program.shared_bytes()) {
+  return program.shared_bytes();
+}
+
 HYENAREC_DEVICE constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 }  // namespace hyenarec::cuda

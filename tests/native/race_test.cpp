@@ -48,7 +48,7 @@ struct ThreadMachine {
     pthread_barrier_t barriers[kTogether];
     std::vector<std::thread> threads;
     for (int which = 0; which < kTogether; ++which) {
-      shared[which].resize(Program::kSharedBytes / sizeof(Complex) + 1);
+      shared[which].resize(shared_bytes(program) / sizeof(Complex) + 1);
       pthread_barrier_init(&barriers[which], nullptr, Program::kThreads);
       for (int thread = 0; thread < Program::kThreads; ++thread)
         threads.emplace_back([&, which, thread] {
