@@ -1,6 +1,8 @@
 // The ops of namespace hyenarec_cuda for CPU tensors, for tests: the shipped kernels run on the host, thread by thread.
+#include "cuda/legendre_ops.h"
 #include "cuda/ops.h"
 #include "host_test.cpp"
+#include "legendre_host.cpp"
 
 namespace hyenarec {
 
@@ -11,6 +13,18 @@ const char* long_conv_forward(const LongConvArgs& args, void*) {
 }
 const char* long_conv_backward(const LongConvArgs& args, void*) {
   host_run(&args, true, false);
+  return nullptr;
+}
+
+int64_t legendre_conv_workspace(const LegendreConvArgs& args, bool backward) {
+  return legendre_workspace(&args, backward);
+}
+const char* legendre_conv_forward(const LegendreConvArgs& args, void*) {
+  legendre_run(&args, false, false);
+  return nullptr;
+}
+const char* legendre_conv_backward(const LegendreConvArgs& args, void*) {
+  legendre_run(&args, true, false);
   return nullptr;
 }
 
@@ -28,4 +42,8 @@ struct Current {
 STABLE_TORCH_LIBRARY_IMPL(hyenarec_cuda, CPU, m) {
   m.impl("long_conv", TORCH_BOX(&hyenarec::cuda_ops::conv<Current>));
   m.impl("long_conv_backward", TORCH_BOX(&hyenarec::cuda_ops::conv_backward<Current>));
+  hyenarec::cuda_ops::implement_legendre<Current>(m);
 }
+#ifdef HYENAREC_DEFINE  // an extension without them: compiled without CUDA, or before they were there
+STABLE_TORCH_LIBRARY_FRAGMENT(hyenarec_cuda, m) { hyenarec::cuda_ops::define_legendre(m); }
+#endif
