@@ -80,4 +80,21 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> blocks_backward(
   return {dx, dcoefficients, ddecay, dskip, dpre, dpost};
 }
 
+template <class Library>
+void define_blocks(Library& m) {
+  m.def(
+      "legendre_blocks(Tensor x, Tensor coefficients, Tensor? decay, Tensor? skip, Tensor? pre_gate, "
+      "Tensor? post_gate, Tensor? starts, Tensor? ends, int horizon, int max_length, int[] levels, Tensor constants) "
+      "-> Tensor");
+  m.def(
+      "legendre_blocks_backward(Tensor grad, Tensor x, Tensor coefficients, Tensor? decay, Tensor? skip, "
+      "Tensor? pre_gate, Tensor? post_gate, Tensor? starts, Tensor? ends, int horizon, int max_length, int[] levels, "
+      "Tensor constants, bool[] needs) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
+}
+template <class Current, class Library>
+void implement_blocks(Library& m) {
+  m.impl("legendre_blocks", TORCH_BOX(&blocks<Current>));
+  m.impl("legendre_blocks_backward", TORCH_BOX(&blocks_backward<Current>));
+}
+
 }  // namespace hyenarec::cuda_ops

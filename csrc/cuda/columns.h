@@ -65,42 +65,20 @@ HYENAREC_DEVICE uint32_t product(uint32_t a, uint32_t b) {
 #endif
 }
 
-// 16 bytes of channels of one row; `wide`: at once, else one at a time, those from `channels` on as zero.
 template <class T>
-HYENAREC_DEVICE Vector read_vector(const Rows& from, int64_t batch, int64_t row, int channel, int channels, bool wide) {
-  const T* at = static_cast<const T*>(from.data) + batch * from.batch_stride + row * from.row_stride + channel;
-  if (wide) return *reinterpret_cast<const Vector*>(at);
-  Vector result;
-  each<4>([&](auto w) {
-    if constexpr (sizeof(T) == 4) {
-      result.word[w.value] = channel + w.value < channels ? float_to_bits(float(at[w.value])) : 0;
-    } else {
-      constexpr int v = 2 * decltype(w)::value;
-      const auto* bits = reinterpret_cast<const uint16_t*>(at);
-      uint32_t low = channel + v < channels ? bits[v] : 0, high = channel + v + 1 < channels ? bits[v + 1] : 0;
-      result.word[w.value] = low | high << 16;
-    }
-  });
-  return result;
+HYENAREC_DEVICE void multiply(Vector& v, const Vector& by) {
+  each<4>([&](auto w) { v.word[w.value] = product<T>(v.word[w.value], by.word[w.value]); });
 }
+
+// Where a tensor has a row's value of a channel.
 template <class T>
-HYENAREC_DEVICE void write_vector(const Rows& to, int64_t batch, int64_t row, int channel, int channels, bool wide,
-                                  const Vector& v) {
-  T* at = static_cast<T*>(to.data) + batch * to.batch_stride + row * to.row_stride + channel;
-  if (wide) {
-    *reinterpret_cast<Vector*>(at) = v;
-    return;
-  }
-  each<4>([&](auto w) {
-    if constexpr (sizeof(T) == 4) {
-      if (channel + w.value < channels) at[w.value] = T::of(bits_to_float(v.word[w.value]));
-    } else {
-      constexpr int c = 2 * decltype(w)::value;
-      auto* bits = reinterpret_cast<uint16_t*>(at);
-      if (channel + c < channels) bits[c] = uint16_t(v.word[w.value]);
-      if (channel + c + 1 < channels) bits[c + 1] = uint16_t(v.word[w.value] >> 16);
-    }
-  });
+HYENAREC_DEVICE T* element(const Rows& rows, int64_t batch, int64_t row, int channel) {
+  return static_cast<T*>(rows.data) + batch * rows.batch_stride + row * rows.row_stride + channel;
+}
+// The 16 bytes from there on, which are aligned.
+template <class T>
+HYENAREC_DEVICE Vector& vector(const Rows& rows, int64_t batch, int64_t row, int channel) {
+  return *reinterpret_cast<Vector*>(element<T>(rows, batch, row, channel));
 }
 
 HYENAREC_DEVICE uint32_t low_halves(uint32_t a, uint32_t b) { return (a & 0xffff) | b << 16; }
@@ -115,13 +93,16 @@ struct Pool {
   int slots, shift;  // of a channel; how many of them come before the round's first column
 
   HYENAREC_DEVICE char* slot(int channel, int column) const {
-    return data + (int64_t(channel) * slots + shift + column) * kSlotBytes;
+    return data + (channel * slots + shift + column) * kSlotBytes;
+  }
+  HYENAREC_DEVICE T* element(int channel, int column, int row) const {
+    return reinterpret_cast<T*>(slot(channel, column)) + row;
   }
 
   // Four rows of 16 bytes, from `row` of the column on, to or from the pool, where they are four rows of a channel.
   HYENAREC_DEVICE void put(int channel, int column, int row, const Vector (&rows)[4]) const {
     char* at = slot(channel, column) + row * int(sizeof(T));
-    int64_t step = int64_t(slots) * kSlotBytes;
+    int step = slots * kSlotBytes;
     each<4>([&](auto w) {
       constexpr int j = decltype(w)::value;
       if constexpr (sizeof(T) == 4) {
@@ -136,7 +117,7 @@ struct Pool {
   }
   HYENAREC_DEVICE void get(int channel, int column, int row, Vector (&rows)[4]) const {
     const char* at = slot(channel, column) + row * int(sizeof(T));
-    int64_t step = int64_t(slots) * kSlotBytes;
+    int step = slots * kSlotBytes;
     each<4>([&](auto w) {
       constexpr int j = decltype(w)::value;
       if constexpr (sizeof(T) == 4) {
@@ -162,6 +143,12 @@ struct Tile {
   int first, channels, vectors;  // the tile's first channel, all channels, and how many times 16 bytes the tile has
   bool wide;                     // tensors are aligned to 16 bytes, rows and batch strides too
 
+  // Whether the 16 bytes from a channel of the tile on can be moved at once.
+  template <class T>
+  HYENAREC_DEVICE bool at_once(int channel) const {
+    return wide && first + channel + Pool<T>::kVector <= channels;
+  }
+
   // f(vector, column, row) for the four rows of every column from `from` on that fall to a thread.
   template <class F>
   HYENAREC_DEVICE void quads(int thread, int threads, int from, int to, const F& f) const {
@@ -174,31 +161,39 @@ struct Tile {
 template <class T>
 HYENAREC_DEVICE void fill(int thread, int threads, const Tile& tile, const Columns& columns, const Pool<T>& pool,
                           const Product& from) {
-  tile.quads(thread, threads, -pool.shift, pool.slots - pool.shift, [&](int vector, int column, int row) {
+  tile.quads(thread, threads, -pool.shift, pool.slots - pool.shift, [&](int number, int column, int row) {
     int in_round = column < 0 ? 0 : column < kRoundColumns ? column : kRoundColumns - 1;
     const Span& span = columns.span[in_round];
     int position = span.first + (column - in_round) * kColumnRows + row;
-    int channel = tile.first + vector * Pool<T>::kVector;
-    bool wide = tile.wide && channel + Pool<T>::kVector <= tile.channels;
-    Vector rows[4]{};
-    if (channel < tile.channels) {
-      auto real = [&](int j) { return position + j >= 0 && position + j < span.length; };
-      each<4>([&](auto j) {
-        if (real(j.value))
-          rows[j.value] = read_vector<T>(from.value, span.batch, int64_t(span.start) + position + j.value, channel,
-                                         tile.channels, wide);
-      });
-      if (from.factor.data)
-        each<4>([&](auto j) {
-          if (!real(j.value)) return;
-          Vector factor = read_vector<T>(from.factor, span.batch, int64_t(span.start) + position + j.value, channel,
-                                         tile.channels, wide);
-          each<4>([&](auto w) {
-            rows[j.value].word[w.value] = product<T>(rows[j.value].word[w.value], factor.word[w.value]);
-          });
-        });
+    int channel = number * Pool<T>::kVector;
+    auto real = [&](int j) { return position + j >= 0 && position + j < span.length; };
+    int64_t first = int64_t(span.start) + position;
+    if (!tile.at_once<T>(channel)) {
+      HYENAREC_ONE_BY_ONE for (int i = 0; i < 4 * Pool<T>::kVector; ++i) {
+        int j = i / Pool<T>::kVector, c = channel + i % Pool<T>::kVector, at = tile.first + c;
+        T value = T::of(0.f);
+        if (real(j) && at < tile.channels) {
+          value = *element<T>(from.value, span.batch, first + j, at);
+          if (from.factor.data)
+            value = T::of(float(value) * float(*element<T>(from.factor, span.batch, first + j, at)));
+        }
+        *pool.element(c, column, row + j) = value;
+      }
+      return;
     }
-    pool.put(vector * Pool<T>::kVector, column, row, rows);
+    channel += tile.first;
+    Vector rows[4]{};
+    each<4>([&](auto j) {
+      if (real(j.value)) rows[j.value] = vector<T>(from.value, span.batch, first + j.value, channel);
+    });
+    if (from.factor.data) {
+      Vector factors[4]{};
+      each<4>([&](auto j) {
+        if (real(j.value)) factors[j.value] = vector<T>(from.factor, span.batch, first + j.value, channel);
+      });
+      each<4>([&](auto j) { multiply<T>(rows[j.value], factors[j.value]); });
+    }
+    pool.put(channel - tile.first, column, row, rows);
   });
 }
 
@@ -206,30 +201,45 @@ HYENAREC_DEVICE void fill(int thread, int threads, const Tile& tile, const Colum
 template <class T>
 HYENAREC_DEVICE void drain(int thread, int threads, const Tile& tile, const Columns& columns, const Pool<T>& pool,
                            const Product (&outputs)[2]) {
-  tile.quads(thread, threads, 0, kRoundColumns, [&](int vector, int column, int row) {
+  tile.quads(thread, threads, 0, kRoundColumns, [&](int number, int column, int row) {
     const Span& span = columns.span[column];
-    int position = span.first + row, channel = tile.first + vector * Pool<T>::kVector;
-    bool wide = tile.wide && channel + Pool<T>::kVector <= tile.channels;
-    if (channel >= tile.channels || position >= span.rows) return;
+    int position = span.first + row, channel = number * Pool<T>::kVector;
+    auto real = [&](int j) { return position + j < span.length; };
+    // Row j of the tensors; those that follow the sequence go on at the beginning of the batch row.
+    auto row_of = [&](int j) {
+      int to = span.start + position + j;
+      return int64_t(!real(j) && to >= span.rows ? to - span.rows : to);
+    };
+    if (!tile.at_once<T>(channel)) {
+      HYENAREC_ONE_BY_ONE for (int i = 0; i < 8 * Pool<T>::kVector; ++i) {
+        const Product& output = outputs[i % 2];
+        int j = i / 2 / Pool<T>::kVector, c = channel + i / 2 % Pool<T>::kVector, at = tile.first + c;
+        if (!output.value.data || at >= tile.channels || position + j >= span.rows) continue;
+        T value = real(j) ? *pool.element(c, column, row + j) : T::of(0.f);
+        if (real(j) && output.factor.data)
+          value = T::of(float(value) * float(*element<T>(output.factor, span.batch, row_of(j), at)));
+        *element<T>(output.value, span.batch, row_of(j), at) = value;
+      }
+      return;
+    }
     Vector rows[4];
-    pool.get(vector * Pool<T>::kVector, column, row, rows);
-    each<2>([&](auto o) {
-      const Product& output = outputs[o.value];
-      if (!output.value.data) return;
+    pool.get(channel, column, row, rows);
+    channel += tile.first;
+    HYENAREC_ONE_BY_ONE for (int o = 0; o < 2; ++o) {
+      const Product& output = outputs[o];
+      if (!output.value.data) continue;
+      Vector factors[4];
       each<4>([&](auto j) {
-        int p = position + j.value;
-        int64_t to = int64_t(span.start) + p;
-        Vector v = rows[j.value];
-        if (p >= span.length) {
-          v = {};
-          if (to >= span.rows) to -= span.rows;
-        } else if (output.factor.data) {
-          Vector factor = read_vector<T>(output.factor, span.batch, to, channel, tile.channels, wide);
-          each<4>([&](auto w) { v.word[w.value] = product<T>(v.word[w.value], factor.word[w.value]); });
-        }
-        if (p < span.rows) write_vector<T>(output.value, span.batch, to, channel, tile.channels, wide, v);
+        if (output.factor.data && real(j.value))
+          factors[j.value] = vector<T>(output.factor, span.batch, row_of(j.value), channel);
       });
-    });
+      each<4>([&](auto j) {
+        Vector v{};
+        if (real(j.value)) v = rows[j.value];
+        if (output.factor.data && real(j.value)) multiply<T>(v, factors[j.value]);
+        if (position + j.value < span.rows) vector<T>(output.value, span.batch, row_of(j.value), channel) = v;
+      });
+    }
   });
 }
 

@@ -15,7 +15,7 @@ struct LastRow {
   const void* skip;     // (channels,) or null
   Dtype skip_dtype;
   Rows x, pre_gate, post_gate;  // a row of the last is a sequence's, as of `out`, `grad` and `dpost_gate`
-  Rows out;                     // forward
+  Rows out;                     // forward; backward `grad` is given
   Rows grad, dx, dpre_gate, dpost_gate;
   float* sums;  // (shares, channels, taps): the gradient of the taps of every channel, skip in that of lag 0
 
@@ -31,7 +31,8 @@ struct LastRow {
         int channel = first + thread % kChannels;
         float sum = 0.f;
         if (channel < channels)
-          for (int lag = thread / kChannels; lag < reach(span); lag += kStrips) sum += tap(channel, lag) * u(span, channel, lag);
+          for (int lag = thread / kChannels; lag < reach(span); lag += kStrips)
+            sum += tap(channel, lag) * u(span, channel, lag);
         parts[thread] = sum;
         if (grad.data && channel < channels) backward(span, s, share, channel, thread / kChannels);
       });
@@ -40,8 +41,8 @@ struct LastRow {
         if (thread >= kChannels || channel >= channels) return;
         float sum = 0.f;
         for (int i = thread; i < kThreads; i += kChannels) sum += parts[i];
-        put(out, 0, s, channel, sum * (post_gate.data ? get(post_gate, 0, s, channel) : 1.f));
-        put(dpost_gate, 0, s, channel, span.length > 0 ? sum * get(grad, 0, s, channel) : 0.f);
+        if (out.data) put(out, 0, s, channel, span.length && post_gate.data ? sum * get(post_gate, 0, s, channel) : sum);
+        if (grad.data && dpost_gate.data) put(dpost_gate, 0, s, channel, span.length ? sum * get(grad, 0, s, channel) : 0.f);
       });
     }
     if (sums && share >= num_sequences)
@@ -62,7 +63,6 @@ struct LastRow {
     return value;
   }
   HYENAREC_DEVICE void put(const Rows& to, int64_t batch, int64_t row, int channel, float value) const {
-    if (!to.data) return;
     with_dtype(dtype, [&](auto type) {
       using T = decltype(type);
       static_cast<T*>(to.data)[batch * to.batch_stride + row * to.row_stride + channel] = T::of(value);
@@ -87,8 +87,9 @@ struct LastRow {
       int lag = span.start + span.length - 1 - row;
       bool met = lag >= 0 && lag < reach(span);
       float du = met ? tap(channel, lag) * dy : 0.f;
-      put(dx, span.batch, row, channel, met && pre_gate.data ? du * get(pre_gate, span.batch, row, channel) : du);
-      put(dpre_gate, span.batch, row, channel, met ? du * get(x, span.batch, row, channel) : 0.f);
+      if (dx.data)
+        put(dx, span.batch, row, channel, met && pre_gate.data ? du * get(pre_gate, span.batch, row, channel) : du);
+      if (dpre_gate.data) put(dpre_gate, span.batch, row, channel, met ? du * get(x, span.batch, row, channel) : 0.f);
     }
     for (int lag = strip; sums && lag < taps; lag += kStrips) {
       float& sum = sums[(int64_t(share) * channels + channel) * taps + lag];

@@ -63,30 +63,24 @@ struct Toeplitz {
         window[lane].word[j.value] = m >= -1 ? word(lane, m) : 0;
       });
     });
-    auto step = [&](auto first_tile, int number) {
-      constexpr int kFirst = decltype(first_tile)::value;  // the first tile with outputs of these rows
+    int steps = (taps + kColumnRows - 2) / kStep + 1, reached = (reach + 1) * kSteps;
+    HYENAREC_ONE_BY_ONE for (int d = 0; d < steps && d < reached; ++d) {
       auto u = load_matrices<false>(warp, [&](int lane) {
-        return part(view, lane, kTransposed ? number * kStep : kColumnRows - (number + 1) * kStep);
+        return part(view, lane, kTransposed ? d * kStep : kColumnRows - (d + 1) * kStep);
       });
       each<kTiles>([&](auto i) {
-        if constexpr (decltype(i)::value >= kFirst) {
-          constexpr int low = kTransposed ? kPerTile * i.value + kPerTile - 1 : kPerTile * i.value + 1;
-          constexpr int high = kTransposed ? low + 1 : low - 1;
-          PerLane<Words<2>> h;
-          warp.lanes([&](int lane) { h[lane] = {window[lane].word[low], window[lane].word[high]}; });
-          Core::multiply(y[kTransposed ? kTiles - 1 - i.value : i.value], u, h);
-        }
+        constexpr int low = kTransposed ? kPerTile * i.value + kPerTile - 1 : kPerTile * i.value + 1;
+        constexpr int high = kTransposed ? low + 1 : low - 1;
+        PerLane<Words<2>> h;
+        warp.lanes([&](int lane) { h[lane] = {window[lane].word[low], window[lane].word[high]}; });
+        Core::multiply(y[kTransposed ? kTiles - 1 - i.value : i.value], u, h);
       });
       warp.lanes([&](int lane) {
         each<kWindow - 2>([&](auto j) { window[lane].word[j.value] = window[lane].word[j.value + 2]; });
-        window[lane].word[kWindow - 2] = word(lane, 2 * number + 2);
-        window[lane].word[kWindow - 1] = word(lane, 2 * number + 3);
+        window[lane].word[kWindow - 2] = word(lane, 2 * d + 2);
+        window[lane].word[kWindow - 1] = word(lane, 2 * d + 3);
       });
-    };
-    // The column itself: before its rows' ends there are no outputs of theirs.
-    each<kSteps>([&](auto d) { step(Index<kTiles - kTiles / kSteps * (decltype(d)::value + 1)>{}, d.value); });
-    int steps = (taps + kColumnRows - 2) / kStep + 1, reached = (reach + 1) * kSteps;
-    for (int d = kSteps; d < steps && d < reached; ++d) step(Index<0>{}, d);
+    }
 
     warp.sync();  // every lane has read what is overwritten now
     warp.lanes([&](int lane) {
@@ -105,14 +99,19 @@ struct Toeplitz {
   static HYENAREC_DEVICE void correlate(const Warp& warp, const ColumnView& dy, const ColumnView& u, float* sums,
                                         int taps, bool add) {
     PerLane<Words<kTileWords>> gradient[kTiles];
-    each<kTiles / 2>([&](auto p) {
-      load_tiles(warp, dy, 16 * p.value, gradient[2 * p.value], gradient[2 * p.value + 1]);
-    });
+    auto load_gradient = [&] {
+      each<kTiles / 2>([&](auto p) {
+        load_tiles(warp, dy, 16 * p.value, gradient[2 * p.value], gradient[2 * p.value + 1]);
+      });
+    };
+    constexpr bool kHeld = kInWord == 2;  // 16 registers; 32 of Float32 would be too many
+    if (kHeld) load_gradient();
     PerLane<Words<kTileWords>> none{};
     constexpr int kUnderWay = 5;
     PerLane<Accumulator> g[kUnderWay]{};
     PerLane<Accumulator> before{};  // the G that was finished last
-    for (int d = 0; 16 * d < taps + 72; ++d) {
+    HYENAREC_ONE_BY_ONE for (int d = 0; 16 * d < taps + 72; ++d) {
+      if (!kHeld) load_gradient();
       PerLane<Words<kTileWords>> even, odd;  // tiles 2 (3 - d) and the one after it
       load_tiles(warp, u, kColumnRows - 16 * (d + 1), even, odd);
       each<kUnderWay>([&](auto k) {
@@ -150,13 +149,14 @@ struct Toeplitz {
         high[lane] = {both[lane].word[2], both[lane].word[3]};
       });
     } else {
+      int apart = row >> 6;
       warp.lanes([&](int lane) {
+        const char* at = view.first + (apart + lane % 4) * kSlotBytes + ((row & (kColumnRows - 1)) + lane / 4) * int(sizeof(T));
         each<kTileWords>([&](auto w) {
-          const char* at = part(view, 4 * w.value + lane % 4, row);  // of a column below 16: the rows themselves
-          int second = at == view.zeros ? 0 : 8 * int(sizeof(T));
-          at += at == view.zeros ? 0 : lane / 4 * int(sizeof(T));
-          low[lane].word[w.value] = *reinterpret_cast<const uint32_t*>(at);
-          high[lane].word[w.value] = *reinterpret_cast<const uint32_t*>(at + second);
+          bool there = apart == 0 || -apart <= view.reach[4 * w.value + lane % 4];
+          auto* words = reinterpret_cast<const uint32_t*>(at + 4 * w.value * kSlotBytes);
+          low[lane].word[w.value] = there ? words[0] : 0;
+          high[lane].word[w.value] = there ? words[8] : 0;
         });
       });
     }

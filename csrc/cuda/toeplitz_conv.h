@@ -13,7 +13,8 @@ namespace hyenarec::cuda {
 template <class T, bool kBackward>
 struct ToeplitzConv {
   using Products = Toeplitz<T>;
-  static constexpr int kThreads = 256, kWarps = kThreads / 32, kBlocks = kBackward ? 2 : 3;
+  static constexpr int kThreads = 256, kWarps = kThreads / 32;
+  static constexpr int kBlocks = (kBackward ? 2 : 3) - (sizeof(T) == 4);  // of a multiprocessor: 80, 128 or 255 registers
   static constexpr int kZeros = 32;
 
   int channels, groups, taps;  // taps: those that meet anything

@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import ctypes
 import shutil
+import subprocess
 from collections.abc import Callable
+from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
 
@@ -13,7 +15,8 @@ import numpy as np
 import pytest
 import torch
 from blocks_host import BlockCase, check, compiled, random_case, whole, wrong
-from cuda_host import SOURCE, needs
+from cuda_host import NATIVE, SOURCE, needs
+from test_cuda_host import LYING, resources
 
 from hyenarec_kernels.backends.cuda.block_plan import constants, plan_for
 from hyenarec_kernels.lowrank.levels import TOLERANCE as BOUND
@@ -102,28 +105,16 @@ def test_nan_stays_in_its_channel_and_sequence(host: ctypes.CDLL) -> None:
     assert after["out"][310:900, 3].isnan().all()
 
 
-LYING = {
-    "to short of the rows": [0, 100, 250],
-    "past the rows": [0, 100, 900],
-    "from behind the first row": [40, 100, 600],
-    "from before the first row": [-50, 100, 600],
-    "decreasing": [0, 400, 50, 600],
-    "decreasing often": [0, 600, 0, 600, 0, 600, 0],
-    "all at the end": [600, 600, 600],
-    "no sequence": [0],
-}
-
-
 @pytest.mark.parametrize("lie", LYING)
 def test_sequences_that_do_not_cover_the_rows(host: ctypes.CDLL, lie: str) -> None:
     """Nothing is read or written outside the tensors, and rows of no sequence become zero."""
     cuts = LYING[lie]
-    case = BlockCase(True, 600, [0] * (len(cuts) - 1), [600] * (len(cuts) - 1), 3, 3, 550)
+    case = BlockCase(True, 300, [0] * (len(cuts) - 1), [300] * (len(cuts) - 1), 3, 3, 270)
     case.tensors |= {"starts": torch.tensor(cuts[:-1]), "ends": torch.tensor(cuts[1:])}
     found = case.run(host)
     for name, value in found.items():
         assert value.isfinite().all(), f"{name}: {int((~value.isfinite()).sum())} values were not written"
-    inside = torch.zeros(600, dtype=torch.bool)
+    inside = torch.zeros(300, dtype=torch.bool)
     for start, end in pairwise(cuts):
         inside[max(start, 0) : max(end, 0)] = True
     assert not found["out"][~inside].any() and not found["x"][~inside].any()
@@ -188,6 +179,67 @@ def test_plans(horizon: int, dtype: torch.dtype) -> None:
         plan = plan_for(terms, horizon, True, False, dtype)
         assert plan is not None and 0 < plan.bound <= BOUND[dtype]
         assert all(level.rank <= 32 for level in plan.levels) and len(plan.levels) <= 8
+
+
+@pytest.fixture(scope="session")
+def race(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., bool]:
+    """Whether two threads meet without a barrier between them in a call of tests/native/blocks_race_test.cpp."""
+    needs("g++")
+    program = tmp_path_factory.mktemp("cuda_blocks") / "race_test"
+    flags = ["-std=c++17", "-O1", "-fsanitize=thread", "-pthread", f"-I{SOURCE}"]
+    source = str(NATIVE / "blocks_race_test.cpp")
+    built = subprocess.run(["g++", *flags, source, "-o", str(program)], capture_output=True, text=True)
+    if "tsan" in built.stderr:
+        pytest.skip("g++ has no ThreadSanitizer")
+    assert built.returncode == 0, built.stderr
+
+    def run(*words: object) -> bool:
+        environment = {"TSAN_OPTIONS": "halt_on_error=1 exitcode=66"}
+        command = [str(program), *map(str, words)]
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+        except subprocess.TimeoutExpired:
+            if len(words) < 3:
+                raise
+            return False  # the barrier that is left out keeps the threads waiting for ever
+        if "FATAL: ThreadSanitizer" in done.stderr:
+            pytest.skip("ThreadSanitizer does not run on this kernel")
+        assert done.returncode in (0, 66), done.stderr
+        return done.returncode == 66
+
+    return run
+
+
+@pytest.mark.slow  # 20 s each
+@pytest.mark.parametrize("layout", ["padded", "packed"])
+@pytest.mark.parametrize("horizon", [300, 600])  # with the filter's end alone, and with levels
+def test_no_races(layout: str, horizon: int, race: Callable[..., bool]) -> None:
+    assert not race(layout, horizon)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("barrier", [0, 1, 2])
+def test_a_dropped_barrier_is_a_race(barrier: int, race: Callable[..., bool]) -> None:
+    # the tool remembers a few accesses of each place, so that on a busy machine a run may miss one
+    assert any(race("packed", 600, barrier) for _ in range(5))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(find_spec("triton") is None, reason="cuobjdump comes with triton")
+@pytest.mark.parametrize("architecture", [80, 86, 89, 90, 100, 120])
+@pytest.mark.parametrize(
+    "source", ["kernels_blocks", "kernels_blocks_bf16", "kernels_blocks_f16", "kernels_blocks_f32"]
+)
+def test_compiled_for_the_device_without_spills(source: str, architecture: int, tmp_path: Path) -> None:
+    """A register that is spilled needs a stack frame. Two blocks of a multiprocessor fit into its registers."""
+    needs("nvcc")
+    binary = tmp_path / "blocks.o"
+    command = ["nvcc", "-O3", "-std=c++17", f"-arch=sm_{architecture}", "-c", str(SOURCE / "cuda" / f"{source}.cu")]
+    subprocess.run([*command, "-o", str(binary)], check=True)
+    used = resources(binary)
+    assert len(used) == (5 if source == "kernels_blocks" else 6)
+    assert not {name: usage for name, usage in used.items() if usage["STACK"] or usage["LOCAL"]}
+    assert all(usage["REG"] <= 128 for usage in used.values())
 
 
 # One wrong place each in the shipped source: file, what stands there, what to put.

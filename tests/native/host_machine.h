@@ -1,16 +1,14 @@
-// Programs on the host, for tests: every thread block of every launch, its threads one after the other between barriers.
+// Programs of csrc/cuda on the host: every thread block of a launch, its threads one after the other between barriers.
 #pragma once
 #include <algorithm>
+#include <cmath>
 #include <vector>
 
 #include "cuda/tensor_core.h"
 
-namespace {
+namespace hyenarec::cuda {
 
-using namespace hyenarec;
-using namespace hyenarec::cuda;
-
-// One thread block. In which order a phase's threads run may not change results; race_test.cpp has them run at once.
+// One thread block. In which order a phase's threads run may not change results; thread_machine.h has them run at once.
 struct HostBlock {
   int threads;
   bool reversed;
@@ -38,4 +36,4 @@ struct HostMachine {
   }
 };
 
-}  // namespace
+}  // namespace hyenarec::cuda

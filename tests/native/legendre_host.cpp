@@ -4,7 +4,15 @@
 #include "cuda/legendre_schedule.h"
 #include "host_machine.h"
 
+#ifndef HYENAREC_BLOCKS
+#define HYENAREC_BLOCKS 4
+#define HYENAREC_SHARED (227 << 10)
+#endif
+
 namespace {
+
+using namespace hyenarec;
+using namespace hyenarec::cuda;
 
 template <class Machine>
 int64_t run(const LegendreConvArgs& args, bool backward, Machine&& machine) {

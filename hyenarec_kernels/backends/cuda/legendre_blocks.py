@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from hyenarec_kernels.backends.cuda.block_plan import constants, plan_for
+from hyenarec_kernels.backends.cuda.toeplitz import where
 
 
 def serves(x: Tensor, coefficients: Tensor, decay: Tensor | None, horizon: int) -> bool:
@@ -37,7 +38,7 @@ def convolve(
     prepared = _prepared(*_key(x, coefficients, decay, horizon))
     assert prepared is not None
     parameters = (_values(coefficients), _values(decay), _values(skip))
-    rows = (pre_gate, post_gate, starts, ends, horizon, x.shape[-2])
+    rows = (pre_gate, post_gate, *where(starts, ends), horizon, x.shape[-2])
     out: Tensor = torch.ops.hyenarec_cuda.legendre_blocks(x, *parameters, *rows, *prepared)
     return out
 
@@ -58,7 +59,7 @@ def convolve_backward(
     prepared = _prepared(*_key(x, coefficients, decay, horizon))
     assert prepared is not None
     parameters = (coefficients, decay, skip)
-    rows = (pre_gate, post_gate, starts, ends, horizon, x.shape[-2])
+    rows = (pre_gate, post_gate, *where(starts, ends), horizon, x.shape[-2])
     dx, *found, dpre, dpost = torch.ops.hyenarec_cuda.legendre_blocks_backward(
         grad, x, *map(_values, parameters), *rows, *prepared, needs
     )
