@@ -3,7 +3,8 @@
 //
 // A kernel is a *program*: a struct of parameters whose operator()(block, index, shared) runs one thread block. It is
 // written as phases, `block.phase(f)`: f(thread) for every thread, then a barrier. Nothing but shared and global memory
-// lives on from one phase to the next, so that a loop over threads runs it as well as a thread block does.
+// lives on from one phase to the next, so that a loop over threads runs it as well as a thread block does. What a warp
+// computes as one is `block.warps(f)`, a phase too (tensor_core.h).
 #pragma once
 #include <cmath>
 #include <cstdint>
@@ -100,6 +101,16 @@ HYENAREC_DEVICE void each(F&& f, std::integer_sequence<int, I...>) {
 template <int N, class F>
 HYENAREC_DEVICE void each(F&& f) {
   each(f, std::make_integer_sequence<int, N>{});
+}
+
+// Bytes of shared memory that a program's block needs: a constant of its type, or what the program says.
+template <class Program>
+constexpr auto shared_bytes(const Program&) -> decltype(Program::kSharedBytes) {
+  return Program::kSharedBytes;
+}
+template <class Program>
+auto shared_bytes(const Program& program) -> decltype(program.shared_bytes()) {
+  return program.shared_bytes();
 }
 
 HYENAREC_DEVICE constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }

@@ -1,37 +1,13 @@
 // The calls of long_conv.h on the current device.
 #include <string>
 
-#include "launch.cuh"
+#include "calls.cuh"
 #include "schedule.h"
 
 namespace hyenarec {
 namespace {
 
 using namespace cuda;
-
-// Launches in order; the first failure ends the call.
-struct Device {
-  cudaStream_t stream;
-  cudaError_t status = cudaSuccess;
-
-  template <class Program>
-  void start(const Program& program, int64_t grid) {
-    if (status != cudaSuccess || grid == 0) return;
-    status = grid > INT32_MAX ? cudaErrorInvalidConfiguration : launch(program, unsigned(grid), stream);
-  }
-};
-
-cudaError_t attribute(cudaDeviceAttr name, int* value) {
-  int device;
-  cudaError_t status = cudaGetDevice(&device);
-  return status == cudaSuccess ? cudaDeviceGetAttribute(value, name, device) : status;
-}
-
-const char* told(const std::string& message) {
-  thread_local std::string text;
-  text = message;
-  return text.c_str();
-}
 
 const char* check(const LongConvArgs& args) {
   // Positions of two sequences' ends are added in 32 bits; offsets in memory have 64.

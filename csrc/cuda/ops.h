@@ -50,19 +50,19 @@ struct Inputs {
     return rows_of(t);
   }
 
+  float* values(const Tensor& t, int64_t count, const char* name) const {
+    STD_TORCH_CHECK(t.device() == x.device() && t.scalar_type() == ScalarType::Float && t.is_contiguous() &&
+                        t.numel() == count,
+                    "long_conv: ", name, ": expected ", count, " contiguous float32 on x's device");
+    return static_cast<float*>(t.data_ptr());
+  }
+
  private:
   const void* index(const MaybeTensor& t) const {
     STD_TORCH_CHECK(!t || (t->device() == x.device() && t->is_contiguous() && t->numel() == args.sequences &&
                            (t->scalar_type() == ScalarType::Long || t->scalar_type() == ScalarType::Int)),
                     "long_conv: starts, ends: expected ", args.sequences, " contiguous int32 or int64 on x's device");
     return t ? t->data_ptr() : nullptr;
-  }
-
-  float* values(const Tensor& t, int64_t count, const char* name) const {
-    STD_TORCH_CHECK(t.device() == x.device() && t.scalar_type() == ScalarType::Float && t.is_contiguous() &&
-                        t.numel() == count,
-                    "long_conv: ", name, ": expected ", count, " contiguous float32 on x's device");
-    return static_cast<float*>(t.data_ptr());
   }
 };
 

@@ -3,6 +3,7 @@
 #include <dlfcn.h>
 #include <torch/csrc/stable/accelerator.h>
 
+#include "legendre_ops.h"
 #include "ops.h"
 
 namespace {
@@ -42,11 +43,15 @@ STABLE_TORCH_LIBRARY(hyenarec_cuda, m) {
   m.def(
       "long_conv_backward(Tensor grad, Tensor x, Tensor filter, Tensor? skip, Tensor? pre_gate, Tensor? post_gate, "
       "Tensor? starts, Tensor? ends, int max_length, bool[] needs) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
+  hyenarec::cuda_ops::define_legendre(m);
+  hyenarec::cuda_ops::define_blocks(m);
   m.def("unsupported() -> str");
 }
 STABLE_TORCH_LIBRARY_IMPL(hyenarec_cuda, CUDA, m) {
   m.impl("long_conv", TORCH_BOX(&hyenarec::cuda_ops::conv<Current>));
   m.impl("long_conv_backward", TORCH_BOX(&hyenarec::cuda_ops::conv_backward<Current>));
+  hyenarec::cuda_ops::implement_legendre<Current>(m);
+  hyenarec::cuda_ops::implement_blocks<Current>(m);
 }
 STABLE_TORCH_LIBRARY_IMPL(hyenarec_cuda, CompositeExplicitAutograd, m) {
   m.impl("unsupported", TORCH_BOX(&unsupported));

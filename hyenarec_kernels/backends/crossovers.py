@@ -17,16 +17,15 @@ REFERENCE_DIRECT = 12
 # is left to the FFT only where it has more taps than this and no blocks that are cheaper than going direct.
 CPU_DIRECT = 1024
 
-# The cuda backend leaves filters of up to this many taps to Triton, which goes direct. By arithmetic and not measured,
-# in cycles of a multiprocessor of an H200 per element of bfloat16 (128 lanes; 4.3 bytes a picosecond for 132 at
-# 1.75 GHz):
+# The cuda backend multiplies by Toeplitz matrices up to this many taps, on tensor cores, which is all that its kernel
+# takes; more go through the FFT. By arithmetic and not measured, in cycles of a multiprocessor of an H200 per element of
+# bfloat16 (128 lanes; 4.3 bytes a picosecond for 132 at 1.75 GHz):
 #   memory, either way, 3 inputs and 1 output of 2 bytes at 19 a cycle: 0.4
-#   direct: a tap is 2 loads, 2 conversions, 2 multiply-adds and 3 of index and mask, 9 / 128 = 0.07
+#   Toeplitz (csrc/cuda/toeplitz_conv.h): 0.15 of tensor cores at 200 taps and 0.3 at 512, 0.3 to 0.5 of instructions
 #   FFT of as many complex points as rows, M = 64 to 16,384, there and back: 4.2 operations a point and octave and 14
 #       for twist, spectrum and untwist, (8.4 log2 M + 14) / 128 = 0.5 to 1.0; two exchanges through shared memory each
 #       way, 64 bytes at 128 a cycle, 0.5; together 1.0 to 1.5, and up to twice that where M is not the length
-# They meet at 14 to 21 taps.
-CUDA_DIRECT = 16
+CUDA_TOEPLITZ = 512
 
 # Triton goes direct up to this many taps where there is no cuda backend; the reference's FFT takes more. By operation
 # counts, not measured: 64 reads from cache take about as long as an FFT's passes. A Legendre filter of more goes as

@@ -14,7 +14,15 @@ from functools import lru_cache
 import numpy as np
 import torch
 
-from hyenarec_kernels.lowrank.blocks import Array, blocks_from_nodes, chebyshev_nodes, kept_entries, sampled_basis
+from hyenarec_kernels.lowrank.blocks import (
+    Array,
+    blocks_from_nodes,
+    chebyshev_nodes,
+    entries,
+    kept_entries,
+    local_basis,
+    sampled_basis,
+)
 
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 4e-6, torch.bfloat16: 1e-3, torch.float16: 2e-4}
 
@@ -105,6 +113,19 @@ class Windows:
         energy: Array = np.square(blocks).sum(axis=(0, 2)) * (last / len(distances))
         return energy
 
+    def shape(self, chunk: int, last: int, tolerance: float) -> Shape:
+        """The smallest (rank, degree, nodes) that drops less than `tolerance`, or the largest, which drops nothing.
+
+        A window of lags may need more nodes than a chunk has rows: it is nearly twice as long.
+        """
+        count = self.exact_nodes
+        energy, most = self.energy(chunk, last, count), min(count, chunk)
+        for rank in range(1, most):
+            degree = min(2 * rank - 1, count)
+            if energy[~kept_entries(count, rank, degree)].sum() <= tolerance**2 * self.horizon:
+                return rank, degree, min(degree + 3, count)
+        return most, min(2 * most - 1, count), count
+
     def bound(self, level: Level, last: int) -> float:
         """The largest error of the level's blocks: of the entries that are dropped and of sampling together.
 
@@ -130,3 +151,19 @@ def error_map(level: Level, exact: int) -> Array:
     from_nodes = blocks_from_nodes(level.chunk, level.nodes)
     sampled[kept] = from_nodes[kept_entries(level.nodes, level.rank, level.degree)]
     return np.linalg.qr(np.hstack([blocks_from_nodes(level.chunk, exact), -sampled]))[1].astype(np.float64)
+
+
+def block_map(level: Level) -> Array:
+    """From a polynomial's values at a window's nodes to its block, (nodes, rank * rank)."""
+    kept = kept_entries(level.nodes, level.rank, level.degree)
+    r, s = (index[kept] for index in entries(level.nodes))
+    out = np.zeros((level.nodes, level.rank, level.rank))
+    out[:, r, s] = blocks_from_nodes(level.chunk, level.nodes)[kept].T
+    return out.reshape(level.nodes, -1)
+
+
+def transfer(below: Level, above: Level) -> Array:
+    """The basis of a chunk's parent in that of its children, (fan, rank below, rank above)."""
+    parts = local_basis(above.chunk, above.rank).reshape(-1, below.chunk, above.rank)
+    moved: Array = np.einsum("ib,jia->jba", local_basis(below.chunk, below.rank), parts)
+    return moved

@@ -19,8 +19,11 @@ from torch.library import opcheck
 import hyenarec_kernels as hk
 from hyenarec_kernels import backends
 from hyenarec_kernels.backends import compiled
+from hyenarec_kernels.backends import cuda as backend
 from hyenarec_kernels.backends.cuda import fft_conv as cuda
+from hyenarec_kernels.backends.cuda import legendre_blocks
 from hyenarec_kernels.nn import CosineFilter, ImplicitFilter
+from hyenarec_kernels.ops.dropout import dropout
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 HAS_OPS = compiled.probe() is None and compiled.has_cuda()
@@ -37,6 +40,8 @@ def host_kernels(tmp_path_factory: pytest.TempPathFactory) -> None:
     programs = host_library(tmp_path_factory)
     flags = ["-std=c++17", "-O1", "-g0", "-shared", "-fPIC", "-DTORCH_TARGET_VERSION=0x020a000000000000"]
     flags += [f"-I{torch_home / 'include'}", f"-I{SOURCE}", str(NATIVE / "host_ops.cpp"), "-o", str(library)]
+    if not hasattr(torch.ops.hyenarec_cuda, "legendre_conv"):
+        flags.append("-DHYENAREC_DEFINE")
     libraries = [str(programs), f"-Wl,-rpath,{programs.parent}", f"-L{torch_home / 'lib'}"]
     subprocess.run(["g++", *flags, *libraries, "-ltorch", "-ltorch_cpu", "-lc10"], check=True)
     torch.ops.load_library(library)
@@ -47,7 +52,7 @@ def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> I
     """The backend forced; every tensor that it allocates, workspace too, is full of NaN until it is written."""
     if request.param == "cpu":
         request.getfixturevalue("host_kernels")
-        monkeypatch.setitem(backends.BACKENDS, "cuda", backends.Backend(("cpu",), lambda: None, lambda: cuda))
+        monkeypatch.setitem(backends.BACKENDS, "cuda", backends.Backend(("cpu",), lambda: None, lambda: backend))
         monkeypatch.setattr(cuda, "unsupported", lambda device: None)
     monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", True)
     torch.use_deterministic_algorithms(True, warn_only=True)
@@ -197,16 +202,46 @@ def test_starts_and_lengths_of_different_types(device: str) -> None:
     assert not got[0, :4].any()
 
 
-def test_last_positions_and_float64_are_left_to_others(device: str) -> None:
-    for dtype, last_only in ((torch.float64, False), (torch.float32, True)):
-        case = Case.random("long_conv", dtype=dtype, last_only=last_only)
+def test_many_last_positions_and_float64_are_left_to_others(device: str) -> None:
+    for dtype, last_only, taps in ((torch.float64, False, 5), (torch.float32, True, 600)):
+        case = Case.random("long_conv", (700, 3), dtype=dtype, last_only=last_only, taps=taps)
         got = case.run("packed", dtype, function=on_device("long_conv", device))
         assert_close(got, case.expected(), TOLERANCE[dtype])
 
 
+@pytest.mark.parametrize("operator", ["long_conv", "legendre_conv"])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("last_only", [False, True])
+def test_few_taps(operator: str, layout: str, dtype: torch.dtype, last_only: bool, device: str) -> None:
+    """Toeplitz products: all gradients, in every layout, parameters of both dtypes."""
+    lengths = (140, 140) if layout == "full" else (100, 0, 1, 140, 70)
+    case = Case.random(operator, lengths, taps=120, dtype=dtype, last_only=last_only)
+    options = {"strided": layout == "left", "parameter_dtype": torch.float32 if layout == "packed" else None}
+    got = case.run(layout, dtype, function=on_device(operator, device), **options)
+    assert_close(got, case.expected(), TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_blocks(layout: str, dtype: torch.dtype, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """More taps than Toeplitz products take, in the block low-rank form: the same."""
+    lengths = (600, 600) if layout == "full" else (530, 0, 1, 600, 257)
+    case = Case.random("legendre_conv", lengths, taps=550, dtype=dtype)
+    options = {"strided": layout == "left", "parameter_dtype": torch.float32 if layout == "packed" else None}
+    options["index_dtype"] = torch.int32 if layout == "packed" else torch.int64
+    calls = []
+    for name in ("convolve", "convolve_backward"):
+        function = getattr(legendre_blocks, name)
+        monkeypatch.setattr(legendre_blocks, name, lambda *a, f=function: (calls.append(f), f(*a))[1])
+    got = case.run(layout, dtype, function=on_device("legendre_conv", device), **options)
+    assert_close(got, case.expected(), TOLERANCE[dtype])
+    assert len(calls) == 2
+
+
 def test_what_it_lacks_is_named(device: str) -> None:
-    with pytest.raises(NotImplementedError, match=r"legendre_conv: not implemented for device '\w+' by backend cuda"):
-        hk.legendre_conv(torch.randn(1, 4, 2, device=device), torch.randn(2, 3, device=device), horizon=4)
+    with pytest.raises(NotImplementedError, match=r"dropout: not implemented for device '\w+' by backend cuda"):
+        dropout(torch.randn(4, 2, device=device), 0.5, torch.zeros((), dtype=torch.int64, device=device))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

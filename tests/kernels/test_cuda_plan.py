@@ -13,9 +13,8 @@ from torch import Tensor
 
 import hyenarec_kernels as hk
 from hyenarec_kernels import backends
-from hyenarec_kernels.backends import BACKENDS, Backend, Call, compiled, registry
-from hyenarec_kernels.backends.calls import Slower
-from hyenarec_kernels.backends.cuda import fft_conv as cuda
+from hyenarec_kernels.backends import BACKENDS, Backend, Call, compiled, cuda, registry
+from hyenarec_kernels.backends.cuda import fft_conv
 
 
 @pytest.mark.parametrize(
@@ -38,8 +37,8 @@ def test_why_it_is_not_available(change: dict[str, Any], reason: str | None, mon
     monkeypatch.setattr(torch.cuda, "is_available", lambda: change.get("available", True))
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
-    monkeypatch.setattr(cuda, "unsupported", lambda device: change.get("unsupported", {}).get(device.index))
-    found = cuda._probe.__wrapped__()
+    monkeypatch.setattr(fft_conv, "unsupported", lambda device: change.get("unsupported", {}).get(device.index))
+    found = fft_conv._probe.__wrapped__()
     assert found is None if reason is None else reason in found
 
 
@@ -56,9 +55,9 @@ def test_a_gpu_is_asked_once_while_it_is_the_current_one(monkeypatch: pytest.Mon
     monkeypatch.setattr(
         torch.ops, "hyenarec_cuda", SimpleNamespace(unsupported=lambda: answers[asked[-1]]), raising=False
     )
-    cuda.unsupported.cache_clear()
-    found = [cuda.unsupported(torch.device("cuda", i)) for i in (1, 0, 1)]
-    cuda.unsupported.cache_clear()
+    fft_conv.unsupported.cache_clear()
+    found = [fft_conv.unsupported(torch.device("cuda", i)) for i in (1, 0, 1)]
+    fft_conv.unsupported.cache_clear()
     assert found == ["no kernel image", None, "no kernel image"] and asked == [1, 0]
 
 
@@ -72,7 +71,8 @@ def call_of(x: Tensor, filter: Tensor, last_only: bool = False) -> Call:
 @pytest.fixture(params=[True, False])
 def use_triton(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
     """A table in which this backend and Triton, if it works, are to serve the CPU."""
-    marked = SimpleNamespace(long_conv=lambda x, *rest: torch.full_like(x, 7.0))
+    seven = lambda x, *rest: torch.full_like(x, 7.0)  # noqa: E731
+    marked = SimpleNamespace(long_conv=seven, legendre_conv=seven)
     reason = None if request.param else "not installed"
     table = {
         "cuda": Backend(("cpu",), lambda: None, lambda: cuda),
@@ -86,7 +86,7 @@ def use_triton(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
 
 def test_what_a_gpu_cannot_run_goes_on(use_triton: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without an exception, to Triton or the reference; forced, it says why it cannot."""
-    monkeypatch.setattr(cuda, "unsupported", lambda device: f"not compiled for {device.type}")
+    monkeypatch.setattr(fft_conv, "unsupported", lambda device: f"not compiled for {device.type}")
     found = hk.long_conv(X, H)
     with backends.use("reference"):
         want = hk.long_conv(X, H)
@@ -116,34 +116,38 @@ def test_forcing_it_where_it_is_not_available_gives_the_reason(monkeypatch: pyte
 @pytest.mark.parametrize(
     ("shape", "taps", "dtype", "last_only", "expected"),
     [
-        ((2, 100, 4), 17, torch.float32, False, "FFT"),
-        ((2, 17, 4), 1000, torch.bfloat16, False, "FFT"),
-        ((2, 100, 4), 16, torch.float16, False, "few"),
-        ((2, 16, 4), 1000, torch.float32, False, "few"),
-        ((2, 1000, 32), 512, torch.bfloat16, False, "few"),  # 16 channels share a filter
+        ((2, 1000, 4), 513, torch.float32, False, "FFT"),
         ((2, 1000, 32), 513, torch.bfloat16, False, "FFT"),
-        ((2, 1000, 30), 512, torch.bfloat16, False, "FFT"),
-        ((40, 4), 40, torch.float32, False, "FFT"),
-        ((2, 100, 4), 100, torch.float64, False, "elsewhere"),
-        ((2, 100, 4), 100, torch.float32, True, "elsewhere"),
-        ((2, 0, 4), 100, torch.float32, False, "elsewhere"),
+        ((2, 1000, 32), 512, torch.bfloat16, False, "Toeplitz products"),
+        ((2, 512, 4), 1000, torch.float16, False, "Toeplitz products"),
+        ((40, 4), 1, torch.float32, False, "Toeplitz products"),
+        ((2, 100, 4), 100, torch.float32, True, "last rows"),
+        ((2, 1000, 4), 513, torch.float32, True, None),
+        ((2, 100, 4), 100, torch.float64, False, None),
+        ((2, 0, 4), 100, torch.float32, False, None),
     ],
 )
+@pytest.mark.parametrize("operator", ["long_conv", "legendre_conv"])
 def test_the_plan(
+    operator: str,
     shape: tuple[int, ...],
     taps: int,
     dtype: torch.dtype,
     last_only: bool,
-    expected: str,
+    expected: str | None,
     use_triton: bool,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Long filters go through the FFT; short and shared ones only where Triton is missing or this backend is forced."""
-    monkeypatch.setattr(cuda, "unsupported", lambda device: None)
+    """Up to 512 taps are Toeplitz products; more of an explicit filter go through the FFT, of a Legendre one elsewhere,
+    whether Triton works or not and whether this backend is forced or not."""
+    monkeypatch.setattr(fft_conv, "unsupported", lambda device: None)
     call = call_of(torch.empty(shape, dtype=dtype), torch.empty(2, taps), last_only)
-    serves = backends.implementation(call) is cuda.long_conv
-    assert serves == (expected == "FFT" or (expected == "few" and not use_triton))
+    if operator == "legendre_conv":
+        x, filter, *rest, _ = call.arguments
+        call = Call(operator, operator, (x, filter, None, *rest, taps, last_only))
+        expected = None if expected == "FFT" else expected
+    serves = backends.implementation(call) is getattr(cuda, operator)
     with backends.use("cuda"):
-        assert (backends.implementation(call) is cuda.long_conv) == (expected in ("FFT", "few"))
-    reason = cuda.accepts(call)
-    assert (reason is None) == (expected == "FFT") and isinstance(reason, Slower) == (expected == "few")
+        assert (backends.implementation(call) is getattr(cuda, operator)) == serves
+    assert serves == (expected is not None) == (cuda.accepts(call) is None)
+    assert not serves or cuda.algorithm(call) == expected

@@ -28,6 +28,7 @@ import hyenarec_kernels as hk
 from hyenarec_kernels import backends
 from hyenarec_kernels.backends import triton as package
 from hyenarec_kernels.lowrank.blocks import sampled_basis
+from hyenarec_kernels.lowrank.levels import block_map, transfer
 from hyenarec_kernels.nn import HyenaMixer
 
 pytest.importorskip("triton", reason="triton is not installed")
@@ -208,13 +209,13 @@ def test_the_oracle_notices_what_is_broken(broken: str, monkeypatch: pytest.Monk
     case = Case.random("legendre_conv", (530,), dim=2, groups=2, taps=512, terms=6, dtype=torch.float32)
     tables.constants.cache_clear()
     if broken == "transfer":
-        monkeypatch.setattr(tables, "transfer", lambda below, above: 0 * plan.transfer(below, above))
+        monkeypatch.setattr(tables, "transfer", lambda below, above: 0 * transfer(below, above))
     elif broken == "edge":
         monkeypatch.setattr(plan.GpuPlan, "has_edge", lambda self, length: False)
     elif broken == "window":
         monkeypatch.setattr(block, "fastest", lambda dtype: 0.0)
     else:
-        monkeypatch.setattr(tables, "block_map", lambda level: plan.block_map(level)[::-1])
+        monkeypatch.setattr(tables, "block_map", lambda level: block_map(level)[::-1])
     try:
         with pytest.raises(AssertionError, match="norm-wise errors"):
             assert_oracle(case, case.run("packed", torch.float32), torch.float32)

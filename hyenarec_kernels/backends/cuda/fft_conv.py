@@ -1,10 +1,10 @@
 """The ``cuda`` backend: explicit filters of any shape, over the compiled kernels of ``csrc/cuda``.
 
-Served: the long convolution of float32, bfloat16 and float16 on CUDA devices of compute capability 8.0 and later, by
-FFTs in float32 with gates and skip fused into them; filters of more than 16,384 taps, or 1,024 where a block has 99 KiB
-of shared memory (8.6, 8.9, 12.0), go in parts. Explicit are also the filters of the bases that have no block form:
-implicit, cosine. Not served: last positions, float64, a GPU that cannot run the kernels; nor, where Triton works, few
-taps, and taps that many channels share, which tensor cores multiply (`accepts`).
+Served: the long convolution of float32, bfloat16 and float16 on CUDA devices of compute capability 8.0 and later. Up to
+512 taps go by Toeplitz products (``toeplitz``), more by FFTs in float32 with gates and skip fused into them; filters of
+more than 16,384 taps, or 1,024 where a block has 99 KiB of shared memory (8.6, 8.9, 12.0), go in parts. Explicit are
+also the filters of the bases that have no block form: implicit, cosine. Not served: last positions of more than 512
+taps, float64, a GPU that cannot run the kernels.
 
 No call waits for the device, so that all of it can be captured in a CUDA graph. Gradients are sums in a fixed order,
 the same run to run. NaN and Inf stay within their channel and sequence; in time they spread over all of it.
@@ -18,7 +18,9 @@ import torch
 from torch import Tensor
 
 from hyenarec_kernels.backends import compiled, crossovers
-from hyenarec_kernels.backends.calls import Call, DeviceUnable, Slower
+from hyenarec_kernels.backends.calls import Call, DeviceUnable
+from hyenarec_kernels.backends.cuda import toeplitz
+from hyenarec_kernels.backends.cuda.toeplitz import where
 
 SERVED = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -56,27 +58,26 @@ def unsupported(device: torch.device) -> str | None:
 
 
 def accepts(call: Call) -> str | None:
-    """None for a long convolution that goes through the FFT here, otherwise the reason why not."""
+    """None for a long convolution that is served, otherwise the reason why not."""
     x, filter, *_, last_only = call.arguments
-    if last_only:
-        return "last rows alone need no FFT"
     if x.dtype not in SERVED:
         return f"{x.dtype} is not among {', '.join(map(str, SERVED))}"
-    if x.numel() == 0:
-        return "x has no elements"
+    if x.numel() == 0 or filter.shape[1] == 0:
+        return "x or filter has no elements"
+    if last_only and not few_taps(x, filter):
+        return f"last rows of over {crossovers.CUDA_TOEPLITZ} taps"
     reason = unsupported(x.device)
-    if reason is not None:
-        return DeviceUnable(reason)
-    taps, groups = min(filter.shape[1], x.shape[-2]), filter.shape[0]
-    if taps <= crossovers.CUDA_DIRECT:
-        return Slower(f"up to {crossovers.CUDA_DIRECT} taps, going direct is faster", than="triton")
-    if crossovers.toeplitz(taps, groups, x.shape[-1]):
-        return Slower("groups of channels share the taps: Toeplitz products are faster", than="triton")
-    return None
+    return None if reason is None else DeviceUnable(reason)
 
 
 def algorithm(call: Call) -> str:
-    return "FFT"
+    x, filter, *_, last_only = call.arguments
+    return "last rows" if last_only else "Toeplitz products" if few_taps(x, filter) else "FFT"
+
+
+def few_taps(x: Tensor, filter: Tensor) -> bool:
+    """Whether a filter's taps that meet anything are multiplied as Toeplitz matrices."""
+    return min(filter.shape[1], x.shape[-2]) <= crossovers.CUDA_TOEPLITZ
 
 
 def long_conv(
@@ -89,8 +90,10 @@ def long_conv(
     ends: Tensor | None,
     last_only: bool,
 ) -> Tensor:
+    if few_taps(x, filter):
+        return toeplitz.convolve(x, filter, None, skip, pre_gate, post_gate, starts, ends, 0, last_only)
     out: Tensor = torch.ops.hyenarec_cuda.long_conv(
-        x, _values(filter), _values(skip), pre_gate, post_gate, *_where(starts, ends), x.shape[-2]
+        x, _values(filter), _values(skip), pre_gate, post_gate, *where(starts, ends), x.shape[-2]
     )
     return out
 
@@ -107,8 +110,24 @@ def long_conv_backward(
     last_only: bool,
     needs: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    if few_taps(x, filter):
+        dx, dfilter, _, dskip, dpre, dpost = toeplitz.convolve_backward(
+            grad,
+            x,
+            filter,
+            None,
+            skip,
+            pre_gate,
+            post_gate,
+            starts,
+            ends,
+            0,
+            last_only,
+            [*needs[:2], False, *needs[2:]],
+        )
+        return dx, dfilter, dskip, dpre, dpost
     dx, dfilter, dskip, dpre, dpost = torch.ops.hyenarec_cuda.long_conv_backward(
-        grad, x, _values(filter), _values(skip), pre_gate, post_gate, *_where(starts, ends), x.shape[-2], list(needs)
+        grad, x, _values(filter), _values(skip), pre_gate, post_gate, *where(starts, ends), x.shape[-2], list(needs)
     )
     if needs[1]:
         dfilter = dfilter.to(filter.dtype)
@@ -119,11 +138,3 @@ def long_conv_backward(
 
 def _values(parameter: Tensor | None) -> Tensor | None:
     return None if parameter is None else parameter.float().contiguous()
-
-
-def _where(starts: Tensor | None, ends: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
-    """Both contiguous, and of one type: ``starts`` may be int32 beside int64 ``ends``."""
-    if starts is None or ends is None:
-        return starts, None if ends is None else ends.contiguous()
-    wider = torch.promote_types(starts.dtype, ends.dtype)
-    return starts.to(wider).contiguous(), ends.to(wider).contiguous()

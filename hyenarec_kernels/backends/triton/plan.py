@@ -23,7 +23,7 @@ import numpy.typing as npt
 import torch
 
 from hyenarec_kernels.backends.triton.configs import CHUNK
-from hyenarec_kernels.lowrank.blocks import Array, blocks_from_nodes, entries, kept_entries, local_basis, sampled_basis
+from hyenarec_kernels.lowrank.blocks import Array, local_basis, sampled_basis
 from hyenarec_kernels.lowrank.levels import TOLERANCE, Level, Shape, Windows, last_distance, make_levels
 
 FANS = (4, 8)
@@ -105,22 +105,6 @@ def near_fits(plan: GpuPlan, dtype: torch.dtype) -> tuple[Array, Array]:
     return plan.near_basis.T, weighted * weight
 
 
-def block_map(level: Level) -> Array:
-    """From a polynomial's values at a window's nodes to its block, (nodes, rank * rank)."""
-    kept = kept_entries(level.nodes, level.rank, level.degree)
-    r, s = (index[kept] for index in entries(level.nodes))
-    out = np.zeros((level.nodes, level.rank, level.rank))
-    out[:, r, s] = blocks_from_nodes(level.chunk, level.nodes)[kept].T
-    return out.reshape(level.nodes, -1)
-
-
-def transfer(below: Level, above: Level) -> Array:
-    """The basis of a chunk's parent in that of its children, (fan, rank below, rank above)."""
-    parts = local_basis(above.chunk, above.rank).reshape(-1, below.chunk, above.rank)
-    moved: Array = np.einsum("ib,jia->jba", local_basis(below.chunk, below.rank), parts)
-    return moved
-
-
 def padded(rank: int) -> int:
     """The size of a kernel's tile that holds `rank` rows."""
     return max(1 << (rank - 1).bit_length(), 16)
@@ -159,7 +143,7 @@ def _cheapest_levels(windows: Windows, length: int, tolerance: float) -> tuple[L
     def extend(chunks: tuple[int, ...], shapes: tuple[Shape, ...]) -> None:
         nonlocal best
         chunk = chunks[-1]
-        shapes = (*shapes, _shape(windows, chunk, last_distance(horizon, length, chunk), tolerance))
+        shapes = (*shapes, windows.shape(chunk, last_distance(horizon, length, chunk), tolerance))
         levels = make_levels(horizon, length, chunks, shapes)
         best = min(best, (_cost(levels), levels), key=lambda pair: pair[0])
         for fan in FANS:
@@ -169,20 +153,6 @@ def _cheapest_levels(windows: Windows, length: int, tolerance: float) -> tuple[L
     if horizon >= 2 * CHUNK:
         extend((CHUNK,), ())
     return best[1]
-
-
-def _shape(windows: Windows, chunk: int, last: int, tolerance: float) -> Shape:
-    """The smallest (rank, degree, nodes) that drops less than `tolerance`, or the largest, which drops nothing.
-
-    A window of lags may need more nodes than a chunk has rows: it is nearly twice as long.
-    """
-    count = windows.exact_nodes
-    energy, most = windows.energy(chunk, last, count), min(count, chunk)
-    for rank in range(1, most):
-        degree = min(2 * rank - 1, count)
-        if energy[~kept_entries(count, rank, degree)].sum() <= tolerance**2 * windows.horizon:
-            return rank, degree, min(degree + 3, count)
-    return most, min(2 * most - 1, count), count
 
 
 def _run(windows: Windows, lags: npt.NDArray[Any], tolerance: float, least: int) -> tuple[int, float]:

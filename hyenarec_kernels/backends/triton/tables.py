@@ -19,16 +19,15 @@ from torch import Tensor
 from hyenarec_kernels.backends.triton.configs import CHUNK
 from hyenarec_kernels.backends.triton.plan import (
     GpuPlan,
-    block_map,
     fastest,
     near_fits,
     padded,
     toeplitz,
-    transfer,
 )
 from hyenarec_kernels.dtypes import wide
 from hyenarec_kernels.legendre import event_rate
 from hyenarec_kernels.lowrank.blocks import Array, local_basis, sampled_basis
+from hyenarec_kernels.lowrank.levels import block_map, transfer
 
 
 @dataclass(frozen=True)

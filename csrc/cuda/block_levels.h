@@ -1,0 +1,241 @@
+// From tile to tile: moments go up to nodes of 4 or 8, meet earlier nodes at each level, and come down.
+//
+//     mu above = sum_j w_j S_j^T mu_j              up: from a node's children j
+//     nu = sum_k M^(k) mu[-k] + w S_j nu above     across: from the earlier nodes under one parent, and the parent's nu
+//
+// Transposed, across looks at later nodes and transposes M. These are small arrays (slots, rank, channels) of floats, a
+// 256th of the rows: no tensor cores. A lane has a channel, so that tables are read in whole lines, and several ranks and
+// slots, so that a table's entry serves several slots and a moment several ranks.
+#pragma once
+#include "block_moments.h"
+#include "legendre_blocks.h"
+
+namespace hyenarec::cuda {
+
+struct LevelShape : BlockLevel {
+  HYENAREC_DEVICE int distances() const { return near_pairs + far_pairs; }
+  HYENAREC_DEVICE int distance(int number) const {  // of a table: the near ones from 1 on, then the far ones
+    return number < near_pairs ? number + 1 : far_first + number - near_pairs;
+  }
+  // Whether node `later` and the one `distance` before it meet at this level: under one parent, or where the filter's
+  // end keeps their parents from meeting.
+  HYENAREC_DEVICE bool meet(int later, int distance) const {
+    int place = fan ? later % fan : later;
+    bool near = distance <= near_pairs && distance <= place;
+    return near || (distance >= far_first + place && distance < far_first + far_pairs && distance <= later);
+  }
+};
+
+// Blocks of 8 warps; a warp has the ranks that leave its number when divided by 8, a lane one of 32 channels.
+struct LevelBlock {
+  static constexpr int kThreads = 256, kWarps = 8, kChannels = 32, kRanks = kMostRank / kWarps;
+  int channel, warp;  // the channel in the call's range
+  HYENAREC_DEVICE LevelBlock(int thread, int64_t tile)
+      : channel(int(tile) * kChannels + thread % 32), warp(thread / 32) {}
+};
+
+struct MomentsUp {
+  static constexpr int kThreads = LevelBlock::kThreads, kSharedBytes = 0, kBlocks = 2, kSlots = 4;
+  Nodes nodes, children;
+  LevelShape shape, below;
+  Channels channels;
+  bool reversed;
+  const float* transfer;  // (fan, rank below, rank)
+  const float* rates;
+  const float* in;
+  float* out;
+
+  HYENAREC_DEVICE int64_t tiles() const { return ceil_div(channels.count, LevelBlock::kChannels); }
+  HYENAREC_DEVICE int64_t grid() const { return ceil_div(nodes.count, kSlots) * tiles(); }
+
+  template <class Block>
+  HYENAREC_DEVICE void operator()(Block& block, int64_t index, void*) const {
+    block.phase([&](int thread) {
+      LevelBlock mine(thread, index % tiles());
+      int64_t first = index / tiles() * kSlots;
+      if (mine.channel >= channels.count) return;
+      float rate = rates ? rates[mine.channel] * below.chunk : 0.f;
+      float sums[LevelBlock::kRanks][kSlots] = {};
+      Slot slots[kSlots];
+      each<kSlots>([&](auto i) {
+        slots[i.value] = first + i.value < nodes.count ? nodes.slots[first + i.value] : Slot{0, 0, 0, 0};
+      });
+      for (int j = 0; j < below.fan; ++j) {
+        float factor = rates ? expf(-rate * (reversed ? j : below.fan - 1 - j)) : 1.f;
+        for (int s = 0; s < below.rank; ++s) {
+          float value[kSlots];
+          each<kSlots>([&](auto i) {
+            const Slot& slot = slots[i.value];
+            int child = slot.index * below.fan + j;
+            bool real = int64_t(child) * below.chunk < slot.length;
+            int64_t at = (int64_t(children.first(slot)) + child) * below.rank + s;
+            value[i.value] = real ? factor * in[at * channels.count + mine.channel] : 0.f;
+          });
+          each<LevelBlock::kRanks>([&](auto r) {
+            int rank = mine.warp + r.value * LevelBlock::kWarps;
+            if (rank >= shape.rank) return;
+            float weight = transfer[(j * below.rank + s) * shape.rank + rank];
+            each<kSlots>([&](auto i) { sums[r.value][i.value] += weight * value[i.value]; });
+          });
+        }
+      }
+      each<kSlots>([&](auto i) {
+        if (!Nodes::exists(slots[i.value], shape.chunk)) return;
+        each<LevelBlock::kRanks>([&](auto r) {
+          int rank = mine.warp + r.value * LevelBlock::kWarps;
+          if (rank < shape.rank)
+            out[((first + i.value) * shape.rank + rank) * channels.count + mine.channel] = sums[r.value][i.value];
+        });
+      });
+    });
+  }
+};
+
+struct MomentsAcross {
+  static constexpr int kThreads = LevelBlock::kThreads, kSharedBytes = 0, kBlocks = 2, kSlots = 8;
+  Nodes nodes, parents;
+  LevelShape shape;
+  int rank_above;
+  Channels channels;
+  bool reversed;
+  const float* tables;    // (distances, rank, rank, groups)
+  const float* transfer;  // (fan, rank, rank above); where it has one above
+  const float* rates;
+  const float* in;
+  const float* above;
+  bool has_above;
+  float* out;
+
+  HYENAREC_DEVICE int64_t tiles() const { return ceil_div(channels.count, LevelBlock::kChannels); }
+  HYENAREC_DEVICE int64_t grid() const { return ceil_div(nodes.count, kSlots) * tiles(); }
+
+  template <class Block>
+  HYENAREC_DEVICE void operator()(Block& block, int64_t index, void*) const {
+    block.phase([&](int thread) {
+      LevelBlock mine(thread, index % tiles());
+      int64_t first = index / tiles() * kSlots;
+      if (mine.channel >= channels.count) return;
+      float sums[LevelBlock::kRanks][kSlots] = {};
+      Slot slots[kSlots];
+      each<kSlots>([&](auto i) {
+        slots[i.value] = first + i.value < nodes.count ? nodes.slots[first + i.value] : Slot{0, 0, 0, 0};
+      });
+      meet(mine, first, slots, sums);
+      if (has_above) come_down(mine, slots, sums);
+      each<kSlots>([&](auto i) {
+        if (!Nodes::exists(slots[i.value], shape.chunk)) return;
+        each<LevelBlock::kRanks>([&](auto r) {
+          int rank = mine.warp + r.value * LevelBlock::kWarps;
+          if (rank < shape.rank)
+            out[((first + i.value) * shape.rank + rank) * channels.count + mine.channel] = sums[r.value][i.value];
+        });
+      });
+    });
+  }
+
+ private:
+  using Sums = float[LevelBlock::kRanks][kSlots];
+
+  HYENAREC_DEVICE void meet(const LevelBlock& mine, int64_t first, const Slot (&slots)[kSlots], Sums& sums) const {
+    int group = channels.group(mine.channel);
+    for (int number = 0; number < shape.distances(); ++number) {
+      int distance = shape.distance(number);
+      unsigned meets = 0;
+      each<kSlots>([&](auto i) {
+        const Slot& slot = slots[i.value];
+        int later = reversed ? slot.index + distance : slot.index;
+        bool real = int64_t(later) * shape.chunk < slot.length && shape.meet(later, distance);
+        meets |= unsigned(real) << i.value;
+      });
+      if (!meets) continue;
+      const float* table = tables + int64_t(number) * shape.rank * shape.rank * channels.groups + group;
+      for (int s = 0; s < shape.rank; ++s) {
+        float value[kSlots];
+        each<kSlots>([&](auto i) {
+          int64_t at = (first + i.value + (reversed ? distance : -distance)) * shape.rank + s;
+          value[i.value] = meets >> i.value & 1 ? in[at * channels.count + mine.channel] : 0.f;
+        });
+        each<LevelBlock::kRanks>([&](auto r) {
+          int rank = mine.warp + r.value * LevelBlock::kWarps;
+          if (rank >= shape.rank) return;
+          int entry = reversed ? s * shape.rank + rank : rank * shape.rank + s;
+          float weight = table[int64_t(entry) * channels.groups];
+          each<kSlots>([&](auto i) { sums[r.value][i.value] += weight * value[i.value]; });
+        });
+      }
+    }
+  }
+
+  HYENAREC_DEVICE void come_down(const LevelBlock& mine, const Slot (&slots)[kSlots], Sums& sums) const {
+    float rate = rates ? rates[mine.channel] * shape.chunk : 0.f;
+    each<kSlots>([&](auto i) {
+      const Slot& slot = slots[i.value];
+      if (!Nodes::exists(slot, shape.chunk)) return;
+      int place = slot.index % shape.fan;
+      int64_t parent = parents.first(slot) + slot.index / shape.fan;
+      float factor = rates ? expf(-rate * (reversed ? shape.fan - 1 - place : place)) : 1.f;
+      for (int s = 0; s < rank_above; ++s) {
+        float value = factor * above[(parent * rank_above + s) * channels.count + mine.channel];
+        each<LevelBlock::kRanks>([&](auto r) {
+          int rank = mine.warp + r.value * LevelBlock::kWarps;
+          if (rank < shape.rank)
+            sums[r.value][i.value] += transfer[(place * shape.rank + rank) * rank_above + s] * value;
+        });
+      }
+    });
+  }
+};
+
+// The gradient of a level's tables, sum over pairs of eta (x) mu: a distance and a share of the slots each block.
+struct TablesGradient {
+  static constexpr int kThreads = LevelBlock::kThreads, kSharedBytes = 0, kBlocks = 2, kColumns = 8;
+  Nodes nodes;
+  LevelShape shape;
+  Channels channels;
+  int shares;
+  const float *mu, *eta;  // eta: the moments of the output's gradient
+  float* out;             // (shares, distances, rank, rank, channels)
+
+  HYENAREC_DEVICE int64_t tiles() const { return ceil_div(channels.count, LevelBlock::kChannels); }
+  HYENAREC_DEVICE int64_t parts() const { return ceil_div(shape.rank, kColumns); }
+  HYENAREC_DEVICE int64_t grid() const { return int64_t(shares) * shape.distances() * parts() * tiles(); }
+
+  template <class Block>
+  HYENAREC_DEVICE void operator()(Block& block, int64_t index, void*) const {
+    block.phase([&](int thread) {
+      LevelBlock mine(thread, index % tiles());
+      int64_t rest = index / tiles();
+      int column = int(rest % parts()) * kColumns;
+      rest /= parts();
+      int number = int(rest % shape.distances()), share = int(rest / shape.distances());
+      if (mine.channel >= channels.count) return;
+      int distance = shape.distance(number);
+      float sums[LevelBlock::kRanks][kColumns] = {};
+      for (int64_t i = share; i < nodes.count; i += shares) {
+        Slot slot = nodes.slots[i];
+        if (!Nodes::exists(slot, shape.chunk) || !shape.meet(slot.index, distance)) continue;
+        float right[kColumns];
+        each<kColumns>([&](auto s) {
+          int64_t at = (i - distance) * shape.rank + column + s.value;
+          right[s.value] = column + s.value < shape.rank ? mu[at * channels.count + mine.channel] : 0.f;
+        });
+        each<LevelBlock::kRanks>([&](auto r) {
+          int rank = mine.warp + r.value * LevelBlock::kWarps;
+          if (rank >= shape.rank) return;
+          float left = eta[(i * shape.rank + rank) * channels.count + mine.channel];
+          each<kColumns>([&](auto s) { sums[r.value][s.value] += left * right[s.value]; });
+        });
+      }
+      each<LevelBlock::kRanks>([&](auto r) {
+        int rank = mine.warp + r.value * LevelBlock::kWarps;
+        each<kColumns>([&](auto s) {
+          if (rank >= shape.rank || column + s.value >= shape.rank) return;
+          int64_t row = (int64_t(share) * shape.distances() + number) * shape.rank + rank;
+          out[(row * shape.rank + column + s.value) * channels.count + mine.channel] = sums[r.value][s.value];
+        });
+      });
+    });
+  }
+};
+
+}  // namespace hyenarec::cuda

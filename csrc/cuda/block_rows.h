@@ -1,0 +1,215 @@
+// The block form's rows: sequences are cut into tiles of 256 rows, and a slot is a place for one tile, or for one node of
+// a higher level. Padded sequence s has the slots s * ceil(L / C) and on; packed sequence s, which starts at row a, those
+// from a / C + s up to the next sequence's first: as many as it needs, without a running sum, and T / C + S in all.
+#pragma once
+#include "rows.h"
+#include "tensor_core.h"
+
+namespace hyenarec::cuda {
+
+constexpr int kTile = 256;
+
+// A node of a sequence: rows [index C, (index + 1) C) of `length` from row `start` of batch row `sequence`.
+struct Slot {
+  int sequence, start, length, index;
+};
+
+// Slots of nodes of `chunk` rows.
+struct Nodes {
+  const Slot* slots;
+  int count, chunk, per_sequence;  // per_sequence: of padded input; 0 of packed
+
+  HYENAREC_DEVICE int first(const Slot& of) const {  // the slot of a sequence's node 0
+    return per_sequence ? of.sequence * per_sequence : of.start / chunk + of.sequence;
+  }
+  HYENAREC_DEVICE static bool exists(const Slot& slot, int chunk) { return int64_t(slot.index) * chunk < slot.length; }
+};
+
+// Packed sequences as they may be read and written: within the rows, one after the other, whatever starts and ends say.
+struct Borders {
+  int *starts, *ends;  // (sequences,)
+  int* covering;       // whether they are all of the rows
+};
+
+// One block.
+struct FindBorders {
+  static constexpr int kThreads = 256, kSharedBytes = 2 * kThreads * int(sizeof(int)), kBlocks = 1;
+  Sequences sequences;
+  int count;
+  Borders out;
+
+  template <class Block>
+  HYENAREC_DEVICE void operator()(Block& block, int64_t, void* memory) const {
+    auto *reached = static_cast<int*>(memory), *rows = reached + kThreads;
+    int chunk = int(ceil_div(count, kThreads));
+    auto largest = [](int a, int b) { return a > b ? a : b; };
+    auto start_of = [&](int s) { return sequences.starts ? sequences.clamped(sequences.index(sequences.starts, s)) : 0; };
+    auto end_of = [&](int s) {
+      return sequences.ends ? sequences.clamped(sequences.index(sequences.ends, s)) : sequences.rows;
+    };
+    block.phase([&](int thread) {
+      int most = 0;
+      for (int s = chunk * thread; s < chunk * (thread + 1) && s < count; ++s)
+        most = largest(most, largest(start_of(s), end_of(s)));
+      reached[thread] = most;
+    });
+    block.phase([&](int thread) {
+      int from = 0, sum = 0;
+      for (int t = 0; t < thread; ++t) from = largest(from, reached[t]);
+      for (int s = chunk * thread; s < chunk * (thread + 1) && s < count; ++s) {
+        int start = largest(from, start_of(s));
+        out.starts[s] = start;
+        out.ends[s] = from = largest(start, end_of(s));
+        sum += from - start;
+      }
+      rows[thread] = sum;
+    });
+    block.phase([&](int thread) {
+      if (thread > 0) return;
+      int64_t sum = 0;
+      for (int t = 0; t < kThreads; ++t) sum += rows[t];
+      *out.covering = sum == sequences.rows;
+    });
+  }
+};
+
+// Which sequence a row of packed input belongs to, or would, if it were longer: the last that does not start later.
+HYENAREC_DEVICE int last_at_most(int count, const int* starts, int shift, int divisor, int value) {
+  int low = 0, high = count;  // of those before low it holds, of high and on it does not
+  while (low < high) {
+    int middle = (low + high) / 2;
+    if (starts[middle] / divisor + shift * middle <= value)
+      low = middle + 1;
+    else
+      high = middle;
+  }
+  return low - 1;
+}
+
+// Rows of packed outputs that no sequence has become zero.
+template <class T>
+struct ZeroRest {
+  static constexpr int kThreads = 256, kSharedBytes = 0, kBlocks = 1, kOutputs = 3, kGrid = 128;
+  Borders borders;
+  int count, rows, channels;
+  Rows outputs[kOutputs];  // or null
+
+  template <class Block>
+  HYENAREC_DEVICE void operator()(Block& block, int64_t index, void*) const {
+    if (*borders.covering) return;
+    block.phase([&](int thread) {
+      for (int64_t row = index; row < rows; row += kGrid) {
+        int s = last_at_most(count, borders.starts, 0, 1, int(row));
+        if (s >= 0 && row < borders.ends[s]) continue;
+        for (const Rows& to : outputs)
+          for (int64_t c = thread; to.data && c < channels; c += kThreads)
+            static_cast<T*>(to.data)[row * to.row_stride + c] = T::of(0.f);
+      }
+    });
+  }
+};
+
+// The slots of one level, one thread each.
+struct LocateSlots {
+  Sequences sequences;
+  Borders borders;  // of packed input
+  int sequence_count, chunk, per_sequence, count;
+  Slot* out;
+
+  HYENAREC_DEVICE void one(int64_t i) const {
+    if (i >= count) return;
+    if (!sequences.packed) {
+      int s = int(i) / per_sequence;
+      Span span = sequences.span({s, 0}, 0);
+      out[i] = {s, span.start, span.length, int(i) % per_sequence};
+      return;
+    }
+    int s = last_at_most(sequence_count, borders.starts, 1, chunk, int(i));
+    if (s < 0) {
+      out[i] = {0, 0, 0, 0};
+      return;
+    }
+    int start = borders.starts[s];
+    out[i] = {s, start, borders.ends[s] - start, int(i) - (start / chunk + s)};
+  }
+};
+
+// N words that move as one, 16 bytes at most.
+template <int N>
+struct alignas(4 * N) Aligned {
+  uint32_t word[N];
+};
+
+template <class T, int V>
+struct RowVector {
+  static constexpr int kWords = V * int(sizeof(T)) / 4, kInWord = 4 / int(sizeof(T));
+
+  // v[i] = from[i] for i < count, zero elsewhere (nothing is read there). `whole`: all at once.
+  static HYENAREC_DEVICE void load(float (&v)[V], const T* from, int count, bool whole) {
+    if (whole) {
+      Aligned<kWords> all = *reinterpret_cast<const Aligned<kWords>*>(from);
+      each<V>([&](auto i) {
+        uint32_t word = all.word[i.value / kInWord];
+        if constexpr (sizeof(T) == 4)
+          v[i.value] = bits_to_float(word);
+        else
+          v[i.value] = unpacked<T>(word, i.value % 2);
+      });
+    } else {
+      each<V>([&](auto i) { v[i.value] = i.value < count ? float(from[i.value]) : 0.f; });
+    }
+  }
+
+  static HYENAREC_DEVICE void store(const float (&v)[V], T* to, int count, bool whole) {
+    if (whole) {
+      Aligned<kWords> all;
+      each<kWords>([&](auto w) {
+        if constexpr (sizeof(T) == 4)
+          all.word[w.value] = float_to_bits(v[w.value]);
+        else
+          all.word[w.value] = packed<T>(v[2 * w.value], v[2 * w.value + 1]);
+      });
+      *reinterpret_cast<Aligned<kWords>*>(to) = all;
+    } else {
+      each<V>([&](auto i) {
+        if (i.value < count) to[i.value] = T::of(v[i.value]);
+      });
+    }
+  }
+
+  // Whether every row of a tensor begins where a vector may.
+  static HYENAREC_DEVICE bool aligned(const Rows& rows) {
+    constexpr uint64_t kBytes = V * sizeof(T);
+    uint64_t all = reinterpret_cast<uint64_t>(rows.data) | uint64_t(rows.batch_stride) * sizeof(T) |
+                   uint64_t(rows.row_stride) * sizeof(T);
+    return all % kBytes == 0;
+  }
+};
+
+// V channels of one row, of which `count` exist.
+struct Place {
+  int64_t batch, row;
+  int channel, count;
+};
+
+template <class T, int V>
+HYENAREC_DEVICE void read(float (&v)[V], const Rows& from, const Place& at) {
+  const T* values = static_cast<const T*>(from.data) + at.batch * from.batch_stride + at.row * from.row_stride;
+  RowVector<T, V>::load(v, values + at.channel, at.count, at.count >= V && RowVector<T, V>::aligned(from));
+}
+
+template <class T, int V>
+HYENAREC_DEVICE void multiply(float (&v)[V], const Rows& by, const Place& at) {
+  if (!by.data) return;
+  float factor[V];
+  read<T>(factor, by, at);
+  each<V>([&](auto i) { v[i.value] *= factor[i.value]; });
+}
+
+template <class T, int V>
+HYENAREC_DEVICE void write(const float (&v)[V], const Rows& to, const Place& at) {
+  T* values = static_cast<T*>(to.data) + at.batch * to.batch_stride + at.row * to.row_stride;
+  RowVector<T, V>::store(v, values + at.channel, at.count, at.count >= V && RowVector<T, V>::aligned(to));
+}
+
+}  // namespace hyenarec::cuda

@@ -1,0 +1,335 @@
+// What a call of legendre_blocks.h launches, in which order, and where its workspace lies: the same for the device and
+// for the host's test. `Machine` has start(program, grid).
+//
+//     forward    [borders of packed sequences,] prepare, moments of tiles, up a level each, across a level each, tiles
+//     backward   likewise with the moments of u and dy, both ways across, the gradients of tables, and the sums
+//
+// Moments live for one call. A large batch is therefore cut into runs, of sequences and of channels, which use the same
+// memory one after the other.
+#pragma once
+#include "block_backward.h"
+#include "block_forward.h"
+#include "block_parameters.h"
+#include "schedule.h"
+
+namespace hyenarec::cuda {
+
+// One run: a call whose channels are `count` of the call's from `first` on, and all of its sequences.
+template <class T, class Machine>
+class BlockRun {
+  using Wide = WideTile<T>;
+  using Narrow = NarrowTile<T>;
+
+ public:
+  BlockRun(const LegendreBlocksArgs& args, Channels channels, bool add, bool add_skip, Machine& machine)
+      : a_(args), channels_(channels), add_(add), add_skip_(add_skip), machine_(machine), workspace_(args.workspace),
+        groups_(int(ceil_div(channels.count, Wide::kChannels))),
+        narrow_groups_(int(ceil_div(channels.count, Narrow::kChannels))) {
+    while (levels_ < a_.num_levels && a_.levels[levels_].chunk < a_.max_length) ++levels_;
+    for (int i = 0; i < levels_; ++i) static_cast<BlockLevel&>(shapes_[i]) = a_.levels[i];
+    edge_first_ = int(std::max<int64_t>(a_.horizon / kTile, 1));
+    int64_t uncovered = int64_t(edge_first_ - 1) * kTile + 1;  // the first lag that no level covers from every row
+    bool reached = ceil_div(a_.max_length, kTile) > edge_first_ && a_.horizon > uncovered;
+    // One tile further, lags begin a tile later.
+    edges_ = !reached ? 0 : a_.horizon > uncovered + kTile ? 2 : 1;
+    locate();
+  }
+
+  int64_t workspace() const { return workspace_.peak(); }
+
+  void forward() {
+    prepare();
+    Product source{a_.x, a_.pre_gate};
+    float* nu = nullptr;
+    if (levels_) {
+      Moments mu = moments();
+      tile_moments({{source, false, mu[0]}}, 1);
+      up(mu, false);
+      nu = across(mu, false);
+    }
+    ConvolveTiles<T> program{nodes_[0], channels_, groups_, int(a_.rows), source, {a_.out, a_.post_gate}, taps(),
+                             {basis_, nu, rates_, false}};
+    machine_.start(program, program.grid());
+    zero_rest({a_.out, {}, {}});
+  }
+
+  void backward() {
+    prepare();
+    Product u{a_.x, a_.pre_gate}, dy{a_.grad, a_.post_gate};
+    bool need_filter = a_.dcoefficients || a_.ddecay, need_lags = need_filter || a_.dskip;
+    bool need_input = a_.dx.data || a_.dpre_gate.data, need_post = a_.dpost_gate.data;
+    float *nu = nullptr, *xi = nullptr, *tables = nullptr;
+    if (levels_ && need_filter) tables = workspace_.take<float>(table_rows() * channels_.count);
+    if (levels_) {
+      Moments mu = moments(), eta = moments();
+      tile_moments({{u, false, mu[0]}, {dy, true, eta[0]}}, 2);
+      up(mu, false);
+      up(eta, true);
+      if (need_filter) tables_gradient(mu, eta, tables);
+      if (need_post) nu = across(mu, false);
+      if (need_input) xi = across(eta, true);
+    }
+    int64_t shares = std::clamp<int64_t>(kWaveBlocks / std::max(narrow_groups_, 1), 1, std::max(nodes_[0].count, 1));
+    int64_t lag_count = int64_t(channels_.count) * kTile;
+    float* near = need_lags ? workspace_.take<float>(shares * lag_count) : nullptr;
+    ConvolveTilesBackward<T> program{
+        nodes_[0], channels_, narrow_groups_, int(shares), int(a_.rows), u, dy, {a_.dpost_gate, a_.grad},
+        {a_.dx, a_.pre_gate}, {a_.dpre_gate, a_.x}, taps(), {basis_, nu, rates_, false}, {basis_, xi, rates_, true},
+        near};
+    if (need_input || need_post || need_lags) machine_.start(program, program.grid());
+    zero_rest({a_.dx, a_.dpre_gate, a_.dpost_gate});
+    if (!need_lags) return;
+    sum(near, shares, lag_count);
+    float* edge = nullptr;
+    if (edges_ && need_filter) {
+      edge = workspace_.take<float>(2 * lag_count);
+      float* partial = workspace_.take<float>(shares * lag_count);
+      correlate({{edge_first_, -16}}, 1, shares, partial);
+      sum(partial, shares, lag_count, edge);
+      correlate({{edge_first_, 0}, {edge_first_ + 1, -16}}, edges_, shares, partial);
+      sum(partial, shares, lag_count, edge + lag_count);
+    }
+    parameters_gradient(near, edge, tables);
+  }
+
+ private:
+  // Two blocks of a pass with sums on each of 128 multiprocessors: a constant, so that no result depends on how many a
+  // device has.
+  static constexpr int kWaveBlocks = 256;
+  using Moments = std::vector<float*>;
+
+  int64_t table_rows() const {
+    int64_t rows = 0;
+    for (int i = 0; i < levels_; ++i) rows += int64_t(shapes_[i].distances()) * shapes_[i].rank * shapes_[i].rank;
+    return rows;
+  }
+
+  void locate() {
+    Sequences sequences{a_.packed, a_.wide_index, int(a_.rows), a_.starts, a_.ends};
+    if (a_.packed) {
+      borders_ = {workspace_.take<int>(a_.sequences), workspace_.take<int>(a_.sequences), workspace_.take<int>(1)};
+      machine_.start(FindBorders{sequences, int(a_.sequences), borders_}, 1);
+    }
+    for (int i = 0; i < std::max(levels_, 1); ++i) {
+      int chunk = i < levels_ ? shapes_[i].chunk : kTile;
+      int per_sequence = a_.packed ? 0 : int(ceil_div(a_.rows, chunk));
+      int count = int(a_.packed ? a_.rows / chunk + a_.sequences : per_sequence * a_.sequences);
+      Slot* slots = workspace_.take<Slot>(count);
+      nodes_[i] = {slots, count, chunk, per_sequence};
+      locate_[i] = {sequences, borders_, int(a_.sequences), chunk, per_sequence, count, slots};
+    }
+  }
+
+  void prepare() {
+    constexpr int P = kPlanesOf<T>, kNear = 16 + kTile, kEdge = kTile + kTile + 16;
+    int64_t rows = legendre_blocks_samples(a_);
+    basis_.steps = levels_ ? int(ceil_div(shapes_[0].rank, 16)) : 0;
+    basis_.rank = levels_ ? shapes_[0].rank : 0;
+    const float* basis = a_.constants;
+    samples_ = {a_.coefficients, a_.decay, basis + (a_.num_levels ? ceil_div(a_.levels[0].rank, 16) * 16 * kTile : 0),
+                nullptr, nullptr, int(a_.groups), int(a_.terms), int(a_.horizon)};
+    const float* at = samples_.rows + rows * a_.terms;
+    if (a_.decay) samples_.aged = at, at += rows * a_.terms;
+    samples_.offsets = at, at += rows;
+    for (int i = 0; i + 1 < a_.num_levels; ++i) {
+      transfers_[i] = at;
+      at += int64_t(a_.levels[i].fan) * a_.levels[i].rank * a_.levels[i + 1].rank;
+    }
+    auto words = [&](int size) { return workspace_.take<uint32_t>(int64_t(channels_.count) * P * size); };
+    uint32_t *near = words(kNear), *edge = edges_ ? words(kEdge) : nullptr;
+    near_ = {near, P, kNear, 16}, edge_ = {edge, P, kEdge, kTile};
+    tables_ = workspace_.take<float>(table_rows() * a_.groups);
+    rates_ = a_.decay ? workspace_.take<float>(channels_.count) : nullptr;
+    int64_t basis_words = int64_t(16) * basis_.steps * P * 32 * 4;
+    auto *in = workspace_.take<uint32_t>(basis_words), *out = workspace_.take<uint32_t>(basis_words);
+    basis_.in = in, basis_.out = out;
+    PrepareBlocks<P> program{samples_, channels_, a_.skip, {near, 0, 16, kNear, kTile},
+                             {edge, kTile, kTile, kEdge, 2 * kTile}, table_rows(), tables_, rates_, basis, basis_.steps,
+                             in, out, std::max(levels_, 1), {}};
+    std::copy(locate_, locate_ + kMostBlockLevels, program.slots);
+    machine_.start(program, program.grid());
+  }
+
+  Moments moments() {
+    Moments held;
+    for (int i = 0; i < levels_; ++i)
+      held.push_back(workspace_.take<float>(int64_t(nodes_[i].count) * shapes_[i].rank * channels_.count));
+    return held;
+  }
+
+  void tile_moments(const std::vector<typename TileMoments<T>::Input>& inputs, int count) {
+    TileMoments<T> program{nodes_[0], channels_, groups_, count, basis_, rates_, {}};
+    std::copy(inputs.begin(), inputs.end(), program.input);
+    machine_.start(program, program.grid());
+  }
+
+  void up(const Moments& held, bool reversed) {
+    for (int i = 1; i < levels_; ++i) {
+      MomentsUp program{nodes_[i], nodes_[i - 1], shapes_[i], shapes_[i - 1], channels_, reversed, transfers_[i - 1],
+                        rates_, held[i - 1], held[i]};
+      machine_.start(program, program.grid());
+    }
+  }
+
+  float* across(const Moments& held, bool reversed) {
+    float* above = nullptr;
+    int64_t row = table_rows();
+    for (int i = levels_ - 1; i >= 0; --i) {
+      row -= int64_t(shapes_[i].distances()) * shapes_[i].rank * shapes_[i].rank;
+      bool top = i + 1 == levels_;
+      float* nu = workspace_.take<float>(int64_t(nodes_[i].count) * shapes_[i].rank * channels_.count);
+      MomentsAcross program{nodes_[i], top ? Nodes{} : nodes_[i + 1], shapes_[i], top ? 0 : shapes_[i + 1].rank,
+                            channels_, reversed, tables_ ? tables_ + row * a_.groups : nullptr, transfers_[i], rates_,
+                            held[i], above, !top, nu};
+      machine_.start(program, program.grid());
+      above = nu;
+    }
+    return above;
+  }
+
+  void tables_gradient(const Moments& mu, const Moments& eta, float* out) {
+    int64_t row = 0;
+    for (int i = 0; i < levels_; ++i) {
+      const LevelShape& shape = shapes_[i];
+      int64_t columns = int64_t(shape.distances()) * shape.rank * shape.rank * channels_.count;
+      TablesGradient program{nodes_[i], shape, channels_, 1, mu[i], eta[i], nullptr};
+      int64_t blocks = std::max<int64_t>(program.grid(), 1), shares = std::min<int64_t>(kTableShares, 1024 / blocks);
+      program.shares = int(std::clamp<int64_t>(shares, 1, ceil_div(std::max(nodes_[i].count, 1), 16)));
+      int64_t mark = workspace_.used();
+      program.out = workspace_.take<float>(program.shares * columns);
+      machine_.start(program, program.grid());
+      sum(program.out, program.shares, columns, out ? out + row * channels_.count : nullptr);
+      workspace_.give_back(mark);
+      row += int64_t(shape.distances()) * shape.rank * shape.rank;
+    }
+  }
+
+  void correlate(const std::vector<typename CorrelateTiles<T>::Pair>& pairs, int count, int64_t shares, float* out) {
+    CorrelateTiles<T> program{nodes_[0], channels_, narrow_groups_, int(shares), {a_.x, a_.pre_gate}, {a_.grad, a_.post_gate},
+                              count, {}, out};
+    std::copy(pairs.begin(), pairs.begin() + count, program.pairs);
+    machine_.start(program, program.grid());
+  }
+
+  void parameters_gradient(const float* near, const float* edge, const float* tables) {
+    int64_t rows = a_.dcoefficients || a_.ddecay ? kTapRows + table_rows() : kTile;
+    ParametersGradient program{samples_, channels_, rows, near, edge, tables, nullptr, nullptr, a_.dskip,
+                               add_skip_};
+    int64_t shares = program.shares(), terms = a_.groups * a_.terms;
+    if (a_.dcoefficients) program.dcoefficients = workspace_.take<float>(shares * terms);
+    if (a_.ddecay) program.ddecay = workspace_.take<float>(shares * a_.groups);
+    machine_.start(program, program.grid());
+    if (a_.dcoefficients) sum(program.dcoefficients, shares, terms, a_.dcoefficients, add_);
+    if (a_.ddecay) sum(program.ddecay, shares, a_.groups, a_.ddecay, add_);
+  }
+
+  // out = sum over `rows` rows of in, in a fixed order; without `out`, into the first of them.
+  void sum(float* in, int64_t rows, int64_t columns, float* out = nullptr, bool add = false) {
+    SumRows program{in, {nullptr, nullptr, 1, int(rows)}, rows, columns, add, out ? out : in};
+    machine_.start(program, program.grid());
+  }
+
+  void zero_rest(std::initializer_list<Rows> outputs) {
+    if (!a_.packed) return;
+    ZeroRest<T> program{borders_, int(a_.sequences), int(a_.rows), channels_.count, {}};
+    std::copy(outputs.begin(), outputs.end(), program.outputs);
+    machine_.start(program, ZeroRest<T>::kGrid);
+  }
+
+  AllTaps taps() const {
+    return {near_, edge_, edges_, {{edge_first_, {0, -15, 15}}, {edge_first_ + 1, {16, -15, 0}}}};
+  }
+
+  static constexpr int kTableShares = 16;
+
+  const LegendreBlocksArgs& a_;
+  Channels channels_;
+  bool add_, add_skip_;  // to what earlier runs wrote to the gradients of parameters
+  Machine& machine_;
+  Workspace workspace_;
+  int groups_, narrow_groups_, levels_ = 0, edge_first_ = 1, edges_ = 0;
+  LevelShape shapes_[kMostBlockLevels];
+  Nodes nodes_[kMostBlockLevels];
+  LocateSlots locate_[kMostBlockLevels];
+  Borders borders_{};
+  Samples samples_{};
+  Basis basis_{};
+  Taps near_{}, edge_{};
+  float *tables_ = nullptr, *rates_ = nullptr;
+  const float* transfers_[kMostBlockLevels] = {};
+};
+
+// Null, or why a call cannot be made.
+inline const char* wrong_blocks(const LegendreBlocksArgs& args) {
+  constexpr int64_t kMost = 1 << 30;  // positions of two sequences' ends are added in 32 bits; offsets in memory have 64
+  if (args.dtype == Dtype::f64) return "x: expected float32, bfloat16 or float16";
+  if (args.rows >= kMost || args.sequences >= kMost || args.horizon >= kMost || args.channels >= kMost)
+    return "x: more than 2^30 rows, sequences, channels or taps";
+  if (!args.packed && args.sequences * ceil_div(args.rows, kTile) >= kMost) return "x: more than 2^30 tiles";
+  if (args.groups < 1 || args.channels % args.groups) return "coefficients: its groups do not divide the channels";
+  if (args.num_levels > kMostBlockLevels) return "levels: too many";
+  for (int i = 0; i < args.num_levels; ++i)
+    if (args.levels[i].rank < 1 || args.levels[i].rank > kMostRank || (i == 0 && args.levels[i].chunk != kTile))
+      return "levels: ranks from 1 to 32 on chunks of 256 rows and more are served";
+  return nullptr;
+}
+
+// Runs the call in as many parts as bring moments down to `kShare` of the outputs' bytes, unless a part would have fewer
+// than `kLeast` elements or 64 channels. Returns the bytes of workspace.
+constexpr double kRunShare = 0.14;
+constexpr int64_t kRunLeast = int64_t(1) << 24, kRunChannels = 64;
+
+template <class Machine>
+int64_t run_blocks(const LegendreBlocksArgs& args, bool backward, Machine& machine, int64_t least = kRunLeast,
+                   int64_t slice = kRunChannels) {
+  int64_t size = args.dtype == Dtype::f32 ? 4 : 2, sequences = args.packed ? 1 : args.sequences;
+  int64_t elements = (args.packed ? 1 : args.sequences) * args.rows * args.channels;
+  double moments = args.num_levels ? (backward ? 4.0 : 2.0) * 1.15 * args.levels[0].rank * 4 / kTile : 0;
+  int outputs = backward ? bool(args.dx.data) + bool(args.dpre_gate.data) + bool(args.dpost_gate.data) : 1;
+  int64_t count = int64_t(moments / (kRunShare * double(size * std::max(outputs, 1))) + 1);
+  count = std::max<int64_t>(std::min(count, elements / least), 1);
+  int64_t each = std::max<int64_t>(ceil_div(sequences, count), 1), parts = ceil_div(sequences, each);
+  int64_t width = args.channels;
+  if (parts < count) width = std::max<int64_t>(args.channels * parts / count / slice, 1) * slice;
+  int64_t bytes = 0;
+  bool start = true;
+  auto moved = [&](Rows rows, int64_t batch, int64_t channel) {
+    if (rows.data) rows.data = static_cast<char*>(rows.data) + (batch * rows.batch_stride + channel) * size;
+    return rows;
+  };
+  auto index = [&](const void* values, int64_t s) -> const void* {
+    return values ? static_cast<const char*>(values) + s * (args.wide_index ? 8 : 4) : nullptr;
+  };
+  for (int64_t channel = 0; channel < args.channels; channel += width)
+    for (int64_t first = 0; first == 0 || first < sequences; first += each) {
+      LegendreBlocksArgs part = args;
+      if (!args.packed) {
+        part.sequences = std::min(each, sequences - first);
+        part.starts = index(args.starts, first), part.ends = index(args.ends, first);
+      }
+      int64_t batch = args.packed ? 0 : first;
+      for (Rows LegendreBlocksArgs::*rows :
+           {&LegendreBlocksArgs::x, &LegendreBlocksArgs::pre_gate, &LegendreBlocksArgs::post_gate,
+            &LegendreBlocksArgs::out, &LegendreBlocksArgs::grad, &LegendreBlocksArgs::dx,
+            &LegendreBlocksArgs::dpre_gate, &LegendreBlocksArgs::dpost_gate})
+        part.*rows = moved(args.*rows, batch, channel);
+      if (args.skip) part.skip += channel;
+      if (args.dskip) part.dskip += channel;
+      Channels channels{int(channel), int(std::min(width, args.channels - channel)), int(args.channels),
+                        int(args.groups)};
+      auto go = [&](auto type) {
+        BlockRun<decltype(type), Machine> run(part, channels, !start, first > 0, machine);
+        backward ? run.backward() : run.forward();
+        bytes = std::max(bytes, run.workspace());
+      };
+      switch (args.dtype) {
+        case Dtype::bf16: go(Bfloat16{}); break;
+        case Dtype::f16: go(Float16{}); break;
+        default: go(Float32{});
+      }
+      start = false;
+    }
+  return bytes;
+}
+
+}  // namespace hyenarec::cuda

@@ -1,0 +1,110 @@
+// The convolution with up to 512 taps, forward and backward: exact Toeplitz products of tensor cores, each tensor's rows
+// read from memory and written to it once.
+//
+// A block has a tile of channels, 32 bytes of a row, and a share of the rounds (columns.h). A round is read into shared
+// memory, gates multiplied in; each warp takes a channel at a time through its products, in place; the results leave
+// with their gates. Backward holds the input and the gradient of the output at once, for the filter's gradient; x, the
+// gates and grad are then read a second time, by the same block a few microseconds later.
+#pragma once
+#include "toeplitz.h"
+
+namespace hyenarec::cuda {
+
+template <class T, bool kBackward>
+struct ToeplitzConv {
+  using Products = Toeplitz<T>;
+  static constexpr int kThreads = 256, kWarps = kThreads / 32;
+  static constexpr int kBlocks = (kBackward ? 2 : 3) - (sizeof(T) == 4);  // of a multiprocessor: 80, 128 or 255 registers
+  static constexpr int kZeros = 32;
+
+  int channels, groups, taps;  // taps: those that meet anything
+  int halo, width;             // columns before a round (columns.h), and columns of a round
+  int vectors, shares;         // of a tile, 16 bytes each; shares of the rounds
+  bool wide;                   // the tensors' rows are aligned to 16 bytes
+  Sequences sequences;
+  Items items;
+  const float* filter;  // (groups, taps)
+  const void* skip;     // (channels,) or null
+  Dtype skip_dtype;
+  Product input, gradient;     // u, and backward the gradient of y
+  Product of_input[2];         // of y: forward the output, backward the post-gate's gradient
+  Product of_gradient[2];      // of the transposed convolution of the gradient
+  float* sums;                 // (shares, channels, taps) or null: the taps' gradient of a share
+
+  HYENAREC_DEVICE int tile_channels() const { return vectors * Pool<T>::kVector; }
+  HYENAREC_DEVICE int tiles() const { return int(ceil_div(channels, tile_channels())); }
+  HYENAREC_DEVICE int64_t grid() const { return int64_t(tiles()) * shares; }
+  HYENAREC_DEVICE int slots() const { return kRoundColumns + halo; }
+  HYENAREC_DEVICE int table_bytes() const { return tile_channels() * Products::table_words(taps) * 4; }
+  HYENAREC_DEVICE int pool_bytes() const { return tile_channels() * slots() * Pool<T>::kSlotBytes; }
+  HYENAREC_DEVICE int shared_bytes() const {
+    return kZeros + int(sizeof(Columns)) + table_bytes() + (kBackward ? 2 : 1) * pool_bytes();
+  }
+
+  template <class Block>
+  HYENAREC_DEVICE void operator()(Block& block, int64_t index, void* memory) const {
+    char* shared = static_cast<char*>(memory);
+    auto& columns = *reinterpret_cast<Columns*>(shared + kZeros);
+    auto* table = reinterpret_cast<uint32_t*>(&columns + 1);
+    char* pools = reinterpret_cast<char*>(table) + table_bytes();
+    const Pool<T> inputs{pools, slots(), halo}, gradients{pools + pool_bytes(), slots(), 0};
+    const Tile tile{int(index / shares) * tile_channels(), channels, vectors, wide};
+    const int share = int(index % shares);
+    block.phase([&](int thread) {
+      if (thread < kZeros / 4) reinterpret_cast<uint32_t*>(shared)[thread] = 0;
+      int words = Products::table_words(taps);
+      for (int i = thread; i < tile_channels() * words; i += kThreads) {
+        int channel = tile.first + i / words;
+        if (channel < channels)
+          table[i] = Products::table_word(filter + int64_t(channel / (channels / groups)) * taps, taps, i % words);
+      }
+    });
+    for (int64_t first = int64_t(share) * width; first < items.size(); first += int64_t(shares) * width) {
+      block.phase([&](int thread) {
+        if (thread < kRoundColumns) columns.place(thread, sequences, items, int(first), width, halo);
+      });
+      block.phase([&](int thread) {
+        fill(thread, kThreads, tile, columns, inputs, input);
+        if (kBackward) fill(thread, kThreads, tile, columns, gradients, gradient);
+        if (thread == 0) columns.find_most();
+      });
+      block.warps([&](const Warp& warp) {
+        for (int c = warp.number; c < tile_channels() && tile.first + c < channels; c += kWarps)
+          convolve(warp, tile.first + c, columns, inputs.slot(c, 0), gradients.slot(c, 0),
+                   shared, table + c * Products::table_words(taps), share, first == int64_t(share) * width);
+      });
+      block.phase([&](int thread) {
+        if (of_input[0].value.data) drain(thread, kThreads, tile, columns, inputs, of_input);
+        if (kBackward && (of_gradient[0].value.data || of_gradient[1].value.data))
+          drain(thread, kThreads, tile, columns, gradients, of_gradient);
+      });
+    }
+    if (kBackward && sums && int64_t(share) * width >= items.size())
+      block.phase([&](int thread) {
+        for (int i = thread; i < tile_channels() * taps; i += kThreads)
+          if (tile.first + i / taps < channels) sums_of(share, tile.first)[i] = 0.f;
+      });
+  }
+
+ private:
+  HYENAREC_DEVICE float* sums_of(int share, int channel) const {
+    return sums + (int64_t(share) * channels + channel) * taps;
+  }
+
+  HYENAREC_DEVICE void convolve(const Warp& warp, int channel, const Columns& columns, char* u, char* dy,
+                                const char* zeros, const uint32_t* table, int share, bool first_round) const {
+    float at_zero = 0.f;
+    if (skip)
+      with_dtype(skip_dtype, [&](auto type) { at_zero = static_cast<const decltype(type)*>(skip)[channel]; });
+    if (kBackward && sums)
+      Products::correlate(warp, {dy, columns.after, zeros}, {u, columns.before, zeros}, sums_of(share, channel), taps,
+                          !first_round);
+    warp.sync();
+    if (!kBackward || of_input[0].value.data)
+      Products::template convolve<false>(warp, {u, columns.before, zeros}, u, columns.most_before, table, taps, at_zero);
+    if (kBackward && (of_gradient[0].value.data || of_gradient[1].value.data))
+      Products::template convolve<true>(warp, {dy, columns.after, zeros}, dy, columns.most_after, table, taps, at_zero);
+  }
+};
+
+}  // namespace hyenarec::cuda

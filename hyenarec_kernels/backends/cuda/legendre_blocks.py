@@ -1,0 +1,89 @@
+"""Legendre convolutions of long filters in block low-rank form (``csrc/cuda/legendre_blocks.h``).
+
+A call reads its inputs twice and writes its output once: a pass for the moments of tiles of 256 rows, small launches
+that carry them from tile to tile, and a pass that does the rest. The work an element does not grow with the horizon.
+Gradients are sums in a fixed order, the same run to run. Matrix products take bfloat16 values as they are, float16
+values as the sum of two bfloat16 and float32 values as the sum of three, so that no digit is lost; sums are float32.
+NaN and Inf stay within their channel and sequence; they may reach up to 255 rows back in time. The first call of a
+horizon makes its plan; later ones wait for nothing. Not measured; predicted in ``csrc/cuda/block_schedule.h``.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from hyenarec_kernels.backends.cuda.block_plan import constants, plan_for
+from hyenarec_kernels.backends.cuda.toeplitz import where
+
+
+def serves(x: Tensor, coefficients: Tensor, decay: Tensor | None, horizon: int) -> bool:
+    """Whether there is a plan whose bound is within the tolerance of the dtype."""
+    return _prepared(*_key(x, coefficients, decay, horizon)) is not None
+
+
+def convolve(
+    x: Tensor,
+    coefficients: Tensor,
+    decay: Tensor | None,
+    skip: Tensor | None,
+    pre_gate: Tensor | None,
+    post_gate: Tensor | None,
+    starts: Tensor | None,
+    ends: Tensor | None,
+    horizon: int,
+) -> Tensor:
+    prepared = _prepared(*_key(x, coefficients, decay, horizon))
+    assert prepared is not None
+    parameters = (_values(coefficients), _values(decay), _values(skip))
+    rows = (pre_gate, post_gate, *where(starts, ends), horizon, x.shape[-2])
+    out: Tensor = torch.ops.hyenarec_cuda.legendre_blocks(x, *parameters, *rows, *prepared)
+    return out
+
+
+def convolve_backward(
+    grad: Tensor,
+    x: Tensor,
+    coefficients: Tensor,
+    decay: Tensor | None,
+    skip: Tensor | None,
+    pre_gate: Tensor | None,
+    post_gate: Tensor | None,
+    starts: Tensor | None,
+    ends: Tensor | None,
+    horizon: int,
+    needs: list[bool],
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    prepared = _prepared(*_key(x, coefficients, decay, horizon))
+    assert prepared is not None
+    parameters = (coefficients, decay, skip)
+    rows = (pre_gate, post_gate, *where(starts, ends), horizon, x.shape[-2])
+    dx, *found, dpre, dpost = torch.ops.hyenarec_cuda.legendre_blocks_backward(
+        grad, x, *map(_values, parameters), *rows, *prepared, needs
+    )
+    dcoefficients, ddecay, dskip = (
+        gradient.to(parameter.dtype) if needed and parameter is not None else gradient
+        for gradient, parameter, needed in zip(found, parameters, needs[1:4], strict=True)
+    )
+    return dx, dcoefficients, ddecay, dskip, dpre, dpost
+
+
+def _key(
+    x: Tensor, coefficients: Tensor, decay: Tensor | None, horizon: int
+) -> tuple[int, int, bool, bool, torch.dtype, torch.device]:
+    return coefficients.shape[1], horizon, decay is not None, x.shape[-2] > horizon, x.dtype, x.device
+
+
+@lru_cache(maxsize=None)  # nothing is dropped: a captured CUDA graph may read it as long as the process lives
+def _prepared(
+    terms: int, horizon: int, windowed: bool, beyond: bool, dtype: torch.dtype, device: torch.device
+) -> tuple[list[int], Tensor] | None:
+    """The plan as the operator takes it; None where none is precise enough."""
+    plan = plan_for(terms, horizon, windowed, beyond, dtype)
+    return None if plan is None else (plan.numbers, constants(plan, windowed, device))
+
+
+def _values(parameter: Tensor | None) -> Tensor | None:
+    return None if parameter is None else parameter.float().contiguous()

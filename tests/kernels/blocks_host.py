@@ -1,0 +1,229 @@
+"""The block low-rank Legendre convolution in CUDA, compiled for the host: calls, their oracle, and random ones."""
+
+from __future__ import annotations
+
+import ctypes
+import subprocess
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from cuda_host import DTYPES, NATIVE, SOURCE, HostCase, RowsArgument, ragged
+from operator_cases import TOLERANCE
+from torch import Tensor
+
+from hyenarec_kernels.backends.cuda.block_plan import BlockPlan, constants, plan_for
+from hyenarec_kernels.legendre import legendre_at
+from hyenarec_kernels.lowrank.levels import TOLERANCE as BOUND
+from hyenarec_kernels.lowrank.levels import Windows, last_distance, make_levels
+
+ROWS = ("out", "x", "pre_gate", "post_gate")
+NAMES = (*ROWS, "coefficients", "decay", "skip")
+MOST_LEVELS = 8
+WHOLE = 1 << 24  # elements of a run, at least
+
+
+class Level(ctypes.Structure):
+    _fields_ = [(name, ctypes.c_int) for name in ("chunk", "fan", "rank", "near_pairs", "far_first", "far_pairs")]
+
+
+class Arguments(ctypes.Structure):
+    """hyenarec::LegendreBlocksArgs."""
+
+    _fields_ = [
+        ("dtype", ctypes.c_int),
+        ("packed", ctypes.c_bool),
+        *((name, ctypes.c_int64) for name in ("sequences", "rows", "channels", "groups", "terms", "horizon")),
+        ("max_length", ctypes.c_int64),
+        *((name, ctypes.c_void_p) for name in ("starts", "ends")),
+        ("wide_index", ctypes.c_bool),
+        *((name, RowsArgument) for name in ("x", "pre_gate", "post_gate")),
+        *((name, ctypes.c_void_p) for name in ("coefficients", "decay", "skip")),
+        ("num_levels", ctypes.c_int),
+        ("levels", Level * MOST_LEVELS),
+        ("constants", ctypes.c_void_p),
+        *((name, RowsArgument) for name in ("out", "grad", "dx", "dpre_gate", "dpost_gate")),
+        *((name, ctypes.c_void_p) for name in ("dcoefficients", "ddecay", "dskip", "workspace")),
+    ]
+
+
+def compiled(target: Path, source: Path = SOURCE) -> ctypes.CDLL:
+    flags = ["-std=c++17", "-O1", "-shared", "-fPIC", f"-I{source}"]
+    subprocess.run(["g++", *flags, str(NATIVE / "host_blocks.cpp"), "-o", str(target)], check=True)
+    library = ctypes.CDLL(str(target))
+    library.blocks_args_size.restype = library.blocks_workspace.restype = ctypes.c_int64
+    assert library.blocks_args_size() == ctypes.sizeof(Arguments)
+    return library
+
+
+@dataclass
+class BlockCase(HostCase):
+    """One call; `taps` is the horizon. `needs` are of `NAMES`."""
+
+    needs: frozenset[str] = frozenset(NAMES)
+    terms: int = 8
+    decay: float | None = None  # of the fastest group
+    chunks: tuple[int, ...] | None = None  # of the levels, instead of the cheapest plan's
+    held: Tensor | None = None  # constants other than the plan's
+    plan: BlockPlan = field(init=False)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        generator = torch.Generator().manual_seed(self.seed + 1)
+        t = self.tensors
+        t["coefficients"] = torch.randn(self.groups, self.terms, generator=generator) / self.taps**0.5
+        tau = torch.arange(self.taps, dtype=torch.float64)
+        self.basis = legendre_at(tau, self.terms, self.taps)
+        self.window = torch.ones(self.groups, self.taps, dtype=torch.float64)
+        if self.decay is not None:
+            t["decay"] = torch.linspace(0, 1, self.groups + 1)[1:] * self.decay
+            self.window = torch.exp(-t["decay"].double()[:, None] * tau / self.taps)
+        t["filter"] = t["coefficients"].double() @ self.basis * self.window
+        beyond = self.rows > self.taps
+        plan = plan_for(self.terms, self.taps, self.decay is not None, beyond, self.dtype)
+        if self.chunks is not None:
+            windows, length = Windows(self.terms + 1, self.taps), self.rows
+            shapes = [
+                windows.shape(chunk, last_distance(self.taps, length, chunk), BOUND[self.dtype] / 8)
+                for chunk in self.chunks
+            ]
+            levels = make_levels(self.taps, length, self.chunks, tuple(shapes))
+            plan = BlockPlan(self.terms, self.taps, levels, 0.0)
+        assert plan is not None
+        self.plan = plan
+
+    def present(self) -> set[str]:
+        optional = {
+            "pre_gate": self.pre,
+            "post_gate": self.post,
+            "skip": self.skip,
+            "decay": self.decay is not None,
+        }
+        return {name for name in self.needs if optional.get(name, True)}
+
+    def expected(self) -> dict[str, Tensor]:
+        needs = self.needs
+        self.needs = (needs - {"coefficients", "decay"}) | {"filter"}
+        values = super().expected()
+        self.needs = needs
+        dtaps = values.pop("filter")
+        values["coefficients"] = (dtaps * self.window) @ self.basis.T
+        if self.decay is not None:
+            age = torch.arange(self.taps, dtype=torch.float64) / self.taps
+            values["decay"] = -(dtaps * self.tensors["filter"] * age).sum(1)
+        return {name: values[name] for name in self.present()}
+
+    def arguments(self, results: dict[str, Tensor]) -> Any:
+        t = self.tensors
+        self.held = (
+            constants(self.plan, self.decay is not None, torch.device("cpu")) if self.held is None else self.held
+        )
+
+        def pointer(values: Tensor | None) -> int | None:
+            return None if values is None else values.data_ptr()
+
+        args = Arguments(
+            dtype=DTYPES[self.dtype],
+            packed=self.packed,
+            sequences=len(self.starts),
+            rows=self.rows,
+            channels=self.channels,
+            groups=self.groups,
+            terms=self.terms,
+            horizon=self.taps,
+            max_length=self.rows if self.max_length is None else self.max_length,
+            starts=None if self.full else pointer(t["starts"]),
+            ends=None if self.full else pointer(t["ends"]),
+            wide_index=self.wide_index,
+            x=RowsArgument.of(t["x"]),
+            pre_gate=RowsArgument.of(t["pre_gate"] if self.pre else None),
+            post_gate=RowsArgument.of(t["post_gate"] if self.post else None),
+            coefficients=pointer(t["coefficients"]),
+            decay=pointer(t.get("decay")),
+            skip=pointer(t["skip"]) if self.skip else None,
+            num_levels=len(self.plan.levels),
+            constants=pointer(self.held),
+            out=RowsArgument.of(results.get("out")),
+            grad=RowsArgument.of(t["grad"]),
+            dx=RowsArgument.of(results.get("x")),
+            dpre_gate=RowsArgument.of(results.get("pre_gate")),
+            dpost_gate=RowsArgument.of(results.get("post_gate")),
+            dcoefficients=pointer(results.get("coefficients")),
+            ddecay=pointer(results.get("decay")),
+            dskip=pointer(results.get("skip")),
+        )
+        numbers = iter(self.plan.numbers)
+        for level in range(len(self.plan.levels)):
+            args.levels[level] = Level(*(next(numbers) for _ in range(6)))
+        return args
+
+    def run(self, host: ctypes.CDLL, *, reversed: bool = False, least: int = WHOLE) -> dict[str, Tensor]:
+        """The outputs and gradients; `least`: elements of a run, fewer of which cut the call."""
+        results = self.results()
+        args = self.arguments(results)
+        for backward in (False, True):
+            if not backward and "out" not in results:
+                continue
+            size = host.blocks_workspace(ctypes.byref(args), backward, ctypes.c_int64(least))
+            workspace = torch.full((size // 4 + 64,), torch.nan)  # nothing may depend on it; 64 more as a guard
+            args.workspace = workspace.data_ptr()
+            host.blocks_run(ctypes.byref(args), backward, reversed, ctypes.c_int64(least))
+            assert workspace[size // 4 :].isnan().all(), "written past the workspace"
+        return results
+
+
+def wrong(case: BlockCase, found: dict[str, Tensor]) -> dict[str, float]:
+    """The results with an error above the tolerance; padding must be exactly zero."""
+    errors = {}
+    for name, expected in case.expected().items():
+        got = found[name].double()
+        error = float((got - expected).norm() / expected.norm().clamp_min(1e-30))
+        outside = expected == 0 if name in ROWS else torch.zeros_like(expected, dtype=torch.bool)
+        errors[name] = torch.inf if got[outside].any() else error
+    return {name: error for name, error in errors.items() if not error < TOLERANCE[case.dtype]}
+
+
+def check(host: ctypes.CDLL, case: BlockCase, **options: Any) -> None:
+    bad = wrong(case, case.run(host, **options))
+    assert not bad, f"{bad} in {case}"
+
+
+def whole(rows: int, horizon: int, *, count: int = 1, channels: int = 2, groups: int = 2, **options: Any) -> BlockCase:
+    """Padded sequences without padding."""
+    return BlockCase(False, rows, [0] * count, [rows] * count, channels, groups, horizon, full=True, **options)
+
+
+def random_case(seed: int) -> BlockCase:
+    generator = np.random.default_rng(seed)
+    packed, full = generator.random() < 0.5, generator.random() < 0.3
+    groups = int(generator.integers(1, 4))
+    channels = groups * int(generator.choice([1, 2, 3, 15]))
+    count, rows = int(generator.integers(1, 4)), int(generator.integers(1, 1800 // (1 + channels // 10)))
+    if packed and full:
+        count = 1
+    starts, ends = ragged(generator, count, rows, packed)
+    if full:
+        starts, ends = [0] * count, [rows] * count
+    flags = generator.random(4) < 0.7
+    needs = frozenset(name for name in NAMES if generator.random() < 0.85)
+    longest = max(end - start for start, end in zip(starts, ends, strict=True))
+    return BlockCase(
+        packed,
+        rows,
+        starts,
+        ends,
+        channels,
+        groups,
+        int(generator.choice([1, 200, 256, 257, 511, 512, 600, 767, 900, 1300, 1800])),
+        list(DTYPES)[generator.integers(0, 3)],
+        *(bool(flag) for flag in flags[:3]),
+        full,
+        bool(flags[3]),
+        longest if packed and generator.random() < 0.5 else None,
+        needs,
+        seed,
+        terms=int(generator.choice([8, 16, 32])),
+        decay=float(generator.choice([1.0, 10.0, 300.0])) if generator.random() < 0.5 else None,
+    )

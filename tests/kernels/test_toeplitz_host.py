@@ -1,0 +1,227 @@
+"""The Toeplitz programs of csrc/cuda without a GPU: the shipped source compiled for the host and run lane by lane, and
+what nvcc makes of it for the device.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import dataclasses
+import shutil
+import subprocess
+from collections.abc import Callable
+from importlib.util import find_spec
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from cuda_host import NATIVE, SOURCE, needs, wrong
+from test_cuda_host import LYING, resources
+from toeplitz_host import SCARCE_SHARED, ToeplitzCase, check, compiled, random_case
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+@pytest.fixture(scope="session")
+def host(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
+    needs("g++")
+    return compiled(tmp_path_factory.mktemp("toeplitz") / "host.so")
+
+
+def one(rows: int, taps: int, dtype: torch.dtype = torch.float32, **options: object) -> ToeplitzCase:
+    """Padded sequences without padding."""
+    settings: dict[str, object] = {"channels": 10, "groups": 5, "full": True} | options
+    return ToeplitzCase(False, rows, [0, 0], [rows, rows], taps=taps, dtype=dtype, **settings)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("seed", [*range(24), *(pytest.param(s, marks=pytest.mark.slow) for s in range(24, 150))])
+def test_random_calls(host: ctypes.CDLL, seed: int) -> None:
+    check(host, random_case(seed, 700, 512))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_sequences_as_long_as_columns_and_rounds(host: ctypes.CDLL, dtype: torch.dtype) -> None:
+    """Packed, and one row off; the longest ones take more than one round, and need the halo before it and after it."""
+    cuts = np.cumsum([0, 64, 0, 63, 65, 1, 128, 1024, 960, 1025, 7]).tolist()
+    check(host, ToeplitzCase(True, cuts[-1], cuts[:-1], cuts[1:], 3, 3, 200, dtype))
+
+
+@pytest.mark.parametrize(
+    ("rows", "taps"), [(1, 1), (1, 512), (64, 1), (65, 512), (200, 200), (1024, 65), (1025, 512), (2051, 512)]
+)
+def test_lengths(host: ctypes.CDLL, rows: int, taps: int) -> None:
+    check(host, one(rows, taps, channels=2, groups=1))
+
+
+@pytest.mark.parametrize("channels", [8, 16, 24, 40])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_rows_that_are_moved_16_bytes_at_a_time(host: ctypes.CDLL, dtype: torch.dtype, channels: int) -> None:
+    """Of aligned tensors, and the same bits as one value at a time."""
+    slow = one(130, 70, dtype, channels=channels, groups=channels)
+    fast = dataclasses.replace(slow)
+    for name in ("x", "pre_gate", "post_gate", "grad"):
+        fast.tensors[name] = slow.tensors[name].contiguous()
+        assert fast.tensors[name].data_ptr() % 16 == 0
+    check(host, fast)
+    expected = slow.run(host)
+    for name, value in fast.run(host).items():
+        assert torch.equal(value, expected[name]), name
+
+
+@pytest.mark.slow
+def test_with_less_shared_memory(tmp_path: Path) -> None:
+    """Where two pools of 32 bytes of channels do not fit into a block's memory, 16 bytes go at a time."""
+    needs("g++")
+    scarce = compiled(tmp_path / "scarce.so", shared=SCARCE_SHARED)
+    for dtype in DTYPES:
+        check(scarce, one(1100, 512, dtype, channels=20, groups=20))
+
+
+@pytest.mark.parametrize("lie", LYING)
+def test_sequences_that_do_not_cover_the_rows(host: ctypes.CDLL, lie: str) -> None:
+    """Nothing is read or written outside the tensors, and no row leaves with the NaN that it held before."""
+    cuts = LYING[lie]
+    honest = ToeplitzCase(True, 300, [0], [300], 6, 3, 90)
+    case = dataclasses.replace(honest, starts=[0] * (len(cuts) - 1), ends=[300] * (len(cuts) - 1))
+    case.tensors |= {"starts": torch.tensor(cuts[:-1]), "ends": torch.tensor(cuts[1:])}
+    for reversed in (False, True):
+        for name, value in case.run(host, reversed=reversed).items():
+            assert value.isfinite().all(), f"{name}: {int((~value.isfinite()).sum())} values were not written"
+    inside = torch.zeros(300, dtype=torch.bool)
+    for start, end in pairwise(cuts):
+        inside[max(start, 0) : max(end, 0)] = True
+    assert not case.run(host)["out"][~inside].any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_nan_stays_in_its_channel_and_sequence(host: ctypes.CDLL, dtype: torch.dtype) -> None:
+    case = ToeplitzCase(True, 200, [0, 70, 81], [70, 81, 200], 5, 5, 90, dtype)
+    before = case.run(host)
+    case.tensors["x"][75, 3] = torch.nan
+    after = case.run(host)
+    elsewhere = torch.ones(200, 5, dtype=torch.bool)
+    elsewhere[70:81, 3] = False
+    for name in ("out", "x", "pre_gate", "post_gate"):
+        assert torch.equal(before[name][elsewhere], after[name][elsewhere]), name
+    assert after["out"][75:81, 3].isnan().all()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_causality_bit_for_bit(host: ctypes.CDLL, dtype: torch.dtype) -> None:
+    case = one(300, 200, dtype)
+    before = case.run(host)["out"]
+    case.tensors["x"][:, 117:] *= -3
+    after = case.run(host)["out"]
+    assert torch.equal(before[:, :117], after[:, :117]) and not torch.equal(before[:, 117:], after[:, 117:])
+
+
+def test_offsets_beyond_32_bits(host: ctypes.CDLL) -> None:
+    """Rows 2^28 values apart: 11 of them pass 2^31. Memory that nothing touches is never there."""
+    case = one(11, 5, channels=2, groups=2)
+    case.tensors = {name: value[:1] if value.dim() == 3 else value for name, value in case.tensors.items()}
+    case.starts, case.ends = [0], [11]
+    expected = case.run(host)
+    try:
+        far = torch.empty_strided((1, 11, 2), (0, 1 << 28, 1), dtype=torch.float32)
+    except RuntimeError:
+        pytest.skip("no 11 GiB of address space")
+    far.copy_(case.tensors["x"])
+    case.tensors["x"] = far
+    for name, value in case.run(host).items():
+        assert torch.equal(value, expected[name]), name
+
+
+@pytest.fixture(scope="session")
+def race(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., bool]:
+    """Whether two threads meet without a barrier between them in a call of tests/native/legendre_race_test.cpp."""
+    needs("g++")
+    program = tmp_path_factory.mktemp("toeplitz") / "race_test"
+    flags = ["-std=c++17", "-O1", "-fsanitize=thread", "-pthread", f"-I{SOURCE}"]
+    source = str(NATIVE / "legendre_race_test.cpp")
+    built = subprocess.run(["g++", *flags, source, "-o", str(program)], capture_output=True, text=True)
+    if "tsan" in built.stderr:
+        pytest.skip("g++ has no ThreadSanitizer")
+    assert built.returncode == 0, built.stderr
+
+    def run(*words: object) -> bool:
+        environment = {"TSAN_OPTIONS": "halt_on_error=1 exitcode=66"}
+        try:
+            done = subprocess.run(
+                [program, *map(str, words)], capture_output=True, text=True, env=environment, timeout=300
+            )
+        except subprocess.TimeoutExpired:
+            if len(words) < 2:
+                raise
+            return False  # the barrier that is left out keeps the threads waiting for ever
+        if "FATAL: ThreadSanitizer" in done.stderr:
+            pytest.skip("ThreadSanitizer does not run on this kernel")
+        assert done.returncode in (0, 66), done.stderr
+        return done.returncode == 66
+
+    return run
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("what", ["rows", "last"])
+def test_no_races(what: str, race: Callable[..., bool]) -> None:
+    assert not race(what)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("barrier", [1, 2, 3])
+def test_a_dropped_barrier_is_a_race(barrier: int, race: Callable[..., bool]) -> None:
+    # the tool remembers a few accesses of each place, so that on a busy machine a run may miss one
+    assert any(race("rows", barrier) for _ in range(5))
+
+
+# One wrong place each in the shipped source: file, what stands there, what to put.
+MUTATIONS = {
+    "a word of the taps' table": ("toeplitz.h", "packed<T>(tap(lag), tap(lag - 1))", "packed<T>(tap(lag), tap(lag))"),
+    "a lane's word": ("tensor_core.h", "kHalf * (w / 2)", "kHalf * (w % 2)"),
+    "rows of the transpose": ("tensor_core.h", "matrix[2 * q + 1][g]", "matrix[2 * q][g]"),
+    "the reach of a column": ("toeplitz.h", "> view.reach[column]", ">= view.reach[column]"),
+    "the halo": ("columns.h", "least(here.number, column + halo)", "least(here.number, column)"),
+    "rows past the end": ("columns.h", "position + j < span.length; };\n    int64_t", "true; };\n    int64_t"),
+    "later rounds": ("toeplitz.h", "add ? sums[at] + sum : sum", "sum"),
+    "a diagonal": ("toeplitz.h", "lane / 4 >= s ? here : next", "lane / 4 > s ? here : next"),
+    "a group's channels": ("taps.h", "for (int c = 0; c < members; ++c) sum", "for (int c = 0; c < 1; ++c) sum"),
+    "the window": ("taps.h", "* float(lag));\n  }", "* float(lag + 1));\n  }"),
+    "small parts of floats": ("tensor_core.h", "    multiply_tf32(c, rest_a, top_b);\n", ""),
+}
+FIRST, *OTHERS = MUTATIONS  # each is compiled, in 4 s
+
+
+@pytest.mark.parametrize("mutation", [FIRST, *(pytest.param(name, marks=pytest.mark.slow) for name in OTHERS)])
+def test_a_broken_kernel_shows(mutation: str, tmp_path: Path) -> None:
+    needs("g++")
+    name, old, new = MUTATIONS[mutation]
+    for folder in ("common", "cuda"):
+        shutil.copytree(SOURCE / folder, tmp_path / folder)
+    path = tmp_path / "cuda" / name
+    text = path.read_text()
+    assert text.count(old) == 1
+    path.write_text(text.replace(old, new))
+    broken = compiled(tmp_path / "broken.so", 4, source=tmp_path)
+    cases = [one(1100, 200, dtype) for dtype in DTYPES]
+    cases += [random_case(seed, 500, 300) for seed in range(30)]
+    assert any(wrong(case, case.run(broken)) for case in cases)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(find_spec("triton") is None, reason="cuobjdump comes with triton")
+@pytest.mark.parametrize("architecture", [80, 86, 89, 90, 100, 120])
+def test_compiled_for_the_device_without_spills(architecture: int, tmp_path: Path) -> None:
+    """A register that is spilled needs a stack frame. Tensor cores multiply, and rows are moved 16 bytes at a time."""
+    needs("nvcc")
+    binary = tmp_path / "toeplitz.o"
+    command = ["nvcc", "-O3", "-std=c++17", f"-arch=sm_{architecture}", "-c", str(SOURCE / "cuda/kernels_toeplitz.cu")]
+    subprocess.run([*command, "-o", str(binary)], check=True)
+    used = resources(binary)
+    products = {name: usage for (name, _), usage in used.items() if "ToeplitzConv" in name}
+    assert len(products) == 6 and len(used) == 9
+    assert not {name: usage for name, usage in used.items() if usage["STACK"] or usage["LOCAL"]}
+    # forward three blocks of a multiprocessor fit into its registers, backward two, of Float32 one less each
+    for name, usage in products.items():
+        blocks = 3 - ("Lb1" in name) - ("Float32" in name)
+        assert usage["REG"] * 256 * blocks <= 65536, (name, usage)

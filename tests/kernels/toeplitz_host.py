@@ -1,0 +1,148 @@
+"""The shipped Toeplitz programs (csrc/cuda/legendre_conv.h) on the host: calls with explicit and with Legendre filters."""
+
+from __future__ import annotations
+
+import ctypes
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from cuda_host import DTYPES, NATIVE, SOURCE, Arguments, HostCase, ragged, wrong
+from torch import Tensor
+
+from hyenarec_kernels.legendre import filter_gradients, taps_of
+
+FULL_SHARED, SCARCE_SHARED = 227 << 10, 99 << 10  # bytes a block: compute capability 9.0, and 8.6, 8.9, 12.0
+
+
+class LegendreArguments(ctypes.Structure):
+    """hyenarec::LegendreConvArgs."""
+
+    _fields_ = [
+        ("rows", Arguments),
+        ("last_only", ctypes.c_bool),
+        ("parameters", ctypes.c_int),
+        *((name, ctypes.c_void_p) for name in ("filter", "decay")),
+        *((name, ctypes.c_int64) for name in ("terms", "horizon")),
+        ("skip_dtype", ctypes.c_int),
+        *((name, ctypes.c_void_p) for name in ("skip", "dfilter", "ddecay", "dskip")),
+    ]
+
+
+def compiled(target: Path, blocks: int = 4, shared: int = FULL_SHARED, source: Path = SOURCE) -> ctypes.CDLL:
+    """The programs in launches of few blocks, which then take several rounds each."""
+    flags = ["-std=c++17", "-O1", "-shared", "-fPIC", f"-I{source}"]
+    flags += [f"-DHYENAREC_BLOCKS={blocks}", f"-DHYENAREC_SHARED={shared}"]
+    subprocess.run(["g++", *flags, str(NATIVE / "legendre_host.cpp"), "-o", str(target)], check=True)
+    library = ctypes.CDLL(str(target))
+    library.legendre_args_size.restype = library.legendre_workspace.restype = ctypes.c_int64
+    assert library.legendre_args_size() == ctypes.sizeof(LegendreArguments)
+    return library
+
+
+@dataclass
+class ToeplitzCase(HostCase):
+    """With ``terms``, the filter's taps are those of so many random coefficients, with a window if ``windowed``."""
+
+    terms: int = 0
+    windowed: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.tensors["filter"] = self.tensors["filter"] / max(self.taps, 1) ** 0.5
+        if self.terms:
+            generator = torch.Generator().manual_seed(self.seed)
+            coefficients = torch.randn(self.groups, self.terms, generator=generator) / self.taps**0.5
+            self.tensors["coefficients"] = coefficients
+            self.tensors["decay"] = 4 * torch.rand(self.groups, generator=generator)
+            decay = self.tensors["decay"].double() if self.windowed else None
+            self.tensors["filter"] = taps_of(coefficients.double(), self.taps, decay, None)
+
+    def expected(self) -> dict[str, Tensor]:
+        found = super().expected()
+        if self.terms and "filter" in found:
+            decay = self.tensors["decay"].double() if self.windowed else None
+            coefficients = self.tensors["coefficients"].double()
+            gradients = filter_gradients(found.pop("filter"), self.tensors["filter"], coefficients, decay, self.taps)
+            found |= {"coefficients": gradients[0]} | ({"decay": gradients[1]} if self.windowed else {})
+        return found
+
+    def results(self) -> dict[str, Tensor]:
+        made = super().results()
+        if self.terms and made.pop("filter", None) is not None:
+            for name in ("coefficients", *(("decay",) if self.windowed else ())):
+                made[name] = torch.full_like(self.tensors[name], torch.nan)
+        return made
+
+    def legendre_arguments(self, results: dict[str, Tensor]) -> LegendreArguments:
+        def pointer(name: str, of: dict[str, Tensor]) -> int | None:
+            return of[name].data_ptr() if name in of else None
+
+        name = "coefficients" if self.terms else "filter"
+        return LegendreArguments(
+            rows=self.arguments({key: value for key, value in results.items() if key != name}),
+            parameters=DTYPES[torch.float32],
+            filter=pointer(name, self.tensors),
+            decay=pointer("decay", self.tensors) if self.windowed else None,
+            terms=self.terms or self.taps,
+            horizon=self.taps if self.terms else 0,
+            skip_dtype=DTYPES[torch.float32],
+            skip=pointer("skip", self.tensors) if self.skip else None,
+            dfilter=pointer(name, results),
+            ddecay=pointer("decay", results),
+            dskip=pointer("skip", results),
+        )
+
+    def run(self, host: ctypes.CDLL, *, reversed: bool = False) -> dict[str, Tensor]:
+        results = self.results()
+        args = self.legendre_arguments(results)
+        for backward in (False, True):
+            if not backward and "out" not in results:
+                continue
+            size = host.legendre_workspace(ctypes.byref(args), backward)
+            workspace = torch.full((size // 4 + 64,), torch.nan)
+            args.rows.workspace = workspace.data_ptr()
+            host.legendre_run(ctypes.byref(args), backward, reversed)
+            assert workspace[size // 4 :].isnan().all(), "written past the workspace"
+            args.rows.workspace = None
+        return results
+
+
+def check(host: ctypes.CDLL, case: ToeplitzCase) -> None:
+    found = case.run(host)
+    bad = wrong(case, found)
+    assert not bad, f"{bad} in {case}"
+    backwards = case.run(host, reversed=True)
+    for name, value in found.items():
+        assert torch.equal(value, backwards[name]), f"{name} depends on the order of threads in {case}"
+
+
+def random_case(seed: int, most_rows: int, most_taps: int) -> ToeplitzCase:
+    generator = np.random.default_rng(seed)
+    packed = generator.random() < 0.6
+    groups = int(generator.integers(1, 5))
+    channels = groups * int(generator.integers(1, 8))
+    count, rows = int(generator.integers(1, 7)), int(generator.integers(1, most_rows + 1))
+    full = not packed and generator.random() < 0.3
+    starts, ends = ragged(generator, count, rows, packed)
+    if full:
+        starts, ends = [0] * count, [rows] * count
+    flags = generator.random(6) < 0.7
+    return ToeplitzCase(
+        packed,
+        rows,
+        starts,
+        ends,
+        channels,
+        groups,
+        int(generator.integers(1, most_taps + 1)),
+        list(DTYPES)[seed % 3],
+        *(bool(flag) for flag in flags[:3]),
+        full,
+        bool(flags[3]),
+        seed=seed,
+        terms=int(generator.integers(1, 33)) if flags[4] else 0,
+        windowed=bool(flags[4] and flags[5]),
+    )

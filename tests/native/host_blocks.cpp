@@ -1,0 +1,25 @@
+// The block form's programs and schedule on the host, for tests/kernels/test_cuda_blocks.py. `least` is the least number
+// of elements of a run, so that small calls are cut too, into 3 channels or more.
+#include "cuda/block_schedule.h"
+#include "host_machine.h"
+
+using namespace hyenarec;
+using namespace hyenarec::cuda;
+
+extern "C" {
+
+int64_t blocks_args_size() { return sizeof(LegendreBlocksArgs); }
+
+int64_t blocks_workspace(const LegendreBlocksArgs* args, bool backward, int64_t least) {
+  DryRun dry;
+  LegendreBlocksArgs sizes = *args;
+  sizes.workspace = nullptr;
+  return run_blocks(sizes, backward, dry, least, least < kRunLeast ? 3 : kRunChannels);
+}
+
+void blocks_run(const LegendreBlocksArgs* args, bool backward, bool reversed, int64_t least) {
+  HostMachine machine{reversed};
+  run_blocks(*args, backward, machine, least, least < kRunLeast ? 3 : kRunChannels);
+}
+
+}  // extern "C"
