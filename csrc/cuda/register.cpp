@@ -4,6 +4,7 @@
 #include <torch/csrc/stable/accelerator.h>
 
 #include "ops.h"
+#include "short_ops.h"
 
 namespace {
 
@@ -43,10 +44,12 @@ STABLE_TORCH_LIBRARY(hyenarec_cuda, m) {
       "long_conv_backward(Tensor grad, Tensor x, Tensor filter, Tensor? skip, Tensor? pre_gate, Tensor? post_gate, "
       "Tensor? starts, Tensor? ends, int max_length, bool[] needs) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
   m.def("unsupported() -> str");
+  hyenarec::cuda_ops::define_short(m);
 }
 STABLE_TORCH_LIBRARY_IMPL(hyenarec_cuda, CUDA, m) {
   m.impl("long_conv", TORCH_BOX(&hyenarec::cuda_ops::conv<Current>));
   m.impl("long_conv_backward", TORCH_BOX(&hyenarec::cuda_ops::conv_backward<Current>));
+  hyenarec::cuda_ops::implement_short<Current>(m);
 }
 STABLE_TORCH_LIBRARY_IMPL(hyenarec_cuda, CompositeExplicitAutograd, m) {
   m.impl("unsupported", TORCH_BOX(&unsupported));

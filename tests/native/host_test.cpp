@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "cuda/schedule.h"
+#include "host_machine.h"
 
 namespace {
 
@@ -12,30 +13,6 @@ using namespace hyenarec::cuda;
 
 constexpr int kTop = HYENAREC_TOP;
 constexpr int64_t kShareElements = kTop == kLargest ? kWave : 4096;
-
-// One thread block. In which order a phase's threads run may not change results; race_test.cpp has them run at once.
-struct HostBlock {
-  int threads;
-  bool reversed;
-
-  template <class F>
-  void phase(const F& f) {
-    for (int i = 0; i < threads; ++i) f(reversed ? threads - 1 - i : i);
-  }
-};
-
-struct HostMachine {
-  bool reversed;
-  template <class Program>
-  void start(const Program& program, int64_t grid) {
-    std::vector<Complex> shared(Program::kSharedBytes / sizeof(Complex) + 1);
-    for (int64_t i = 0; i < grid; ++i) {
-      std::fill(shared.begin(), shared.end(), Complex{NAN, NAN});
-      HostBlock block{Program::kThreads, reversed};
-      program(block, reversed ? grid - 1 - i : i, shared.data());
-    }
-  }
-};
 
 struct Counter {
   int launches = 0;

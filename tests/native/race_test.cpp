@@ -1,61 +1,17 @@
-// The shipped programs with a thread of the host for every thread of a block, two blocks side by side, for
-// ThreadSanitizer: it reports what two threads touch without a barrier between them, one of them writing, in shared and
-// global memory alike and in whichever order they ran. tests/kernels/test_cuda_host.py runs it:
+// The long convolution's programs under ThreadSanitizer (thread_machine.h); tests/kernels/test_cuda_host.py runs it:
 //
 //     race_test padded|packed TAPS [number of the barrier that every block leaves out]
-#include <pthread.h>
-
 #include <cstdlib>
 #include <cstring>
-#include <thread>
 #include <vector>
 
 #include "cuda/schedule.h"
+#include "thread_machine.h"
 
 namespace {
 
 using namespace hyenarec;
 using namespace hyenarec::cuda;
-
-int dropped = -1;
-
-class ThreadBlock {
- public:
-  ThreadBlock(int thread, pthread_barrier_t* barrier) : thread_(thread), barrier_(barrier) {}
-  template <class F>
-  void phase(const F& f) {
-    f(thread_);
-    if (number_++ != dropped) pthread_barrier_wait(barrier_);
-  }
-
- private:
-  int thread_, number_ = 0;
-  pthread_barrier_t* barrier_;
-};
-
-struct ThreadMachine {
-  template <class Program>
-  void start(const Program& program, int64_t grid) {
-    constexpr int kTogether = 2;
-    std::vector<Complex> shared[kTogether];
-    pthread_barrier_t barriers[kTogether];
-    std::vector<std::thread> threads;
-    for (int which = 0; which < kTogether; ++which) {
-      shared[which].resize(Program::kSharedBytes / sizeof(Complex) + 1);
-      pthread_barrier_init(&barriers[which], nullptr, Program::kThreads);
-      for (int thread = 0; thread < Program::kThreads; ++thread)
-        threads.emplace_back([&, which, thread] {
-          for (int64_t index = which; index < grid; index += kTogether) {
-            ThreadBlock block(thread, &barriers[which]);
-            program(block, index, shared[which].data());
-            pthread_barrier_wait(&barriers[which]);
-          }
-        });
-    }
-    for (auto& thread : threads) thread.join();
-    for (auto& barrier : barriers) pthread_barrier_destroy(&barrier);
-  }
-};
 
 template <class Machine>
 int64_t run(const LongConvArgs& args, bool backward, Machine&& machine) {

@@ -90,7 +90,7 @@ def long_conv(
     last_only: bool,
 ) -> Tensor:
     out: Tensor = torch.ops.hyenarec_cuda.long_conv(
-        x, _values(filter), _values(skip), pre_gate, post_gate, *_where(starts, ends), x.shape[-2]
+        x, _values(filter), _values(skip), pre_gate, post_gate, *where(starts, ends), x.shape[-2]
     )
     return out
 
@@ -108,7 +108,7 @@ def long_conv_backward(
     needs: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     dx, dfilter, dskip, dpre, dpost = torch.ops.hyenarec_cuda.long_conv_backward(
-        grad, x, _values(filter), _values(skip), pre_gate, post_gate, *_where(starts, ends), x.shape[-2], list(needs)
+        grad, x, _values(filter), _values(skip), pre_gate, post_gate, *where(starts, ends), x.shape[-2], list(needs)
     )
     if needs[1]:
         dfilter = dfilter.to(filter.dtype)
@@ -121,9 +121,11 @@ def _values(parameter: Tensor | None) -> Tensor | None:
     return None if parameter is None else parameter.float().contiguous()
 
 
-def _where(starts: Tensor | None, ends: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+def where(starts: Tensor | None, ends: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
     """Both contiguous, and of one type: ``starts`` may be int32 beside int64 ``ends``."""
     if starts is None or ends is None:
         return starts, None if ends is None else ends.contiguous()
+    if starts.dtype is ends.dtype and starts.is_contiguous() and ends.is_contiguous():
+        return starts, ends
     wider = torch.promote_types(starts.dtype, ends.dtype)
     return starts.to(wider).contiguous(), ends.to(wider).contiguous()

@@ -1,0 +1,72 @@
+// A few adjacent channels of a row, read and written by one access of up to 128 bits.
+#pragma once
+#include <cstring>
+
+#include "device.h"
+
+namespace hyenarec::cuda {
+
+// kCount values of T (Float32, Bfloat16 or Float16), as they lie in memory, in whole registers.
+template <class T, int kCount>
+struct alignas(kCount * sizeof(T)) Pack {
+  static_assert(kCount * sizeof(T) % 4 == 0 && kCount * sizeof(T) <= 16);
+  uint32_t words[kCount * sizeof(T) / 4];
+
+  template <int I>
+  HYENAREC_DEVICE float get(Index<I>) const {
+    if constexpr (sizeof(T) == 4) {
+      return bits_to_float(words[I]);
+    } else {
+      auto half = uint16_t(words[I / 2] >> I % 2 * 16);
+      T value;
+      memcpy(&value, &half, 2);
+      return float(value);
+    }
+  }
+  // Of a pack of zeros; each value once.
+  template <int I>
+  HYENAREC_DEVICE void set(Index<I>, float value) {
+    if constexpr (sizeof(T) == 4) {
+      words[I] = float_to_bits(value);
+    } else {
+      T rounded = T::of(value);
+      uint16_t half;
+      memcpy(&half, &rounded, 2);
+      words[I / 2] |= uint32_t(half) << I % 2 * 16;
+    }
+  }
+};
+
+// `left` channels lie from `at` to the end of the row; none past it is touched. `aligned`: as many as a pack has, and at
+// a multiple of its size.
+template <class T, int kCount>
+HYENAREC_DEVICE Pack<T, kCount> load(const T* at, int left, bool aligned) {
+  using P = Pack<T, kCount>;
+  P pack{};
+#ifdef __CUDA_ARCH__
+  if (aligned) return *reinterpret_cast<const P*>(at);
+#else
+  if (aligned) return memcpy(&pack, at, sizeof pack), pack;
+#endif
+  each<kCount>([&](auto c) {
+    if (c.value < left) pack.set(c, float(at[c.value]));
+  });
+  return pack;
+}
+
+template <class T, int kCount>
+HYENAREC_DEVICE void store(T* at, const Pack<T, kCount>& pack, int left, bool aligned) {
+  if (aligned) {
+#ifdef __CUDA_ARCH__
+    *reinterpret_cast<Pack<T, kCount>*>(at) = pack;
+#else
+    memcpy(at, &pack, sizeof pack);
+#endif
+    return;
+  }
+  each<kCount>([&](auto c) {
+    if (c.value < left) at[c.value] = T::of(pack.get(c));
+  });
+}
+
+}  // namespace hyenarec::cuda
