@@ -38,9 +38,11 @@ struct ConvStep {
         int64_t order = slot < oldest ? slot - oldest + slots : slot - oldest;
         auto tap = load<Float32, kCount>(reinterpret_cast<const Float32*>(taps) + order * channels + channel, left, aligned);
         auto u = load<Float32, kCount>(ring + slot * history.row_stride + channel, left, aligned);
-        each<kCount>([&](auto c) { total[c.value] += tap.get(c) * u.get(c); });
+        HYENAREC_UNROLL
+        for (int c = 0; c < kCount; ++c) total[c] += tap.get(c) * u.get(c);
       }
-      each<kCount>([&](auto c) { sums[thread * kCount + c.value] = total[c.value]; });
+      HYENAREC_UNROLL
+      for (int c = 0; c < kCount; ++c) sums[thread * kCount + c] = total[c];
     });
     block.phase([&](int thread) {
       int channel = tile + thread;

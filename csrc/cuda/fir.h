@@ -94,7 +94,9 @@ struct Taps {
 
 template <class T, int kWidth>
 struct ShortConv {
-  static constexpr int kThreads = 256, kBlocks = 2, kCount = 16 / int(sizeof(T)), kRows = 4, kStrip = 16;
+  // 128 bits a thread; with many taps no more than 4 channels, whose rows and sums the registers hold.
+  static constexpr int kThreads = 128, kBlocks = 3, kRows = 4, kStrip = 16;
+  static constexpr int kCount = kWidth > 4 || sizeof(T) == 4 ? 4 : 8;
   using Mine = Share<kThreads, kCount>;
   using Weights = Taps<kThreads, kCount, kWidth>;
   static constexpr int kSharedBytes = Weights::kBytes;
@@ -126,9 +128,9 @@ struct ShortConv {
     int channel = mine.channel(thread), lane = mine.lane(thread), left = a.channels - channel;
     int row = strips().first(strip), end = strips().end(strip), batch = strips().batch(strip);
     Located located(a.sequences, a.num_sequences, batch);
-    auto read = [&](auto factor, int at) {
+    auto read = [&](int factor, int at) {
       const T* from = static_cast<const T*>(a.x.data) + batch * a.x.batch_stride + at * a.x.row_stride;
-      return load<T, kCount>(from + int64_t(a.part(mine.job, factor.value)) * a.channels + channel, left, a.aligned);
+      return load<T, kCount>(from + int64_t(a.part(mine.job, factor)) * a.channels + channel, left, a.aligned);
     };
     bool product = mine.job == 0;
     const Rows& to = product ? out : rest;
@@ -137,64 +139,71 @@ struct ShortConv {
 
     P window[kFactors][kWidth - 1 + kRows];  // of rows from kWidth - 1 before `row` on
     int before = located.position(row);
-    each<kFactors>([&](auto f) {
-      each<kWidth - 1>([&](auto i) {
-        constexpr int kBack = kWidth - 1 - decltype(i)::value;
-        window[f.value][i.value] = kBack <= before && kBack < a.width ? read(f, row - kBack) : P{};
-      });
-    });
+    HYENAREC_UNROLL
+    for (int f = 0; f < kFactors; ++f) {
+      HYENAREC_UNROLL
+      for (int back = 1; back < kWidth; ++back)
+        window[f][kWidth - 1 - back] = back <= before && back < a.width ? read(f, row - back) : P{};
+    }
     HYENAREC_ONE_BY_ONE
     for (; row < end; row += kRows) {
       int reach[kRows];  // the most taps' lag that stays in the row's sequence; -1: it has none
       bool whole = true;
-      each<kRows>([&](auto r) {
-        int position = row + r.value < end ? located.position(row + r.value) : -1;
-        reach[r.value] = position < a.width ? position : a.width - 1;
+      HYENAREC_UNROLL
+      for (int r = 0; r < kRows; ++r) {
+        int position = row + r < end ? located.position(row + r) : -1;
+        reach[r] = position < a.width ? position : a.width - 1;
         whole &= position >= a.width - 1;
-        each<kFactors>([&](auto f) {
-          window[f.value][kWidth - 1 + r.value] = position >= 0 ? read(f, row + r.value) : P{};
-        });
-      });
+        HYENAREC_UNROLL
+        for (int f = 0; f < kFactors; ++f) window[f][kWidth - 1 + r] = position >= 0 ? read(f, row + r) : P{};
+      }
       P result[kRows] = {};
       // All rows' taps are the same but at a sequence's ends.
       if (whole)
-        convolve(weights, lane, window, [&](auto) { return a.width - 1; }, result);
+        convolve(weights, lane, window, [&](int) { return a.width - 1; }, result);
       else
-        convolve(weights, lane, window, [&](auto r) { return reach[r.value]; }, result);
-      each<kRows>([&](auto r) {
-        if (row + r.value < end) store(target + (row + r.value) * to.row_stride, result[r.value], left, a.aligned);
-      });
-      each<kFactors>([&](auto f) {
-        each<kWidth - 1>([&](auto i) { window[f.value][i.value] = window[f.value][i.value + kRows]; });
-      });
+        convolve(weights, lane, window, [&](int r) { return reach[r]; }, result);
+      HYENAREC_UNROLL
+      for (int r = 0; r < kRows; ++r)
+        if (row + r < end) store(target + (row + r) * to.row_stride, result[r], left, a.aligned);
+      HYENAREC_UNROLL
+      for (int f = 0; f < kFactors; ++f) {
+        HYENAREC_UNROLL
+        for (int i = 0; i < kWidth - 1; ++i) window[f][i] = window[f][i + kRows];
+      }
     }
   }
 
   template <int kFactors, class Reach>
   HYENAREC_DEVICE void convolve(const Weights& weights, int lane, const P (&window)[kFactors][kWidth - 1 + kRows],
                                 const Reach& reach, P (&result)[kRows]) const {
-    each<kCount>([&](auto c) {
+    HYENAREC_UNROLL
+    for (int c = 0; c < kCount; ++c) {
       float z[kFactors][kRows];
-      each<kFactors>([&](auto f) {
-        float bias = weights.at(f.value, a.width, c.value, lane);
-        each<kRows>([&](auto r) { z[f.value][r.value] = bias; });
-        each<kWidth>([&](auto j) {
-          if (j.value >= a.width) return;
-          float weight = weights.at(f.value, j.value, c.value, lane);
-          each<kRows>([&](auto r) {
-            if (j.value <= reach(r)) z[f.value][r.value] += weight * window[f.value][kWidth - 1 + r.value - j.value].get(c);
-          });
-        });
-      });
-      each<kRows>([&](auto r) {
-        float value = z[0][r.value];
+      HYENAREC_UNROLL
+      for (int f = 0; f < kFactors; ++f) {
+        float bias = weights.at(f, a.width, c, lane);
+        HYENAREC_UNROLL
+        for (int r = 0; r < kRows; ++r) z[f][r] = bias;
+        HYENAREC_UNROLL
+        for (int j = 0; j < kWidth; ++j) {
+          if (j >= a.width) continue;
+          float weight = weights.at(f, j, c, lane);
+          HYENAREC_UNROLL
+          for (int r = 0; r < kRows; ++r)
+            if (j <= reach(r)) z[f][r] += weight * window[f][kWidth - 1 + r - j].get(c);
+        }
+      }
+      HYENAREC_UNROLL
+      for (int r = 0; r < kRows; ++r) {
+        float value = z[0][r];
         if constexpr (kFactors == 2)
-          value *= z[1][r.value];
+          value *= z[1][r];
         else if (a.silu)
           value *= sigmoid(value);
-        result[r.value].set(c, reach(r) >= 0 ? value : 0.f);
-      });
-    });
+        result[r].set(c, reach(r) >= 0 ? value : 0.f);
+      }
+    }
   }
 };
 

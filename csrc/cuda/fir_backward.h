@@ -9,7 +9,8 @@ namespace hyenarec::cuda {
 template <class T, int kWidth>
 struct ShortConvBackward {
   // Fewer channels a thread than forward: sums of taps and rows that are not complete yet fill the registers.
-  static constexpr int kThreads = 128, kBlocks = 3, kCount = kWidth > 4 ? 2 : 4, kRows = 4, kStrip = 32;
+  static constexpr int kThreads = 128, kBlocks = sizeof(T) == 4 ? 2 : 3, kRows = 4;
+  static constexpr int kCount = kWidth > 4 ? 2 : 4, kStrip = 32;
   static constexpr int64_t kWave = 512;  // blocks; a constant, so that no result depends on how many run at once
   using Mine = Share<kThreads, kCount>;
   using Weights = Taps<kThreads, kCount, kWidth>;
@@ -74,11 +75,14 @@ struct ShortConvBackward {
       }
     }
     if (!sums) return;
-    each<kFactors>([&](auto f) {
-      each<kWidth + 1>([&](auto j) {
-        each<kCount>([&](auto c) { found[place(f.value, j.value, c.value, thread)] = taps[f.value][j.value][c.value]; });
-      });
-    });
+    HYENAREC_UNROLL
+    for (int f = 0; f < kFactors; ++f) {
+      HYENAREC_UNROLL
+      for (int j = 0; j <= kWidth; ++j) {
+        HYENAREC_UNROLL
+        for (int c = 0; c < kCount; ++c) found[place(f, j, c, thread)] = taps[f][j][c];
+      }
+    }
   }
 
   template <int kFactors>
@@ -91,78 +95,81 @@ struct ShortConvBackward {
       return load<T, kCount>(static_cast<const T*>(from.data) + batch * from.batch_stride + row * from.row_stride + at,
                              left, a.aligned);
     };
-    auto own = [&](auto factor) { return int64_t(a.part(mine.job, factor.value)) * a.channels + channel; };
+    auto own = [&](int factor) { return int64_t(a.part(mine.job, factor)) * a.channels + channel; };
     bool between = mine.job > 0;
     int64_t of_rest = int64_t(mine.job - 1) * a.channels + channel;
 
     P window[kFactors][kWidth - 1 + kRows];
     float pending[kFactors][kWidth][kCount] = {};  // gradients of the newest row and of those before it
     int before = located.position(first);
-    each<kFactors>([&](auto f) {
-      each<kWidth - 1>([&](auto i) {
-        constexpr int kBack = kWidth - 1 - decltype(i)::value;
-        window[f.value][i.value] = kBack <= before && kBack < a.width ? read(a.x, own(f), first - kBack) : P{};
-      });
-    });
+    HYENAREC_UNROLL
+    for (int f = 0; f < kFactors; ++f) {
+      HYENAREC_UNROLL
+      for (int back = 1; back < kWidth; ++back)
+        window[f][kWidth - 1 - back] = back <= before && back < a.width ? read(a.x, own(f), first - back) : P{};
+    }
     HYENAREC_ONE_BY_ONE
     for (int row = first; row < end + kWidth - 1; row += kRows) {
       int reach[kRows];
       P gradient[kRows];
-      each<kRows>([&](auto r) {
-        int at = row + r.value, position = at < a.sequences.rows ? located.position(at) : -1;
+      HYENAREC_UNROLL
+      for (int r = 0; r < kRows; ++r) {
+        int at = row + r, position = at < a.sequences.rows ? located.position(at) : -1;
         if (position < at - end + 1) position = -1;  // it reaches back to none of this strip's rows
-        reach[r.value] = position < a.width ? position : a.width - 1;
-        gradient[r.value] = position < 0 ? P{} : between ? read(grad_rest, of_rest, at) : read(grad, channel, at);
-        each<kFactors>([&](auto f) {
-          window[f.value][kWidth - 1 + r.value] = position >= 0 ? read(a.x, own(f), at) : P{};
-        });
-      });
-      each<kRows>([&](auto r) {
-        int at = row + r.value, complete = at - (kWidth - 1);
+        reach[r] = position < a.width ? position : a.width - 1;
+        gradient[r] = position < 0 ? P{} : between ? read(grad_rest, of_rest, at) : read(grad, channel, at);
+        HYENAREC_UNROLL
+        for (int f = 0; f < kFactors; ++f) window[f][kWidth - 1 + r] = position >= 0 ? read(a.x, own(f), at) : P{};
+      }
+      HYENAREC_UNROLL
+      for (int r = 0; r < kRows; ++r) {
         P finished[kFactors] = {};
-        each<kCount>([&](auto c) {
-          auto x = [&](auto f, auto j) { return window[f.value][kWidth - 1 + r.value - j.value].get(c); };
+        HYENAREC_UNROLL
+        for (int c = 0; c < kCount; ++c) {
+          auto x = [&](int f, int j) { return window[f][kWidth - 1 + r - j].get(c); };
           float z[kFactors] = {}, dz[kFactors];
-          each<kFactors>([&](auto f) {
-            if (kFactors == 1 && !a.silu) return;
-            z[f.value] = weights.at(f.value, a.width, c.value, lane);
-            each<kWidth>([&](auto j) {
-              if (j.value <= reach[r.value]) z[f.value] += weights.at(f.value, j.value, c.value, lane) * x(f, j);
-            });
-          });
-          float dout = gradient[r.value].get(c);
+          HYENAREC_UNROLL
+          for (int f = 0; f < kFactors; ++f) {
+            if (kFactors == 1 && !a.silu) continue;
+            z[f] = weights.at(f, a.width, c, lane);
+            HYENAREC_UNROLL
+            for (int j = 0; j < kWidth; ++j)
+              if (j <= reach[r]) z[f] += weights.at(f, j, c, lane) * x(f, j);
+          }
+          float dout = gradient[r].get(c);
           if constexpr (kFactors == 2) {
             dz[0] = dout * z[1], dz[1] = dout * z[0];
           } else {
-            dz[0] = dout;
-            if (a.silu) {
-              float gate = sigmoid(z[0]);
-              dz[0] *= gate * (1.f + z[0] * (1.f - gate));
-            }
+            float gate = sigmoid(z[0]);
+            dz[0] = a.silu ? dout * gate * (1.f + z[0] * (1.f - gate)) : dout;
           }
-          each<kFactors>([&](auto f) {
-            float slope = reach[r.value] >= 0 ? dz[f.value] : 0.f, mine_alone = at < end ? slope : 0.f;
-            taps[f.value][kWidth][c.value] += mine_alone;
-            each<kWidth>([&](auto j) {
-              if (j.value > reach[r.value]) return;
-              pending[f.value][j.value][c.value] += weights.at(f.value, j.value, c.value, lane) * slope;
-              taps[f.value][j.value][c.value] += mine_alone * x(f, j);
-            });
-            finished[f.value].set(c, pending[f.value][kWidth - 1][c.value]);
-            each<kWidth - 1>([&](auto i) {
-              constexpr int kTo = kWidth - 1 - decltype(i)::value;
-              pending[f.value][kTo][c.value] = pending[f.value][kTo - 1][c.value];
-            });
-            pending[f.value][0][c.value] = 0.f;
-          });
-        });
-        if (!dx.data || complete < first || complete >= end) return;
+          HYENAREC_UNROLL
+          for (int f = 0; f < kFactors; ++f) {
+            float slope = reach[r] >= 0 ? dz[f] : 0.f, mine_alone = row + r < end ? slope : 0.f;
+            taps[f][kWidth][c] += mine_alone;
+            HYENAREC_UNROLL
+            for (int j = 0; j < kWidth; ++j) {
+              if (j > reach[r]) continue;
+              pending[f][j][c] += weights.at(f, j, c, lane) * slope;
+              taps[f][j][c] += mine_alone * x(f, j);
+            }
+            finished[f].set(c, pending[f][kWidth - 1][c]);
+            HYENAREC_UNROLL
+            for (int j = kWidth - 1; j > 0; --j) pending[f][j][c] = pending[f][j - 1][c];
+            pending[f][0][c] = 0.f;
+          }
+        }
+        int complete = row + r - (kWidth - 1);
+        if (!dx.data || complete < first || complete >= end) continue;
         T* to = static_cast<T*>(dx.data) + batch * dx.batch_stride + complete * dx.row_stride;
-        each<kFactors>([&](auto f) { store(to + own(f), finished[f.value], left, a.aligned); });
-      });
-      each<kFactors>([&](auto f) {
-        each<kWidth - 1>([&](auto i) { window[f.value][i.value] = window[f.value][i.value + kRows]; });
-      });
+        HYENAREC_UNROLL
+        for (int f = 0; f < kFactors; ++f) store(to + own(f), finished[f], left, a.aligned);
+      }
+      HYENAREC_UNROLL
+      for (int f = 0; f < kFactors; ++f) {
+        HYENAREC_UNROLL
+        for (int i = 0; i < kWidth - 1; ++i) window[f][i] = window[f][i + kRows];
+      }
     }
   }
 };

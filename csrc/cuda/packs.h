@@ -4,6 +4,13 @@
 
 #include "device.h"
 
+// A loop of a constant count, so that arrays that it indexes stay in registers.
+#ifdef __CUDA_ARCH__
+#define HYENAREC_UNROLL _Pragma("unroll")
+#else
+#define HYENAREC_UNROLL
+#endif
+
 namespace hyenarec::cuda {
 
 // kCount values of T (Float32, Bfloat16 or Float16), as they lie in memory, in whole registers.
@@ -12,27 +19,25 @@ struct alignas(kCount * sizeof(T)) Pack {
   static_assert(kCount * sizeof(T) % 4 == 0 && kCount * sizeof(T) <= 16);
   uint32_t words[kCount * sizeof(T) / 4];
 
-  template <int I>
-  HYENAREC_DEVICE float get(Index<I>) const {
+  HYENAREC_DEVICE float get(int i) const {
     if constexpr (sizeof(T) == 4) {
-      return bits_to_float(words[I]);
+      return bits_to_float(words[i]);
     } else {
-      auto half = uint16_t(words[I / 2] >> I % 2 * 16);
+      auto half = uint16_t(words[i / 2] >> i % 2 * 16);
       T value;
       memcpy(&value, &half, 2);
       return float(value);
     }
   }
   // Of a pack of zeros; each value once.
-  template <int I>
-  HYENAREC_DEVICE void set(Index<I>, float value) {
+  HYENAREC_DEVICE void set(int i, float value) {
     if constexpr (sizeof(T) == 4) {
-      words[I] = float_to_bits(value);
+      words[i] = float_to_bits(value);
     } else {
       T rounded = T::of(value);
       uint16_t half;
       memcpy(&half, &rounded, 2);
-      words[I / 2] |= uint32_t(half) << I % 2 * 16;
+      words[i / 2] |= uint32_t(half) << i % 2 * 16;
     }
   }
 };
@@ -48,9 +53,9 @@ HYENAREC_DEVICE Pack<T, kCount> load(const T* at, int left, bool aligned) {
 #else
   if (aligned) return memcpy(&pack, at, sizeof pack), pack;
 #endif
-  each<kCount>([&](auto c) {
-    if (c.value < left) pack.set(c, float(at[c.value]));
-  });
+  HYENAREC_UNROLL
+  for (int c = 0; c < kCount; ++c)
+    if (c < left) pack.set(c, float(at[c]));
   return pack;
 }
 
@@ -64,9 +69,9 @@ HYENAREC_DEVICE void store(T* at, const Pack<T, kCount>& pack, int left, bool al
 #endif
     return;
   }
-  each<kCount>([&](auto c) {
-    if (c.value < left) at[c.value] = T::of(pack.get(c));
-  });
+  HYENAREC_UNROLL
+  for (int c = 0; c < kCount; ++c)
+    if (c < left) at[c] = T::of(pack.get(c));
 }
 
 }  // namespace hyenarec::cuda

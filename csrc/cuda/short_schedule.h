@@ -30,10 +30,18 @@ inline Fir fir_of(const ShortConvArgs& args) {
           args.bias};
 }
 
+// f(Float32{}), f(Bfloat16{}) or f(Float16{}), on the host.
+template <class F>
+void with_type(Dtype dtype, const F& f) {
+  if (dtype == Dtype::bf16) return f(Bfloat16{});
+  if (dtype == Dtype::f16) return f(Float16{});
+  f(Float32{});
+}
+
 // f(Float32{}, Index<4>{}): the type, and the most taps of the smallest program that takes the call.
 template <class F>
 void with_program(const ShortConvArgs& args, const F& f) {
-  with_dtype(args.dtype, [&](auto type) { args.width <= 4 ? f(type, Index<4>{}) : f(type, Index<kMostTaps>{}); });
+  with_type(args.dtype, [&](auto type) { args.width <= 4 ? f(type, Index<4>{}) : f(type, Index<kMostTaps>{}); });
 }
 
 template <class Machine>
@@ -73,7 +81,7 @@ inline int64_t short_conv_sums(const ShortConvArgs& args) {  // bytes
 
 template <class Machine>
 void start_conv_step(const ConvStepArgs& args, Machine& machine) {
-  with_dtype(args.dtype, [&](auto type) {
+  with_type(args.dtype, [&](auto type) {
     using Program = ConvStep<decltype(type)>;
     Rows taps{const_cast<float*>(args.taps), 0, args.channels};
     Program program{int(args.channels), args.sequences, args.slots,

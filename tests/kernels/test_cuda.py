@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import math
 import shutil
-import subprocess
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from cuda_ops import load
 from operator_cases import LAYOUTS, TOLERANCE, Case, assert_close, on_device
 from torch import Tensor
 from torch.library import opcheck
@@ -33,15 +32,7 @@ def host_kernels(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Registers the compiled ops for CPU tensors too (tests/native/host_ops.cpp)."""
     if not HAS_OPS or shutil.which("g++") is None:
         pytest.skip("the extension was compiled without CUDA, or there is no g++")
-    torch_home, library = Path(torch.__file__).parent, tmp_path_factory.mktemp("cuda") / "host.so"
-    flags = ["-std=c++17", "-O1", "-g0", "-shared", "-fPIC", "-DHYENAREC_TOP=14"]
-    root = Path(__file__).parents[2]
-    flags += ["-DTORCH_TARGET_VERSION=0x020a000000000000", f"-I{torch_home / 'include'}", f"-L{torch_home / 'lib'}"]
-    flags.append(f"-I{root / 'csrc'}")
-    source = root / "tests" / "native" / "host_ops.cpp"
-    command = ["g++", *flags, str(source), "-o", str(library), "-ltorch", "-ltorch_cpu", "-lc10"]
-    subprocess.run(command, check=True)
-    torch.ops.load_library(library)
+    load("host_ops.cpp", tmp_path_factory.mktemp("cuda") / "host.so", "-DHYENAREC_TOP=14")
 
 
 @pytest.fixture(params=[pytest.param("cpu", marks=without_device), pytest.param("cuda", marks=with_device)])

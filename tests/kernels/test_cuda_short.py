@@ -15,7 +15,7 @@ import operator_oracle as oracle
 import pytest
 import torch
 from cuda_host import ragged
-from cuda_ops import ROOT, SANITIZE, load_short
+from cuda_ops import ROOT, SANITIZE, SOURCES, load_short, race_program
 from operator_cases import TOLERANCE
 from operator_checks import check_step
 from test_hostile_segments import CASES, PACKED, PADDED
@@ -304,3 +304,67 @@ def test_address_sanitizer_sees_nothing() -> None:
     command += ["-k", "lie or random or step or many_blocks"]
     done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0 and "AddressSanitizer" not in done.stderr, done.stdout[-3000:] + done.stderr[-3000:]
+
+
+@pytest.fixture(scope="session")
+def race(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., bool]:
+    """Calls of tests/native/short_race_test.cpp."""
+    if shutil.which("g++") is None:
+        pytest.skip("g++ is not installed")
+    return race_program("short_race_test.cpp", tmp_path_factory.mktemp("cuda") / "short_race_test")
+
+
+@pytest.mark.parametrize("call", ["short", "gated", "step"])
+def test_no_races(call: str, race: Callable[..., bool]) -> None:
+    assert not race(call)
+
+
+@pytest.mark.parametrize(
+    ("call", "barrier"),
+    [
+        ("gated", 0),
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in (("gated", 1), ("short", 1), ("step", 0))),
+    ],
+)
+def test_a_dropped_barrier_is_a_race(call: str, barrier: int, race: Callable[..., bool]) -> None:
+    # the tool remembers a few accesses of each place, so that on a busy machine a run may miss one
+    assert any(race(call, dropped=barrier) for _ in range(8))
+
+
+# One wrong place each in the shipped source: file, what stands there, what to put.
+MUTATIONS = {
+    "a tap into the sequence before": ("fir.h", "if (j <= reach(r)) z", "if (j <= reach(r) + 1) z"),
+    "the next rows' past": (
+        "fir.h",
+        "window[f][i] = window[f][i + kRows];",
+        "window[f][i] = window[f][i + kRows - 1];",
+    ),
+    "rows of no sequence": ("fir.h", "reach(r) >= 0 ? value : 0.f", "value"),
+    "the search": ("strips.h", "low = middle + 1;", "low = middle + 2;"),
+    "rows that reach back": ("fir_backward.h", "row < end + kWidth - 1; row", "row < end; row"),
+    "the rows after a strip": ("fir_backward.h", "row + r < end ? slope", "true ? slope"),
+    "a factor's gradient": ("fir_backward.h", "dz[0] = dout * z[1]", "dz[0] = dout * z[0]"),
+    "a block's sums": (
+        "fir_backward.h",
+        "k < kThreads; k += mine.lanes) sum",
+        "k < kThreads / 2; k += mine.lanes) sum",
+    ),
+}
+
+
+@pytest.mark.slow
+@without_device
+@pytest.mark.parametrize("mutation", MUTATIONS)
+def test_a_broken_kernel_shows(mutation: str, tmp_path: Path) -> None:
+    """In a process of its own, as its ops stand in the place of the right ones."""
+    name, old, new = MUTATIONS[mutation]
+    for folder in ("csrc/common", "csrc/cuda", "tests/native"):
+        shutil.copytree(ROOT / folder, tmp_path / folder)
+    path = tmp_path / "csrc" / "cuda" / name
+    text = path.read_text()
+    assert text.count(old) == 1
+    path.write_text(text.replace(old, new))
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-m", "not slow", __file__]
+    command += ["-k", "random_calls or many_blocks or lie"]
+    done = subprocess.run(command, env={**os.environ, SOURCES: str(tmp_path)}, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 1 and "1 failed" in done.stdout, done.stdout[-3000:]

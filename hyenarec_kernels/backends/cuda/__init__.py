@@ -1,4 +1,4 @@
-"""The ``cuda`` backend: explicit filters, short convolutions and streaming, over the compiled kernels of ``csrc/cuda``."""
+"""The ``cuda`` backend: explicit filters, short convolutions and streaming, over the kernels of ``csrc/cuda``."""
 
 from __future__ import annotations
 
