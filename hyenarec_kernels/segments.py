@@ -3,9 +3,9 @@
 Padded ``x`` (B, L, D): row ``b`` holds one sequence, ``x[b, starts[b]:ends[b]]``; None means 0 and L.
 Packed ``x`` (T, D): sequence ``s`` is ``x[starts[s]:ends[s]]``; together the sequences cover ``x`` in order.
 
-Whoever holds a `Segments` may index with it: `Segments.of` and `Segments.of_mask` check its values. On the CPU they
-raise ValueError. Other devices are not waited for: there, values are clamped to what ``x`` has. Compiled and exported
-programs do the same by two operators, which run when the program runs.
+`Segments.of` and `Segments.of_mask` check its values on the CPU, and raise ValueError. Other devices are not waited
+for: there the kernels clamp values to what ``x`` has, and who indexes with them otherwise takes `inside`. Compiled and
+exported programs do the same by two operators, which run when the program runs.
 """
 
 from __future__ import annotations
@@ -132,6 +132,14 @@ def within(x: Tensor, starts: Tensor | None, ends: Tensor | None) -> Segments:
     return Segments(starts, ends)
 
 
+def inside(x: Tensor, where: Segments) -> Segments:
+    """``where`` with the values that nobody has read clamped to the positions that ``x`` has."""
+    starts, ends = where
+    if ends is None or not plain() or type(ends) is not Tensor or readable(ends):  # `_checked` has seen to it
+        return where
+    return Segments(*_clamped(starts, ends, x.shape[-2], x.dim() == 2))
+
+
 def spans(x: Tensor, where: Segments) -> tuple[Tensor, Tensor]:
     """The first row of each sequence in ``x.reshape(-1, D)``, and its number of rows: (S,) and (S,) int64."""
     starts, ends = where
@@ -172,10 +180,14 @@ def _checked(op: str, x: Tensor, starts: Tensor | None, ends: Tensor) -> Segment
     if not plain() or type(ends) is not Tensor:
         first, last = torch.ops.hyenarec.segments(starts, ends, rows, packed, op)
         return Segments(None if starts is None else first, last)
-    if ends.device.type != "cpu":
-        return Segments(*_clamped(starts, ends, rows, packed))
-    _check(op, starts, ends, rows, packed)
+    if readable(ends):
+        _check(op, starts, ends, rows, packed)
     return Segments(starts, ends)
+
+
+def readable(index: Tensor) -> bool:
+    """Whether the host reads values without waiting for them."""
+    return index.device.type == "cpu"
 
 
 def _check(op: str, starts: Tensor | None, ends: Tensor, rows: int, packed: bool) -> None:

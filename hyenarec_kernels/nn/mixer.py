@@ -20,7 +20,7 @@ from hyenarec_kernels.ops.checks import DTYPES, check_tensor
 from hyenarec_kernels.ops.conv_step import conv_step, refuse_gradients
 from hyenarec_kernels.ops.gated_short_conv import gated_short_conv
 from hyenarec_kernels.ops.short_conv import short_conv
-from hyenarec_kernels.segments import Index, Segments, last_rows, spans, zero_padding
+from hyenarec_kernels.segments import Index, Segments, inside, last_rows, spans, zero_padding
 from hyenarec_kernels.tracing import jit_tracing
 
 Factors = tuple[Tensor | None, Tensor]  # (q_i, v) of a long convolution's input; None where v is the product
@@ -167,7 +167,7 @@ class HyenaMixer(Projections):
         if not last_only:
             return self._mix(x, where)[0]
         if self.bidirectional:  # the last position's inputs may depend on all of its sequence
-            return last_rows(self._mix(x, where)[0].reshape(-1, self.dim), *spans(x, where), 1)[:, 0]
+            return last_rows(self._mix(x, where)[0].reshape(-1, self.dim), *spans(x, inside(x, where)), 1)[:, 0]
         return self._mix_last(x, where)
 
     @torch.inference_mode(False)  # steps write to a state, which for inference tensors no other mode allows
@@ -213,7 +213,7 @@ class HyenaMixer(Projections):
             return y[None], state
         where = self._where(x, lengths, starts, mask, cu_seqlens)
         y, projected, gated = self._mix(x, where)
-        first, length = spans(x, where)
+        first, length = spans(x, inside(x, where))
         state = self.init_state(first.shape[0])
 
         def newest(values: Tensor, count: int) -> Tensor:  # (..., C) to (S, count, C)
@@ -311,6 +311,7 @@ class HyenaMixer(Projections):
 
     def _mix_last(self, x: Tensor, where: Segments) -> Tensor:
         """The output at each sequence's last position, (S, D)."""
+        where = inside(x, where)
         first, length = spans(x, where)
         # It depends on `reach` events of each sequence, unless x as a whole is fewer. A traced program is for any
         # number of events and may not choose by it.
