@@ -19,7 +19,7 @@ from torch import Tensor
 
 from hyenarec_kernels.library import LIBRARY, NAMESPACE, define
 from hyenarec_kernels.sharding import beside, prepare
-from hyenarec_kernels.tracing import concrete, plain
+from hyenarec_kernels.tracing import concrete, plain, readable
 
 INDEX_DTYPES = (torch.int32, torch.int64)
 MASK_DTYPES = (torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
@@ -126,7 +126,7 @@ def within(x: Tensor, starts: Tensor | None, ends: Tensor | None) -> Segments:
         return Segments(starts, ends)
     first, last = None if starts is None else concrete(starts), concrete(ends)
     rows, packed = x.shape[-2], x.dim() == 2
-    if last is None or last.device.type != "cpu" or (starts is not None and first is None):
+    if last is None or not readable(last) or (starts is not None and first is None):
         return Segments(*_clamped(starts, ends, rows, packed))
     _check("segments", first, last, rows, packed)
     return Segments(starts, ends)
@@ -183,11 +183,6 @@ def _checked(op: str, x: Tensor, starts: Tensor | None, ends: Tensor) -> Segment
     if readable(ends):
         _check(op, starts, ends, rows, packed)
     return Segments(starts, ends)
-
-
-def readable(index: Tensor) -> bool:
-    """Whether the host reads values without waiting for them."""
-    return index.device.type == "cpu"
 
 
 def _check(op: str, starts: Tensor | None, ends: Tensor, rows: int, packed: bool) -> None:
@@ -253,7 +248,7 @@ def _runs(mask: Tensor, op: str) -> tuple[Tensor, Tensor]:
     before = torch.nn.functional.pad(real, (1, 0))[:, :-1]
     runs = (real & ~before).sum(1)
     binary = real == mask  # a 2 is no mask: it compares as 1
-    if mask.device.type != "cpu":
+    if not readable(mask):
         torch._assert_async((runs <= 1).all(), f"{op}: mask has holes")
         torch._assert_async(binary.all(), f"{op}: mask has values other than 0 and 1")
     elif not bool(binary.all()):

@@ -37,6 +37,11 @@ def concrete(t: Tensor) -> Tensor | None:
     return t if type(t) in PLAIN and t.device.type != "meta" else None
 
 
+def readable(t: Tensor) -> bool:
+    """Whether the host reads the values of ``t`` without waiting for a device."""
+    return t.device.type == "cpu"
+
+
 def unwrapped(t: Tensor) -> Tensor:
     """The tensor inside the wrappers of `torch.func`: under ``vmap`` all examples."""
     while torch._C._functorch.is_functorch_wrapped_tensor(t):

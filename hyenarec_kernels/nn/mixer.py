@@ -345,7 +345,8 @@ class HyenaMixer(Projections):
             return projected, [None] * self.order, short_conv(projected, weight, bias, segments=where)
         if self.order > 1:  # the first long convolution's gate
             v, q = gated_short_conv(projected, weight, bias, self.dim, segments=where)
-            return projected, [None, *q.chunk(self.order - 1, -1)], v
+            gates = [q] if self.order == 2 else q.chunk(self.order - 1, -1)  # of one part, backward would copy it
+            return projected, [None, *gates], v
         gate, v = short_conv(projected, weight, bias, segments=where).chunk(2, -1)
         return projected, [gate], v
 
@@ -354,6 +355,9 @@ class HyenaMixer(Projections):
     ) -> tuple[Tensor, list[Factors]]:
         """The recurrence from ``v`` to ``gate * v``, and the factors of each convolution's input."""
         gated: list[Factors] = []
+        skips: Sequence[Tensor | None] = [None] * len(self.filters)
+        if self.skip is not None:  # of one part, backward would fill zeros with it
+            skips = [self.skip.squeeze(0)] if self.order == 2 else self.skip.unbind()
         for i, f in enumerate(self.filters):
             last = i == self.order - 2
             gated.append((q[i], v))
@@ -363,7 +367,7 @@ class HyenaMixer(Projections):
                 "post_gate": gate if last else None,
                 "last_only": last and last_only,
             }
-            u, v = v, f.convolve(v, None if self.skip is None else self.skip[i], **options)
+            u, v = v, f.convolve(v, skips[i], **options)
             if self.bidirectional:
                 v = v + _ahead(self.ahead_filters[i], u, options)
         return (v if self.filters else _product(gate, v)), gated

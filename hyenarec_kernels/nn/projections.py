@@ -97,10 +97,9 @@ def _times(layer: nn.Module, x: Tensor) -> Tensor:
     if is_plain(layer):
         weight = layer.weight
         last = last_identity(layer.out_features, layer.in_features, weight.dtype, weight.device)
-        # One operation; torch.compile, which makes one of two, would trace alpha and then compile the graph once more.
-        whole = (
-            torch.add(beside(weight, last), weight, alpha=SCALE) if plain() else beside(weight, last) + SCALE * weight
-        )
+        start = beside(weight, last)
+        # One operation. torch.compile makes one of two, and would trace alpha and then compile the graph once more.
+        whole = torch.add(start, weight, alpha=SCALE) if plain() else start + SCALE * weight
         return fast_product(x, whole)
     # Whatever a host put in the layer's place, quantised or adapted, is called as it is.
     projected: Tensor = SCALE * layer(x)

@@ -1,6 +1,7 @@
 // The ops of short_ops.h for CPU tensors, for tests: the shipped kernels run on the host, thread by thread, or, with
-// HYENAREC_NOTHING defined, not at all, so that a call takes the host's part of its time alone. They are defined too
-// where the extension was compiled without them (HYENAREC_DEFINE).
+// HYENAREC_NOTHING defined, not at all, so that a call takes the host's part of its time alone: then namespace
+// hyenarec_nothing has them, beside `short_launches`. They are defined too where the extension was compiled without
+// them (HYENAREC_DEFINE).
 #include <cstdlib>
 
 #include "cuda/short_ops.h"
@@ -11,9 +12,12 @@ namespace hyenarec::cuda {
 namespace {
 
 #ifdef HYENAREC_NOTHING
+int64_t launches = 0;
 struct Machine {
   template <class Program>
-  void start(const Program&, int64_t) {}
+  void start(const Program&, int64_t grid) {
+    launches += grid > 0;
+  }
 };
 #else
 struct Machine : HostMachine {
@@ -53,7 +57,13 @@ struct Current {
 
 }  // namespace
 
+#ifdef HYENAREC_NOTHING
+extern "C" int64_t short_launches() { return hyenarec::cuda::launches; }
+STABLE_TORCH_LIBRARY(hyenarec_nothing, m) { hyenarec::cuda_ops::define_short(m); }
+STABLE_TORCH_LIBRARY_IMPL(hyenarec_nothing, CPU, m) { hyenarec::cuda_ops::implement_short<Current>(m); }
+#else
 #ifdef HYENAREC_DEFINE
 STABLE_TORCH_LIBRARY_FRAGMENT(hyenarec_cuda, m) { hyenarec::cuda_ops::define_short(m); }
 #endif
 STABLE_TORCH_LIBRARY_IMPL(hyenarec_cuda, CPU, m) { hyenarec::cuda_ops::implement_short<Current>(m); }
+#endif

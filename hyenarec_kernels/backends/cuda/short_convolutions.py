@@ -17,6 +17,7 @@ from torch import Tensor
 from hyenarec_kernels.backends.calls import Call, DeviceUnable
 from hyenarec_kernels.backends.cuda import fft_conv
 
+COMPILED = torch.ops.hyenarec_cuda
 MOST_TAPS = 8  # csrc/cuda/short_conv.h
 
 
@@ -39,7 +40,7 @@ def accepts(call: Call) -> str | None:
 def short_conv(
     x: Tensor, weight: Tensor, bias: Tensor | None, starts: Tensor | None, ends: Tensor | None, activation: str
 ) -> Tensor:
-    out: Tensor = torch.ops.hyenarec_cuda.short_conv(x, weight, bias, *fft_conv.where(starts, ends), activation)
+    out: Tensor = COMPILED.short_conv(x, weight, bias, *fft_conv.where(starts, ends), activation)
     return out
 
 
@@ -53,7 +54,7 @@ def short_conv_backward(
     activation: str,
     needs: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor]:
-    dx, dweight, dbias = torch.ops.hyenarec_cuda.short_conv_backward(
+    dx, dweight, dbias = COMPILED.short_conv_backward(
         grad, x, weight, bias, *fft_conv.where(starts, ends), activation, needs
     )
     return dx, dweight, dbias
@@ -62,7 +63,7 @@ def short_conv_backward(
 def gated_short_conv(
     x: Tensor, weight: Tensor, bias: Tensor | None, starts: Tensor | None, ends: Tensor | None, dim: int
 ) -> tuple[Tensor, Tensor]:
-    u, q = torch.ops.hyenarec_cuda.gated_short_conv(x, weight, bias, *fft_conv.where(starts, ends), dim)
+    u, q = COMPILED.gated_short_conv(x, weight, bias, *fft_conv.where(starts, ends), dim)
     return u, q
 
 
@@ -77,7 +78,7 @@ def gated_short_conv_backward(
     dim: int,
     needs: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor]:
-    dx, dweight, dbias = torch.ops.hyenarec_cuda.gated_short_conv_backward(
+    dx, dweight, dbias = COMPILED.gated_short_conv_backward(
         grad_u, grad_q, x, weight, bias, *fft_conv.where(starts, ends), dim, needs
     )
     return dx, dweight, dbias
@@ -86,5 +87,5 @@ def gated_short_conv_backward(
 def conv_step(
     x: Tensor, history: Tensor, taps: Tensor, steps: Tensor, pre_gate: Tensor | None, post_gate: Tensor | None
 ) -> Tensor:
-    out: Tensor = torch.ops.hyenarec_cuda.conv_step(x, history, taps, steps, pre_gate, post_gate)
+    out: Tensor = COMPILED.conv_step(x, history, taps, steps, pre_gate, post_gate)
     return out
