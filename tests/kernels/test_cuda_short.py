@@ -15,7 +15,7 @@ import operator_oracle as oracle
 import pytest
 import torch
 from cuda_host import ragged
-from cuda_ops import ROOT, SANITIZE, SOURCES, load_short, race_program
+from cuda_ops import ROOT, SOURCES, load_short, race_program
 from operator_cases import TOLERANCE
 from operator_checks import check_step
 from test_hostile_segments import CASES, PACKED, PADDED
@@ -291,27 +291,50 @@ def test_offsets_beyond_32_bits(device: str) -> None:
     assert torch.equal(cuda.short_conv(far, weight, None, *where, ""), cuda.short_conv(x, weight, None, *where, ""))
 
 
-@without_device
+def under_address_sanitizer(folder: Path, source: Path) -> list[subprocess.CompletedProcess[str]]:
+    """Every call of tests/native/short_calls.cpp, with sequences that lie, under address and overflow checks."""
+    flags = [
+        "-std=c++17",
+        "-O1",
+        "-DHYENAREC_BOUNDS",
+        "-fsanitize=address,undefined",
+        "-fno-sanitize-recover=undefined",
+    ]
+    program = folder / "short_bounds"
+    command = ["g++", *flags, f"-I{source}", str(ROOT / "tests" / "native" / "short_calls.cpp"), "-o", str(program)]
+    subprocess.run(command, check=True)
+    calls = ("short", "gated", "step")
+    return [subprocess.run([program, call], capture_output=True, text=True) for call in calls]
+
+
 @pytest.mark.slow
-def test_address_sanitizer_sees_nothing() -> None:
-    """The calls above with every access checked, those with segments that lie among them."""
-    if SANITIZE in os.environ:
-        pytest.skip("it is looking already")
-    libraries = [subprocess.check_output(["g++", f"-print-file-name={n}"], text=True).strip() for n in ("libasan.so",)]
-    environment = {**os.environ, SANITIZE: "address", "LD_PRELOAD": ":".join(libraries)}
-    environment |= {"ASAN_OPTIONS": "detect_leaks=0:protect_shadow_gap=0"}
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "not slow", __file__]
-    command += ["-k", "lie or random or step or many_blocks"]
-    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0 and "AddressSanitizer" not in done.stderr, done.stdout[-3000:] + done.stderr[-3000:]
+def test_segments_that_lie_under_address_sanitizer(tmp_path: Path) -> None:
+    if shutil.which("g++") is None:
+        pytest.skip("g++ is not installed")
+    for done in under_address_sanitizer(tmp_path, ROOT / "csrc"):
+        assert done.returncode == 0, done.stderr[-3000:]
+
+
+@pytest.mark.slow
+def test_address_sanitizer_sees_a_start_that_is_not_clamped(tmp_path: Path) -> None:
+    if shutil.which("g++") is None:
+        pytest.skip("g++ is not installed")
+    for folder in ("common", "cuda"):
+        shutil.copytree(ROOT / "csrc" / folder, tmp_path / "csrc" / folder)
+    path = tmp_path / "csrc" / "cuda" / "rows.h"
+    text, right = path.read_text(), "row < 0 ? 0 : row > rows ? rows : int(row)"
+    assert text.count(right) == 1
+    path.write_text(text.replace(right, "int(row)"))
+    short, *_ = under_address_sanitizer(tmp_path, tmp_path / "csrc")
+    assert short.returncode != 0 and "ERROR: AddressSanitizer" in short.stderr
 
 
 @pytest.fixture(scope="session")
 def race(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., bool]:
-    """Calls of tests/native/short_race_test.cpp."""
+    """Calls of tests/native/short_calls.cpp."""
     if shutil.which("g++") is None:
         pytest.skip("g++ is not installed")
-    return race_program("short_race_test.cpp", tmp_path_factory.mktemp("cuda") / "short_race_test")
+    return race_program("short_calls.cpp", tmp_path_factory.mktemp("cuda") / "short_calls")
 
 
 @pytest.mark.parametrize("call", ["short", "gated", "step"])
