@@ -29,6 +29,7 @@ SUITES: dict[str, Suite] = {
     "ablation": Suite("suites.ablation", "accuracy of the hyena mixer with each of its options changed alone"),
     "losses": Suite("suites.losses", "losses over a catalogue, by chunk size"),
     "loading": Suite("suites.loading", "seconds and memory of reading a log of ten million events"),
+    "host": Suite("suites.host", "what a mixer call takes of the host, with nothing on a device"),
     "gpu": Suite("gpu.suite", "the operators and the mixer on a GPU, after their tests"),
     "compiled": Suite("gpu.compiled", "registers and memory of every Triton kernel, compiled without a GPU"),
     "report": Suite("report.page", "one Markdown page from the folder of results"),

@@ -17,7 +17,7 @@ from torch import Tensor
 from hyenarec_kernels.dtypes import wide
 from hyenarec_kernels.integers import integer
 from hyenarec_kernels.sharding import beside
-from hyenarec_kernels.tracing import concrete, plain, unwrapped
+from hyenarec_kernels.tracing import concrete, plain, readable, unwrapped
 
 
 def legendre_basis(terms: int, horizon: int, dtype: torch.dtype, device: torch.device) -> Tensor:
@@ -153,7 +153,7 @@ def taps_of(coefficients: Tensor, horizon: int, decay: Tensor | None, taps: int 
 
 def check_decay(op: str, decay: Tensor | None) -> None:
     """No rate is negative; on other devices than the CPU, which are not waited for, nobody looks."""
-    if decay is None or decay.device.type != "cpu":
+    if decay is None or not readable(decay):
         return
     values = concrete(decay)
     if values is None:  # traced below a transform: checked when the compiled program runs

@@ -3,9 +3,9 @@
 Padded ``x`` (B, L, D): row ``b`` holds one sequence, ``x[b, starts[b]:ends[b]]``; None means 0 and L.
 Packed ``x`` (T, D): sequence ``s`` is ``x[starts[s]:ends[s]]``; together the sequences cover ``x`` in order.
 
-Whoever holds a `Segments` may index with it: `Segments.of` and `Segments.of_mask` check its values. On the CPU they
-raise ValueError. Other devices are not waited for: there, values are clamped to what ``x`` has. Compiled and exported
-programs do the same by two operators, which run when the program runs.
+`Segments.of` and `Segments.of_mask` check its values on the CPU, and raise ValueError. Other devices are not waited
+for: there the kernels clamp values to what ``x`` has, and who indexes with them otherwise takes `inside`. Compiled and
+exported programs do the same by two operators, which run when the program runs.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from hyenarec_kernels.library import LIBRARY, NAMESPACE, define
 from hyenarec_kernels.sharding import beside, prepare
-from hyenarec_kernels.tracing import concrete, plain
+from hyenarec_kernels.tracing import concrete, plain, readable
 
 INDEX_DTYPES = (torch.int32, torch.int64)
 MASK_DTYPES = (torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
@@ -126,10 +126,18 @@ def within(x: Tensor, starts: Tensor | None, ends: Tensor | None) -> Segments:
         return Segments(starts, ends)
     first, last = None if starts is None else concrete(starts), concrete(ends)
     rows, packed = x.shape[-2], x.dim() == 2
-    if last is None or last.device.type != "cpu" or (starts is not None and first is None):
+    if last is None or not readable(last) or (starts is not None and first is None):
         return Segments(*_clamped(starts, ends, rows, packed))
     _check("segments", first, last, rows, packed)
     return Segments(starts, ends)
+
+
+def inside(x: Tensor, where: Segments) -> Segments:
+    """``where`` with the values that nobody has read clamped to the positions that ``x`` has."""
+    starts, ends = where
+    if ends is None or not plain() or type(ends) is not Tensor or readable(ends):  # `_checked` has seen to it
+        return where
+    return Segments(*_clamped(starts, ends, x.shape[-2], x.dim() == 2))
 
 
 def spans(x: Tensor, where: Segments) -> tuple[Tensor, Tensor]:
@@ -172,9 +180,8 @@ def _checked(op: str, x: Tensor, starts: Tensor | None, ends: Tensor) -> Segment
     if not plain() or type(ends) is not Tensor:
         first, last = torch.ops.hyenarec.segments(starts, ends, rows, packed, op)
         return Segments(None if starts is None else first, last)
-    if ends.device.type != "cpu":
-        return Segments(*_clamped(starts, ends, rows, packed))
-    _check(op, starts, ends, rows, packed)
+    if readable(ends):
+        _check(op, starts, ends, rows, packed)
     return Segments(starts, ends)
 
 
@@ -241,7 +248,7 @@ def _runs(mask: Tensor, op: str) -> tuple[Tensor, Tensor]:
     before = torch.nn.functional.pad(real, (1, 0))[:, :-1]
     runs = (real & ~before).sum(1)
     binary = real == mask  # a 2 is no mask: it compares as 1
-    if mask.device.type != "cpu":
+    if not readable(mask):
         torch._assert_async((runs <= 1).all(), f"{op}: mask has holes")
         torch._assert_async(binary.all(), f"{op}: mask has values other than 0 and 1")
     elif not bool(binary.all()):

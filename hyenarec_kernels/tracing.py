@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 from torch.nn import Parameter
+
+PLAIN = (Tensor, Parameter)
 
 
 def plain() -> bool:
@@ -16,7 +20,7 @@ def plain() -> bool:
     """
     return not (
         torch.compiler.is_compiling()
-        or jit_tracing()
+        or torch._C._get_tracing_state() is not None
         or torch._C._len_torch_dispatch_stack() > 0
         or torch._C._are_functorch_transforms_active()
     )
@@ -30,7 +34,12 @@ def concrete(t: Tensor) -> Tensor | None:
     if torch.compiler.is_compiling() or torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.PROXY) is not None:
         return None
     t = unwrapped(t)
-    return t if type(t) in (Tensor, Parameter) and t.device.type != "meta" else None
+    return t if type(t) in PLAIN and t.device.type != "meta" else None
+
+
+def readable(t: Tensor) -> bool:
+    """Whether the host reads the values of ``t`` without waiting for a device."""
+    return t.device.type == "cpu"
 
 
 def unwrapped(t: Tensor) -> Tensor:
@@ -38,6 +47,17 @@ def unwrapped(t: Tensor) -> Tensor:
     while torch._C._functorch.is_functorch_wrapped_tensor(t):
         t = torch._C._functorch.get_unwrapped(t)
     return t
+
+
+def direct(arguments: Iterable[object]) -> bool:
+    """True where an operator's own function may be called with these arguments, past torch's dispatcher: nothing
+    listens to it, and no tensor is of a class with answers of its own."""
+    return (
+        plain()
+        and torch._C._len_torch_function_stack() == 0
+        and forward_ad._current_level < 0
+        and all(type(a) in PLAIN or not isinstance(a, Tensor) for a in arguments)
+    )
 
 
 def jit_tracing() -> bool:

@@ -5,6 +5,7 @@
 
 #include "legendre_ops.h"
 #include "ops.h"
+#include "short_ops.h"
 
 namespace {
 
@@ -46,12 +47,14 @@ STABLE_TORCH_LIBRARY(hyenarec_cuda, m) {
   hyenarec::cuda_ops::define_legendre(m);
   hyenarec::cuda_ops::define_blocks(m);
   m.def("unsupported() -> str");
+  hyenarec::cuda_ops::define_short(m);
 }
 STABLE_TORCH_LIBRARY_IMPL(hyenarec_cuda, CUDA, m) {
   m.impl("long_conv", TORCH_BOX(&hyenarec::cuda_ops::conv<Current>));
   m.impl("long_conv_backward", TORCH_BOX(&hyenarec::cuda_ops::conv_backward<Current>));
   hyenarec::cuda_ops::implement_legendre<Current>(m);
   hyenarec::cuda_ops::implement_blocks<Current>(m);
+  hyenarec::cuda_ops::implement_short<Current>(m);
 }
 STABLE_TORCH_LIBRARY_IMPL(hyenarec_cuda, CompositeExplicitAutograd, m) {
   m.impl("unsupported", TORCH_BOX(&unsupported));

@@ -19,7 +19,7 @@ from hyenarec_kernels.ops.checks import DTYPES, check_tensor
 from hyenarec_kernels.ops.conv_step import conv_step, refuse_gradients
 from hyenarec_kernels.ops.gated_short_conv import gated_short_conv
 from hyenarec_kernels.ops.short_conv import short_conv
-from hyenarec_kernels.segments import Index, Segments, last_rows, spans, zero_padding
+from hyenarec_kernels.segments import Index, Segments, inside, last_rows, spans, zero_padding
 from hyenarec_kernels.tracing import jit_tracing
 
 State = TypeVar("State", bound=StreamingState)
@@ -167,7 +167,7 @@ class HyenaMixer(Projections):
         if not last_only:
             return self._mix(x, where)[0]
         if self.bidirectional:  # the last position's inputs may depend on all of its sequence
-            return last_rows(self._mix(x, where)[0].reshape(-1, self.dim), *spans(x, where), 1)[:, 0]
+            return last_rows(self._mix(x, where)[0].reshape(-1, self.dim), *spans(x, inside(x, where)), 1)[:, 0]
         return self._mix_last(x, where)
 
     @torch.inference_mode(False)  # steps write to a state, which for inference tensors no other mode allows
@@ -214,7 +214,7 @@ class HyenaMixer(Projections):
             return y[None], after
         where = self._where(x, lengths, starts, mask, cu_seqlens)
         y, projected, gated = self._mix(x, where)
-        first, length = spans(x, where)
+        first, length = spans(x, inside(x, where))
         empty = self.init_state(first.shape[0], state=state, moments=moments)
 
         def newest(values: Tensor, count: int) -> Tensor:  # (..., C) to (S, count, C)
@@ -306,6 +306,7 @@ class HyenaMixer(Projections):
 
     def _mix_last(self, x: Tensor, where: Segments) -> Tensor:
         """The output at each sequence's last position, (S, D)."""
+        where = inside(x, where)
         first, length = spans(x, where)
         # It depends on `reach` events of each sequence, unless x as a whole is fewer. A traced program is for any
         # number of events and may not choose by it.
@@ -339,7 +340,8 @@ class HyenaMixer(Projections):
             return projected, [None] * self.order, short_conv(projected, weight, bias, segments=where)
         if self.order > 1:  # the first long convolution's gate
             v, q = gated_short_conv(projected, weight, bias, self.dim, segments=where)
-            return projected, [None, *q.chunk(self.order - 1, -1)], v
+            gates = [q] if self.order == 2 else q.chunk(self.order - 1, -1)  # of one part, backward would copy it
+            return projected, [None, *gates], v
         gate, v = short_conv(projected, weight, bias, segments=where).chunk(2, -1)
         return projected, [gate], v
 
@@ -348,6 +350,9 @@ class HyenaMixer(Projections):
     ) -> tuple[Tensor, list[Factors]]:
         """The recurrence from ``v`` to ``gate * v``, and the factors of each convolution's input."""
         gated: list[Factors] = []
+        skips: Sequence[Tensor | None] = [None] * len(self.filters)
+        if self.skip is not None:  # of one part, backward would fill zeros with it
+            skips = [self.skip.squeeze(0)] if self.order == 2 else self.skip.unbind()
         for i, f in enumerate(self.filters):
             last = i == self.order - 2
             gated.append((q[i], v))
@@ -357,7 +362,7 @@ class HyenaMixer(Projections):
                 "post_gate": gate if last else None,
                 "last_only": last and last_only,
             }
-            u, v = v, f.convolve(v, None if self.skip is None else self.skip[i], **options)
+            u, v = v, f.convolve(v, skips[i], **options)
             if self.bidirectional:
                 v = v + _ahead(self.ahead_filters[i], u, options)
         return (v if self.filters else _product(gate, v)), gated

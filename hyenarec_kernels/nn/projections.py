@@ -10,6 +10,7 @@ from hyenarec_kernels.dtypes import wide
 from hyenarec_kernels.nn.linear import fast_product, is_plain
 from hyenarec_kernels.nn.starts import first, gate_starts, last_identity
 from hyenarec_kernels.sharding import beside
+from hyenarec_kernels.tracing import plain
 
 SMALL = 0.2  # standard deviation, against what stands beside it, of initial gates and short convolutions
 # Of the stored matrices. Smaller, and what a host draws counts less; larger, and they learn faster. ml-100k validation
@@ -96,8 +97,10 @@ def _times(layer: nn.Module, x: Tensor) -> Tensor:
     if is_plain(layer):
         weight = layer.weight
         last = last_identity(layer.out_features, layer.in_features, weight.dtype, weight.device)
-        # not torch.add(alpha=SCALE): torch.compile would trace the float, and then compile the graph once more
-        return fast_product(x, beside(weight, last) + SCALE * weight)
+        start = beside(weight, last)
+        # One operation. torch.compile makes one of two, and would trace alpha and then compile the graph once more.
+        whole = torch.add(start, weight, alpha=SCALE) if plain() else start + SCALE * weight
+        return fast_product(x, whole)
     # Whatever a host put in the layer's place, quantised or adapted, is called as it is.
     projected: Tensor = SCALE * layer(x)
     return projected + pad(x.to(projected.dtype), (projected.shape[-1] - x.shape[-1], 0))

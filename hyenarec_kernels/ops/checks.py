@@ -11,6 +11,7 @@ from torch import Tensor
 
 from hyenarec_kernels import sharding
 from hyenarec_kernels.dtypes import wide
+from hyenarec_kernels.tracing import PLAIN
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
@@ -26,7 +27,7 @@ def check_input(op: str, x: Tensor) -> None:
 
 def check_tensor(op: str, name: str, given: object) -> None:
     """``given`` is a dense tensor, not a list or an array, whose conversion would cut it off from gradients."""
-    if not torch.compiler.is_compiling():  # there, the operator itself does so
+    if type(given) not in PLAIN and not torch.compiler.is_compiling():  # there, the operator itself does so
         sharding.prepare(given)
     if not isinstance(given, Tensor):
         raise ValueError(f"{op}: {name} must be a tensor, got {type(given).__module__}.{type(given).__qualname__}")

@@ -51,7 +51,7 @@ def dropout(x: Tensor, probability: float, seed: Tensor, *, activation: Literal[
         raise ValueError(
             f"{op}: seed must be (1,) int64 on {x.device}, got {tuple(seed.shape)} {seed.dtype} on {seed.device}"
         )
-    out: Tensor = torch.ops.hyenarec.dropout(x, seed, dropped, activation == "gelu")
+    out: Tensor = _operator(x, seed, dropped, activation == "gelu")
     return out
 
 
@@ -59,4 +59,4 @@ def _output_shapes(x: Tensor, *_: object) -> Sequence[Sequence[int]]:
     return [x.shape]
 
 
-register("dropout", ("Tensor x",), "int dropped, bool gelu", _output_shapes, constants=("Tensor seed",))
+_operator = register("dropout", ("Tensor x",), "int dropped, bool gelu", _output_shapes, constants=("Tensor seed",))

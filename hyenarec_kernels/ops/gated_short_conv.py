@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
 from hyenarec_kernels.integers import integer
@@ -53,7 +52,7 @@ def gated_short_conv(
     check_parameter(op, "weight", weight, (channels, weight.shape[1]), x)
     check_parameter(op, "bias", bias, (channels,), x)
     first, end = Segments.of(op, x, lengths, starts, cu_seqlens, segments)
-    u, q = torch.ops.hyenarec.gated_short_conv(x, weight, bias, first, end, dim)
+    u, q = _operator(x, weight, bias, first, end, dim)
     return u, q
 
 
@@ -63,4 +62,6 @@ def _output_shapes(
     return [(*x.shape[:-1], dim), (*x.shape[:-1], x.shape[-1] - 2 * dim)]
 
 
-register("gated_short_conv", ("Tensor x", "Tensor weight", "Tensor? bias"), "int dim", _output_shapes, outputs=2)
+_operator = register(
+    "gated_short_conv", ("Tensor x", "Tensor weight", "Tensor? bias"), "int dim", _output_shapes, outputs=2
+)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from hyenarec_kernels.integers import integer
@@ -69,9 +68,7 @@ def legendre_conv(
     first, end = Segments.of(op, x, lengths, starts, cu_seqlens, segments)
     check_gate(op, "pre_gate", pre_gate, x.shape, x)
     check_gate(op, "post_gate", post_gate, gated_shape(x, first, last_only), x)
-    out: Tensor = torch.ops.hyenarec.legendre_conv(
-        x, coefficients, decay, skip, pre_gate, post_gate, first, end, horizon, last_only
-    )
+    out: Tensor = _operator(x, coefficients, decay, skip, pre_gate, post_gate, first, end, horizon, last_only)
     return out
 
 
@@ -96,7 +93,7 @@ def _check_values(*arguments: Any) -> None:
     check_decay("legendre_conv", decay)
 
 
-register(
+_operator = register(
     "legendre_conv",
     (
         "Tensor x",

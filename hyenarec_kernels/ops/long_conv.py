@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
 from hyenarec_kernels.ops.checks import autocast, check_gate, check_groups, check_input, check_parameter
@@ -74,7 +73,7 @@ def long_conv(
     first, end = Segments.of(op, x, lengths, starts, cu_seqlens, segments)
     check_gate(op, "pre_gate", pre_gate, x.shape, x)
     check_gate(op, "post_gate", post_gate, gated_shape(x, first, last_only), x)
-    out: Tensor = torch.ops.hyenarec.long_conv(x, filter, skip, pre_gate, post_gate, first, end, last_only)
+    out: Tensor = _operator(x, filter, skip, pre_gate, post_gate, first, end, last_only)
     return out
 
 
@@ -99,7 +98,7 @@ def _output_shapes(
     return [gated_shape(x, starts, last_only)]
 
 
-register(
+_operator = register(
     "long_conv",
     ("Tensor x", "Tensor filter", "Tensor? skip", "Tensor? pre_gate", "Tensor? post_gate"),
     "bool last_only",

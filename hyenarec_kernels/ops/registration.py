@@ -20,7 +20,7 @@ from hyenarec_kernels import backends, sharding
 from hyenarec_kernels.backends import reference
 from hyenarec_kernels.library import LIBRARY, NAMESPACE, define
 from hyenarec_kernels.segments import check_segments
-from hyenarec_kernels.tracing import transformed
+from hyenarec_kernels.tracing import direct, transformed
 
 SEGMENTS = ("Tensor? starts", "Tensor? ends")
 
@@ -33,8 +33,8 @@ def register(
     outputs: int = 1,
     constants: Sequence[str] = SEGMENTS,
     check: Callable[..., None] | None = None,
-) -> None:
-    """Defines ``hyenarec::name`` and ``hyenarec::name_backward``.
+) -> Callable[..., Any]:
+    """Defines ``hyenarec::name`` and ``hyenarec::name_backward``; returns the operator as Python calls it.
 
     Args:
         name: the operator.
@@ -54,10 +54,9 @@ def register(
         _checked(name, name, slice(None), where, check),
         _checked(backward_name, name, slice(outputs, -1), where, None),
     )
-    _define(name, f"({arguments}) -> ({_tensors(outputs)})", forward_call)
+    serve = _define(name, f"({arguments}) -> ({_tensors(outputs)})", forward_call)
     schema = f"({grads}, {arguments}, bool[{count}] needs) -> ({_tensors(count)})"
-    _define(backward_name, schema, backward_call)
-    backward_operator = getattr(torch.ops.hyenarec, backward_name)
+    serve_backward = _define(backward_name, schema, backward_call)
 
     def fake(x: Tensor, *rest: Any) -> Tensor | tuple[Tensor, ...]:
         return _one_or_all(x.new_empty(shape) for shape in output_shapes(x, *rest))
@@ -72,7 +71,7 @@ def register(
 
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         needs = list(ctx.needs_input_grad[:count])
-        gradients = _all(backward_operator(*grads, *ctx.saved_tensors, *ctx.options, needs))
+        gradients = _all(call_backward(*grads, *ctx.saved_tensors, *ctx.options, needs))
         without = [None] * (len(ctx.needs_input_grad) - count)
         return *(g if need else None for g, need in zip(gradients, needs, strict=True)), *without
 
@@ -93,14 +92,20 @@ def register(
 
     torch.library.register_fake(f"{NAMESPACE}::{name}", fake)
     torch.library.register_fake(f"{NAMESPACE}::{backward_name}", fake_backward)
-    _differentiate(name, backward, forward_call)
-    _differentiate(backward_name, double_backward, backward_call)
+    call_backward = _differentiate(backward_name, double_backward, backward_call, serve_backward)
+    return _differentiate(name, backward, forward_call, serve)
 
 
 def _differentiate(
-    name: str, backward: Callable[..., tuple[Tensor | None, ...]], call: Callable[..., backends.Call]
-) -> None:
-    """Registers the gradients of an operator.
+    name: str,
+    backward: Callable[..., tuple[Tensor | None, ...]],
+    call: Callable[..., backends.Call],
+    serve: Callable[..., Any],
+) -> Callable[..., Any]:
+    """Registers the gradients of an operator, and returns the operator for Python to call.
+
+    What it returns calls ``serve`` itself where nothing listens to torch's dispatcher (`direct`), which would be passed
+    three times: above autograd, below it, and into the backend's own operator. Each takes as long as ten `torch.add`.
 
     `torch.library.register_autograd` would do so for backward passes alone: forward mode would give zeros in silence,
     and `torch.func` would raise. There the operator is the reference, whose PyTorch operations can all of it.
@@ -114,7 +119,7 @@ def _differentiate(
             ctx.save_for_backward(*tensors)
             ctx.options = arguments[len(tensors) :]
             with torch._C._AutoDispatchBelowAutograd():
-                return operator(*arguments)
+                return serve(*arguments) if direct(tensors) else operator(*arguments)
 
     Differentiable.backward = staticmethod(backward)  # type: ignore[method-assign]
     Differentiable.__name__ = Differentiable.__qualname__ = name
@@ -127,6 +132,14 @@ def _differentiate(
             return Differentiable.apply(*arguments)  # type: ignore[no-untyped-call]
         with torch._C._AutoDispatchBelowAutograd():
             return operator(*arguments)
+
+    def entry(*arguments: Any) -> Any:
+        if not direct(arguments):
+            return operator(*arguments)
+        if torch.is_grad_enabled() and any(isinstance(a, Tensor) and a.requires_grad for a in arguments):
+            return Differentiable.apply(*arguments)  # type: ignore[no-untyped-call]
+        with torch._C._AutoDispatchBelowAutograd():
+            return serve(*arguments)
 
     def batched(info: Any, in_dims: tuple[int | None, ...], *arguments: Any) -> Any:
         mapped = [i for i, dim in enumerate(in_dims) if dim is not None]
@@ -146,6 +159,7 @@ def _differentiate(
 
     LIBRARY.impl(name, autograd, "Autograd")  # type: ignore[no-untyped-call]
     torch.library.register_vmap(f"{NAMESPACE}::{name}", batched)
+    return entry
 
 
 def _one_or_all(results: Iterable[Tensor]) -> Tensor | tuple[Tensor, ...]:
@@ -179,17 +193,20 @@ def _checked(
     return call
 
 
-def _define(name: str, schema: str, call: Callable[..., backends.Call]) -> None:
-    """Defines an operator or its backward."""
+def _define(name: str, schema: str, call: Callable[..., backends.Call]) -> Callable[..., Any]:
+    """Defines an operator or its backward; returns what serves it."""
 
     def dispatch(*arguments: Any) -> Any:
         made = call(*arguments)
         with _no_autocast(made.arguments[0].device.type):
             results = backends.implementation(made)(*arguments)
         # The fakes promise this. A backend's own operations may keep the strides of x where a result is all zeros.
-        return _one_or_all(result.contiguous() for result in _all(results))
+        if isinstance(results, Tensor):
+            return results.contiguous()
+        return _one_or_all(result.contiguous() for result in results)
 
     define(name, schema, dispatch)
+    return dispatch
 
 
 def _no_autocast(device: str) -> AbstractContextManager[Any]:

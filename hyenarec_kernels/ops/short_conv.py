@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
-import torch
 from torch import Tensor
 
 from hyenarec_kernels.ops.checks import autocast, check_input, check_parameter, check_tensor
@@ -65,7 +64,7 @@ def short_conv(
     if activation not in (None, "silu"):
         raise ValueError(f"{op}: activation must be None or 'silu', got {activation!r}")
     first, end = Segments.of(op, x, lengths, starts, cu_seqlens, segments)
-    out: Tensor = torch.ops.hyenarec.short_conv(x, weight, bias, first, end, activation or "")
+    out: Tensor = _operator(x, weight, bias, first, end, activation or "")
     return out
 
 
@@ -73,4 +72,4 @@ def _output_shapes(x: Tensor, *_: object) -> Sequence[Sequence[int]]:
     return [x.shape]
 
 
-register("short_conv", ("Tensor x", "Tensor weight", "Tensor? bias"), "str activation", _output_shapes)
+_operator = register("short_conv", ("Tensor x", "Tensor weight", "Tensor? bias"), "str activation", _output_shapes)

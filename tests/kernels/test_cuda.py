@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import math
-import subprocess
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from cuda_host import NATIVE, SOURCE, host_library
+from cuda_host import host_library
+from cuda_ops import load
 from operator_cases import LAYOUTS, TOLERANCE, Case, assert_close, on_device
 from torch import Tensor
 from torch.library import opcheck
@@ -36,15 +35,10 @@ def host_kernels(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Registers the compiled ops for CPU tensors too (tests/native/host_ops.cpp)."""
     if not HAS_OPS:
         pytest.skip("the extension was compiled without CUDA")
-    torch_home, library = Path(torch.__file__).parent, tmp_path_factory.mktemp("cuda") / "host_ops.so"
     programs = host_library(tmp_path_factory)
-    flags = ["-std=c++17", "-O1", "-g0", "-shared", "-fPIC", "-DTORCH_TARGET_VERSION=0x020a000000000000"]
-    flags += [f"-I{torch_home / 'include'}", f"-I{SOURCE}", str(NATIVE / "host_ops.cpp"), "-o", str(library)]
-    if not hasattr(torch.ops.hyenarec_cuda, "legendre_conv"):
-        flags.append("-DHYENAREC_DEFINE")
-    libraries = [str(programs), f"-Wl,-rpath,{programs.parent}", f"-L{torch_home / 'lib'}"]
-    subprocess.run(["g++", *flags, *libraries, "-ltorch", "-ltorch_cpu", "-lc10"], check=True)
-    torch.ops.load_library(library)
+    defined = hasattr(torch.ops.hyenarec_cuda, "legendre_conv")
+    flags = [str(programs), f"-Wl,-rpath,{programs.parent}", *([] if defined else ["-DHYENAREC_DEFINE"])]
+    load("host_ops.cpp", tmp_path_factory.mktemp("cuda") / "host_ops.so", *flags)
 
 
 @pytest.fixture(params=[pytest.param("cpu", marks=without_device), pytest.param("cuda", marks=with_device)])

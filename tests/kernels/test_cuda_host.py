@@ -20,20 +20,8 @@ import numpy as np
 import pytest
 import setuptools
 import torch
-from cuda_host import (
-    NATIVE,
-    ROOT,
-    SOURCE,
-    Host,
-    HostCase,
-    check,
-    compile_host,
-    host_library,
-    needs,
-    one,
-    random_case,
-    wrong,
-)
+from cuda_host import ROOT, SOURCE, Host, HostCase, check, compile_host, host_library, needs, one, random_case, wrong
+from cuda_ops import race_program
 
 
 @pytest.fixture(scope="session")
@@ -182,38 +170,12 @@ def test_offsets_beyond_32_bits(small: Host) -> None:
         assert torch.equal(value, expected[name]), name
 
 
-LONGEST_RACE = 150  # seconds; the longest takes 25
-
-
 @pytest.fixture(scope="session")
 def race(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., bool]:
-    """Whether two threads meet without a barrier between them in a call of tests/native/race_test.cpp, with blocks
-    of at most 512 rows: of two passes before the last, as the larger ones."""
+    """Calls of tests/native/race_test.cpp, with blocks of at most 512 rows: of two passes before the last, as the
+    larger ones."""
     needs("g++")
-    program = tmp_path_factory.mktemp("cuda_host") / "race_test"
-    flags = ["-std=c++17", "-O1", "-fsanitize=thread", "-pthread", "-DHYENAREC_TOP=9", f"-I{SOURCE}"]
-    source = NATIVE / "race_test.cpp"
-    built = subprocess.run(["g++", *flags, str(source), "-o", str(program)], capture_output=True, text=True)
-    if "tsan" in built.stderr:
-        pytest.skip("g++ has no ThreadSanitizer")
-    assert built.returncode == 0, built.stderr
-
-    def run(*words: object) -> bool:
-        environment = {**os.environ, "TSAN_OPTIONS": "halt_on_error=1 exitcode=66"}
-        try:
-            done = subprocess.run(
-                [program, *map(str, words)], capture_output=True, text=True, env=environment, timeout=LONGEST_RACE
-            )
-        except subprocess.TimeoutExpired:
-            if len(words) < 3:
-                raise
-            return False  # the barrier that is left out keeps the threads waiting for ever
-        if "FATAL: ThreadSanitizer" in done.stderr:
-            pytest.skip("ThreadSanitizer does not run on this kernel")
-        assert done.returncode in (0, 66), done.stderr
-        return done.returncode == 66
-
-    return run
+    return race_program("race_test.cpp", tmp_path_factory.mktemp("cuda_host") / "race_test", "-DHYENAREC_TOP=9")
 
 
 # in one block, and in parts (28 s)
@@ -225,7 +187,7 @@ def test_no_races(layout: str, taps: int, race: Callable[..., bool]) -> None:
 @pytest.mark.parametrize("barrier", [1, *(pytest.param(number, marks=pytest.mark.slow) for number in (2, 3, 4))])
 def test_a_dropped_barrier_is_a_race(barrier: int, race: Callable[..., bool]) -> None:
     # the tool remembers a few accesses of each place, so that on a busy machine a run may miss one
-    assert any(race("padded", 400, barrier) for _ in range(5))
+    assert any(race("padded", 400, dropped=barrier) for _ in range(5))
 
 
 # One wrong place each in the shipped source: file, what stands there, what to put.
@@ -277,7 +239,8 @@ def resources(binary: Path) -> dict[tuple[str, str], dict[str, int]]:
 
 def check_no_spills(used: dict[tuple[str, str], dict[str, int]], architectures: set[str]) -> None:
     """All kernels on all architectures: a register that is spilled needs a stack frame."""
-    sizes, others = 10, 6 + 9 + 23  # of the FFT; programs of no size, of Toeplitz products, of the block form
+    # Of the FFT; programs of no size, of Toeplitz products, of the block form, of the short convolutions.
+    sizes, others = 10, 6 + 9 + 23 + 16
     assert {architecture for _, architecture in used} == architectures
     assert len(used) == len(architectures) * (3 * sizes + others)
     bad = {name: usage for name, usage in used.items() if usage["STACK"] or usage["LOCAL"]}

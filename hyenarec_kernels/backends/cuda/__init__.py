@@ -1,24 +1,43 @@
-"""The ``cuda`` backend: explicit filters and Legendre filters, over the kernels of ``csrc/cuda``."""
+"""The ``cuda`` backend: explicit and Legendre filters, short convolutions and streaming, over ``csrc/cuda``."""
 
 from __future__ import annotations
 
 from hyenarec_kernels.backends.calls import Call
-from hyenarec_kernels.backends.cuda import fft_conv
+from hyenarec_kernels.backends.cuda import fft_conv, short_convolutions
 from hyenarec_kernels.backends.cuda import legendre_conv as legendre
 from hyenarec_kernels.backends.cuda.fft_conv import long_conv, long_conv_backward, probe
 from hyenarec_kernels.backends.cuda.legendre_conv import legendre_conv, legendre_conv_backward
+from hyenarec_kernels.backends.cuda.short_convolutions import (
+    conv_step,
+    gated_short_conv,
+    gated_short_conv_backward,
+    short_conv,
+    short_conv_backward,
+)
 
 __all__ = [
     "accepts",
     "algorithm",
+    "conv_step",
+    "gated_short_conv",
+    "gated_short_conv_backward",
     "legendre_conv",
     "legendre_conv_backward",
     "long_conv",
     "long_conv_backward",
     "probe",
+    "short_conv",
+    "short_conv_backward",
 ]
 
-ACCEPTS = {"legendre_conv": legendre.accepts, "long_conv": fft_conv.accepts}
+ACCEPTS = {
+    "conv_step": short_convolutions.accepts,
+    "gated_short_conv": short_convolutions.accepts,
+    "legendre_conv": legendre.accepts,
+    "long_conv": fft_conv.accepts,
+    "short_conv": short_convolutions.accepts,
+}
+ALGORITHMS = {"legendre_conv": legendre.algorithm, "long_conv": fft_conv.algorithm}
 
 
 def accepts(call: Call) -> str | None:
@@ -27,4 +46,4 @@ def accepts(call: Call) -> str | None:
 
 
 def algorithm(call: Call) -> str:
-    return (fft_conv if call.operator == "long_conv" else legendre).algorithm(call)
+    return ALGORITHMS[call.operator](call) if call.operator in ALGORITHMS else "direct"

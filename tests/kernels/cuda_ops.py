@@ -1,0 +1,64 @@
+"""The ops of namespace hyenarec_cuda for CPU tensors: the shipped kernels compiled for the host and run thread by
+thread, or not run at all.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parents[2]
+SOURCES = "HYENAREC_TEST_SOURCES"  # compile what lies below this folder
+
+
+def load(source: str, target: Path, *flags: str) -> None:
+    """Compiles ``tests/native/<source>`` and registers its ops."""
+    torch_home, root = Path(torch.__file__).parent, Path(os.environ.get(SOURCES, ROOT))
+    command = ["g++", "-std=c++17", "-O1", "-g0", "-shared", "-fPIC", *flags]
+    command += ["-DTORCH_TARGET_VERSION=0x020a000000000000", f"-I{torch_home / 'include'}", f"-I{root / 'csrc'}"]
+    command += [str(root / "tests" / "native" / source), "-o", str(target)]
+    subprocess.run([*command, f"-L{torch_home / 'lib'}", "-ltorch", "-ltorch_cpu", "-lc10"], check=True)
+    torch.ops.load_library(target)
+
+
+def load_short(target: Path, *flags: str) -> None:
+    """The short convolutions and conv_step; defines them where the extension has no CUDA part."""
+    defined = hasattr(torch.ops.hyenarec_cuda, "conv_step")
+    load("short_host_ops.cpp", target, *flags, *([] if defined else ["-DHYENAREC_DEFINE"]))
+
+
+LONGEST_RACE = 150  # seconds; the longest takes 25
+
+
+def race_program(source: str, target: Path, *flags: str) -> Callable[..., bool]:
+    """Compiles ``tests/native/<source>`` for ThreadSanitizer: whether two threads of a call, which words name, meet
+    without a barrier between them. ``dropped``: the number of
+    a barrier that every block leaves out."""
+    options = ["-std=c++17", "-O1", "-fsanitize=thread", "-pthread", f"-I{ROOT / 'csrc'}", *flags]
+    built = subprocess.run(
+        ["g++", *options, str(ROOT / "tests" / "native" / source), "-o", str(target)], capture_output=True, text=True
+    )
+    if "tsan" in built.stderr:
+        pytest.skip("g++ has no ThreadSanitizer")
+    assert built.returncode == 0, built.stderr
+
+    def run(*words: object, dropped: int | None = None) -> bool:
+        environment = {**os.environ, "TSAN_OPTIONS": "halt_on_error=1 exitcode=66"}
+        command = [str(target), *map(str, words), *([] if dropped is None else [str(dropped)])]
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=LONGEST_RACE)
+        except subprocess.TimeoutExpired:
+            if dropped is None:
+                raise
+            return False  # the barrier that is left out keeps the threads waiting for ever
+        if "FATAL: ThreadSanitizer" in done.stderr:
+            pytest.skip("ThreadSanitizer does not run on this kernel")
+        assert done.returncode in (0, 66), done.stderr
+        return done.returncode == 66
+
+    return run

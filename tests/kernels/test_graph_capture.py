@@ -1,0 +1,81 @@
+"""What a CUDA graph can capture: a whole training step and a serving step ask nothing of the device, on meta tensors.
+
+A meta tensor has no values: an operation that reads one on the host, or whose result's shape depends on one, raises.
+What the operators do inside, tests/benchmarks/test_host.py counts.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from hyenarec_kernels.nn import HyenaMixer
+
+DIM, HORIZON = 16, 40
+
+
+class Recorder(TorchDispatchMode):
+    """The operations of a step; values of the host, which a graph would keep as they were, may not go to the device."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        self.names.append(str(func))
+        if isinstance(out, Tensor) and out.is_meta and func is torch.ops.aten._to_copy.default:
+            assert args[0].is_meta, f"{func} from the host"
+        return out
+
+
+@pytest.mark.parametrize("layout", ["padded", "lengths", "packed"])
+@pytest.mark.parametrize(("order", "gate"), [(1, "identity"), (2, "identity"), (3, "silu")])
+def test_training_step(layout: str, order: int, gate: Any) -> None:
+    with torch.device("meta"):
+        mixer = HyenaMixer(DIM, HORIZON, order=order, gate=gate)
+        optimizer = torch.optim.SGD(mixer.parameters(), lr=0.1, momentum=0.9)
+        where: dict[str, Any] = {}
+        if layout == "packed":
+            where = {"cu_seqlens": torch.empty(4, dtype=torch.int32)}
+        elif layout == "lengths":
+            where = {name: torch.empty(3, dtype=torch.int64) for name in ("lengths", "starts")}
+        x = torch.empty((60, DIM) if layout == "packed" else (3, 20, DIM), requires_grad=True)
+    with Recorder() as recorder:
+        optimizer.zero_grad()
+        mixer(x, **where).square().mean().backward()
+        optimizer.step()
+    ours = {name.split(".")[1] for name in recorder.names if name.startswith("hyenarec.")}
+    short = "short_conv" if order == 1 else "gated_short_conv"
+    expected = {short, f"{short}_backward"} | ({"legendre_conv", "legendre_conv_backward"} if order > 1 else set())
+    assert ours - {"segments"} == expected
+
+
+@pytest.mark.parametrize("order", [1, 2, 3])
+def test_serving_step(order: int) -> None:
+    """Steps of a state, and the last positions alone."""
+    with torch.device("meta"):
+        mixer = HyenaMixer(DIM, HORIZON, order=order)
+        history, x, packed = torch.empty(3, 20, DIM), torch.empty(3, DIM), torch.empty(60, DIM)
+        cu_seqlens = torch.empty(4, dtype=torch.int32)
+    with torch.no_grad():
+        _, state = mixer.prefill(history)
+    with Recorder() as recorder, torch.no_grad():
+        for _ in range(2):
+            out, state = mixer.step(x, state)
+        last = mixer(packed, cu_seqlens=cu_seqlens, last_only=True)
+    assert out.shape == last.shape == (3, DIM) and recorder.names.count("hyenarec.conv_step.default") == 2 * order
+
+
+def test_what_waits_for_the_device_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    forward = HyenaMixer.forward
+    monkeypatch.setattr(HyenaMixer, "forward", lambda self, x, **where: forward(self, x * x.sum().item(), **where))
+    with pytest.raises((RuntimeError, NotImplementedError), match="meta"):
+        test_training_step("padded", 2, "identity")
+    monkeypatch.setattr(HyenaMixer, "forward", lambda self, x, **where: forward(self, x[x[..., 0] > 0], **where))
+    with pytest.raises((RuntimeError, NotImplementedError), match=r"nonzero|meta"):
+        test_training_step("padded", 2, "identity")
