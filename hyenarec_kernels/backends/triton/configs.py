@@ -40,16 +40,16 @@ class Config:
         return given if self.maxnreg is None else given | {"maxnreg": self.maxnreg}
 
 
-# `chunks` is for 16-bit inputs, `chunks_wide` for float32, and `chunks_edge` for those chunks of 16-bit inputs that the
-# filter's end reaches.
+# Those on rows are for 16-bit inputs, `_wide` for float32. `across`: slots times channels of rank 16.
 TABLE: dict[str, Config] = {
-    "moments": Config(128),
-    "up": Config(128),
-    "across": Config(64, maxnreg=128),
+    "moments": Config(64),
+    "up": Config(64),
+    "across": Config(512, num_warps=8),
     "across_gradient": Config(16),
     "chunks": Config(64),
-    "chunks_edge": Config(64, num_warps=8, maxnreg=255),
     "chunks_wide": Config(64, num_warps=8),
+    "chunks_backward": Config(64, num_warps=8),
+    "chunks_backward_wide": Config(64, num_warps=8),
     "direct": Config(64, num_warps=8),
     "short": Config(64, num_warps=8),
     "gated_short_backward": Config(32, num_warps=8),

@@ -121,6 +121,15 @@ def transfer(below: Level, above: Level) -> Array:
     return moved
 
 
+def octets(rank: int) -> int:
+    """How many moments of a channel there are in memory, for `rank` that are not 0, in eights: 16 bytes at least."""
+    return -(-rank // 8)
+
+
+def stored(rank: int) -> int:
+    return 8 * octets(rank)
+
+
 def padded(rank: int) -> int:
     """The size of a kernel's tile that holds `rank` rows."""
     return max(1 << (rank - 1).bit_length(), 16)

@@ -23,12 +23,14 @@ from hyenarec_kernels.backends.triton.plan import (
     fastest,
     near_fits,
     padded,
+    stored,
     toeplitz,
     transfer,
 )
 from hyenarec_kernels.dtypes import wide
 from hyenarec_kernels.legendre import event_rate
 from hyenarec_kernels.lowrank.blocks import Array, local_basis, sampled_basis
+from hyenarec_kernels.lowrank.levels import Level
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,8 @@ class Constants:
         toeplitz: (near_rank, C, C) the matrices ``T_m``, in the dtype of the matrix products.
         basis: (C, padded rank) the lowest level's ``Q``, zero columns at the end, likewise; empty without levels.
         edges: (edge_rank, 2, C, C) likewise.
-        transfers: between each level and the next, (fan, rank, rank above), in arithmetic type.
+        transfers: between each level and the next, (fan, rank, rank above); the lowest likewise, the others in arithmetic
+            type.
         rows: (rows, N) maps coefficients to, in this order: the first taps, `near`, `edge`, each level's tables;
             float64, as all that follow.
         aged: likewise for the filter times lag / K.
@@ -60,7 +63,8 @@ class Constants:
 
 @dataclass(frozen=True)
 class Tables:
-    """What one call's kernels read, (..., D): coefficients of the near and edge bases, blocks of each level."""
+    """What one call's kernels read: coefficients of the near and edge bases (rank, D), blocks of each level (distances,
+    D, rank, rank)."""
 
     near: Tensor
     edge: Tensor
@@ -96,10 +100,13 @@ def constants(plan: GpuPlan, dtype: torch.dtype, operand: torch.dtype, device: t
             target.append(fit @ values)
         offsets += offset
     for level in plan.levels:
-        blocks = block_map(level).T  # (rank * rank, nodes)
+        held = stored(level.rank)
+        blocks = np.zeros((held, held, level.nodes))
+        blocks[: level.rank, : level.rank] = block_map(level).T.reshape(level.rank, level.rank, -1)
+        blocks = blocks.reshape(held**2, -1)
         for target, values in zip((rows, aged), sampled(level.lags), strict=True):
             target.append((blocks @ values.reshape(-1, level.nodes, plan.terms)).reshape(-1, plan.terms))
-        offsets += [float((distance - 1) * level.chunk) for distance in level.distances for _ in range(level.rank**2)]
+        offsets += [float((distance - 1) * level.chunk) for distance in level.distances for _ in range(held**2)]
     basis = np.zeros((CHUNK, 0))
     if plan.levels:
         basis = np.zeros((CHUNK, padded(plan.levels[0].rank)))
@@ -111,7 +118,8 @@ def constants(plan: GpuPlan, dtype: torch.dtype, operand: torch.dtype, device: t
             basis=put(basis, operand),
             edges=put(np.stack([toeplitz(plan.edge_basis, plan.edge_lag, lag) for lag in edge_lags], 1), operand),
             transfers=tuple(
-                put(transfer(below, above), dtype) for below, above in zip(plan.levels, plan.levels[1:], strict=False)
+                put(_stored(transfer(*pair)), dtype if index else operand)
+                for index, pair in enumerate(zip(plan.levels, plan.levels[1:], strict=False))
             ),
             rows=put(np.concatenate(rows), torch.float64),
             aged=put(np.concatenate(aged), torch.float64),
@@ -121,11 +129,17 @@ def constants(plan: GpuPlan, dtype: torch.dtype, operand: torch.dtype, device: t
         )
 
 
+def _stored(matrices: Array) -> Array:
+    """(..., rank, rank) with zeros up to the ranks that are stored."""
+    grown = [stored(rank) - rank for rank in matrices.shape[-2:]]
+    return np.pad(matrices, ((0, 0), (0, grown[0]), (0, grown[1])))
+
+
 @dataclass(frozen=True)
 class FilterParameters:
     """One call's parameters in float64: coefficients (G, N), and the decay an event (G,), if any.
 
-    `dtype` is the kernels' arithmetic type.
+    `dtype` is the kernels' arithmetic type, `operand` that of a matrix product.
     """
 
     plan: GpuPlan
@@ -133,18 +147,19 @@ class FilterParameters:
     coefficients: Tensor
     rate: Tensor | None
     dtype: torch.dtype
+    operand: torch.dtype
 
     @classmethod
     def of(
         cls, plan: GpuPlan, constants: Constants, coefficients: Tensor, decay: Tensor | None, dtype: torch.dtype
     ) -> FilterParameters:
         rate = None if decay is None else event_rate(decay.double(), plan.horizon)
-        return cls(plan, constants, coefficients.double(), rate, wide(dtype))
+        return cls(plan, constants, coefficients.double(), rate, wide(dtype), constants.basis.dtype)
 
     @property
     def sizes(self) -> list[int]:
         plan = self.plan
-        blocks = [len(level.distances) * level.rank**2 for level in plan.levels]
+        blocks = [len(level.distances) * stored(level.rank) ** 2 for level in plan.levels]
         return [plan.near_taps, plan.near_rank, plan.edge_rank, *blocks]
 
     def values(self) -> tuple[Tensor, Tensor | None]:
@@ -163,6 +178,8 @@ class FilterParameters:
     def tables(self, channels: int) -> Tables:
         values = self.values()[0]
         taps, near, edge, *blocks = values.to(self.dtype).split(self.sizes)
+        blocks = [self._by_channel(block, level) for block, level in zip(blocks, self.plan.levels, strict=True)]
+        blocks[:1] = (t.to(self.operand) for t in blocks[:1])
         if self.rate is not None:
             near = torch.where(self.too_fast(), (self.constants.fit @ values[: len(taps)]).to(self.dtype), near)
         repeat = channels // near.shape[1]
@@ -170,12 +187,19 @@ class FilterParameters:
             near, edge, *blocks = (t.repeat_interleave(repeat, 1) for t in (near, edge, *blocks))
         return Tables(near, edge, blocks)
 
+    def _by_channel(self, block: Tensor, level: Level) -> Tensor:
+        """A level's rows (distances * rank * rank, G) as (distances, G, rank, rank)."""
+        rank, groups = stored(level.rank), block.shape[1]
+        return block.view(-1, rank**2, groups).transpose(1, 2).contiguous().view(-1, groups, rank, rank)
+
     def backward(self, near: Tensor, edge: Tensor, blocks: list[Tensor]) -> tuple[Tensor, Tensor | None]:
-        """Gradients of the coefficients (G, N) and of the decay (G,) from those of the tables, (rows, D)."""
+        """Gradients of the coefficients (G, N) and of the decay (G,) from those of the tables, of the tables' shapes."""
         groups = self.coefficients.shape[0]
-        near, edge, *blocks = (
-            t.reshape(t.shape[0], groups, -1).sum(2, dtype=torch.float64) for t in (near, edge, *blocks)
-        )
+        near, edge = (t.reshape(t.shape[0], groups, -1).sum(2, dtype=torch.float64) for t in (near, edge))
+        blocks = [
+            t.view(len(t), groups, -1, t[0, 0].numel()).sum(2, dtype=torch.float64).transpose(1, 2).reshape(-1, groups)
+            for t in blocks
+        ]
         taps = near.new_zeros(self.plan.near_taps, groups)
         if self.rate is not None:
             fast = self.too_fast()

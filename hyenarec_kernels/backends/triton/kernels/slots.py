@@ -28,17 +28,15 @@ def span(sequence, exists, starts_ptr, ends_ptr, columns, PACKED: tl.constexpr):
 
 
 @triton.jit
-def first_slot(sequence, first, per_row, CHUNK: tl.constexpr, PACKED: tl.constexpr):
+def first_slot(sequence, first, per_row, chunk, PACKED: tl.constexpr):
     """The slot of a sequence's chunk 0."""
     if PACKED:
-        return (first // CHUNK).to(tl.int32) + sequence
+        return (first // chunk).to(tl.int32) + sequence
     return sequence * per_row
 
 
 @triton.jit
-def locate(
-    slot, slots, sequences_ptr, starts_ptr, ends_ptr, columns, per_row, CHUNK: tl.constexpr, PACKED: tl.constexpr
-):
+def locate(slot, slots, sequences_ptr, starts_ptr, ends_ptr, columns, per_row, chunk, PACKED: tl.constexpr):
     """For slots (n,): the sequence of each, its first row (int64), its length, and the chunk's number in it.
 
     A slot that does not exist is a chunk of a sequence of length 0.
@@ -46,14 +44,24 @@ def locate(
     exists = slot < slots
     sequence = tl.load(sequences_ptr + slot, mask=exists, other=0) if PACKED else slot // per_row
     first, length = span(sequence, exists, starts_ptr, ends_ptr, columns, PACKED)
-    return sequence, first, length, slot - first_slot(sequence, first, per_row, CHUNK, PACKED)
+    return sequence, first, length, slot - first_slot(sequence, first, per_row, chunk, PACKED)
 
 
 @triton.jit
 def tile_columns(SLOTS: tl.constexpr, CHANNELS: tl.constexpr):
-    """The slot and the channel of each column of a program's tile, (SLOTS * CHANNELS,)."""
-    column = tl.arange(0, SLOTS * CHANNELS)
-    return tl.program_id(0) * SLOTS + column // CHANNELS, tl.program_id(1) * CHANNELS + column % CHANNELS
+    """The slot and the channel of each column of a program's tile, (SLOTS * CHANNELS,); a single slot is (1,)."""
+    channel = tl.program_id(1) * CHANNELS + tl.arange(0, SLOTS * CHANNELS) % CHANNELS
+    return slots_of(tl.program_id(0), SLOTS, CHANNELS), channel
+
+
+@triton.jit
+def slots_of(tile, SLOTS: tl.constexpr, CHANNELS: tl.constexpr):
+    """The slot of each column of a tile; of a single one (1,), so that its rows are found once and not for each column.
+    """
+    if SLOTS == 1:
+        return tile + tl.zeros((1,), tl.int32)
+    else:
+        return tile * SLOTS + tl.arange(0, SLOTS * CHANNELS) // CHANNELS
 
 
 @triton.jit
