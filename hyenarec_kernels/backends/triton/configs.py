@@ -48,7 +48,7 @@ TABLE: dict[str, Config] = {
     "across_gradient": Config(16),
     "chunks": Config(64),
     "chunks_wide": Config(64, num_warps=8),
-    "chunks_backward": Config(64, num_warps=8),
+    "chunks_backward": Config(64),
     "chunks_backward_wide": Config(64, num_warps=8),
     "direct": Config(64, num_warps=8),
     "short": Config(64, num_warps=8),

@@ -23,7 +23,7 @@ import triton
 from torch import Tensor
 
 from hyenarec_kernels.backends.crossovers import TRITON_DIRECT
-from hyenarec_kernels.backends.triton.arithmetic import Arithmetic, tile_channels, wide_parameter
+from hyenarec_kernels.backends.triton.arithmetic import Arithmetic, tile_channels
 from hyenarec_kernels.backends.triton.configs import CHUNK, PROGRAMS, TABLE
 from hyenarec_kernels.backends.triton.far import Factors, Far
 from hyenarec_kernels.backends.triton.kernels import chunks as kernels
@@ -232,7 +232,7 @@ class BlockLowRank:
         dcoefficients, ddecay, dskip = (x.new_empty(0) for _ in range(3))
         if need_filter:
             sums, *dlevels = total
-            near, edge = sums[: self.plan.near_rank], sums[self.plan.near_rank : -1]
+            near, edge = sums[: self.plan.near_rank], sums[len(sums) - self.edge_rank :]
             unreached = self.tables.levels[len(dlevels) :]
             dc, drate = self.filter.backward(
                 near,
@@ -243,7 +243,7 @@ class BlockLowRank:
             if need_decay and decay is not None and drate is not None:
                 ddecay = drate.to(decay.dtype)
         if need_skip and skip is not None:
-            dskip = total[0][-1].to(skip.dtype)
+            dskip = total[0][self.plan.near_rank].to(skip.dtype)
         return dx, dcoefficients, ddecay, dskip, dpre, dpost
 
     def _backward(
@@ -257,7 +257,7 @@ class BlockLowRank:
     ) -> list[Tensor]:
         """Writes the gradients of x and the gates to those of the `outputs` that are not empty.
 
-        Returns the gradients of near, edge and skip together, (rows, D), and, where the filter's gradient is wanted, of
+        Returns the gradients of near, skip (if there is one) and edge together, (rows, D), and, where the filter's gradient is wanted, of
         each level's tables.
         """
         wanted = [out if out.numel() else None for out in outputs]
@@ -268,7 +268,8 @@ class BlockLowRank:
             dlevels = self.far.tables_gradient(mu) if need_filter else []
             nu = self.far.across(mu, self.tables.levels) if rows is not None else None
         if need_filter or need_skip:
-            shape = self.sums_shape(u[0].shape[-1])
+            programs, ranks, channels = self.sums_shape(u[0].shape[-1])
+            shape = (programs, ranks - (skip is None), channels)
             sums = torch.empty(shape, dtype=self.arithmetic.wide, device=u[0].device)
         elif rows is None:
             return []
@@ -280,7 +281,7 @@ class BlockLowRank:
             **dict(zip(("dx_ptr", "dpre_ptr", "dpost_ptr"), wanted, strict=True)),
             sums_ptr=sums,
             **self._chunk_arguments(nu, skip, rows),
-            NEAR_PADDED=triton.next_power_of_2(self.plan.near_rank),
+            NEAR_PADDED=triton.next_power_of_2(self.plan.near_rank + 1),
             EDGE_PADDED=triton.next_power_of_2(max(self.edge_rank, 1)),
             **tile,
         )
@@ -294,7 +295,7 @@ class BlockLowRank:
     def sums_shape(self, channels: int) -> tuple[int, int, int]:
         """Of what the programs of the backward pass add to the gradients of near, edge and skip."""
         programs = min(self.chunk_tiles("chunks_backward")[0][0], self.programs)
-        return programs, self.plan.near_rank + self.edge_rank + 1, channels
+        return programs, self.plan.near_rank + 1 + self.edge_rank, channels
 
     def chunk_tiles(self, config: str) -> tuple[tuple[int, int], dict[str, Any]]:
         """Grid, tile and launch options of a kernel on rows."""
@@ -306,20 +307,21 @@ class BlockLowRank:
 
     def _chunk_arguments(self, nu: Tensor | None, skip: Tensor | None, out: Tensor | None) -> dict[str, Any]:
         """The arguments that both kernels on rows have."""
-        rank = self.plan.levels[0].rank if self.far else 0
+        rank, near = self.plan.levels[0].rank if self.far else 0, self.tables.near
+        if skip is not None:
+            near = torch.cat([near, skip[None].to(near.dtype)])
         return self.rows.located(self.slots[0]) | {
             "out_row": 0 if out is None else out.stride(-2),
             "toeplitz_ptr": self.constants.toeplitz,
-            "near_ptr": self.tables.near,
+            "near_ptr": near,
             "basis_ptr": self.constants.basis,
             "nu_ptr": nu,
             "edges_ptr": self.constants.edges,
             "edge_ptr": self.tables.edge,
-            "skip_ptr": wide_parameter(skip, self.tables.near),
             "rate_ptr": self.rate,
             "channels": self.tables.near.shape[1],
             "octets": octets(rank),
-            "near_rank": self.plan.near_rank,
+            "near_rank": len(near),
             "edge_rank": self.edge_rank,
             "edge_first": self.plan.edge_first,
             "FASTEST": fastest(self.arithmetic.wide),

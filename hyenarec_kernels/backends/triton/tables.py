@@ -38,7 +38,8 @@ class Constants:
     """What a plan needs on a device, whatever the parameters.
 
     Attributes:
-        toeplitz: (near_rank, C, C) the matrices ``T_m``, in the dtype of the matrix products.
+        toeplitz: (near_rank + 1, C, C) the matrices ``T_m``, in the dtype of the matrix products; the last is the
+            skip's, which is 1.
         basis: (C, padded rank) the lowest level's ``Q``, zero columns at the end, likewise; empty without levels.
         edges: (edge_rank, 2, C, C) likewise.
         transfers: between each level and the next, (fan, rank, rank above); the lowest likewise, the others in arithmetic
@@ -114,7 +115,7 @@ def constants(plan: GpuPlan, dtype: torch.dtype, operand: torch.dtype, device: t
     edge_lags = [(plan.edge_first + b) * CHUNK for b in range(2)]
     with torch.inference_mode(False):
         return Constants(
-            toeplitz=put(toeplitz(plan.near_basis, 0, 0), operand),
+            toeplitz=put(np.append(toeplitz(plan.near_basis, 0, 0), np.eye(CHUNK)[None], 0), operand),
             basis=put(basis, operand),
             edges=put(np.stack([toeplitz(plan.edge_basis, plan.edge_lag, lag) for lag in edge_lags], 1), operand),
             transfers=tuple(

@@ -128,7 +128,8 @@ def legendre_across_kernel(
             part *= tl.exp(-a * tl.where(reverse > 0, fan - 1 - place, place)[:, None, None])
         nu += part
     at = (here[:, None, None] * channels + channel) * rank + r
-    tl.store(nu_ptr + at, nu.to(nu_ptr.dtype.element_ty), mask=(r < rank) & real)
+    mask = (r < rank) & (slot < slots)[:, None, None] & inside[None, None, :]  # 0 in slots that hold no rows
+    tl.store(nu_ptr + at, nu.to(nu_ptr.dtype.element_ty), mask=mask)
 
 
 @triton.jit(do_not_specialize=LEVEL, do_not_specialize_on_alignment=WHERE)

@@ -3,10 +3,9 @@
     y_i = exp(-a' (i - C/2)) sum_m near_m (T_m v)_i,    v_j = exp(a' (j - C/2)) u_j,    T_m[i, j] = phi_m(i - j)
         + exp(-a i) (Q nu)_i                                  what other chunks contribute
         + the two chunks that the filter's end cuts           (EDGE)
-        + skip u_i
 
 The matrices ``T_m`` and ``Q`` are shared by all channels, so a tile of SLOTS chunks times CHANNELS channels is one
-operand of a matrix product; ``near_m`` scales its columns. ``a'`` is the decay an event, or `fastest` if that is less.
+operand of a matrix product; ``near_m`` scales its columns. The skip is one ``near_m`` more, whose ``T_m`` is 1. ``a'`` is the decay an event, or `fastest` if that is less.
 """
 
 from __future__ import annotations
@@ -15,8 +14,8 @@ import triton
 import triton.language as tl
 
 from hyenarec_kernels.backends.triton.kernels.gates import gated, store_scaled
-from hyenarec_kernels.backends.triton.kernels.products import from_moments, scaled
-from hyenarec_kernels.backends.triton.kernels.slots import LENGTHS, WHERE, locate, tile_columns, written
+from hyenarec_kernels.backends.triton.kernels.products import flat, from_moments, scaled, tiled
+from hyenarec_kernels.backends.triton.kernels.slots import LENGTHS, WHERE, locate, tile_columns, tile_of, written
 
 PLAN = ["octets", "near_rank", "edge_rank", "edge_first"]  # another plan does not compile the kernels again
 
@@ -37,7 +36,6 @@ def legendre_chunks_kernel(
     nu_ptr,
     edges_ptr,
     edge_ptr,
-    skip_ptr,
     rate_ptr,
     sequences_ptr,
     starts_ptr,
@@ -61,34 +59,30 @@ def legendre_chunks_kernel(
     CHANNELS: tl.constexpr,
 ):
     """out = post y of u = pre x: rows of out out_row apart; EDGE: whether the filter's end lies within a sequence."""
-    slot, channel = tile_columns(SLOTS, CHANNELS)
+    i, slot, channel = tile_of(tl.program_id(0), CHUNK, SLOTS, CHANNELS)
+    inside = channel < channels
     sequence, first, length, index = locate(
         slot, slots, sequences_ptr, starts_ptr, ends_ptr, columns, per_row, CHUNK, PACKED
     )
-    channel, inside = channel[None, :], (channel < channels)[None, :]
-    sequence, first, length, index = sequence[None, :], first[None, :], length[None, :], index[None, :]
-    i = tl.arange(0, CHUNK)[:, None]
-    position = index * CHUNK + i
+    position, row = index * CHUNK + i, first + index * CHUNK
     exists, real = (index * CHUNK < length) & inside, (position < length) & inside
-    row = first + index * CHUNK
     operand = toeplitz_ptr.dtype.element_ty
-    u = gated(x_ptr, x_row, pre_ptr, pre_row, row, i, channel, real, ACC)
-    v = u
+    column, number = tile_columns(SLOTS, CHANNELS)
+    v = gated(x_ptr, x_row, pre_ptr, pre_row, row, i, channel, real, ACC)
     if rate_ptr is not None:
         a = tl.load(rate_ptr + channel, mask=inside, other=0)
         centred = tl.minimum(a, FASTEST) * (i - CHUNK // 2)
-        v = u * tl.exp(centred)
-    y = scaled(
-        toeplitz_ptr, near_ptr, v.to(operand), channel, channels, near_rank, CHUNK * CHUNK, False, CHUNK, ACC, PRECISION
+        v *= tl.exp(centred)
+    near = scaled(
+        toeplitz_ptr, near_ptr, flat(v, operand), number, channels, near_rank, CHUNK * CHUNK, False, ACC, PRECISION
     )
-    if rate_ptr is not None:
-        y *= tl.exp(-centred)
+    far = tl.zeros_like(near)
     if nu_ptr is not None:
-        at = (slot.to(tl.int64)[None, :] * channels + channel) * (octets * 8) + tl.arange(0, PADDED)[:, None]
-        far = from_moments(basis_ptr, nu_ptr, at, exists, octets * 8, PADDED, CHUNK, ACC, PRECISION)
-        if rate_ptr is not None:
-            far *= tl.exp(-a * i)
-        y += far
+        if rate_ptr is None:
+            far = near
+        far = from_moments(
+            nu_ptr, basis_ptr, column, slots, number, channels, octets * 8, far, CHUNK, PADDED, ACC, PRECISION
+        )
     if EDGE:
         if tl.max((exists & (index >= edge_first)).to(tl.int32)) > 0:
             for b in range(2):
@@ -97,15 +91,16 @@ def legendre_chunks_kernel(
                 v = gated(x_ptr, x_row, pre_ptr, pre_row, source, i, channel, reached, ACC)
                 if rate_ptr is not None:
                     v *= tl.exp(-a * (CHUNK - i + b * CHUNK))
-                cut = scaled(
-                    edges_ptr + b * CHUNK * CHUNK, edge_ptr, v.to(operand), channel, channels, edge_rank,
-                    2 * CHUNK * CHUNK, False, CHUNK, ACC, PRECISION,
+                far += scaled(
+                    edges_ptr + b * CHUNK * CHUNK, edge_ptr, flat(v, operand), number, channels, edge_rank,
+                    2 * CHUNK * CHUNK, False, ACC, PRECISION,
                 )  # fmt: skip
-                if rate_ptr is not None:
-                    cut *= tl.exp(-a * i)
-                y += cut
-    if skip_ptr is not None:
-        y += tl.load(skip_ptr + channel, mask=inside, other=0) * u
-    to, here = written(position, sequence, first, length, slot[None, :], slots, columns, PACKED)
+    if rate_ptr is not None:
+        y = tiled(near, SLOTS) * tl.exp(-centred) + tiled(far, SLOTS) * tl.exp(-a * i)
+    elif nu_ptr is not None:
+        y = tiled(far, SLOTS)
+    else:
+        y = tiled(near + far, SLOTS)
+    to, here = written(position, sequence, first, length, slot, slots, columns, PACKED)
     to, here = to * out_row + channel, here & inside
     store_scaled(out_ptr, y, post_ptr, post_row, row, i, channel, real, to, here, ACC)

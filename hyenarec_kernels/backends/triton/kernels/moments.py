@@ -17,7 +17,8 @@ import triton
 import triton.language as tl
 
 from hyenarec_kernels.backends.triton.kernels.gates import gated
-from hyenarec_kernels.backends.triton.kernels.slots import LENGTHS, WHERE, first_slot, locate, tile_columns
+from hyenarec_kernels.backends.triton.kernels.products import flat
+from hyenarec_kernels.backends.triton.kernels.slots import LENGTHS, WHERE, first_slot, locate, tile_columns, tile_of
 
 
 @triton.jit(do_not_specialize=[*LENGTHS, "octets"], do_not_specialize_on_alignment=WHERE)
@@ -52,29 +53,36 @@ def legendre_moments_kernel(
     """mu of pre x and, where there is a gradient, eta of post grad, in SLOTS chunks: basis (CHUNK, PADDED), out
     (1 or 2, slots, D, rank)."""
     rank = octets * 8
-    slot, channel = tile_columns(SLOTS, CHANNELS)
+    j, slot, channel = tile_of(tl.program_id(0), CHUNK, SLOTS, CHANNELS)
     _, first, length, index = locate(slot, slots, sequences_ptr, starts_ptr, ends_ptr, columns, per_row, CHUNK, PACKED)
-    channel, inside = channel[None, :], (channel < channels)[None, :]
-    j, r = tl.arange(0, CHUNK)[:, None], tl.arange(0, PADDED)[:, None]
-    real = (index[None, :] * CHUNK + j < length[None, :]) & inside
-    row = (first + index * CHUNK)[None, :]
-    transposed = tl.load(basis_ptr + tl.arange(0, CHUNK)[None, :] * PADDED + r)  # (PADDED, CHUNK)
-    at = (slot.to(tl.int64)[None, :] * channels + channel) * rank + r
-    mask = (r < rank) & (index * CHUNK < length)[None, :] & inside
+    real = (index * CHUNK + j < length) & (channel < channels)
+    row = first + index * CHUNK
     if rate_ptr is not None:
-        a = tl.load(rate_ptr + channel, mask=inside, other=0)
+        a = tl.load(rate_ptr + channel, mask=channel < channels, other=0)
     u = gated(x_ptr, x_row, pre_ptr, pre_row, row, j, channel, real, ACC)
     if rate_ptr is not None:
         u *= tl.exp(-a * (CHUNK - j))
-    mu = tl.dot(transposed, u.to(basis_ptr.dtype.element_ty), input_precision=PRECISION, out_dtype=ACC)
-    tl.store(out_ptr + at, mu.to(out_ptr.dtype.element_ty), mask=mask)
+    to_moments(u, basis_ptr, out_ptr, slots, channels, rank, PADDED, ACC, PRECISION)
     if grad_ptr is not None:
         dy = gated(grad_ptr, grad_row, post_ptr, post_row, row, j, channel, real, ACC)
         if rate_ptr is not None:
             dy *= tl.exp(-a * j)
-        eta = tl.dot(transposed, dy.to(basis_ptr.dtype.element_ty), input_precision=PRECISION, out_dtype=ACC)
         out_ptr += rank * channels * slots.to(tl.int64)
-        tl.store(out_ptr + at, eta.to(out_ptr.dtype.element_ty), mask=mask)
+        to_moments(dy, basis_ptr, out_ptr, slots, channels, rank, PADDED, ACC, PRECISION)
+
+
+@triton.jit
+def to_moments(
+    u, basis_ptr, out_ptr, slots, channels, rank, PADDED: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr
+):
+    """Writes Q^T u of a tile (CHUNK, SLOTS, CHANNELS)."""
+    j, r = tl.arange(0, u.shape[0])[:, None], tl.arange(0, PADDED)[None, :]
+    basis = tl.load(basis_ptr + j * PADDED + r)  # (CHUNK, PADDED)
+    mu = tl.dot(flat(u, basis.dtype), basis, input_precision=PRECISION, out_dtype=ACC)  # (n, PADDED)
+    slot, channel = tile_columns(u.shape[1], u.shape[2])
+    at = (slot.to(tl.int64) * channels + channel)[:, None] * rank + r
+    mask = (r < rank) & ((slot < slots) & (channel < channels))[:, None]
+    tl.store(out_ptr + at, mu.to(out_ptr.dtype.element_ty), mask=mask)
 
 
 @triton.jit(

@@ -49,19 +49,18 @@ def locate(slot, slots, sequences_ptr, starts_ptr, ends_ptr, columns, per_row, c
 
 @triton.jit
 def tile_columns(SLOTS: tl.constexpr, CHANNELS: tl.constexpr):
-    """The slot and the channel of each column of a program's tile, (SLOTS * CHANNELS,); a single slot is (1,)."""
-    channel = tl.program_id(1) * CHANNELS + tl.arange(0, SLOTS * CHANNELS) % CHANNELS
-    return slots_of(tl.program_id(0), SLOTS, CHANNELS), channel
+    """The slot and the channel of each column of a program's tile, (SLOTS * CHANNELS,)."""
+    column = tl.arange(0, SLOTS * CHANNELS)
+    return tl.program_id(0) * SLOTS + column // CHANNELS, tl.program_id(1) * CHANNELS + column % CHANNELS
 
 
 @triton.jit
-def slots_of(tile, SLOTS: tl.constexpr, CHANNELS: tl.constexpr):
-    """The slot of each column of a tile; of a single one (1,), so that its rows are found once and not for each column.
-    """
-    if SLOTS == 1:
-        return tile + tl.zeros((1,), tl.int32)
-    else:
-        return tile * SLOTS + tl.arange(0, SLOTS * CHANNELS) // CHANNELS
+def tile_of(number, CHUNK: tl.constexpr, SLOTS: tl.constexpr, CHANNELS: tl.constexpr):
+    """Tile `number` of chunks times channels: a chunk's rows (CHUNK, 1, 1), slots (1, SLOTS, 1), channels (1, 1,
+    CHANNELS). What belongs to a slot is then computed once, and not for each of its channels."""
+    slot = number * SLOTS + tl.arange(0, SLOTS)
+    channel = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
+    return tl.arange(0, CHUNK)[:, None, None], slot[None, :, None], channel[None, None, :]
 
 
 @triton.jit
