@@ -14,6 +14,7 @@ from typing import Any
 # exp(+-a * CHUNK / 2), which must stay in range: with more rows fewer decays fit, and the ranks that stand in for the
 # others double.
 CHUNK = 32
+GROUP = 4  # matrices of a shared basis that one product takes; twice as many would take 128 registers a thread
 # A sum over all rows is split: a program adds up its share of them, and what the programs found is added in a second
 # step, in a fixed order.
 PROGRAMS = 1024  # of a whole launch

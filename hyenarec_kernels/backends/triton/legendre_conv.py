@@ -24,7 +24,7 @@ from torch import Tensor
 
 from hyenarec_kernels.backends.crossovers import TRITON_DIRECT
 from hyenarec_kernels.backends.triton.arithmetic import Arithmetic, tile_channels
-from hyenarec_kernels.backends.triton.configs import CHUNK, PROGRAMS, TABLE
+from hyenarec_kernels.backends.triton.configs import CHUNK, GROUP, PROGRAMS, TABLE
 from hyenarec_kernels.backends.triton.far import Factors, Far
 from hyenarec_kernels.backends.triton.kernels import chunks as kernels
 from hyenarec_kernels.backends.triton.kernels import chunks_backward as backward_kernels
@@ -36,7 +36,7 @@ from hyenarec_kernels.backends.triton.long_conv import (
     convolve_last_backward,
     row_gradients,
 )
-from hyenarec_kernels.backends.triton.plan import GpuPlan, fastest, octets, padded, plan_for
+from hyenarec_kernels.backends.triton.plan import GpuPlan, fastest, grouped, octets, padded, plan_for
 from hyenarec_kernels.backends.triton.rows import ChunkedRows, Slots
 from hyenarec_kernels.backends.triton.tables import Constants, FilterParameters, Tables, constants
 from hyenarec_kernels.dtypes import wide
@@ -68,7 +68,7 @@ def legendre_conv(
     if plan is None:
         taps = taps_of(coefficients.to(wide(x.dtype)), horizon, decay, taps=rows.columns)
         return (convolve_last if last_only else convolve)(x, taps, skip, pre_gate, post_gate, rows)
-    return BlockLowRank.of(plan, x, coefficients, decay, rows).forward(x, skip, pre_gate, post_gate)
+    return BlockLowRank.of(plan, x, coefficients, decay, skip, rows).forward(x, pre_gate, post_gate)
 
 
 def legendre_conv_backward(
@@ -98,7 +98,7 @@ def legendre_conv_backward(
             dcoefficients = both[0] if needs[1] else dcoefficients
             ddecay = both[1] if needs[2] and both[1] is not None else ddecay
         return dx, dcoefficients, ddecay, dskip, dpre, dpost
-    return BlockLowRank.of(plan, x, coefficients, decay, rows).backward(
+    return BlockLowRank.of(plan, x, coefficients, decay, skip, rows).backward(
         grad, x, coefficients, decay, skip, pre_gate, post_gate, needs
     )
 
@@ -142,7 +142,13 @@ class BlockLowRank:
 
     @classmethod
     def of(
-        cls, plan: GpuPlan, x: Tensor, coefficients: Tensor, decay: Tensor | None, rows: ChunkedRows
+        cls,
+        plan: GpuPlan,
+        x: Tensor,
+        coefficients: Tensor,
+        decay: Tensor | None,
+        skip: Tensor | None,
+        rows: ChunkedRows,
     ) -> BlockLowRank:
         arithmetic, channels = Arithmetic(x.dtype), x.shape[-1]
         held = constants(plan, arithmetic.wide, arithmetic.operand, x.device)
@@ -150,8 +156,8 @@ class BlockLowRank:
         rate = filter.rate
         if rate is not None:
             rate = rate.to(arithmetic.wide).repeat_interleave(channels // rate.shape[0])
-        edge_rank = plan.edge_rank if plan.has_edge(rows.columns) else 0
-        return cls(plan, held, filter, filter.tables(channels), rate, rows, edge_rank, arithmetic)
+        edge_rank = grouped(plan.edge_rank) if plan.has_edge(rows.columns) else 0
+        return cls(plan, held, filter, filter.tables(skip, channels), rate, rows, edge_rank, arithmetic)
 
     @cached_property
     def slots(self) -> list[Slots]:
@@ -160,7 +166,7 @@ class BlockLowRank:
 
     @cached_property
     def far(self) -> Far | None:
-        levels, channels = self.plan.reached(self.rows.columns), self.tables.near.shape[1]
+        levels, channels = self.plan.reached(self.rows.columns), len(self.tables.near)
         return (
             Far(levels, self.slots, self.rows, self.constants, self.rate, channels, self.arithmetic) if levels else None
         )
@@ -190,13 +196,13 @@ class BlockLowRank:
                 rows = slice(first, first + size)
                 yield Part(rows, columns), whole if parts == 1 else replace(whole, rows=self.rows.part(rows))
 
-    def forward(self, x: Tensor, skip: Tensor | None, pre_gate: Tensor | None, post_gate: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, pre_gate: Tensor | None, post_gate: Tensor | None) -> Tensor:
         out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
         for run, part in self.runs(x, out.nbytes, training=False):
-            part._forward((run(x), run(pre_gate)), run(skip), run(post_gate), run(out))
+            part._forward((run(x), run(pre_gate)), run(post_gate), run(out))
         return out
 
-    def _forward(self, u: Factors, skip: Tensor | None, post_gate: Tensor | None, out: Tensor) -> None:
+    def _forward(self, u: Factors, post_gate: Tensor | None, out: Tensor) -> None:
         nu = self.far.across(self.far.moments(u), self.tables.levels) if self.far else None
         grid, tile = self.chunk_tiles("chunks")
         launch(
@@ -204,7 +210,7 @@ class BlockLowRank:
             grid,
             **with_strides(x=u[0], pre=u[1], post=post_gate),
             out_ptr=out,
-            **self._chunk_arguments(nu, skip, out),
+            **self._chunk_arguments(nu, out),
             **tile,
         )
 
@@ -225,40 +231,40 @@ class BlockLowRank:
         totals: dict[int, list[Tensor]] = {}  # by the first channel
         for run, part in self.runs(x, sum(t.nbytes for t in outputs), training=True):
             u, dy = (run(x), run(pre_gate)), (run(grad), run(post_gate))
-            shares = part._backward(u, dy, run(skip), (run(dx), run(dpre), run(dpost)), need_filter, need_skip)
+            shares = part._backward(u, dy, (run(dx), run(dpre), run(dpost)), need_filter, need_skip)
             before = totals.get(run.columns.start)
             totals[run.columns.start] = [a + b for a, b in zip(before, shares, strict=True)] if before else shares
         total = [torch.cat(parts, 1) for parts in zip(*totals.values(), strict=True)]
         dcoefficients, ddecay, dskip = (x.new_empty(0) for _ in range(3))
         if need_filter:
             sums, *dlevels = total
-            near, edge = sums[: self.plan.near_rank], sums[len(sums) - self.edge_rank :]
+            near, edge = sums[0].split([self.tables.near.shape[1], self.edge_rank], 1)
+            edge = edge if self.edge_rank else torch.zeros_like(self.tables.edge)
             unreached = self.tables.levels[len(dlevels) :]
             dc, drate = self.filter.backward(
-                near,
-                edge if self.edge_rank else torch.zeros_like(self.tables.edge),
+                near[:, : self.plan.near_rank],
+                edge[:, : self.plan.edge_rank],
                 [*dlevels, *map(torch.zeros_like, unreached)],
             )
             dcoefficients = dc.to(coefficients.dtype) if need_coefficients else dcoefficients
             if need_decay and decay is not None and drate is not None:
                 ddecay = drate.to(decay.dtype)
         if need_skip and skip is not None:
-            dskip = total[0][self.plan.near_rank].to(skip.dtype)
+            dskip = total[0][0, :, self.plan.near_rank].to(skip.dtype)
         return dx, dcoefficients, ddecay, dskip, dpre, dpost
 
     def _backward(
         self,
         u: Factors,
         dy: Factors,
-        skip: Tensor | None,
         outputs: tuple[Tensor, Tensor, Tensor],
         need_filter: bool,
         need_skip: bool,
     ) -> list[Tensor]:
         """Writes the gradients of x and the gates to those of the `outputs` that are not empty.
 
-        Returns the gradients of near, skip (if there is one) and edge together, (rows, D), and, where the filter's gradient is wanted, of
-        each level's tables.
+        Returns the gradients of the tables of near and edge together, (1, D, ranks), and, where the filter's gradient
+        is wanted, of each level's tables.
         """
         wanted = [out if out.numel() else None for out in outputs]
         rows = next((out for out in wanted if out is not None), None)
@@ -268,8 +274,7 @@ class BlockLowRank:
             dlevels = self.far.tables_gradient(mu) if need_filter else []
             nu = self.far.across(mu, self.tables.levels) if rows is not None else None
         if need_filter or need_skip:
-            programs, ranks, channels = self.sums_shape(u[0].shape[-1])
-            shape = (programs, ranks - (skip is None), channels)
+            shape = self.sums_shape(u[0].shape[-1])
             sums = torch.empty(shape, dtype=self.arithmetic.wide, device=u[0].device)
         elif rows is None:
             return []
@@ -280,12 +285,12 @@ class BlockLowRank:
             **with_strides(x=u[0], pre=u[1], grad=dy[0], post=dy[1]),
             **dict(zip(("dx_ptr", "dpre_ptr", "dpost_ptr"), wanted, strict=True)),
             sums_ptr=sums,
-            **self._chunk_arguments(nu, skip, rows),
-            NEAR_PADDED=triton.next_power_of_2(self.plan.near_rank + 1),
-            EDGE_PADDED=triton.next_power_of_2(max(self.edge_rank, 1)),
+            **self._chunk_arguments(nu, rows),
+            NEAR_PADDED=triton.next_power_of_2(self.tables.near.shape[1]),
+            EDGE_PADDED=triton.next_power_of_2(max(self.edge_rank, GROUP)),
             **tile,
         )
-        return [] if sums is None else [sums.sum(0), *dlevels]
+        return [] if sums is None else [sums.sum(0, keepdim=True), *dlevels]
 
     @property
     def programs(self) -> int:
@@ -293,40 +298,39 @@ class BlockLowRank:
         return max(PROGRAMS // self.chunk_tiles("chunks_backward")[0][1], 1)
 
     def sums_shape(self, channels: int) -> tuple[int, int, int]:
-        """Of what the programs of the backward pass add to the gradients of near, edge and skip."""
+        """Of what the programs of the backward pass add to the gradients of the tables of near and edge."""
         programs = min(self.chunk_tiles("chunks_backward")[0][0], self.programs)
-        return programs, self.plan.near_rank + 1 + self.edge_rank, channels
+        return programs, channels, self.tables.near.shape[1] + self.edge_rank
 
     def chunk_tiles(self, config: str) -> tuple[tuple[int, int], dict[str, Any]]:
         """Grid, tile and launch options of a kernel on rows."""
-        channels = self.tables.near.shape[1]
+        channels = len(self.tables.near)
         tuned, tile = TABLE[config + ("_wide" if self.arithmetic.dtype.itemsize > 2 else "")], tile_channels(channels)
         wide = max(tuned.columns // tile, 1)
         grid = (triton.cdiv(self.slots[0].count, wide), triton.cdiv(channels, tile))
         return grid, {"SLOTS": wide, "CHANNELS": tile} | tuned.options
 
-    def _chunk_arguments(self, nu: Tensor | None, skip: Tensor | None, out: Tensor | None) -> dict[str, Any]:
+    def _chunk_arguments(self, nu: Tensor | None, out: Tensor | None) -> dict[str, Any]:
         """The arguments that both kernels on rows have."""
-        rank, near = self.plan.levels[0].rank if self.far else 0, self.tables.near
-        if skip is not None:
-            near = torch.cat([near, skip[None].to(near.dtype)])
+        rank = self.plan.levels[0].rank if self.far else 0
         return self.rows.located(self.slots[0]) | {
             "out_row": 0 if out is None else out.stride(-2),
             "toeplitz_ptr": self.constants.toeplitz,
-            "near_ptr": near,
+            "near_ptr": self.tables.near,
             "basis_ptr": self.constants.basis,
             "nu_ptr": nu,
             "edges_ptr": self.constants.edges,
             "edge_ptr": self.tables.edge,
             "rate_ptr": self.rate,
-            "channels": self.tables.near.shape[1],
+            "channels": len(self.tables.near),
             "octets": octets(rank),
-            "near_rank": len(near),
+            "near_rank": self.tables.near.shape[1],
             "edge_rank": self.edge_rank,
             "edge_first": self.plan.edge_first,
             "FASTEST": fastest(self.arithmetic.wide),
             "CHUNK": CHUNK,
             "PADDED": padded(max(rank, 1)),
+            "GROUP": GROUP,
             "EDGE": self.edge_rank > 0,
             "ACC": self.arithmetic.kernel_dtype,
             "PRECISION": self.arithmetic.precision,

@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from hyenarec_kernels.backends.triton.configs import CHUNK
+from hyenarec_kernels.backends.triton.configs import CHUNK, GROUP
 from hyenarec_kernels.lowrank.blocks import Array, blocks_from_nodes, entries, kept_entries, local_basis, sampled_basis
 from hyenarec_kernels.lowrank.levels import TOLERANCE, Level, Shape, Windows, last_distance, make_levels
 
@@ -128,6 +128,11 @@ def octets(rank: int) -> int:
 
 def stored(rank: int) -> int:
     return 8 * octets(rank)
+
+
+def grouped(rank: int) -> int:
+    """How many matrices of a shared basis there are in memory, for `rank` that are not 0."""
+    return -(-rank // GROUP) * GROUP
 
 
 def padded(rank: int) -> int:

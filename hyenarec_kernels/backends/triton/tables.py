@@ -21,6 +21,7 @@ from hyenarec_kernels.backends.triton.plan import (
     GpuPlan,
     block_map,
     fastest,
+    grouped,
     near_fits,
     padded,
     stored,
@@ -38,10 +39,10 @@ class Constants:
     """What a plan needs on a device, whatever the parameters.
 
     Attributes:
-        toeplitz: (near_rank + 1, C, C) the matrices ``T_m``, in the dtype of the matrix products; the last is the
-            skip's, which is 1.
+        toeplitz: (grouped(near_rank + 1), C, C) the matrices ``T_m``, in the dtype of the matrix products; after the
+            near basis the skip's, which is 1, and zeros.
         basis: (C, padded rank) the lowest level's ``Q``, zero columns at the end, likewise; empty without levels.
-        edges: (edge_rank, 2, C, C) likewise.
+        edges: (2, grouped(edge_rank), C, C) likewise.
         transfers: between each level and the next, (fan, rank, rank above); the lowest likewise, the others in arithmetic
             type.
         rows: (rows, N) maps coefficients to, in this order: the first taps, `near`, `edge`, each level's tables;
@@ -64,8 +65,8 @@ class Constants:
 
 @dataclass(frozen=True)
 class Tables:
-    """What one call's kernels read: coefficients of the near and edge bases (rank, D), blocks of each level (distances,
-    D, rank, rank)."""
+    """What one call's kernels read: coefficients of the near and edge bases (D, grouped rank), after the near ones the
+    skip; blocks of each level (distances, D, rank, rank)."""
 
     near: Tensor
     edge: Tensor
@@ -73,8 +74,8 @@ class Tables:
 
     def part(self, channels: slice) -> Tables:
         """Of some channels."""
-        near, edge, *levels = (t[:, channels].contiguous() for t in (self.near, self.edge, *self.levels))
-        return Tables(near, edge, levels)
+        near, edge, *levels = (t[:, channels].contiguous() for t in (self.near[None], self.edge[None], *self.levels))
+        return Tables(near[0], edge[0], levels)
 
 
 @cache  # nothing is dropped: a captured CUDA graph may read it as long as the process lives
@@ -115,9 +116,9 @@ def constants(plan: GpuPlan, dtype: torch.dtype, operand: torch.dtype, device: t
     edge_lags = [(plan.edge_first + b) * CHUNK for b in range(2)]
     with torch.inference_mode(False):
         return Constants(
-            toeplitz=put(np.append(toeplitz(plan.near_basis, 0, 0), np.eye(CHUNK)[None], 0), operand),
+            toeplitz=put(_grouped(np.append(toeplitz(plan.near_basis, 0, 0), np.eye(CHUNK)[None], 0)), operand),
             basis=put(basis, operand),
-            edges=put(np.stack([toeplitz(plan.edge_basis, plan.edge_lag, lag) for lag in edge_lags], 1), operand),
+            edges=put(np.stack([_grouped(toeplitz(plan.edge_basis, plan.edge_lag, lag)) for lag in edge_lags]), operand),
             transfers=tuple(
                 put(_stored(transfer(*pair)), dtype if index else operand)
                 for index, pair in enumerate(zip(plan.levels, plan.levels[1:], strict=False))
@@ -128,6 +129,11 @@ def constants(plan: GpuPlan, dtype: torch.dtype, operand: torch.dtype, device: t
             offsets=put(np.array(offsets[len(first) :])[:, None], torch.float64),
             fit=put(fast, torch.float64),
         )
+
+
+def _grouped(matrices: Array) -> Array:
+    """(rank, C, C) with zeros up to a multiple of what one product takes."""
+    return np.pad(matrices, ((0, grouped(len(matrices)) - len(matrices)), (0, 0), (0, 0)))
 
 
 def _stored(matrices: Array) -> Array:
@@ -176,17 +182,21 @@ class FilterParameters:
         assert self.rate is not None
         return self.rate > fastest(self.dtype)
 
-    def tables(self, channels: int) -> Tables:
+    def tables(self, skip: Tensor | None, channels: int) -> Tables:
         values = self.values()[0]
         taps, near, edge, *blocks = values.to(self.dtype).split(self.sizes)
-        blocks = [self._by_channel(block, level) for block, level in zip(blocks, self.plan.levels, strict=True)]
-        blocks[:1] = (t.to(self.operand) for t in blocks[:1])
         if self.rate is not None:
             near = torch.where(self.too_fast(), (self.constants.fit @ values[: len(taps)]).to(self.dtype), near)
+        blocks = [self._by_channel(block, level) for block, level in zip(blocks, self.plan.levels, strict=True)]
+        blocks[:1] = (t.to(self.operand) for t in blocks[:1])
         repeat = channels // near.shape[1]
         if repeat > 1:
             near, edge, *blocks = (t.repeat_interleave(repeat, 1) for t in (near, edge, *blocks))
-        return Tables(near, edge, blocks)
+        held = [t.new_zeros(channels, grouped(rank)) for t, rank in ((near, len(near) + 1), (edge, len(edge)))]
+        held[0][:, : len(near)], held[1][:, : len(edge)] = near.T, edge.T
+        if skip is not None:
+            held[0][:, len(near)] = skip
+        return Tables(*held, blocks)
 
     def _by_channel(self, block: Tensor, level: Level) -> Tensor:
         """A level's rows (distances * rank * rank, G) as (distances, G, rank, rank)."""
@@ -194,9 +204,10 @@ class FilterParameters:
         return block.view(-1, rank**2, groups).transpose(1, 2).contiguous().view(-1, groups, rank, rank)
 
     def backward(self, near: Tensor, edge: Tensor, blocks: list[Tensor]) -> tuple[Tensor, Tensor | None]:
-        """Gradients of the coefficients (G, N) and of the decay (G,) from those of the tables, of the tables' shapes."""
+        """Gradients of the coefficients (G, N) and of the decay (G,) from those of the tables (without
+        the skip and the zeros)."""
         groups = self.coefficients.shape[0]
-        near, edge = (t.reshape(t.shape[0], groups, -1).sum(2, dtype=torch.float64) for t in (near, edge))
+        near, edge = (t.T.reshape(t.shape[1], groups, -1).sum(2, dtype=torch.float64) for t in (near, edge))
         blocks = [
             t.view(len(t), groups, -1, t[0, 0].numel()).sum(2, dtype=torch.float64).transpose(1, 2).reshape(-1, groups)
             for t in blocks

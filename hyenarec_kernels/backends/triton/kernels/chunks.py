@@ -53,6 +53,7 @@ def legendre_chunks_kernel(
     CHUNK: tl.constexpr,
     PADDED: tl.constexpr,
     EDGE: tl.constexpr,
+    GROUP: tl.constexpr,
     ACC: tl.constexpr,
     PRECISION: tl.constexpr,
     SLOTS: tl.constexpr,
@@ -74,7 +75,7 @@ def legendre_chunks_kernel(
         centred = tl.minimum(a, FASTEST) * (i - CHUNK // 2)
         v *= tl.exp(centred)
     near = scaled(
-        toeplitz_ptr, near_ptr, flat(v, operand), number, channels, near_rank, CHUNK * CHUNK, False, ACC, PRECISION
+        toeplitz_ptr, near_ptr, flat(v, operand), number, channels, near_rank, False, GROUP, ACC, PRECISION
     )
     far = tl.zeros_like(near)
     if nu_ptr is not None:
@@ -92,8 +93,8 @@ def legendre_chunks_kernel(
                 if rate_ptr is not None:
                     v *= tl.exp(-a * (CHUNK - i + b * CHUNK))
                 far += scaled(
-                    edges_ptr + b * CHUNK * CHUNK, edge_ptr, flat(v, operand), number, channels, edge_rank,
-                    2 * CHUNK * CHUNK, False, ACC, PRECISION,
+                    edges_ptr + b * edge_rank * (CHUNK * CHUNK), edge_ptr, flat(v, operand), number, channels,
+                    edge_rank, False, GROUP, ACC, PRECISION,
                 )  # fmt: skip
     if rate_ptr is not None:
         y = tiled(near, SLOTS) * tl.exp(-centred) + tiled(far, SLOTS) * tl.exp(-a * i)

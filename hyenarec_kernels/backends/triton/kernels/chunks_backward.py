@@ -15,18 +15,18 @@ import triton.language as tl
 
 from hyenarec_kernels.backends.triton.kernels.chunks import PLAN
 from hyenarec_kernels.backends.triton.kernels.gates import gated, rows_of
-from hyenarec_kernels.backends.triton.kernels.products import both_ways, flat, from_moments, scaled, tiled, weighed
+from hyenarec_kernels.backends.triton.kernels.products import flat, from_moments, scaled, tiled, weighed
 from hyenarec_kernels.backends.triton.kernels.slots import LENGTHS, WHERE, locate, tile_columns, tile_of, written
 
 
 @triton.jit
 def store_sums(out_ptr, sums, first, rank, rows, channels, SLOTS: tl.constexpr, CHANNELS: tl.constexpr):
     """This program's share, summed over its slots, to rows from `first` on: sums (SLOTS * CHANNELS, padded), out
-    (programs, rows, D)."""
+    (programs, D, rows)."""
     m = tl.arange(0, sums.shape[1])[None, :]
     channel = (tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS))[:, None]
     total = tl.sum(tl.reshape(sums, (SLOTS, CHANNELS, sums.shape[1])), 0)
-    at = (tl.program_id(0).to(tl.int64) * rows + first + m) * channels + channel
+    at = (tl.program_id(0).to(tl.int64) * channels + channel) * rows + first + m
     tl.store(out_ptr + at, total, mask=(m < rank) & (channel < channels))
 
 
@@ -70,14 +70,15 @@ def legendre_chunks_backward_kernel(
     NEAR_PADDED: tl.constexpr,
     EDGE_PADDED: tl.constexpr,
     EDGE: tl.constexpr,
+    GROUP: tl.constexpr,
     ACC: tl.constexpr,
     PRECISION: tl.constexpr,
     SLOTS: tl.constexpr,
     CHANNELS: tl.constexpr,
 ):
     """Gradients of x and the gates, rows out_row apart; the pointer to one that is not wanted is None. A program takes
-    every num_programs-th tile, and writes its share of the parameters' gradients: sums (programs, near_rank + edge_rank,
-    D). nu (2, slots, D, rank)."""
+    every num_programs-th tile, and writes its share of the parameters' gradients: sums (programs, D, near_rank +
+    edge_rank). nu (2, slots, D, rank)."""
     operand = toeplitz_ptr.dtype.element_ty
     near_sums = tl.zeros((SLOTS * CHANNELS, NEAR_PADDED), ACC)
     edge_sums = tl.zeros((SLOTS * CHANNELS, EDGE_PADDED), ACC)
@@ -104,10 +105,11 @@ def legendre_chunks_backward_kernel(
             a = tl.load(rate_ptr + channel, mask=inside, other=0)
             centred = tl.minimum(a, FASTEST) * (i - CHUNK // 2)
             v, w = v * tl.exp(centred), w * tl.exp(-centred)
-        near, near_back, near_sums = both_ways(
-            toeplitz_ptr, near_ptr, flat(v, operand), flat(w, operand), near_sums, number, channels, near_rank,
-            CHUNK * CHUNK, ACC, PRECISION,
-        )  # fmt: skip
+        v, w = flat(v, operand), flat(w, operand)
+        near, near_sums = weighed(
+            toeplitz_ptr, near_ptr, v, w, near_sums, number, channels, near_rank, GROUP, ACC, PRECISION
+        )
+        near_back = scaled(toeplitz_ptr, near_ptr, w, number, channels, near_rank, True, GROUP, ACC, PRECISION)
         far, back = tl.zeros_like(near), tl.zeros_like(near)
         if nu_ptr is not None:
             if rate_ptr is None:
@@ -128,24 +130,24 @@ def legendre_chunks_backward_kernel(
                 for b in range(2):
                     source = row - (edge_first + b) * CHUNK
                     reached = exists & (index >= edge_first + b) & (i >= 0)
-                    v = gated(x_ptr, x_row, pre_ptr, pre_row, source, i, channel, reached, ACC)
+                    before = gated(x_ptr, x_row, pre_ptr, pre_row, source, i, channel, reached, ACC)
                     if rate_ptr is not None:
-                        v *= tl.exp(-a * (CHUNK - i + b * CHUNK))
+                        before *= tl.exp(-a * (CHUNK - i + b * CHUNK))
                     cut, edge_sums = weighed(
-                        edges_ptr + b * CHUNK * CHUNK, edge_ptr, flat(v, operand), g, edge_sums, number, channels,
-                        edge_rank, 2 * CHUNK * CHUNK, ACC, PRECISION,
+                        edges_ptr + b * edge_rank * (CHUNK * CHUNK), edge_ptr, flat(before, operand), g, edge_sums, number,
+                        channels, edge_rank, GROUP, ACC, PRECISION,
                     )  # fmt: skip
                     far += cut
             if tl.max((exists & ((index + edge_first) * CHUNK < length)).to(tl.int32)) > 0:
                 for b in range(2):
                     step = (edge_first + b) * CHUNK
                     reached = (position + step < length) & inside
-                    w = gated(grad_ptr, grad_row, post_ptr, post_row, row + step, i, channel, reached, ACC)
+                    after = gated(grad_ptr, grad_row, post_ptr, post_row, row + step, i, channel, reached, ACC)
                     if rate_ptr is not None:
-                        w *= tl.exp(-a * (i + b * CHUNK))
+                        after *= tl.exp(-a * (i + b * CHUNK))
                     back += scaled(
-                        edges_ptr + b * CHUNK * CHUNK, edge_ptr, flat(w, operand), number, channels, edge_rank,
-                        2 * CHUNK * CHUNK, True, ACC, PRECISION,
+                        edges_ptr + b * edge_rank * (CHUNK * CHUNK), edge_ptr, flat(after, operand), number, channels,
+                        edge_rank, True, GROUP, ACC, PRECISION,
                     )  # fmt: skip
         if rate_ptr is not None:
             y = tiled(near, SLOTS) * tl.exp(-centred) + tiled(far, SLOTS) * tl.exp(-a * i)

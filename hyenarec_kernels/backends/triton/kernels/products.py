@@ -1,11 +1,12 @@
 """Products with the matrices that all channels share, one tile of chunks at a time: inside a chunk, at the filter's
 end, and from moments back to rows.
 
-A sum over the terms m of a filter is ``sum_m s_m (T_m v)``, where ``s_m`` differs from channel to channel. It scales v,
-so that tensor cores add up the whole sum. Its gradient to ``s_m`` is ``sum_i g_i (T_m v)_i``.
+A sum over the terms m of a filter is ``sum_m s_m (T_m v)``, where ``s_m`` differs from channel to channel and ``T_m`` is
+a matrix (C, C). Its gradient to ``s_m`` is ``sum_i g_i (T_m v)_i``. One product of matrices takes GROUP terms: matrices
+(rank, C, C) and scales (D, rank) have zeros at the end, up to a multiple of it.
 
-Operands and results are (n, CHUNK), a row for each channel of each chunk: then a channel's sums over the rows of a
-chunk stay within four lanes of a warp.
+Operands and results are (n, C), a row for each channel of each chunk: then a channel's sums over the rows of a chunk
+stay within four lanes of a warp.
 """
 
 from __future__ import annotations
@@ -15,60 +16,50 @@ import triton.language as tl
 
 
 @triton.jit
+def terms_of(
+    matrices_ptr, m, v, TRANSPOSED: tl.constexpr, GROUP: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr
+):  # fmt: skip
+    """matrices[m + g] v for g < GROUP, (n, GROUP, C)."""
+    C: tl.constexpr = v.shape[1]
+    k, column = tl.arange(0, C)[:, None], tl.arange(0, GROUP * C)[None, :]
+    at = column // C * (C * C) + k * C + column % C if TRANSPOSED else column * C + k
+    matrix = tl.load(matrices_ptr + m * (C * C) + at)
+    return tl.reshape(tl.dot(v, matrix, input_precision=PRECISION, out_dtype=ACC), (v.shape[0], GROUP, C))
+
+
+@triton.jit
+def scales_of(scales_ptr, m, channel, channels, rank, GROUP: tl.constexpr):
+    """scales[channel, m + g], (n, GROUP): channel (n,)."""
+    at = channel[:, None] * rank + m + tl.arange(0, GROUP)[None, :]
+    return tl.load(scales_ptr + at, mask=(channel < channels)[:, None], other=0)
+
+
+@triton.jit
 def scaled(
-    matrices_ptr, scales_ptr, v, channel, channels, rank, STEP: tl.constexpr, TRANSPOSED: tl.constexpr,
+    matrices_ptr, scales_ptr, v, channel, channels, rank, TRANSPOSED: tl.constexpr, GROUP: tl.constexpr,
     ACC: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """sum_m scales[m] (matrices[m] v): matrices (rank, CHUNK, CHUNK) STEP elements apart, scales (rank, D), channel
-    (n,)."""
-    CHUNK: tl.constexpr = v.shape[1]
-    j, i = tl.arange(0, CHUNK)[:, None], tl.arange(0, CHUNK)[None, :]
-    at = j * CHUNK + i if TRANSPOSED else i * CHUNK + j
+    """sum_m scales[m] (matrices[m] v)."""
     total = tl.zeros(v.shape, ACC)
-    for m in range(rank):
-        scale = tl.load(scales_ptr + m * channels + channel, mask=channel < channels, other=0).to(v.dtype)
-        matrix = tl.load(matrices_ptr + m * STEP + at)
-        total = tl.dot(v * scale[:, None], matrix, total, input_precision=PRECISION, out_dtype=ACC)
+    for m in range(0, rank, GROUP):
+        terms = terms_of(matrices_ptr, m, v, TRANSPOSED, GROUP, ACC, PRECISION)
+        total += tl.sum(scales_of(scales_ptr, m, channel, channels, rank, GROUP)[:, :, None] * terms, 1)
     return total
 
 
 @triton.jit
-def both_ways(
-    matrices_ptr, scales_ptr, v, w, sums, channel, channels, rank, STEP: tl.constexpr, ACC: tl.constexpr,
-    PRECISION: tl.constexpr,
-):  # fmt: skip
-    """`scaled` of v, the transposed operator on w, and the scales' gradient sum_i w_i (matrices[m] v)_i added to column
-    m of `sums` (n, padded)."""
-    CHUNK: tl.constexpr = v.shape[1]
-    at = tl.arange(0, CHUNK)[:, None] * CHUNK + tl.arange(0, CHUNK)[None, :]
-    number = tl.arange(0, sums.shape[1])[None, :]
-    total, back = tl.zeros(v.shape, ACC), tl.zeros(v.shape, ACC)
-    g = w.to(ACC)
-    for m in range(rank):
-        scale = tl.load(scales_ptr + m * channels + channel, mask=channel < channels, other=0)[:, None]
-        matrix = tl.load(matrices_ptr + m * STEP + at)
-        term = tl.dot(v, tl.trans(matrix), input_precision=PRECISION, out_dtype=ACC)
-        total += scale * term
-        sums += tl.where(number == m, tl.sum(g * term, 1)[:, None], 0)
-        back = tl.dot(w * scale.to(w.dtype), matrix, back, input_precision=PRECISION, out_dtype=ACC)
-    return total, back, sums
-
-
-@triton.jit
 def weighed(
-    matrices_ptr, scales_ptr, v, g, sums, channel, channels, rank, STEP: tl.constexpr, ACC: tl.constexpr,
+    matrices_ptr, scales_ptr, v, g, sums, channel, channels, rank, GROUP: tl.constexpr, ACC: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """`scaled` of v, and the scales' gradient for the output's gradient g, as `both_ways`."""
-    CHUNK: tl.constexpr = v.shape[1]
-    at = tl.arange(0, CHUNK)[None, :] * CHUNK + tl.arange(0, CHUNK)[:, None]
-    number = tl.arange(0, sums.shape[1])[None, :]
+    """`scaled` of v, and the scales' gradient for the output's gradient g added to column m of `sums` (n, padded)."""
     total, g = tl.zeros(v.shape, ACC), g.to(ACC)
-    for m in range(rank):
-        scale = tl.load(scales_ptr + m * channels + channel, mask=channel < channels, other=0)[:, None]
-        term = tl.dot(v, tl.load(matrices_ptr + m * STEP + at), input_precision=PRECISION, out_dtype=ACC)
-        total += scale * term
-        sums += tl.where(number == m, tl.sum(g * term, 1)[:, None], 0)
+    group = tl.arange(0, sums.shape[1] // GROUP)[None, :, None]
+    for m in range(0, rank, GROUP):
+        terms = terms_of(matrices_ptr, m, v, False, GROUP, ACC, PRECISION)
+        total += tl.sum(scales_of(scales_ptr, m, channel, channels, rank, GROUP)[:, :, None] * terms, 1)
+        here = tl.where(group * GROUP == m, tl.sum(g[:, None, :] * terms, 2)[:, None, :], 0)
+        sums += tl.reshape(here, sums.shape)
     return total, sums
 
 
