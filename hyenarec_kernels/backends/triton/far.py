@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -40,6 +41,12 @@ class Far:
     channels: int
     arithmetic: Arithmetic
 
+    @cached_property
+    def reach(self) -> list[Tensor]:
+        """Of each level (2, slots): how many nodes before and after each meet it. Filled beside the moments."""
+        device = self.constants.basis.device
+        return [torch.empty(2, slots.count, dtype=torch.int32, device=device) for slots in self.slots]
+
     def scratch(self, sums: int | None) -> int:
         """The most bytes that moments, and what is computed from them, take at a time.
 
@@ -72,6 +79,9 @@ class Far:
             basis_ptr=self.constants.basis,
             rate_ptr=self.rate,
             out_ptr=held[0],
+            reach_ptr=self.reach[0],
+            near_pairs=self.levels[0].near_pairs,
+            fan=self.levels[0].fan,
             **self.rows.located(self.slots[0]),
             channels=self.channels,
             octets=octets(self.levels[0].rank),
@@ -94,9 +104,12 @@ class Far:
                 transfer_ptr=self.constants.transfers[index - 1],
                 rate_ptr=self.rate,
                 above_ptr=held[index],
+                reach_ptr=self.reach[index],
+                near_pairs=self.levels[index].near_pairs,
+                fan=self.levels[index].fan,
                 per_row_below=self.slots[index - 1].per_row,
                 slots_below=self.slots[index - 1].count,
-                fan=below.fan,
+                fan_below=below.fan,
                 octets_below=octets(below.rank),
                 PADDED_BELOW=padded(below.rank),
                 SLOTS=wide,
@@ -121,6 +134,7 @@ class Far:
                 across_kernels.legendre_across_kernel,
                 (triton.cdiv(self.slots[index].count, deep), triton.cdiv(self.channels, tile), len(nu)),
                 mu_ptr=mu[index],
+                reach_ptr=self.reach[index],
                 tables_ptr=tables[index],
                 above_ptr=above,
                 transfer_ptr=None if top else self.constants.transfers[index],
@@ -150,6 +164,7 @@ class Far:
                 across_kernels.legendre_across_gradient_kernel,
                 grid,
                 mu_ptr=mu[index],
+                reach_ptr=self.reach[index],
                 out_ptr=shares,
                 SLOTS=SHARED_SLOTS,
                 CHANNELS=tile,
@@ -178,6 +193,7 @@ class Far:
             "far_first": level.far_first,
             "far_pairs": level.far_pairs,
             "fan": level.fan,
+            "FAR": level.far_pairs > 0,
         }
 
     def _level(self, index: int, *, below: bool = False) -> dict[str, Any]:

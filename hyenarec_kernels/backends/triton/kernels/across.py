@@ -6,6 +6,10 @@
 A table is a matrix for each channel, so channels are the batch of the matrix products. Time runs backwards for the
 transposed operator, the second of two arrays: across then looks at later nodes, and transposes ``M``. What differs from
 level to level is an argument, so that a plan's levels share one compiled kernel, or two where the lowest has 16 bits.
+
+Which nodes meet under one parent is in reach (2, slots), made with the moments: a node's moments go to the next
+``reach[1]`` nodes, and it gets those of the ``reach[0]`` before it. Where the filter's end keeps parents from meeting
+(FAR), their children meet at the distances of `cut_short` besides.
 """
 
 from __future__ import annotations
@@ -15,23 +19,27 @@ import triton.language as tl
 
 from hyenarec_kernels.backends.triton.kernels.slots import LENGTHS, WHERE, first_slot, locate
 
-PAIRS = ["near_pairs", "far_first", "far_pairs"]  # of chunks that meet
-LEVEL = [*LENGTHS, *PAIRS, "chunk", "fan", "octets"]
+LEVEL = [*LENGTHS, "near_pairs", "far_first", "far_pairs", "chunk", "fan", "octets"]
 STEP = tl.constexpr(16)  # ranks that a product takes at a time
 
 
 @triton.jit
-def paired(place, index, distance, near_pairs, far_first, far_pairs, fan):
-    """Whether a node, number `index` of its sequence and `place` of its parent, meets the one `distance` before it at
-    this level: under one parent, or where the filter's end keeps their parents from meeting."""
-    near = (distance <= near_pairs) & (distance <= place)
-    return near | ((distance >= far_first + place) & (distance < far_first + far_pairs) & (distance <= index))
+def store_reach(reach_ptr, slot, slots, index, length, chunk, near_pairs, fan):
+    """Writes how many nodes before and after each meet it under one parent; without a fan there are no parents."""
+    place, after = index, tl.cdiv(length, chunk) - 1 - index
+    if fan > 0:
+        place = index % fan
+        after = tl.minimum(after, fan - 1 - place)
+    tl.store(reach_ptr + slot, tl.where(after < 0, 0, tl.minimum(place, near_pairs)), mask=slot < slots)
+    tl.store(reach_ptr + slots + slot, tl.minimum(after, near_pairs), mask=slot < slots)
 
 
 @triton.jit
-def place_of(index, fan):
-    """A node's number among its parent's children; without a fan there are no parents."""
-    return tl.where(fan > 0, index % tl.maximum(fan, 1), index)
+def cut_short(later, distance, far_first, far_pairs, fan):
+    """Whether node number `later` of its sequence meets the one `distance` before it though their parents do not meet.
+    """
+    place = tl.where(fan > 0, later % tl.maximum(fan, 1), later)
+    return (distance >= far_first + place) & (distance < far_first + far_pairs) & (distance <= later)
 
 
 @triton.jit
@@ -43,6 +51,7 @@ def distance_of(number, near_pairs, far_first):
 @triton.jit(do_not_specialize=[*LEVEL, "per_row_above", "slots_above", "octets_above"], do_not_specialize_on_alignment=WHERE)
 def legendre_across_kernel(
     mu_ptr,
+    reach_ptr,
     tables_ptr,
     above_ptr,
     transfer_ptr,
@@ -64,6 +73,7 @@ def legendre_across_kernel(
     fan,
     octets,
     octets_above,
+    FAR: tl.constexpr,
     PACKED: tl.constexpr,
     PADDED: tl.constexpr,
     ACC: tl.constexpr,
@@ -80,40 +90,39 @@ def legendre_across_kernel(
     sequence, first, length, index = locate(
         slot, slots, sequences_ptr, starts_ptr, ends_ptr, columns, per_row, chunk, PACKED
     )
-    count, place = tl.cdiv(length, chunk), place_of(index, fan)
-    r, s = tl.arange(0, PADDED)[None, :, None], tl.arange(0, STEP)
+    count, r = tl.cdiv(length, chunk), tl.arange(0, PADDED)[None, :, None]
     in_row, in_column = tl.where(reverse > 0, 1, rank), tl.where(reverse > 0, rank, 1)
     here = slot.to(tl.int64) + reverse * slots.to(tl.int64)
+    reach = tl.load(reach_ptr + here, mask=slot < slots, other=0)
     total = tl.zeros((CHANNELS, PADDED, SLOTS), ACC)
-    for number in range(near_pairs + far_pairs):
-        distance = distance_of(number, near_pairs, far_first)
-        if reverse > 0:
-            later, source = index + distance, here + distance
-            moved = place + tl.where(fan > 0, distance % tl.maximum(fan, 1), distance)
-            later_place = tl.where((fan > 0) & (moved >= fan), moved - fan, moved)
-        else:
-            later, source, later_place = index, here - distance, place
-        meets = paired(later_place, later, distance, near_pairs, far_first, far_pairs, fan) & (later < count)
-        for begin in range(0, rank, STEP):
-            q = begin + s
-            entry = (number * channels + channel)[:, None, None] * rank * rank + r * in_row + q[None, None, :] * in_column
-            weights = tl.load(
-                tables_ptr + entry, mask=(r < rank) & (q < rank)[None, None, :] & inside[:, None, None], other=0
-            )  # (CHANNELS, PADDED, STEP)
-            at = (source[None, None, :] * channels + channel[:, None, None]) * rank + q[None, :, None]
-            values = tl.load(
-                mu_ptr + at, mask=meets[None, None, :] & (q < rank)[None, :, None] & inside[:, None, None], other=0
-            )  # (CHANNELS, STEP, SLOTS)
+    for begin in range(0, rank, STEP):
+        q = begin + tl.arange(0, STEP)
+        entry = channel[:, None, None] * rank * rank + r * in_row + q[None, None, :] * in_column
+        at = (here[None, None, :] * channels + channel[:, None, None]) * rank + q[None, :, None]
+        entries, values_at = tables_ptr + entry, mu_ptr + at
+        held = (r < rank) & (q < rank)[None, None, :] & inside[:, None, None]
+        mine = (q < rank)[None, :, None] & inside[:, None, None]
+        step = tl.where(reverse > 0, channels * rank, -channels * rank)
+        for number in range(near_pairs + far_pairs):
+            distance = distance_of(number, near_pairs, far_first)
+            meets = distance <= tl.where(number < near_pairs, reach, 0)
+            if FAR:
+                later = tl.where(reverse > 0, index + distance, index)
+                meets = meets | (cut_short(later, distance, far_first, far_pairs, fan) & (later < count))
+            weights = tl.load(entries + number * (channels * rank * rank), mask=held, other=0)
+            values = tl.load(values_at + distance * step, mask=meets[None, None, :] & mine, other=0)
+            # (CHANNELS, PADDED, STEP) times (CHANNELS, STEP, SLOTS)
             total += tl.dot(weights, values, input_precision=PRECISION, out_dtype=ACC)
     nu = tl.permute(total, (2, 1, 0))  # (SLOTS, PADDED, CHANNELS)
     real = (index < count)[:, None, None] & inside[None, None, :]
     channel = channel[None, None, :]
     if above_ptr is not None:
+        place = index % fan
         parent = first_slot(sequence, first, per_row_above, chunk * fan, PACKED) + index // fan
         parent = parent.to(tl.int64) + reverse * slots_above.to(tl.int64)
         part = tl.zeros((SLOTS, PADDED, CHANNELS), ACC)
         for begin in range(0, rank_above, STEP):
-            q = begin + s
+            q = begin + tl.arange(0, STEP)
             weights = tl.load(
                 transfer_ptr + (place[:, None, None] * rank + r) * rank_above + q[None, None, :],
                 mask=(r < rank) & (q < rank_above)[None, None, :],
@@ -135,6 +144,7 @@ def legendre_across_kernel(
 @triton.jit(do_not_specialize=LEVEL, do_not_specialize_on_alignment=WHERE)
 def legendre_across_gradient_kernel(
     mu_ptr,
+    reach_ptr,
     out_ptr,
     sequences_ptr,
     starts_ptr,
@@ -149,6 +159,7 @@ def legendre_across_gradient_kernel(
     chunk,
     fan,
     octets,
+    FAR: tl.constexpr,
     PACKED: tl.constexpr,
     PADDED: tl.constexpr,
     ACC: tl.constexpr,
@@ -170,9 +181,12 @@ def legendre_across_gradient_kernel(
     eta_ptr = mu_ptr + rank * channels * slots.to(tl.int64)
     for begin in range(share * SLOTS, slots, tl.num_programs(2) * SLOTS):
         slot = begin + tl.arange(0, SLOTS)
-        _, _, length, index = locate(slot, slots, sequences_ptr, starts_ptr, ends_ptr, columns, per_row, chunk, PACKED)
-        place = place_of(index, fan)
-        meets = paired(place, index, distance, near_pairs, far_first, far_pairs, fan) & (index * chunk < length)
+        meets = distance <= tl.where(number < near_pairs, tl.load(reach_ptr + slot, mask=slot < slots, other=0), 0)
+        if FAR:
+            _, _, length, index = locate(
+                slot, slots, sequences_ptr, starts_ptr, ends_ptr, columns, per_row, chunk, PACKED
+            )
+            meets = meets | (cut_short(index, distance, far_first, far_pairs, fan) & (index * chunk < length))
         at = slot.to(tl.int64) * channels
         here = (at[None, None, :] + channel) * rank + r  # (CHANNELS, PADDED, SLOTS)
         left = tl.load(eta_ptr + here, mask=(r < rank) & inside & meets[None, None, :], other=0)

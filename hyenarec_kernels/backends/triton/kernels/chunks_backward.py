@@ -100,7 +100,6 @@ def legendre_chunks_backward_kernel(
             v = x * pre
         if post_ptr is not None:
             w = grad * rows_of(post_ptr, post_row, row, i, channel, real, ACC)
-        dy = w
         if rate_ptr is not None:
             a = tl.load(rate_ptr + channel, mask=inside, other=0)
             centred = tl.minimum(a, FASTEST) * (i - CHUNK // 2)
@@ -123,9 +122,9 @@ def legendre_chunks_backward_kernel(
             )
         if EDGE:
             if tl.max((exists & (index >= edge_first)).to(tl.int32)) > 0:
-                g = dy
+                g = gated(grad_ptr, grad_row, post_ptr, post_row, row, i, channel, real, ACC)
                 if rate_ptr is not None:
-                    g = dy * tl.exp(-a * i)
+                    g *= tl.exp(-a * i)
                 g = flat(g, operand)
                 for b in range(2):
                     source = row - (edge_first + b) * CHUNK

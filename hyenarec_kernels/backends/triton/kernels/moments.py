@@ -16,12 +16,13 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from hyenarec_kernels.backends.triton.kernels.across import store_reach
 from hyenarec_kernels.backends.triton.kernels.gates import gated
 from hyenarec_kernels.backends.triton.kernels.products import flat
 from hyenarec_kernels.backends.triton.kernels.slots import LENGTHS, WHERE, first_slot, locate, tile_columns, tile_of
 
 
-@triton.jit(do_not_specialize=[*LENGTHS, "octets"], do_not_specialize_on_alignment=WHERE)
+@triton.jit(do_not_specialize=[*LENGTHS, "octets", "near_pairs", "fan"], do_not_specialize_on_alignment=WHERE)
 def legendre_moments_kernel(
     x_ptr,
     x_row,
@@ -34,6 +35,7 @@ def legendre_moments_kernel(
     basis_ptr,
     rate_ptr,
     out_ptr,
+    reach_ptr,
     sequences_ptr,
     starts_ptr,
     ends_ptr,
@@ -42,6 +44,8 @@ def legendre_moments_kernel(
     per_row,
     channels,
     octets,
+    near_pairs,
+    fan,
     PACKED: tl.constexpr,
     CHUNK: tl.constexpr,
     PADDED: tl.constexpr,
@@ -55,6 +59,8 @@ def legendre_moments_kernel(
     rank = octets * 8
     j, slot, channel = tile_of(tl.program_id(0), CHUNK, SLOTS, CHANNELS)
     _, first, length, index = locate(slot, slots, sequences_ptr, starts_ptr, ends_ptr, columns, per_row, CHUNK, PACKED)
+    if tl.program_id(1) == 0:
+        store_reach(reach_ptr, slot, slots, index, length, CHUNK, near_pairs, fan)
     real = (index * CHUNK + j < length) & (channel < channels)
     row = first + index * CHUNK
     if rate_ptr is not None:
@@ -86,7 +92,7 @@ def to_moments(
 
 
 @triton.jit(
-    do_not_specialize=[*LENGTHS, "per_row_below", "slots_below", "chunk", "fan", "octets_below", "octets"],
+    do_not_specialize=[*LENGTHS, "per_row_below", "slots_below", "chunk", "fan_below", "octets_below", "octets", "near_pairs", "fan"],
     do_not_specialize_on_alignment=WHERE,
 )
 def legendre_up_kernel(
@@ -94,6 +100,7 @@ def legendre_up_kernel(
     transfer_ptr,
     rate_ptr,
     above_ptr,
+    reach_ptr,
     sequences_ptr,
     starts_ptr,
     ends_ptr,
@@ -104,9 +111,11 @@ def legendre_up_kernel(
     slots_below,
     channels,
     chunk,
-    fan,
+    fan_below,
     octets_below,
     octets,
+    near_pairs,
+    fan,
     PACKED: tl.constexpr,
     PADDED: tl.constexpr,
     PADDED_BELOW: tl.constexpr,
@@ -115,22 +124,24 @@ def legendre_up_kernel(
     SLOTS: tl.constexpr,
     CHANNELS: tl.constexpr,
 ):
-    """Moments of nodes of `chunk` rows from those of their `fan` children: transfer (fan, rank_below, rank); axis 2 is
+    """Moments of nodes of `chunk` rows from those of their `fan_below` children: transfer (fan_below, rank_below, rank); axis 2 is
     mu or eta."""
     rank_below, rank = octets_below * 8, octets * 8
     slot, channel = tile_columns(SLOTS, CHANNELS)
     sequence, first, length, index = locate(
         slot, slots, sequences_ptr, starts_ptr, ends_ptr, columns, per_row, chunk, PACKED
     )
-    reverse, child_rows = tl.program_id(2), chunk // fan
+    reverse, child_rows = tl.program_id(2), chunk // fan_below
+    if (tl.program_id(1) == 0) & (reverse == 0):
+        store_reach(reach_ptr, slot, slots, index, length, chunk, near_pairs, fan)
     channel, inside = channel[None, :], (channel < channels)[None, :]
-    child = first_slot(sequence, first, per_row_below, child_rows, PACKED) + index * fan
+    child = first_slot(sequence, first, per_row_below, child_rows, PACKED) + index * fan_below
     child = child.to(tl.int64) + reverse * slots_below.to(tl.int64)
     r, s = tl.arange(0, PADDED)[:, None], tl.arange(0, PADDED_BELOW)
     if rate_ptr is not None:
         a = tl.load(rate_ptr + channel, mask=inside, other=0) * child_rows
     total = tl.zeros((PADDED, SLOTS * CHANNELS), ACC)
-    for j in range(fan):
+    for j in range(fan_below):
         real = (index * chunk + j * child_rows < length)[None, :] & inside
         at = ((child + j)[None, :] * channels + channel) * rank_below + s[:, None]
         values = tl.load(below_ptr + at, mask=(s < rank_below)[:, None] & real, other=0)
@@ -139,7 +150,7 @@ def legendre_up_kernel(
         )
         part = tl.dot(weights, values, input_precision=PRECISION, out_dtype=ACC)
         if rate_ptr is not None:
-            part *= tl.exp(-a * tl.where(reverse > 0, j, fan - 1 - j))
+            part *= tl.exp(-a * tl.where(reverse > 0, j, fan_below - 1 - j))
         total += part
     at = ((slot.to(tl.int64) + reverse * slots.to(tl.int64))[None, :] * channels + channel) * rank + r
     tl.store(above_ptr + at, total, mask=(r < rank) & (index * chunk < length)[None, :] & inside)
