@@ -21,7 +21,6 @@ from hyenarec_kernels.backends.triton.rows import ChunkedRows, Slots
 from hyenarec_kernels.backends.triton.tables import Constants
 from hyenarec_kernels.lowrank.levels import Level
 
-SHARED_SLOTS = 16  # chunks that a program of a table's gradient takes at a time
 Factors = tuple[Tensor, Tensor | None]  # of a product: a tensor of rows and its gate
 
 
@@ -125,11 +124,13 @@ class Far:
         Empties the list `mu` as it goes, so that the levels below can use the memory of those above.
         """
         above: Tensor | None = None
-        tuned = TABLE["across"]
         for index in reversed(range(len(self.levels))):
             level, top = self.levels[index], above is None
             nu = torch.empty_like(mu[index])
-            tile, deep = self._batched(level)
+            tuned = TABLE["across_wide" if self._dtype(index).itemsize > 2 else "across"]
+            # Channels are the batch of the products; a tile of a higher rank holds fewer slots.
+            tile = 16 if padded(level.rank) <= 32 else 8
+            deep = max(tuned.columns * 16 // (tile * padded(level.rank)), 8)
             launch(
                 across_kernels.legendre_across_kernel,
                 (triton.cdiv(self.slots[index].count, deep), triton.cdiv(self.channels, tile), len(nu)),
@@ -166,7 +167,7 @@ class Far:
                 mu_ptr=mu[index],
                 reach_ptr=self.reach[index],
                 out_ptr=shares,
-                SLOTS=SHARED_SLOTS,
+                SLOTS=self._shared_slots(index),
                 CHANNELS=tile,
                 **self._pairs(level),
                 **self._level(index),
@@ -181,7 +182,7 @@ class Far:
         tile = min(TABLE["across_gradient"].columns, max(4096 // padded(level.rank) ** 2, 1))
         distances, tiles = level.near_pairs + level.far_pairs, triton.cdiv(self.channels, tile)
         parts = min(
-            TABLE_SHARES, triton.cdiv(self.slots[index].count, SHARED_SLOTS), triton.cdiv(PROGRAMS, distances * tiles)
+            TABLE_SHARES, triton.cdiv(self.slots[index].count, self._shared_slots(index)), triton.cdiv(PROGRAMS, distances * tiles)
         )
         shape = (parts, distances, self.channels, stored(level.rank), stored(level.rank))
         return shape, (distances, tiles, parts), tile
@@ -208,10 +209,9 @@ class Far:
             "PRECISION": self.arithmetic.precision if source == 0 else self.arithmetic.precision_of_moments,
         }
 
-    def _batched(self, level: Level) -> tuple[int, int]:
-        """Channels and slots of a tile of the across kernel, whose products have the channels as their batch."""
-        tile = 16 if padded(level.rank) <= 32 else 8
-        return tile, max(TABLE["across"].columns * 16 // (tile * padded(level.rank)), 8)
+    def _shared_slots(self, index: int) -> int:
+        """Chunks that a program of a table's gradient takes at a time."""
+        return 32 if self._dtype(index).itemsize == 2 else 16
 
     def _dtype(self, index: int) -> torch.dtype:
         return self.arithmetic.wide if index else self.arithmetic.operand

@@ -305,10 +305,11 @@ class BlockLowRank:
     def chunk_tiles(self, config: str) -> tuple[tuple[int, int], dict[str, Any]]:
         """Grid, tile and launch options of a kernel on rows."""
         channels = len(self.tables.near)
-        tuned, tile = TABLE[config + ("_wide" if self.arithmetic.dtype.itemsize > 2 else "")], tile_channels(channels)
-        wide = max(tuned.columns // tile, 1)
+        tuned = TABLE[config + ("_wide" if self.arithmetic.dtype.itemsize > 2 else "")]
+        tile = min(tile_channels(channels), tuned.columns)
+        wide = tuned.columns // tile
         grid = (triton.cdiv(self.slots[0].count, wide), triton.cdiv(channels, tile))
-        return grid, {"SLOTS": wide, "CHANNELS": tile} | tuned.options
+        return grid, {"SLOTS": wide, "CHANNELS": tile, "GROUP": tuned.group} | tuned.options
 
     def _chunk_arguments(self, nu: Tensor | None, out: Tensor | None) -> dict[str, Any]:
         """The arguments that both kernels on rows have."""
@@ -330,7 +331,6 @@ class BlockLowRank:
             "FASTEST": fastest(self.arithmetic.wide),
             "CHUNK": CHUNK,
             "PADDED": padded(max(rank, 1)),
-            "GROUP": GROUP,
             "EDGE": self.edge_rank > 0,
             "ACC": self.arithmetic.kernel_dtype,
             "PRECISION": self.arithmetic.precision,

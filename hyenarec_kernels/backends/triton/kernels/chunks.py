@@ -13,7 +13,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from hyenarec_kernels.backends.triton.kernels.gates import gated, store_scaled
+from hyenarec_kernels.backends.triton.kernels.gates import gated, rows_of, store_rows
 from hyenarec_kernels.backends.triton.kernels.products import flat, from_moments, scaled, tiled
 from hyenarec_kernels.backends.triton.kernels.slots import LENGTHS, WHERE, locate, tile_columns, tile_of, written
 
@@ -104,4 +104,6 @@ def legendre_chunks_kernel(
         y = tiled(near + far, SLOTS)
     to, here = written(position, sequence, first, length, slot, slots, columns, PACKED)
     to, here = to * out_row + channel, here & inside
-    store_scaled(out_ptr, y, post_ptr, post_row, row, i, channel, real, to, here, ACC)
+    if post_ptr is not None:
+        y *= rows_of(post_ptr, post_row, row, i, channel, real, ACC)
+    store_rows(out_ptr, y, real, to, here, PACKED)

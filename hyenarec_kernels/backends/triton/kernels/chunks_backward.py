@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 
 from hyenarec_kernels.backends.triton.kernels.chunks import PLAN
-from hyenarec_kernels.backends.triton.kernels.gates import gated, rows_of
+from hyenarec_kernels.backends.triton.kernels.gates import gated, rows_of, store_rows
 from hyenarec_kernels.backends.triton.kernels.products import flat, from_moments, scaled, tiled, weighed
 from hyenarec_kernels.backends.triton.kernels.slots import LENGTHS, WHERE, locate, tile_columns, tile_of, written
 
@@ -158,14 +158,14 @@ def legendre_chunks_backward_kernel(
         to, here = written(position, sequence, first, length, slot, slots, columns, PACKED)
         to, here = to * out_row + channel, here & inside
         if dpost_ptr is not None:
-            tl.store(dpost_ptr + to, tl.where(real, grad * y, 0).to(dpost_ptr.dtype.element_ty), mask=here)
+            store_rows(dpost_ptr, grad * y, real, to, here, PACKED)
         if dx_ptr is not None:
             dx = du
             if pre_ptr is not None:
                 dx = pre * du
-            tl.store(dx_ptr + to, tl.where(real, dx, 0).to(dx_ptr.dtype.element_ty), mask=here)
+            store_rows(dx_ptr, dx, real, to, here, PACKED)
         if dpre_ptr is not None:
-            tl.store(dpre_ptr + to, tl.where(real, x * du, 0).to(dpre_ptr.dtype.element_ty), mask=here)
+            store_rows(dpre_ptr, x * du, real, to, here, PACKED)
     if sums_ptr is not None:
         rows = near_rank + edge_rank
         store_sums(sums_ptr, near_sums, 0, near_rank, rows, channels, SLOTS, CHANNELS)
