@@ -25,6 +25,8 @@ from hyenarec_kernels.backends.triton import launching
 
 # Bytes of shared memory a program may have; Triton finds out only when it loads the kernel.
 SHARED = {80: 166_912, 86: 101_376, 90: 232_448}
+TARGETS = {f"sm_{n}": GPUTarget("cuda", n, 32) for n in (80, 86, 89, 90, 100, 120)}
+TARGETS |= {name: GPUTarget("hip", name, 64) for name in ("gfx942", "gfx950")}
 TYPES = {
     torch.float32: "fp32",
     torch.bfloat16: "bf16",
@@ -45,32 +47,47 @@ def launches() -> Iterator[list[Launch]]:
         yield found
 
 
-def compiled(launch: Launch, capability: int) -> dict[str, Any]:
-    """What a launch compiles to on a GPU of a compute capability (90 for 9.0): registers, bytes spilled, shared memory,
-    tensor-core instructions."""
+def passed(launch: Launch) -> dict[str, Any]:
+    """The arguments that the compiled kernel takes, in order: those that Triton compiles no constants of."""
     kernel, values = launch
-    launch_options = {name: value for name, value in values.items() if name in OPTIONS}
+    return {p.name: values[p.name] for p in kernel.params if not _constant(p, values[p.name])}
+
+
+def _constant(parameter: Any, value: Any) -> bool:
+    if isinstance(value, Tensor):
+        return False
+    return bool(parameter.is_constexpr or value is None or (value == 1 and not parameter.do_not_specialize))
+
+
+def binary(launch: Launch, target: GPUTarget, **options: Any) -> Any:
+    """What Triton compiles a launch to; `options` in place of the launch's own."""
+    kernel, values = launch
     signature, constants, attributes = {}, {}, {}
     for index, parameter in enumerate(kernel.params):
         name, value = parameter.name, values[parameter.name]
         if isinstance(value, Tensor):
             signature[name] = f"*{TYPES[value.dtype]}"
-            if not parameter.do_not_specialize_on_alignment:
-                attributes[(index,)] = [["tt.divisibility", 16]]
-        elif parameter.is_constexpr or value is None or (value == 1 and not parameter.do_not_specialize):
+            aligned = value.data_ptr() % 16 == 0 and not parameter.do_not_specialize_on_alignment
+        elif _constant(parameter, value):
             signature[name], constants[(index,)] = "constexpr", value
+            aligned = False
         elif isinstance(value, float):
-            signature[name] = "fp32"
+            signature[name], aligned = "fp32", False
         else:
-            signature[name] = "i32"
-            if value % 16 == 0 and not parameter.do_not_specialize:
-                attributes[(index,)] = [["tt.divisibility", 16]]
-    binary = triton.compile(
-        ASTSource(kernel, signature, constants, attributes),
-        target=GPUTarget("cuda", capability, 32),
-        options=launch_options,
-    )
-    ptx: str = binary.asm["ptx"]
+            signature[name] = "i32" if abs(value) < 2**31 else "i64"
+            aligned = value % 16 == 0 and not parameter.do_not_specialize
+        if aligned:
+            attributes[(index,)] = [["tt.divisibility", 16]]
+    own = {name: value for name, value in values.items() if name in OPTIONS}
+    return triton.compile(ASTSource(kernel, signature, constants, attributes), target=target, options=own | options)
+
+
+def compiled(launch: Launch, capability: int) -> dict[str, Any]:
+    """What a launch compiles to on a GPU of a compute capability (90 for 9.0): registers, bytes spilled, shared memory,
+    tensor-core instructions."""
+    kernel, values = launch
+    made = binary(launch, GPUTarget("cuda", capability, 32))
+    ptx: str = made.asm["ptx"]
     architecture = re.findall(r"^\.target (\w+)", ptx, re.M)[0]
     with tempfile.NamedTemporaryFile("w", suffix=".ptx") as file:
         file.write(ptx)
@@ -84,9 +101,9 @@ def compiled(launch: Launch, capability: int) -> dict[str, Any]:
     return {
         "kernel": kernel.__name__,
         "architecture": architecture,
-        **launch_options,
+        **{name: value for name, value in values.items() if name in OPTIONS},
         "registers": number(r"Used (\d+) registers"),
         "spilled": number(r"(\d+) bytes spill stores") + number(r"(\d+) bytes spill loads"),
-        "shared": binary.metadata.shared,
+        "shared": made.metadata.shared,
         "tensor_core": ptx.count("mma.sync") + ptx.count("wgmma.mma_async"),
     }

@@ -1,0 +1,313 @@
+"""The machine: lanes of several thread blocks in step, their registers, control flow and barriers.
+
+The lanes that stand at the smallest instruction number go on together; so lanes that parted meet again. A lane at a
+barrier waits until all of its block that have not ended wait too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from benchmarks.gpu.ptx.faults import Fault
+from benchmarks.gpu.ptx.memory import WORDS, Addresses, Array, GlobalMemory, Mask, SharedMemory, Tracker
+from benchmarks.gpu.ptx.parsing import Instruction, Program
+
+Step = Callable[[Any], None]  # of a mask (lanes,), or True for all lanes
+WARP = 32
+LANES = 1024  # about as many at a time: NumPy's cost an instruction is that of a few hundred lanes
+ENDED = np.iinfo(np.int64).max
+SHARED_WINDOW = 1 << 56  # where generic addresses of shared memory begin
+TYPES: dict[str, Any] = {
+    "pred": np.bool_,
+    **{f"{kind}{8 * size}": word for kind in "bu" for size, word in WORDS.items()},
+    **{f"s{8 * size}": np.dtype(f"int{8 * size}") for size in WORDS},
+    "f16": np.dtype(np.float16),
+    "f32": np.dtype(np.float32),
+    "f64": np.dtype(np.float64),
+}
+Binder = Callable[["Lanes", Instruction], Step]
+BINDERS: dict[str, Binder] = {}
+
+
+def op(*names: str) -> Callable[[Binder], Binder]:
+    """Makes a function the meaning of opcodes that begin so: it binds an instruction to lanes' registers."""
+
+    def register(binder: Binder) -> Binder:
+        for name in names:
+            assert name not in BINDERS
+            BINDERS[name] = binder
+        return binder
+
+    return register
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One launch: parameters are a value for each, integers, floats, or the bytes of a struct."""
+
+    program: Program
+    grid: tuple[int, int, int]
+    threads: int
+    shared_bytes: int  # dynamic
+    parameters: tuple[int | float | bytes, ...]
+
+    def run(self, memory: GlobalMemory) -> None:
+        memory.begin_launch()
+        total = self.grid[0] * self.grid[1] * self.grid[2]
+        together = min(max(LANES // self.threads, 1), total)
+        for first in range(0, total, together):
+            Lanes(self, memory, first, min(together, total - first)).run()
+
+
+class Lanes:
+    """The threads of `blocks` blocks, from number `first` on."""
+
+    def __init__(self, launch: Launch, memory: GlobalMemory, first: int, blocks: int) -> None:
+        self.launch, self.program, self.memory = launch, launch.program, memory
+        self.count = blocks * launch.threads
+        number = np.arange(self.count, dtype=np.int64)
+        self.block = number // launch.threads
+        self.thread = number % launch.threads
+        self.blocks = blocks
+        self.index = first + self.block
+        self.epoch = np.ones(blocks, np.int64)
+        dynamic = -(-self.program.static_shared // 128) * 128
+        self.shared_symbols = self.program.shared | dict.fromkeys(self.program.dynamic, dynamic)
+        self.shared = SharedMemory(dynamic + launch.shared_bytes, blocks)
+        self.global_stamps = Tracker.OWNERS + self.index + 1
+        self.copies: list[Copies] = []
+        self.pending: list[tuple[Addresses, Array, Addresses]] = []
+        self.registers: dict[str, Array] = {}
+        self.symbols = {name: memory.hold(data, name) for name, data in self.program.constants.items()}
+        self.symbols |= self._parameters()
+        self.place = Instruction(None, False, "", (), "")  # of the step that runs
+
+    def _parameters(self) -> dict[str, int]:
+        symbols, data = {}, bytearray()
+        for parameter, value in zip(self.program.parameters, self.launch.parameters, strict=True):
+            data += bytes(-len(data) % parameter.alignment)
+            symbols[parameter.name] = len(data)
+            if isinstance(value, float):
+                packed = np.float32(value).tobytes() if parameter.size == 4 else np.float64(value).tobytes()
+            elif isinstance(value, bytes):
+                packed = value
+            else:
+                packed = (value % (1 << 8 * parameter.size)).to_bytes(parameter.size, "little")
+            if len(packed) != parameter.size:
+                raise Fault(f"{self.program.name}: parameter {parameter.name} has {parameter.size} bytes")
+            data += packed
+        address = self.memory.hold(bytes(data) + bytes(16), "the launch's parameters")
+        return {name: address + at for name, at in symbols.items()}
+
+    # ---- registers and operands ----------------------------------------------------------------------------------
+
+    def register(self, name: str) -> Array:
+        if name not in self.registers:
+            width = self.program.width(name)
+            self.registers[name] = np.zeros(self.count, np.bool_ if width == 1 else WORDS[width // 8])
+        return self.registers[name]
+
+    def read(self, operand: str, dtype: npt.DTypeLike) -> Array:
+        """An operand's values, (lanes,) or (1,): a view of the register, so that a step can be bound once."""
+        kind = np.dtype(dtype)
+        if operand.startswith("%") and "." in operand or operand in ("%laneid", "%warpid"):
+            return self._special(operand).astype(kind)
+        if operand.startswith("%"):
+            values = self.register(operand)
+            if kind == np.bool_ or values.dtype == np.bool_:
+                return values
+            if values.itemsize == kind.itemsize:
+                return values.view(kind)
+            if values.itemsize > kind.itemsize:  # the low part
+                return values.view(kind)[:: values.itemsize // kind.itemsize]
+            raise Fault(f"{operand} has fewer bits than {kind}")
+        return np.array([self.constant(operand, kind)])
+
+    def constant(self, text: str, kind: np.dtype[Any]) -> Any:
+        if text[:2] in ("0f", "0F") and len(text) == 10:
+            bits = np.uint32(int(text[2:], 16))
+        elif text[:2] in ("0d", "0D") and len(text) == 18:
+            bits = np.uint64(int(text[2:], 16))
+        elif _is_number(text):
+            value = int(text.rstrip("U"), 0)
+            if kind == np.bool_:
+                return np.bool_(value != 0)
+            bits = WORDS[kind.itemsize].type(value % (1 << 8 * kind.itemsize))
+        else:
+            bits = WORDS[kind.itemsize].type(self.symbol(text))
+        if bits.itemsize != kind.itemsize:
+            raise Fault(f"constant {text} as {kind}")
+        return bits.view(kind)
+
+    def symbol(self, name: str) -> int:
+        """The address of a variable; in shared memory its offset."""
+        for symbols in (self.shared_symbols, self.symbols):
+            if name in symbols:
+                return symbols[name]
+        raise Fault(f"unknown name {name}")
+
+    def _special(self, name: str) -> Addresses:
+        grid = self.launch.grid
+        per = {"x": (1, grid[0]), "y": (grid[0], grid[1]), "z": (grid[0] * grid[1], grid[2])}
+        kind, _, axis = name[1:].partition(".")
+        ones = np.ones(self.count, np.int64)
+        if kind == "ctaid":
+            return self.index // per[axis][0] % per[axis][1]
+        if kind == "nctaid":
+            return ones * per[axis][1]
+        if kind == "tid":
+            return self.thread if axis == "x" else ones * 0
+        if kind == "ntid":
+            return ones * (self.launch.threads if axis == "x" else 1)
+        if kind == "laneid":
+            return self.thread % WARP
+        if kind == "warpid":
+            return self.thread // WARP
+        raise Fault(f"unknown special register {name}")
+
+    def write(self, operand: str, dtype: npt.DTypeLike) -> Callable[[Array, Any], None]:
+        """put(values, mask), which writes values of a type to a register as wide or wider."""
+        if operand == "_":
+            return lambda values, mask: None
+        register, kind = self.register(operand), np.dtype(dtype)
+        if register.dtype != np.bool_:
+            signed = register.itemsize > kind.itemsize and kind.kind == "i"
+            register = register.view(f"int{8 * register.itemsize}") if signed else register
+            if not signed and register.itemsize == kind.itemsize:
+                register = register.view(kind)
+        return lambda values, mask: np.copyto(register, values, where=mask, casting="unsafe")
+
+    def out(self, operand: str, dtype: npt.DTypeLike) -> Array:
+        """The register itself, for `out=`."""
+        register, kind = self.register(operand), np.dtype(dtype)
+        if register.dtype != np.bool_ and register.itemsize != kind.itemsize:
+            raise Fault(f"{operand} is not as wide as {kind}")
+        return register if register.dtype == np.bool_ else register.view(kind)
+
+    # ---- stamps of accesses --------------------------------------------------------------------------------------
+
+    def stamps(self) -> Addresses:
+        """Of each lane in shared memory: its block's epoch and its warp."""
+        return self.epoch[self.block] * Tracker.OWNERS + self.thread // WARP + 1
+
+    def whole_warps(self, mask: Any) -> Mask:
+        """The mask as an array; every warp takes part with all of its lanes, or not at all."""
+        lanes = np.broadcast_to(np.asarray(mask), self.count).reshape(-1, WARP)
+        if (lanes.any(1) != lanes.all(1)).any():
+            raise Fault("a warp's instruction that not all of its lanes execute")
+        return lanes.reshape(-1)
+
+    # ---- running -------------------------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        try:
+            with np.errstate(all="ignore"):
+                self._run([self._bind(instruction) for instruction in self.program.instructions])
+        except Fault as fault:
+            at = f"{self.place.where}: {self.place.opcode} {', '.join(self.place.operands)}"
+            raise Fault(f"{self.program.name}, blocks {self.index[0]} to {self.index[-1]}, {at}: {fault}") from fault
+
+    def _bind(self, instruction: Instruction) -> Step:
+        self.place = instruction
+        name = instruction.parts[0]
+        if name in ("bra", "brx", "ret", "exit", "bar", "barrier"):
+            return lambda mask: None  # `_run` does these
+        if name not in BINDERS:
+            raise Fault("this machine does not know the instruction")
+        return BINDERS[name](self, instruction)
+
+    def _run(self, steps: list[Step]) -> None:
+        code = self.program.instructions
+        at = np.zeros(self.count, np.int64)  # of each lane; kept only while they differ
+        waits = np.zeros(self.count, np.bool_)
+        everyone, now = True, 0
+        while True:
+            if not everyone:
+                runnable = np.where(waits, ENDED, at)
+                now = int(runnable.min())
+                if now == ENDED:
+                    if waits.any():
+                        raise Fault("a barrier that some threads of the block never reach")
+                    return
+                active = runnable == now
+                everyone = bool(active.all())
+            self.place = instruction = code[now]
+            mask: Any = True if everyone else active
+            if instruction.predicate is not None:
+                predicate = self.register(instruction.predicate)
+                taken = ~predicate if instruction.negated else predicate
+                mask = taken.copy() if everyone else taken & active
+            name = instruction.opcode.partition(".")[0]
+            if name in ("bra", "brx", "ret", "exit"):
+                goal = self._goal(instruction)
+                if isinstance(mask, np.ndarray) and everyone and mask.all():
+                    mask = True
+                if everyone and mask is True and isinstance(goal, int):
+                    if goal == ENDED:
+                        return
+                    now = goal
+                    continue
+                if everyone:
+                    at[:], active, everyone = now, np.ones(self.count, np.bool_), False
+                at[active] = now + 1
+                np.copyto(at, goal, where=mask)
+                continue
+            if name in ("bar", "barrier"):
+                if "warp" not in instruction.parts:
+                    if not everyone:
+                        at[active] = now + 1
+                    everyone, now = self._barrier(instruction, mask, everyone, now, at, waits), now + 1
+                    continue
+            else:
+                steps[now](mask)
+            if everyone:
+                now += 1
+            else:
+                at[active] = now + 1
+
+    def _goal(self, instruction: Instruction) -> Any:
+        """The number of the instruction that a branch goes to; of each lane where a table says so."""
+        if instruction.parts[0] == "bra":
+            return self.program.labels[instruction.operands[0]]
+        if instruction.parts[0] == "brx":
+            index, table = instruction.operands
+            goals = [self.program.labels[name] for name in self.program.tables[table]]
+            chosen = self.read(index, np.uint32).astype(np.int64)
+            return np.array(goals)[np.minimum(chosen, len(goals) - 1)]
+        return ENDED
+
+    def _barrier(
+        self, instruction: Instruction, mask: Any, everyone: bool, now: int, at: Addresses, waits: Mask
+    ) -> bool:
+        """The lanes of `mask` come to the barrier; whether all lanes are then in step behind it."""
+        if instruction.operands[0] != "0" or len(instruction.operands) > 1:
+            raise Fault("a barrier of a part of the block's threads")
+        if instruction.predicate is not None:
+            raise Fault("a barrier with a predicate")
+        if everyone:
+            self.epoch += 1
+            return True
+        waits |= mask
+        running = np.bincount(self.block, weights=(at < ENDED) & ~waits, minlength=self.blocks)
+        reached = np.bincount(self.block, weights=waits, minlength=self.blocks)
+        through = (running == 0) & (reached > 0)
+        self.epoch[through] += 1
+        waits &= ~through[self.block]
+        return False
+
+
+@dataclass
+class Copies:
+    """What ``cp.async`` of one commit group brings, and of which lanes it is still on the way."""
+
+    lanes: Mask
+    writes: list[tuple[Addresses, Array, Mask]]
+
+
+def _is_number(text: str) -> bool:
+    return text.lstrip("-")[:1].isdigit()
