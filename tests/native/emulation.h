@@ -24,4 +24,4 @@ bool emulated(const Program& program, int64_t grid) {
 
 }  // namespace hyenarec::cuda
 
-extern "C" inline void host_emulate(hyenarec::cuda::Emulate to) { hyenarec::cuda::emulate = to; }
+extern "C" void host_emulate(hyenarec::cuda::Emulate to) { hyenarec::cuda::emulate = to; }

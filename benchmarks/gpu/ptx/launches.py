@@ -114,7 +114,7 @@ class CudaLaunches:
         """What nvcc makes of programs."""
         source, text = self.folder / f"programs{len(self.programs)}.cu", self.folder / f"programs{len(self.programs)}.ptx"
         lines = [f'#include "{header}"' for header in (*self.headers, "cuda/launch.inc")]
-        lines += [f"template __global__ void hyenarec::cuda::run<{type}>(const {type});" for type in types]
+        lines += [f"template __global__ void hyenarec::cuda::run<{type}>(const __grid_constant__ {type});" for type in types]
         source.write_text("\n".join(lines) + "\n")
         flags = ["-ptx", "-O3", "-std=c++17", f"-arch={architecture}", f"-I{ROOT / 'csrc'}"]
         subprocess.run(["nvcc", *flags, str(source), "-o", str(text)], check=True)
