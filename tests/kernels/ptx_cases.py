@@ -15,7 +15,7 @@ import sys
 import time
 from collections.abc import Sequence
 from copy import deepcopy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -24,6 +24,7 @@ from operator_checks import check_step
 
 from benchmarks.gpu.ptx.faults import Fault
 from benchmarks.gpu.ptx.launches import TritonLaunches
+from benchmarks.gpu.ptx.parsing import Program
 from hyenarec_kernels import backends
 from hyenarec_kernels.nn import HyenaMixer
 
@@ -53,12 +54,15 @@ class Mixer:
 
     dtype: torch.dtype
     packed: bool
+    length: int = 130
 
     def __call__(self, launches: TritonLaunches) -> float:
         torch.manual_seed(0)
-        mixer = HyenaMixer(32, 120, terms=8).to(self.dtype)
-        x = torch.randn(2, 130, 32).to(self.dtype).requires_grad_()
-        where = {"cu_seqlens": torch.tensor([0, 130, 130, 260])} if self.packed else {"lengths": torch.tensor([130, 77])}
+        mixer = HyenaMixer(16, self.length - 10, terms=8).to(self.dtype)
+        x = torch.randn(2, self.length, 16).to(self.dtype).requires_grad_()
+        where = {"lengths": torch.tensor([self.length, 37])}
+        if self.packed:
+            where = {"cu_seqlens": torch.tensor([0, self.length, self.length, 2 * self.length])}
 
         def answer(mixer: HyenaMixer, x: torch.Tensor) -> list[torch.Tensor]:
             out = mixer(x.flatten(0, 1) if self.packed else x, **where)
@@ -68,7 +72,9 @@ class Mixer:
             got = answer(mixer, x)
         with backends.use("reference"):
             want = answer(deepcopy(mixer).double(), x.detach().double().requires_grad_())
-        return max(float((a.double() - b).norm() / b.norm().clamp_min(1e-3)) for a, b in zip(got, want, strict=True))
+        return max(
+            float((a.detach().double() - b).norm() / b.norm().clamp_min(1e-3)) for a, b in zip(got, want, strict=True)
+        )
 
 
 @dataclass(frozen=True)
@@ -103,6 +109,7 @@ FEW: dict[str, Call | Mixer | Steps] = {
     "long_conv bf16 strided": Call("long_conv", "middle", (70, 40), BF16, {"dim": 16, "groups": 2, "taps": 12}),
     "short_conv bf16 packed": Call("short_conv", "packed", EMPTY, BF16, {"dim": 48, "taps": 3}),
     "last rows bf16": legendre("packed", EMPTY, BF16, 16, 66, last_only=True),
+    "mixer bf16 packed": Mixer(BF16, True, 76),
     "conv_step fp32": Steps(17, 6, FP32),
 }
 MANY: dict[str, Call | Mixer | Steps] = {
@@ -111,7 +118,7 @@ MANY: dict[str, Call | Mixer | Steps] = {
     "legendre bf16 three levels": legendre("full", (2100,), BF16, 16, 2048),
     "legendre fp32 two levels": legendre("packed", (560, 33), FP32, 16, 520),
     "legendre fp16 two levels": legendre("packed", (560, 33), FP16, 16, 520),
-    "mixer bf16 packed": Mixer(BF16, True),
+    "mixer bf16 packed, longer": Mixer(BF16, True),
     "mixer bf16 padded": Mixer(BF16, False),
     "mixer fp16 packed": Mixer(FP16, True),
     "mixer fp32 packed": Mixer(FP32, True),
@@ -138,14 +145,67 @@ for dtype in (BF16, FP16, FP32):
 CASES = FEW | MANY
 
 
+# ---- what the checks must see ----------------------------------------------------------------------------------------
+
+
+class Broken(TritonLaunches):
+    """Launches with something wrong in one kernel.
+
+    `without`: which of its instructions are left out, by what their opcodes begin with, and which one of these, or all.
+    `added`: to its arguments; `left_out`: it is not launched at all.
+    """
+
+    def __init__(
+        self,
+        kernel: str,
+        without: tuple[str, int | None] | None = None,
+        added: dict[str, int] | None = None,
+        left_out: bool = False,
+    ) -> None:
+        super().__init__()
+        self.kernel, self.without, self.added, self.left_out = kernel, without, added or {}, left_out
+        self.changed = 0
+
+    def change(self, program: Program) -> None:
+        if program.name != self.kernel or self.without is None:
+            return
+        opcode, which = self.without
+        found = [i for i, instruction in enumerate(program.instructions) if instruction.opcode.startswith(opcode)]
+        for i in found if which is None else found[which : which + 1]:
+            program.instructions[i] = replace(program.instructions[i], opcode="membar.cta", operands=())
+            self.changed += 1
+
+    def run(self, kernel: Any, grid: tuple[int, ...], arguments: dict[str, Any]) -> None:
+        if kernel.__name__ == self.kernel and (self.left_out or self.added):
+            self.changed += 1
+            if self.left_out:
+                return
+            arguments = arguments | {name: arguments[name] + more for name, more in self.added.items()}
+        super().run(kernel, grid, arguments)
+
+
+SMALL = legendre("full", (64,), BF16, 16, 66)
+CONTROLS: dict[str, tuple[Call, Broken]] = {
+    "nothing": (SMALL, Broken("legendre_chunks_kernel")),
+    "a removed barrier": (SMALL, Broken("legendre_chunks_kernel", without=("bar", 0))),
+    "no barriers": (SMALL, Broken("legendre_moments_kernel", without=("bar", None))),
+    "a wrong stride": (SMALL, Broken("legendre_moments_kernel", added={"x_row": -8})),
+    "a slot without a name": (legendre("packed", EMPTY, BF16, 16, 66), Broken("name_slots_kernel", left_out=True)),
+    "an unwritten place": (SMALL, Broken("legendre_chunks_kernel", without=("st.shared", 0))),
+    "a copy that is not waited for": (SMALL, Broken("legendre_chunks_kernel", without=("cp.async.wait", None))),
+}
+BARRIERS = {f"barrier {n}": (SMALL, Broken("legendre_chunks_kernel", without=("bar", n))) for n in range(40)}
+
+
 def run(name: str) -> dict[str, Any]:
-    launches, begin, case = TritonLaunches(), time.process_time(), CASES[name]
-    result: dict[str, Any] = {"name": name, "tolerance": TOLERANCE[case.dtype]}
+    case, launches = (CONTROLS | BARRIERS).get(name) or (CASES[name], TritonLaunches())
+    result, begin = {"name": name, "tolerance": TOLERANCE[case.dtype]}, time.process_time()
     try:
         result["error"] = case(launches)
     except Fault as fault:
         result["fault"] = str(fault)
-    return result | {"launches": launches.seen, "seconds": round(time.process_time() - begin, 1)}
+    result |= {"launches": launches.seen, "seconds": round(time.process_time() - begin, 1)}
+    return result | ({"changed": launches.changed} if isinstance(launches, Broken) else {})
 
 
 if __name__ == "__main__":

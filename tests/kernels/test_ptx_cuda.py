@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from functools import partial
 
 import pytest
 import torch
@@ -30,7 +31,7 @@ def run(launches: CudaLaunches, case: HostCase) -> dict[str, torch.Tensor]:
         workspace = torch.full((size // 4 + 64,), torch.nan)
         arguments.workspace = workspace.data_ptr()
         tensors = {f"result {name}": t for name, t in results.items()} | case.tensors | {"workspace": workspace}
-        launches.call(lambda: launches.library.host_run(ctypes.byref(arguments), backward, False), tensors)
+        launches.call(partial(launches.library.host_run, ctypes.byref(arguments), backward, False), tensors)
     return results
 
 

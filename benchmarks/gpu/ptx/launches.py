@@ -1,4 +1,4 @@
-"""Where launches come from: the Triton backend, on CPU tensors, and the programs of csrc/cuda, through their host build.
+"""Where launches come from: the Triton backend, on CPU tensors, and the programs of csrc/cuda, by their host build.
 
 Triton's are compiled ahead of time by Triton, the others by nvcc, both for compute capability 9.0.
 """
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.gpu.ahead_of_time import TARGETS, binary, passed
-from benchmarks.gpu.ptx import matrices, scalar, transfers  # noqa: F401  what the instructions do
+from benchmarks.gpu.ptx import bits, matrices, scalar, transfers  # noqa: F401  what the instructions do
 from benchmarks.gpu.ptx.faults import Fault
 from benchmarks.gpu.ptx.machine import Launch
 from benchmarks.gpu.ptx.memory import GlobalMemory
@@ -27,7 +27,6 @@ from hyenarec_kernels.backends import triton as package
 from hyenarec_kernels.backends.triton import launching
 
 ROOT = Path(__file__).parents[3]
-Change = Callable[[Program], None]  # of a program before it runs, for negative controls
 
 
 def add_storage(memory: GlobalMemory, tensor: Tensor, name: str) -> None:
@@ -36,18 +35,21 @@ def add_storage(memory: GlobalMemory, tensor: Tensor, name: str) -> None:
 
 
 class TritonLaunches:
-    """Runs the Triton backend's launches inside `emulated`; counts them by kernel."""
+    """Runs the Triton backend's launches inside `emulated`; counts them by kernel in `seen`."""
 
-    def __init__(self, change: Change = lambda program: None) -> None:
-        self.change, self.seen = change, dict[str, int]()
+    def __init__(self) -> None:
+        self.seen: dict[str, int] = {}
         self._programs: dict[str, Program] = {}
+
+    def change(self, program: Program) -> None:
+        """Of every program before it runs: for negative controls."""
 
     @contextmanager
     def emulated(self) -> Iterator[None]:
         """The backend forced, for CPU tensors; what it allocates is full of NaN until it is written."""
         assert not package.INTERPRETED, "with TRITON_INTERPRET=1 nothing is compiled"
         here = backends.Backend(("cpu",), lambda: None, backends.BACKENDS["triton"].load)
-        deterministic = torch.utils.deterministic
+        deterministic: Any = torch.utils.deterministic
         before = torch.are_deterministic_algorithms_enabled(), deterministic.fill_uninitialized_memory
         torch.use_deterministic_algorithms(True, warn_only=True)
         deterministic.fill_uninitialized_memory = True
@@ -77,9 +79,9 @@ class TritonLaunches:
             values.append(value.data_ptr() if isinstance(value, Tensor) else value)
         values += [0] * (len(program.parameters) - len(values))  # scratch memory of Triton's own, which is not used
         assert program.threads is not None
-        whole = (*grid, 1, 1)[:3]
+        x, y, z = (*grid, 1, 1)[:3]
         self.seen[program.name] = self.seen.get(program.name, 0) + 1
-        Launch(program, whole, program.threads, compiled.metadata.shared, tuple(values)).run(memory)
+        Launch(program, (x, y, z), program.threads, compiled.metadata.shared, tuple(values)).run(memory)
 
 
 class CudaLaunches:
@@ -95,9 +97,11 @@ class CudaLaunches:
 
     def __init__(self, library: ctypes.CDLL, headers: tuple[str, ...], folder: Path) -> None:
         self.library, self.headers, self.folder = library, headers, folder
-        self.change: Change = lambda program: None
         self.programs: dict[str, Program] = {}
         self.seen: dict[str, int] = {}
+
+    def change(self, program: Program) -> None:
+        """Of every program before it runs: for negative controls."""
 
     def call(self, function: Callable[[], None], tensors: dict[str, Tensor]) -> None:
         """Calls `function`, which calls the library, with the launches run on these tensors."""
@@ -112,9 +116,14 @@ class CudaLaunches:
 
     def compiled(self, types: list[str], architecture: str = "sm_90a") -> dict[str, Program]:
         """What nvcc makes of programs."""
-        source, text = self.folder / f"programs{len(self.programs)}.cu", self.folder / f"programs{len(self.programs)}.ptx"
+        source, text = (
+            self.folder / f"programs{len(self.programs)}.cu",
+            self.folder / f"programs{len(self.programs)}.ptx",
+        )
         lines = [f'#include "{header}"' for header in (*self.headers, "cuda/launch.inc")]
-        lines += [f"template __global__ void hyenarec::cuda::run<{type}>(const __grid_constant__ {type});" for type in types]
+        lines += [
+            f"template __global__ void hyenarec::cuda::run<{type}>(const __grid_constant__ {type});" for type in types
+        ]
         source.write_text("\n".join(lines) + "\n")
         flags = ["-ptx", "-O3", "-std=c++17", f"-arch={architecture}", f"-I{ROOT / 'csrc'}"]
         subprocess.run(["nvcc", *flags, str(source), "-o", str(text)], check=True)

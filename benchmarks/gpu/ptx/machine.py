@@ -1,7 +1,7 @@
 """The machine: lanes of several thread blocks in step, their registers, control flow and barriers.
 
 The lanes that stand at the smallest instruction number go on together; so lanes that parted meet again. A lane at a
-barrier waits until all of its block that have not ended wait too.
+barrier waits until all that have not ended wait too.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from benchmarks.gpu.ptx.parsing import Instruction, Program
 Step = Callable[[Any], None]  # of a mask (lanes,), or True for all lanes
 WARP = 32
 LANES = 1024  # about as many at a time: NumPy's cost an instruction is that of a few hundred lanes
+BRANCHES = ("bra", "brx", "ret", "exit")
 ENDED = np.iinfo(np.int64).max
 SHARED_WINDOW = 1 << 56  # where generic addresses of shared memory begin
 TYPES: dict[str, Any] = {
@@ -44,6 +45,14 @@ def op(*names: str) -> Callable[[Binder], Binder]:
         return binder
 
     return register
+
+
+def kind_of(instruction: Instruction) -> Any:
+    """NumPy's type of an instruction's last word."""
+    name = instruction.parts[-1]
+    if name not in TYPES:
+        raise Fault(f"this machine does not know the type {name} here")
+    return TYPES[name]
 
 
 @dataclass(frozen=True)
@@ -115,7 +124,7 @@ class Lanes:
     def read(self, operand: str, dtype: npt.DTypeLike) -> Array:
         """An operand's values, (lanes,) or (1,): a view of the register, so that a step can be bound once."""
         kind = np.dtype(dtype)
-        if operand.startswith("%") and "." in operand or operand in ("%laneid", "%warpid"):
+        if (operand.startswith("%") and "." in operand) or operand in ("%laneid", "%warpid"):
             return self._special(operand).astype(kind)
         if operand.startswith("%"):
             values = self.register(operand)
@@ -129,6 +138,7 @@ class Lanes:
         return np.array([self.constant(operand, kind)])
 
     def constant(self, text: str, kind: np.dtype[Any]) -> Any:
+        bits: Any
         if text[:2] in ("0f", "0F") and len(text) == 10:
             bits = np.uint32(int(text[2:], 16))
         elif text[:2] in ("0d", "0D") and len(text) == 18:
@@ -215,14 +225,16 @@ class Lanes:
     def _bind(self, instruction: Instruction) -> Step:
         self.place = instruction
         name = instruction.parts[0]
-        if name in ("bra", "brx", "ret", "exit", "bar", "barrier"):
-            return lambda mask: None  # `_run` does these
+        if name in (*BRANCHES, "bar", "barrier"):
+            return lambda mask: None  # `_run` does these; ``bar.warp`` is nothing where a warp runs in step
         if name not in BINDERS:
             raise Fault("this machine does not know the instruction")
         return BINDERS[name](self, instruction)
 
     def _run(self, steps: list[Step]) -> None:
         code = self.program.instructions
+        names = [instruction.parts[0] for instruction in code]
+        barriers = [name in ("bar", "barrier") and "warp" not in i.parts for name, i in zip(names, code, strict=True)]
         at = np.zeros(self.count, np.int64)  # of each lane; kept only while they differ
         waits = np.zeros(self.count, np.bool_)
         everyone, now = True, 0
@@ -231,9 +243,10 @@ class Lanes:
                 runnable = np.where(waits, ENDED, at)
                 now = int(runnable.min())
                 if now == ENDED:
-                    if waits.any():
-                        raise Fault("a barrier that some threads of the block never reach")
-                    return
+                    if not waits.any():
+                        return
+                    self._meet(at, waits)
+                    continue
                 active = runnable == now
                 everyone = bool(active.all())
             self.place = instruction = code[now]
@@ -242,12 +255,9 @@ class Lanes:
                 predicate = self.register(instruction.predicate)
                 taken = ~predicate if instruction.negated else predicate
                 mask = taken.copy() if everyone else taken & active
-            name = instruction.opcode.partition(".")[0]
-            if name in ("bra", "brx", "ret", "exit"):
+            if names[now] in BRANCHES:
                 goal = self._goal(instruction)
-                if isinstance(mask, np.ndarray) and everyone and mask.all():
-                    mask = True
-                if everyone and mask is True and isinstance(goal, int):
+                if everyone and (mask is True or mask.all()) and isinstance(goal, int):
                     if goal == ENDED:
                         return
                     now = goal
@@ -257,12 +267,12 @@ class Lanes:
                 at[active] = now + 1
                 np.copyto(at, goal, where=mask)
                 continue
-            if name in ("bar", "barrier"):
-                if "warp" not in instruction.parts:
-                    if not everyone:
-                        at[active] = now + 1
-                    everyone, now = self._barrier(instruction, mask, everyone, now, at, waits), now + 1
-                    continue
+            if barriers[now]:
+                self._barrier(instruction)
+                if everyone:
+                    self.epoch += 1
+                else:
+                    waits |= active
             else:
                 steps[now](mask)
             if everyone:
@@ -281,24 +291,17 @@ class Lanes:
             return np.array(goals)[np.minimum(chosen, len(goals) - 1)]
         return ENDED
 
-    def _barrier(
-        self, instruction: Instruction, mask: Any, everyone: bool, now: int, at: Addresses, waits: Mask
-    ) -> bool:
-        """The lanes of `mask` come to the barrier; whether all lanes are then in step behind it."""
-        if instruction.operands[0] != "0" or len(instruction.operands) > 1:
+    def _barrier(self, instruction: Instruction) -> None:
+        if instruction.operands != ("0",) or instruction.predicate is not None:
             raise Fault("a barrier of a part of the block's threads")
-        if instruction.predicate is not None:
-            raise Fault("a barrier with a predicate")
-        if everyone:
-            self.epoch += 1
-            return True
-        waits |= mask
-        running = np.bincount(self.block, weights=(at < ENDED) & ~waits, minlength=self.blocks)
-        reached = np.bincount(self.block, weights=waits, minlength=self.blocks)
-        through = (running == 0) & (reached > 0)
-        self.epoch[through] += 1
-        waits &= ~through[self.block]
-        return False
+
+    def _meet(self, at: Addresses, waits: Mask) -> None:
+        """All lanes that have not ended wait at a barrier: they go on."""
+        for block in np.unique(self.block[waits]):
+            if len(np.unique(at[waits & (self.block == block)])) > 1:
+                raise Fault("threads of one block wait at different barriers")
+            self.epoch[block] += 1
+        waits[:] = False
 
 
 @dataclass

@@ -20,7 +20,8 @@ import numpy.typing as npt
 
 from benchmarks.gpu.ptx.faults import Fault
 from benchmarks.gpu.ptx.formats import cut_tf32, from_bfloat16
-from benchmarks.gpu.ptx.machine import WARP, Array, Lanes, Step, op
+from benchmarks.gpu.ptx.machine import WARP, Lanes, Step, op
+from benchmarks.gpu.ptx.memory import Array, Mask
 from benchmarks.gpu.ptx.parsing import Instruction
 from benchmarks.gpu.ptx.transfers import address_of, braced, load_words, store_words
 
@@ -96,9 +97,10 @@ def _fragments(lanes: Lanes, instruction: Instruction) -> tuple[int, bool]:
     return count, "trans" in instruction.parts
 
 
-def _rows(lanes: Lanes, number: int) -> npt.NDArray[np.bool_]:
+def _rows(lanes: Lanes, number: int) -> Mask:
     """The lanes whose addresses are the rows of matrix `number`."""
-    return (lanes.thread % WARP) // 8 == number
+    rows: Mask = (lanes.thread % WARP) // 8 == number
+    return rows
 
 
 @op("ldmatrix")

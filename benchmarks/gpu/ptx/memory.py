@@ -7,17 +7,18 @@ a warp and an epoch ends with the block's barrier; in global memory an owner is 
 from __future__ import annotations
 
 import ctypes
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from benchmarks.gpu.ptx.faults import Fault
 
-Array = npt.NDArray[np.generic]
+Array = npt.NDArray[Any]
 Addresses = npt.NDArray[np.int64]
 Mask = npt.NDArray[np.bool_]
 
-WORDS = {1: np.dtype(np.uint8), 2: np.dtype(np.uint16), 4: np.dtype(np.uint32), 8: np.dtype(np.uint64)}
+WORDS: dict[int, Any] = {1: np.dtype(np.uint8), 2: np.dtype(np.uint16), 4: np.dtype(np.uint32), 8: np.dtype(np.uint64)}
 GRANULE = 2  # bytes; a single byte counts as its granule
 
 

@@ -12,7 +12,9 @@ LABEL = re.compile(r"([$\w]+):")
 PREDICATE = re.compile(r"@(!?)(%\w+)\s+")
 DECLARED = re.compile(r"(?:\.\w+\s+)*?\.align (\d+) \.b8 ([$\w]+)\[(\d*)\](?:\s*=\s*\{([^}]*)\})?")
 REGISTERS = re.compile(r"\.reg\s+\.(\w+)\s+(.*)")
-PARAMETER = re.compile(r"\.param\s+(?:\.align (\d+)\s+)?\.(\w+)\s+(?:\.ptr\s+(?:\.\w+\s+)?(?:\.align \d+\s+)?)?(\w+)(\[\d+\])?")
+PARAMETER = re.compile(
+    r"\.param\s+(?:\.align (\d+)\s+)?\.(\w+)\s+(?:\.ptr\s+(?:\.\w+\s+)?(?:\.align \d+\s+)?)?(\w+)(\[\d+\])?"
+)
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 
 from benchmarks.gpu.ptx.faults import Fault
-from benchmarks.gpu.ptx.machine import TYPES, Array, Lanes, Step, op
 from benchmarks.gpu.ptx.formats import PACKED, from_bfloat16, halves, pack, round_tf32, to_bfloat16
+from benchmarks.gpu.ptx.machine import TYPES, Lanes, Step, kind_of, op
+from benchmarks.gpu.ptx.memory import Array
 from benchmarks.gpu.ptx.parsing import Instruction
 
 BINARY: dict[str, Callable[..., Array]] = {
@@ -49,22 +50,13 @@ UNORDERED = {"equ": "ne", "neu": "eq", "ltu": "ge", "leu": "gt", "gtu": "le", "g
 WIDE = {"s16": np.int32, "u16": np.uint32, "s32": np.int64, "u32": np.uint64}
 
 
-def kind_of(lanes: Lanes, instruction: Instruction) -> Any:
-    name = instruction.parts[-1]
-    if name not in TYPES:
-        raise Fault(f"this machine does not know the type {name} here")
-    return TYPES[name]
-
-
 def plain(lanes: Lanes, instruction: Instruction, function: Callable[..., Array], count: int) -> Step:
     """A NumPy function of `count` operands; on 16-bit values in pairs too."""
     target, *operands = instruction.operands
     name = instruction.parts[-1]
     if name in PACKED or name == "bf16" or (name == "f16" and count > 1):
         return packed(lanes, instruction, function, count)
-    kind = TYPES.get(name)
-    if kind is None:
-        raise Fault(f"this machine does not know the type {name} here")
+    kind = kind_of(instruction)
     inputs, out = [lanes.read(operand, kind) for operand in operands[:count]], lanes.out(target, kind)
 
     def step(mask: Any) -> None:
@@ -149,7 +141,7 @@ def multiply_add(lanes: Lanes, instruction: Instruction) -> Step:
 
         return step
 
-    def function(a: Array, b: Array, c: Array, out: Array | None = None, where: Any = True) -> Array:
+    def function(a: Array, b: Array, c: Array, out: Any = None, where: Any = True) -> Any:
         return np.add(a * b, c, out=out, where=where)
 
     return plain(lanes, instruction, function, 3)
@@ -158,9 +150,7 @@ def multiply_add(lanes: Lanes, instruction: Instruction) -> Step:
 @op("min", "max")
 def extreme(lanes: Lanes, instruction: Instruction) -> Step:
     parts = instruction.parts
-    if parts[-1][0] in "su":
-        functions = {"min": np.minimum, "max": np.maximum}
-    elif "NaN" in parts:
+    if parts[-1][0] in "su" or "NaN" in parts:
         functions = {"min": np.minimum, "max": np.maximum}
     else:
         functions = {"min": np.fmin, "max": np.fmax}
@@ -169,7 +159,7 @@ def extreme(lanes: Lanes, instruction: Instruction) -> Step:
 
 @op("div", "rem")
 def quotient(lanes: Lanes, instruction: Instruction) -> Step:
-    kind = np.dtype(kind_of(lanes, instruction))
+    kind = np.dtype(kind_of(instruction))
     if kind.kind == "f":
         return plain(lanes, instruction, np.divide, 2)
     a, b = (lanes.read(operand, kind) for operand in instruction.operands[1:])
@@ -193,7 +183,7 @@ def unary(lanes: Lanes, instruction: Instruction) -> Step:
 
 @op("rsqrt")
 def inverse_root(lanes: Lanes, instruction: Instruction) -> Step:
-    def function(x: Array, out: Array, where: Any) -> Array:
+    def function(x: Array, out: Array, where: Any) -> Any:
         return np.divide(1, np.sqrt(x), out=out, where=where, dtype=x.dtype)
 
     return plain(lanes, instruction, function, 1)
@@ -201,47 +191,16 @@ def inverse_root(lanes: Lanes, instruction: Instruction) -> Step:
 
 @op("copysign")
 def copysign(lanes: Lanes, instruction: Instruction) -> Step:
-    def function(sign: Array, x: Array, out: Array, where: Any) -> Array:
+    def function(sign: Array, x: Array, out: Array, where: Any) -> Any:
         return np.copysign(x, sign, out=out, where=where)
 
     return plain(lanes, instruction, function, 2)
 
 
-@op("shl", "shr")
-def shift(lanes: Lanes, instruction: Instruction) -> Step:
-    target, value, amount = instruction.operands
-    kind = np.dtype(kind_of(lanes, instruction))
-    bits, left = 8 * kind.itemsize, instruction.parts[0] == "shl"
-    x, by, put = lanes.read(value, kind), lanes.read(amount, np.uint32), lanes.write(target, kind)
-
-    def step(mask: Any) -> None:
-        most = np.minimum(by, bits - 1).astype(kind)
-        shifted = x << most if left else x >> most
-        if left or kind.kind == "u":
-            shifted = np.where(by >= bits, kind.type(0), shifted)
-        put(shifted, mask)
-
-    return step
-
-
-@op("shf")
-def funnel(lanes: Lanes, instruction: Instruction) -> Step:
-    target, low, high, amount = instruction.operands
-    a, b, by = (lanes.read(operand, np.uint32) for operand in (low, high, amount))
-    put, left, wrap = lanes.write(target, np.uint32), "l" in instruction.parts, "wrap" in instruction.parts
-
-    def step(mask: Any) -> None:
-        both = (b.astype(np.uint64) << np.uint64(32)) | a
-        count = (by & 31 if wrap else np.minimum(by, 32)).astype(np.uint64)
-        put((both << count >> np.uint64(32) if left else both >> count).astype(np.uint32), mask)
-
-    return step
-
-
 @op("mov")
 def move(lanes: Lanes, instruction: Instruction) -> Step:
     target, source = instruction.operands
-    kind = np.dtype(kind_of(lanes, instruction))
+    kind = np.dtype(kind_of(instruction))
     if target.startswith("{"):
         names = _names(target)
         bits = 8 * kind.itemsize // len(names)
@@ -275,18 +234,18 @@ def _names(braced: str) -> list[str]:
 
 @op("setp")
 def compare(lanes: Lanes, instruction: Instruction) -> Step:
-    parts, kind = instruction.parts, np.dtype(kind_of(lanes, instruction))
+    parts, kind = instruction.parts, np.dtype(kind_of(instruction))
     targets = instruction.operands[0].split("|")
     a, b = (lanes.read(operand, kind) for operand in instruction.operands[1:3])
     name = parts[1]
-    join, other = None, None
+    join: Callable[..., Array] | None = None
     if len(instruction.operands) > 3:
         join = BINARY[next(part for part in parts if part in ("and", "or", "xor"))]
         negated = instruction.operands[3].startswith("!")
         other = lanes.read(instruction.operands[3].lstrip("!"), np.bool_)
     outs = [lanes.write(target, np.bool_) for target in targets]
 
-    def result() -> Array:
+    def result() -> Any:
         if name in ("num", "nan"):
             nan = np.isnan(a) | np.isnan(b)
             return nan if name == "nan" else ~nan
@@ -309,7 +268,7 @@ def compare(lanes: Lanes, instruction: Instruction) -> Step:
 @op("selp")
 def select(lanes: Lanes, instruction: Instruction) -> Step:
     target, yes, no, predicate = instruction.operands
-    kind = kind_of(lanes, instruction)
+    kind = kind_of(instruction)
     a, b = lanes.read(yes, kind), lanes.read(no, kind)
     chosen, put = lanes.read(predicate, np.bool_), lanes.write(target, kind)
     return lambda mask: put(np.where(chosen, a, b), mask)
@@ -356,96 +315,3 @@ def _source(lanes: Lanes, operand: str, name: str) -> Callable[[], Array]:
         return lambda: from_bfloat16(bits)
     values = lanes.read(operand, TYPES[name])
     return lambda: values
-
-
-@op("bfe")
-def extract(lanes: Lanes, instruction: Instruction) -> Step:
-    target, *operands = instruction.operands
-    kind = np.dtype(kind_of(lanes, instruction))
-    bits = 8 * kind.itemsize
-    x = lanes.read(operands[0], f"uint{bits}")
-    begin, length = (lanes.read(operand, np.uint32) for operand in operands[1:])
-    put = lanes.write(target, kind)
-
-    def step(mask: Any) -> None:
-        at, n = (begin & 255).astype(np.int64), (length & 255).astype(np.int64)
-        value = np.where(at < bits, x.astype(np.uint64) >> np.minimum(at, 63).astype(np.uint64), 0)
-        ones = np.where(n < 64, (np.uint64(1) << np.minimum(n, 63).astype(np.uint64)) - np.uint64(1), ~np.uint64(0))
-        value = (value & ones).astype(np.int64)
-        if kind.kind == "i":
-            top = np.minimum(at + n - 1, bits - 1)
-            sign = (x.astype(np.int64) >> top) & 1
-            value = np.where((n > 0) & (sign > 0), value | ~ones.astype(np.int64), value)
-        put(value.astype(kind), mask)
-
-    return step
-
-
-@op("bfi")
-def insert(lanes: Lanes, instruction: Instruction) -> Step:
-    target, *operands = instruction.operands
-    kind = np.dtype(kind_of(lanes, instruction))
-    a, b = (lanes.read(operand, kind) for operand in operands[:2])
-    begin, length = (lanes.read(operand, np.uint32) for operand in operands[2:])
-    put = lanes.write(target, kind)
-
-    def step(mask: Any) -> None:
-        at, n = (begin & 255).astype(np.uint64), np.minimum(length & 255, 63).astype(np.uint64)
-        field = ((np.uint64(1) << n) - np.uint64(1)) << at
-        put(((a.astype(np.uint64) << at & field) | (b & ~field)).astype(kind), mask)
-
-    return step
-
-
-@op("lop3")
-def logic(lanes: Lanes, instruction: Instruction) -> Step:
-    target, *operands = instruction.operands
-    a, b, c = (lanes.read(operand, np.uint32) for operand in operands[:3])
-    table, put = int(operands[3], 0), lanes.write(target, np.uint32)
-
-    def step(mask: Any) -> None:
-        total = np.zeros(lanes.count, np.uint32)
-        for row in range(8):
-            if table >> row & 1:
-                total |= (a if row & 4 else ~a) & (b if row & 2 else ~b) & (c if row & 1 else ~c)
-        put(total, mask)
-
-    return step
-
-
-@op("prmt")
-def permute(lanes: Lanes, instruction: Instruction) -> Step:
-    target, *operands = instruction.operands
-    a, b, selector = (lanes.read(operand, np.uint32) for operand in operands)
-    put = lanes.write(target, np.uint32)
-
-    def step(mask: Any) -> None:
-        both = a.astype(np.uint64) | (b.astype(np.uint64) << np.uint64(32))
-        total = np.zeros(lanes.count, np.uint32)
-        for i in range(4):
-            chosen = selector >> np.uint32(4 * i)
-            byte = both >> (np.uint64(8) * (chosen & 7).astype(np.uint64)) & np.uint64(255)
-            byte = np.where(chosen & 8, np.where(byte & np.uint64(128), 255, 0), byte)
-            total |= byte.astype(np.uint32) << np.uint32(8 * i)
-        put(total, mask)
-
-    return step
-
-
-@op("popc", "clz", "brev")
-def bits(lanes: Lanes, instruction: Instruction) -> Step:
-    target, source = instruction.operands
-    kind = np.dtype(kind_of(lanes, instruction))
-    x, name, width = lanes.read(source, kind), instruction.parts[0], 8 * kind.itemsize
-    put = lanes.write(target, kind if name == "brev" else np.uint32)
-
-    def step(mask: Any) -> None:
-        places = (x[:, None] >> np.arange(width, dtype=kind)) & kind.type(1)  # the lowest first
-        if name == "popc":
-            put(places.sum(1).astype(np.uint32), mask)
-        elif name == "clz":
-            put(np.where(x == 0, width, places[:, ::-1].argmax(1)).astype(np.uint32), mask)
-        else:
-            put((places[:, ::-1] << np.arange(width, dtype=kind)).sum(1).astype(kind), mask)
-
-    return step

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from benchmarks.gpu.ptx.faults import Fault
-from benchmarks.gpu.ptx.machine import SHARED_WINDOW, TYPES, WARP, Array, Copies, Lanes, Mask, Step, op
-from benchmarks.gpu.ptx.memory import WORDS, Addresses
+from benchmarks.gpu.ptx.machine import SHARED_WINDOW, TYPES, WARP, Copies, Lanes, Step, op
+from benchmarks.gpu.ptx.memory import WORDS, Addresses, Array, Mask
 from benchmarks.gpu.ptx.parsing import Instruction
 
 SPACES = ("param", "global", "shared", "const")
@@ -217,7 +217,9 @@ def shuffle(lanes: Lanes, instruction: Instruction) -> Step:
         active = everyone_in(lanes, members, mask)
         segment, last = c.astype(np.int64) >> 8 & 31, c.astype(np.int64) & 31
         most, least, shift = (lane & segment) | (last & ~segment), lane & segment, b.astype(np.int64) & 31
-        other = {"bfly": lane ^ shift, "idx": least | (shift & ~segment), "up": lane - shift, "down": lane + shift}[mode]
+        other = {"bfly": lane ^ shift, "idx": least | (shift & ~segment), "up": lane - shift, "down": lane + shift}[
+            mode
+        ]
         inside = other >= most if mode == "up" else other <= most
         from_ = np.arange(lanes.count) - lane + np.where(inside, other, lane)
         if (~active[from_] & active).any():
@@ -231,18 +233,17 @@ def shuffle(lanes: Lanes, instruction: Instruction) -> Step:
 
 @op("redux")
 def reduce(lanes: Lanes, instruction: Instruction) -> Step:
-    functions = {"max": np.max, "min": np.min, "add": np.sum}
-    logical = {"or": np.bitwise_or, "and": np.bitwise_and, "xor": np.bitwise_xor}
+    functions: dict[str, Any] = {"max": np.maximum, "min": np.minimum, "add": np.add}
+    functions |= {"or": np.bitwise_or, "and": np.bitwise_and, "xor": np.bitwise_xor}
     name, kind = instruction.parts[2], np.dtype(TYPES[instruction.parts[-1]])
     value, members = lanes.read(instruction.operands[1], kind), lanes.read(instruction.operands[2], np.uint32)
     put = lanes.write(instruction.operands[0], kind)
 
     def step(mask: Any) -> None:
-        if not everyone_in(lanes, members, mask).reshape(-1, WARP).any(1).size:
-            return
+        everyone_in(lanes, members, mask)
         lanes.whole_warps(mask)
         rows = np.broadcast_to(value, lanes.count).reshape(-1, WARP)
-        found = functions[name](rows, 1) if name in functions else logical[name].reduce(rows, 1)
+        found = functions[name].reduce(rows, 1)
         put(found.astype(kind).repeat(WARP), mask)
 
     return step
@@ -253,7 +254,10 @@ def vote(lanes: Lanes, instruction: Instruction) -> Step:
     if instruction.parts[0] == "activemask" or "ballot" not in instruction.parts:
         raise Fault("this machine does not know the instruction")
     negated = instruction.operands[1].startswith("!")
-    value, put = lanes.read(instruction.operands[1].lstrip("!"), np.bool_), lanes.write(instruction.operands[0], np.uint32)
+    value, put = (
+        lanes.read(instruction.operands[1].lstrip("!"), np.bool_),
+        lanes.write(instruction.operands[0], np.uint32),
+    )
 
     def step(mask: Any) -> None:
         active = np.broadcast_to(np.asarray(mask), lanes.count)
