@@ -45,13 +45,13 @@ class TritonLaunches:
         """Of every program before it runs: for negative controls."""
 
     @contextmanager
-    def emulated(self) -> Iterator[None]:
-        """The backend forced, for CPU tensors; what it allocates is full of NaN until it is written."""
+    def emulated(self, *, poison: bool = True) -> Iterator[None]:
+        """The backend forced, for CPU tensors; what it allocates is full of NaN until it is written, with `poison`."""
         assert not package.INTERPRETED, "with TRITON_INTERPRET=1 nothing is compiled"
         here = backends.Backend(("cpu",), lambda: None, backends.BACKENDS["triton"].load)
         deterministic: Any = torch.utils.deterministic
         before = torch.are_deterministic_algorithms_enabled(), deterministic.fill_uninitialized_memory
-        torch.use_deterministic_algorithms(True, warn_only=True)
+        torch.use_deterministic_algorithms(poison, warn_only=True)
         deterministic.fill_uninitialized_memory = True
         try:
             with (
@@ -81,7 +81,10 @@ class TritonLaunches:
         assert program.threads is not None
         x, y, z = (*grid, 1, 1)[:3]
         self.seen[program.name] = self.seen.get(program.name, 0) + 1
-        Launch(program, (x, y, z), program.threads, compiled.metadata.shared, tuple(values)).run(memory)
+        self.start(Launch(program, (x, y, z), program.threads, compiled.metadata.shared, tuple(values)), memory)
+
+    def start(self, launch: Launch, memory: GlobalMemory) -> None:
+        launch.run(memory)
 
 
 class CudaLaunches:

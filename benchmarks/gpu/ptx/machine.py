@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from benchmarks.gpu.ptx.counting import Counts
 from benchmarks.gpu.ptx.faults import Fault
 from benchmarks.gpu.ptx.memory import WORDS, Addresses, Array, GlobalMemory, Mask, SharedMemory, Tracker
 from benchmarks.gpu.ptx.parsing import Instruction, Program
@@ -65,25 +66,44 @@ class Launch:
     shared_bytes: int  # dynamic
     parameters: tuple[int | float | bytes, ...]
 
+    @property
+    def blocks(self) -> int:
+        return self.grid[0] * self.grid[1] * self.grid[2]
+
     def run(self, memory: GlobalMemory) -> None:
         memory.begin_launch()
-        total = self.grid[0] * self.grid[1] * self.grid[2]
-        together = min(max(LANES // self.threads, 1), total)
-        for first in range(0, total, together):
-            Lanes(self, memory, first, min(together, total - first)).run()
+        self._run(memory, np.arange(self.blocks))
+
+    def sample(self, memory: GlobalMemory, blocks: int) -> Counts:
+        """Runs some blocks and counts what they use; conflicts between blocks are not looked for.
+
+        They are spread by the golden ratio, so that they meet the parts of repeated patterns evenly.
+        """
+        counts = Counts(len(self.program.instructions))
+        numbers = np.unique((np.arange(blocks) * 0.6180339887 % 1 * self.blocks).astype(np.int64))
+        self._run(memory, numbers, counts)
+        counts.blocks = len(numbers)
+        counts.finish()
+        return counts
+
+    def _run(self, memory: GlobalMemory, numbers: Addresses, counts: Counts | None = None) -> None:
+        together = max(LANES // self.threads, 1)
+        for first in range(0, len(numbers), together):
+            Lanes(self, memory, numbers[first : first + together], counts).run()
 
 
 class Lanes:
-    """The threads of `blocks` blocks, from number `first` on."""
+    """The threads of some of a launch's blocks."""
 
-    def __init__(self, launch: Launch, memory: GlobalMemory, first: int, blocks: int) -> None:
-        self.launch, self.program, self.memory = launch, launch.program, memory
+    def __init__(self, launch: Launch, memory: GlobalMemory, numbers: Addresses, counts: Counts | None) -> None:
+        self.launch, self.program, self.memory, self.counts = launch, launch.program, memory, counts
+        blocks = len(numbers)
         self.count = blocks * launch.threads
         number = np.arange(self.count, dtype=np.int64)
         self.block = number // launch.threads
         self.thread = number % launch.threads
         self.blocks = blocks
-        self.index = first + self.block
+        self.index = numbers[self.block]
         self.epoch = np.ones(blocks, np.int64)
         dynamic = -(-self.program.static_shared // 128) * 128
         self.shared_symbols = self.program.shared | dict.fromkeys(self.program.dynamic, dynamic)
@@ -255,6 +275,8 @@ class Lanes:
                 predicate = self.register(instruction.predicate)
                 taken = ~predicate if instruction.negated else predicate
                 mask = taken.copy() if everyone else taken & active
+            if self.counts:
+                self.counts.step(now, self.count, mask)
             if names[now] in BRANCHES:
                 goal = self._goal(instruction)
                 if everyone and (mask is True or mask.all()) and isinstance(goal, int):

@@ -135,11 +135,12 @@ class GlobalMemory:
     def store(self, at: Addresses, values: Array, stamps: Addresses) -> None:
         size = values.itemsize * values.shape[1]
         for buffer, part in self._split(at, size):
-            if not buffer.writable or buffer.tracker is None:
+            if not buffer.writable:
                 raise Fault(f"write to {buffer.name}, which can only be read")
             offsets = at[part] - buffer.address
             changed = buffer.store(offsets, values[part], stamps[part])
-            buffer.tracker.stores(offsets, size, stamps[part], changed)
+            if buffer.tracker:
+                buffer.tracker.stores(offsets, size, stamps[part], changed)
 
     def _insert(self, buffer: Buffer) -> None:
         self.buffers.append(buffer)

@@ -52,10 +52,20 @@ def _parts(lanes: Lanes, space: str, at: Addresses, mask: Mask) -> tuple[Mask, M
     return mask & window, mask & ~window
 
 
+def _count(lanes: Lanes, at: Addresses, size: int, shared: Mask, others: Mask) -> None:
+    if lanes.counts is None:
+        return
+    if shared.any():
+        lanes.counts.in_shared_memory(at & (SHARED_WINDOW - 1), size, shared)
+    if others.any():
+        lanes.counts.in_global_memory(at, size, others)
+
+
 def load_words(lanes: Lanes, space: str, at: Addresses, size: int, count: int, mask: Any) -> Array:
     """(lanes, count) words; of lanes outside the mask anything."""
     active = np.broadcast_to(np.asarray(mask), lanes.count)
     shared, others = _parts(lanes, space, at, active)
+    _count(lanes, at, size * count, shared, others)
     out = np.zeros((lanes.count, count), WORDS[size])
     if shared.any():
         offsets = at[shared] & (SHARED_WINDOW - 1)
@@ -68,6 +78,7 @@ def load_words(lanes: Lanes, space: str, at: Addresses, size: int, count: int, m
 def store_words(lanes: Lanes, space: str, at: Addresses, values: Array, mask: Any) -> None:
     active = np.broadcast_to(np.asarray(mask), lanes.count)
     shared, others = _parts(lanes, space, at, active)
+    _count(lanes, at, values.itemsize * values.shape[1], shared, others)
     if shared.any():
         offsets = at[shared] & (SHARED_WINDOW - 1)
         lanes.shared.store(offsets, values[shared], lanes.block[shared], lanes.stamps()[shared])
@@ -88,9 +99,7 @@ def load(lanes: Lanes, instruction: Instruction) -> Step:
             put(words[:, i].view(kind), mask)
 
     if space == "param" and not source.strip("[ ").startswith("%"):
-        words = load_words(lanes, space, at()[:1].repeat(lanes.count), kind.itemsize, count, lanes.thread < 0)
-        first = lanes.memory.load(at()[:1], kind.itemsize, count, lanes.global_stamps[:1])
-        words[:] = first
+        words = lanes.memory.load(at()[:1], kind.itemsize, count, lanes.global_stamps[:1])
         values = [np.ascontiguousarray(words[:, i]).view(kind) for i in range(count)]
 
         def constant(mask: Any) -> None:
