@@ -31,6 +31,7 @@ SUITES: dict[str, Suite] = {
     "loading": Suite("suites.loading", "seconds and memory of reading a log of ten million events"),
     "gpu": Suite("gpu.suite", "the operators and the mixer on a GPU, after their tests"),
     "compiled": Suite("gpu.compiled", "registers and memory of every Triton kernel, compiled without a GPU"),
+    "model": Suite("gpu.model", "what the kernels would take on an H100: estimates from the compiled code"),
     "report": Suite("report.page", "one Markdown page from the folder of results"),
 }
 

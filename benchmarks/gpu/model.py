@@ -1,6 +1,6 @@
 """How long operators would take on an H100, predicted from their compiled code: estimates, not measurements.
 
-    python -m benchmarks model [--out benchmarks/results/gpu-model.json] [--lengths 200 1024]
+    python -m benchmarks model [--out benchmarks/results/gpu-model.json] [--lengths 200 1024] [--terms 16]
 
 Some blocks of every launch run in the machine of :mod:`benchmarks.gpu.ptx`, which counts what they use:
 
@@ -20,10 +20,12 @@ import argparse
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import torch
+import triton
 
 from benchmarks.gpu.ptx.counting import SECTOR, Counts
 from benchmarks.gpu.ptx.launches import TritonLaunches
@@ -130,8 +132,7 @@ class Uses(TritonLaunches):
 
 def legendre(length: int, terms: int, *, backward: bool, packed: bool = False, tokens: int = TOKENS) -> list[Use]:
     """What the launches of one gated Legendre convolution use, bfloat16, its horizon the length of the sequences."""
-    from hyenarec_kernels.backends.triton import operators
-
+    operators: Any = import_module(f"{backend.__name__}.operators")  # not typed: calls share lists of arguments
     batch = max(tokens // length, 1)
     shape = (batch * length, DIM) if packed else (batch, length, DIM)
     x, pre, post, grad = (torch.zeros(shape, dtype=torch.bfloat16) for _ in range(4))
@@ -192,15 +193,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/gpu-model.json"))
     parser.add_argument("--lengths", type=int, nargs="+", default=LENGTHS)
+    parser.add_argument("--terms", type=int, nargs="+", default=TERMS)
     arguments = parser.parse_args()
     rows = []
     for length in arguments.lengths:
-        for terms in TERMS:
+        for terms in arguments.terms:
             rows.append(case(length, terms))
             print(told(rows[-1]))
             sys.stdout.flush()
     settings = {"estimate": True, "gpu": "H100 SXM: 132 multiprocessors, 1.755 GHz, a copy at 3.0 TB/s"}
-    settings |= {"tokens": TOKENS, "blocks": BLOCKS, "reached": REACHED, "copy": round(COPY, 3)}
+    settings |= {
+        "triton": triton.__version__,
+        "tokens": TOKENS,
+        "blocks": BLOCKS,
+        "reached": REACHED,
+        "copy": round(COPY, 3),
+    }
     goals = {"of a copy, forward": GOAL_OF_COPY, "ps, forward and backward": GOAL_BOTH}
     title = "what the GPU kernels would take on an H100: estimates from compiled code, nothing measured"
     write(arguments.out, "model", title, {"settings": settings | {"goals": goals}, "cases": [], "estimates": rows})

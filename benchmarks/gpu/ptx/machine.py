@@ -102,7 +102,7 @@ class Lanes:
         number = np.arange(self.count, dtype=np.int64)
         self.block = number // launch.threads
         self.thread = number % launch.threads
-        self.blocks = blocks
+        self.blocks, self.all = blocks, np.ones(self.count, np.bool_)
         self.index = numbers[self.block]
         self.epoch = np.ones(blocks, np.int64)
         dynamic = -(-self.program.static_shared // 128) * 128
@@ -110,7 +110,7 @@ class Lanes:
         self.shared = SharedMemory(dynamic + launch.shared_bytes, blocks)
         self.global_stamps = Tracker.OWNERS + self.index + 1
         self.copies: list[Copies] = []
-        self.pending: list[tuple[Addresses, Array, Addresses]] = []
+        self.pending: list[tuple[Addresses, Array, Mask]] = []
         self.registers: dict[str, Array] = {}
         self.symbols = {name: memory.hold(data, name) for name, data in self.program.constants.items()}
         self.symbols |= self._parameters()
@@ -225,12 +225,18 @@ class Lanes:
         """Of each lane in shared memory: its block's epoch and its warp."""
         return self.epoch[self.block] * Tracker.OWNERS + self.thread // WARP + 1
 
+    def active(self, mask: Any) -> Mask:
+        """The mask as an array."""
+        return self.all if mask is True else mask
+
     def whole_warps(self, mask: Any) -> Mask:
         """The mask as an array; every warp takes part with all of its lanes, or not at all."""
-        lanes = np.broadcast_to(np.asarray(mask), self.count).reshape(-1, WARP)
+        if mask is True:
+            return self.all
+        lanes: Mask = mask.reshape(-1, WARP)
         if (lanes.any(1) != lanes.all(1)).any():
             raise Fault("a warp's instruction that not all of its lanes execute")
-        return lanes.reshape(-1)
+        return mask  # type: ignore[no-any-return]
 
     # ---- running -------------------------------------------------------------------------------------------------
 

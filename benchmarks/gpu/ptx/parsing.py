@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from benchmarks.gpu.ptx.faults import Fault
 
@@ -30,7 +31,7 @@ class Instruction:
     operands: tuple[str, ...]
     where: str
 
-    @property
+    @cached_property
     def parts(self) -> list[str]:
         return self.opcode.split(".")
 

@@ -63,7 +63,7 @@ def _count(lanes: Lanes, at: Addresses, size: int, shared: Mask, others: Mask) -
 
 def load_words(lanes: Lanes, space: str, at: Addresses, size: int, count: int, mask: Any) -> Array:
     """(lanes, count) words; of lanes outside the mask anything."""
-    active = np.broadcast_to(np.asarray(mask), lanes.count)
+    active = lanes.active(mask)
     shared, others = _parts(lanes, space, at, active)
     _count(lanes, at, size * count, shared, others)
     out = np.zeros((lanes.count, count), WORDS[size])
@@ -76,7 +76,7 @@ def load_words(lanes: Lanes, space: str, at: Addresses, size: int, count: int, m
 
 
 def store_words(lanes: Lanes, space: str, at: Addresses, values: Array, mask: Any) -> None:
-    active = np.broadcast_to(np.asarray(mask), lanes.count)
+    active = lanes.active(mask)
     shared, others = _parts(lanes, space, at, active)
     _count(lanes, at, values.itemsize * values.shape[1], shared, others)
     if shared.any():
@@ -153,7 +153,7 @@ def copy(lanes: Lanes, instruction: Instruction) -> Step:
     given = lanes.read(instruction.operands[3], np.uint32) if len(instruction.operands) > 3 else np.full(1, size)
 
     def step(mask: Any) -> None:
-        active = np.broadcast_to(np.asarray(mask), lanes.count)
+        active = lanes.active(mask)
         wanted = np.broadcast_to(given, lanes.count)
         if ((wanted != 0) & (wanted != size) & active).any():
             raise Fault("cp.async of a part of its bytes")
@@ -164,7 +164,7 @@ def copy(lanes: Lanes, instruction: Instruction) -> Step:
 
 
 def _commit(lanes: Lanes, mask: Any) -> None:
-    active = np.broadcast_to(np.asarray(mask), lanes.count).copy()
+    active = lanes.active(mask).copy()
     mine = [(to, words, of & active) for to, words, of in lanes.pending]
     lanes.pending = [(to, words, of & ~active) for to, words, of in lanes.pending if (of & ~active).any()]
     lanes.copies.append(Copies(active, mine))
@@ -172,7 +172,7 @@ def _commit(lanes: Lanes, mask: Any) -> None:
 
 def _wait(lanes: Lanes, left: int, mask: Any) -> None:
     """All groups of a lane but its `left` newest arrive."""
-    active = np.broadcast_to(np.asarray(mask), lanes.count)
+    active = lanes.active(mask)
     newer = np.zeros(lanes.count, np.int64)
     ripe = []
     for group in reversed(lanes.copies):
@@ -202,7 +202,7 @@ def nothing(lanes: Lanes, instruction: Instruction) -> Step:
 
 def everyone_in(lanes: Lanes, members: Array, mask: Any) -> Mask:
     """The mask as an array, where it holds just the lanes that the instruction's member mask names."""
-    active = np.broadcast_to(np.asarray(mask), lanes.count)
+    active = lanes.active(mask)
     named = (np.broadcast_to(members, lanes.count) >> (lanes.thread % WARP).astype(np.uint32) & 1) > 0
     warps = active.reshape(-1, WARP).any(1).repeat(WARP)
     if ((named & warps) != active).any():
@@ -269,7 +269,7 @@ def vote(lanes: Lanes, instruction: Instruction) -> Step:
     )
 
     def step(mask: Any) -> None:
-        active = np.broadcast_to(np.asarray(mask), lanes.count)
+        active = lanes.active(mask)
         rows = ((value ^ negated) & active).reshape(-1, WARP)
         put((rows.astype(np.uint32) << np.arange(WARP, dtype=np.uint32)).sum(1).astype(np.uint32).repeat(WARP), mask)
 
