@@ -1,10 +1,10 @@
 """Compiles every Triton kernel in every shipped configuration, without a GPU, and records what comes out.
 
-    python -m benchmarks compiled [--out benchmarks/results/triton-aot.json] [--few | --cases N] [--targets gfx942]
+    python -m benchmarks compiled [--out benchmarks/results/triton-aot.json] [--few] [--targets ...] [--kernels ...]
 
 For sm_80 and sm_90, or other `--targets` (sm_100, gfx942, ...): registers, spilled bytes, shared memory, tensor-core
-instructions, of whatever the operators launch at the CASES below. `--few` leaves out the shapes that only change ranks, `--cases N` takes
-the first N.
+instructions, of whatever the operators launch at the CASES below. `--few` leaves out the shapes that only change ranks;
+`--kernels` takes some, at the first case.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def call(dtype: torch.dtype, dim: int, length: int, horizon: int, terms: int, pa
     operators.gated_short_conv_backward(u, q, *projected, [True] * 3)
 
 
-def rows(cases: tuple[Any, ...], targets: Sequence[str] = TARGETS) -> Iterator[dict[str, Any]]:
+def rows(cases: tuple[Any, ...], targets: Sequence[str], names: Sequence[str] | None) -> Iterator[dict[str, Any]]:
     for target in targets:
         for case in cases:
             with launches() as found, mock.patch.object(arithmetic, "AMD", target.startswith("gfx")):
@@ -84,7 +84,7 @@ def rows(cases: tuple[Any, ...], targets: Sequence[str] = TARGETS) -> Iterator[d
                 kernel, arguments = launch
                 options = {name: value for name, value in arguments.items() if name.isupper() or name in OPTIONS}
                 variant = (kernel.__name__, str(options), tuple(a is None for a in arguments.values()))
-                if variant in seen:
+                if variant in seen or (names and kernel.__name__ not in names):
                     continue
                 seen.add(variant)
                 row = compiled(launch, target)
@@ -102,11 +102,12 @@ def main() -> None:
         raise SystemExit("error: TRITON_INTERPRET=1 is set; the interpreter compiles nothing")
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/triton-aot.json"))
-    parser.add_argument("--few", dest="cases", action="store_const", const=FEW, default=len(CASES))
-    parser.add_argument("--cases", type=int)
+    parser.add_argument("--few", action="store_true")
+    parser.add_argument("--kernels", nargs="+")
     parser.add_argument("--targets", nargs="+", default=TARGETS, choices=sorted(SHARED))
     arguments = parser.parse_args()
-    kernels = list(rows(CASES[: arguments.cases], arguments.targets))
+    cases = CASES[:1] if arguments.kernels else CASES[:FEW] if arguments.few else CASES
+    kernels = list(rows(cases, arguments.targets, arguments.kernels))
     settings = {"triton": triton.__version__, "shared_limit": {name: SHARED[name] for name in arguments.targets}}
     title = "what the Triton kernels compile to, in every shipped configuration"
     write(arguments.out, "compiled", title, {"settings": settings, "cases": [], "kernels": kernels})

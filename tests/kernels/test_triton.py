@@ -381,7 +381,7 @@ def test_every_kernel_compiles_without_spills(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("targets", "flags"),
     [
-        (("gfx942", "sm_120"), ("--cases", "1")),
+        (("gfx942", "gfx950", "sm_100", "sm_120"), ("--kernels", "legendre_chunks_kernel", "gated_short_conv_kernel")),
         pytest.param(("sm_100", "sm_120", "sm_86", "sm_89"), (), marks=pytest.mark.slow),
         pytest.param(("gfx942", "gfx950"), (), marks=pytest.mark.slow),
     ],
