@@ -226,7 +226,7 @@ FAULTS = {
     ),
     "half a warp": ("setp.lt.u32 %p1, %r2, 16; @%p1 shfl.sync.bfly.b32 %r7, %r2, 1, 31, -1;", "member mask"),
     "division by zero": ("div.u32 %r7, %r2, %r1;", "division by zero"),
-    "an unknown instruction": ("wgmma.fence.sync.aligned;", "does not know"),
+    "an unknown instruction": ("tcgen05.fence::before_thread_sync;", "does not know"),
     "local memory": ("ld.local.b32 %r7, [%r6];", "stack frame"),
 }
 

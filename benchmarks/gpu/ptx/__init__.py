@@ -14,6 +14,6 @@ in step here. It knows the instructions that this project's kernels use; any oth
     parsing        text to a `Program`
     memory         global and shared memory, with their checks
     machine        lanes, control flow, barriers
-    scalar, bits, matrices, transfers    what the instructions do
+    scalar, bits, transfers, matrices, warpgroups    what the instructions do
     launches       where launches come from: the Triton backend's, and the programs of csrc/cuda
 """

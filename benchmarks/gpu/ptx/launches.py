@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.gpu.ahead_of_time import TARGETS, binary, passed
-from benchmarks.gpu.ptx import bits, matrices, scalar, transfers  # noqa: F401  what the instructions do
+from benchmarks.gpu.ptx import bits, matrices, scalar, transfers, warpgroups  # noqa: F401  what the instructions do
 from benchmarks.gpu.ptx.faults import Fault
 from benchmarks.gpu.ptx.machine import Launch
 from benchmarks.gpu.ptx.memory import GlobalMemory

@@ -109,8 +109,7 @@ class Lanes:
         self.shared_symbols = self.program.shared | dict.fromkeys(self.program.dynamic, dynamic)
         self.shared = SharedMemory(dynamic + launch.shared_bytes, blocks)
         self.global_stamps = Tracker.OWNERS + self.index + 1
-        self.copies: list[Copies] = []
-        self.pending: list[tuple[Addresses, Array, Mask]] = []
+        self.copies, self.products = Groups(self.count), Groups(self.count)
         self.registers: dict[str, Array] = {}
         self.symbols = {name: memory.hold(data, name) for name, data in self.program.constants.items()}
         self.symbols |= self._parameters()
@@ -332,12 +331,38 @@ class Lanes:
         waits[:] = False
 
 
-@dataclass
-class Copies:
-    """What ``cp.async`` of one commit group brings, and of which lanes it is still on the way."""
+Work = Callable[[Mask], None]  # for those lanes that it is done for
 
-    lanes: Mask
-    writes: list[tuple[Addresses, Array, Mask]]
+
+class Groups:
+    """Work that runs beside the lanes: it is done when they wait for its group, no earlier."""
+
+    def __init__(self, lanes: int) -> None:
+        self.lanes = lanes
+        self._open: list[tuple[Mask, Work]] = []
+        self._groups: list[tuple[Mask, list[tuple[Mask, Work]]]] = []
+
+    def add(self, of: Mask, work: Work) -> None:
+        self._open.append((of.copy(), work))
+
+    def commit(self, active: Mask) -> None:
+        """What these lanes added since the last time becomes a group."""
+        self._groups.append((active.copy(), [(of & active, work) for of, work in self._open]))
+        self._open = [(of & ~active, work) for of, work in self._open if (of & ~active).any()]
+
+    def wait(self, left: int, active: Mask) -> None:
+        """All groups of a lane but its `left` newest."""
+        newer, ripe = np.zeros(self.lanes, np.int64), []
+        for members, works in reversed(self._groups):
+            waited = members & active
+            ripe.append((members, works, waited & (newer >= left)))
+            newer += waited
+        for members, works, done in reversed(ripe):
+            for of, work in works:
+                if (of & done).any():
+                    work(of & done)
+            members &= ~done
+        self._groups = [group for group in self._groups if group[0].any()]
 
 
 def _is_number(text: str) -> bool:

@@ -49,6 +49,26 @@ def places(matrix: str, bits: int, registers: int) -> npt.NDArray[np.int64]:
     return order
 
 
+def fragment(lanes: Lanes, registers: list[Array], name: str, kind: str, depth: int) -> Array:
+    """Matrix A (16, depth) or B (depth, 8) of each warp, in float32."""
+    bits = 32 if kind == "tf32" else 16
+    stacked = np.stack([np.broadcast_to(r, lanes.count) for r in registers])  # (registers, lanes)
+    halves = stacked if bits == 32 else stacked[..., None].view(np.uint16)  # (registers, lanes, 2)
+    warps = lanes.count // WARP
+    entries = numbers(halves, kind).reshape(len(registers), warps, WARP, -1).transpose(1, 0, 2, 3).reshape(warps, -1)
+    out = np.empty((warps, entries.shape[1]), np.float32)
+    out[:, places(name, bits, len(registers))] = entries
+    return out.reshape(warps, *((16, depth) if name == "A" else (depth, 8)))
+
+
+def numbers(bits: Array, kind: str) -> Array:
+    """What a matrix instruction reads of values of a type."""
+    if kind == "tf32":
+        return cut_tf32(bits)
+    values: Array = from_bfloat16(bits) if kind == "bf16" else bits.view(np.float16).astype(np.float32)
+    return values
+
+
 @op("mma")
 def multiply(lanes: Lanes, instruction: Instruction) -> Step:
     found = SHAPE.search(instruction.opcode)
@@ -63,25 +83,10 @@ def multiply(lanes: Lanes, instruction: Instruction) -> Step:
     if len(a) * 2 * (32 // bits) != depth or len(b) * 4 * (32 // bits) != depth:
         raise Fault("a matrix that has another number of registers")
 
-    def matrix(registers: list[Array], name: str, shape: tuple[int, int]) -> Array:
-        """(warps, rows, columns) of float32."""
-        order = places(name, bits, len(registers))
-        stacked = np.stack([np.broadcast_to(r, lanes.count) for r in registers])  # (registers, lanes)
-        if bits == 32:
-            values = cut_tf32(stacked)[..., None]
-        else:
-            parts = stacked[..., None].view(np.uint16)  # (registers, lanes, 2)
-            values = from_bfloat16(parts) if kind == "bf16" else parts.view(np.float16).astype(np.float32)
-        warps = lanes.count // WARP
-        entries = values.reshape(len(registers), warps, WARP, -1).transpose(1, 0, 2, 3).reshape(warps, -1)
-        out = np.empty((warps, shape[0] * shape[1]), np.float32)
-        out[:, order] = entries
-        return out.reshape(warps, *shape)
-
     def step(mask: Any) -> None:
         lanes.whole_warps(mask)
-        product = np.matmul(matrix(a, "A", (16, depth)), matrix(b, "B", (depth, 8))).reshape(-1, 128)
-        entries = product[:, places("C", 32, 4)].reshape(-1, 4, WARP)
+        left, right = (fragment(lanes, r, name, kind, depth) for r, name in ((a, "A"), (b, "B")))
+        entries = np.matmul(left, right).reshape(-1, 128)[:, places("C", 32, 4)].reshape(-1, 4, WARP)
         results = [entries[:, i].reshape(-1) + c[i] for i in range(4)]
         for out, values in zip(outs, results, strict=True):
             np.copyto(out, values, where=mask)

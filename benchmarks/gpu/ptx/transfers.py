@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.gpu.ptx.faults import Fault
-from benchmarks.gpu.ptx.machine import SHARED_WINDOW, TYPES, WARP, Copies, Lanes, Step, op
+from benchmarks.gpu.ptx.machine import SHARED_WINDOW, TYPES, WARP, Lanes, Step, op
 from benchmarks.gpu.ptx.memory import WORDS, Addresses, Array, Mask
 from benchmarks.gpu.ptx.parsing import Instruction
 
@@ -144,10 +144,10 @@ def copy(lanes: Lanes, instruction: Instruction) -> Step:
     if instruction.parts[1] != "async" or "bulk" in instruction.parts or "mbarrier" in instruction.parts:
         raise Fault("this machine does not know the instruction")
     if "commit_group" in instruction.parts:
-        return lambda mask: _commit(lanes, mask)
+        return lambda mask: lanes.copies.commit(lanes.active(mask))
     if "wait_group" in instruction.parts or "wait_all" in instruction.parts:
         left = int(instruction.operands[0]) if instruction.operands else 0
-        return lambda mask: _wait(lanes, left, mask)
+        return lambda mask: lanes.copies.wait(left, lanes.active(mask))
     target, source, bytes_ = instruction.operands[:3]
     to, from_, size = address_of(lanes, target), address_of(lanes, source), int(bytes_, 0)
     given = lanes.read(instruction.operands[3], np.uint32) if len(instruction.operands) > 3 else np.full(1, size)
@@ -158,33 +158,10 @@ def copy(lanes: Lanes, instruction: Instruction) -> Step:
         if ((wanted != 0) & (wanted != size) & active).any():
             raise Fault("cp.async of a part of its bytes")
         words = load_words(lanes, "global", from_(), 4, size // 4, active & (wanted > 0))
-        lanes.pending.append((to(), words, active.copy()))
+        to_address = to()
+        lanes.copies.add(active, lambda of: store_words(lanes, "shared", to_address, words, of))
 
     return step
-
-
-def _commit(lanes: Lanes, mask: Any) -> None:
-    active = lanes.active(mask).copy()
-    mine = [(to, words, of & active) for to, words, of in lanes.pending]
-    lanes.pending = [(to, words, of & ~active) for to, words, of in lanes.pending if (of & ~active).any()]
-    lanes.copies.append(Copies(active, mine))
-
-
-def _wait(lanes: Lanes, left: int, mask: Any) -> None:
-    """All groups of a lane but its `left` newest arrive."""
-    active = lanes.active(mask)
-    newer = np.zeros(lanes.count, np.int64)
-    ripe = []
-    for group in reversed(lanes.copies):
-        waited = group.lanes & active
-        ripe.append((group, waited & (newer >= left)))
-        newer += waited
-    for group, of in reversed(ripe):
-        for to, words, lanes_of in group.writes:
-            if (lanes_of & of).any():
-                store_words(lanes, "shared", to, words, lanes_of & of)
-        group.lanes &= ~of
-    lanes.copies = [group for group in lanes.copies if group.lanes.any()]
 
 
 @op("atom", "red")
