@@ -195,23 +195,24 @@ def main() -> None:
     parser.add_argument("--lengths", type=int, nargs="+", default=LENGTHS)
     parser.add_argument("--terms", type=int, nargs="+", default=TERMS)
     arguments = parser.parse_args()
-    rows = []
-    for length in arguments.lengths:
-        for terms in arguments.terms:
-            rows.append(case(length, terms))
-            print(told(rows[-1]))
-            sys.stdout.flush()
-    settings = {"estimate": True, "gpu": "H100 SXM: 132 multiprocessors, 1.755 GHz, a copy at 3.0 TB/s"}
-    settings |= {
+    settings: dict[str, Any] = {
+        "estimate": True,
+        "gpu": "H100 SXM: 132 multiprocessors, 1.755 GHz, a copy at 3.0 TB/s",
         "triton": triton.__version__,
         "tokens": TOKENS,
         "blocks": BLOCKS,
         "reached": REACHED,
         "copy": round(COPY, 3),
+        "goals": {"of a copy, forward": GOAL_OF_COPY, "ps, forward and backward": GOAL_BOTH},
     }
-    goals = {"of a copy, forward": GOAL_OF_COPY, "ps, forward and backward": GOAL_BOTH}
     title = "what the GPU kernels would take on an H100: estimates from compiled code, nothing measured"
-    write(arguments.out, "model", title, {"settings": settings | {"goals": goals}, "cases": [], "estimates": rows})
+    rows = []
+    for length in arguments.lengths:
+        for terms in arguments.terms:
+            rows.append(case(length, terms))
+            print(told(rows[-1]))
+            write(arguments.out, "model", title, {"settings": settings, "cases": [], "estimates": rows})
+            sys.stdout.flush()
 
 
 if __name__ == "__main__":

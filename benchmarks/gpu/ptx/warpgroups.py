@@ -102,14 +102,14 @@ def matrices(
 ) -> Array:
     """Each warp's matrix (rows, depth) from shared memory, in float32; warp w of four begins at row `step` times w."""
     size = 4 if kind == "tf32" else 2
-    first = np.broadcast_to(descriptor, lanes.count).reshape(-1, WARP)[:, :1]  # (warps, 1)
-    number = np.arange(len(first))[:, None] % 4
+    first = np.broadcast_to(descriptor, lanes.count).reshape(-1, WARP)[active, :1]  # (active warps, 1)
+    number = np.flatnonzero(active)[:, None] % 4
     outer, inner = (index.reshape(1, -1) for index in np.indices((rows, depth)))
-    at = addresses(first, outer + number * step, inner, size, transposed)[active]
+    at = addresses(first, outer + number * step, inner, size, transposed)
     entries = at.shape[1]
     block = lanes.block.reshape(-1, WARP)[active, :1].repeat(entries)
     stamps = lanes.stamps().reshape(-1, WARP)[active, :1].repeat(entries)
     words = lanes.shared.load(at.reshape(-1), size, 1, block, stamps)
-    out = np.zeros((len(first), entries), WORDS[size])
+    out = np.zeros((len(active), entries), WORDS[size])
     out[active] = words.reshape(-1, entries)
     return numbers(out, kind).reshape(-1, rows, depth)
