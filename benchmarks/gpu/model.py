@@ -17,15 +17,19 @@ cost, the host, waits of too few warps, the small tensor operations around the l
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
+import numpy as np
 import torch
 import triton
+from torch import Tensor
 
 from benchmarks.gpu.ptx.counting import SECTOR, Counts
 from benchmarks.gpu.ptx.launches import TritonLaunches
@@ -52,7 +56,7 @@ SLOTS: tuple[tuple[str, float], ...] = (
 )  # fmt: skip
 SLOTS_64 = {"min": 4.0, "max": 4.0, "mul": 4.0, "mad": 4.0, "div": 80.0, "rem": 80.0}
 SLOTS_OF = {"div": 16.0, "rem": 16.0}
-BLOCKS = 12  # of a launch, that run
+ROWS, BLOCKS = 1024, 6  # of what is computed, that run: rows, or blocks
 TOKENS, DIM = 131_072, 64
 LENGTHS = (200, 1024, 4096, 16384, 65536)
 TERMS = (16, 32)
@@ -116,18 +120,39 @@ class Use:
 
 
 class Uses(TritonLaunches):
-    """Takes the Triton backend's launches and runs some blocks of each; kernels that only find rows run whole."""
+    """Takes the Triton backend's launches and runs some blocks of each.
+
+    Kernels on tiles of slots, along axis 0 of their grids, run the first ones, those of the first ROWS rows, so that
+    one finds what the one before it wrote. Of what small whole numbers the others would have written, the same follows
+    again and again, as the sequences do. Other kernels run blocks spread by the golden ratio, which meet repeated
+    patterns evenly, and those that only find rows run whole.
+    """
 
     WHOLE = ("borders_kernel", "name_slots_kernel")
+    PLACES = ("sequences_ptr", "starts_ptr", "ends_ptr", "chunks_ptr")
 
-    def __init__(self) -> None:
+    def __init__(self, rows: int) -> None:
         super().__init__()
+        self.share = min(ROWS / rows, 1.0)
         self.found: list[Use] = []
 
-    def start(self, launch: Launch, memory: GlobalMemory) -> None:
+    def start(self, launch: Launch, memory: GlobalMemory, arguments: dict[str, Any]) -> None:
         if launch.program.name in self.WHOLE:
             launch.run(memory)
-        self.found.append(Use.of(launch, launch.sample(memory, BLOCKS), memory))
+        x, along = launch.grid[0], arguments.get("SLOTS", 0)
+        tiled = along > 0 and x == -(-arguments["slots"] // along)
+        number = np.arange(launch.blocks)
+        if tiled:
+            first = math.ceil(x * self.share)
+            number = number[number % x < first]
+        else:
+            number = np.unique((np.arange(BLOCKS) * 0.6180339887 % 1 * launch.blocks).astype(np.int64))
+        self.found.append(Use.of(launch, launch.sample(memory, number), memory))
+        if tiled:
+            for name, value in arguments.items():
+                if isinstance(value, Tensor) and value.dtype == torch.int32 and name not in self.PLACES:
+                    period = first * along // max(arguments["per_row"], 1) * arguments["per_row"] or first * along
+                    value.copy_(value[..., torch.arange(value.shape[-1]) % period])
 
 
 def legendre(length: int, terms: int, *, backward: bool, packed: bool = False, tokens: int = TOKENS) -> list[Use]:
@@ -139,8 +164,8 @@ def legendre(length: int, terms: int, *, backward: bool, packed: bool = False, t
     bounds = torch.arange(0, batch * length + 1, length)
     where = (bounds[:-1], bounds[1:]) if packed else (None, None)
     call = (x, torch.zeros(DIM, terms), None, torch.zeros(DIM), pre, post, *where, length, False)
-    uses = Uses()
-    with uses.emulated(poison=False):
+    uses = Uses(batch * length)
+    with uses.emulated(poison=False), mock.patch.object(torch, "empty", torch.zeros):
         if backward:
             operators.legendre_conv_backward(grad, *call, [True] * 6)
         else:
@@ -200,7 +225,7 @@ def main() -> None:
         "gpu": "H100 SXM: 132 multiprocessors, 1.755 GHz, a copy at 3.0 TB/s",
         "triton": triton.__version__,
         "tokens": TOKENS,
-        "blocks": BLOCKS,
+        "rows": ROWS,
         "reached": REACHED,
         "copy": round(COPY, 3),
         "goals": {"of a copy, forward": GOAL_OF_COPY, "ps, forward and backward": GOAL_BOTH},

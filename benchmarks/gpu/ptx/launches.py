@@ -81,9 +81,10 @@ class TritonLaunches:
         assert program.threads is not None
         x, y, z = (*grid, 1, 1)[:3]
         self.seen[program.name] = self.seen.get(program.name, 0) + 1
-        self.start(Launch(program, (x, y, z), program.threads, compiled.metadata.shared, tuple(values)), memory)
+        launch = Launch(program, (x, y, z), program.threads, compiled.metadata.shared, tuple(values))
+        self.start(launch, memory, arguments)
 
-    def start(self, launch: Launch, memory: GlobalMemory) -> None:
+    def start(self, launch: Launch, memory: GlobalMemory, arguments: dict[str, Any]) -> None:
         launch.run(memory)
 
 

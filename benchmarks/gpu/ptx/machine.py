@@ -74,13 +74,9 @@ class Launch:
         memory.begin_launch()
         self._run(memory, np.arange(self.blocks))
 
-    def sample(self, memory: GlobalMemory, blocks: int) -> Counts:
-        """Runs some blocks and counts what they use; conflicts between blocks are not looked for.
-
-        They are spread by the golden ratio, so that they meet the parts of repeated patterns evenly.
-        """
+    def sample(self, memory: GlobalMemory, numbers: Addresses) -> Counts:
+        """Runs the blocks of these numbers and counts what they use; conflicts between blocks are not looked for."""
         counts = Counts(len(self.program.instructions))
-        numbers = np.unique((np.arange(blocks) * 0.6180339887 % 1 * self.blocks).astype(np.int64))
         self._run(memory, numbers, counts)
         counts.blocks = len(numbers)
         counts.finish()
