@@ -39,7 +39,8 @@ def addresses(descriptor: Addresses, outer: Array, inner: Array, size: int, tran
     along, across = (outer, inner) if transposed else (inner, outer)
     at = along * size
     at = start + at % row + at // row * leading + across % 8 * row + across // 8 * stride
-    return at ^ (at >> 7 & (1 << bits) - 1) << 4
+    swizzled: Addresses = at ^ (at >> 7 & (1 << bits) - 1) << 4
+    return swizzled
 
 
 @op("wgmma")
@@ -50,8 +51,8 @@ def warpgroup(lanes: Lanes, instruction: Instruction) -> Step:
     if what == "commit_group":
         return lambda mask: lanes.products.commit(lanes.active(mask))
     if what == "wait_group":
-        left = int(instruction.operands[0])
-        return lambda mask: lanes.products.wait(left, lanes.active(mask))
+        newest = int(instruction.operands[0])
+        return lambda mask: lanes.products.wait(newest, lanes.active(mask))
     found = SHAPE.search(instruction.opcode)
     if what != "mma_async" or found is None or found[3] != found[4] or found[3] not in ("bf16", "f16", "tf32"):
         raise Fault("this machine does not know the instruction")
@@ -66,7 +67,7 @@ def warpgroup(lanes: Lanes, instruction: Instruction) -> Step:
     product = _left(lanes, left, kind, depth, transposed[0] if len(transposed) > 1 else False)
 
     def work(of: Mask) -> None:
-        active = of.reshape(-1, WARP).all(1)
+        active: Mask = of.reshape(-1, WARP).all(1)  # type: ignore[assignment]
         a = product(active)
         b = matrices(lanes, b_at, columns, depth, kind, transposed[-1], active, 0)
         total = np.matmul(a, b.transpose(0, 2, 1))  # (warps, 16, columns)
