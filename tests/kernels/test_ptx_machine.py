@@ -196,6 +196,54 @@ def test_matrices_from_shared_memory() -> None:
         assert transposed[lane] == matrix[2 * t, g] | matrix[2 * t + 1, g] << 16
 
 
+def in_rows(matrix: npt.NDArray[np.float32]) -> npt.NDArray[np.uint32]:
+    """The words of shared memory that hold a (rows, 16) matrix of bfloat16 in swizzled rows of 32 bytes: of every row
+    of 8, the lower four have their two halves as they are, the upper four exchanged."""
+    words = (matrix.view(np.uint32) >> 16).astype(np.uint16).reshape(-1, 2, 8)
+    for row in range(len(words)):
+        if row % 8 >= 4:
+            words[row] = words[row, ::-1]
+    return np.ascontiguousarray(words).view(np.uint32).reshape(-1)
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("waited", [False, True])
+def test_product_of_four_warps(transposed: bool, waited: bool) -> None:
+    """A from registers, B from shared memory; what is read before the wait is what was there before."""
+    rng = np.random.default_rng(0)
+    a, b = (rng.integers(-8, 9, shape).astype(np.float32) for shape in ((64, 16), (16, 16)))
+    data = np.zeros((13, 128), np.uint32)  # A's registers, B, the sums
+    for thread in range(128):
+        warp, lane = divmod(thread, 32)
+        g, t = divmod(lane, 4)
+        for i, (r, c) in enumerate([(g, 2 * t), (g + 8, 2 * t), (g, 2 * t + 8), (g + 8, 2 * t + 8)]):
+            low, high = a[16 * warp + r, c : c + 2].view(np.uint32)
+            data[i, thread] = low >> 16 | high & 0xFFFF0000
+    data[4] = in_rows(np.ascontiguousarray(b if transposed else b.T))
+    loads = "\n".join(f"ld.global.b32 %r{20 + i}, [%rd2+{512 * i}];" for i in range(5))
+    stores = "\n".join(f"st.global.b32 [%rd2+{512 * (5 + i)}], %r{30 + i};" for i in range(8))
+    sums = "{" + ", ".join(f"%r{30 + i}" for i in range(8)) + "}"
+    descriptor = 3 << 62 | (256 >> 4) << 32 | 4 << 16  # rows of 32 bytes, groups of eight rows 256 bytes apart
+    body = f"""
+{loads}
+st.shared.b32 [%r6], %r24;
+bar.sync 0;
+mov.b64 %rd3, {descriptor:#x};
+wgmma.fence.sync.aligned;
+wgmma.mma_async.sync.aligned.m64n16k16.f32.bf16.bf16 {sums}, {{%r20, %r21, %r22, %r23}}, %rd3, 0, 1, 1, {transposed:d};
+wgmma.commit_group.sync.aligned;
+wgmma.wait_group.sync.aligned {0 if waited else 1};
+{stores}
+"""
+    found = run(body, data, threads=128, shared=512).view(np.float32)[5:]
+    product = a @ b if waited else np.zeros((64, 16), np.float32)
+    for thread in range(128):
+        warp, lane = divmod(thread, 32)
+        g, t = divmod(lane, 4)
+        want = [product[16 * warp + g + 8 * (i % 4 // 2), 8 * (i // 4) + 2 * t + i % 2] for i in range(8)]
+        assert found[:, thread].tolist() == want
+
+
 COPY = "cp.async.cg.shared.global [%r7], [%rd3], 16; cp.async.commit_group;"
 ADDRESSES = "shl.b32 %r7, %r2, 4; mad.wide.u32 %rd3, %r2, 16, %rd1; add.s32 %r7, %r5, %r7;"
 FAULTS = {
