@@ -106,6 +106,8 @@ def test_instructions(opcode: str, a: int, b: int, want: int) -> None:
         ("cvt.rna.tf32.f32 %r10, 0f3F801000;", 0x3F802000),
         ("mov.b32 %r11, 0x80; cvt.s32.s8 %r10, %r11;", 0xFFFFFF80),
         ("cvt.rzi.s32.f32 %r10, 0fC0200000;", 0xFFFFFFFE),
+        ("cvt.sat.f32.f32 %r10, 0fC0200000;", 0),
+        ("fma.rn.sat.f32 %r10, 0f40000000, 0f40000000, 0f3F800000;", bits(1.0)),
         ("mov.b32 %r11, 0x12345678; prmt.b32 %r10, %r11, 0, 0x0123;", 0x78563412),
         ("mov.b32 %r11, 0xF0; bfe.s32 %r10, %r11, 4, 4;", 0xFFFFFFFF),
         ("mov.b32 %r11, 0xF0; bfe.u32 %r10, %r11, 4, 4;", 0xF),

@@ -84,6 +84,11 @@ def packed(lanes: Lanes, instruction: Instruction, function: Callable[..., Array
     return step
 
 
+def saturated(values: Array) -> Array:
+    """Between 0 and 1; NaN becomes 0."""
+    return np.clip(np.nan_to_num(values, nan=0.0), 0, 1)
+
+
 @op(*BINARY)
 def binary(lanes: Lanes, instruction: Instruction) -> Step:
     parts, function = instruction.parts, BINARY[instruction.parts[0]]
@@ -132,12 +137,14 @@ def multiply_add(lanes: Lanes, instruction: Instruction) -> Step:
     if "wide" in parts or "hi" in parts:
         return _product(lanes, instruction)
     if parts[-1] == "f32":  # rounded once, as good as always
+        saturates = "sat" in parts
         target, *operands = instruction.operands
         a, b, c = (lanes.read(operand, np.float32) for operand in operands)
         out = lanes.out(target, np.float32)
 
         def step(mask: Any) -> None:
-            np.copyto(out, np.multiply(a, b, dtype=np.float64) + c, where=mask, casting="same_kind")
+            value = np.multiply(a, b, dtype=np.float64) + c
+            np.copyto(out, saturated(value) if saturates else value, where=mask, casting="same_kind")
 
         return step
 
@@ -279,7 +286,7 @@ def convert(lanes: Lanes, instruction: Instruction) -> Step:
     target, *operands = instruction.operands
     parts = instruction.parts
     to, source = parts[-2], parts[-1]
-    if "sat" in parts or "relu" in parts:
+    if "relu" in parts or ("sat" in parts and to != "f32"):
         raise Fault("this machine does not know the instruction")
     if to in ("bf16x2", "f16x2"):
         high, low = (lanes.read(operand, np.float32) for operand in operands)
@@ -299,6 +306,8 @@ def convert(lanes: Lanes, instruction: Instruction) -> Step:
 
     def step(mask: Any) -> None:
         value = values()
+        if "sat" in parts:
+            value = saturated(value)
         if rounded is not None:
             value = rounded(value)
             if kind.kind in "iu":  # what does not fit saturates
