@@ -378,27 +378,6 @@ def test_every_kernel_compiles_without_spills(tmp_path: Path) -> None:
             assert row["loads_128"] >= 2, row  # of x and a gate
 
 
-@pytest.mark.parametrize(
-    ("targets", "flags"),
-    [
-        (("gfx942", "gfx950", "sm_100", "sm_120"), ("--kernels", "legendre_chunks_kernel", "gated_short_conv_kernel")),
-        pytest.param(("sm_100", "sm_120", "sm_86", "sm_89"), (), marks=pytest.mark.slow),
-        pytest.param(("gfx942", "gfx950"), (), marks=pytest.mark.slow),
-    ],
-    ids=str,
-)
-def test_every_kernel_compiles_for_other_gpus(targets: tuple[str, ...], flags: tuple[str, ...], tmp_path: Path) -> None:
-    """Compiled, not run: nothing spills to memory, and what a block shares fits."""
-    out = tmp_path / "aot.json"
-    done = run(f"-m benchmarks.gpu.compiled --out {out} --targets {' '.join(targets)} {' '.join(flags)}")
-    assert done.returncode == 0, done.stderr[-2000:]
-    rows = json.loads(out.read_text())["kernels"]
-    assert {row["architecture"].rstrip("a") for row in rows} == set(targets)
-    for row in rows:
-        assert row["spilled"] == row["stack"] == 0, row
-        assert row["shared"] <= row["shared_limit"], row
-
-
 def test_sampled_basis_is_what_the_tables_hold() -> None:
     """The rows of first taps are the basis itself."""
     chosen = plan.plan_for(5, 100, False, False, torch.float64)
