@@ -32,6 +32,7 @@ SUITES: dict[str, Suite] = {
     "host": Suite("suites.host", "what a mixer call takes of the host, with nothing on a device"),
     "gpu": Suite("gpu.suite", "the operators and the mixer on a GPU, after their tests"),
     "compiled": Suite("gpu.compiled", "registers and memory of every Triton kernel, compiled without a GPU"),
+    "model": Suite("gpu.model", "what the kernels would take on an H100: estimates from the compiled code"),
     "report": Suite("report.page", "one Markdown page from the folder of results"),
 }
 

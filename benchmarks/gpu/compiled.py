@@ -1,18 +1,20 @@
 """Compiles every Triton kernel in every shipped configuration, without a GPU, and records what comes out.
 
-    python -m benchmarks compiled [--out benchmarks/results/triton-aot.json] [--few]
+    python -m benchmarks compiled [--out benchmarks/results/triton-aot.json] [--few] [--targets ...] [--kernels ...]
 
-For sm_80 and sm_90: registers, spilled bytes, shared memory, tensor-core instructions, of whatever the operators launch
-at the CASES below. `--few` leaves out the shapes that only change ranks.
+For sm_80 and sm_90, or other `--targets` (sm_100, gfx942, ...): registers, spilled bytes, shared memory, tensor-core
+instructions, of whatever the operators launch at the CASES below. `--few` leaves out the shapes that only change ranks;
+`--kernels` takes some, at the first case.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 import triton
@@ -20,9 +22,10 @@ import triton
 from benchmarks.gpu.ahead_of_time import OPTIONS, SHARED, compiled, launches
 from benchmarks.harness.recording import write
 from hyenarec_kernels.backends import triton as backend
+from hyenarec_kernels.backends.triton import arithmetic
 from hyenarec_kernels.backends.triton.arithmetic import Arithmetic
 
-ARCHITECTURES = (80, 90)
+TARGETS = ("sm_80", "sm_90")
 # dtype, channels, sequence length, horizon, terms, packed, window. The first three use every kernel and configuration.
 CASES = (
     (torch.bfloat16, 64, 4096, 4096, 32, False, True),
@@ -71,26 +74,26 @@ def call(dtype: torch.dtype, dim: int, length: int, horizon: int, terms: int, pa
     operators.gated_short_conv_backward(u, q, *projected, [True] * 3)
 
 
-def rows(cases: tuple[Any, ...]) -> Iterator[dict[str, Any]]:
-    for capability in ARCHITECTURES:
+def rows(cases: tuple[Any, ...], targets: Sequence[str], names: Sequence[str] | None) -> Iterator[dict[str, Any]]:
+    for target in targets:
         for case in cases:
-            with launches() as found:
+            with launches() as found, mock.patch.object(arithmetic, "AMD", target.startswith("gfx")):
                 call(*case)
             seen = set()
             for launch in found:
                 kernel, arguments = launch
                 options = {name: value for name, value in arguments.items() if name.isupper() or name in OPTIONS}
                 variant = (kernel.__name__, str(options), tuple(a is None for a in arguments.values()))
-                if variant in seen:
+                if variant in seen or (names and kernel.__name__ not in names):
                     continue
                 seen.add(variant)
-                row = compiled(launch, capability)
+                row = compiled(launch, target)
                 shapes = ("RANK", "NEAR_RANK", "EDGE_RANK", "REVERSE", "PACKED", "PARTED", "SLOTS", "CHANNELS")
                 yield {
                     "dtype": str(case[0]).removeprefix("torch."),
                     **row,
                     **{name.lower(): options[name] for name in shapes if name in options},
-                    "shared_limit": SHARED[capability],
+                    "shared_limit": SHARED[target],
                 }
 
 
@@ -100,9 +103,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/triton-aot.json"))
     parser.add_argument("--few", action="store_true")
+    parser.add_argument("--kernels", nargs="+")
+    parser.add_argument("--targets", nargs="+", default=TARGETS, choices=sorted(SHARED))
     arguments = parser.parse_args()
-    kernels = list(rows(CASES[:FEW] if arguments.few else CASES))
-    settings = {"triton": triton.__version__, "shared_limit": {f"sm_{n}": SHARED[n] for n in ARCHITECTURES}}
+    cases = CASES[:1] if arguments.kernels else CASES[:FEW] if arguments.few else CASES
+    kernels = list(rows(cases, arguments.targets, arguments.kernels))
+    settings = {"triton": triton.__version__, "shared_limit": {name: SHARED[name] for name in arguments.targets}}
     title = "what the Triton kernels compile to, in every shipped configuration"
     write(arguments.out, "compiled", title, {"settings": settings, "cases": [], "kernels": kernels})
     for row in kernels:

@@ -79,6 +79,13 @@ SECTIONS = {
         tables.compiled,
         (),
     ),
+    "model": Section(
+        "What the GPU kernels would take",
+        "How long would the Legendre convolution take on an H100? Estimates from what its compiled kernels execute; "
+        "nothing was measured.",
+        tables.model,
+        (),
+    ),
     "losses": Section("The losses over a catalogue", "Milliseconds of forward and backward.", tables.losses, ("cpu",)),
     "loading": Section("Reading a log", "Seconds and memory until a log is in memory.", tables.loading, ("cpu",)),
     "hosts": Section(

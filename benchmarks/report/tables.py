@@ -294,6 +294,35 @@ def compiled(result: Result) -> list[str]:
     return [f"{' / '.join(architectures)}:", "", *table(head, rows), ""]
 
 
+def model(result: Result) -> list[str]:
+    """A line a shape: predicted picoseconds an element, beside the goals."""
+    settings = result["settings"]
+    goals = settings["goals"]
+
+    def span(row: Mapping[str, Any], what: str) -> str:
+        return f"{row[what]['at least']:.1f} to {row[what]['likely']:.1f}"
+
+    def share(row: Mapping[str, Any]) -> str:
+        low, high = (settings["copy"] / row["forward"][name] for name in ("likely", "at least"))
+        return f"{low:.0%} to {high:.0%}"
+
+    rows = [
+        [
+            f"{row['backend']}, L = {row['length']:,}, N = {row['terms']}{', packed' if row['packed'] else ''}",
+            span(row, "forward"),
+            share(row),
+            span(row, "forward and backward"),
+        ]
+        for row in result["estimates"]
+    ]
+    line = (
+        f"Picoseconds an element, estimates for {settings['gpu']}: at full rates, and at those that good kernels "
+        f"reach. Goals: {goals['of a copy, forward']:.0%} of a copy forward, {goals['ps, forward and backward']:.0f} "
+        "ps with the backward pass."
+    )
+    return [line, "", *table(["shape", "forward", "of a copy", "with backward"], rows), ""]
+
+
 def losses(result: Result) -> list[str]:
     lines = []
     for kind in dict.fromkeys(case["kind"] for case in result["cases"]):

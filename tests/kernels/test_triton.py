@@ -382,9 +382,11 @@ def test_every_kernel_compiles_without_spills(tmp_path: Path) -> None:
     others |= {"gated_short_conv_kernel", "gated_short_conv_backward_kernel", "conv_step_kernel", "borders_kernel"}
     assert {row["kernel"] for row in rows} == matrix | others
     for row in rows:
-        assert row["spilled"] == 0, row
+        assert row["spilled"] == row["stack"] == 0, row
         assert row["shared"] <= row["shared_limit"], row
         assert (row["tensor_core"] > 0) == (row["kernel"] in matrix), row
+        if row["kernel"] in ("legendre_moments_kernel", "legendre_chunks_kernel") and row["dtype"] != "float32":
+            assert row["loads_128"] >= 2, row  # of x and a gate
 
 
 def test_sampled_basis_is_what_the_tables_hold() -> None:

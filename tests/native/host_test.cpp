@@ -63,6 +63,8 @@ int bank_conflicts() {
 
 extern "C" {
 
+void host_emulate(Emulate to) { emulate = to; }
+
 int64_t args_size() { return sizeof(LongConvArgs); }
 
 int64_t host_workspace(const LongConvArgs* args, int top, bool backward) {

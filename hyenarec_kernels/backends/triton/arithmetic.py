@@ -16,6 +16,8 @@ from hyenarec_kernels.backends.triton.configs import CHUNK, TABLE
 from hyenarec_kernels.backends.triton.rows import ChunkedRows
 from hyenarec_kernels.dtypes import wide
 
+# AMD's matrix instructions take float32 values as they are, and have no TF32, or one of less precision.
+AMD = torch.version.hip is not None
 SERVED = (torch.float32, torch.float16, torch.float64 if INTERPRETED else torch.bfloat16)
 
 
@@ -39,11 +41,11 @@ class Arithmetic:
 
     @property
     def precision(self) -> str:
-        return {torch.float16: "tf32", torch.float32: "tf32x3"}.get(self.dtype, "ieee")
+        return "ieee" if AMD else {torch.float16: "tf32", torch.float32: "tf32x3"}.get(self.dtype, "ieee")
 
     @property
     def precision_of_moments(self) -> str:
-        return "ieee" if self.dtype == torch.float64 else "tf32x3"
+        return "ieee" if AMD or self.dtype == torch.float64 else "tf32x3"
 
     @property
     def kernel_dtype(self) -> Any:

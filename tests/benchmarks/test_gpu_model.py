@@ -1,0 +1,125 @@
+"""The predictions of `benchmarks.gpu.model`: regression figures, and the model against what ptxas makes.
+
+Kernels are compiled in processes of their own: this one has Triton's interpreter where other tests have run in it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+if find_spec("triton") is None:
+    pytest.skip("triton is not installed", allow_module_level=True)
+
+import triton
+
+from benchmarks.gpu import model
+from benchmarks.gpu.ptx.parsing import Instruction
+from benchmarks.harness.recording import read
+from benchmarks.report.tables import model as table_of
+
+ROOT = Path(__file__).parents[2]
+RECORDED = ROOT / "benchmarks" / "results" / "gpu-model.json"
+# Predicted times depend on Triton's version and on the code alone. One that changed by more than this wants the file
+# written again, by `python -m benchmarks model`, and a look at why.
+TOLERANCE = 0.05
+
+
+def run(*arguments: str) -> str:
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(ROOT / "python")])
+    done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, cwd=ROOT, env=environment)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout
+
+
+def estimates(path: Path) -> dict[tuple[Any, ...], dict[str, Any]]:
+    rows = read(path)["estimates"]
+    return {(row["backend"], row["length"], row["terms"], row["packed"]): row for row in rows}
+
+
+@pytest.mark.parametrize("few", [True, pytest.param(False, marks=pytest.mark.slow)], ids=["few", "all"])
+def test_predictions_are_those_recorded(few: bool, tmp_path: Path) -> None:
+    recorded = estimates(RECORDED)
+    lengths, terms = ({str(key[at]) for key in recorded} for at in (1, 2))
+    choice = ["--lengths", "200", "--terms", "16"] if few else ["--lengths", *lengths, "--terms", *terms]
+    if read(RECORDED)["settings"]["triton"] != triton.__version__:
+        pytest.skip("recorded with another version of Triton")
+    run("-m", "benchmarks", "model", *choice, "--out", str(tmp_path / "model.json"))
+    found = estimates(tmp_path / "model.json")
+    assert few or found.keys() == recorded.keys()
+    assert found
+    for key, row in found.items():
+        for what in ("forward", "forward and backward"):
+            for name in ("at least", "likely", "bytes"):
+                assert row[what][name] == pytest.approx(recorded[key][what][name], rel=TOLERANCE), (key, what, name)
+
+
+def test_recorded_predictions_say_that_they_are_estimates() -> None:
+    result = read(RECORDED)
+    assert result["settings"]["estimate"] is True and "nothing measured" in result["title"]
+    assert ("triton", 200, 16, False) in estimates(RECORDED)
+    lines = table_of(result)
+    assert "estimates" in lines[0] and f"{model.GOAL_OF_COPY:.0%}" in lines[0]
+    assert sum(line.startswith("| ") for line in lines) == 1 + len(result["estimates"])
+
+
+@pytest.mark.parametrize(
+    ("opcode", "operands", "slots"),
+    [
+        ("add.s32", ("%r1", "%r2", "3"), 1),
+        ("add.s64", ("%rd1", "%rd2", "3"), 2),
+        ("mad.wide.s32", ("%rd1", "%r2", "4", "%rd3"), 1),
+        ("mov.b32", ("%r1", "%r2"), 0.5),
+        ("mov.b32", ("%r1", "{%rs1, %rs2}"), 1),
+        ("ld.global.v2.b64", ("{%rd1, %rd2}", "[%rd3]"), 1),
+        ("ex2.approx.f32", ("%r1", "%r2"), 4),
+        ("rem.s64", ("%rd1", "%rd2", "%rd3"), 80),
+        ("and.pred", ("%p1", "%p2", "%p3"), 0.5),
+    ],
+)
+def test_issue_slots(opcode: str, operands: tuple[str, ...], slots: float) -> None:
+    assert model.slots(Instruction(None, False, opcode, operands, "")) == slots
+
+
+STRAIGHT = """
+import json, torch
+from collections import Counter
+from benchmarks.gpu.ahead_of_time import TARGETS, binary, launches
+from benchmarks.gpu.compiled import CASES, call
+from benchmarks.gpu.machine_code import machine_instructions
+from benchmarks.gpu.model import slots
+from benchmarks.gpu.ptx.parsing import programs
+
+found = {}
+for case in CASES[:2]:
+    with launches() as launched:
+        call(*case)
+    for launch in launched:
+        if launch[0].__name__ not in ("legendre_moments_kernel", "gated_short_conv_kernel", "short_conv_kernel"):
+            continue
+        made = binary(launch, TARGETS["sm_90"])
+        (program,) = programs(made.asm["ptx"])
+        if not any(instruction.opcode.startswith("bra") for instruction in program.instructions):
+            found[made.asm["ptx"]] = [
+                program.name,
+                sum(map(slots, program.instructions)),
+                sum(machine_instructions(made.asm["cubin"]).values()),
+            ]
+print(json.dumps(list(found.values())))
+"""
+
+
+def test_issue_slots_of_whole_kernels_are_what_ptxas_makes() -> None:
+    """Of those without a loop, whose instructions stand in the code once."""
+    rows = json.loads(run("-c", STRAIGHT).splitlines()[-1])
+    assert len(rows) >= 3
+    for name, predicted, made in rows:
+        assert predicted == pytest.approx(made, rel=0.15), name
