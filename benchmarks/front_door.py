@@ -7,7 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
 
-from hyenarec.errors import UserError
+
+class NoSuchSuite(Exception):
+    """The message is one line that names the suites that there are."""
 
 
 @dataclass(frozen=True)
@@ -36,9 +38,9 @@ SUITES: dict[str, Suite] = {
 
 
 def run(name: str, options: Sequence[str]) -> None:
-    """Run a suite as if its options had been its program's own; raises :class:`UserError` where there is none."""
+    """Run a suite as if its options had been its program's own; raises :class:`NoSuchSuite` where there is none."""
     if name not in SUITES:
-        raise UserError(f"no benchmark suite is called {name!r}: choose one of {', '.join(SUITES)}")
+        raise NoSuchSuite(f"no benchmark suite is called {name!r}: choose one of {', '.join(SUITES)}")
     suite = import_module(f"benchmarks.{SUITES[name].module}")
     sys.argv = [f"python -m benchmarks {name}", *options]
     suite.main()
