@@ -23,6 +23,7 @@ not work, a test fails, or of a file of tests none passes.
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
 import time
@@ -48,6 +49,8 @@ NO_TIME = "no time was left"
 
 class Suite:
     """One run into a folder. ``prepare`` is called in every process that measures, and ``plugins`` are pytest's."""
+
+    patience = 1.0  # times the limits: more where there is no hurry
 
     def __init__(
         self,
@@ -105,14 +108,14 @@ class Suite:
         def one(row: Row) -> float:
             what = {"measure": plan.MEASURES[row["what"]], "name": self.order(row)}
             with closing(Worker(self.prepare)) as worker:
-                done = worker(warm, what, 0.0, min(COMPILING, max(self.left(), 1.0)))
+                done = worker(warm, what, 0.0, min(self.patience * COMPILING, max(self.left(), 1.0)))
             return float(done["took"]["processors"] or 0.0)
 
         def extend() -> str | None:
             log = self.folder / "gpu-build.txt"
-            write_whole(log, f"{self.environment}\n")
+            write_whole(log, json.dumps(self.environment) + "\n")
             architecture = self.environment["capability"].replace(".", "")
-            return extension.ready(architecture, log, min(BUILDING, self.left()))
+            return extension.ready(architecture, log, min(self.patience * BUILDING, self.left()))
 
         with ThreadPoolExecutor(max((os.cpu_count() or 1) // 2, 1) + 1) as pool:
             building = pool.submit(extend) if build else None
@@ -124,7 +127,7 @@ class Suite:
 
     def measure(self, worker: Worker, rows: Iterable[Row], kept: float) -> None:
         for row in rows:
-            limit = min(ROW, self.left(kept))
+            limit = min(self.patience * ROW, self.left(kept))
             if limit > 1:
                 done = worker(plan.MEASURES[row["what"]], self.order(row), self.seconds, limit)
                 done = done | row | {"predicted": self.predicted.of(row)}
@@ -137,7 +140,7 @@ class Suite:
         """The tests, and beside them what the rows still to come launch is compiled."""
         tests = DeviceTests(self.folder, self.environment, self.plugins)
         process = tests.start()
-        end = time.perf_counter() + min(TESTS, self.left())
+        end = time.perf_counter() + min(self.patience * TESTS, self.left())
         self.compile(rows)
         tests.finish(process, end - time.perf_counter())
         print("\n".join(device_tests.said(tests.outcomes())), flush=True)
@@ -147,7 +150,7 @@ class Suite:
     def test_large(self, tests: DeviceTests) -> None:
         for test in tests.large():
             if self.left() > 5:
-                tests.run_alone(test, min(LARGE_TEST, self.left()))
+                tests.run_alone(test, min(self.patience * LARGE_TEST, self.left()))
             else:
                 print(f"tests: {test}: {NO_TIME}")
         outcomes = tests.outcomes()

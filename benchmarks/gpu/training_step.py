@@ -32,9 +32,20 @@ def import_recommender() -> None:
             import_module(name)
         except ModuleNotFoundError:
             for missing in (name, *parts):
-                stand_in = ModuleType(missing)
-                stand_in.__dict__["__getattr__"] = lambda attribute: type(attribute, (Exception,), {})
-                sys.modules[missing] = stand_in
+                sys.modules[missing] = stand_in(missing)
+
+
+def stand_in(name: str) -> ModuleType:
+    """A module from which anything can be imported, and nothing works."""
+
+    def give(attribute: str) -> type[Exception]:
+        if attribute.startswith("__"):
+            raise AttributeError(attribute)
+        return type(attribute, (Exception,), {})
+
+    module = ModuleType(name)
+    module.__dict__["__getattr__"] = give
+    return module
 
 
 def step_row(system: str, tokens: int, length: int, clock: Clock, seconds: float) -> Iterator[dict[str, Any]]:
