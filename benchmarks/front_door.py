@@ -31,7 +31,8 @@ SUITES: dict[str, Suite] = {
     "ablation": Suite("suites.ablation", "accuracy of the hyena mixer with each of its options changed alone"),
     "losses": Suite("suites.losses", "losses over a catalogue, by chunk size"),
     "loading": Suite("suites.loading", "seconds and memory of reading a log of ten million events"),
-    "gpu": Suite("gpu.suite", "the operators and the mixer on a GPU, after their tests"),
+    "gpu": Suite("gpu.suite", "the operators, their tests and training steps on a GPU, in minutes"),
+    "rehearsal": Suite("gpu.rehearsal", "the suite gpu without a GPU, and how long it would take with one"),
     "compiled": Suite("gpu.compiled", "registers and memory of every Triton kernel, compiled without a GPU"),
     "report": Suite("report.page", "one Markdown page from the folder of results"),
 }

@@ -1,4 +1,9 @@
-"""What the performance model says of a row, to stand beside the measurement: an estimate, made without a GPU."""
+"""What the performance model says of a row, to stand beside the measurement: an estimate, made without a GPU.
+
+``benchmarks/results/gpu-model.json`` has a list ``estimates``. Each names its ``backend``, ``length``, ``dim``,
+``terms`` and whether it is ``packed`` (and has a ``window``, which is False where nothing is said), and has under
+``forward`` and ``forward and backward`` the picoseconds an element that are ``likely``.
+"""
 
 from __future__ import annotations
 
@@ -11,28 +16,28 @@ from benchmarks.gpu.results import KINDS
 from benchmarks.gpu.worker import Row
 
 MODEL = ROOT / "benchmarks/results/gpu-model.json"
-NAMED = ("backend", "length", "dim", "terms", "window", "packed")  # what tells the model's figures apart
+NAMED = ("backend", "length", "dim", "terms", "packed", "window")
 
 
 class Predictions:
-    """Picoseconds an element by what names a row; none where there is no figure for it."""
-
-    def __init__(self, figures: list[dict[str, Any]]) -> None:
-        self.figures = figures
+    def __init__(self, estimates: list[dict[str, Any]]) -> None:
+        self.estimates = {key_of(estimate): estimate for estimate in estimates}
 
     def of(self, row: Row) -> dict[str, float]:
-        """Milliseconds of a row of ours, by kind."""
+        """Milliseconds of a row of ours, by kind; empty where there is no estimate."""
         if row["what"] != "ours":
             return {}
+        estimate = self.estimates.get(key_of(row), {})
         elements = max(row["tokens"] // row["length"], 1) * row["length"] * row["dim"]
-        for figure in self.figures:
-            if all(figure.get(name, row[name]) == row[name] for name in NAMED):
-                return {kind: 1e-9 * elements * figure[kind] for kind in KINDS if kind in figure}
-        return {}
+        return {kind: 1e-9 * elements * estimate[words]["likely"] for kind, words in KINDS.items() if words in estimate}
+
+
+def key_of(named: dict[str, Any]) -> tuple[Any, ...]:
+    return tuple(named.get(name, False) for name in NAMED)
 
 
 def read(path: Path = MODEL) -> Predictions:
     """Without a file, without predictions."""
     if not path.exists():
         return Predictions([])
-    return Predictions(json.loads(path.read_text(encoding="utf-8")).get("predictions", []))
+    return Predictions(json.loads(path.read_text(encoding="utf-8"))["estimates"])

@@ -1,6 +1,6 @@
 """The GPU suite without a GPU, from end to end, and how long it would take on a machine that has one.
 
-    python -m benchmarks.gpu.rehearsal [--out runs/gpu-rehearsal] [--seconds 0.3]
+    python -m benchmarks rehearsal [--out runs/gpu-rehearsal] [--seconds 0.3]
 
 Every process, compiler, file and line is the suite's own; the GPU is :mod:`benchmarks.gpu.pretence`, and shapes are a
 few sequences. No time of a kernel comes out of it. What is counted here are the processor seconds of what is compiled
@@ -74,13 +74,13 @@ class Clock:
         rows = suite.results.rows
         essential = len(list(plan.essential()))
         half = CORES // 2
-        compiling = spread([STARTING + seconds for seconds in first], half)
+        compiling = STARTING + spread(first, half)
         testing = STARTING + suite.spent_on_tests / WORKERS + TESTING
         self.parts = {
             "start": STARTING,
             "compiling, and the extension": max(compiling, spread(build, COMPILERS)),
             "essential rows": STARTING + sum(map(self.row, rows[:essential])),
-            "tests, and compiling": max(testing, spread([STARTING + seconds for seconds in later], half)),
+            "tests, and compiling": max(testing, STARTING + spread(later, half)),
             "other rows": sum(map(self.row, rows[essential:])),
             "large tests": LARGE_TESTS * (STARTING + LARGE_TEST),
         }

@@ -27,6 +27,7 @@ import json
 import os
 import sys
 import time
+from collections import deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -103,13 +104,22 @@ class Suite:
 
     def compile(self, rows: list[Row], build: bool = False) -> None:
         """What the rows launch, in several processes; beside it the extension."""
-        jobs = plan.compiled_first(rows)
+        jobs = deque(plan.compiled_first(rows))
 
-        def one(row: Row) -> float:
-            what = {"measure": plan.MEASURES[row["what"]], "name": self.order(row)}
+        def next_job() -> Row | None:
+            try:
+                return jobs.popleft()
+            except IndexError:
+                return None
+
+        def one_after_another() -> list[float]:
+            spent = []
             with closing(Worker(self.prepare)) as worker:
-                done = worker(warm, what, 0.0, min(self.patience * COMPILING, max(self.left(), 1.0)))
-            return float(done["took"]["processors"] or 0.0)
+                while (row := next_job()) is not None:
+                    what = {"measure": plan.MEASURES[row["what"]], "name": self.order(row)}
+                    done = worker(warm, what, 0.0, min(self.patience * COMPILING, max(self.left(), 1.0)))
+                    spent.append(float(done["took"]["processors"] or 0.0))
+            return spent
 
         def extend() -> str | None:
             log = self.folder / "gpu-build.txt"
@@ -117,9 +127,11 @@ class Suite:
             architecture = self.environment["capability"].replace(".", "")
             return extension.ready(architecture, log, min(self.patience * BUILDING, self.left()))
 
-        with ThreadPoolExecutor(max((os.cpu_count() or 1) // 2, 1) + 1) as pool:
+        processes = min(max((os.cpu_count() or 1) // 2, 1), len(jobs))
+        with ThreadPoolExecutor(processes + 1) as pool:
             building = pool.submit(extend) if build else None
-            spent = list(pool.map(one, jobs))
+            compiling = [pool.submit(one_after_another) for _ in range(processes)]
+            spent = [seconds for process in compiling for seconds in process.result()]
             reason = building.result() if building else None
         if reason is not None:
             self.fault(f"extension: {reason}; no figure here is the cuda backend's")

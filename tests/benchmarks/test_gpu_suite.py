@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -94,10 +95,13 @@ def test_the_training_steps_stand_beside_each_other() -> None:
 def test_predictions_stand_beside_what_they_are_of(tmp_path: Path) -> None:
     row = next(plan.ours(200))
     assert predictions.read(tmp_path / "missing.json").of(row) == {}
-    figure = {"backend": "cuda", "length": 200, "forward": 3.0, "training": 9.0}
-    predicted = predictions.Predictions([figure]).of(row)
-    assert predicted["forward"] == pytest.approx(1e-9 * 3.0 * 5242 * 200 * 64)
-    assert predictions.Predictions([figure | {"terms": 32}]).of(row) == {}
+    estimate = {"backend": "cuda", "length": 200, "dim": 64, "terms": 16, "packed": False}
+    estimate |= {"forward": {"likely": 3.0, "at least": 2.5}, "forward and backward": {"likely": 9.0}}
+    (tmp_path / "model.json").write_text(json.dumps({"estimates": [estimate]}))
+    found = predictions.read(tmp_path / "model.json")
+    elements = 5242 * 200 * 64
+    assert found.of(row) == pytest.approx({"forward": 3e-9 * elements, "training": 9e-9 * elements})
+    assert found.of(row | {"window": True}) == found.of(row | {"terms": 32}) == {}
 
 
 def test_the_plan_begins_with_what_matters() -> None:
