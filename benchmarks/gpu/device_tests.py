@@ -51,9 +51,16 @@ class DeviceTests:
         """The ids of the large tests, which the others' run left out."""
         return [line["test"] for line in self.outcomes() if line["outcome"] == "deselected"]
 
-    def run_alone(self, test: str, limit: float) -> None:
-        if commands.finish(self._pytest([test]), limit) is None:
-            self.note(test, f"not done after {limit:.0f} s")
+    def run_in_turn(self, tests: list[str], limit: float) -> list[str]:
+        """One test at a time, in one process. What is returned has to run in another: where the process died or was
+        killed, that is laid to the first test without an outcome, and those behind it are left."""
+        code = commands.finish(self._pytest(tests), limit)
+        known = {line["test"] for line in self.outcomes() if line["outcome"] != "deselected"}
+        left = [test for test in tests if test not in known]
+        if left:
+            reason = f"not done after {limit:.0f} s" if code is None else f"the process ended ({code})"
+            self.note(left[0], reason)
+        return left[1:]
 
     def outcomes(self) -> list[Outcome]:
         lines = self.lines.read_text().splitlines()[1:]  # below the machine

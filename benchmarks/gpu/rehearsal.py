@@ -82,7 +82,7 @@ class Clock:
             "essential rows": STARTING + sum(map(self.row, rows[:essential])),
             "tests, and compiling": max(testing, STARTING + spread(later, half)),
             "other rows": sum(map(self.row, rows[essential:])),
-            "large tests": LARGE_TESTS * (STARTING + LARGE_TEST),
+            "large tests": STARTING + LARGE_TESTS * LARGE_TEST,
         }
 
     def row(self, row: Row) -> float:

@@ -70,7 +70,7 @@ def test_what_passed_and_what_was_skipped_is_counted(
     for path in (tests.lines, tests.log):
         assert "a made-up GPU" in path.read_text().splitlines()[0]
     if not workers:
-        tests.run_alone(tests.large()[0], 120.0)
+        assert tests.run_in_turn(tests.large(), 120.0) == []
         assert device_tests.counted(tests.outcomes())["tests/kernels/test_gpu.py"]["passed"] == 2
 
 
@@ -95,6 +95,20 @@ def test_tests_that_hang_are_stopped_and_those_before_them_count(folder: Path, m
     tests.finish(process, 0.0)
     counted = device_tests.counted(tests.outcomes())
     assert counted["tests/kernels/test_cuda.py"]["passed"] == 1 and counted["tests"]["failed"] == 1
+
+
+def test_large_tests_survive_one_that_ends_their_process(folder: Path) -> None:
+    body = "def test_one(): pass\ndef test_dies():\n  import os; os._exit(5)\ndef test_three(): pass\n"
+    (folder / device_tests.FOLDER / "test_cuda.py").write_text(body)
+    tests = DeviceTests(folder, {})
+    one, dies, three = (f"{device_tests.FOLDER}/test_cuda.py::test_{name}" for name in ("one", "dies", "three"))
+    assert tests.run_in_turn([one, dies, three], 120.0) == [three]
+    assert tests.run_in_turn([three], 120.0) == []
+    assert [(line["test"], line["outcome"], line["why"]) for line in tests.outcomes()] == [
+        (one, "passed", ""),
+        (dies, "failed", "the process ended (5)"),
+        (three, "passed", ""),
+    ]
 
 
 def test_what_a_command_started_ends_with_it(tmp_path: Path) -> None:

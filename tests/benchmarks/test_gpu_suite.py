@@ -350,3 +350,27 @@ def test_results_say_what_they_were_measured_by(tmp_path: Path) -> None:
     results.save(faults=[])
     results.add({"what": "rival", "rival": "copy", "left_out": "broken"})
     assert '"a made-up GPU"' in results.path.read_text() and '"faults": []' in results.path.read_text()
+
+
+# ---- the rehearsal ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_a_rehearsal_compiles_for_a_gpu_and_counts_it(tmp_path: Path) -> None:
+    """Processes, Triton's compiler and its launchers are real; most rows and the tests are left out."""
+    program = """
+from benchmarks.gpu import device_tests, plan, rehearsal
+rows = [row for row in plan.essential() if row.get("backend") == "triton" or row.get("rival") == "copy"]
+plan.essential = lambda: iter(rows[:2])
+plan.steps = plan.rest = lambda: iter(())
+device_tests.DeviceTests.start = lambda tests: None
+rehearsal.main()
+"""
+    command = [sys.executable, "-c", program, "--skip-build", "--out", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert "in all" in done.stdout and "a rehearsal, not a measurement" in done.stdout, done.stdout + done.stderr
+    result = json.loads((tmp_path / "gpu.json").read_text())
+    assert result["compiling, processor seconds"][0] > 1.0
+    ours, copy = result["rows"]
+    assert "left_out" not in ours and "graph" in ours["training"] and "graph" in copy["forward"]
+    assert "no GPU" in result["environment"]["device"]
