@@ -35,6 +35,8 @@ class OnCpu(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is Tensor.cuda:
             return args[0]
+        if func is torch.device:
+            return on_cpu(func(*args, **(kwargs or {})))
         args = [on_cpu(argument) for argument in args]
         kwargs = {name: on_cpu(value) for name, value in (kwargs or {}).items()}
         return func(*args, **kwargs)

@@ -52,6 +52,7 @@ class Suite:
     """One run into a folder. ``prepare`` is called in every process that measures, and ``plugins`` are pytest's."""
 
     patience = 1.0  # times the limits: more where there is no hurry
+    processes = max((os.cpu_count() or 1) // 2, 1)  # that compile side by side
 
     def __init__(
         self,
@@ -80,19 +81,19 @@ class Suite:
     def run(self, tests: bool) -> int:
         """All of it; the exit code."""
         print(", ".join(f"{name} {value}" for name, value in self.environment.items()), flush=True)
-        self.compile(list(plan.essential()), build=True)
+        self.compile(plan.compiled_first(plan.essential()), build=True)
         print(table.HEAD, flush=True)
         with closing(Worker(self.prepare)) as worker:
             self.measure(worker, plan.essential(), 0.0)
             self.phase("essential rows")
             later = [*plan.steps(), *plan.rest()]
+            first = plan.compiled_first(later, before=plan.essential())
+            large = None
             if tests:
-                large = self.test(later)
+                large = self.test(first)
             else:
-                large = None
-                self.compile(later)
-            kept = LARGE_TESTS if tests else 0.0
-            self.measure(worker, later, kept)
+                self.compile(first)
+            self.measure(worker, later, LARGE_TESTS if tests else 0.0)
             self.phase("other rows")
         if large is not None:
             self.test_large(large)
@@ -104,7 +105,7 @@ class Suite:
 
     def compile(self, rows: list[Row], build: bool = False) -> None:
         """What the rows launch, in several processes; beside it the extension."""
-        jobs = deque(plan.compiled_first(rows))
+        jobs = deque(rows)
 
         def next_job() -> Row | None:
             try:
@@ -127,7 +128,7 @@ class Suite:
             architecture = self.environment["capability"].replace(".", "")
             return extension.ready(architecture, log, min(self.patience * BUILDING, self.left()))
 
-        processes = min(max((os.cpu_count() or 1) // 2, 1), len(jobs))
+        processes = min(self.processes, len(jobs))
         with ThreadPoolExecutor(processes + 1) as pool:
             building = pool.submit(extend) if build else None
             compiling = [pool.submit(one_after_another) for _ in range(processes)]

@@ -114,6 +114,25 @@ def test_the_plan_begins_with_what_matters() -> None:
     assert {row["backend"] for row in plan.essential() if row["what"] == "ours"} == {"cuda", "triton"}
 
 
+def test_nothing_is_compiled_twice() -> None:
+    first = plan.compiled_first(plan.essential())
+    assert [(row["length"], row["packed"]) for row in first] == [
+        (length, packed) for length in plan.ESSENTIAL_LENGTHS for packed in (False, True)
+    ]
+    later = plan.compiled_first([*plan.steps(), *plan.rest()], before=plan.essential())
+    kernels = [plan.kernels_of(row) for row in (*first, *later)]
+    assert len(set(kernels)) == len(kernels)
+    assert any(row["what"] == "step" for row in later) and any(row["length"] == plan.LONGER for row in later)
+    assert not any(row.get("backend") == "cuda" or row["what"] == "rival" for row in later)
+
+
+def test_a_pretended_gpu_is_the_cpu() -> None:
+    with pretence.OnCpu():
+        devices = [torch.device("cuda"), torch.device("cuda", 0), torch.ones(1, device="cuda:0").device]
+        devices += [torch.ones(1).cuda().device, torch.ones(1).to(torch.device("cuda")).device]
+    assert {device.type for device in devices} == {"cpu"}
+
+
 def test_a_file_is_whole_or_not_there(tmp_path: Path) -> None:
     path = tmp_path / "gpu.json"
     write_whole(path, "first")
