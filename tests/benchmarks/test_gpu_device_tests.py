@@ -25,7 +25,9 @@ def test_past_two_to_the_31(): pass
 def broken(): raise RuntimeError("broken fixture")
 def test_error(broken): pass
 """
-ALL_SKIPPED = "import pytest\npytestmark = pytest.mark.skip(reason='no CUDA device')\ndef test_one(): pass\n"
+ALL_SKIPPED = (
+    "# with_device\nimport pytest\npytestmark = pytest.mark.skip(reason='no CUDA device')\ndef test_one(): pass\n"
+)
 
 
 @pytest.fixture
@@ -66,7 +68,7 @@ def test_what_passed_and_what_was_skipped_is_counted(
     assert "tests: tests/kernels/test_gpu.py: 1 passed, 2 failed, 1 skipped" in lines
     assert any(line.startswith("tests: FAILED tests/kernels/test_gpu.py::test_fails: ") for line in lines)
     assert any(line.startswith("tests: 1 skipped: ") and "no second device" in line for line in lines)
-    assert device_tests.faults(tests.outcomes()) == ["2 tests failed", "no test of tests/kernels/test_cuda.py passed"]
+    assert device_tests.faults(tests.outcomes()) == ["2 failed", "no test of tests/kernels/test_cuda.py passed"]
     for path in (tests.lines, tests.log):
         assert "a made-up GPU" in path.read_text().splitlines()[0]
     if not workers:
@@ -79,13 +81,13 @@ def test_without_pytest_nothing_is_proven(folder: Path, monkeypatch: pytest.Monk
     tests = DeviceTests(folder, {})
     tests.finish(tests.start(), 1.0)
     assert "tests: FAILED pytest: pytest is not installed" in device_tests.said(tests.outcomes())
-    assert device_tests.faults(tests.outcomes())[0] == "1 tests failed"
+    assert device_tests.faults(tests.outcomes())[0] == "1 failed"
 
 
 def test_tests_that_hang_are_stopped_and_those_before_them_count(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     marker = folder / "hanging"
-    hangs = f"import time\ndef test_ok(): pass\ndef test_hangs():\n  open({str(marker)!r}, 'w')\n  time.sleep(90)\n"
-    (folder / device_tests.FOLDER / "test_cuda.py").write_text(hangs)
+    hangs = f"def test_hangs():\n  import time\n  open({str(marker)!r}, 'w')\n  time.sleep(90)\n"
+    (folder / device_tests.FOLDER / "test_cuda.py").write_text("# with_device\ndef test_ok(): pass\n" + hangs)
     monkeypatch.setattr(device_tests, "find_spec", lambda name: missing(name, ("xdist",)))
     tests = DeviceTests(folder, {})
     process = tests.start()
@@ -98,7 +100,7 @@ def test_tests_that_hang_are_stopped_and_those_before_them_count(folder: Path, m
 
 
 def test_large_tests_survive_one_that_ends_their_process(folder: Path) -> None:
-    body = "def test_one(): pass\ndef test_dies():\n  import os; os._exit(5)\ndef test_three(): pass\n"
+    body = "# with_device\ndef test_one(): pass\ndef test_dies():\n  import os; os._exit(5)\ndef test_three(): pass\n"
     (folder / device_tests.FOLDER / "test_cuda.py").write_text(body)
     tests = DeviceTests(folder, {})
     one, dies, three = (f"{device_tests.FOLDER}/test_cuda.py::test_{name}" for name in ("one", "dies", "three"))
