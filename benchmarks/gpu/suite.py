@@ -139,15 +139,18 @@ class Suite:
         self.phase("compiling" if build else "compiling for other rows", spent)
 
     def measure(self, worker: Worker, rows: Iterable[Row], kept: float) -> None:
+        late = 0
         for row in rows:
             limit = min(self.patience * ROW, self.left(kept))
             if limit > 1:
                 done = worker(plan.MEASURES[row["what"]], self.order(row), self.seconds, limit)
                 done = done | row | {"predicted": self.predicted.of(row)}
+                print(table.line(done), flush=True)
             else:
-                done = row | {"left_out": NO_TIME}
+                done, late = row | {"left_out": NO_TIME}, late + 1
             self.results.add(done)
-            print(table.line(done), flush=True)
+        if late:
+            print(f"{late} rows: {NO_TIME}", flush=True)
 
     def test(self, rows: list[Row]) -> DeviceTests:
         """The tests, and beside them what the rows still to come launch is compiled."""
@@ -156,7 +159,9 @@ class Suite:
         end = time.perf_counter() + min(self.patience * TESTS, self.left())
         self.compile(rows)
         tests.finish(process, end - time.perf_counter())
-        print("\n".join(device_tests.said(tests.outcomes())), flush=True)
+        outcomes = tests.outcomes()
+        print("\n".join(device_tests.said(outcomes)), flush=True)
+        self.results.save(tests=device_tests.counted(outcomes))
         self.phase("tests")
         return tests
 
