@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 
 from benchmarks import front_door
-from hyenarec.errors import UserError
 
 
 def main(arguments: list[str]) -> None:
@@ -16,9 +15,18 @@ def main(arguments: list[str]) -> None:
                 front_door.run(suite, options)
             case _:
                 front_door.show()
-    except UserError as error:
+    except Exception as error:
+        if not is_bad_input(error):
+            raise
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+
+
+def is_bad_input(error: Exception) -> bool:
+    """Whether its message is for the user. Suites that need no recommender run where it cannot be imported."""
+    recommender = sys.modules.get("hyenarec.errors")
+    kinds = (front_door.NoSuchSuite,) if recommender is None else (front_door.NoSuchSuite, recommender.UserError)
+    return isinstance(error, kinds)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
 
-from hyenarec.errors import UserError
+
+class NoSuchSuite(Exception):
+    """The message is one line that names the suites that there are."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,8 @@ SUITES: dict[str, Suite] = {
     "losses": Suite("suites.losses", "losses over a catalogue, by chunk size"),
     "loading": Suite("suites.loading", "seconds and memory of reading a log of ten million events"),
     "host": Suite("suites.host", "what a mixer call takes of the host, with nothing on a device"),
-    "gpu": Suite("gpu.suite", "the operators and the mixer on a GPU, after their tests"),
+    "gpu": Suite("gpu.suite", "the operators, their tests and training steps on a GPU, in minutes"),
+    "rehearsal": Suite("gpu.rehearsal", "the suite gpu without a GPU, and how long it would take with one"),
     "compiled": Suite("gpu.compiled", "registers and memory of every Triton kernel, compiled without a GPU"),
     "model": Suite("gpu.model", "what the kernels would take on an H100: estimates from the compiled code"),
     "report": Suite("report.page", "one Markdown page from the folder of results"),
@@ -38,9 +41,9 @@ SUITES: dict[str, Suite] = {
 
 
 def run(name: str, options: Sequence[str]) -> None:
-    """Run a suite as if its options had been its program's own; raises :class:`UserError` where there is none."""
+    """Run a suite as if its options had been its program's own; raises :class:`NoSuchSuite` where there is none."""
     if name not in SUITES:
-        raise UserError(f"no benchmark suite is called {name!r}: choose one of {', '.join(SUITES)}")
+        raise NoSuchSuite(f"no benchmark suite is called {name!r}: choose one of {', '.join(SUITES)}")
     suite = import_module(f"benchmarks.{SUITES[name].module}")
     sys.argv = [f"python -m benchmarks {name}", *options]
     suite.main()

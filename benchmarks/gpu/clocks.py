@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
-from functools import cached_property
+from collections.abc import Callable, Iterator
+from functools import cached_property, partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from benchmarks.harness.measuring import take_turns
+
 FLUSHED = 64 << 20  # elements, 256 MB: larger than any L2 cache
 LONGEST = 20.0  # milliseconds that the device waits for the host
+ROUNDS = 5  # fewest of a figure
+Run = Callable[[], Any]
 
 
 class Clock:
@@ -34,10 +38,10 @@ class Clock:
         times = [self._timed(lambda: torch.cuda._sleep(1_000_000), 0) for _ in range(2)]
         return 1e6 / times[-1]
 
-    def __call__(self, run: Callable[[], Any]) -> float:
+    def __call__(self, run: Run) -> float:
         return self._timed(run, int(self.lead * self.cycles))
 
-    def _timed(self, run: Callable[[], Any], asleep: int) -> float:
+    def _timed(self, run: Run, asleep: int) -> float:
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         self.flushed.zero_()
         torch.cuda._sleep(asleep)
@@ -51,8 +55,59 @@ class Clock:
         took: float = start.elapsed_time(end)
         return took
 
+    def wall(self, run: Run) -> float:
+        """Milliseconds from the call until the device has done it, from an idle device with a cold L2 cache."""
+        self.flushed.zero_()
+        torch.cuda.synchronize()
+        began = time.perf_counter()
+        run()
+        torch.cuda.synchronize()
+        return 1e3 * (time.perf_counter() - began)
 
-def host_time(run: Callable[[], Any]) -> float:
+
+def figures(runs: dict[str, Run], clock: Clock, seconds: float) -> Iterator[dict[str, dict[str, Any]]]:
+    """Each run's times by name: ``wall`` (host and device), ``device`` (by events, the host out of the way), ``graph``
+    (a replayed CUDA graph: no Python, no launches one by one) and ``host`` (until the work was handed out).
+
+    Where ``wall`` is well above ``graph``, the device starves. The first dictionary lacks the graphs, whose capture can
+    fail in ways that end the process; the second has them, or under ``no_graph`` the reason why not.
+    """
+    turns: dict[tuple[str, str], Run] = {}
+    for name, run in runs.items():
+        turns |= {(name, "wall"): partial(clock.wall, run), (name, "device"): partial(clock, run)}
+    times = take_turns(turns, seconds, ROUNDS, clock=lambda turn: turn())
+    found: dict[str, dict[str, Any]] = {name: {"host": host_time(run)} for name, run in runs.items()}
+    for (name, kind), summary in times.items():
+        found[name][kind] = summary
+    yield found
+    for name, run in runs.items():
+        try:
+            replay = captured(run).replay
+            found[name] |= take_turns({"graph": replay}, seconds / 4, ROUNDS, clock)
+        except Exception as error:
+            found[name]["no_graph"] = first_line(error)
+    yield found
+
+
+def captured(run: Run) -> torch.cuda.CUDAGraph:
+    """A CUDA graph of a call, which stays as long as the graph does: replaying it writes into what the call returned.
+
+    Captured on a stream of its own, after calls there that allocate what stays; the error of a call that cannot be
+    captured (it waits for the device, say) is raised.
+    """
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(2):
+            run()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        run()
+    return graph
+
+
+def host_time(run: Run) -> float:
     """Milliseconds until the host has handed out a call, the median of five."""
     times = []
     for _ in range(5):
@@ -67,13 +122,13 @@ def draw(*shape: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
     return torch.randn(*shape, dtype=dtype, device="cuda").requires_grad_()
 
 
-def training(forward: Callable[[], Tensor], leaves: list[Tensor]) -> Callable[[], Any]:
+def training(forward: Callable[[], Tensor], leaves: list[Tensor]) -> Run:
     """Forward and backward."""
     grad = torch.randn_like(forward())
     return lambda: torch.autograd.grad(forward(), leaves, grad)
 
 
-def extra_memory(run: Callable[[], Any]) -> float:
+def extra_memory(run: Run) -> float:
     """Most bytes allocated during a call, over those of what it returns."""
     torch.cuda.synchronize()
     before = torch.cuda.memory_allocated()
@@ -82,3 +137,7 @@ def extra_memory(run: Callable[[], Any]) -> float:
     torch.cuda.synchronize()
     outputs = [out] if isinstance(out, Tensor) else list(out)
     return (torch.cuda.max_memory_allocated() - before) / sum(t.numel() * t.element_size() for t in outputs)
+
+
+def first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [repr(error)])[0][:200]

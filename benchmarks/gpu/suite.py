@@ -1,19 +1,23 @@
-"""Everything that needs a GPU, in one command: the tests of the triton and cuda backends, then the Legendre operator,
-the mixer, and the FFT convolution.
+"""Everything that needs a GPU, in one command and a few minutes: the numbers that matter most first.
 
-    python -m benchmarks gpu [--out benchmarks/results/gpu] [--seconds 0.5] [--minutes 7] [--skip-tests]
-    PYTHONPATH=.:python python -m benchmarks.gpu.suite    # in a checkout with nothing but torch and triton installed
+    python -m benchmarks gpu [--out runs/gpu] [--minutes 7] [--seconds 0.3] [--commit HASH] [--skip-tests]
 
-Contestants on the same data, bfloat16: ours, gated, padded and packed; torch.fft with gates; causal FlashAttention
-through scaled_dot_product_attention, and varlen_attn where torch has it; a copy of as many bytes as the gated forward
-must move (three tensors read, one written: 8 bytes an element). Times are the device's, by CUDA events, with its caches
-flushed before each round; `host ms` is how long Python takes to hand out the work; `memory` is the most allocated
-during a call over the size of what it returns. Errors are against the float64 definition, on two sequences. Explicit
-filters, as long as the sequences, are against torch.fft in float32, in its layout and in ours.
+It runs in a bare checkout, with torch, triton, numpy and pytest. Where the compiled extension is missing or has no CUDA
+kernels, it is compiled for this one GPU while Triton compiles its own kernels. Then, in this order:
 
-Rows are measured in a process of their own, the operator's first, and the JSON is written after each: one that fails,
-that breaks the GPU's context, or that `minutes` leave no time for, is left out with its reason. The PNG is made and the
-table printed at the end; beside the tests, processes compile what will be launched.
+1. the gated Legendre convolution, 1M tokens of bfloat16 at 200, 1,024 and 4,096 events: ours by both backends, padded
+   and packed; a copy of as many bytes (8 an element); causal FlashAttention, padded and packed; torch.fft in both
+   layouts; FlashFFTConv where it is installed;
+2. the tests, but for those of more than 2^31 elements;
+3. the training step of HyenaRec, and of SASRec on flash attention;
+4. other lengths, widths, filters and batches; mixers; explicit filters;
+5. the tests of more than 2^31 elements, one at a time.
+
+Each row is measured in a process that is killed when it takes too long, printed, and written to `gpu.json` in the
+folder at once; so is each test, to `gpu-tests.jsonl`. A row has the times of the forward, and of forward and
+backward, by three clocks: `wall` (host and device), `device` (by events, the host out of the way) and `graph` (a
+replayed CUDA graph). The last lines are a table and which targets are met. The exit code is 1 where the extension does
+not work, a test fails, or of a file of tests none passes.
 """
 
 from __future__ import annotations
@@ -21,138 +25,190 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import signal
-import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, redirect_stdout
-from importlib.util import find_spec
+from contextlib import closing
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from benchmarks.gpu.rows import (
-    DIMS,
-    DRAWN,
-    FOURIER_DIMS,
-    FOURIER_LENGTHS,
-    LENGTHS,
-    ROWS,
-    TERMS,
-    TOKENS,
-    drawn_row,
-    mixer_row,
-    warm,
-)
-from benchmarks.gpu.table import done, plot, table
-from benchmarks.gpu.worker import Measure, Row, Worker
+from benchmarks.gpu import device_tests, extension, machine, plan, predictions, table, targets
+from benchmarks.gpu.device_tests import DeviceTests
+from benchmarks.gpu.results import Results, write_whole
+from benchmarks.gpu.rows import warm
+from benchmarks.gpu.worker import Row, Worker, nothing
 from hyenarec_kernels import backends
 
-MIXER_LENGTHS = (200, 1024, 4096)
-RUNS = ((1 << 22, 64), (1 << 24, 64), (1 << 26, 64), (1 << 24, 32))  # elements, channels
-LONGEST_ROW, LONGEST_TESTS = 45.0, 200.0  # seconds
+# Seconds that a part may take at most.
+BUILDING, COMPILING, ROW, TESTS = 180.0, 120.0, 30.0, 120.0
+LARGE_TESTS = 60.0  # kept for them at the end
+NO_TIME = "no time was left"
 
 
-def shapes() -> Iterator[tuple[str, Row]]:
-    """What is measured, as a kind of row and its shape, what matters most first."""
-    for dim in DIMS:
-        yield from (("rows", {"tokens": t, "length": n, "dim": dim}) for t in TOKENS for n in LENGTHS)
-    for dim in DIMS:
-        yield from (("drawn", {"drawn": name, "dim": dim}) for name in DRAWN)
-    yield from (("scratch", {"run": run, "channels": channels, "dim": dim}) for dim in DIMS for run, channels in RUNS)
-    yield from (("mixer", {"length": n, "dim": dim}) for dim in DIMS for n in MIXER_LENGTHS)
-    yield from (("fourier", {"length": n, "dim": dim}) for dim in FOURIER_DIMS for n in FOURIER_LENGTHS)
+class Suite:
+    """One run into a folder. ``prepare`` is called in every process that measures, and ``plugins`` are pytest's."""
 
+    patience = 1.0  # times the limits: more where there is no hurry
+    processes = max((os.cpu_count() or 1) // 2, 1)  # that compile side by side
 
-def row_of(worker: Worker, kind: str, shape: Row, seconds: float, deadline: float) -> Row:
-    """A row, or why it was left out: one that fails costs no other."""
-    if time.perf_counter() > deadline:
-        return shape | {"left_out": "no time was left"}
-    reason = backends.BACKENDS["cuda"].probe() if kind == "fourier" else None
-    if reason is not None:
-        return shape | {"left_out": f"backend cuda: {reason}"}
-    return worker(ROWS[kind], shape, seconds, LONGEST_ROW)
+    def __init__(
+        self,
+        folder: Path,
+        minutes: float,
+        seconds: float,
+        commit: str | None,
+        prepare: Callable[[], None] = nothing,
+        plugins: tuple[str, ...] = (),
+    ) -> None:
+        self.began = time.perf_counter()
+        self.deadline, self.seconds = self.began + 60 * minutes, seconds
+        self.folder, self.prepare, self.plugins = folder, prepare, plugins
+        folder.mkdir(parents=True, exist_ok=True)
+        self.environment = machine.describe(commit)
+        settings = {"seconds": seconds, "minutes": minutes, "precision": "bfloat16"}
+        self.results = Results(folder, self.environment, settings)
+        self.predicted = predictions.read()
+        self.faults: list[str] = []
+        self.phases: dict[str, float] = {}
 
+    def left(self, kept: float = 0.0) -> float:
+        """Seconds until the end, less those kept for something else."""
+        return self.deadline - kept - time.perf_counter()
 
-def prepare(deadline: float) -> None:
-    """Compiles in several processes, for one width: the others launch the same kernels."""
-    jobs: list[tuple[Measure, Row]] = [(warm, {"length": length, "dim": DIMS[0]}) for length in LENGTHS]
-    jobs += [(mixer_row, {"length": length, "dim": DIMS[0]}) for length in MIXER_LENGTHS]
-    jobs += [(drawn_row, {"drawn": name, "dim": DIMS[0]}) for name in DRAWN]
+    def run(self, tests: bool) -> int:
+        """All of it; the exit code."""
+        print(", ".join(f"{name} {value}" for name, value in self.environment.items()), flush=True)
+        self.compile(plan.compiled_first(plan.essential()), build=True)
+        print(table.HEAD, flush=True)
+        with closing(Worker(self.prepare)) as worker:
+            self.measure(worker, plan.essential(), 0.0)
+            self.phase("essential rows")
+            later = [*plan.steps(), *plan.rest()]
+            first = plan.compiled_first(later, before=plan.essential())
+            large = None
+            if tests:
+                large = self.test(first)
+            else:
+                self.compile(first)
+            self.measure(worker, later, LARGE_TESTS if tests else 0.0)
+            self.phase("other rows")
+        if large is not None:
+            self.test_large(large)
+        return self.finish()
 
-    def run(job: tuple[Measure, Row]) -> None:
-        with closing(Worker()) as worker:
-            worker(*job, 0.0, max(deadline - time.perf_counter(), 1.0))
+    def order(self, row: Row) -> Row:
+        """What a process is asked to measure for a row."""
+        return without_kind(row)
 
-    with ThreadPoolExecutor(max((os.cpu_count() or 1) // 2, 1)) as pool:
-        list(pool.map(run, jobs))
+    def compile(self, rows: list[Row], build: bool = False) -> None:
+        """What the rows launch, in several processes; beside it the extension."""
+        jobs = deque(rows)
 
+        def next_job() -> Row | None:
+            try:
+                return jobs.popleft()
+            except IndexError:
+                return None
 
-def cases(result: dict[str, Any]) -> list[dict[str, Any]]:
-    """Forward, and forward with backward, of every row; the error at a length and width is that of any batch."""
-    from benchmarks.harness.convolutions import case
+        def one_after_another() -> list[float]:
+            spent = []
+            with closing(Worker(self.prepare)) as worker:
+                while (row := next_job()) is not None:
+                    what = {"measure": plan.MEASURES[row["what"]], "name": self.order(row)}
+                    done = worker(warm, what, 0.0, min(self.patience * COMPILING, max(self.left(), 1.0)))
+                    spent.append(float(done["took"]["processors"] or 0.0))
+            return spent
 
-    rows = done(result["rows"])
-    errors = {(row["length"], row["dim"]): max(row["error"].values()) for row in rows if "error" in row}
-    rows = [row for row in rows if (row["length"], row["dim"]) in errors]
-    found = []
-    for what in ("", ", fwd+bwd"):
-        rivals = {name: name + what for name in ("ours, packed", "FFT", "attention", "attention, packed", "copy")}
+        def extend() -> str | None:
+            log = self.folder / "gpu-build.txt"
+            write_whole(log, json.dumps(self.environment) + "\n")
+            architecture = self.environment["capability"].replace(".", "")
+            return extension.ready(architecture, log, min(self.patience * BUILDING, self.left()))
+
+        processes = min(self.processes, len(jobs))
+        with ThreadPoolExecutor(processes + 1) as pool:
+            building = pool.submit(extend) if build else None
+            compiling = [pool.submit(one_after_another) for _ in range(processes)]
+            spent = [seconds for process in compiling for seconds in process.result()]
+            reason = building.result() if building else None
+        if reason is not None:
+            self.fault(f"extension: {reason}; no figure here is the cuda backend's")
+        self.phase("compiling" if build else "compiling for other rows", spent)
+
+    def measure(self, worker: Worker, rows: Iterable[Row], kept: float) -> None:
+        late = 0
         for row in rows:
-            shape = f"{row['tokens'] // row['length']} x {row['length']:,} x {row['dim']}"
-            error = errors[row["length"], row["dim"]]
-            name = f"Gated Legendre convolution{what}"
-            found.append(case(name, shape, row["times"], f"ours{what}", rivals, error, "bfloat16"))
-    return found
+            limit = min(self.patience * ROW, self.left(kept))
+            if limit > 1:
+                done = worker(plan.MEASURES[row["what"]], self.order(row), self.seconds, limit)
+                done = done | row | {"predicted": self.predicted.of(row)}
+                print(table.line(done), flush=True)
+            else:
+                done, late = row | {"left_out": NO_TIME}, late + 1
+            self.results.add(done)
+        if late:
+            print(f"{late} rows: {NO_TIME}", flush=True)
+
+    def test(self, rows: list[Row]) -> DeviceTests:
+        """The tests, and beside them what the rows still to come launch is compiled."""
+        tests = DeviceTests(self.folder, self.environment, self.plugins)
+        process = tests.start()
+        end = time.perf_counter() + min(self.patience * TESTS, self.left())
+        self.compile(rows)
+        tests.finish(process, end - time.perf_counter())
+        outcomes = tests.outcomes()
+        print("\n".join(device_tests.said(outcomes)), flush=True)
+        self.results.save(tests=device_tests.counted(outcomes))
+        self.phase("tests")
+        return tests
+
+    def test_large(self, tests: DeviceTests) -> None:
+        large = tests.large()
+        while large and self.left() > 5:
+            large = tests.run_in_turn(large, min(self.patience * LARGE_TESTS, self.left()))
+        for test in large:
+            print(f"tests: {test}: {NO_TIME}")
+        outcomes = tests.outcomes()
+        print("\n".join(device_tests.said(outcomes)), flush=True)
+        for reason in device_tests.faults(outcomes):
+            self.fault(f"tests: {reason}")
+        self.results.save(tests=device_tests.counted(outcomes))
+        self.phase("large tests")
+
+    def fault(self, text: str) -> None:
+        self.faults.append(text)
+        print(f"FAILED {text}", flush=True)
+
+    def phase(self, name: str, processors: list[float] | None = None) -> None:
+        """Notes when a part was done, and the processor seconds of its jobs."""
+        self.phases[name] = round(time.perf_counter() - self.began, 1)
+        jobs = {} if processors is None else {f"{name}, processor seconds": processors}
+        self.results.save(done_after=dict(self.phases), **jobs)
+
+    def finish(self) -> int:
+        rows, path = self.results.rows, self.results.path
+        verdicts = targets.lines(rows)
+        self.results.save(targets=verdicts, faults=self.faults)
+        print("\n".join(["", *table.table(rows), "", *verdicts]))
+        for text in self.faults:
+            print(f"FAILED {text}")
+        print(f"{self.phases}; {time.perf_counter() - self.began:.0f} s; figures in {path}")
+        return int(bool(self.faults))
 
 
-def save(result: dict[str, Any], title: str, path: Path) -> None:
-    """In the format of every suite where the recommender, which defines it, can be imported; otherwise as it is."""
-    device = torch.device("cuda")
-    try:
-        from benchmarks.harness.recording import write
-
-        with redirect_stdout(None):
-            write(path, "gpu", title, result | {"cases": cases(result)}, device)
-    except Exception as error:
-        environment = {"device": torch.cuda.get_device_name(), "torch": torch.__version__, "python": sys.version}
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps({"title": title, "environment": environment, "format": str(error), **result}))
-
-
-def start_tests() -> list[subprocess.Popen[bytes]]:
-    """One process for the tests of each backend."""
-    if find_spec("pytest") is None:
-        print("tests: pytest is not installed", file=sys.stderr)
-        return []
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
-    if find_spec("xdist") is not None:  # compiling takes most of their time
-        command += ["-n", "4"]
-    folder = Path(__file__).resolve().parents[2] / "tests/kernels"
-    names = ("test_gpu.py", "test_cuda.py")
-    return [subprocess.Popen([*command, str(folder / name)], start_new_session=True) for name in names]
-
-
-def passed(tests: list[subprocess.Popen[bytes]], deadline: float) -> bool:
-    codes = []
-    for process in tests:
-        try:
-            codes.append(process.wait(max(deadline - time.perf_counter(), 0)))
-        except subprocess.TimeoutExpired:
-            print(f"tests: not done after {LONGEST_TESTS:.0f} s", file=sys.stderr)
-            os.killpg(process.pid, signal.SIGKILL)  # xdist's workers too
-            codes.append(1)
-    return not any(codes)
+def without_kind(row: Row) -> Row:
+    return {name: value for name, value in row.items() if name != "what"}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/gpu"))
-    parser.add_argument("--seconds", type=float, default=0.5, help="for the contestants of a row together")
-    parser.add_argument("--minutes", type=float, default=7.0, help="after which no row is begun, tests included")
+    parser.add_argument("--out", type=Path, default=Path("runs/gpu"), help="folder of what is written")
+    parser.add_argument("--minutes", type=float, default=7.0, help="after which nothing runs any more")
+    parser.add_argument("--seconds", type=float, default=0.3, help="of measuring a row")
+    parser.add_argument("--commit", help="to be recorded, where the checkout has no git history")
     parser.add_argument("--skip-tests", action="store_true")
     arguments = parser.parse_args()
     if not torch.cuda.is_available():
@@ -160,28 +216,8 @@ def main() -> None:
     reason = backends.BACKENDS["triton"].probe()
     if reason is not None:
         parser.exit(2, f"error: backend triton: {reason}\n")
-    began = time.perf_counter()
-    tests = [] if arguments.skip_tests else start_tests()
-    prepare(began + LONGEST_TESTS)
-    title = f"gated Legendre convolution, bfloat16, {TERMS} terms"
-    result: dict[str, Any] = {
-        "settings": {"tokens": TOKENS, "terms": TERMS, "seconds": arguments.seconds},
-        "tests_passed": passed(tests, began + LONGEST_TESTS) if tests else None,
-        **{kind: [] for kind in ROWS},
-    }
-    with closing(Worker()) as worker:
-        for kind, shape in shapes():
-            deadline = began + 60 * arguments.minutes
-            result[kind].append(row_of(worker, kind, shape, arguments.seconds, deadline))
-            save(result, title, arguments.out.with_suffix(".json"))
-    try:
-        plot(result, f"{title}, {torch.cuda.get_device_name()}", arguments.out.with_suffix(".png"))
-    except Exception as error:
-        print(f"no plot: {error!r}", file=sys.stderr)
-    print("\n".join(table(result)))
-    said = {True: "passed", False: "FAILED", None: "not run"}[result["tests_passed"]]
-    print(f"tests {said}; {time.perf_counter() - began:.0f} s; figures in {arguments.out.with_suffix('.json')}")
-    sys.exit(result["tests_passed"] is False)
+    suite = Suite(arguments.out, arguments.minutes, arguments.seconds, arguments.commit)
+    sys.exit(suite.run(tests=not arguments.skip_tests))
 
 
 if __name__ == "__main__":

@@ -1,153 +1,134 @@
-"""What the GPU suite makes of its rows: the table, how far the operator is from what it is to reach, the plot."""
+"""What the GPU suite prints: a line when a row is measured, and at the end a table of shapes."""
 
 from __future__ import annotations
 
 import math
-from pathlib import Path
 from typing import Any
 
-from benchmarks.gpu.rows import DIMS, ROWS, TOKENS
+from benchmarks.gpu.plan import BACKENDS, TERMS
+from benchmarks.gpu.results import KINDS
 from benchmarks.gpu.worker import Row
 
-# What the operator is to reach: times as fast as attention in training, by length.
-ATTENTION = {200: 1.0, 1024: 2.0, 4096: 6.0, 16384: 20.0}
-FFT, COPY, PACKED, MEMORY, ERROR = 8.0, 0.5, 0.85, 1.15, 2e-2
+CLOCKS = ("wall", "device", "graph")
+STARVED = 1.5  # times as long as the replayed graph: the device waits for the host
+HEAD = f"{'':<66} {'forward, ms':^39} {'forward and backward, ms':^39}\n{'':<66} " + " ".join(
+    f"{name:>9}" for name in (*CLOCKS, "predicted") * 2
+)
 
 
-def table(result: dict[str, Any]) -> list[str]:
-    head = ["tokens", "L", "D", "fwd ms", "of copy", "FFT", "attention", "memory"]
-    head += ["fwd+bwd ms", "FFT", "attention", "packed", "host ms", "memory"]
-    lines = [" ".join(f"{cell:>9}" for cell in head)]
-    rows, drawn, scratch, mixer, fourier = (done(result[kind]) for kind in ROWS)
-    for row in rows:
-        times, both = row["times"], "ours, fwd+bwd"
-        cells = (
-            str(row["tokens"]),
-            str(row["length"]),
-            str(row["dim"]),
-            f"{times['ours']['median']:.3f}",
-            f"{100 * times['copy']['median'] / times['ours']['median']:.0f}%",
-            ratio(times, "FFT", "ours"),
-            ratio(times, "attention", "ours"),
-            f"{row['memory']['ours']:.2f}x",
-            f"{times[both]['median']:.3f}",
-            ratio(times, "FFT, fwd+bwd", both),
-            ratio(times, "attention, fwd+bwd", both),
-            ratio(times, "ours, packed, fwd+bwd", both),
-            f"{row['host'][both]:.2f}",
-            f"{row['memory'][both]:.2f}x",
-        )
-        lines.append(" ".join(f"{cell:>9}" for cell in cells))
-    for row in drawn:
-        forward, training = (100 * row["relative"][what] for what in ("forward", "training"))
-        lines.append(
-            f"packed {row['drawn']}, D={row['dim']}: {forward:.0f}% of dense's tokens a second, trained {training:.0f}%"
-        )
-    for row in scratch:
-        lines += [
-            f"runs of {row['run']:,} elements and {row['channels']} channels, L=1024 D={row['dim']}: {name} "
-            f"{row['times'][name]['median']:.3f} ms, host {row['host'][name]:.2f} ms, memory {memory:.2f}x"
-            for name, memory in row["memory"].items()
-            if name.endswith("fwd+bwd")
+def line(row: Row) -> str:
+    """A row as it is printed at once."""
+    cells = []
+    for kind in KINDS:
+        figures = row.get(kind, {})
+        cells += [milliseconds(figures.get(clock, {}).get("median")) for clock in CLOCKS]
+        cells.append(milliseconds(row.get("predicted", {}).get(kind)))
+    text = f"{name_of(row):<66} " + " ".join(f"{cell:>9}" for cell in cells)
+    if "error" in row:
+        text += f"  error {max(row['error'].values()):.1e}"
+    reasons = [f"{kind} {row[kind]['no_graph']}" for kind in KINDS if "no_graph" in row.get(kind, {})]
+    text += f"  no graph: {reasons[0]}" if reasons else ""
+    text += f"  LEFT OUT: {row['left_out']}" if "left_out" in row else ""
+    return f"{text}  ({row['took']['seconds']:.1f} s)" if "took" in row else text
+
+
+def milliseconds(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
+
+
+def name_of(row: Row) -> str:
+    """What tells a row apart, in a few words."""
+    who = [str(row[key]) for key in ("backend", "rival", "system", "mixer", "drawn", "dtype") if key in row]
+    words = [row["what"] if row["what"] != "rival" else "", *who]
+    words += [f"{key}={row[key]}" for key in ("length", "dim", "tokens", "terms") if key in row]
+    words += [key for key in ("window", "packed", "even") if row.get(key)]
+    return " ".join(filter(None, words)).replace("length=", "L=").replace("dim=", "D=").replace("terms=", "N=")
+
+
+def device(row: Row | None, kind: str) -> float:
+    """Milliseconds of the device, NaN where there is no such row or figure."""
+    value: float = row[kind]["device"]["median"] if row and "device" in row.get(kind, {}) else math.nan
+    return value
+
+
+class Found:
+    """The rows that were measured, by what tells them apart."""
+
+    def __init__(self, rows: list[Row]) -> None:
+        self.rows = rows
+
+    def ours(self, shape: Row, backend: str, **changed: Any) -> Row | None:
+        wanted = {"terms": TERMS, "window": False, "packed": False} | shape | changed
+        return self.one(what="ours", backend=backend, **wanted)
+
+    def rival(self, shape: Row, *names: str) -> dict[str, Row]:
+        found = {name: self.one(what="rival", rival=name, **shape) for name in names}
+        return {name: row for name, row in found.items() if row}
+
+    def one(self, **wanted: Any) -> Row | None:
+        return next((row for row in self.rows if wanted.items() <= row.items()), None)
+
+    def shapes(self) -> list[Row]:
+        """Each number of tokens, length and width that ours has rows of, in their order."""
+        same = ("tokens", "length", "dim")
+        return [
+            dict(zip(same, values, strict=True))
+            for values in dict.fromkeys(tuple(row[key] for key in same) for row in self.rows if row["what"] == "ours")
         ]
-    for row in mixer:
-        times = row["times"]
-        lines.append(f"mixer L={row['length']} D={row['dim']}: attention takes {ratio(times, 'attention', 'mixer')}")
-    lines += map(fourier_line, fourier)
-    for kind in ROWS:
-        lines += [f"left out: {kind} {shape_of(row)}: {row['left_out']}" for row in result[kind] if "left_out" in row]
-    return lines + targets(result)
+
+    def fastest(self, shape: Row, kind: str, **changed: Any) -> tuple[float, str]:
+        """Our time by the backend that is faster there, and its name."""
+        times = [(device(self.ours(shape, backend, **changed), kind), backend) for backend in BACKENDS]
+        return min(times, key=lambda pair: (math.isnan(pair[0]), pair[0]))
+
+    def fft(self, shape: Row, kind: str) -> float:
+        """torch.fft in its faster layout."""
+        rows = self.rival(shape, "torch.fft (B, L, D)", "torch.fft (B, D, L)").values()
+        return min((device(row, kind) for row in rows), default=math.nan)
+
+    def attention(self, shape: Row, kind: str) -> float:
+        return device(self.rival(shape, "FlashAttention").get("FlashAttention"), kind)
 
 
-def targets(result: dict[str, Any]) -> list[str]:
-    """What the operator is to reach, and the row that is furthest from it."""
-    rows, drawn = done(result["rows"]), done(result["drawn"])
+def table(rows: list[Row]) -> list[str]:
+    """A line a shape, the device's times: ours on each backend, and how many times as long the others take."""
+    found = Found(rows)
+    head = ["tokens", "L", "D"]
+    for short in ("fwd", "f+b"):
+        head += [f"{short} {name}" for name in (*BACKENDS, "predicted", "of copy", "flash", "fft")]
+    head.remove("f+b of copy")
+    lines = [" ".join(f"{cell:>13}" for cell in head)]
+    for shape in found.shapes():
+        cells = [f"{shape['tokens']:,}", f"{shape['length']:,}", str(shape["dim"])]
+        for kind in KINDS:
+            ours, backend = found.fastest(shape, kind)
+            cells += [milliseconds(none(device(found.ours(shape, name), kind))) for name in BACKENDS]
+            cells.append(milliseconds((found.ours(shape, backend) or {}).get("predicted", {}).get(kind)))
+            if kind == "forward":
+                share = device(found.rival(shape, "copy").get("copy"), kind) / ours
+                cells.append("-" if math.isnan(share) else f"{share:.0%}")
+            cells += [times(found.attention(shape, kind) / ours), times(found.fft(shape, kind) / ours)]
+        lines.append(" ".join(f"{cell:>13}" for cell in cells))
+    return lines + starved(rows)
+
+
+def starved(rows: list[Row]) -> list[str]:
+    """Where the device waits for the host."""
     lines = []
-
-    def target(name: str, wanted: float, found: list[tuple[float, Row]], text: str, least: bool = True) -> None:
-        if found:
-            worst = min if least else max
-            value, row = worst(found, key=lambda pair: (math.isnan(pair[0]) != least, pair[0]))
-            reached = value >= wanted if least else value <= wanted  # false for NaN too
-            at = ", ".join(f"{key} {row[key]}" for key in ("tokens", "length", "drawn", "dim") if key in row)
-            lines.append(
-                f"{'reached' if reached else 'MISSED '} {name} {text.format(wanted)}: {text.format(value)} ({at})"
-            )
-
-    def times_ours(rival: str, ours: str, rows: list[Row]) -> list[tuple[float, Row]]:
-        pairs = [(row["times"], row) for row in rows if rival in row["times"]]
-        return [(times[rival]["median"] / times[ours]["median"], row) for times, row in pairs]
-
-    target(
-        "forward, of a copy from L=200 on,",
-        COPY,
-        times_ours("copy", "ours", [r for r in rows if r["length"] >= 200]),
-        "{:.0%}",
-    )
-    for length, wanted in ATTENTION.items():
-        at = [row for row in rows if row["length"] == length]
-        found = times_ours("attention, fwd+bwd", "ours, fwd+bwd", at)
-        target(f"attention's time for fwd+bwd at L={length}", wanted, found, "{:.1f}x")
-    for suffix in ("", ", fwd+bwd"):
-        target(f"FFT's time{suffix}", FFT, times_ours(f"FFT{suffix}", f"ours{suffix}", rows), "{:.1f}x")
-    for what in ("forward", "training"):
-        target(f"packed {what}, of dense,", PACKED, [(row["relative"][what], row) for row in drawn], "{:.0%}")
-    for name in ("ours", "ours, fwd+bwd", "ours, packed", "ours, packed, fwd+bwd"):
-        found = [(row["memory"][name], row) for row in rows if name in row["memory"]]
-        target(f"memory of {name},", MEMORY, found, "{:.2f}x", least=False)
-    errors: dict[str, list[tuple[float, Row]]] = {}
     for row in rows:
-        for name, error in row.get("error", {}).items():
-            errors.setdefault(name, []).append((error, row))
-    for name, found in errors.items():
-        target(f"error of {name} against float64", ERROR, found, "{:.1e}", least=False)
+        for kind, words in KINDS.items():
+            figures = row.get(kind, {})
+            if "graph" in figures and figures["wall"]["median"] > STARVED * figures["graph"]["median"]:
+                lines.append(
+                    f"starved by the host: {name_of(row)}, {words}: {figures['wall']['median']:.3f} ms, "
+                    f"{figures['graph']['median']:.3f} as a graph"
+                )
     return lines
 
 
-def ratio(times: dict[str, dict[str, float]], slow: str, fast: str) -> str:
-    return f"{times[slow]['median'] / times[fast]['median']:.1f}x" if slow in times and fast in times else "-"
+def none(value: float) -> float | None:
+    return None if math.isnan(value) else value
 
 
-def done(rows: list[Row]) -> list[Row]:
-    """Those that were measured."""
-    return [row for row in rows if "left_out" not in row]
-
-
-def shape_of(row: Row) -> str:
-    return ", ".join(f"{name} {value}" for name, value in row.items() if name != "left_out")
-
-
-def fourier_line(row: dict[str, Any]) -> str:
-    """Forward and training: milliseconds, and the time and memory that torch takes in its faster layout."""
-    cells = [f"explicit filter L={row['length']} D={row['dim']}:"]
-    for suffix in ("", ", fwd+bwd"):
-        times, memory = row["times"], row["memory"]
-        rival = min(
-            (f"FFT, ({layout}){suffix}" for layout in ("B, L, D", "B, D, L")), key=lambda name: times[name]["median"]
-        )
-        wide = f"ours, float32{suffix}"
-        cells.append(
-            f"{suffix.lstrip(', ') or 'fwd'} {times['ours' + suffix]['median']:.3f} ms, float32 "
-            f"{times[wide]['median']:.3f} ms, {rival} takes {ratio(times, rival, wide)} the time and "
-            f"{memory[rival] / memory[wide]:.1f}x the memory;"
-        )
-    return " ".join([*cells, f"error {row['error']:.1e}"])
-
-
-def plot(result: dict[str, Any], title: str, path: Path) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, (axes,) = pyplot.subplots(1, len(DIMS), figsize=(14, 4.5), layout="constrained", sharey=True, squeeze=False)
-    for axis, dim in zip(axes, DIMS, strict=True):
-        rows = [row for row in done(result["rows"]) if row["dim"] == dim and row["tokens"] == TOKENS[-1]]
-        for name in ("copy", "ours", "FFT", "attention", "ours, fwd+bwd", "FFT, fwd+bwd", "attention, fwd+bwd"):
-            points = [(row["length"], row["times"][name]["median"]) for row in rows if name in row["times"]]
-            axis.plot([x for x, _ in points], [y for _, y in points], marker="o", label=name)
-        axis.set(xscale="log", yscale="log", xlabel="sequence length", title=f"D={dim}")
-    axes[0].set_ylabel(f"milliseconds for {TOKENS[-1]:,} tokens")
-    axes[0].legend(frameon=False, fontsize=8)
-    figure.suptitle(title)
-    figure.savefig(path, dpi=150)
+def times(ratio: float) -> str:
+    return "-" if math.isnan(ratio) else f"{ratio:.1f}x"

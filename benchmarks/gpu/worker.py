@@ -2,67 +2,83 @@
 
 from __future__ import annotations
 
-import sys
+import resource
 import time
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Iterator
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from typing import Any
 
 import torch
 
-from benchmarks.gpu.clocks import Clock
+from benchmarks.gpu.clocks import Clock, first_line
 
 SPAWN = get_context("spawn")
 STARTING = 120.0  # seconds that importing torch may take
 CLOCK = Clock()
 Row = dict[str, Any]
-Measure = Callable[..., Row]
+# From what names a row, a clock and seconds: the row's figures, a few at a time.
+Measure = Callable[..., Iterator[Row]]
 
 
-def measured(measure: Measure, shape: Row, seconds: float) -> Row:
-    """A row: its shape, and its figures or why it was left out."""
+def nothing() -> None:
+    """What a process does before its first row: nothing where there is a GPU."""
+
+
+def measured(measure: Measure, name: Row, seconds: float) -> Iterator[Row]:
+    """A row as it grows: its name, its figures so far, and at the end, if it fails, why it has no more."""
+    row = dict(name)
     try:
         torch.cuda.empty_cache()
-        return shape | measure(**shape, clock=CLOCK, seconds=seconds)
+        for figures in measure(**name, clock=CLOCK, seconds=seconds):
+            row |= figures
+            yield row
     except Exception as error:
-        print(f"{measure.__name__} {shape}: {error!r}", file=sys.stderr)
-        return shape | {"left_out": (str(error).splitlines() or [repr(error)])[0][:200]}
+        yield row | {"left_out": first_line(error), "traceback": traceback.format_exc(limit=-3)[:2000]}
 
 
 class Worker:
     """A process with the GPU, replaced by a new one after a row that it did not survive."""
 
-    def __init__(self) -> None:
+    def __init__(self, prepare: Callable[[], None] = nothing) -> None:
+        self.prepare = prepare
         self._start()
 
     def _start(self) -> None:
         self.connection, theirs = SPAWN.Pipe()
-        self.process = SPAWN.Process(target=_serve, args=(theirs,), daemon=True)
+        self.process = SPAWN.Process(target=_serve, args=(theirs, self.prepare), daemon=True)
         self.process.start()
         theirs.close()
         self.ready = False
 
-    def __call__(self, measure: Measure, shape: Row, seconds: float, limit: float) -> Row:
-        """As `measured`, within `limit` seconds; `measure` is a function of a module."""
+    def __call__(self, measure: Measure, name: Row, seconds: float, limit: float) -> Row:
+        """The row that `measured` ends with, or its figures after ``limit`` seconds; ``measure`` is a function of a
+        module. ``took`` has the seconds that passed, and those of processors."""
         began = time.perf_counter()
+        row, sound, processors = dict(name), False, None
         try:
             if not self.ready and not self.connection.poll(STARTING):
                 raise TimeoutError(f"the process did not start within {STARTING:.0f} s")
             self.ready = self.ready or self.connection.recv()
-            self.connection.send((measure, shape, seconds))
-            if not self.connection.poll(limit):
-                raise TimeoutError(f"not done after {limit:.0f} s")
-            row: Row
-            row, sound = self.connection.recv()
+            self.connection.send((measure, name, seconds))
+            deadline = time.perf_counter() + limit
+            while True:
+                if not self.connection.poll(max(deadline - time.perf_counter(), 0)):
+                    raise TimeoutError(f"not done after {limit:.0f} s")
+                message = self.connection.recv()
+                if isinstance(message, tuple):
+                    sound, processors = message
+                    break
+                row = message
         except (EOFError, OSError) as error:  # TimeoutError is one
             self.close()
             reason = str(error) if isinstance(error, TimeoutError) else f"the process died ({self.process.exitcode})"
-            row, sound = shape | {"left_out": reason}, False
+            row["left_out"] = reason
         if not sound:
             self.close()
             self._start()
-        print(f"{time.perf_counter() - began:6.1f} s  {measure.__name__} {shape}", file=sys.stderr, flush=True)
+        row["took"] = {"seconds": time.perf_counter() - began, "processors": processors}
         return row
 
     def close(self) -> None:
@@ -70,15 +86,28 @@ class Worker:
         self.process.join()
 
 
-def _serve(connection: Connection) -> None:
+def processor_seconds() -> float:
+    """Of this process and of those that it started and waited for."""
+    usages = map(resource.getrusage, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return sum(usage.ru_utime + usage.ru_stime for usage in usages)
+
+
+def _serve(connection: Connection, prepare: Callable[[], None]) -> None:
+    """Answers each row's order by its versions, and then a tuple: whether the process can go on, processor seconds."""
+    prepare()
     torch.manual_seed(0)
+    before = 0.0  # the first row pays for the imports
     connection.send(True)
     while True:
-        row = measured(*connection.recv())
+        order = connection.recv()
+        for row in measured(*order):
+            connection.send(row)
+        spent = processor_seconds()
         try:
             if torch.cuda.is_initialized():
                 torch.cuda.synchronize()
         except Exception:  # an illegal address, say: nothing runs here any more
-            connection.send((row, False))
+            connection.send((False, spent - before))
             return
-        connection.send((row, True))
+        connection.send((True, spent - before))
+        before = spent

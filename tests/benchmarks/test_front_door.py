@@ -41,7 +41,7 @@ def test_bad_input_gets_one_line(arguments: list[str], line: str, capsys: pytest
     assert output.err.startswith(f"error: {line}") and output.err.count("\n") == 1
 
 
-@pytest.mark.parametrize("suite", ["step", "scaling", "serving", "report", "ablation", "operator", "gpu"])
+@pytest.mark.parametrize("suite", ["step", "scaling", "serving", "report", "ablation", "operator", "gpu", "rehearsal"])
 def test_explains_itself(suite: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
         main([suite, "--help"])

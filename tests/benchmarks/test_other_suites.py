@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 
 import hyenarec_kernels as hk
+from benchmarks.gpu import plan as gpu_plan
+from benchmarks.gpu import results as gpu_results
 from benchmarks.gpu import suite as gpu_suite
 from benchmarks.harness import convolutions
 from benchmarks.harness.checks import refusal
@@ -74,13 +76,17 @@ def test_gpu_suite_says_what_it_needs(run: Any, capsys: pytest.CaptureFixture[st
     assert capsys.readouterr().err == "error: no CUDA device; every figure of this suite needs one\n"
 
 
-def test_gpu_rows_are_cases_with_the_error_of_their_length_and_width() -> None:
-    times = {name: {"median": 1.0} for name in ("ours", "ours, fwd+bwd", "FFT", "copy")}
-    row = {"tokens": 800, "length": 50, "dim": 64, "times": times}
-    cases = gpu_suite.cases({"rows": [row | {"error": {"out": 1e-3, "x": 4e-3}}, row | {"tokens": 1600}]})
-    assert [case["shape"] for case in cases] == ["16 x 50 x 64", "32 x 50 x 64"] * 2
+def test_gpu_rows_are_cases_with_their_error() -> None:
+    row = next(gpu_plan.ours(50, tokens=800))
+    rival = {"what": "rival", "tokens": 800, "length": 50, "dim": 64}
+    times = {"forward": {"device": {"median": 1.0}}, "training": {"device": {"median": 3.0}}}
+    rows = [row | times | {"error": {"out": 1e-3, "x": 4e-3}}, row | times | {"terms": 32}]
+    rows += [rival | {"rival": "copy", "forward": times["forward"]}, rival | times | {"rival": "other", "length": 60}]
+    cases = gpu_results.cases(rows)
+    assert [case["shape"] for case in cases] == ["16 x 50 x 64, cuda, 16 terms, padded"] * 2
+    assert [case["ms"]["median"] for case in cases] == [1.0, 3.0]
     assert {case["check"]["error"] for case in cases} == {4e-3}
-    assert [set(case["rivals"]) for case in cases[1:3]] == [{"FFT", "copy"}, set()]
+    assert [set(case["rivals"]) for case in cases] == [{"copy"}, set()]
 
 
 def test_losses(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:

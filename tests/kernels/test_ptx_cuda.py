@@ -7,7 +7,7 @@ from functools import partial
 
 import pytest
 import torch
-from cuda_host import HostCase, compiled, needs, one, wrong
+from cuda_host import Host, HostCase, compile_host, needs, one, wrong
 
 from benchmarks.gpu.ptx.launches import CudaLaunches
 
@@ -20,18 +20,19 @@ def launches(tmp_path_factory: pytest.TempPathFactory) -> CudaLaunches:
     needs("g++")
     needs("nvcc")
     folder = tmp_path_factory.mktemp("ptx")
-    return CudaLaunches(compiled(folder / "host.so", TOP), HEADERS, folder)
+    compile_host(folder / "host.so", TOP)
+    return CudaLaunches(Host(folder / "host.so", TOP).library, HEADERS, folder)
 
 
 def run(launches: CudaLaunches, case: HostCase) -> dict[str, torch.Tensor]:
     results = case.results()
     arguments = case.arguments(results)
     for backward in (False, True):
-        size = launches.library.host_workspace(ctypes.byref(arguments), backward)
+        size = launches.library.host_workspace(ctypes.byref(arguments), TOP, backward)
         workspace = torch.full((size // 4 + 64,), torch.nan)
         arguments.workspace = workspace.data_ptr()
         tensors = {f"result {name}": t for name, t in results.items()} | case.tensors | {"workspace": workspace}
-        launches.call(partial(launches.library.host_run, ctypes.byref(arguments), backward, False), tensors)
+        launches.call(partial(launches.library.host_run, ctypes.byref(arguments), TOP, backward, False), tensors)
     return results
 
 

@@ -12,7 +12,7 @@ namespace {
 using namespace hyenarec;
 using namespace hyenarec::cuda;
 
-constexpr int kTops[] = {kLargest, kScarce, 7};
+constexpr int kTops[] = {kLargest, kScarce, HYENAREC_TOP < 7 ? HYENAREC_TOP : 7};
 
 struct Counter {
   int launches = 0;

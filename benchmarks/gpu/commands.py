@@ -1,0 +1,34 @@
+"""Programs with a time limit: what they started ends with them."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from benchmarks.gpu.machine import ROOT
+
+
+def start(command: Sequence[str], log: Path, variables: Mapping[str, str]) -> subprocess.Popen[bytes]:
+    """A program in the checkout whose output is appended to ``log``, with more environment variables."""
+    with log.open("ab") as file:
+        return subprocess.Popen(
+            command,
+            cwd=ROOT,
+            env={**os.environ, **variables},
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+
+
+def finish(process: subprocess.Popen[bytes], limit: float) -> int | None:
+    """Its exit code; None where it was not done within ``limit`` seconds, and was killed."""
+    try:
+        return process.wait(max(limit, 0))
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)  # compilers and pytest's workers too
+        process.wait()
+        return None
