@@ -139,7 +139,8 @@ def test_it_starts_near_its_filters_of_the_input_itself(order: int, gate: str) -
 @torch.no_grad()
 @pytest.mark.parametrize("filter", ["legendre", "chebyshev", "cosine"])
 def test_gates_and_filters_stay_near_their_start_when_a_host_draws_all_matrices(filter: str) -> None:
-    """Gates of unit input are 1 with a deviation of 0.22 (0.35 with the scale of the others), filters' terms have one of 0.08 (0.16 when they were stored whole)."""
+    """Gates of unit input are 1 with a deviation of 0.22 (0.35 with the scale of the others), filters' terms have one
+    of 0.08 (0.16 when they were stored whole)."""
     torch.manual_seed(0)
     mixer, x = HyenaMixer(64, 200, filter=filter), torch.randn(500, 64)
     for parameter in mixer.parameters():
