@@ -148,7 +148,7 @@ def test_gates_and_filters_stay_near_their_start_when_a_host_draws_all_matrices(
             nn.init.xavier_normal_(parameter)
     assert mixer.project_in(x)[:, : 2 * 64].std() < 0.25
     f = mixer.filters[0]
-    deviation = f.coefficients() / f.scale[:, None] - (torch.arange(16) == 0)  # (G, N), of the constant alone
+    deviation = f.coefficients() / f.scale[:, None] - (torch.arange(16) == 0).float()  # (G, N), from the constant alone
     assert deviation.std() < 0.1
 
 
