@@ -20,7 +20,7 @@ def run(mixer: str, task: Task) -> tuple[float, Progress]:
     options = {}
     if mixer == "hyena":  # what changes
         options = {"transformer_layers_type": HyenaSASRecLayers, "transformer_layers_kwargs": {"horizon": task.length}}
-    model = SASRecModel(n_factors=64, n_heads=2, session_max_len=task.length, **options)
+    model = SASRecModel(n_factors=64, n_heads=2, session_max_len=task.length, batch_size=64, lr=2e-3, **options)
 
     def evaluate(later: int) -> float:
         known, asked = Dataset.construct(interactions(task.before(later))), (task.test, task.validation)[later]
