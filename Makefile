@@ -66,7 +66,9 @@ $(VENV)/docs: $(VENV)/base pyproject.toml setup.py
 	touch $@ $(VENV)/rec
 
 # Libraries whose attention the mixer replaces, each in an environment of its own with its requirements and this
-# checkout: runs its example and its tests. `make hosts` takes all of them, `make host-rectools` one.
+# checkout: runs its example and its tests. `make hosts` takes all of them, `make host-rectools` one. TORCH is what pip
+# installs first: PyPI's torch for Linux brings CUDA, 5 GB an environment; .github/workflows/hosts.yml has the CPU's.
+TORCH ?= torch
 HOSTS := $(patsubst examples/hosts/%/requirements.txt,%,$(wildcard examples/hosts/*/requirements.txt))
 .PHONY: hosts $(HOSTS:%=host-%)
 hosts: $(HOSTS:%=host-%)
@@ -78,6 +80,7 @@ $(HOSTS:%=host-%): host-%: build/hosts/%/ready
 
 build/hosts/%/ready: examples/hosts/%/requirements.txt pyproject.toml setup.py
 	$(PYTHON) -m venv build/hosts/$*
+	build/hosts/$*/bin/python -m pip install --quiet $(TORCH)
 	build/hosts/$*/bin/python -m pip install --quiet --requirement $< pytest
 	build/hosts/$*/bin/python -m pip install --quiet --editable .
 	touch $@

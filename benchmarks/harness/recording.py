@@ -48,9 +48,11 @@ FIGURES = {
         "host": str,
         "mixer": str,
         "seed": int,
+        "most_epochs": int,
         "epochs": int,
+        "best_epoch": int,
         "NDCG@10": float,
-        "seconds_per_epoch": float,
+        "cpu_seconds_per_epoch": float,
         "peak_megabytes": float,
     },
 }

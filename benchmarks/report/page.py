@@ -90,9 +90,10 @@ SECTIONS = {
     "loading": Section("Reading a log", "Seconds and memory until a log is in memory.", tables.loading, ("cpu",)),
     "hosts": Section(
         "In other libraries",
-        "What changes if attention is replaced in a library that people already have? Each trains and evaluates by its "
-        "own means. NDCG@10, mean ± standard deviation over the same seeds; seconds an epoch and peak memory of the "
-        "process, means.",
+        "What changes if attention is replaced in a library that people already have? Each trains by its own means, on "
+        "one thread, until validation gets no better, and is tested with the weights of its best epoch (+: it might "
+        "have got better yet). NDCG@10, mean ± standard deviation over the same seeds; CPU seconds an epoch, whatever "
+        "else the machine did, and peak memory of the process, means.",
         tables.hosts,
         ("cpu",),
     ),

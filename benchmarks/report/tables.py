@@ -122,18 +122,31 @@ def _ranked(runs: Sequence[Case], by: str, title: Callable[[Case], str], length:
 
 
 def hosts(result: Result) -> list[str]:
-    """A row for each library; attention's figure and HyenaMixer's."""
+    """A row for each library: attention's figure and HyenaMixer's, over the seeds that both have."""
     rows = []
     for host in sorted({row["host"] for row in result["hosts"]}):
-        mine = [[row for row in result["hosts"] if (row["host"], row["mixer"]) == (host, m)] for m in (RIVAL, OURS)]
+        by_mixer = [
+            {row["seed"]: row for row in result["hosts"] if (row["host"], row["mixer"]) == (host, mixer)}
+            for mixer in (RIVAL, OURS)
+        ]
+        seeds = by_mixer[0].keys() & by_mixer[1].keys()
+        if not seeds:
+            continue
+        mine = [[of[seed] for seed in sorted(seeds)] for of in by_mixer]
         cells = [" → ".join(mean([row["NDCG@10"] for row in rows]) for rows in mine)]
         cells += [
             " → ".join(f"{statistics.mean(row[name] for row in rows):,.{digits}f}" for rows in mine)
-            for name, digits in (("seconds_per_epoch", 2), ("peak_megabytes", 0))
+            for name, digits in (("cpu_seconds_per_epoch", 2), ("peak_megabytes", 0))
         ]
-        rows.append([host, *cells, str(mine[0][0]["epochs"]), str(len(mine[0]))])
-    head = ["attention → HyenaMixer", "NDCG@10", "seconds an epoch", "peak MB", "epochs", "seeds"]
+        cells.append(" → ".join(_epochs(rows) for rows in mine))
+        rows.append([host, *cells, str(len(seeds))])
+    head = ["attention → HyenaMixer", "NDCG@10", "CPU seconds an epoch", "peak MB", "best epoch", "seeds"]
     return [*table(head, rows), ""]
+
+
+def _epochs(rows: Sequence[Case]) -> str:
+    """The best epochs, with a sign where a training ended because it had no more."""
+    return ", ".join(f"{row['best_epoch']}{'+' if row['epochs'] == row['most_epochs'] else ''}" for row in rows)
 
 
 # Speed

@@ -4,33 +4,41 @@
     python -m benchmarks hosts ../shared/data/ml-100k.parquet
 
 Each library trains in its environment, build/hosts/NAME, by the script that is its example, once for each mixer and
-seed, in a process of its own. Libraries without an environment are left out. Writes
-``benchmarks/results/hosts-LOG.json`` after each library, and keeps there what it already has of other libraries under
-the same settings.
+seed, in a process of its own with one thread, until validation gets no better. Libraries without an environment are
+left out. Writes ``benchmarks/results/hosts-LOG.json`` and ``.png`` after each training, and trains nothing that is
+there already under the same settings: delete the file to measure again.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
+from statistics import mean
 from tempfile import TemporaryDirectory
 from typing import Annotated, Any
 
 import tyro
 
+from benchmarks.harness import plots
 from benchmarks.harness.recording import RESULTS, read, write
 from benchmarks.harness.registry import OURS, RIVAL
 from hyenarec.display import console
 from hyenarec.errors import UserError
 
 CHECKOUT = Path(__file__).parents[2]
+MIXERS = {RIVAL: "attention", OURS: "HyenaMixer"}
 NAMES = tuple(sorted(path.parent.name for path in CHECKOUT.glob("examples/hosts/*/train.py")))
-EPOCHS = {"recbole": 20}  # an example for each event: as many epochs of others would be days
-MOST_EPOCHS = 100
+MOST_EPOCHS = {"recbole": 20}  # an example for each event: as many epochs of others would be days
+FIGURES = {  # of the picture: what a row calls them, and the plot
+    "NDCG@10": "NDCG@10",
+    "cpu_seconds_per_epoch": "CPU seconds an epoch",
+    "peak_megabytes": "peak memory (MB)",
+}
 
 
 @dataclass(frozen=True)
@@ -43,10 +51,12 @@ class Hosts:
     """Libraries."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """Both mixers take the same ones."""
-    length: int = 200
+    length: int = 100
     """Events of history that a model reads."""
     epochs: int | None = None
-    """Epochs of every library; default: 100, RecBole 20."""
+    """Most epochs of every library; default: 100, RecBole 20."""
+    patience: int = 10
+    """Epochs without a better one in validation, after which a training stops."""
     environments: Path = Path("build/hosts")
     """Folder of environments, as `make hosts` makes them."""
 
@@ -59,22 +69,25 @@ class Hosts:
         if not there:
             raise UserError(f"{self.environments}: no environment of {', '.join(self.hosts)}; `make hosts` makes them")
         path = RESULTS / f"hosts-{self.data.stem}.json"
-        settings = {"log": self.data.stem, "length": self.length, "seeds": list(self.seeds)}
+        settings = {"log": self.data.stem, "length": self.length, "patience": self.patience, "threads": 1}
         title = f"attention and HyenaMixer in other libraries on {self.data.stem}, leave-one-out, all items ranked"
         found = read(path)["hosts"] if path.exists() and read(path)["settings"] == settings else []
         with TemporaryDirectory() as folder:
             log = Path(folder) / "log.csv"
             write_csv(self.data, log)
-            for name in there:
-                found = [row for row in found if row["host"] != name]
-                for seed, mixer in product(self.seeds, (RIVAL, OURS)):
-                    console.rule(f"{name}, {mixer}, seed {seed}")
-                    epochs = self.epochs or EPOCHS.get(name, MOST_EPOCHS)
-                    options = {"log": log, "length": self.length, "epochs": epochs, "seed": seed, "mixers": mixer}
-                    row = {"host": name, "seed": seed, "epochs": epochs} | trained(pythons[name], name, options)
-                    console.print(row)
-                    found.append(row)
+            for seed, name, mixer in product(self.seeds, there, (RIVAL, OURS)):
+                most = self.epochs or MOST_EPOCHS.get(name, 100)
+                key = {"host": name, "seed": seed, "mixer": mixer, "most_epochs": most}
+                if any(key.items() <= row.items() for row in found):
+                    continue
+                console.rule(f"{name}, {mixer}, seed {seed}")
+                options = {"log": log, "length": self.length, "epochs": most, "patience": self.patience}
+                row = key | trained(pythons[name], name, options | {"seed": seed, "mixers": mixer})
+                console.print(row)
+                found.append(row)
+                found.sort(key=lambda row: (row["host"], row["seed"], row["mixer"]))
                 write(path, "hosts", title, {"settings": settings, "hosts": found})
+                picture(title, found, path.with_suffix(".png"))
 
 
 def write_csv(log: Path, path: Path) -> None:
@@ -88,12 +101,28 @@ def trained(python: Path, host: str, options: Mapping[str, Any]) -> dict[str, An
     """The line of JSON that an example prints last."""
     arguments = [part for name, value in options.items() for part in (f"--{name}", str(value))]
     command = [str(python), "-m", f"examples.hosts.{host}.train", *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=CHECKOUT)
+    one_thread = os.environ | {"OMP_NUM_THREADS": "1"}  # several would wait for each other on the CPU's time
+    done = subprocess.run(command, capture_output=True, text=True, cwd=CHECKOUT, env=one_thread)
     if done.returncode:
         reason = [line for line in done.stderr.splitlines() if line.strip()][-1:] or ["no message"]
         raise UserError(f"examples/hosts/{host}/train.py exited with {done.returncode}: {reason[0]}")
     line: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return line
+
+
+def picture(title: str, rows: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """A bar for each library and mixer, the mean over seeds, with a dot for each seed."""
+    hosts = sorted({row["host"] for row in rows}, reverse=True)
+    figure, all_axes = plots.new_figure(len(FIGURES))
+    for axes, (name, label) in zip(all_axes, FIGURES.items(), strict=True):
+        for (place, host), (offset, mixer) in product(enumerate(hosts), ((0.2, RIVAL), (-0.2, OURS))):
+            values = [row[name] for row in rows if (row["host"], row["mixer"]) == (host, mixer)]
+            if values:
+                axes.barh(place + offset, mean(values), 0.4, color=plots.COLORS[mixer], label=MIXERS[mixer])
+                axes.plot(values, [place + offset] * len(values), "k.", markersize=4)
+        axes.set_yticks(range(len(hosts)), hosts)
+        axes.set(xlabel=label)
+    plots.finish(figure, title, path)
 
 
 def main() -> None:

@@ -49,6 +49,13 @@ def last_identity(rows: int, columns: int, dtype: torch.dtype, device: torch.dev
 
 
 @_constant
+def row_scales(rows: int, columns: int, above: float, last: float, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """(rows,): ``last`` in the last ``columns`` rows, where the identity is, and ``above`` in those above."""
+    row = torch.arange(rows, device=device)
+    return torch.where(row < rows - columns, above, last).to(dtype)
+
+
+@_constant
 def gate_starts(gates: int, dim: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """((gates + 1) * dim,): 1 for the channels of the first and the last gate, 0 for those between and the values."""
     gate = torch.arange((gates + 1) * dim, device=device) // dim

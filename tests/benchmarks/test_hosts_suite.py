@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -44,7 +46,34 @@ def test_both_mixers_of_every_seed_are_rows(log: Path, environments: Path, tmp_p
     result = read(tmp_path / "hosts-toy.json")
     rows = [(row["host"], row["seed"], row["mixer"], row["epochs"]) for row in result["hosts"]]
     assert rows == [("jagged", seed, mixer, 1) for seed in (0, 1) for mixer in ("attention", "hyena")]
-    assert all(0 <= row["NDCG@10"] <= 1 and row["seconds_per_epoch"] > 0 for row in result["hosts"])
+    assert all(0 <= row["NDCG@10"] <= 1 and row["cpu_seconds_per_epoch"] > 0 for row in result["hosts"])
+    assert (tmp_path / "hosts-toy.png").stat().st_size > 10_000
+
+
+def test_what_an_interrupted_run_had_is_kept(
+    log: Path, environments: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Interrupted in its third training, then run to the end: the first two are trained once."""
+    figures = {"NDCG@10": 0.5, "epochs": 1, "best_epoch": 1, "cpu_seconds_per_epoch": 1.0, "peak_megabytes": 9}
+    trained: list[tuple[int, str]] = []
+
+    def train(python: Path, host: str, options: dict[str, Any]) -> dict[str, Any]:
+        if len(trained) == 2 and not (tmp_path / "interrupted").exists():
+            (tmp_path / "interrupted").touch()
+            raise KeyboardInterrupt
+        trained.append((options["seed"], options["mixers"]))
+        return figures
+
+    monkeypatch.setattr(hosts, "trained", train)
+    suite = hosts.Hosts(log, seeds=(0, 1), environments=environments)
+    with pytest.raises(KeyboardInterrupt):
+        suite.run()
+    assert len(read(tmp_path / "hosts-toy.json")["hosts"]) == 2
+    suite.run()
+    assert trained == [(0, "attention"), (0, "hyena"), (1, "attention"), (1, "hyena")]
+    assert len(read(tmp_path / "hosts-toy.json")["hosts"]) == 4
+    replace(suite, length=7).run()
+    assert len(trained) == 8
 
 
 def test_what_is_wrong_is_one_line(log: Path, environments: Path) -> None:
@@ -58,11 +87,13 @@ def test_what_is_wrong_is_one_line(log: Path, environments: Path) -> None:
 
 
 def test_the_report_has_a_row_for_each_library() -> None:
-    figures = {"epochs": 3, "seconds_per_epoch": 2.0, "peak_megabytes": 500}
+    """Of the seeds that both mixers have; a best epoch with a sign ended at the limit."""
+    figures = {"most_epochs": 9, "best_epoch": 3, "cpu_seconds_per_epoch": 2.0, "peak_megabytes": 500}
     rows = [
-        {"host": "a", "mixer": mixer, "seed": seed, "NDCG@10": value + seed / 100, **figures}
+        {"host": "a", "mixer": mixer, "seed": seed, "NDCG@10": value + seed / 100, "epochs": 8 + (seed > 0)} | figures
         for mixer, value in (("attention", 0.1), ("hyena", 0.2))
         for seed in (0, 2)
     ]
+    rows.append(rows[0] | {"seed": 7, "NDCG@10": 0.9})
     text = json.dumps(tables.hosts({"hosts": rows}), ensure_ascii=False)
-    assert "| a | .1100 ± .0141 → .2100 ± .0141 | 2.00 → 2.00 | 500 → 500 | 3 | 2 |" in text
+    assert "| a | .1100 ± .0141 → .2100 ± .0141 | 2.00 → 2.00 | 500 → 500 | 3, 3+ → 3, 3+ | 2 |" in text

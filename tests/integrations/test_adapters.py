@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -46,3 +47,9 @@ def test_importing_the_integrations_imports_no_adapter_of_a_library() -> None:
 def test_every_example_has_its_requirements(host: str) -> None:
     lines = (ROOT / "examples/hosts" / host / "requirements.txt").read_text(encoding="utf-8").splitlines()
     assert [line for line in lines if not line.startswith("#")]
+
+
+def test_every_example_has_its_nightly_job() -> None:
+    workflow = (ROOT / ".github/workflows/hosts.yml").read_text(encoding="utf-8")
+    [names] = re.findall(r"name: \[(.+)\]", workflow)
+    assert sorted(names.split(", ")) == HOSTS

@@ -46,7 +46,7 @@ def test_a_model_is_sound_after_its_weights_are_drawn_anew() -> None:
 
 def test_the_trainer_saves_and_loads(tmp_path: Path) -> None:
     trained, loaded = model(), model()
-    [batches] = sequences(TASK.train, TASK).generate_dataloader(batch_size=32)
+    [batches] = sequences(TASK, 2).generate_dataloader(batch_size=32)
     trainer = SeqTrainer(trained, n_epoch=1, model_path=str(tmp_path))
     [loss] = trainer.fit(batches)["train_loss"]
     assert 0 < loss < 10

@@ -43,6 +43,48 @@ def test_a_model_is_sound_after_its_parameters_are_drawn_anew() -> None:
     assert check_swap(drawn, HISTORIES, forward, padding=ITEMS, other=1) == []
 
 
+def test_the_encoder_mixes_events_alone() -> None:
+    """Shapes stay, padding may hold anything, and dropout is for training."""
+    encoder, x = HyenaEncoder(8, 2, 0.5, LENGTH), torch.randn(3, 9, 8)
+    real = torch.arange(9) >= torch.tensor([0, 4, 8])[:, None]  # (B, L)
+    assert not torch.equal(encoder(None, x, real), encoder(None, x, real))
+    encoder.eval()
+    want = encoder(None, x, real)
+    assert want.shape == x.shape
+    assert torch.equal(want, encoder(None, x, real))
+    torch.testing.assert_close(encoder(None, torch.where(real[..., None], x, 99.0), real)[real], want[real])
+    torch.testing.assert_close(encoder(None, x[1:2, 4:], real[1:2, 4:]), want[1:2, 4:])
+
+
+@pytest.mark.parametrize("candidates", [None, torch.tensor([5, 1, 40])])
+def test_scores_are_of_the_last_event(candidates: torch.Tensor | None) -> None:
+    """Of all items, or of candidates, as RePlay asks for them at inference."""
+    scored = model().eval()
+    output = scored({"item_id": HISTORIES}, HISTORIES != ITEMS, candidates_to_score=candidates)
+    hidden = forward(scored, HISTORIES)
+    assert output["logits"].shape == (len(HISTORIES), ITEMS if candidates is None else len(candidates))
+    torch.testing.assert_close(output["hidden_states"][0], hidden)
+    everything = hidden[:, -1] @ scored.body.embedder.get_item_weights().T
+    torch.testing.assert_close(output["logits"], everything if candidates is None else everything[:, candidates])
+
+
+def test_training_moves_every_parameter() -> None:
+    trained = model().train()
+    real = HISTORIES != ITEMS
+    labels, wanted = HISTORIES.masked_fill(~real, 0)[..., None], real[..., None]
+    output = trained({"item_id": HISTORIES}, real, positive_labels=labels, target_padding_mask=wanted)
+    output["loss"].backward()
+    still = {name for name, p in trained.body.encoder.named_parameters() if p.grad is None or not p.grad.any()}
+    assert not still
+
+
+def test_it_is_exported() -> None:
+    scored = model().eval()
+    inputs = ({"item_id": HISTORIES}, HISTORIES != ITEMS)
+    program = torch.export.export(scored, inputs).module()
+    torch.testing.assert_close(program(*inputs)["logits"], scored(*inputs)["logits"])
+
+
 def test_a_mixer_of_both_directions_is_refused() -> None:
     encoder = HyenaEncoder(8, 1, 0.0, LENGTH, bidirectional=True)
     with pytest.raises(ValueError, match="bidirectional"):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -42,3 +44,35 @@ def test_the_start_survives_that_every_matrix_is_drawn_anew() -> None:
     drawn, x = build("hyena", ITEMS, LENGTH).attention_layers[0].mixer, torch.randn(5, LENGTH, 64)
     filtered = drawn.filters[0].convolve(x, drawn.skip[0])
     assert torch.cosine_similarity(drawn(x), filtered, dim=-1).mean() > 0.7
+
+
+def test_dropout_is_for_training_and_shapes_stay() -> None:
+    model = build("hyena", ITEMS, LENGTH)
+    assert not torch.equal(model(HISTORIES), model(HISTORIES))
+    model.eval()
+    outputs = model(HISTORIES)
+    assert outputs.shape == (6, LENGTH, 64)
+    assert torch.equal(outputs, model(HISTORIES))
+
+
+def test_later_events_reach_no_output() -> None:
+    model, changed = build("hyena", ITEMS, LENGTH).eval(), HISTORIES.clone()
+    changed[:, 9] = 1 + changed[:, 9] % ITEMS
+    before, after = model(HISTORIES), model(changed)
+    assert torch.equal(before[:, :9], after[:, :9])
+    assert not torch.allclose(before[:, 9:], after[:, 9:])
+
+
+def test_training_moves_every_parameter_of_the_mixers() -> None:
+    model = build("hyena", ITEMS, LENGTH)
+    model(HISTORIES).square().sum(-1).sin().sum().backward()
+    assert all(p.grad is not None and p.grad.any() for p in model.attention_layers.parameters())
+
+
+def test_weights_that_its_main_saves_are_loaded(tmp_path: Path) -> None:
+    """By ``torch.save`` of the state dict, and strictly."""
+    saved, loaded = build("hyena", ITEMS, LENGTH).eval(), build("hyena", ITEMS, LENGTH).eval()
+    torch.save(saved.state_dict(), tmp_path / "SASRec.pth")
+    assert not torch.equal(loaded(HISTORIES), saved(HISTORIES))
+    loaded.load_state_dict(torch.load(tmp_path / "SASRec.pth"))
+    assert torch.equal(loaded(HISTORIES), saved(HISTORIES))

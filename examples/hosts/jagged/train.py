@@ -4,14 +4,11 @@ That repository is no package, so this is a small model in its shape; in HSTU it
 SequentialTransductionUnitJagged in the same way.
 """
 
-from time import perf_counter
-
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, layer_norm, scaled_dot_product_attention
 
-from examples.hosts.common import Task, main, ndcg
+from examples.hosts.common import Progress, Task, main
 from hyenarec_kernels.integrations import replace_attention
 from hyenarec_kernels.integrations.jagged import HyenaUnit
 
@@ -39,51 +36,52 @@ class AttentionUnit(nn.Module):
 class NextItem(nn.Module):
     def __init__(self, items: int, length: int) -> None:
         super().__init__()
-        self.items, self.positions = nn.Embedding(items, DIM), nn.Embedding(length, DIM)
+        self.items, self.positions = nn.Embedding(items + 1, DIM), nn.Embedding(length, DIM)
         nn.init.normal_(self.items.weight, std=0.1)
         nn.init.normal_(self.positions.weight, std=0.1)
         self.units = nn.ModuleList(AttentionUnit() for _ in range(2))
 
     def forward(self, events: Tensor, offsets: Tensor) -> Tensor:
-        """Scores (T, items) after each of T packed events."""
+        """Outputs (T, D) after each of T packed events, numbered from 1."""
         place = torch.arange(len(events)) - offsets[:-1].repeat_interleave(offsets.diff())
         x = self.items(events) + self.positions(place)
         past = torch.ones(self.positions.num_embeddings, self.positions.num_embeddings).tril()
         for unit in self.units:
             x, _ = unit(x, offsets, all_timestamps=None, invalid_attn_mask=past)
-        return layer_norm(x, x.shape[-1:]) @ self.items.weight.T
+        return layer_norm(x, x.shape[-1:])
 
 
-def packed(histories: list[Tensor]) -> tuple[Tensor, Tensor]:
-    return torch.cat(histories), torch.tensor([0, *np.cumsum([len(history) for history in histories])])
+def packed(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """The events of histories (B, L), without padding, one history after the other, and where each begins."""
+    return rows[rows != 0], torch.nn.functional.pad((rows != 0).sum(1).cumsum(0), (1, 0))
 
 
-def run(mixer: str, task: Task) -> tuple[float, float]:
+def run(mixer: str, task: Task) -> tuple[float, Progress]:
     torch.manual_seed(task.seed)
-    users = [torch.tensor(user.to_list()[-task.length - 1 :]) for _, user in task.log.groupby("user_id").item_id]
     model = NextItem(int(task.log.item_id.max()) + 1, task.length)
     if mixer == "hyena":  # what changes
         replace_attention(model, task.length, {AttentionUnit: HyenaUnit.like})
     optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
-    start = perf_counter()
-    for _ in range(task.epochs):
-        for chosen in torch.randperm(len(users)).split(BATCH):
-            events, offsets = packed([users[row][:-2] for row in chosen if len(users[row]) > 2])
-            targets, _ = packed([users[row][1:-1] for row in chosen if len(users[row]) > 2])
-            loss = cross_entropy(model(events, offsets), targets)
+
+    @torch.no_grad()
+    def evaluate(later: int) -> float:
+        model.eval()
+        events, offsets = packed(task.histories(later)[:, -task.length :])
+        return task.ndcg(model(events, offsets)[offsets[1:] - 1] @ model.items.weight.T, later)
+
+    train = task.histories(1)[:, -task.length - 1 :]
+    train = train[train[:, -2] != 0]  # of two events or more
+    progress = Progress(task, lambda: model)
+    for _ in progress.until_best(lambda: evaluate(1)):
+        model.train()
+        for rows in torch.randperm(len(train)).split(BATCH):
+            targets = train[rows, 1:].masked_fill(train[rows, :-1] == 0, 0)
+            loss = cross_entropy(model(*packed(train[rows, :-1])) @ model.items.weight.T, targets[targets != 0])
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-    seconds = perf_counter() - start
-    model.eval()
-    events, offsets = packed([user[:-1] for user in users if len(user) > 1])
-    targets = torch.stack([user[-1] for user in users if len(user) > 1])
-    with torch.no_grad():
-        scores = model(events, offsets)[offsets[1:] - 1]  # (users, items)
-    if not task.repeats:
-        rows = torch.arange(len(targets)).repeat_interleave(offsets.diff())
-        scores[rows, events] = -torch.inf
-    return ndcg((scores > scores.gather(1, targets[:, None])).sum(1).numpy()), seconds
+    progress.restore()
+    return evaluate(0), progress
 
 
 if __name__ == "__main__":

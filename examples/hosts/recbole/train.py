@@ -5,7 +5,6 @@ from contextlib import chdir
 from logging import getLogger
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from time import perf_counter
 
 from recbole.config import Config
 from recbole.data import create_dataset, data_preparation
@@ -13,7 +12,7 @@ from recbole.model.sequential_recommender.sasrec import SASRec
 from recbole.trainer import Trainer
 from recbole.utils import init_seed
 
-from examples.hosts.common import Task, main
+from examples.hosts.common import Progress, Task, main
 from hyenarec_kernels.integrations.recbole import SASREC_SETTINGS, HyenaSASRec
 
 os.environ["TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"] = "1"  # RecBole's checkpoints hold its Config, too
@@ -30,23 +29,29 @@ def configured(model: type, task: Task, folder: Path) -> Config:
         "eval_args": {"split": {"LS": "valid_and_test"}, "order": "TO", "mode": "full"}, "eval_batch_size": 256,
         "metrics": ["NDCG"], "topk": [10], "valid_metric": "NDCG@10", "repeatable": True,
         "loss_type": "CE", "train_neg_sample_args": None, "epochs": task.epochs, "seed": task.seed,
+        "stopping_step": task.patience - 1,
     }  # fmt: skip
     return Config(model, "log", config_file_list=[SASREC_SETTINGS], config_dict=settings)
 
 
-def run(mixer: str, task: Task) -> tuple[float, float]:
+def run(mixer: str, task: Task) -> tuple[float, Progress]:
     getLogger().setLevel("ERROR")
     model_class = HyenaSASRec if mixer == "hyena" else SASRec  # what changes
     with TemporaryDirectory() as folder, chdir(folder):  # its trainer writes to the current folder
         config = configured(model_class, task, Path(folder))
         init_seed(task.seed, reproducibility=True)
-        train_data, _, test_data = data_preparation(config, create_dataset(config))
+        train_data, validation_data, test_data = data_preparation(config, create_dataset(config))
         trainer = Trainer(config, model_class(config, train_data.dataset))
-        start = perf_counter()
-        trainer.fit(train_data, verbose=False, saved=False)
-        seconds = perf_counter() - start
+        progress = Progress(task, lambda: trainer.model)
+
+        def epoch_ended(epoch: int, value: float) -> None:
+            progress.trained()  # validation is counted, too, as RecBole's trainer does not tell of its start
+            progress.validated(value)
+
+        trainer.fit(train_data, validation_data, verbose=False, saved=False, callback_fn=epoch_ended)
+        progress.restore()
         result = trainer.evaluate(test_data, load_best_model=False)
-    return result["ndcg@10"], seconds
+    return result["ndcg@10"], progress
 
 
 if __name__ == "__main__":

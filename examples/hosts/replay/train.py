@@ -2,9 +2,9 @@
 
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from time import perf_counter
 
 import lightning
+import pandas as pd
 from replay.data import FeatureHint, FeatureType
 from replay.data.nn import ParquetModule, TensorFeatureInfo, TensorSchema
 from replay.nn.lightning import LightningModule
@@ -14,7 +14,7 @@ from replay.nn.lightning.postprocessor import SeenItemsFilter
 from replay.nn.sequential import SasRec
 from replay.nn.transform.template import make_default_sasrec_transforms
 
-from examples.hosts.common import Task, main
+from examples.hosts.common import Progress, Task, main
 from hyenarec_kernels.integrations.replay import hyena_sasrec
 
 
@@ -33,28 +33,45 @@ def schema(items: int) -> TensorSchema:
 
 def data_module(task: Task, items: int, folder: Path) -> ParquetModule:
     """RePlay reads Parquet files of a row a user, whose events are a list."""
-    rows = task.train.groupby("user_id").item_id.agg(list).to_frame()
-    rows.to_parquet(folder / "train.parquet", index=False)
-    last = task.test.set_index("user_id").item_id.map(lambda item: [item])
-    rows.assign(ground_truth=last, seen_ids=rows.item_id).dropna().to_parquet(folder / "test.parquet", index=False)
+
+    def lists(log: pd.DataFrame) -> pd.Series:
+        return log.groupby("user_id").item_id.agg(list)
+
+    lists(task.train).to_frame().to_parquet(folder / "train.parquet", index=False)
+    for name, later, asked in (("validate", 1, task.validation), ("test", 0, task.test)):
+        rows = lists(task.before(later))
+        table = pd.DataFrame({"item_id": rows, "seen_ids": rows, "ground_truth": lists(asked)})
+        table.loc[task.train.user_id.unique()].to_parquet(folder / f"{name}.parquet", index=False)
     history = {"shape": task.length, "padding": items}
+    asked = {
+        "item_id": history,
+        "ground_truth": {"shape": 1, "padding": -1},
+        "seen_ids": {"shape": int(task.log.groupby("user_id").size().max()), "padding": -2},
+    }
     return ParquetModule(
         batch_size=128,
-        metadata={
-            "train": {"item_id": history | {"shape": task.length + 1}},
-            "test": {
-                "item_id": history,
-                "ground_truth": {"shape": 1, "padding": -1},
-                "seen_ids": {"shape": int(rows.item_id.map(len).max()), "padding": -2},
-            },
-        },
+        metadata={"train": {"item_id": history | {"shape": task.length + 1}}, "validate": asked, "test": asked},
         transforms=make_default_sasrec_transforms(schema(items)),
         train_path=str(folder / "train.parquet"),
+        validate_path=str(folder / "validate.parquet"),
         test_path=str(folder / "test.parquet"),
     )
 
 
-def run(mixer: str, task: Task) -> tuple[float, float]:
+class EarlyStopping(lightning.Callback):
+    """Stops the trainer when the epochs get no better. It stands after the callback that computes the metrics."""
+
+    def __init__(self, progress: Progress) -> None:
+        self.progress = progress
+
+    def on_validation_start(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
+        self.progress.trained()
+
+    def on_validation_end(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
+        trainer.should_stop = self.progress.validated(float(trainer.callback_metrics["ndcg@10"]))
+
+
+def run(mixer: str, task: Task) -> tuple[float, Progress]:
     lightning.seed_everything(task.seed, verbose=False)
     items = int(task.log.item_id.max()) + 1
     sizes = {"embedding_dim": 64, "num_blocks": 2, "max_sequence_length": task.length, "dropout": 0.2}
@@ -65,18 +82,18 @@ def run(mixer: str, task: Task) -> tuple[float, float]:
     metrics = ComputeMetricsCallback(
         ["ndcg"], [10], [] if task.repeats else [SeenItemsFilter(items)], items, verbose=False
     )
-    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    progress = Progress(task, lambda: model)
+    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "num_sanity_val_steps": 0}
     trainer = lightning.Trainer(
-        max_epochs=task.epochs, callbacks=[metrics], limit_val_batches=0, accelerator="cpu", **quiet
+        max_epochs=task.epochs, callbacks=[metrics, EarlyStopping(progress)], accelerator="cpu", **quiet
     )
     module = LightningModule(model, OptimizerFactory(learning_rate=2e-3))
     with TemporaryDirectory() as folder:
         data = data_module(task, items, Path(folder))
-        start = perf_counter()
         trainer.fit(module, data)
-        seconds = perf_counter() - start
+        progress.restore()
         [result] = trainer.test(module, data, verbose=False)
-    return result["ndcg@10"], seconds
+    return result["ndcg@10"], progress
 
 
 if __name__ == "__main__":

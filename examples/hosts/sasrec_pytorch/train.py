@@ -4,13 +4,10 @@ What counts of its shape: queries are normalised keys, tensors are (L, B, D), at
 matrix is drawn anew after construction.
 """
 
-from time import perf_counter
-
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from examples.hosts.common import Task, main, ndcg
+from examples.hosts.common import Progress, Task, main
 from hyenarec_kernels.integrations import replace_attention
 
 DIM, BLOCKS, DROPOUT = 64, 2, 0.2
@@ -56,37 +53,30 @@ def build(mixer: str, items: int, length: int) -> SASRec:
     return model
 
 
-def histories(log, length: int) -> Tensor:
-    """Each user's newest events (B, L), numbered from 1 and padded on the left by 0."""
-    rows = [torch.tensor(user.item_id.to_numpy()[-length:] + 1) for _, user in log.groupby("user_id")]
-    return nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_side="left")
-
-
-def run(mixer: str, task: Task) -> tuple[float, float]:
+def run(mixer: str, task: Task) -> tuple[float, Progress]:
     torch.manual_seed(task.seed)
-    items = int(task.log.item_id.max()) + 1
-    model = build(mixer, items, task.length)
+    model = build(mixer, int(task.log.item_id.max()) + 1, task.length)
     optimizer = torch.optim.Adam(model.parameters(), lr=2e-3, betas=(0.9, 0.98))
-    train = histories(task.train, task.length + 1)
-    start = perf_counter()
-    for _ in range(task.epochs):
+
+    @torch.no_grad()
+    def evaluate(later: int) -> float:
+        model.eval()
+        return task.ndcg(model(task.histories(later)[:, -task.length :])[:, -1] @ model.item_emb.weight.T, later)
+
+    train = task.histories(1)[:, -task.length - 1 :]
+    progress = Progress(task, lambda: model)
+    for _ in progress.until_best(lambda: evaluate(1)):
+        model.train()
         for rows in torch.randperm(len(train)).split(64):
             events, targets = train[rows, :-1], train[rows, 1:]
-            scores = model(events) @ model.item_emb.weight.T  # (B, L, items + 1)
-            loss = nn.functional.cross_entropy(scores[targets != 0], targets[targets != 0])
+            targets = targets.masked_fill(events == 0, 0)
+            scores = model(events)[targets != 0] @ model.item_emb.weight.T  # (T, items + 1)
+            loss = nn.functional.cross_entropy(scores, targets[targets != 0])
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-    seconds = perf_counter() - start
-    model.eval()
-    with torch.no_grad():
-        scores = model(train[:, -task.length :])[:, -1] @ model.item_emb.weight.T
-    scores[:, 0] = -torch.inf
-    if not task.repeats:
-        scores.scatter_(1, train, -torch.inf)
-    targets = torch.tensor(task.test[task.test.user_id.isin(task.train.user_id)].item_id.to_numpy())[:, None] + 1
-    ranks = (scores > scores.gather(1, targets)).sum(1)
-    return ndcg(np.asarray(ranks)), seconds
+    progress.restore()
+    return evaluate(0), progress
 
 
 if __name__ == "__main__":
