@@ -166,7 +166,8 @@ HYENAREC_DEVICE void fill(int thread, int threads, const Tile& tile, const Colum
     const Span& span = columns.span[in_round];
     int position = span.first + (column - in_round) * kColumnRows + row;
     int channel = number * Pool<T>::kVector;
-    auto real = [&](int j) { return position + j >= 0 && position + j < span.length; };
+    int rows_left = position < 0 ? 0 : span.length - position;  // the halo's columns may lie before the sequence
+    auto real = [&](int j) { return j < rows_left; };
     int64_t first = int64_t(span.start) + position;
     if (!tile.at_once<T>(channel)) {
       HYENAREC_ONE_BY_ONE for (int i = 0; i < 4 * Pool<T>::kVector; ++i) {
@@ -183,14 +184,17 @@ HYENAREC_DEVICE void fill(int thread, int threads, const Tile& tile, const Colum
     }
     channel += tile.first;
     Vector rows[4]{};
-    each<4>([&](auto j) {
-      if (real(j.value)) rows[j.value] = vector<T>(from.value, span.batch, first + j.value, channel);
-    });
+    auto read = [&](const Rows& tensor, Vector(&to)[4]) {
+      const T* at = element<T>(tensor, span.batch, first, channel);
+      each<4>([&](auto j) {
+        if (real(j.value)) to[j.value] = *reinterpret_cast<const Vector*>(at);
+        at += tensor.row_stride;
+      });
+    };
+    read(from.value, rows);
     if (from.factor.data) {
       Vector factors[4]{};
-      each<4>([&](auto j) {
-        if (real(j.value)) factors[j.value] = vector<T>(from.factor, span.batch, first + j.value, channel);
-      });
+      read(from.factor, factors);
       each<4>([&](auto j) { multiply<T>(rows[j.value], factors[j.value]); });
     }
     pool.put(channel - tile.first, column, row, rows);

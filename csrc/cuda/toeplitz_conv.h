@@ -14,8 +14,8 @@ template <class T, bool kBackward>
 struct ToeplitzConv {
   using Products = Toeplitz<T>;
   static constexpr int kThreads = 256, kWarps = kThreads / 32;
-  static constexpr int kBlocks = (kBackward ? 2 : 3) - (sizeof(T) == 4);  // of a multiprocessor: 80, 128 or 255 registers
-  static constexpr int kZeros = 32;
+  static constexpr int kBlocks = kBackward && sizeof(T) == 4 ? 1 : 2;  // of a multiprocessor: of 255 registers, or of 128
+  static constexpr int kZeros = Pool<T>::kSlotBytes;
 
   int channels, groups, taps;  // taps: those that meet anything
   int halo, width;             // columns before a round (columns.h), and columns of a round
@@ -51,7 +51,7 @@ struct ToeplitzConv {
     const Tile tile{int(index / shares) * tile_channels(), channels, vectors, wide};
     const int share = int(index % shares);
     block.phase([&](int thread) {
-      if (thread < kZeros / 4) reinterpret_cast<uint32_t*>(shared)[thread] = 0;
+      for (int i = thread; i < kZeros / 4; i += kThreads) reinterpret_cast<uint32_t*>(shared)[i] = 0;
       int words = Products::table_words(taps);
       for (int i = thread; i < tile_channels() * words; i += kThreads) {
         int channel = tile.first + i / words;
@@ -97,8 +97,8 @@ struct ToeplitzConv {
     if (skip)
       with_dtype(skip_dtype, [&](auto type) { at_zero = static_cast<const decltype(type)*>(skip)[channel]; });
     if (kBackward && sums)
-      Products::correlate(warp, {dy, columns.after, zeros}, {u, columns.before, zeros}, sums_of(share, channel), taps,
-                          !first_round);
+      Products::correlate(warp, {dy, columns.after, zeros}, {u, columns.before, zeros}, columns.most_before,
+                          sums_of(share, channel), taps, !first_round);
     warp.sync();
     if (!kBackward || of_input[0].value.data)
       Products::template convolve<false>(warp, {u, columns.before, zeros}, u, columns.most_before, table, taps, at_zero);
