@@ -98,12 +98,10 @@ struct Toeplitz {
   }
 
   // sums[lag] (+)= sum over the columns' rows of dy[t] u[t - lag], for each lag below `taps`.
-  static HYENAREC_DEVICE void correlate(const Warp& warp, const ColumnView& dy, const ColumnView& u, int reach,
-                                        float* sums, int taps, bool add) {
-    PerLane<Words<kTileWords>> gradient[kTiles];
-    each<kTiles / 2>([&](auto p) {
-      load_tiles(warp, dy, 0, 16 * p.value, gradient[2 * p.value], gradient[2 * p.value + 1]);
-    });
+  static HYENAREC_DEVICE void correlate(const Warp& warp, const ColumnView& dy, const ColumnView& u, float* sums,
+                                        int taps, bool add) {
+    Rows16 gradient[kTiles / 2];
+    each<kTiles / 2>([&](auto p) { load_rows(warp, dy, 16 * p.value, gradient[p.value]); });
     constexpr int kUnderWay = 2 * kTiles - 2, kPast = kTiles;  // G of a column, of which so many end with it
     PerLane<Accumulator> g[kUnderWay]{};                       // m = 8 apart - 7 + index
     Ended ended{};
@@ -111,14 +109,11 @@ struct Toeplitz {
       each<kColumnRows / 16>([&](auto s) {
         constexpr int step = decltype(s)::value;
         PerLane<Words<kTileWords>> even, odd;
-        if (apart <= reach) {
-          load_tiles(warp, u, -apart, kColumnRows - 16 * (step + 1), even, odd);
-          each<kTiles / 2>([&](auto p) {
-            constexpr int tile = 2 * decltype(p)::value;
-            add_product(warp, g[2 * step + tile], gradient[tile], gradient[tile + 1], odd);
-            add_product(warp, g[2 * step + tile + 1], gradient[tile], gradient[tile + 1], even);
-          });
-        }
+        load_tiles(warp, u, -apart, kColumnRows - 16 * (step + 1), even, odd);
+        each<kTiles / 2>([&](auto p) {
+          add_product(g[2 * (step + p.value)], gradient[p.value], odd);
+          add_product(g[2 * (step + p.value) + 1], gradient[p.value], even);
+        });
         finish(warp, ended, g[2 * step], g[2 * step + 1], kColumnRows * (apart - 1) + 16 * step, sums, taps, add);
       });
       each<kUnderWay - kPast>([&](auto k) { g[k.value] = g[k.value + kPast]; });
@@ -161,18 +156,37 @@ struct Toeplitz {
     }
   }
 
-  static HYENAREC_DEVICE void add_product(const Warp& warp, PerLane<Accumulator>& g, const PerLane<Words<kTileWords>>& top,
-                                          const PerLane<Words<kTileWords>>& bottom,
+  // Rows 16 p to 16 p + 15 of the columns themselves, as a's words.
+  struct Rows16 {
+    PerLane<Words<4>> part[kTileWords / 2];
+  };
+  static HYENAREC_DEVICE void load_rows(const Warp& warp, const ColumnView& view, int row, Rows16& rows) {
+    if constexpr (kInWord == 2) {
+      rows.part[0] = load_matrices<true>(warp, [&](int lane) {
+        return view.first + (lane % 8 + lane / 16 * 8) * kSlotBytes + (row + lane / 8 % 2 * 8) * int(sizeof(T));
+      });
+    } else {
+      PerLane<Words<kTileWords>> low, high;
+      load_tiles(warp, view, 0, row, low, high);
+      warp.lanes([&](int lane) {
+        each<kTileWords / 2>([&](auto k) {
+          constexpr int w = 2 * decltype(k)::value;
+          rows.part[k.value][lane] = {low[lane].word[w], high[lane].word[w], low[lane].word[w + 1], high[lane].word[w + 1]};
+        });
+      });
+    }
+  }
+
+  static HYENAREC_DEVICE void add_product(PerLane<Accumulator>& g, const Rows16& rows,
                                           const PerLane<Words<kTileWords>>& u) {
     each<kTileWords / 2>([&](auto k) {
-      constexpr int w = 2 * decltype(k)::value;
-      PerLane<Words<4>> a;
       PerLane<Words<2>> b;
-      warp.lanes([&](int lane) {
-        a[lane] = {top[lane].word[w], bottom[lane].word[w], top[lane].word[w + 1], bottom[lane].word[w + 1]};
-        b[lane] = {u[lane].word[w], u[lane].word[w + 1]};
-      });
-      Core::multiply(g, a, b);
+#ifdef __CUDA_ARCH__
+      b.own = {u.own.word[2 * k.value], u.own.word[2 * k.value + 1]};
+#else
+      for (int lane = 0; lane < 32; ++lane) b[lane] = {u[lane].word[2 * k.value], u[lane].word[2 * k.value + 1]};
+#endif
+      Core::multiply(g, rows.part[k.value], b);
     });
   }
 

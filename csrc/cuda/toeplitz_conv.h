@@ -97,8 +97,8 @@ struct ToeplitzConv {
     if (skip)
       with_dtype(skip_dtype, [&](auto type) { at_zero = static_cast<const decltype(type)*>(skip)[channel]; });
     if (kBackward && sums)
-      Products::correlate(warp, {dy, columns.after, zeros}, {u, columns.before, zeros}, columns.most_before,
-                          sums_of(share, channel), taps, !first_round);
+      Products::correlate(warp, {dy, columns.after, zeros}, {u, columns.before, zeros}, sums_of(share, channel), taps,
+                          !first_round);
     warp.sync();
     if (!kBackward || of_input[0].value.data)
       Products::template convolve<false>(warp, {u, columns.before, zeros}, u, columns.most_before, table, taps, at_zero);
