@@ -166,7 +166,8 @@ HYENAREC_DEVICE void fill(int thread, int threads, const Tile& tile, const Colum
     const Span& span = columns.span[in_round];
     int position = span.first + (column - in_round) * kColumnRows + row;
     int channel = number * Pool<T>::kVector;
-    auto real = [&](int j) { return position + j >= 0 && position + j < span.length; };
+    int rows_left = position < 0 ? 0 : span.length - position;  // the halo's columns may lie before the sequence
+    auto real = [&](int j) { return j < rows_left; };
     int64_t first = int64_t(span.start) + position;
     if (!tile.at_once<T>(channel)) {
       HYENAREC_ONE_BY_ONE for (int i = 0; i < 4 * Pool<T>::kVector; ++i) {
@@ -183,14 +184,17 @@ HYENAREC_DEVICE void fill(int thread, int threads, const Tile& tile, const Colum
     }
     channel += tile.first;
     Vector rows[4]{};
-    each<4>([&](auto j) {
-      if (real(j.value)) rows[j.value] = vector<T>(from.value, span.batch, first + j.value, channel);
-    });
+    auto read = [&](const Rows& tensor, Vector(&to)[4]) {
+      const T* at = element<T>(tensor, span.batch, first, channel);
+      each<4>([&](auto j) {
+        if (real(j.value)) to[j.value] = *reinterpret_cast<const Vector*>(at);
+        at += tensor.row_stride;
+      });
+    };
+    read(from.value, rows);
     if (from.factor.data) {
       Vector factors[4]{};
-      each<4>([&](auto j) {
-        if (real(j.value)) factors[j.value] = vector<T>(from.factor, span.batch, first + j.value, channel);
-      });
+      read(from.factor, factors);
       each<4>([&](auto j) { multiply<T>(rows[j.value], factors[j.value]); });
     }
     pool.put(channel - tile.first, column, row, rows);
@@ -228,16 +232,29 @@ HYENAREC_DEVICE void drain(int thread, int threads, const Tile& tile, const Colu
     HYENAREC_ONE_BY_ONE for (int o = 0; o < 2; ++o) {
       const Product& output = outputs[o];
       if (!output.value.data) continue;
-      Vector factors[4];
+      Vector values[4], factors[4];
+      each<4>([&](auto j) { values[j.value] = real(j.value) ? rows[j.value] : Vector{}; });
+      if (real(3)) {  // all four, one after the other in memory
+        if (output.factor.data) {
+          const T* from = element<T>(output.factor, span.batch, row_of(0), channel);
+          each<4>([&](auto j) {
+            factors[j.value] = *reinterpret_cast<const Vector*>(from);
+            from += output.factor.row_stride;
+          });
+          each<4>([&](auto j) { multiply<T>(values[j.value], factors[j.value]); });
+        }
+        T* to = element<T>(output.value, span.batch, row_of(0), channel);
+        each<4>([&](auto j) {
+          *reinterpret_cast<Vector*>(to) = values[j.value];
+          to += output.value.row_stride;
+        });
+        continue;
+      }
       each<4>([&](auto j) {
         if (output.factor.data && real(j.value))
-          factors[j.value] = vector<T>(output.factor, span.batch, row_of(j.value), channel);
-      });
-      each<4>([&](auto j) {
-        Vector v{};
-        if (real(j.value)) v = rows[j.value];
-        if (output.factor.data && real(j.value)) multiply<T>(v, factors[j.value]);
-        if (position + j.value < span.rows) vector<T>(output.value, span.batch, row_of(j.value), channel) = v;
+          multiply<T>(values[j.value], vector<T>(output.factor, span.batch, row_of(j.value), channel));
+        if (position + j.value < span.rows)
+          vector<T>(output.value, span.batch, row_of(j.value), channel) = values[j.value];
       });
     }
   });

@@ -7,9 +7,9 @@
 // in shared memory: word x is (h[x], h[x - 1]) of 16-bit types and h[x] of Float32, from x = -kBefore on, with zeros
 // around the taps.
 //
-// Gradient: G_m (16 rows of the gradient, 8 rows of the input) = sum over the 16 columns of dy[8 b + i] u[8 (b - m) + j],
-// for even m: the sums along its diagonals belong to lags 8 m + i - j. Going back 16 rows of the input at a time, each
-// step ends with the last products of one G_m: five of them are under way.
+// Gradient: G_m (16 rows of the gradient, 8 rows of the input) = sum over even b and the 16 columns of dy[8 b + i] times
+// u[8 (b - m) + j]: the sums along its diagonals belong to lags 8 m + i - j. Going back 16 rows of the input at a time,
+// each step ends with the last products of two G_m: eight of them are under way.
 #pragma once
 #include "columns.h"
 
@@ -19,7 +19,7 @@ namespace hyenarec::cuda {
 struct ColumnView {
   const char* first;   // the round's first column
   const int* reach;    // of every column: how many more there are of its sequence, backwards or forwards
-  const char* zeros;   // 32 bytes
+  const char* zeros;   // a column of them
 };
 
 template <class T>
@@ -29,11 +29,13 @@ struct Toeplitz {
   static constexpr int kStep = Core::kDepth, kSteps = kColumnRows / kStep;
   static constexpr int kTiles = kColumnRows / 8;                 // of 8 output rows
   static constexpr int kLags = kStep / 2, kPerTile = 8 / kLags;  // between words; words from a tile to the next one
-  static constexpr int kWindow = kTiles * kPerTile + 1;
+  static constexpr int kWindow = kTiles * kPerTile + 1, kHeld = kWindow + 2 * (kSteps - 1);
   static constexpr int kBefore = 16;
   static constexpr int kSlotBytes = Pool<T>::kSlotBytes;
 
-  static HYENAREC_DEVICE int table_words(int taps) { return taps + 2 * kBefore; }
+  // Columns that the taps reach, a column's own among them: from the last row of one, 63 rows further than its length.
+  static HYENAREC_DEVICE int columns(int taps) { return (taps + kColumnRows - 2) / kColumnRows + 1; }
+  static HYENAREC_DEVICE int table_words(int taps) { return kBefore + columns(taps) * kColumnRows + 8; }
   static HYENAREC_DEVICE uint32_t table_word(const float* taps, int count, int word) {
     auto tap = [&](int lag) { return lag >= 0 && lag < count ? taps[lag] : 0.f; };
     int lag = word - kBefore;
@@ -46,39 +48,39 @@ struct Toeplitz {
   static HYENAREC_DEVICE void convolve(const Warp& warp, const ColumnView& view, char* out, int reach,
                                        const uint32_t* table, int taps, float skip) {
     PerLane<Accumulator> y[kTiles]{};
-    PerLane<Words<kWindow>> window;
-    PerLane<int> lag;  // that the lane's word at lag 0 of a tile is for
-    warp.lanes([&](int lane) {
-      int back = lane / 4 - kInWord * (lane % 4);
-      lag[lane] = kBefore + (kTransposed ? kInWord - 1 - back : back);
-    });
-    auto word = [&](int lane, int m) {
-      int at = kLags * m + lag[lane], last = table_words(taps) - 1;
-      uint32_t bits = table[at < last ? at : last];
+    PerLane<Words<kHeld>> window;
+    PerLane<const uint32_t*> words;  // the first that a lane takes for the next column
+    auto word = [&](int lane, int number) {
+      uint32_t bits = words[lane][kLags * number];
       return kTransposed && kInWord == 2 ? bits << 16 | bits >> 16 : bits;
     };
     warp.lanes([&](int lane) {
-      each<kWindow>([&](auto j) {
-        constexpr int m = decltype(j)::value - (kWindow - 2);
-        window[lane].word[j.value] = m >= -1 ? word(lane, m) : 0;
-      });
+      int back = lane / 4 - kInWord * (lane % 4);
+      words[lane] = table + kBefore + (kTransposed ? kInWord - 1 - back : back);
+      each<kWindow - 3>([&](auto j) { window[lane].word[j.value] = 0; });
+      window[lane].word[kWindow - 3] = word(lane, -1);
     });
-    int steps = (taps + kColumnRows - 2) / kStep + 1, reached = (reach + 1) * kSteps;
-    HYENAREC_ONE_BY_ONE for (int d = 0; d < steps && d < reached; ++d) {
-      auto u = load_matrices<false>(warp, [&](int lane) {
-        return part(view, lane, kTransposed ? d * kStep : kColumnRows - (d + 1) * kStep);
+    int last = columns(taps) - 1;
+    HYENAREC_ONE_BY_ONE for (int apart = 0; apart <= last && apart <= reach; ++apart) {
+      PerLane<const char*> rows;
+      warp.lanes([&](int lane) {
+        each<2 * kSteps>([&](auto j) { window[lane].word[kWindow - 2 + j.value] = word(lane, j.value); });
+        rows[lane] = column_of(view, lane, kTransposed ? apart : -apart) + lane / 16 * 16;
       });
-      each<kTiles>([&](auto i) {
-        constexpr int low = kTransposed ? kPerTile * i.value + kPerTile - 1 : kPerTile * i.value + 1;
-        constexpr int high = kTransposed ? low + 1 : low - 1;
-        PerLane<Words<2>> h;
-        warp.lanes([&](int lane) { h[lane] = {window[lane].word[low], window[lane].word[high]}; });
-        Core::multiply(y[kTransposed ? kTiles - 1 - i.value : i.value], u, h);
+      each<kSteps>([&](auto s) {
+        constexpr int step = decltype(s)::value, row = kStep * (kTransposed ? step : kSteps - 1 - step);
+        auto u = load_matrices<false>(warp, [&](int lane) { return rows[lane] + row * int(sizeof(T)); });
+        each<kTiles>([&](auto i) {
+          constexpr int at = 2 * step + kPerTile * decltype(i)::value;
+          constexpr int low = at + (kTransposed ? kPerTile - 1 : 1), high = at + (kTransposed ? kPerTile : 0);
+          PerLane<Words<2>> h;
+          warp.lanes([&](int lane) { h[lane] = {window[lane].word[low], window[lane].word[high]}; });
+          Core::multiply(y[kTransposed ? kTiles - 1 - i.value : i.value], u, h);
+        });
       });
       warp.lanes([&](int lane) {
-        each<kWindow - 2>([&](auto j) { window[lane].word[j.value] = window[lane].word[j.value + 2]; });
-        window[lane].word[kWindow - 2] = word(lane, 2 * d + 2);
-        window[lane].word[kWindow - 1] = word(lane, 2 * d + 3);
+        each<kWindow - 2>([&](auto j) { window[lane].word[j.value] = window[lane].word[j.value + 2 * kSteps]; });
+        words[lane] += kColumnRows;
       });
     }
 
@@ -98,33 +100,24 @@ struct Toeplitz {
   // sums[lag] (+)= sum over the columns' rows of dy[t] u[t - lag], for each lag below `taps`.
   static HYENAREC_DEVICE void correlate(const Warp& warp, const ColumnView& dy, const ColumnView& u, float* sums,
                                         int taps, bool add) {
-    PerLane<Words<kTileWords>> gradient[kTiles];
-    auto load_gradient = [&] {
-      each<kTiles / 2>([&](auto p) {
-        load_tiles(warp, dy, 16 * p.value, gradient[2 * p.value], gradient[2 * p.value + 1]);
+    Rows16 gradient[kTiles / 2];
+    each<kTiles / 2>([&](auto p) { load_rows(warp, dy, 16 * p.value, gradient[p.value]); });
+    constexpr int kUnderWay = 2 * kTiles - 2, kPast = kTiles;  // G of a column, of which so many end with it
+    PerLane<Accumulator> g[kUnderWay]{};                       // m = 8 apart - 7 + index
+    Ended ended{};
+    HYENAREC_ONE_BY_ONE for (int apart = 0; kColumnRows * (apart - 1) < taps; ++apart) {
+      each<kColumnRows / 16>([&](auto s) {
+        constexpr int step = decltype(s)::value;
+        PerLane<Words<kTileWords>> even, odd;
+        load_tiles(warp, u, -apart, kColumnRows - 16 * (step + 1), even, odd);
+        each<kTiles / 2>([&](auto p) {
+          add_product(g[2 * (step + p.value)], gradient[p.value], odd);
+          add_product(g[2 * (step + p.value) + 1], gradient[p.value], even);
+        });
+        finish(warp, ended, g[2 * step], g[2 * step + 1], kColumnRows * (apart - 1) + 16 * step, sums, taps, add);
       });
-    };
-    constexpr bool kHeld = kInWord == 2;  // 16 registers; 32 of Float32 would be too many
-    if (kHeld) load_gradient();
-    PerLane<Words<kTileWords>> none{};
-    constexpr int kUnderWay = 5;
-    PerLane<Accumulator> g[kUnderWay]{};
-    PerLane<Accumulator> before{};  // the G that was finished last
-    HYENAREC_ONE_BY_ONE for (int d = 0; 16 * d < taps + 72; ++d) {
-      if (!kHeld) load_gradient();
-      PerLane<Words<kTileWords>> even, odd;  // tiles 2 (3 - d) and the one after it
-      load_tiles(warp, u, kColumnRows - 16 * (d + 1), even, odd);
-      each<kUnderWay>([&](auto k) {
-        constexpr int b = 2 * decltype(k)::value - 1;  // the first of two tiles of the gradient
-        if constexpr (b > 0) add_product(warp, g[k.value], gradient[b - 1], gradient[b], even);
-        if constexpr (b < 0) add_product(warp, g[k.value], none, gradient[0], odd);
-        else if constexpr (b + 1 == kTiles) add_product(warp, g[k.value], gradient[b], none, odd);
-        else add_product(warp, g[k.value], gradient[b], gradient[b + 1], odd);
-      });
-      finish(warp, before, g[0], 16 * (d - 4) - 8, sums, taps, add);
-      before = g[0];
-      each<kUnderWay - 1>([&](auto k) { g[k.value] = g[k.value + 1]; });
-      g[kUnderWay - 1] = {};
+      each<kUnderWay - kPast>([&](auto k) { g[k.value] = g[k.value + kPast]; });
+      each<kPast>([&](auto k) { g[kUnderWay - kPast + k.value] = {}; });
     }
   }
 
@@ -132,26 +125,27 @@ struct Toeplitz {
   // Words of a lane for 8 rows of all columns: of 16-bit types column 2q, 2q + 1 (and 8 on) of row g, else one column.
   static constexpr int kTileWords = kRoundColumns / (4 * kInWord);
 
-  // 16 bytes from `row` of column lane % 16 on, or the next ones for lanes from 16 on.
-  static HYENAREC_DEVICE const char* part(const ColumnView& view, int lane, int row) {
-    int column = lane % kRoundColumns, apart = row >> 6;  // rounded down
-    if ((apart < 0 ? -apart : apart) > view.reach[column]) return view.zeros;
-    return view.first + (column + apart) * kSlotBytes + (row & (kColumnRows - 1)) * int(sizeof(T)) + lane / 16 * 16;
+  // The column that lies `apart` from column lane % 16, or zeros.
+  static HYENAREC_DEVICE const char* column_of(const ColumnView& view, int lane, int apart) {
+    int column = lane % kRoundColumns;
+    bool there = (apart < 0 ? -apart : apart) <= view.reach[column];
+    return there ? view.first + (column + apart) * kSlotBytes : view.zeros;
   }
-  static_assert(kColumnRows == 64);
 
-  static HYENAREC_DEVICE void load_tiles(const Warp& warp, const ColumnView& view, int row,
+  // Of 8 rows from `row` on of the columns `apart` from all, and of the next 8.
+  static HYENAREC_DEVICE void load_tiles(const Warp& warp, const ColumnView& view, int apart, int row,
                                          PerLane<Words<kTileWords>>& low, PerLane<Words<kTileWords>>& high) {
     if constexpr (kInWord == 2) {
-      auto both = load_matrices<true>(warp, [&](int lane) { return part(view, lane, row); });
+      auto both = load_matrices<true>(warp, [&](int lane) { 
+        return column_of(view, lane, apart) + row * int(sizeof(T)) + lane / 16 * 16;
+      });
       warp.lanes([&](int lane) {
         low[lane] = {both[lane].word[0], both[lane].word[1]};
         high[lane] = {both[lane].word[2], both[lane].word[3]};
       });
     } else {
-      int apart = row >> 6;
       warp.lanes([&](int lane) {
-        const char* at = view.first + (apart + lane % 4) * kSlotBytes + ((row & (kColumnRows - 1)) + lane / 4) * int(sizeof(T));
+        const char* at = view.first + (apart + lane % 4) * kSlotBytes + (row + lane / 4) * int(sizeof(T));
         each<kTileWords>([&](auto w) {
           bool there = apart == 0 || -apart <= view.reach[4 * w.value + lane % 4];
           auto* words = reinterpret_cast<const uint32_t*>(at + 4 * w.value * kSlotBytes);
@@ -162,54 +156,89 @@ struct Toeplitz {
     }
   }
 
-  static HYENAREC_DEVICE void add_product(const Warp& warp, PerLane<Accumulator>& g, const PerLane<Words<kTileWords>>& top,
-                                          const PerLane<Words<kTileWords>>& bottom,
+  // Rows 16 p to 16 p + 15 of the columns themselves, as a's words.
+  struct Rows16 {
+    PerLane<Words<4>> part[kTileWords / 2];
+  };
+  static HYENAREC_DEVICE void load_rows(const Warp& warp, const ColumnView& view, int row, Rows16& rows) {
+    if constexpr (kInWord == 2) {
+      rows.part[0] = load_matrices<true>(warp, [&](int lane) {
+        return view.first + (lane % 8 + lane / 16 * 8) * kSlotBytes + (row + lane / 8 % 2 * 8) * int(sizeof(T));
+      });
+    } else {
+      PerLane<Words<kTileWords>> low, high;
+      load_tiles(warp, view, 0, row, low, high);
+      warp.lanes([&](int lane) {
+        each<kTileWords / 2>([&](auto k) {
+          constexpr int w = 2 * decltype(k)::value;
+          rows.part[k.value][lane] = {low[lane].word[w], high[lane].word[w], low[lane].word[w + 1], high[lane].word[w + 1]};
+        });
+      });
+    }
+  }
+
+  static HYENAREC_DEVICE void add_product(PerLane<Accumulator>& g, const Rows16& rows,
                                           const PerLane<Words<kTileWords>>& u) {
     each<kTileWords / 2>([&](auto k) {
-      constexpr int w = 2 * decltype(k)::value;
-      PerLane<Words<4>> a;
       PerLane<Words<2>> b;
-      warp.lanes([&](int lane) {
-        a[lane] = {top[lane].word[w], bottom[lane].word[w], top[lane].word[w + 1], bottom[lane].word[w + 1]};
-        b[lane] = {u[lane].word[w], u[lane].word[w + 1]};
-      });
-      Core::multiply(g, a, b);
+#ifdef __CUDA_ARCH__
+      b.own = {u.own.word[2 * k.value], u.own.word[2 * k.value + 1]};
+#else
+      for (int lane = 0; lane < 32; ++lane) b[lane] = {u[lane].word[2 * k.value], u[lane].word[2 * k.value + 1]};
+#endif
+      Core::multiply(g, rows.part[k.value], b);
     });
   }
 
-  // Lags `lag` to `lag` + 15, which end in the lower half of the upper one of two G: its value v of lane (g, q) is of
-  // lag 16 m + 8 (v / 2) + g - 2 q - v % 2.
-  static HYENAREC_DEVICE void finish(const Warp& warp, const PerLane<Accumulator>& lower,
-                                     const PerLane<Accumulator>& upper, int lag, float* sums, int taps, bool add) {
-    if (lag + 15 < 0) return;
-    PerLane<float> total[2];
-    each<2>([&](auto half) {
-      each<2>([&](auto e) {
-        PerLane<float> chosen;  // the lag that lane (g - s) mod 8 has is in this half where g >= s, else in the next one
-        warp.lanes([&](int lane) {
-          int s = 2 * (lane % 4) + e.value;
-          float here = half.value == 0 ? lower[lane].value[2 + e.value] : upper[lane].value[e.value];
-          float next = half.value == 0 ? upper[lane].value[e.value] : upper[lane].value[2 + e.value];
-          chosen[lane] = lane / 4 >= s ? here : next;
-        });
-        auto moved = warp.shuffle(chosen, [&](int lane) {
-          return (lane / 4 + 2 * (lane % 4) + e.value) % 8 * 4 + lane % 4;
-        });
-        warp.lanes([&](int lane) {
-          total[half.value][lane] = e.value == 0 ? moved[lane] : total[half.value][lane] + moved[lane];
-        });
-      });
-      each<2>([&](auto bit) {
-        auto other = warp.shuffle(total[half.value], [&](int lane) { return lane ^ (1 << bit.value); });
-        warp.lanes([&](int lane) { total[half.value][lane] += other[lane]; });
-      });
-    });
+  // Of the G that have ended: what belongs to the last 8 lags and the 7 before them, and to the 8 lags after these.
+  struct Ended {
+    PerLane<Words<2>> last, later;
+  };
+
+  // Two more G have ended, and so have lags `lag` to `lag` + 15. Value v of lane (g, q) of G_m is of lag 8 m + 8 (v / 2)
+  // + g - 2q - v % 2; of the lanes' values for eight lags and seven before them, those of one lag are added.
+  static HYENAREC_DEVICE void finish(const Warp& warp, Ended& ended, const PerLane<Accumulator>& first,
+                                     const PerLane<Accumulator>& second, int lag, float* sums, int taps, bool add) {
+    PerLane<Words<2>> middle, last;
     warp.lanes([&](int lane) {
-      int half = lane % 4, at = lag + 8 * half + lane / 4;
-      if (half > 1 || at < 0 || at >= taps) return;
-      float sum = half == 0 ? total[0][lane] : total[1][lane];
-      sums[at] = add ? sums[at] + sum : sum;
+      each<2>([&](auto e) {
+        float later = bits_to_float(ended.later[lane].word[e.value]);
+        middle[lane].word[e.value] = float_to_bits(later + first[lane].value[e.value]);
+        last[lane].word[e.value] = float_to_bits(first[lane].value[2 + e.value] + second[lane].value[e.value]);
+        ended.later[lane].word[e.value] = float_to_bits(second[lane].value[2 + e.value]);
+      });
     });
+    if (lag >= 0) {
+      PerLane<float> total[2];
+      each<2>([&](auto half) {
+        each<2>([&](auto e) {
+          PerLane<float> chosen;  // the lag that lane (g - s) mod 8 has is among the first 8 where g >= s
+          warp.lanes([&](int lane) {
+            const auto& here = half.value == 0 ? ended.last : middle;
+            const auto& next = half.value == 0 ? middle : last;
+            int s = 2 * (lane % 4) + e.value;
+            chosen[lane] = bits_to_float(lane / 4 >= s ? here[lane].word[e.value] : next[lane].word[e.value]);
+          });
+          auto moved = warp.shuffle(chosen, [&](int lane) {
+            return (lane / 4 + 2 * (lane % 4) + e.value) % 8 * 4 + lane % 4;
+          });
+          warp.lanes([&](int lane) {
+            total[half.value][lane] = e.value == 0 ? moved[lane] : total[half.value][lane] + moved[lane];
+          });
+        });
+        each<2>([&](auto bit) {
+          auto other = warp.shuffle(total[half.value], [&](int lane) { return lane ^ (1 << bit.value); });
+          warp.lanes([&](int lane) { total[half.value][lane] += other[lane]; });
+        });
+      });
+      warp.lanes([&](int lane) {
+        int half = lane % 4, at = lag + 8 * half + lane / 4;
+        if (half > 1 || at >= taps) return;
+        float sum = half == 0 ? total[0][lane] : total[1][lane];
+        sums[at] = add ? sums[at] + sum : sum;
+      });
+    }
+    ended.last = last;
   }
 
   static HYENAREC_DEVICE void store(char* at, float first, float second, float skip) {

@@ -14,8 +14,8 @@ template <class T, bool kBackward>
 struct ToeplitzConv {
   using Products = Toeplitz<T>;
   static constexpr int kThreads = 256, kWarps = kThreads / 32;
-  static constexpr int kBlocks = (kBackward ? 2 : 3) - (sizeof(T) == 4);  // of a multiprocessor: 80, 128 or 255 registers
-  static constexpr int kZeros = 32;
+  static constexpr int kBlocks = kBackward && sizeof(T) == 4 ? 1 : 2;  // of a multiprocessor: of 255 registers, or of 128
+  static constexpr int kZeros = Pool<T>::kSlotBytes;
 
   int channels, groups, taps;  // taps: those that meet anything
   int halo, width;             // columns before a round (columns.h), and columns of a round
@@ -51,7 +51,7 @@ struct ToeplitzConv {
     const Tile tile{int(index / shares) * tile_channels(), channels, vectors, wide};
     const int share = int(index % shares);
     block.phase([&](int thread) {
-      if (thread < kZeros / 4) reinterpret_cast<uint32_t*>(shared)[thread] = 0;
+      for (int i = thread; i < kZeros / 4; i += kThreads) reinterpret_cast<uint32_t*>(shared)[i] = 0;
       int words = Products::table_words(taps);
       for (int i = thread; i < tile_channels() * words; i += kThreads) {
         int channel = tile.first + i / words;
