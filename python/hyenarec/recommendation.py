@@ -191,7 +191,7 @@ class Recommender:
     ) -> Request:
         if not items:
             raise UserError("empty; at least one item is needed")
-        times = caller_seconds(timestamps, self._time_unit) if timestamps is not None and self.knows_time else None
+        times = caller_seconds(timestamps, self.time_unit) if timestamps is not None and self.knows_time else None
         places = self.item_ids.find(items) if unknown == "skip" else self.item_ids.encode(items, "item")
         known = places >= 0
         dropped = [items[index] for index in np.flatnonzero(~known)]
@@ -200,7 +200,7 @@ class Recommender:
         return Request(places[known], None if times is None else times[known], dropped, None)
 
     @property
-    def _time_unit(self) -> str:
+    def time_unit(self) -> str:
         """Of the log's own times, in which callers give theirs."""
         data = self.config.get("data")
         unit = data.get("time_unit") if isinstance(data, dict) else None

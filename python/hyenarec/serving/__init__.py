@@ -1,0 +1,1 @@
+"""The service: events come in one by one, recommendations go out (``hyenarec serve``)."""

@@ -1,0 +1,175 @@
+"""One thread that owns model and store, and takes whatever has come in since it last looked as one batch."""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hyenarec.answers import Item, Recommendation
+from hyenarec.data.ids import Ids
+from hyenarec.errors import UserError
+from hyenarec.recommendation import Recommender
+from hyenarec.serving.events import Added, Event, EventStore
+from hyenarec.serving.states import States
+
+MOST = 256  # requests in a batch
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """Recommendations for a user. ``exclude`` are never among them, and where ``allow`` is given only those of it."""
+
+    user: str
+    k: int
+    exclude_seen: bool | None = None
+    exclude: Sequence[Item] = ()
+    allow: Sequence[Item] | None = None
+
+
+@dataclass(frozen=True)
+class Found:
+    """The best items, at most as many as asked for, after ``events`` events of the user that the model knows."""
+
+    recommendations: list[Recommendation]
+    events: int
+
+
+class Engine:
+    """Answers requests from any thread. What waits while a batch is computed is the next batch: the busier, the larger.
+
+    Events are on disk before they are acknowledged, and recommendations asked for after that reflect them.
+    """
+
+    def __init__(self, recommender: Recommender, events: EventStore, most_users: int) -> None:
+        self.events, self.most_users = events, most_users
+        self.states = States(recommender, events, most_users)
+        self.observe: Callable[[int, float], None] = lambda size, seconds: None
+        self._queue: queue.SimpleQueue[tuple[Any, Future[Any]] | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+        self._thread.start()
+
+    @property
+    def recommender(self) -> Recommender:
+        return self.states.recommender
+
+    def add(self, event: Event) -> Future[Added]:
+        return self._submit(event)
+
+    def recommend(self, wanted: Wanted) -> Future[Found]:
+        return self._submit(wanted)
+
+    def call(self, function: Callable[[Recommender], Any]) -> Future[Any]:
+        """Anything else that needs the model, such as recommending for whole histories."""
+        return self._submit(function)
+
+    def use(self, recommender: Recommender) -> Future[None]:
+        """Takes a new model for all batches from the next one on; states are made anew from the events."""
+        return self._submit(recommender)
+
+    def close(self) -> None:
+        """Answers what waits, then stops."""
+        self._queue.put(None)
+        self._thread.join()
+        self.events.close()
+
+    def alive(self) -> bool:
+        return self._thread.is_alive()
+
+    def _submit(self, request: Any) -> Future[Any]:
+        future: Future[Any] = Future()
+        self._queue.put((request, future))
+        return future
+
+    def _run(self) -> None:
+        while True:
+            waiting = [self._queue.get()]
+            while len(waiting) < MOST and not self._queue.empty():
+                waiting.append(self._queue.get())
+            jobs = [job for job in waiting if job is not None]
+            began = time.perf_counter()
+            self._serve([(request, future) for request, future in jobs if future.set_running_or_notify_cancel()])
+            if jobs:
+                self.observe(len(jobs), time.perf_counter() - began)
+            if len(jobs) < len(waiting):
+                return
+
+    def _serve(self, jobs: Sequence[tuple[Any, Future[Any]]]) -> None:
+        kinds: dict[type, list[tuple[Any, Future[Any]]]] = {Event: [], Wanted: [], Recommender: [], object: []}
+        for request, future in jobs:
+            kinds[type(request) if type(request) in kinds else object].append((request, future))
+        for request, future in kinds[Recommender]:
+            self.states = States(request, self.events, self.most_users)
+            future.set_result(None)
+        _answer(kinds[Event], lambda events: self.events.add(events))
+        _answer(kinds[Wanted], self._recommend)
+        for request, future in kinds[object]:
+            _answer([(request, future)], lambda functions: [functions[0](self.recommender)])
+
+    @torch.inference_mode()
+    def _recommend(self, wanted: Sequence[Wanted]) -> list[Found | UserError]:
+        names = list(dict.fromkeys(one.user for one in wanted))
+        users = dict(zip(names, self.states.of(names), strict=True))
+        found: list[Found | UserError] = [Found([], 0)] * len(wanted)
+        rows = [place for place, one in enumerate(wanted) if users[one.user].hidden is not None]
+        if not rows:
+            return found
+        recommender = self.recommender
+        hidden = torch.cat([users[wanted[row].user].hidden for row in rows])  # type: ignore[misc]
+        with recommender.autocast():
+            scores = recommender.model.scores_of(hidden).cpu()  # (n, V)
+        for place, row in enumerate(rows):
+            one, user = wanted[row], users[wanted[row].user]
+            try:
+                found[row] = Found(self._best(scores[place], user.items, one), len(user.items))
+            except UserError as error:
+                found[row] = error
+        return found
+
+    def _best(self, scores: Tensor, seen: Sequence[int], wanted: Wanted) -> list[Recommendation]:
+        """The best items by ``scores`` (V,), which this writes to."""
+        ids, training = self.recommender.item_ids, self.recommender.config["training"]
+        if not bool(scores.isfinite().all()):
+            raise UserError("the model's scores are NaN or infinite: damaged weights")
+        if wanted.allow is not None:
+            allowed = torch.full_like(scores, float("-inf"))
+            places = _known(ids, wanted.allow)
+            allowed[places] = scores[places]
+            scores = allowed
+        if training["exclude_seen"] if wanted.exclude_seen is None else wanted.exclude_seen:
+            scores[torch.tensor(seen, dtype=torch.int64)] = float("-inf")
+        if wanted.exclude:
+            scores[_known(ids, wanted.exclude)] = float("-inf")
+        best = scores.topk(min(wanted.k, len(scores)))
+        kept = best.values.isfinite()
+        items = ids.decode(best.indices[kept].numpy())
+        return [Recommendation(item, score) for item, score in zip(items, best.values[kept].tolist(), strict=True)]
+
+
+def _known(ids: Ids, items: Sequence[Item]) -> Tensor:
+    """The places of those items that the model knows."""
+    places = torch.from_numpy(ids.find(list(items)).astype(np.int64)) if items else torch.empty(0, dtype=torch.int64)
+    return places[places >= 0]
+
+
+def _answer(jobs: Sequence[tuple[Any, Future[Any]]], function: Callable[[list[Any]], Sequence[Any]]) -> None:
+    """Results of one function for all jobs; an exception among them, or of the function, is the job's own."""
+    if not jobs:
+        return
+    try:
+        results = function([request for request, _ in jobs])
+    except Exception as error:  # whatever it is, it is the clients' answer: the thread goes on
+        results = [error] * len(jobs)
+    for (_, future), result in zip(jobs, results, strict=True):
+        if isinstance(result, Exception):
+            future.set_exception(result)
+        else:
+            future.set_result(result)
