@@ -2,7 +2,7 @@
 
     python -m benchmarks host
 
-Prints, for a forward pass, one without gradients and a training step of the mixer, the median time in units of
+Prints, for a forward pass, one without gradients and a training step of the mixer, the least time in units of
 `torch.add` of the same process, and what it does: operations of torch that launch a kernel each, and our launches. It
 is a CPU's `torch.add`; a GPU's takes longer on the host, for it launches a kernel.
 """
