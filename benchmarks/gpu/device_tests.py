@@ -18,6 +18,7 @@ FOLDER = "tests/kernels"
 NEEDS_GPU = "with_device"  # how the cuda backend's files mark tests that need a GPU
 LARGE = "two_to_the_31"  # in the names of tests that take most of the memory, and so run one at a time
 WORKERS = 8
+PRINTED = 20  # failures; the files have all
 Outcome = dict[str, Any]  # a line of benchmarks.gpu.outcomes
 
 
@@ -46,8 +47,11 @@ class DeviceTests:
         return self._pytest(["-k", f"not {LARGE}", *spread, *files()])
 
     def finish(self, process: Popen[bytes] | None, limit: float) -> None:
-        if process is not None and commands.finish(process, limit) is None:
-            self.note("tests", f"not done after {limit:.0f} s")
+        if process is None:
+            return
+        code = commands.finish(process, limit)
+        if code not in (0, 1):  # all passed, some failed
+            self.note("tests", f"not done after {limit:.0f} s" if code is None else f"pytest ended ({code})")
 
     def large(self) -> list[str]:
         """The ids of the large tests, which the others' run left out."""
@@ -94,7 +98,10 @@ def said(outcomes: list[Outcome]) -> list[str]:
         f"tests: {file}: " + ", ".join(f"{number} {kind}" for kind, number in counts.items())
         for file, counts in counted(outcomes).items()
     ]
-    lines += [f"tests: FAILED {line['test']}: {line['why']}" for line in outcomes if line["outcome"] == "failed"]
+    failed = [f"tests: FAILED {line['test']}: {line['why']}" for line in outcomes if line["outcome"] == "failed"]
+    lines += failed[:PRINTED]
+    if len(failed) > PRINTED:
+        lines.append(f"tests: FAILED {len(failed) - PRINTED} more")
     reasons = Counter(line["why"] for line in outcomes if line["outcome"] == "skipped")
     return lines + [f"tests: {number} skipped: {why}" for why, number in reasons.items()]
 

@@ -99,6 +99,21 @@ def test_tests_that_hang_are_stopped_and_those_before_them_count(folder: Path, m
     assert counted["tests/kernels/test_cuda.py"]["passed"] == 1 and counted["tests"]["failed"] == 1
 
 
+def test_tests_that_end_early_are_a_failure(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (folder / device_tests.FOLDER / "test_gpu.py").write_text("def test_dies():\n  import os; os._exit(5)\n")
+    monkeypatch.setattr(device_tests, "find_spec", lambda name: missing(name, ("xdist",)))
+    tests = DeviceTests(folder, {})
+    tests.finish(tests.start(), 120.0)
+    assert "tests: FAILED tests: pytest ended (5)" in device_tests.said(tests.outcomes())
+
+
+def test_of_many_failures_some_are_printed() -> None:
+    line = {"test": "a.py::test", "outcome": "failed", "why": "why", "seconds": 0}
+    lines = device_tests.said([line] * (device_tests.PRINTED + 3))
+    assert lines[0] == f"tests: a.py: 0 passed, {device_tests.PRINTED + 3} failed, 0 skipped"
+    assert len(lines) == device_tests.PRINTED + 2 and lines[-1] == "tests: FAILED 3 more"
+
+
 def test_large_tests_survive_one_that_ends_their_process(folder: Path) -> None:
     body = "# with_device\ndef test_one(): pass\ndef test_dies():\n  import os; os._exit(5)\ndef test_three(): pass\n"
     (folder / device_tests.FOLDER / "test_cuda.py").write_text(body)
