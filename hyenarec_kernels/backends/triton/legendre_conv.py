@@ -23,11 +23,10 @@ import triton
 from torch import Tensor
 
 from hyenarec_kernels.backends.crossovers import TRITON_DIRECT
-from hyenarec_kernels.backends.triton.arithmetic import Arithmetic, tile_channels
-from hyenarec_kernels.backends.triton.configs import CHUNK, GROUP, PROGRAMS, TABLE
-from hyenarec_kernels.backends.triton.far import Factors, Far
+from hyenarec_kernels.backends.triton.arithmetic import Arithmetic, tile_channels, wide_parameter
+from hyenarec_kernels.backends.triton.configs import CHUNK, TABLE, Config
+from hyenarec_kernels.backends.triton.far import Far
 from hyenarec_kernels.backends.triton.kernels import chunks as kernels
-from hyenarec_kernels.backends.triton.kernels import chunks_backward as backward_kernels
 from hyenarec_kernels.backends.triton.launching import launch, with_strides
 from hyenarec_kernels.backends.triton.long_conv import (
     convolve,
@@ -36,7 +35,7 @@ from hyenarec_kernels.backends.triton.long_conv import (
     convolve_last_backward,
     row_gradients,
 )
-from hyenarec_kernels.backends.triton.plan import GpuPlan, fastest, grouped, octets, padded, plan_for
+from hyenarec_kernels.backends.triton.plan import GpuPlan, fastest, padded, plan_for
 from hyenarec_kernels.backends.triton.rows import ChunkedRows, Slots
 from hyenarec_kernels.backends.triton.tables import Constants, FilterParameters, Tables, constants
 from hyenarec_kernels.dtypes import wide
@@ -68,7 +67,7 @@ def legendre_conv(
     if plan is None:
         taps = taps_of(coefficients.to(wide(x.dtype)), horizon, decay, taps=rows.columns)
         return (convolve_last if last_only else convolve)(x, taps, skip, pre_gate, post_gate, rows)
-    return BlockLowRank.of(plan, x, coefficients, decay, skip, rows).forward(x, pre_gate, post_gate)
+    return BlockLowRank.of(plan, x, coefficients, decay, rows).forward(x, skip, pre_gate, post_gate)
 
 
 def legendre_conv_backward(
@@ -98,7 +97,7 @@ def legendre_conv_backward(
             dcoefficients = both[0] if needs[1] else dcoefficients
             ddecay = both[1] if needs[2] and both[1] is not None else ddecay
         return dx, dcoefficients, ddecay, dskip, dpre, dpost
-    return BlockLowRank.of(plan, x, coefficients, decay, skip, rows).backward(
+    return BlockLowRank.of(plan, x, coefficients, decay, rows).backward(
         grad, x, coefficients, decay, skip, pre_gate, post_gate, needs
     )
 
@@ -142,13 +141,7 @@ class BlockLowRank:
 
     @classmethod
     def of(
-        cls,
-        plan: GpuPlan,
-        x: Tensor,
-        coefficients: Tensor,
-        decay: Tensor | None,
-        skip: Tensor | None,
-        rows: ChunkedRows,
+        cls, plan: GpuPlan, x: Tensor, coefficients: Tensor, decay: Tensor | None, rows: ChunkedRows
     ) -> BlockLowRank:
         arithmetic, channels = Arithmetic(x.dtype), x.shape[-1]
         held = constants(plan, arithmetic.wide, arithmetic.operand, x.device)
@@ -156,8 +149,8 @@ class BlockLowRank:
         rate = filter.rate
         if rate is not None:
             rate = rate.to(arithmetic.wide).repeat_interleave(channels // rate.shape[0])
-        edge_rank = grouped(plan.edge_rank) if plan.has_edge(rows.columns) else 0
-        return cls(plan, held, filter, filter.tables(skip, channels), rate, rows, edge_rank, arithmetic)
+        edge_rank = plan.edge_rank if plan.has_edge(rows.columns) else 0
+        return cls(plan, held, filter, filter.tables(channels), rate, rows, edge_rank, arithmetic)
 
     @cached_property
     def slots(self) -> list[Slots]:
@@ -166,7 +159,7 @@ class BlockLowRank:
 
     @cached_property
     def far(self) -> Far | None:
-        levels, channels = self.plan.reached(self.rows.columns), len(self.tables.near)
+        levels, channels = self.plan.reached(self.rows.columns), self.tables.near.shape[1]
         return (
             Far(levels, self.slots, self.rows, self.constants, self.rate, channels, self.arithmetic) if levels else None
         )
@@ -180,7 +173,7 @@ class BlockLowRank:
         sequences = 1 if self.rows.packed else self.rows.batch
         channels, count = x.shape[-1], 1
         if self.far:
-            sums = math.prod(self.sums_shape(channels)) * self.arithmetic.wide.itemsize
+            sums = self.chunk_tile[0] * sum(self.sum_ranks) * channels * self.arithmetic.wide.itemsize
             scratch = self.far.scratch(sums if training else None)
             count = max(min(math.ceil(scratch / (SHARE * outputs)), x.numel() // RUN), 1)
         size = math.ceil(sequences / count)
@@ -196,23 +189,17 @@ class BlockLowRank:
                 rows = slice(first, first + size)
                 yield Part(rows, columns), whole if parts == 1 else replace(whole, rows=self.rows.part(rows))
 
-    def forward(self, x: Tensor, pre_gate: Tensor | None, post_gate: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, skip: Tensor | None, pre_gate: Tensor | None, post_gate: Tensor | None) -> Tensor:
         out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
         for run, part in self.runs(x, out.nbytes, training=False):
-            part._forward((run(x), run(pre_gate)), run(post_gate), run(out))
+            part._forward((run(x), run(pre_gate)), run(skip), (run(post_gate), run(out)))
         return out
 
-    def _forward(self, u: Factors, post_gate: Tensor | None, out: Tensor) -> None:
-        nu = self.far.across(self.far.moments(u), self.tables.levels) if self.far else None
-        grid, tile = self.chunk_tiles("chunks")
-        launch(
-            kernels.legendre_chunks_kernel,
-            grid,
-            **with_strides(x=u[0], pre=u[1], post=post_gate),
-            out_ptr=out,
-            **self._chunk_arguments(nu, out),
-            **tile,
-        )
+    def _forward(self, u: tuple[Tensor, Tensor | None], skip: Tensor | None, out: tuple[Tensor | None, Tensor]) -> None:
+        nu = None
+        if self.far:
+            nu = self.far.across(self.far.moments(*u, reverse=False), self.tables.levels, reverse=False)
+        self._chunks(u, [out], nu, skip)
 
     def backward(
         self,
@@ -231,107 +218,151 @@ class BlockLowRank:
         totals: dict[int, list[Tensor]] = {}  # by the first channel
         for run, part in self.runs(x, sum(t.nbytes for t in outputs), training=True):
             u, dy = (run(x), run(pre_gate)), (run(grad), run(post_gate))
-            shares = part._backward(u, dy, (run(dx), run(dpre), run(dpost)), need_filter, need_skip)
+            shares = part._backward(u, dy, run(skip), (run(dx), run(dpre), run(dpost)), need_filter, need_skip)
             before = totals.get(run.columns.start)
             totals[run.columns.start] = [a + b for a, b in zip(before, shares, strict=True)] if before else shares
         total = [torch.cat(parts, 1) for parts in zip(*totals.values(), strict=True)]
         dcoefficients, ddecay, dskip = (x.new_empty(0) for _ in range(3))
         if need_filter:
-            sums, *dlevels = total
-            near, edge = sums[0].split([self.tables.near.shape[1], self.edge_rank], 1)
-            edge = edge if self.edge_rank else torch.zeros_like(self.tables.edge)
+            near, edge, _, *dlevels = total
             unreached = self.tables.levels[len(dlevels) :]
             dc, drate = self.filter.backward(
-                near[:, : self.plan.near_rank],
-                edge[:, : self.plan.edge_rank],
+                near,
+                edge if self.edge_rank else torch.zeros_like(self.tables.edge),
                 [*dlevels, *map(torch.zeros_like, unreached)],
             )
             dcoefficients = dc.to(coefficients.dtype) if need_coefficients else dcoefficients
             if need_decay and decay is not None and drate is not None:
                 ddecay = drate.to(decay.dtype)
         if need_skip and skip is not None:
-            dskip = total[0][0, :, self.plan.near_rank].to(skip.dtype)
+            dskip = total[2][0].to(skip.dtype)
         return dx, dcoefficients, ddecay, dskip, dpre, dpost
 
     def _backward(
         self,
-        u: Factors,
-        dy: Factors,
+        u: tuple[Tensor, Tensor | None],
+        dy: tuple[Tensor, Tensor | None],
+        skip: Tensor | None,
         outputs: tuple[Tensor, Tensor, Tensor],
         need_filter: bool,
         need_skip: bool,
     ) -> list[Tensor]:
         """Writes the gradients of x and the gates to those of the `outputs` that are not empty.
 
-        Returns the gradients of the tables of near and edge together, (1, D, ranks), and, where the filter's gradient
-        is wanted, of each level's tables.
+        Returns the gradients of near, edge and skip and, where the filter's gradient is wanted, of each level's tables.
         """
-        wanted = [out if out.numel() else None for out in outputs]
-        rows = next((out for out in wanted if out is not None), None)
-        nu, dlevels, sums = None, [], None
-        if self.far and (rows is not None or need_filter):
-            mu = self.far.moments(u, dy)
-            dlevels = self.far.tables_gradient(mu) if need_filter else []
-            nu = self.far.across(mu, self.tables.levels) if rows is not None else None
-        if need_filter or need_skip:
-            shape = self.sums_shape(u[0].shape[-1])
-            sums = torch.empty(shape, dtype=self.arithmetic.wide, device=u[0].device)
-        elif rows is None:
+        (x, pre_gate), grad, (dx, dpre, dpost) = u, dy[0], outputs
+        need_input = dx.numel() or dpre.numel()
+        mu, eta, nu, dlevels = [], [], None, []
+        # This order keeps few moments in memory at a time.
+        if self.far and (need_filter or need_input):
+            eta = self.far.moments(*dy, reverse=True)
+        if need_input:
+            xi = self.far.across([*eta] if need_filter else eta, self.tables.levels, reverse=True) if self.far else None
+            self._chunks(dy, [(pre_gate, dx), (x, dpre)], xi, skip, reverse=True)
+            del xi
+        if not (dpost.numel() or need_filter or need_skip):
             return []
-        grid, tile = self.chunk_tiles("chunks_backward")
-        launch(
-            backward_kernels.legendre_chunks_backward_kernel,
-            (min(grid[0], self.programs), grid[1]),
-            **with_strides(x=u[0], pre=u[1], grad=dy[0], post=dy[1]),
-            **dict(zip(("dx_ptr", "dpre_ptr", "dpost_ptr"), wanted, strict=True)),
-            sums_ptr=sums,
-            **self._chunk_arguments(nu, rows),
-            NEAR_PADDED=triton.next_power_of_2(self.tables.near.shape[1]),
-            EDGE_PADDED=triton.next_power_of_2(max(self.edge_rank, GROUP)),
-            **tile,
-        )
-        return [] if sums is None else [sums.sum(0, keepdim=True), *dlevels]
+        if self.far and need_filter:
+            mu = self.far.moments(*u, reverse=False)
+            dlevels = self.far.tables_gradient(mu, eta)
+        del eta
+        if self.far and dpost.numel():
+            nu = self.far.across(mu or self.far.moments(*u, reverse=False), self.tables.levels, reverse=False)
+        del mu
+        sums = self._chunks(u, [(grad, dpost)], nu, skip, weigh=dy)
+        return [*(t.sum(0) for t in sums), *dlevels]
 
     @property
-    def programs(self) -> int:
-        """The most programs along the slots that add up a sum over all rows."""
-        return max(PROGRAMS // self.chunk_tiles("chunks_backward")[0][1], 1)
+    def sum_ranks(self) -> tuple[int, int, int]:
+        """How many rows a program of the chunks kernel adds to each of the gradients of near, edge and skip."""
+        return self.plan.near_rank, self.edge_rank, 1
 
-    def sums_shape(self, channels: int) -> tuple[int, int, int]:
-        """Of what the programs of the backward pass add to the gradients of the tables of near and edge."""
-        programs = min(self.chunk_tiles("chunks_backward")[0][0], self.programs)
-        return programs, channels, self.tables.near.shape[1] + self.edge_rank
+    @property
+    def chunk_tile(self) -> tuple[int, int, int]:
+        """Of the chunks kernel: the number of programs along the slots, and the slots and channels of a tile."""
+        tile = tile_channels(self.tables.near.shape[1])
+        wide = max(self.chunk_config(self.edge_rank).columns // tile, 1)
+        return triton.cdiv(self.slots[0].count, wide), wide, tile
 
-    def chunk_tiles(self, config: str) -> tuple[tuple[int, int], dict[str, Any]]:
-        """Grid, tile and launch options of a kernel on rows."""
-        channels = len(self.tables.near)
-        tuned = TABLE[config + ("_wide" if self.arithmetic.dtype.itemsize > 2 else "")]
-        tile = min(tile_channels(channels), tuned.columns)
-        wide = tuned.columns // tile
-        grid = (triton.cdiv(self.slots[0].count, wide), triton.cdiv(channels, tile))
-        return grid, {"SLOTS": wide, "CHANNELS": tile, "GROUP": tuned.group} | tuned.options
+    def chunk_config(self, edge_rank: int) -> Config:
+        variant = "_wide" if self.arithmetic.dtype.itemsize > 2 else "_edge" if edge_rank else ""
+        return TABLE[f"chunks{variant}"]
 
-    def _chunk_arguments(self, nu: Tensor | None, out: Tensor | None) -> dict[str, Any]:
-        """The arguments that both kernels on rows have."""
-        rank = self.plan.levels[0].rank if self.far else 0
-        return self.rows.located(self.slots[0]) | {
-            "out_row": 0 if out is None else out.stride(-2),
-            "toeplitz_ptr": self.constants.toeplitz,
-            "near_ptr": self.tables.near,
-            "basis_ptr": self.constants.basis,
-            "nu_ptr": nu,
-            "edges_ptr": self.constants.edges,
-            "edge_ptr": self.tables.edge,
-            "rate_ptr": self.rate,
-            "channels": len(self.tables.near),
-            "octets": octets(rank),
-            "near_rank": self.tables.near.shape[1],
-            "edge_rank": self.edge_rank,
-            "edge_first": self.plan.edge_first,
-            "FASTEST": fastest(self.arithmetic.wide),
-            "CHUNK": CHUNK,
-            "PADDED": padded(max(rank, 1)),
-            "EDGE": self.edge_rank > 0,
-            "ACC": self.arithmetic.kernel_dtype,
-            "PRECISION": self.arithmetic.precision,
-        }
+    def _chunks(
+        self,
+        source: tuple[Tensor, Tensor | None],
+        outputs: list[tuple[Tensor | None, Tensor]],
+        nu: Tensor | None,
+        skip: Tensor | None,
+        *,
+        weigh: tuple[Tensor, Tensor | None] | None = None,
+        reverse: bool = False,
+    ) -> list[Tensor]:
+        """One pass of the chunks kernel: each output is its factor times the convolution of the source's product.
+
+        Usually nearly all chunks are out of reach of the filter's end. They go to a launch without the code for that
+        end, which would take half as many registers again and three times the products; the other chunks go to a second
+        launch.
+
+        An empty output is not wanted, and not written. With ``weigh``, two factors whose product is the gradient of the
+        convolution's output, returns each program's share of the gradients of near, edge and skip, (programs, rank, D).
+        """
+        x, channels = source[0], source[0].shape[-1]
+        programs, wide, tile = self.chunk_tile
+        grid = (programs, triton.cdiv(channels, tile))
+        ranks = self.sum_ranks if weigh else ()
+        sums = [torch.empty(grid[0], rank, channels, dtype=self.arithmetic.wide, device=x.device) for rank in ranks]
+        edge_ranks = [0, self.edge_rank] if self.edge_rank else [0]
+        if weigh and self.edge_rank:
+            sums[1].zero_()
+        near_sums, edge_sums, skip_sums = sums or (None, None, None)
+        (after, out), (other, other_out) = [*outputs, (None, x.new_empty(0))][:2]
+        out_row = next((t.stride(-2) for t in (out, other_out) if t.numel()), 0)
+        rank = self.plan.levels[0].rank if self.far else 1
+        for edge_rank in edge_ranks:
+            launch(
+                kernels.legendre_chunks_kernel,
+                grid,
+                **with_strides(
+                    x=x,
+                    gate=source[1],
+                    after=after if out.numel() else None,
+                    other=other if other_out.numel() else None,
+                    weigh=weigh[0] if weigh else None,
+                    weigh_gate=weigh[1] if weigh else None,
+                ),
+                out_ptr=out if out.numel() else None,
+                other_out_ptr=other_out if other_out.numel() else None,
+                out_row=out_row,
+                near_sums_ptr=near_sums,
+                edge_sums_ptr=edge_sums,
+                skip_sums_ptr=skip_sums,
+                toeplitz_ptr=self.constants.toeplitz,
+                near_ptr=self.tables.near,
+                basis_ptr=self.constants.basis,
+                nu_ptr=nu,
+                edges_ptr=self.constants.edges,
+                edge_ptr=self.tables.edge,
+                skip_ptr=wide_parameter(skip, x),
+                rate_ptr=self.rate,
+                fastest=fastest(self.arithmetic.wide),
+                **self.rows.located(self.slots[0]),
+                channels=channels,
+                edge_first=self.plan.edge_first,
+                REVERSE=reverse,
+                CHUNK=CHUNK,
+                NEAR_RANK=self.plan.near_rank,
+                NEAR_PADDED=triton.next_power_of_2(self.plan.near_rank),
+                RANK=rank,
+                PADDED=padded(rank),
+                EDGE_RANK=edge_rank,
+                EDGE_PADDED=triton.next_power_of_2(max(edge_rank, 1)),
+                PARTED=self.edge_rank > 0,
+                ACC=self.arithmetic.kernel_dtype,
+                PRECISION=self.arithmetic.precision,
+                SLOTS=wide,
+                CHANNELS=tile,
+                **self.chunk_config(edge_rank).options,
+            )
+        return sums

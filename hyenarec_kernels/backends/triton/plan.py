@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from hyenarec_kernels.backends.triton.configs import CHUNK, GROUP
+from hyenarec_kernels.backends.triton.configs import CHUNK
 from hyenarec_kernels.lowrank.blocks import Array, local_basis, sampled_basis
 from hyenarec_kernels.lowrank.levels import TOLERANCE, Level, Shape, Windows, last_distance, make_levels
 
@@ -103,20 +103,6 @@ def near_fits(plan: GpuPlan, dtype: torch.dtype) -> tuple[Array, Array]:
     weight = np.exp(-fastest(dtype) * np.arange(plan.near_taps))
     weighted = np.linalg.pinv(weight[:, None] * plan.near_basis, rcond=torch.finfo(dtype).eps)
     return plan.near_basis.T, weighted * weight
-
-
-def octets(rank: int) -> int:
-    """How many moments of a channel there are in memory, for `rank` that are not 0, in eights: 16 bytes at least."""
-    return -(-rank // 8)
-
-
-def stored(rank: int) -> int:
-    return 8 * octets(rank)
-
-
-def grouped(rank: int) -> int:
-    """How many matrices of a shared basis there are in memory, for `rank` that are not 0."""
-    return -(-rank // GROUP) * GROUP
 
 
 def padded(rank: int) -> int:

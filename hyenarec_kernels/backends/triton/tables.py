@@ -20,16 +20,14 @@ from hyenarec_kernels.backends.triton.configs import CHUNK
 from hyenarec_kernels.backends.triton.plan import (
     GpuPlan,
     fastest,
-    grouped,
     near_fits,
     padded,
-    stored,
     toeplitz,
 )
 from hyenarec_kernels.dtypes import wide
 from hyenarec_kernels.legendre import event_rate
 from hyenarec_kernels.lowrank.blocks import Array, local_basis, sampled_basis
-from hyenarec_kernels.lowrank.levels import Level, block_map, transfer
+from hyenarec_kernels.lowrank.levels import block_map, transfer
 
 
 @dataclass(frozen=True)
@@ -37,12 +35,10 @@ class Constants:
     """What a plan needs on a device, whatever the parameters.
 
     Attributes:
-        toeplitz: (grouped(near_rank + 1), C, C) the matrices ``T_m``, in the dtype of the matrix products; after the
-            near basis the skip's, which is 1, and zeros.
+        toeplitz: (near_rank, C, C) the matrices ``T_m``, in the dtype of the matrix products.
         basis: (C, padded rank) the lowest level's ``Q``, zero columns at the end, likewise; empty without levels.
-        edges: (2, grouped(edge_rank), C, C) likewise.
-        transfers: between each level and the next, (fan, rank, rank above); the lowest likewise, the others in arithmetic
-            type.
+        edges: (edge_rank, 2, C, C) likewise.
+        transfers: between each level and the next, (fan, rank, rank above), in arithmetic type.
         rows: (rows, N) maps coefficients to, in this order: the first taps, `near`, `edge`, each level's tables;
             float64, as all that follow.
         aged: likewise for the filter times lag / K.
@@ -63,8 +59,7 @@ class Constants:
 
 @dataclass(frozen=True)
 class Tables:
-    """What one call's kernels read: coefficients of the near and edge bases (D, grouped rank), after the near ones the
-    skip; blocks of each level (distances, D, rank, rank)."""
+    """What one call's kernels read, (..., D): coefficients of the near and edge bases, blocks of each level."""
 
     near: Tensor
     edge: Tensor
@@ -72,8 +67,8 @@ class Tables:
 
     def part(self, channels: slice) -> Tables:
         """Of some channels."""
-        near, edge, *levels = (t[:, channels].contiguous() for t in (self.near[None], self.edge[None], *self.levels))
-        return Tables(near[0], edge[0], levels)
+        near, edge, *levels = (t[:, channels].contiguous() for t in (self.near, self.edge, *self.levels))
+        return Tables(near, edge, levels)
 
 
 @cache  # nothing is dropped: a captured CUDA graph may read it as long as the process lives
@@ -100,13 +95,10 @@ def constants(plan: GpuPlan, dtype: torch.dtype, operand: torch.dtype, device: t
             target.append(fit @ values)
         offsets += offset
     for level in plan.levels:
-        held = stored(level.rank)
-        blocks = np.zeros((held, held, level.nodes))
-        blocks[: level.rank, : level.rank] = block_map(level).T.reshape(level.rank, level.rank, -1)
-        blocks = blocks.reshape(held**2, -1)
+        blocks = block_map(level).T  # (rank * rank, nodes)
         for target, values in zip((rows, aged), sampled(level.lags), strict=True):
             target.append((blocks @ values.reshape(-1, level.nodes, plan.terms)).reshape(-1, plan.terms))
-        offsets += [float((distance - 1) * level.chunk) for distance in level.distances for _ in range(held**2)]
+        offsets += [float((distance - 1) * level.chunk) for distance in level.distances for _ in range(level.rank**2)]
     basis = np.zeros((CHUNK, 0))
     if plan.levels:
         basis = np.zeros((CHUNK, padded(plan.levels[0].rank)))
@@ -114,12 +106,11 @@ def constants(plan: GpuPlan, dtype: torch.dtype, operand: torch.dtype, device: t
     edge_lags = [(plan.edge_first + b) * CHUNK for b in range(2)]
     with torch.inference_mode(False):
         return Constants(
-            toeplitz=put(_grouped(np.append(toeplitz(plan.near_basis, 0, 0), np.eye(CHUNK)[None], 0)), operand),
+            toeplitz=put(toeplitz(plan.near_basis, 0, 0), operand),
             basis=put(basis, operand),
-            edges=put(np.stack([_grouped(toeplitz(plan.edge_basis, plan.edge_lag, lag)) for lag in edge_lags]), operand),
+            edges=put(np.stack([toeplitz(plan.edge_basis, plan.edge_lag, lag) for lag in edge_lags], 1), operand),
             transfers=tuple(
-                put(_stored(transfer(*pair)), dtype if index else operand)
-                for index, pair in enumerate(zip(plan.levels, plan.levels[1:], strict=False))
+                put(transfer(below, above), dtype) for below, above in zip(plan.levels, plan.levels[1:], strict=False)
             ),
             rows=put(np.concatenate(rows), torch.float64),
             aged=put(np.concatenate(aged), torch.float64),
@@ -129,22 +120,11 @@ def constants(plan: GpuPlan, dtype: torch.dtype, operand: torch.dtype, device: t
         )
 
 
-def _grouped(matrices: Array) -> Array:
-    """(rank, C, C) with zeros up to a multiple of what one product takes."""
-    return np.pad(matrices, ((0, grouped(len(matrices)) - len(matrices)), (0, 0), (0, 0)))
-
-
-def _stored(matrices: Array) -> Array:
-    """(..., rank, rank) with zeros up to the ranks that are stored."""
-    grown = [stored(rank) - rank for rank in matrices.shape[-2:]]
-    return np.pad(matrices, ((0, 0), (0, grown[0]), (0, grown[1])))
-
-
 @dataclass(frozen=True)
 class FilterParameters:
     """One call's parameters in float64: coefficients (G, N), and the decay an event (G,), if any.
 
-    `dtype` is the kernels' arithmetic type, `operand` that of a matrix product.
+    `dtype` is the kernels' arithmetic type.
     """
 
     plan: GpuPlan
@@ -152,19 +132,18 @@ class FilterParameters:
     coefficients: Tensor
     rate: Tensor | None
     dtype: torch.dtype
-    operand: torch.dtype
 
     @classmethod
     def of(
         cls, plan: GpuPlan, constants: Constants, coefficients: Tensor, decay: Tensor | None, dtype: torch.dtype
     ) -> FilterParameters:
         rate = None if decay is None else event_rate(decay.double(), plan.horizon)
-        return cls(plan, constants, coefficients.double(), rate, wide(dtype), constants.basis.dtype)
+        return cls(plan, constants, coefficients.double(), rate, wide(dtype))
 
     @property
     def sizes(self) -> list[int]:
         plan = self.plan
-        blocks = [len(level.distances) * stored(level.rank) ** 2 for level in plan.levels]
+        blocks = [len(level.distances) * level.rank**2 for level in plan.levels]
         return [plan.near_taps, plan.near_rank, plan.edge_rank, *blocks]
 
     def values(self) -> tuple[Tensor, Tensor | None]:
@@ -180,36 +159,22 @@ class FilterParameters:
         assert self.rate is not None
         return self.rate > fastest(self.dtype)
 
-    def tables(self, skip: Tensor | None, channels: int) -> Tables:
+    def tables(self, channels: int) -> Tables:
         values = self.values()[0]
         taps, near, edge, *blocks = values.to(self.dtype).split(self.sizes)
         if self.rate is not None:
             near = torch.where(self.too_fast(), (self.constants.fit @ values[: len(taps)]).to(self.dtype), near)
-        blocks = [self._by_channel(block, level) for block, level in zip(blocks, self.plan.levels, strict=True)]
-        blocks[:1] = (t.to(self.operand) for t in blocks[:1])
         repeat = channels // near.shape[1]
         if repeat > 1:
             near, edge, *blocks = (t.repeat_interleave(repeat, 1) for t in (near, edge, *blocks))
-        held = [t.new_zeros(channels, grouped(rank)) for t, rank in ((near, len(near) + 1), (edge, len(edge)))]
-        held[0][:, : len(near)], held[1][:, : len(edge)] = near.T, edge.T
-        if skip is not None:
-            held[0][:, len(near)] = skip
-        return Tables(*held, blocks)
-
-    def _by_channel(self, block: Tensor, level: Level) -> Tensor:
-        """A level's rows (distances * rank * rank, G) as (distances, G, rank, rank)."""
-        rank, groups = stored(level.rank), block.shape[1]
-        return block.view(-1, rank**2, groups).transpose(1, 2).contiguous().view(-1, groups, rank, rank)
+        return Tables(near, edge, blocks)
 
     def backward(self, near: Tensor, edge: Tensor, blocks: list[Tensor]) -> tuple[Tensor, Tensor | None]:
-        """Gradients of the coefficients (G, N) and of the decay (G,) from those of the tables (without
-        the skip and the zeros)."""
+        """Gradients of the coefficients (G, N) and of the decay (G,) from those of the tables, (rows, D)."""
         groups = self.coefficients.shape[0]
-        near, edge = (t.T.reshape(t.shape[1], groups, -1).sum(2, dtype=torch.float64) for t in (near, edge))
-        blocks = [
-            t.view(len(t), groups, -1, t[0, 0].numel()).sum(2, dtype=torch.float64).transpose(1, 2).reshape(-1, groups)
-            for t in blocks
-        ]
+        near, edge, *blocks = (
+            t.reshape(t.shape[0], groups, -1).sum(2, dtype=torch.float64) for t in (near, edge, *blocks)
+        )
         taps = near.new_zeros(self.plan.near_taps, groups)
         if self.rate is not None:
             fast = self.too_fast()

@@ -1,11 +1,16 @@
-"""The part of the block low-rank convolution that reads and writes (B, L, D): forward.
+"""The part of the block low-rank convolution that reads and writes (B, L, D), in one kernel for three uses.
 
     y_i = exp(-a' (i - C/2)) sum_m near_m (T_m v)_i,    v_j = exp(a' (j - C/2)) u_j,    T_m[i, j] = phi_m(i - j)
         + exp(-a i) (Q nu)_i                                  what other chunks contribute
-        + the two chunks that the filter's end cuts           (EDGE)
+        + the two chunks that the filter's end cuts           (EDGE_RANK > 0)
+        + skip u_i
 
 The matrices ``T_m`` and ``Q`` are shared by all channels, so a tile of SLOTS chunks times CHANNELS channels is one
-operand of a matrix product; ``near_m`` scales its columns. The skip is one ``near_m`` more, whose ``T_m`` is 1. ``a'`` is the decay an event, or `fastest` if that is less.
+operand of a matrix product; ``near_m`` scales its columns. ``a'`` is the decay an event, or `fastest` if that is less.
+
+* forward: u = pre_gate x, out = post_gate y;
+* again in the backward pass: post_gate's gradient is grad y, and the sums that near, edge and skip need come along;
+* transposed (REVERSE): u = post_gate grad, and x's gradient is pre_gate y, pre_gate's x y.
 """
 
 from __future__ import annotations
@@ -13,30 +18,82 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from hyenarec_kernels.backends.triton.kernels.gates import gated, rows_of, store_rows
-from hyenarec_kernels.backends.triton.kernels.products import flat, from_moments, scaled, tiled
-from hyenarec_kernels.backends.triton.kernels.slots import LENGTHS, WHERE, locate, tile_columns, tile_of, written
-
-PLAN = ["octets", "near_rank", "edge_rank", "edge_first"]  # another plan does not compile the kernels again
+from hyenarec_kernels.backends.triton.kernels.gates import gated, store_scaled
+from hyenarec_kernels.backends.triton.kernels.slots import LENGTHS, WHERE, locate, tile_columns, written
 
 
-@triton.jit(do_not_specialize=[*LENGTHS, *PLAN], do_not_specialize_on_alignment=WHERE)
+@triton.jit
+def shared_product(
+    matrices_ptr, scales_ptr, v, channel, channels, TRANSPOSED: tl.constexpr, RANK: tl.constexpr, STEP: tl.constexpr,
+    CHUNK: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """sum_m scales[m] (matrices[m] v): matrices (RANK, CHUNK, CHUNK) STEP elements apart, scales (RANK, D)."""
+    i, j = tl.arange(0, CHUNK)[:, None], tl.arange(0, CHUNK)[None, :]
+    at = j * CHUNK + i if TRANSPOSED else i * CHUNK + j
+    total = tl.zeros((CHUNK, v.shape[1]), ACC)
+    for m in range(RANK):
+        scale = tl.load(scales_ptr + m * channels + channel, mask=channel < channels, other=0)
+        matrix = tl.load(matrices_ptr + m * STEP + at)
+        total += scale[None, :] * tl.dot(matrix, v, input_precision=PRECISION, out_dtype=ACC)
+    return total
+
+
+@triton.jit
+def weighed_product(
+    matrices_ptr, scales_ptr, v, g, sums, channel, channels, RANK: tl.constexpr, STEP: tl.constexpr,
+    CHUNK: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """As `shared_product`, and the scales' gradient sum_i g (matrices[m] v) added to row m of `sums` (padded, n)."""
+    at = tl.arange(0, CHUNK)[:, None] * CHUNK + tl.arange(0, CHUNK)[None, :]
+    number = tl.arange(0, sums.shape[0])[:, None]
+    total = tl.zeros((CHUNK, v.shape[1]), ACC)
+    for m in range(RANK):
+        scale = tl.load(scales_ptr + m * channels + channel, mask=channel < channels, other=0)
+        term = tl.dot(tl.load(matrices_ptr + m * STEP + at), v, input_precision=PRECISION, out_dtype=ACC)
+        total += scale[None, :] * term
+        sums += tl.where(number == m, tl.sum(g * term, 0)[None, :], 0)
+    return total, sums
+
+
+@triton.jit
+def store_sums(out_ptr, sums, channels, RANK: tl.constexpr, SLOTS: tl.constexpr, CHANNELS: tl.constexpr):
+    """This program's share, summed over its slots: sums (padded, SLOTS * CHANNELS), out (programs, RANK, D)."""
+    m = tl.arange(0, sums.shape[0])[:, None]
+    channel = (tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS))[None, :]
+    total = tl.sum(tl.reshape(sums, (sums.shape[0], SLOTS, CHANNELS)), 1)
+    at = (tl.program_id(0).to(tl.int64) * RANK + m) * channels + channel
+    tl.store(out_ptr + at, total, mask=(m < RANK) & (channel < channels))
+
+
+@triton.jit(do_not_specialize=LENGTHS, do_not_specialize_on_alignment=WHERE)
 def legendre_chunks_kernel(
     x_ptr,
     x_row,
-    pre_ptr,
-    pre_row,
-    post_ptr,
-    post_row,
+    gate_ptr,
+    gate_row,
+    after_ptr,
+    after_row,
     out_ptr,
+    other_ptr,
+    other_row,
+    other_out_ptr,
     out_row,
+    weigh_ptr,
+    weigh_row,
+    weigh_gate_ptr,
+    weigh_gate_row,
+    near_sums_ptr,
+    edge_sums_ptr,
+    skip_sums_ptr,
     toeplitz_ptr,
     near_ptr,
     basis_ptr,
     nu_ptr,
     edges_ptr,
     edge_ptr,
+    skip_ptr,
     rate_ptr,
+    fastest,
     sequences_ptr,
     starts_ptr,
     ends_ptr,
@@ -44,66 +101,132 @@ def legendre_chunks_kernel(
     columns,
     per_row,
     channels,
-    octets,
-    near_rank,
-    edge_rank,
     edge_first,
-    FASTEST: tl.constexpr,
+    REVERSE: tl.constexpr,
     PACKED: tl.constexpr,
     CHUNK: tl.constexpr,
+    NEAR_RANK: tl.constexpr,
+    NEAR_PADDED: tl.constexpr,
+    RANK: tl.constexpr,
     PADDED: tl.constexpr,
-    EDGE: tl.constexpr,
-    GROUP: tl.constexpr,
+    EDGE_RANK: tl.constexpr,
+    EDGE_PADDED: tl.constexpr,
+    PARTED: tl.constexpr,
     ACC: tl.constexpr,
     PRECISION: tl.constexpr,
     SLOTS: tl.constexpr,
     CHANNELS: tl.constexpr,
 ):
-    """out = post y of u = pre x: rows of out out_row apart; EDGE: whether the filter's end lies within a sequence."""
-    i, slot, channel = tile_of(tl.program_id(0), CHUNK, SLOTS, CHANNELS)
+    """With u = gate x: out = after y and other_out = other y, rows out_row apart; an absent factor is 1.
+
+    near_sums, edge_sums, skip_sums: shares of the gradients, for the output gradient weigh_gate weigh; (programs, rank,
+    D) each, or None for none of them. PARTED: this launch takes only the tiles out of reach of the filter's end
+    or, with an EDGE_RANK, only the others.
+    """
+    slot, channel = tile_columns(SLOTS, CHANNELS)
     inside = channel < channels
     sequence, first, length, index = locate(
         slot, slots, sequences_ptr, starts_ptr, ends_ptr, columns, per_row, CHUNK, PACKED
     )
-    position, row = index * CHUNK + i, first + index * CHUNK
-    exists, real = (index * CHUNK < length) & inside, (position < length) & inside
+    i = tl.arange(0, CHUNK)[:, None]
+    position = index[None, :] * CHUNK + i
+    exists = inside & (index * CHUNK < length)
+    real = (position < length[None, :]) & inside[None, :]
+    row = (first + index * CHUNK)[None, :]
+    if PARTED:
+        within_reach = (index + edge_first) * CHUNK < length if REVERSE else index >= edge_first
+        if (tl.max((exists & within_reach).to(tl.int32), 0) > 0) != (EDGE_RANK > 0):
+            return
     operand = toeplitz_ptr.dtype.element_ty
-    column, number = tile_columns(SLOTS, CHANNELS)
-    v = gated(x_ptr, x_row, pre_ptr, pre_row, row, i, channel, real, ACC)
+    u = gated(x_ptr, x_row, gate_ptr, gate_row, row, i, channel[None, :], real, ACC)
+    v = u
     if rate_ptr is not None:
-        a = tl.load(rate_ptr + channel, mask=inside, other=0)
-        centred = tl.minimum(a, FASTEST) * (i - CHUNK // 2)
-        v *= tl.exp(centred)
-    near = scaled(
-        toeplitz_ptr, near_ptr, flat(v, operand), number, channels, near_rank, False, GROUP, ACC, PRECISION
-    )
-    far = tl.zeros_like(near)
-    if nu_ptr is not None:
-        if rate_ptr is None:
-            far = near
-        far = from_moments(
-            nu_ptr, basis_ptr, column, slots, number, channels, octets * 8, far, CHUNK, PADDED, ACC, PRECISION
+        a = tl.load(rate_ptr + channel, mask=inside, other=0)[None, :]
+        into = i if REVERSE else CHUNK - i  # rows to the edge towards which the convolution runs
+        centred = tl.minimum(a, fastest) * (CHUNK // 2 - into)
+        v = u * tl.exp(centred)
+    if near_sums_ptr is None:
+        y = shared_product(
+            toeplitz_ptr,
+            near_ptr,
+            v.to(operand),
+            channel,
+            channels,
+            REVERSE,
+            NEAR_RANK,
+            CHUNK * CHUNK,
+            CHUNK,
+            ACC,
+            PRECISION,
         )
-    if EDGE:
-        if tl.max((exists & (index >= edge_first)).to(tl.int32)) > 0:
-            for b in range(2):
-                source = row - (edge_first + b) * CHUNK
-                reached = exists & (index >= edge_first + b) & (i >= 0)
-                v = gated(x_ptr, x_row, pre_ptr, pre_row, source, i, channel, reached, ACC)
-                if rate_ptr is not None:
-                    v *= tl.exp(-a * (CHUNK - i + b * CHUNK))
-                far += scaled(
-                    edges_ptr + b * edge_rank * (CHUNK * CHUNK), edge_ptr, flat(v, operand), number, channels,
-                    edge_rank, False, GROUP, ACC, PRECISION,
-                )  # fmt: skip
-    if rate_ptr is not None:
-        y = tiled(near, SLOTS) * tl.exp(-centred) + tiled(far, SLOTS) * tl.exp(-a * i)
-    elif nu_ptr is not None:
-        y = tiled(far, SLOTS)
     else:
-        y = tiled(near + far, SLOTS)
-    to, here = written(position, sequence, first, length, slot, slots, columns, PACKED)
-    to, here = to * out_row + channel, here & inside
-    if post_ptr is not None:
-        y *= rows_of(post_ptr, post_row, row, i, channel, real, ACC)
-    store_rows(out_ptr, y, real, to, here, PACKED)
+        g = gated(weigh_ptr, weigh_row, weigh_gate_ptr, weigh_gate_row, row, i, channel[None, :], real, ACC)
+        store_sums(skip_sums_ptr, tl.sum(g * u, 0)[None, :], channels, 1, SLOTS, CHANNELS)
+        if rate_ptr is not None:
+            g *= tl.exp(-centred)
+        sums = tl.zeros((NEAR_PADDED, SLOTS * CHANNELS), ACC)
+        y, sums = weighed_product(
+            toeplitz_ptr,
+            near_ptr,
+            v.to(operand),
+            g,
+            sums,
+            channel,
+            channels,
+            NEAR_RANK,
+            CHUNK * CHUNK,
+            CHUNK,
+            ACC,
+            PRECISION,
+        )
+        store_sums(near_sums_ptr, sums, channels, NEAR_RANK, SLOTS, CHANNELS)
+    if rate_ptr is not None:
+        y *= tl.exp(-centred)
+    if nu_ptr is not None:
+        r = tl.arange(0, PADDED)
+        q = tl.load(basis_ptr + i * PADDED + r[None, :])  # (CHUNK, PADDED)
+        at = (slot.to(tl.int64)[None, :] * RANK + r[:, None]) * channels + channel[None, :]
+        values = tl.load(nu_ptr + at, mask=(r < RANK)[:, None] & exists[None, :], other=0)
+        far = tl.dot(q, values.to(operand), input_precision=PRECISION, out_dtype=ACC)
+        if rate_ptr is not None:
+            far *= tl.exp(-a * (CHUNK - into))
+        y += far
+    if EDGE_RANK > 0:
+        sums = tl.zeros((EDGE_PADDED, SLOTS * CHANNELS), ACC)
+        cut = tl.zeros_like(y)
+        for b in range(2):
+            step = (edge_first + b) * CHUNK
+            if REVERSE:
+                reached, source = (position + step < length[None, :]) & inside[None, :], row + step
+            else:
+                reached, source = (exists & (index >= edge_first + b))[None, :] & (i >= 0), row - step
+            v = gated(x_ptr, x_row, gate_ptr, gate_row, source, i, channel[None, :], reached, ACC)
+            if rate_ptr is not None:
+                v *= tl.exp(-a * (into + b * CHUNK))
+            if near_sums_ptr is None:
+                cut += shared_product(
+                    edges_ptr + b * CHUNK * CHUNK, edge_ptr, v.to(operand), channel, channels, REVERSE, EDGE_RANK,
+                    2 * CHUNK * CHUNK, CHUNK, ACC, PRECISION,
+                )  # fmt: skip
+            else:
+                g = gated(weigh_ptr, weigh_row, weigh_gate_ptr, weigh_gate_row, row, i, channel[None, :], real, ACC)
+                if rate_ptr is not None:
+                    g *= tl.exp(-a * (CHUNK - into))
+                term, sums = weighed_product(
+                    edges_ptr + b * CHUNK * CHUNK, edge_ptr, v.to(operand), g, sums, channel, channels, EDGE_RANK,
+                    2 * CHUNK * CHUNK, CHUNK, ACC, PRECISION,
+                )  # fmt: skip
+                cut += term
+        if rate_ptr is not None:
+            cut *= tl.exp(-a * (CHUNK - into))
+        y += cut
+        if near_sums_ptr is not None:
+            store_sums(edge_sums_ptr, sums, channels, EDGE_RANK, SLOTS, CHANNELS)
+    if skip_ptr is not None:
+        y += tl.load(skip_ptr + channel, mask=inside, other=0)[None, :] * u
+    to, written_here = written(
+        position, sequence[None, :], first[None, :], length[None, :], slot[None, :], slots, columns, PACKED
+    )
+    to, written_here = to * out_row + channel[None, :], written_here & inside[None, :]
+    store_scaled(out_ptr, y, after_ptr, after_row, row, i, channel[None, :], real, to, written_here, ACC)
+    store_scaled(other_out_ptr, y, other_ptr, other_row, row, i, channel[None, :], real, to, written_here, ACC)

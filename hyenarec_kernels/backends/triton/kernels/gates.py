@@ -25,15 +25,6 @@ def gated(x_ptr, x_row, gate_ptr, gate_row, row, i, channel, real, ACC: tl.const
 
 
 @triton.jit
-def store_rows(out_ptr, y, real, to, written_here, PACKED: tl.constexpr):
-    """Writes y, and 0 in padding, in two stores: one store of either would choose value by value."""
-    tl.store(out_ptr + to, y.to(out_ptr.dtype.element_ty), mask=real)
-    if not PACKED:
-        zero = tl.zeros(to.shape, out_ptr.dtype.element_ty)
-        tl.store(out_ptr + to, zero, mask=written_here & (real == 0))
-
-
-@triton.jit
 def store_scaled(out_ptr, y, factor_ptr, factor_row, row, i, channel, real, to, written_here, ACC: tl.constexpr):
     """Writes factor * y, 0 in padding; nothing where `out_ptr` is None."""
     if out_ptr is not None:

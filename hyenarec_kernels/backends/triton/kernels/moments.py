@@ -1,14 +1,14 @@
-"""The far part of the block low-rank convolution, from rows to moments: arrays (2, slots, D, rank), or (1, ...).
+"""The far part of the block low-rank convolution, on moments: small arrays (slots, rank, D) of the arithmetic type.
 
     mu = Q^T (alpha u)                           moments of each chunk of 32 rows; reads the input once
     mu above = sum_j w_j S_j^T mu_j              up: a node's moments from those of its children j
+    nu = sum_k M^(k) mu[-k] + w_j S_j nu above   across: from the earlier nodes under one parent, and the parent's nu
 
 ``alpha_j = exp(-a (C - j))`` and, where the result is used, ``beta_i = exp(-a i)``: with ``exp(-a (k-1) C)`` inside
-``M^(k)`` they make up the window of lag ``k C + i - j``, and none is above 1.
+``M^(k)`` they make up the window of lag ``k C + i - j``, and none is above 1. The transposed operator is the same with
+time reversed: ``alpha`` and ``beta`` change places, and across looks at later nodes and transposes ``M``.
 
-The second of two arrays holds eta, the same of the output's gradient for the transposed operator, where time runs
-backwards: ``alpha`` and ``beta`` change places. One launch makes both. A channel's moments are adjacent in memory and
-as many as a multiple of 8, the last ones 0, so that products load them 16 bytes at a time.
+The levels above the lowest hold few numbers, so their kernels use no tensor cores and lose no digits to them.
 """
 
 from __future__ import annotations
@@ -16,26 +16,21 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from hyenarec_kernels.backends.triton.kernels.across import store_reach
 from hyenarec_kernels.backends.triton.kernels.gates import gated
-from hyenarec_kernels.backends.triton.kernels.products import flat
-from hyenarec_kernels.backends.triton.kernels.slots import LENGTHS, WHERE, first_slot, locate, tile_columns, tile_of
+from hyenarec_kernels.backends.triton.kernels.slots import LENGTHS, WHERE, first_slot, locate, tile_columns
+
+PAIRS = ["near_pairs", "far_first", "far_pairs"]  # of chunks that meet; they differ from level to level
 
 
-@triton.jit(do_not_specialize=[*LENGTHS, "octets", "near_pairs", "fan"], do_not_specialize_on_alignment=WHERE)
+@triton.jit(do_not_specialize=LENGTHS, do_not_specialize_on_alignment=WHERE)
 def legendre_moments_kernel(
     x_ptr,
     x_row,
-    pre_ptr,
-    pre_row,
-    grad_ptr,
-    grad_row,
-    post_ptr,
-    post_row,
+    gate_ptr,
+    gate_row,
     basis_ptr,
     rate_ptr,
     out_ptr,
-    reach_ptr,
     sequences_ptr,
     starts_ptr,
     ends_ptr,
@@ -43,64 +38,39 @@ def legendre_moments_kernel(
     columns,
     per_row,
     channels,
-    octets,
-    near_pairs,
-    fan,
+    REVERSE: tl.constexpr,
     PACKED: tl.constexpr,
     CHUNK: tl.constexpr,
+    RANK: tl.constexpr,
     PADDED: tl.constexpr,
     ACC: tl.constexpr,
     PRECISION: tl.constexpr,
     SLOTS: tl.constexpr,
     CHANNELS: tl.constexpr,
 ):
-    """mu of pre x and, where there is a gradient, eta of post grad, in SLOTS chunks: basis (CHUNK, PADDED), out
-    (1 or 2, slots, D, rank)."""
-    rank = octets * 8
-    j, slot, channel = tile_of(tl.program_id(0), CHUNK, SLOTS, CHANNELS)
+    """mu of SLOTS chunks: basis (CHUNK, PADDED), out (slots, RANK, D)."""
+    slot, channel = tile_columns(SLOTS, CHANNELS)
     _, first, length, index = locate(slot, slots, sequences_ptr, starts_ptr, ends_ptr, columns, per_row, CHUNK, PACKED)
-    if tl.program_id(1) == 0:
-        store_reach(reach_ptr, slot, slots, index, length, CHUNK, near_pairs, fan)
-    real = (index * CHUNK + j < length) & (channel < channels)
-    row = first + index * CHUNK
+    j = tl.arange(0, CHUNK)[:, None]
+    real = (index[None, :] * CHUNK + j < length[None, :]) & (channel < channels)[None, :]
+    row = (first + index * CHUNK)[None, :]
+    u = gated(x_ptr, x_row, gate_ptr, gate_row, row, j, channel[None, :], real, ACC)
     if rate_ptr is not None:
         a = tl.load(rate_ptr + channel, mask=channel < channels, other=0)
-    u = gated(x_ptr, x_row, pre_ptr, pre_row, row, j, channel, real, ACC)
-    if rate_ptr is not None:
-        u *= tl.exp(-a * (CHUNK - j))
-    to_moments(u, basis_ptr, out_ptr, slots, channels, rank, PADDED, ACC, PRECISION)
-    if grad_ptr is not None:
-        dy = gated(grad_ptr, grad_row, post_ptr, post_row, row, j, channel, real, ACC)
-        if rate_ptr is not None:
-            dy *= tl.exp(-a * j)
-        out_ptr += rank * channels * slots.to(tl.int64)
-        to_moments(dy, basis_ptr, out_ptr, slots, channels, rank, PADDED, ACC, PRECISION)
+        u *= tl.exp(-a[None, :] * (j if REVERSE else CHUNK - j))
+    r = tl.arange(0, PADDED)[:, None]
+    transposed = tl.load(basis_ptr + tl.arange(0, CHUNK)[None, :] * PADDED + r)  # (PADDED, CHUNK)
+    mu = tl.dot(transposed, u.to(basis_ptr.dtype.element_ty), input_precision=PRECISION, out_dtype=ACC)
+    at = (slot.to(tl.int64)[None, :] * RANK + r) * channels + channel[None, :]
+    tl.store(out_ptr + at, mu, mask=(r < RANK) & ((index * CHUNK < length) & (channel < channels))[None, :])
 
 
-@triton.jit
-def to_moments(
-    u, basis_ptr, out_ptr, slots, channels, rank, PADDED: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr
-):
-    """Writes Q^T u of a tile (CHUNK, SLOTS, CHANNELS)."""
-    j, r = tl.arange(0, u.shape[0])[:, None], tl.arange(0, PADDED)[None, :]
-    basis = tl.load(basis_ptr + j * PADDED + r)  # (CHUNK, PADDED)
-    mu = tl.dot(flat(u, basis.dtype), basis, input_precision=PRECISION, out_dtype=ACC)  # (n, PADDED)
-    slot, channel = tile_columns(u.shape[1], u.shape[2])
-    at = (slot.to(tl.int64) * channels + channel)[:, None] * rank + r
-    mask = (r < rank) & ((slot < slots) & (channel < channels))[:, None]
-    tl.store(out_ptr + at, mu.to(out_ptr.dtype.element_ty), mask=mask)
-
-
-@triton.jit(
-    do_not_specialize=[*LENGTHS, "per_row_below", "slots_below", "chunk", "fan_below", "octets_below", "octets", "near_pairs", "fan"],
-    do_not_specialize_on_alignment=WHERE,
-)
+@triton.jit(do_not_specialize=[*LENGTHS, "per_row_below"], do_not_specialize_on_alignment=WHERE)
 def legendre_up_kernel(
     below_ptr,
     transfer_ptr,
     rate_ptr,
     above_ptr,
-    reach_ptr,
     sequences_ptr,
     starts_ptr,
     ends_ptr,
@@ -108,49 +78,171 @@ def legendre_up_kernel(
     columns,
     per_row,
     per_row_below,
-    slots_below,
     channels,
-    chunk,
-    fan_below,
-    octets_below,
-    octets,
-    near_pairs,
-    fan,
+    REVERSE: tl.constexpr,
     PACKED: tl.constexpr,
+    CHUNK: tl.constexpr,
+    FAN: tl.constexpr,
+    RANK_BELOW: tl.constexpr,
+    RANK: tl.constexpr,
     PADDED: tl.constexpr,
-    PADDED_BELOW: tl.constexpr,
+    ACC: tl.constexpr,
+    SLOTS: tl.constexpr,
+    CHANNELS: tl.constexpr,
+):
+    """Moments of nodes of CHUNK rows from those of their FAN children: transfer (FAN, RANK_BELOW, RANK)."""
+    r = tl.arange(0, PADDED)[:, None, None]
+    slot = tl.program_id(0) * SLOTS + tl.arange(0, SLOTS)
+    channel = (tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS))[None, None, :]
+    sequence, first, length, index = locate(
+        slot, slots, sequences_ptr, starts_ptr, ends_ptr, columns, per_row, CHUNK, PACKED
+    )
+    child = first_slot(sequence, first, per_row_below, CHUNK // FAN, PACKED) + index * FAN
+    if rate_ptr is not None:
+        a = tl.load(rate_ptr + channel, mask=channel < channels, other=0) * (CHUNK // FAN)
+    total = tl.zeros((PADDED, SLOTS, CHANNELS), ACC)
+    for j in range(FAN):
+        real = (index * CHUNK + j * (CHUNK // FAN) < length)[None, :, None] & (channel < channels)
+        part = tl.zeros((PADDED, SLOTS, CHANNELS), ACC)
+        for s in tl.range(0, RANK_BELOW, loop_unroll_factor=2):
+            weight = tl.load(transfer_ptr + (j * RANK_BELOW + s) * RANK + r, mask=r < RANK, other=0)
+            at = ((child + j).to(tl.int64)[None, :, None] * RANK_BELOW + s) * channels + channel
+            part += weight * tl.load(below_ptr + at, mask=real, other=0)
+        if rate_ptr is not None:
+            part *= tl.exp(-a * (j if REVERSE else FAN - 1 - j))
+        total += part
+    at = (slot.to(tl.int64)[None, :, None] * RANK + r) * channels + channel
+    tl.store(above_ptr + at, total, mask=(r < RANK) & (index * CHUNK < length)[None, :, None] & (channel < channels))
+
+
+@triton.jit
+def paired(later, distance, near_pairs, far_first, far_pairs, FAN: tl.constexpr):
+    """Whether a node and the one `distance` before it meet at this level: under one parent, or where the filter's end
+    keeps their parents from meeting."""
+    place = later % FAN if FAN else later
+    near = (distance <= near_pairs) & (distance <= place)
+    return near | ((distance >= far_first + place) & (distance < far_first + far_pairs) & (distance <= later))
+
+
+@triton.jit
+def distance_of(number, near_pairs, far_first):
+    """The distance of a level's table: the near ones from 1 on, then the far ones."""
+    return tl.where(number < near_pairs, number + 1, far_first + number - near_pairs)
+
+
+@triton.jit(do_not_specialize=[*LENGTHS, "per_row_above", *PAIRS], do_not_specialize_on_alignment=WHERE)
+def legendre_across_kernel(
+    mu_ptr,
+    tables_ptr,
+    above_ptr,
+    transfer_ptr,
+    rate_ptr,
+    nu_ptr,
+    sequences_ptr,
+    starts_ptr,
+    ends_ptr,
+    slots,
+    columns,
+    per_row,
+    per_row_above,
+    channels,
+    near_pairs,
+    far_first,
+    far_pairs,
+    REVERSE: tl.constexpr,
+    PACKED: tl.constexpr,
+    CHUNK: tl.constexpr,
+    FAN: tl.constexpr,
+    RANK: tl.constexpr,
+    PADDED: tl.constexpr,
+    RANK_ABOVE: tl.constexpr,
+    ACC: tl.constexpr,
+    SLOTS: tl.constexpr,
+    CHANNELS: tl.constexpr,
+):
+    """nu of nodes from their neighbours' mu and their parent's nu: tables (distances, RANK, RANK, D)."""
+    r = tl.arange(0, PADDED)[:, None, None]
+    slot = tl.program_id(0) * SLOTS + tl.arange(0, SLOTS)
+    channel = (tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS))[None, None, :]
+    inside = channel < channels
+    sequence, first, length, index = locate(
+        slot, slots, sequences_ptr, starts_ptr, ends_ptr, columns, per_row, CHUNK, PACKED
+    )
+    count = tl.cdiv(length, CHUNK)
+    total = tl.zeros((PADDED, SLOTS, CHANNELS), ACC)
+    for number in range(near_pairs + far_pairs):
+        distance = distance_of(number, near_pairs, far_first)
+        later = index + distance if REVERSE else index
+        source = slot + distance if REVERSE else slot - distance
+        meets = paired(later, distance, near_pairs, far_first, far_pairs, FAN) & (later < count)
+        if tl.max(meets.to(tl.int32), 0) > 0:
+            for s in tl.range(0, RANK, loop_unroll_factor=2):
+                entry = (number * RANK * RANK + (s * RANK + r if REVERSE else r * RANK + s)) * channels
+                weight = tl.load(tables_ptr + entry + channel, mask=(r < RANK) & inside, other=0)
+                at = (source.to(tl.int64)[None, :, None] * RANK + s) * channels + channel
+                total += weight * tl.load(mu_ptr + at, mask=meets[None, :, None] & inside, other=0)
+    real = (index < count)[None, :, None] & inside
+    if above_ptr is not None:
+        place = index % FAN
+        parent = first_slot(sequence, first, per_row_above, CHUNK * FAN, PACKED) + index // FAN
+        part = tl.zeros((PADDED, SLOTS, CHANNELS), ACC)
+        for s in tl.range(0, RANK_ABOVE, loop_unroll_factor=2):
+            weight = tl.load(transfer_ptr + (place[None, :, None] * RANK + r) * RANK_ABOVE + s, mask=r < RANK, other=0)
+            at = (parent.to(tl.int64)[None, :, None] * RANK_ABOVE + s) * channels + channel
+            part += weight * tl.load(above_ptr + at, mask=real, other=0)
+        if rate_ptr is not None:
+            a = tl.load(rate_ptr + channel, mask=inside, other=0) * CHUNK
+            part *= tl.exp(-a * (FAN - 1 - place if REVERSE else place)[None, :, None])
+        total += part
+    at = (slot.to(tl.int64)[None, :, None] * RANK + r) * channels + channel
+    tl.store(nu_ptr + at, total.to(nu_ptr.dtype.element_ty), mask=(r < RANK) & real)
+
+
+@triton.jit(do_not_specialize=[*LENGTHS, *PAIRS], do_not_specialize_on_alignment=WHERE)
+def legendre_across_gradient_kernel(
+    mu_ptr,
+    eta_ptr,
+    out_ptr,
+    sequences_ptr,
+    starts_ptr,
+    ends_ptr,
+    slots,
+    columns,
+    per_row,
+    channels,
+    near_pairs,
+    far_first,
+    far_pairs,
+    PACKED: tl.constexpr,
+    CHUNK: tl.constexpr,
+    FAN: tl.constexpr,
+    RANK: tl.constexpr,
+    PADDED: tl.constexpr,
     ACC: tl.constexpr,
     PRECISION: tl.constexpr,
     SLOTS: tl.constexpr,
     CHANNELS: tl.constexpr,
 ):
-    """Moments of nodes of `chunk` rows from those of their `fan_below` children: transfer (fan_below, rank_below, rank); axis 2 is
-    mu or eta."""
-    rank_below, rank = octets_below * 8, octets * 8
-    slot, channel = tile_columns(SLOTS, CHANNELS)
-    sequence, first, length, index = locate(
-        slot, slots, sequences_ptr, starts_ptr, ends_ptr, columns, per_row, chunk, PACKED
-    )
-    reverse, child_rows = tl.program_id(2), chunk // fan_below
-    if (tl.program_id(1) == 0) & (reverse == 0):
-        store_reach(reach_ptr, slot, slots, index, length, chunk, near_pairs, fan)
-    channel, inside = channel[None, :], (channel < channels)[None, :]
-    child = first_slot(sequence, first, per_row_below, child_rows, PACKED) + index * fan_below
-    child = child.to(tl.int64) + reverse * slots_below.to(tl.int64)
-    r, s = tl.arange(0, PADDED)[:, None], tl.arange(0, PADDED_BELOW)
-    if rate_ptr is not None:
-        a = tl.load(rate_ptr + channel, mask=inside, other=0) * child_rows
-    total = tl.zeros((PADDED, SLOTS * CHANNELS), ACC)
-    for j in range(fan_below):
-        real = (index * chunk + j * child_rows < length)[None, :] & inside
-        at = ((child + j)[None, :] * channels + channel) * rank_below + s[:, None]
-        values = tl.load(below_ptr + at, mask=(s < rank_below)[:, None] & real, other=0)
-        weights = tl.load(
-            transfer_ptr + (j * rank_below + s[None, :]) * rank + r, mask=(r < rank) & (s < rank_below)[None, :], other=0
-        )
-        part = tl.dot(weights, values, input_precision=PRECISION, out_dtype=ACC)
-        if rate_ptr is not None:
-            part *= tl.exp(-a * tl.where(reverse > 0, j, fan_below - 1 - j))
-        total += part
-    at = ((slot.to(tl.int64) + reverse * slots.to(tl.int64))[None, :] * channels + channel) * rank + r
-    tl.store(above_ptr + at, total, mask=(r < rank) & (index * chunk < length)[None, :] & inside)
+    """Gradient of one distance's table, sum of eta (x) mu over its pairs: a share of it for each program of axis 2.
+
+    mu, eta (slots, RANK, D), eta the moments of the output's gradient; out (shares, distances, RANK, RANK, D).
+    """
+    number, share = tl.program_id(0), tl.program_id(2)
+    distance = distance_of(number, near_pairs, far_first)
+    channel = (tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS))[:, None, None]
+    inside = channel < channels
+    r, s = tl.arange(0, PADDED)[None, :, None], tl.arange(0, PADDED)[None, None, :]
+    total = tl.zeros((CHANNELS, PADDED, PADDED), ACC)
+    for begin in range(share * SLOTS, slots, tl.num_programs(2) * SLOTS):
+        slot = begin + tl.arange(0, SLOTS)
+        _, _, length, index = locate(slot, slots, sequences_ptr, starts_ptr, ends_ptr, columns, per_row, CHUNK, PACKED)
+        meets = paired(index, distance, near_pairs, far_first, far_pairs, FAN) & (index * CHUNK < length)
+        if tl.max(meets.to(tl.int32), 0) > 0:
+            at = slot.to(tl.int64) * RANK
+            here = (at[None, None, :] + r) * channels + channel  # (CHANNELS, PADDED, SLOTS)
+            left = tl.load(eta_ptr + here, mask=(r < RANK) & inside & meets[None, None, :], other=0)
+            there = ((at - distance * RANK)[None, :, None] + s) * channels + channel  # (CHANNELS, SLOTS, PADDED)
+            right = tl.load(mu_ptr + there, mask=(s < RANK) & inside & meets[None, :, None], other=0)
+            total += tl.dot(left, right, input_precision=PRECISION, out_dtype=ACC)
+    entry = ((share * tl.num_programs(0) + number).to(tl.int64) * RANK + r) * RANK + s
+    tl.store(out_ptr + entry * channels + channel, total, mask=(r < RANK) & (s < RANK) & inside)

@@ -28,15 +28,17 @@ def span(sequence, exists, starts_ptr, ends_ptr, columns, PACKED: tl.constexpr):
 
 
 @triton.jit
-def first_slot(sequence, first, per_row, chunk, PACKED: tl.constexpr):
+def first_slot(sequence, first, per_row, CHUNK: tl.constexpr, PACKED: tl.constexpr):
     """The slot of a sequence's chunk 0."""
     if PACKED:
-        return (first // chunk).to(tl.int32) + sequence
+        return (first // CHUNK).to(tl.int32) + sequence
     return sequence * per_row
 
 
 @triton.jit
-def locate(slot, slots, sequences_ptr, starts_ptr, ends_ptr, columns, per_row, chunk, PACKED: tl.constexpr):
+def locate(
+    slot, slots, sequences_ptr, starts_ptr, ends_ptr, columns, per_row, CHUNK: tl.constexpr, PACKED: tl.constexpr
+):
     """For slots (n,): the sequence of each, its first row (int64), its length, and the chunk's number in it.
 
     A slot that does not exist is a chunk of a sequence of length 0.
@@ -44,7 +46,7 @@ def locate(slot, slots, sequences_ptr, starts_ptr, ends_ptr, columns, per_row, c
     exists = slot < slots
     sequence = tl.load(sequences_ptr + slot, mask=exists, other=0) if PACKED else slot // per_row
     first, length = span(sequence, exists, starts_ptr, ends_ptr, columns, PACKED)
-    return sequence, first, length, slot - first_slot(sequence, first, per_row, chunk, PACKED)
+    return sequence, first, length, slot - first_slot(sequence, first, per_row, CHUNK, PACKED)
 
 
 @triton.jit
@@ -52,15 +54,6 @@ def tile_columns(SLOTS: tl.constexpr, CHANNELS: tl.constexpr):
     """The slot and the channel of each column of a program's tile, (SLOTS * CHANNELS,)."""
     column = tl.arange(0, SLOTS * CHANNELS)
     return tl.program_id(0) * SLOTS + column // CHANNELS, tl.program_id(1) * CHANNELS + column % CHANNELS
-
-
-@triton.jit
-def tile_of(number, CHUNK: tl.constexpr, SLOTS: tl.constexpr, CHANNELS: tl.constexpr):
-    """Tile `number` of chunks times channels: a chunk's rows (CHUNK, 1, 1), slots (1, SLOTS, 1), channels (1, 1,
-    CHANNELS). What belongs to a slot is then computed once, and not for each of its channels."""
-    slot = number * SLOTS + tl.arange(0, SLOTS)
-    channel = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
-    return tl.arange(0, CHUNK)[:, None, None], slot[None, :, None], channel[None, None, :]
 
 
 @triton.jit
