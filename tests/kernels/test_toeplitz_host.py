@@ -183,7 +183,7 @@ MUTATIONS = {
     "the halo": ("columns.h", "least(here.number, column + halo)", "least(here.number, column)"),
     "rows past the end": ("columns.h", "0 : span.length - position;", "0 : 4;"),
     "later rounds": ("toeplitz.h", "add ? sums[at] + sum : sum", "sum"),
-    "a diagonal": ("toeplitz.h", "lane / 4 >= s ? here : next", "lane / 4 > s ? here : next"),
+    "a diagonal": ("toeplitz.h", "lane / 4 >= s ? here[", "lane / 4 > s ? here["),
     "a group's channels": ("taps.h", "for (int c = 0; c < members; ++c) sum", "for (int c = 0; c < 1; ++c) sum"),
     "the window": ("taps.h", "* float(lag));\n  }", "* float(lag + 1));\n  }"),
     "small parts of floats": ("tensor_core.h", "    multiply_tf32(c, rest_a, top_b);\n", ""),
