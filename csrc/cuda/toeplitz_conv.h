@@ -18,9 +18,9 @@
 //       by memory alone                        2.7            4.7
 //       by instructions alone, at 100% / 60%   1.4 / 2.3      4.5 / 7.6
 //
-// Blocks of a multiprocessor, three forward and two backward, are in different phases. If memory and instructions overlap
+// The two blocks of a multiprocessor are in different phases. If memory and instructions overlap
 // well, forward takes 2.9 to 3.5 ps, 75 to 92% of a copy's speed, and with backward 9 to 11.5; without any overlap 5 and
-// 17. Registers: 80 forward and 112 backward, none spilled.
+// 17. Registers: 92 forward and 112 backward, none spilled.
 #pragma once
 #include "toeplitz.h"
 
@@ -30,7 +30,7 @@ template <class T, bool kBackward>
 struct ToeplitzConv {
   using Products = Toeplitz<T>;
   static constexpr int kThreads = 256, kWarps = kThreads / 32;
-  static constexpr int kBlocks = kBackward ? (sizeof(T) == 4 ? 1 : 2) : sizeof(T) == 4 ? 2 : 3;  // of a multiprocessor: of 255 registers, or of 128
+  static constexpr int kBlocks = kBackward && sizeof(T) == 4 ? 1 : 2;  // of a multiprocessor: of 255 registers, or of 128
   static constexpr int kZeros = Pool<T>::kSlotBytes;
 
   int channels, groups, taps;  // taps: those that meet anything

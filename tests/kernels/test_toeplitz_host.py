@@ -222,7 +222,7 @@ def test_compiled_for_the_device_without_spills(architecture: int, tmp_path: Pat
     products = {name: usage for (name, _), usage in used.items() if "ToeplitzConv" in name}
     assert len(products) == 6 and len(used) == 9
     assert not {name: usage for name, usage in used.items() if usage["STACK"] or usage["LOCAL"]}
-    # three blocks forward and two backward fit into a multiprocessor's registers, of Float32 one less
+    # two blocks fit into a multiprocessor's registers, of the backward pass of Float32 one
     for name, usage in products.items():
-        blocks = 3 - ("Lb1" in name) - ("Float32" in name)
+        blocks = 1 if "Lb1" in name and "Float32" in name else 2
         assert usage["REG"] * 256 * blocks <= 65536, (name, usage)
