@@ -18,8 +18,8 @@ REFERENCE_DIRECT = 12
 CPU_DIRECT = 1024
 
 # The cuda backend multiplies by Toeplitz matrices up to this many taps, on tensor cores, which is all that its kernel
-# takes; more go through the FFT. By arithmetic and not measured, in cycles of a multiprocessor of an H200 per element of
-# bfloat16 (128 lanes; 4.3 bytes a picosecond for 132 at 1.75 GHz):
+# takes; more go through the FFT. By arithmetic and not measured, in cycles of a multiprocessor of an H200 per element
+# of bfloat16 (128 lanes; 4.3 bytes a picosecond for 132 at 1.75 GHz):
 #   memory, either way, 3 inputs and 1 output of 2 bytes at 19 a cycle: 0.4
 #   Toeplitz (csrc/cuda/toeplitz_conv.h): 0.15 of tensor cores at 200 taps and 0.3 at 512, 0.3 to 0.5 of instructions
 #   FFT of as many complex points as rows, M = 64 to 16,384, there and back: 4.2 operations a point and octave and 14

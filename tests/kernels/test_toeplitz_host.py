@@ -162,8 +162,7 @@ def race(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., bool]:
     return run
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("what", ["rows", "last"])
+@pytest.mark.parametrize("what", [pytest.param("rows", marks=pytest.mark.slow), "last"])
 def test_no_races(what: str, race: Callable[..., bool]) -> None:
     assert not race(what)
 
@@ -180,11 +179,11 @@ MUTATIONS = {
     "a word of the taps' table": ("toeplitz.h", "packed<T>(tap(lag), tap(lag - 1))", "packed<T>(tap(lag), tap(lag))"),
     "a lane's word": ("tensor_core.h", "kHalf * (w / 2)", "kHalf * (w % 2)"),
     "rows of the transpose": ("tensor_core.h", "matrix[2 * q + 1][g]", "matrix[2 * q][g]"),
-    "the reach of a column": ("toeplitz.h", "> view.reach[column]", ">= view.reach[column]"),
+    "the reach of a column": ("toeplitz.h", "<= view.reach[column];", "< view.reach[column];"),
     "the halo": ("columns.h", "least(here.number, column + halo)", "least(here.number, column)"),
-    "rows past the end": ("columns.h", "position + j < span.length; };\n    int64_t", "true; };\n    int64_t"),
+    "rows past the end": ("columns.h", "0 : span.length - position;", "0 : 4;"),
     "later rounds": ("toeplitz.h", "add ? sums[at] + sum : sum", "sum"),
-    "a diagonal": ("toeplitz.h", "lane / 4 >= s ? here : next", "lane / 4 > s ? here : next"),
+    "a diagonal": ("toeplitz.h", "lane / 4 >= s ? here[", "lane / 4 > s ? here["),
     "a group's channels": ("taps.h", "for (int c = 0; c < members; ++c) sum", "for (int c = 0; c < 1; ++c) sum"),
     "the window": ("taps.h", "* float(lag));\n  }", "* float(lag + 1));\n  }"),
     "small parts of floats": ("tensor_core.h", "    multiply_tf32(c, rest_a, top_b);\n", ""),
@@ -208,9 +207,11 @@ def test_a_broken_kernel_shows(mutation: str, tmp_path: Path) -> None:
     assert any(wrong(case, case.run(broken)) for case in cases)
 
 
-@pytest.mark.slow
+SLOW = (pytest.param(architecture, marks=pytest.mark.slow) for architecture in (80, 86, 89, 100, 120))
+
+
 @pytest.mark.skipif(find_spec("triton") is None, reason="cuobjdump comes with triton")
-@pytest.mark.parametrize("architecture", [80, 86, 89, 90, 100, 120])
+@pytest.mark.parametrize("architecture", [90, *SLOW])
 def test_compiled_for_the_device_without_spills(architecture: int, tmp_path: Path) -> None:
     """A register that is spilled needs a stack frame. Tensor cores multiply, and rows are moved 16 bytes at a time."""
     needs("nvcc")
@@ -221,7 +222,7 @@ def test_compiled_for_the_device_without_spills(architecture: int, tmp_path: Pat
     products = {name: usage for (name, _), usage in used.items() if "ToeplitzConv" in name}
     assert len(products) == 6 and len(used) == 9
     assert not {name: usage for name, usage in used.items() if usage["STACK"] or usage["LOCAL"]}
-    # forward three blocks of a multiprocessor fit into its registers, backward two, of Float32 one less each
+    # two blocks fit into a multiprocessor's registers, of the backward pass of Float32 one
     for name, usage in products.items():
-        blocks = 3 - ("Lb1" in name) - ("Float32" in name)
+        blocks = 1 if "Lb1" in name and "Float32" in name else 2
         assert usage["REG"] * 256 * blocks <= 65536, (name, usage)

@@ -1,4 +1,4 @@
-"""The shipped Toeplitz programs (csrc/cuda/legendre_conv.h) on the host: calls with explicit and with Legendre filters."""
+"""The shipped Toeplitz programs (csrc/cuda/legendre_conv.h) on the host: explicit and Legendre filters."""
 
 from __future__ import annotations
 
