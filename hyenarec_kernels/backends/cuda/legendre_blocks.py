@@ -10,7 +10,7 @@ horizon makes its plan; later ones wait for nothing. Not measured; predicted in 
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -76,7 +76,7 @@ def _key(
     return coefficients.shape[1], horizon, decay is not None, x.shape[-2] > horizon, x.dtype, x.device
 
 
-@lru_cache(maxsize=None)  # nothing is dropped: a captured CUDA graph may read it as long as the process lives
+@cache  # nothing is dropped: a captured CUDA graph may read it as long as the process lives
 def _prepared(
     terms: int, horizon: int, windowed: bool, beyond: bool, dtype: torch.dtype, device: torch.device
 ) -> tuple[list[int], Tensor] | None:
