@@ -174,15 +174,16 @@ HYENAREC_DEVICE void multiply_blocks(const Warp& warp, PerLane<Accumulator> (&c)
   });
 }
 
-// f(d, what is known of it) for the 16 products inside a tile, blocks d before or behind: four are written out at a time,
-// as many as registers hold.
-template <bool kBehind, class F>
+// f(d, what is known of it) for the 16 products inside a tile, blocks d before or behind: as many are written out at a
+// time as registers hold the operands of.
+template <bool kBehind, int P, class F>
 HYENAREC_DEVICE void each_inside(const F& f) {
   each<2>([&](auto half) {
     constexpr bool kBoth = half.value == 0;
+    constexpr int kOut = P == 1 ? 4 : 1;
     HYENAREC_ONE_BY_ONE
-    for (int first = half.value * 8; first < half.value * 8 + 8; first += 4)
-      each<4>([&](auto d) { f(first + d.value, Reach{kBoth || kBehind, kBoth || !kBehind, !kBehind, kBehind}); });
+    for (int first = half.value * 8; first < half.value * 8 + 8; first += kOut)
+      each<kOut>([&](auto d) { f(first + d.value, Reach{kBoth || kBehind, kBoth || !kBehind, !kBehind, kBehind}); });
   });
 }
 
@@ -229,7 +230,7 @@ HYENAREC_DEVICE void convolve_blocks(const Warp& warp, PerLane<Accumulator> (&c)
   };
   if constexpr (kInside) {
     start(0);
-    each_inside<kTransposed>(step);
+    each_inside<kTransposed, P>(step);
   } else {
     start(blocks.first);
     HYENAREC_ONE_BY_ONE
@@ -267,7 +268,7 @@ HYENAREC_DEVICE void correlate_blocks(const Warp& warp, PerLane<Accumulator> (&c
     multiply_blocks(warp, c, a, channel, delta, reach);
   };
   if constexpr (kInside) {
-    each_inside<true>([&](int s, const Reach& reach) { step(s, s, reach); });
+    each_inside<true, P>([&](int s, const Reach& reach) { step(s, s, reach); });
   } else {
     HYENAREC_ONE_BY_ONE
     for (int s = 0; s < (shift ? 17 : 16); ++s) step(s, s + shift, Reach::of(s + shift));

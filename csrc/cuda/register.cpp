@@ -3,6 +3,7 @@
 #include <dlfcn.h>
 #include <torch/csrc/stable/accelerator.h>
 
+#include "block_ops.h"
 #include "legendre_ops.h"
 #include "ops.h"
 #include "short_ops.h"

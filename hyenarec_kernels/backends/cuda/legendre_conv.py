@@ -1,4 +1,4 @@
-"""The Legendre convolution of the ``cuda`` backend: up to 512 taps by Toeplitz products, more in block low-rank form."""
+"""The Legendre convolution of the ``cuda`` backend: up to 512 taps by Toeplitz products, more as low-rank blocks."""
 
 from __future__ import annotations
 
