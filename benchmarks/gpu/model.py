@@ -101,9 +101,9 @@ class Use:
         issued = sum(count * slots(instruction) for count, instruction in executed)
         products = sum(count for count, instruction in executed if instruction.opcode.startswith("mma"))
         touched = 0.0
-        for buffer in memory.buffers:
-            first, last = buffer.address // SECTOR, (buffer.address + buffer.size - 1) // SECTOR
-            inside = int(((counts.sectors >= first) & (counts.sectors <= last)).sum()) * SECTOR
+        owners = counts.sectors * SECTOR // memory.WINDOW
+        for number, buffer in enumerate(memory.buffers):
+            inside = int((owners == number).sum()) * SECTOR
             if buffer.writable:  # not the launch's parameters
                 touched += min(inside * scale, buffer.size)
         cycles = {
