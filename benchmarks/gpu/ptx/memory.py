@@ -147,7 +147,8 @@ class GlobalMemory:
     def on_device(self, at: Addresses) -> Addresses:
         """Addresses where every buffer begins with a line of memory, as a device allocates them, WINDOW bytes apart."""
         number = np.maximum(np.searchsorted(self._starts, at, "right") - 1, 0)
-        return at - self._starts[number] + number * self.WINDOW
+        placed: Addresses = at - self._starts[number] + number * self.WINDOW
+        return placed
 
     def _insert(self, buffer: Buffer) -> None:
         self.buffers.append(buffer)
