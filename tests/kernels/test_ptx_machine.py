@@ -293,6 +293,7 @@ def test_faults_are_seen(name: str) -> None:
     [
         "st.shared.b32 [%r6], %r2; bar.sync 0; xor.b32 %r7, %r6, 128; ld.shared.b32 %r8, [%r7];",
         "st.shared.b32 [%r5], 5;",  # the same value by everybody
+        "mov.b32 %r7, -8; add.s32 %r7, %r6, %r7; st.shared.b32 [%r7+16], 5;",  # an offset that wraps around
         f"{ADDRESSES} {COPY} cp.async.wait_group 0; bar.sync 0; ld.shared.b32 %r8, [%r7];",
         "setp.lt.u32 %p1, %r2, 32; @%p1 bra $done; bar.sync 0; $done:",  # those that ended need not come
         "ld.global.b32 %r7, [%rd2]; st.global.b32 [%rd2], %r7;",

@@ -99,6 +99,8 @@ class Buffer:
 class GlobalMemory:
     """The tensors that a launch may touch, at their own addresses in this process."""
 
+    WINDOW = 1 << 40
+
     def __init__(self) -> None:
         self.buffers: list[Buffer] = []
         self._starts = self._ends = np.zeros(0, np.int64)
@@ -141,6 +143,12 @@ class GlobalMemory:
             changed = buffer.store(offsets, values[part], stamps[part])
             if buffer.tracker:
                 buffer.tracker.stores(offsets, size, stamps[part], changed)
+
+    def on_device(self, at: Addresses) -> Addresses:
+        """Addresses where every buffer begins with a line of memory, as a device allocates them, WINDOW bytes apart."""
+        number = np.maximum(np.searchsorted(self._starts, at, "right") - 1, 0)
+        placed: Addresses = at - self._starts[number] + number * self.WINDOW
+        return placed
 
     def _insert(self, buffer: Buffer) -> None:
         self.buffers.append(buffer)

@@ -23,7 +23,9 @@ def address_of(lanes: Lanes, operand: str) -> Callable[[], Addresses]:
     if base.startswith("%"):
         width = lanes.program.width(base)
         register = lanes.read(base, WORDS[width // 8])
-        return lambda: register.astype(np.int64) + step
+        # 32 bits wrap around: a register may hold less than nothing
+        wrap = 0xFFFFFFFF if width == 32 else -1
+        return lambda: register.astype(np.int64) + step & wrap
     at = np.full(lanes.count, lanes.symbol(base) + step, np.int64)
     return lambda: at
 
@@ -58,7 +60,7 @@ def _count(lanes: Lanes, at: Addresses, size: int, shared: Mask, others: Mask) -
     if shared.any():
         lanes.counts.in_shared_memory(at & (SHARED_WINDOW - 1), size, shared)
     if others.any():
-        lanes.counts.in_global_memory(at, size, others)
+        lanes.counts.in_global_memory(lanes.memory.on_device(at), size, others)
 
 
 def load_words(lanes: Lanes, space: str, at: Addresses, size: int, count: int, mask: Any) -> Array:
