@@ -33,10 +33,6 @@ if TYPE_CHECKING:
 # Of a filter's terms but the constant. ml-100k NDCG@10, means of three seeds, 20 epochs, the mixer's output scaled by
 # 0.2: validation .108, test .093; with all coefficients random, of deviation 1, .104 and .085.
 INITIAL_DEVIATION = 0.1
-# Of the stored weights. `xavier_normal_` draws them 1.6 times as large as INITIAL_DEVIATION at 64 groups. With 1,
-# ml-100k's loss after 6 epochs is .069 higher for such a draw of the whole mixer, with 0.5 .039 (seed 0). The loss from
-# the mixer's own start is .008 higher with 0.5, for filters learn more slowly, and .013 with 0.3.
-SCALE = 0.5
 
 
 class ConvOptions(TypedDict, total=False):
@@ -133,7 +129,7 @@ class _BasisFilter(Filter):
     A filter starts near its window alone, an exponential average of the past: the constant's coefficient is 1, the
     others have a deviation of ``INITIAL_DEVIATION`` (the mean cosine of Legendre filters with their windows is 0.8).
     With all of them as random, over half of a filter's energy would lie at lag 0, where the terms add up. ``weight``
-    (G, N) times ``SCALE`` is the difference from the constant alone.
+    (G, N) is the difference from the constant alone.
     """
 
     scale: Tensor  # (G,) brings the initial filters to an expected norm of 1
@@ -157,9 +153,9 @@ class _BasisFilter(Filter):
     @torch.no_grad()
     def reset_parameters(self) -> None:
         super().reset_parameters()
-        nn.init.normal_(self.weight, std=INITIAL_DEVIATION / SCALE)
+        nn.init.normal_(self.weight)
         dtype, device = wide(self.weight.dtype), self.weight.device
-        self.weight.mul_(beside(self.weight, 1 - first(self.terms, self.weight.dtype, device)))
+        self.weight.mul_(INITIAL_DEVIATION).mul_(beside(self.weight, 1 - first(self.terms, self.weight.dtype, device)))
         squares = self.basis(dtype, device).square()  # (N, K)
         energy = squares[0] + INITIAL_DEVIATION**2 * squares[1:].sum(0)  # (K,) expected, before the window
         self.scale.copy_(beside(self.scale, (self._initial_window(dtype, device).square() @ energy).rsqrt()))
@@ -172,7 +168,7 @@ class _BasisFilter(Filter):
         """What multiplies the basis, (G, N), in float32 (float64 for a float64 module)."""
         dtype = wide(self.weight.dtype)
         constant = beside(self.weight, first(self.terms, dtype, self.weight.device))  # (N,)
-        return self.scale.to(dtype)[:, None] * (constant + SCALE * self.weight.to(dtype))
+        return self.scale.to(dtype)[:, None] * (constant + self.weight.to(dtype))
 
     def forward(self) -> Tensor:
         coefficients = self.coefficients()

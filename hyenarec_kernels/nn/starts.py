@@ -52,7 +52,8 @@ def last_identity(rows: int, columns: int, dtype: torch.dtype, device: torch.dev
 def row_scales(rows: int, columns: int, above: float, last: float, dtype: torch.dtype, device: torch.device) -> Tensor:
     """(rows,): ``last`` in the last ``columns`` rows, where the identity is, and ``above`` in those above."""
     row = torch.arange(rows, device=device)
-    return torch.where(row < rows - columns, above, last).to(dtype)
+    # not by torch.where, for which torch.compile would trace the floats, and then compile the graph once more
+    return (last + (above - last) * (row < rows - columns)).to(dtype)
 
 
 @_constant

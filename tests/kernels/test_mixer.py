@@ -137,19 +137,14 @@ def test_it_starts_near_its_filters_of_the_input_itself(order: int, gate: str) -
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("filter", ["legendre", "chebyshev", "cosine"])
-def test_gates_and_filters_stay_near_their_start_when_a_host_draws_all_matrices(filter: str) -> None:
-    """Gates of unit input are 1 with a deviation of 0.22 (0.35 with the scale of the others), filters' terms have one
-    of 0.08 (0.16 when they were stored whole)."""
+def test_gates_stay_near_their_start_when_a_host_draws_all_matrices() -> None:
+    """Of unit input they are 1 with a deviation of 0.22; it is 0.35 with the scale of the others."""
     torch.manual_seed(0)
-    mixer, x = HyenaMixer(64, 200, filter=filter), torch.randn(500, 64)
+    mixer, x = HyenaMixer(64, 200), torch.randn(500, 64)
     for parameter in mixer.parameters():
         if parameter.dim() > 1:
             nn.init.xavier_normal_(parameter)
     assert mixer.project_in(x)[:, : 2 * 64].std() < 0.25
-    f = mixer.filters[0]
-    deviation = f.coefficients() / f.scale[:, None] - (torch.arange(16) == 0).float()  # (G, N), from the constant alone
-    assert deviation.std() < 0.1
 
 
 def test_mixer_under_autocast() -> None:
