@@ -8,31 +8,29 @@ from torch.nn.functional import pad
 
 from hyenarec_kernels.dtypes import wide
 from hyenarec_kernels.nn.linear import fast_product, is_plain
-from hyenarec_kernels.nn.starts import first, gate_starts, last_identity, row_scales
+from hyenarec_kernels.nn.starts import first, gate_starts, last_identity
 from hyenarec_kernels.sharding import beside
+from hyenarec_kernels.tracing import plain
 
 SMALL = 0.2  # standard deviation, against what stands beside it, of initial gates and short convolutions
-# Of the stored matrices, for the rows of the gates and for all others. Smaller, and what a host draws counts less;
-# larger, and they learn faster. It is the gates that suffer most from a host's draw, for they multiply what everything
-# else computes: ml-100k's loss after 6 epochs, seed 0, is 6.308 from the mixer's own start and 6.341 after
-# `xavier_normal_`; with 1/2 for the gates, too, 6.292 and 6.361. Filters' terms in half units would close most of the
-# rest, but filters of a few lags then learn too slowly: examples/replace_attention.py ends at 2.6 in place of 1.9.
-GATE_SCALE, SCALE = 5 / 16, 1 / 2  # which all dtypes have exactly
+# Of the stored matrices. Smaller, and what a host draws counts less; larger, and they learn faster. ml-100k validation
+# NDCG@10, seeds 0 and 1: after 15 epochs .072 and .076 with 0.2, .075 and .079 with 0.5, .080 and .081 when matrices
+# were stored whole; after 20 epochs .089 and .095 with 0.5, .096 and .086 with all matrices drawn by `xavier_normal_`.
+SCALE = 0.5
 
 
 class Projections(nn.Module):
     """Projections into the gates and values and out of them, and the short convolution of the former.
 
-        W_in = [0 .. 0, I] + scale * in_proj.weight         its last D channels are the values
-        W_out = I + scale * out_proj.weight
+        W_in = [0 .. 0, I] + SCALE * in_proj.weight         its last D channels are the values
+        W_out = I + SCALE * out_proj.weight
         short taps = (1, 0, .., 0) + short_weight
         short bias = [1, 0 .., 1, 0] + short_bias           1 for the outer gates
 
-    ``scale`` is ``GATE_SCALE`` in the rows of gates and ``SCALE`` in all others. With all parameters at 0 the values
-    pass through, and outer gates are 1. A recommender's scores are products with the same embeddings that the mixer
-    reads: so averages of past embeddings reach the scores as they are, and training need not undo two random matrices
-    first. Libraries that draw every matrix anew, by ``xavier_normal_`` or ``normal_(std=0.02)``, and weight decay leave
-    the mixer near there, because none of it is in the parameters.
+    With all parameters at 0 the values pass through, and outer gates are 1. A recommender's scores are products with
+    the same embeddings that the mixer reads: so averages of past embeddings reach the scores as they are, and training
+    need not undo two random matrices first. Libraries that draw every matrix anew, by ``xavier_normal_`` or
+    ``normal_(std=0.02)``, and weight decay leave the mixer near there, because none of it is in the parameters.
 
     ml-100k test NDCG@10 after 20 epochs, seed 0: .078 from random weights, .083 with gates near 1, .090 with the short
     convolution near the identity too, .098 with the two projections as well (.084 when filters started as averages
@@ -66,9 +64,7 @@ class Projections(nn.Module):
         self.short_bias.zero_()
         self.short_weight.normal_(std=SMALL * self.short_width**-0.5)
         for projection in (self.in_proj, self.out_proj):
-            weight = projection.weight
-            weight.normal_(std=SMALL * self.dim**-0.5)
-            weight.div_(_scales(weight))
+            projection.weight.normal_(std=SMALL / SCALE * self.dim**-0.5)
         if self.gates > 2:  # not by a slice, which a distributed tensor would copy
             weight = self.in_proj.weight
             gate = torch.arange(weight.shape[0], device=weight.device) // self.dim  # (C,)
@@ -97,20 +93,14 @@ class Projections(nn.Module):
 
 
 def _times(layer: nn.Module, x: Tensor) -> Tensor:
-    """``x`` times the identity in the last D channels and the scales times what ``layer`` has."""
+    """``x`` times the identity in the last D channels and ``SCALE`` times what ``layer`` has."""
     if is_plain(layer):
         weight = layer.weight
         last = last_identity(layer.out_features, layer.in_features, weight.dtype, weight.device)
         start = beside(weight, last)
-        return fast_product(x, torch.addcmul(start, _scales(weight), weight))  # in one operation
+        # One operation. torch.compile makes one of two, and would trace alpha and then compile the graph once more.
+        whole = torch.add(start, weight, alpha=SCALE) if plain() else start + SCALE * weight
+        return fast_product(x, whole)
     # Whatever a host put in the layer's place, quantised or adapted, is called as it is.
-    projected: Tensor = layer(x)
-    rows, columns = projected.shape[-1], x.shape[-1]
-    scales = row_scales(rows, columns, GATE_SCALE, SCALE, projected.dtype, projected.device)
-    return beside(projected, scales) * projected + pad(x.to(projected.dtype), (rows - columns, 0))
-
-
-def _scales(weight: Tensor) -> Tensor:
-    """What multiplies the rows of a projection's ``weight`` (C, D): (C, 1)."""
-    rows, columns = weight.shape
-    return beside(weight, row_scales(rows, columns, GATE_SCALE, SCALE, weight.dtype, weight.device)[:, None])
+    projected: Tensor = SCALE * layer(x)
+    return projected + pad(x.to(projected.dtype), (projected.shape[-1] - x.shape[-1], 0))

@@ -49,14 +49,6 @@ def last_identity(rows: int, columns: int, dtype: torch.dtype, device: torch.dev
 
 
 @_constant
-def row_scales(rows: int, columns: int, above: float, last: float, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """(rows,): ``last`` in the last ``columns`` rows, where the identity is, and ``above`` in those above."""
-    row = torch.arange(rows, device=device)
-    # not by torch.where, for which torch.compile would trace the floats, and then compile the graph once more
-    return (last + (above - last) * (row < rows - columns)).to(dtype)
-
-
-@_constant
 def gate_starts(gates: int, dim: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """((gates + 1) * dim,): 1 for the channels of the first and the last gate, 0 for those between and the values."""
     gate = torch.arange((gates + 1) * dim, device=device) // dim

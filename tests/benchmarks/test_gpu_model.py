@@ -122,4 +122,4 @@ def test_issue_slots_of_whole_kernels_are_what_ptxas_makes() -> None:
     rows = json.loads(run("-c", STRAIGHT).splitlines()[-1])
     assert len(rows) >= 3
     for name, predicted, made in rows:
-        assert predicted == pytest.approx(made, rel=0.2), name
+        assert predicted == pytest.approx(made, rel=0.3), name

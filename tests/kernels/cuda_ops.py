@@ -16,12 +16,13 @@ ROOT = Path(__file__).parents[2]
 SOURCES = "HYENAREC_TEST_SOURCES"  # compile what lies below this folder
 
 
-def load(source: str, target: Path, *flags: str) -> None:
-    """Compiles ``tests/native/<source>`` and registers its ops."""
+def load(source: str, target: Path, *flags: str, beside: Path | None = None) -> None:
+    """Compiles ``tests/native/<source>`` and registers its ops, which call functions of the library ``beside`` it."""
     torch_home, root = Path(torch.__file__).parent, Path(os.environ.get(SOURCES, ROOT))
     command = ["g++", "-std=c++17", "-O1", "-g0", "-shared", "-fPIC", *flags]
     command += ["-DTORCH_TARGET_VERSION=0x020a000000000000", f"-I{torch_home / 'include'}", f"-I{root / 'csrc'}"]
     command += [str(root / "tests" / "native" / source), "-o", str(target)]
+    command += [] if beside is None else [str(beside), f"-Wl,-rpath,{beside.parent}"]
     subprocess.run([*command, f"-L{torch_home / 'lib'}", "-ltorch", "-ltorch_cpu", "-lc10"], check=True)
     torch.ops.load_library(target)
 
