@@ -235,7 +235,7 @@ def test_blocks(layout: str, dtype: torch.dtype, device: str, monkeypatch: pytes
 
 def test_what_it_lacks_is_named(device: str) -> None:
     with pytest.raises(NotImplementedError, match=r"dropout: not implemented for device '\w+' by backend cuda"):
-        dropout(torch.randn(4, 2, device=device), 0.5, torch.zeros((), dtype=torch.int64, device=device))
+        dropout(torch.randn(4, 2, device=device), 0.5, torch.zeros(1, dtype=torch.int64, device=device))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -276,7 +276,7 @@ def test_double_backward(packed: bool, device: str) -> None:
 
     got = second()
     with backends.use("reference"):
-        torch.testing.assert_close(got, second())
+        torch.testing.assert_close(got, second(), rtol=TOLERANCE[torch.float32], atol=1e-5)
 
 
 def small_call(packed: bool, dtype: torch.dtype, device: str) -> tuple[tuple[Any, ...], Tensor]:
