@@ -117,6 +117,7 @@ print(json.dumps(list(found.values())))
 """
 
 
+@pytest.mark.slow
 def test_issue_slots_of_whole_kernels_are_what_ptxas_makes() -> None:
     """Of those without a loop, whose instructions stand in the code once."""
     rows = json.loads(run("-c", STRAIGHT).splitlines()[-1])

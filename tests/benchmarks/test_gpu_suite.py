@@ -164,6 +164,7 @@ def behaves(how: str, **_: Any) -> Iterator[worker.Row]:
     yield {"figure": 2}
 
 
+@pytest.mark.slow
 def test_a_worker_survives_its_rows_and_keeps_their_figures() -> None:
     process = worker.Worker()
     try:

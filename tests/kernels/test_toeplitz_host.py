@@ -207,11 +207,11 @@ def test_a_broken_kernel_shows(mutation: str, tmp_path: Path) -> None:
     assert any(wrong(case, case.run(broken)) for case in cases)
 
 
-SLOW = (pytest.param(architecture, marks=pytest.mark.slow) for architecture in (80, 86, 89, 100, 120))
+SLOW = [pytest.param(architecture, marks=pytest.mark.slow) for architecture in (80, 86, 89, 90, 100, 120)]
 
 
 @pytest.mark.skipif(find_spec("triton") is None, reason="cuobjdump comes with triton")
-@pytest.mark.parametrize("architecture", [90, *SLOW])
+@pytest.mark.parametrize("architecture", SLOW)
 def test_compiled_for_the_device_without_spills(architecture: int, tmp_path: Path) -> None:
     """A register that is spilled needs a stack frame. Tensor cores multiply, and rows are moved 16 bytes at a time."""
     needs("nvcc")
