@@ -11,6 +11,7 @@ import torch
 
 from benchmarks.harness.null_machine import null_machine
 from benchmarks.suites import host
+from hyenarec.display import console
 from hyenarec_kernels import segments
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="g++ is not installed")
@@ -47,6 +48,7 @@ def test_the_suite_prints_a_line_for_each_call(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["host"])
+    monkeypatch.setattr(console, "_width", 120)  # whatever an earlier test left
     monkeypatch.setattr(host, "take_turns", lambda calls, *rest: {name: {"min": 2.0} for name in calls})
     threads = torch.get_num_threads()
     host.main()
