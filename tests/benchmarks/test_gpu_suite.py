@@ -340,6 +340,7 @@ def test_the_command_runs_on_a_bare_machine() -> None:
     assert done.stderr == "error: no CUDA device; every figure of this suite needs one\n"
 
 
+@pytest.mark.slow
 def test_a_training_step_runs_on_a_bare_machine() -> None:
     """The recommender's own model, though what it prints and saves with is missing."""
     program = """
