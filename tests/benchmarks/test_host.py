@@ -5,13 +5,13 @@ from __future__ import annotations
 import shutil
 import sys
 from collections import Counter
+from typing import Any
 
 import pytest
 import torch
 
 from benchmarks.harness.null_machine import null_machine
 from benchmarks.suites import host
-from hyenarec.display import console
 from hyenarec_kernels import segments
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="g++ is not installed")
@@ -44,14 +44,14 @@ def test_a_hidden_operation_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
         assert host.operations(calls["forward"]) == FORWARD + Counter(clamp=1)
 
 
-def test_the_suite_prints_a_line_for_each_call(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_suite_has_a_line_for_each_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    tables: list[list[dict[str, Any]]] = []
     monkeypatch.setattr(sys, "argv", ["host"])
-    monkeypatch.setattr(console, "_width", 120)  # whatever an earlier test left
     monkeypatch.setattr(host, "take_turns", lambda calls, *rest: {name: {"min": 2.0} for name in calls})
+    monkeypatch.setattr(host, "show_table", lambda title, columns, rows: tables.append(rows))
     threads = torch.get_num_threads()
     host.main()
     torch.set_num_threads(threads)
-    printed = capsys.readouterr().out
-    assert all(name in printed for name in ("forward and backward", "torch.add", "18"))
+    ((first, second, last),) = tables
+    assert [row["call"] for row in (first, second, last)] == list(host.passes())
+    assert last["torch.add"] == 1 and last["torch's launches"] == (FORWARD + BACKWARD).total() == 18
