@@ -27,7 +27,7 @@ def printed(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., str]]:
 
     def run(act: Callable[[], None], columns: int | None = None, encoding: str = "utf-8") -> str:
         file = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
-        monkeypatch.setattr(console, "file", file)
+        monkeypatch.setattr(console, "_file", file)  # `file` would be put back as what it is now
         if columns is None:
             monkeypatch.delenv("COLUMNS", raising=False)
         else:
