@@ -1,23 +1,10 @@
 // The calls of short_conv.h on the current device.
-#include <string>
-
+#include "calls.cuh"
 #include "launch.inc"
 #include "short_schedule.h"
 
 namespace hyenarec::cuda {
 namespace {
-
-// Launches in order; the first failure ends the call.
-struct Device {
-  cudaStream_t stream;
-  cudaError_t status = cudaSuccess;
-
-  template <class Program>
-  void start(const Program& program, int64_t grid) {
-    if (status != cudaSuccess || grid == 0) return;
-    status = grid > INT32_MAX ? cudaErrorInvalidConfiguration : launch(program, unsigned(grid), stream);
-  }
-};
 
 template <class Args, class Start>
 const char* run(const Args& args, void* stream, const Start& start) {

@@ -126,7 +126,7 @@ class Recommender:
         for what, given in (("histories", histories), ("timestamps", timestamps)):
             if not is_iterable(given) and (given is not None or what == "histories"):
                 raise UserError(f"{what}: expected one list for each history, got {shortened(given)}")
-        exclude_seen = self._excludes(exclude_seen)
+        exclude_seen = self.excludes(exclude_seen)
         if unknown not in ("skip", "error"):
             raise UserError(f"option unknown: expected 'skip' or 'error', got {shortened(unknown)}")
         mixer = self.model.config.mixer
@@ -153,7 +153,7 @@ class Recommender:
         if k > len(self.item_ids):
             raise UserError(f"option k: {shortened(k)} items asked for, but the catalogue has {len(self.item_ids)}")
 
-    def _excludes(self, exclude_seen: bool | None) -> bool:
+    def excludes(self, exclude_seen: bool | None) -> bool:
         if exclude_seen is None:
             return bool(self.config["training"]["exclude_seen"])
         expect(exclude_seen, (bool, np.bool_), "option exclude_seen", "True, False or None")
@@ -227,7 +227,7 @@ class Recommender:
         times = [request.times for request in requests if request.times is not None]
         batch = pack_histories(histories, self.model.config.max_length, times or None)
         scores = self.scores(batch.to(self.device))  # (S, V)
-        return self._ranked(scores, requests, k, exclude_seen)
+        return self.ranked(scores, requests, k, exclude_seen)
 
     def best(
         self,
@@ -240,18 +240,28 @@ class Recommender:
         """The best ``k`` items by ``scores`` (S, V), which this writes to, after histories with these names."""
         self._check_k(k)
         requests = [Request(history, None, [], None) for history in histories]
-        answers = self._ranked(scores, requests, k, self._excludes(exclude_seen)) if requests else []
+        answers = self.ranked(scores, requests, k, self.excludes(exclude_seen)) if requests else []
         return [_all_of(answer, k, name) for name, answer in zip(names, answers, strict=True)]
 
-    def _ranked(self, scores: Tensor, requests: Sequence[Request], k: int, exclude_seen: bool) -> list[Answer]:
-        histories = [request.items for request in requests]
+    def ranked(
+        self,
+        scores: Tensor,
+        requests: Sequence[Request],
+        k: int,
+        exclude_seen: bool,
+        allowed: Tensor | None = None,
+    ) -> list[Answer]:
+        """The best ``k`` items by ``scores`` (S, V), which this writes to, or as many as there are left: by a history,
+        and by ``allowed`` (S, V) bool."""
         finite = scores.isfinite().all(1).tolist()
-        left = [k] * len(requests)
         if exclude_seen:
+            histories = [request.items for request in requests]
             exclude_history(scores, pack_histories(histories, max(map(len, histories))).to(self.device))
-            left = [min(k, len(self.item_ids) - len(np.unique(history))) for history in histories]
-        best = scores.topk(k)
+        if allowed is not None:
+            scores.masked_fill_(~allowed, float("-inf"))
+        best = scores.topk(min(k, scores.shape[1]))
         places, values = best.indices.cpu().numpy(), best.values.tolist()
+        left = (best.values > float("-inf")).sum(1).tolist()
         answers = []
         for row, request in enumerate(requests):
             items = self.item_ids.decode(places[row, : left[row]])
@@ -261,7 +271,7 @@ class Recommender:
                     [],
                     "the model's scores are NaN or infinite: damaged weights, or times too large",
                 )
-            elif not items:
+            elif not items and allowed is None:
                 error = "it has every item of the catalogue, so none is left to recommend"
             found = [Recommendation(item, score) for item, score in zip(items, values[row], strict=False)]
             answers.append(Answer(found, request.unknown, error))

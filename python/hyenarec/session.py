@@ -15,9 +15,10 @@ from hyenarec.data.batches import pack_histories
 from hyenarec.errors import UserError, expect, is_iterable, shortened
 from hyenarec.model import ModelState, SequenceModel
 
-# What a model with positions keeps of a history when they are all taken: it reads that part anew, once for every
-# quarter of its length.
-KEPT = 0.75
+
+def part_kept(most: int) -> int:
+    """How many of the last events are read anew, once ``most`` have taken all positions of a model: three quarters."""
+    return 3 * most // 4
 
 
 class Reader(Protocol):
@@ -191,18 +192,15 @@ class Session:
             return
         events = self._state.events.tolist()
         full = [user for user in users if events[user] >= most]
-        if full:
-            kept = max(int(KEPT * most), 1) if most > 1 else 0
-            if not kept:
-                state, hidden = (
-                    self._empty(len(full)),
-                    self._hidden[: len(full)] * 0,
-                )
-            else:
-                items = [np.array(self._items[user][-kept:], dtype=np.int32) for user in full]
-                times = [np.array(self._times[user][-kept:]) if self._times[user] else None for user in full]
-                state, hidden = self._read(items, times)
-            self._put(torch.tensor(full, device=self._hidden.device), hidden, state)
+        if not full:
+            return
+        kept = part_kept(most)
+        state, hidden = self._empty(len(full)), torch.zeros_like(self._hidden[: len(full)])
+        if kept:
+            items = [np.array(self._items[user][-kept:], dtype=np.int32) for user in full]
+            times = [np.array(self._times[user][-kept:]) if self._times[user] else None for user in full]
+            state, hidden = self._read(items, times)
+        self._put(torch.tensor(full, device=self._hidden.device), hidden, state)
 
     def _put(self, where: torch.Tensor, hidden: torch.Tensor, state: ModelState) -> None:
         self._hidden[where] = hidden.to(self._hidden.dtype)

@@ -49,13 +49,31 @@ class Arguments(ctypes.Structure):
     ]
 
 
-def compiled(target: Path, source: Path = SOURCE) -> ctypes.CDLL:
+class BlockHost:
+    """A library of tests/native/host_blocks.cpp. A call is cut into runs of at least ``least`` elements."""
+
+    def __init__(self, path: Path, least: int = WHOLE) -> None:
+        self.path, self.least, self.library = path, ctypes.c_int64(least), ctypes.CDLL(str(path))
+        self.library.blocks_args_size.restype = self.library.blocks_workspace.restype = ctypes.c_int64
+        assert self.library.blocks_args_size() == ctypes.sizeof(Arguments)
+
+    def cut(self, least: int) -> BlockHost:
+        """The same, in runs of at least so many elements."""
+        return BlockHost(self.path, least)
+
+    def workspace(self, args: Arguments, backward: bool) -> int:
+        size: int = self.library.blocks_workspace(ctypes.byref(args), backward, self.least)
+        return size
+
+    def run(self, args: Arguments, backward: bool, reversed: bool, workspace: int) -> None:
+        args.workspace = workspace
+        self.library.blocks_run(ctypes.byref(args), backward, reversed, self.least)
+
+
+def compiled(target: Path, source: Path = SOURCE) -> BlockHost:
     flags = ["-std=c++17", "-O1", "-shared", "-fPIC", f"-I{source}"]
     subprocess.run(["g++", *flags, str(NATIVE / "host_blocks.cpp"), "-o", str(target)], check=True)
-    library = ctypes.CDLL(str(target))
-    library.blocks_args_size.restype = library.blocks_workspace.restype = ctypes.c_int64
-    assert library.blocks_args_size() == ctypes.sizeof(Arguments)
-    return library
+    return BlockHost(target)
 
 
 @dataclass
@@ -159,20 +177,6 @@ class BlockCase(HostCase):
             args.levels[level] = Level(*(next(numbers) for _ in range(6)))
         return args
 
-    def run(self, host: ctypes.CDLL, *, reversed: bool = False, least: int = WHOLE) -> dict[str, Tensor]:
-        """The outputs and gradients; `least`: elements of a run, fewer of which cut the call."""
-        results = self.results()
-        args = self.arguments(results)
-        for backward in (False, True):
-            if not backward and "out" not in results:
-                continue
-            size = host.blocks_workspace(ctypes.byref(args), backward, ctypes.c_int64(least))
-            workspace = torch.full((size // 4 + 64,), torch.nan)  # nothing may depend on it; 64 more as a guard
-            args.workspace = workspace.data_ptr()
-            host.blocks_run(ctypes.byref(args), backward, reversed, ctypes.c_int64(least))
-            assert workspace[size // 4 :].isnan().all(), "written past the workspace"
-        return results
-
 
 def wrong(case: BlockCase, found: dict[str, Tensor]) -> dict[str, float]:
     """The results with an error above the tolerance; padding must be exactly zero."""
@@ -185,8 +189,8 @@ def wrong(case: BlockCase, found: dict[str, Tensor]) -> dict[str, float]:
     return {name: error for name, error in errors.items() if not error < TOLERANCE[case.dtype]}
 
 
-def check(host: ctypes.CDLL, case: BlockCase, **options: Any) -> None:
-    bad = wrong(case, case.run(host, **options))
+def check(host: BlockHost, case: BlockCase) -> None:
+    bad = wrong(case, case.run(host))
     assert not bad, f"{bad} in {case}"
 
 

@@ -85,12 +85,33 @@ class Host:
         assert size >= 0, f"the library has no schedule with blocks of 2^{self.top} rows"
         return size
 
-    def run(self, args: Arguments, backward: bool, reversed: bool) -> None:
+    def run(self, args: Arguments, backward: bool, reversed: bool, workspace: int) -> None:
+        args.workspace = workspace
         self.library.host_run(ctypes.byref(args), self.top, backward, reversed)
 
     def launches(self, args: Arguments, backward: bool) -> int:
         launches: int = self.library.host_launches(ctypes.byref(args), self.top, backward)
         return launches
+
+
+def far_rows(x: Tensor) -> Tensor:
+    """``x`` (1, 11, 2) with rows 2^28 values apart: 11 of them pass 2^31. Memory that nothing touches is not there."""
+    try:
+        far = torch.empty_strided(x.shape, (0, 1 << 28, 1), dtype=x.dtype)
+    except RuntimeError:
+        pytest.skip("no 11 GiB of address space")
+    return far.copy_(x)
+
+
+def mutated(folder: Path, name: str, old: str, new: str) -> Path:
+    """A copy of the shipped source in ``folder`` with one place changed, in the file ``cuda/<name>``."""
+    for part in ("common", "cuda"):
+        shutil.copytree(SOURCE / part, folder / part)
+    path = folder / "cuda" / name
+    text = path.read_text()
+    assert text.count(old) == 1
+    path.write_text(text.replace(old, new))
+    return folder
 
 
 def needs(program: str) -> None:
@@ -174,7 +195,7 @@ class HostCase:
                 result["filter"][d // (self.channels // self.groups), : len(taps)] += lags
         return {name: torch.from_numpy(result[name]) for name in self.present()}
 
-    def arguments(self, results: dict[str, Tensor]) -> Arguments:
+    def arguments(self, results: dict[str, Tensor]) -> Any:
         t = self.tensors
 
         def pointer(values: Tensor | None) -> int | None:
@@ -211,7 +232,7 @@ class HostCase:
         like = {name: self.tensors["x" if name == "out" else name] for name in self.present()}
         return {name: torch.full(v.shape, torch.nan, dtype=v.dtype) for name, v in like.items()}
 
-    def run(self, host: Host, *, reversed: bool = False) -> dict[str, Tensor]:
+    def run(self, host: Any, *, reversed: bool = False) -> dict[str, Tensor]:
         """The outputs and gradients; `reversed`: with threads and blocks in the opposite order."""
         results = self.results()
         args = self.arguments(results)
@@ -220,8 +241,7 @@ class HostCase:
                 continue
             size = host.workspace(args, backward)
             workspace = torch.full((size // 4 + 64,), torch.nan)  # nothing may depend on it; 64 more as a guard
-            args.workspace = workspace.data_ptr()
-            host.run(args, backward, reversed)
+            host.run(args, backward, reversed, workspace.data_ptr())
             assert workspace[size // 4 :].isnan().all(), "written past the workspace"
         return results
 

@@ -6,11 +6,16 @@ from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import torch
+
+from hyenarec_kernels import backends
+from hyenarec_kernels.backends import cuda
+from hyenarec_kernels.backends.cuda import device as cuda_device
 
 ROOT = Path(__file__).parents[2]
 SOURCES = "HYENAREC_TEST_SOURCES"  # compile what lies below this folder
@@ -33,13 +38,28 @@ def load_short(target: Path, *flags: str) -> None:
     load("short_host_ops.cpp", target, *flags, *([] if defined else ["-DHYENAREC_DEFINE"]))
 
 
-LONGEST_RACE = 150  # seconds; the longest takes 25
+@contextmanager
+def forced(device: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The backend forced, on a "cpu" with the ops of :func:`load`; every tensor that it allocates, workspace too, is
+    full of NaN until it is written."""
+    if device == "cpu":
+        monkeypatch.setitem(backends.BACKENDS, "cuda", backends.Backend(("cpu",), lambda: None, lambda: cuda))
+        monkeypatch.setattr(cuda_device, "unsupported", lambda device: None)
+    monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", True)
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        with backends.use("cuda"):
+            yield
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+LONGEST_RACE = 300  # seconds; the longest takes 25
 
 
 def race_program(source: str, target: Path, *flags: str) -> Callable[..., bool]:
     """Compiles ``tests/native/<source>`` for ThreadSanitizer: whether two threads of a call, which words name, meet
-    without a barrier between them. ``dropped``: the number of
-    a barrier that every block leaves out."""
+    without a barrier between them. ``dropped``: the number of a barrier that every block leaves out."""
     options = ["-std=c++17", "-O1", "-fsanitize=thread", "-pthread", f"-I{ROOT / 'csrc'}", *flags]
     built = subprocess.run(
         ["g++", *options, str(ROOT / "tests" / "native" / source), "-o", str(target)], capture_output=True, text=True

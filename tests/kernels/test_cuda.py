@@ -11,16 +11,14 @@ import numpy as np
 import pytest
 import torch
 from cuda_host import host_library
-from cuda_ops import load
+from cuda_ops import forced, load
 from operator_cases import LAYOUTS, TOLERANCE, Case, assert_close, on_device
 from torch import Tensor
 from torch.library import opcheck
 
 import hyenarec_kernels as hk
 from hyenarec_kernels import backends
-from hyenarec_kernels.backends import compiled
-from hyenarec_kernels.backends import cuda as backend
-from hyenarec_kernels.backends.cuda import fft_conv as cuda
+from hyenarec_kernels.backends import compiled, cuda
 from hyenarec_kernels.backends.cuda import legendre_blocks
 from hyenarec_kernels.nn import CosineFilter, ImplicitFilter
 from hyenarec_kernels.ops.dropout import dropout
@@ -44,18 +42,10 @@ def host_kernels(tmp_path_factory: pytest.TempPathFactory) -> None:
 
 @pytest.fixture(params=[pytest.param("cpu", marks=without_device), pytest.param("cuda", marks=with_device)])
 def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """The backend forced; every tensor that it allocates, workspace too, is full of NaN until it is written."""
     if request.param == "cpu":
         request.getfixturevalue("host_kernels")
-        monkeypatch.setitem(backends.BACKENDS, "cuda", backends.Backend(("cpu",), lambda: None, lambda: backend))
-        monkeypatch.setattr(cuda, "unsupported", lambda device: None)
-    monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", True)
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    try:
-        with backends.use("cuda"):
-            yield request.param
-    finally:
-        torch.use_deterministic_algorithms(False)
+    with forced(request.param, monkeypatch):
+        yield request.param
 
 
 Call = tuple[dict[str, Tensor], dict[str, Tensor], Tensor]  # leaves, where sequences lie, the output's gradient

@@ -3,8 +3,6 @@ float64, and what nvcc makes of them."""
 
 from __future__ import annotations
 
-import ctypes
-import shutil
 import subprocess
 from collections.abc import Callable
 from importlib.util import find_spec
@@ -14,8 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from blocks_host import BlockCase, check, compiled, random_case, whole, wrong
-from cuda_host import NATIVE, SOURCE, needs
+from blocks_host import BlockCase, BlockHost, check, compiled, random_case, whole, wrong
+from cuda_host import SOURCE, far_rows, mutated, needs
+from cuda_ops import race_program
 from test_cuda_host import LYING, resources
 
 from hyenarec_kernels.backends.cuda.block_plan import constants, plan_for
@@ -23,13 +22,13 @@ from hyenarec_kernels.lowrank.levels import TOLERANCE as BOUND
 
 
 @pytest.fixture(scope="session")
-def host(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
+def host(tmp_path_factory: pytest.TempPathFactory) -> BlockHost:
     needs("g++")
     return compiled(tmp_path_factory.mktemp("cuda_blocks") / "host.so")
 
 
 @pytest.mark.parametrize("seed", [*range(30), *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(30, 200))])
-def test_random_calls(host: ctypes.CDLL, seed: int) -> None:
+def test_random_calls(host: BlockHost, seed: int) -> None:
     check(host, random_case(seed))
 
 
@@ -40,43 +39,43 @@ def borders(horizon: int, dtype: torch.dtype = torch.float32) -> BlockCase:
 
 
 @pytest.mark.parametrize("horizon", [100, 256, 257, 511, 512, 513, 4000])
-def test_sequences_as_long_as_tiles(host: ctypes.CDLL, horizon: int) -> None:
+def test_sequences_as_long_as_tiles(host: BlockHost, horizon: int) -> None:
     check(host, borders(horizon))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("terms", [8, 16, 32])
-def test_numbers_of_terms(host: ctypes.CDLL, terms: int, dtype: torch.dtype) -> None:
+def test_numbers_of_terms(host: BlockHost, terms: int, dtype: torch.dtype) -> None:
     check(host, whole(1100, 1024, terms=terms, dtype=dtype, decay=3.0))
 
 
 @pytest.mark.parametrize("horizon", [4200, 3000, 2100])  # its end on the lowest level, and on the others
 @pytest.mark.parametrize("chunks", [(256, 1024), (256, 1024, 4096), (256, 2048)])
-def test_levels(host: ctypes.CDLL, chunks: tuple[int, ...], horizon: int) -> None:
+def test_levels(host: BlockHost, chunks: tuple[int, ...], horizon: int) -> None:
     chunks = tuple(chunk for chunk in chunks if 2 * chunk <= horizon)
     check(host, whole(4500, horizon, channels=1, groups=1, chunks=chunks, decay=2.0))
 
 
-def test_packed_levels(host: ctypes.CDLL) -> None:
+def test_packed_levels(host: BlockHost) -> None:
     cuts = [0, 300, 300, 3000, 5200]
     check(host, BlockCase(True, 5200, cuts[:-1], cuts[1:], 2, 1, 2600, chunks=(256, 1024), decay=2.0))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("horizon", [40_000, 65_536])
-def test_long_sequences(host: ctypes.CDLL, horizon: int) -> None:
+def test_long_sequences(host: BlockHost, horizon: int) -> None:
     check(host, whole(65_536, horizon, channels=1, groups=1, terms=16))
 
 
 @pytest.mark.parametrize("packed", [False, True])
-def test_a_call_in_runs(host: ctypes.CDLL, packed: bool) -> None:
+def test_a_call_in_runs(host: BlockHost, packed: bool) -> None:
     """Of sequences and of channels; parameters' gradients are sums over runs."""
     case = BlockCase(packed, 900, [0, 100, 400], [100, 400, 900], 10, 2, 800, decay=2.0)
-    check(host, case, least=700)
+    check(host.cut(700), case)
 
 
 @pytest.mark.parametrize("horizon", [600, 100])
-def test_the_order_of_threads_changes_nothing(host: ctypes.CDLL, horizon: int) -> None:
+def test_the_order_of_threads_changes_nothing(host: BlockHost, horizon: int) -> None:
     case = borders(horizon)
     backwards = case.run(host, reversed=True)
     for name, value in case.run(host).items():
@@ -84,7 +83,7 @@ def test_the_order_of_threads_changes_nothing(host: ctypes.CDLL, horizon: int) -
 
 
 @pytest.mark.parametrize("horizon", [700, 1500])
-def test_causality(host: ctypes.CDLL, horizon: int) -> None:
+def test_causality(host: BlockHost, horizon: int) -> None:
     """Bit for bit."""
     case = whole(1400, horizon, dtype=torch.bfloat16, needs=frozenset(["out"]))
     before = case.run(host)["out"]
@@ -93,7 +92,7 @@ def test_causality(host: ctypes.CDLL, horizon: int) -> None:
     assert torch.equal(before[:, :1000], after[:, :1000]) and not torch.equal(before, after)
 
 
-def test_nan_stays_in_its_channel_and_sequence(host: ctypes.CDLL) -> None:
+def test_nan_stays_in_its_channel_and_sequence(host: BlockHost) -> None:
     case = BlockCase(True, 1200, [0, 300, 900], [300, 900, 1200], 5, 5, 2000)
     before = case.run(host)
     case.tensors["x"][310, 3] = torch.nan
@@ -106,7 +105,7 @@ def test_nan_stays_in_its_channel_and_sequence(host: ctypes.CDLL) -> None:
 
 
 @pytest.mark.parametrize("lie", LYING)
-def test_sequences_that_do_not_cover_the_rows(host: ctypes.CDLL, lie: str) -> None:
+def test_sequences_that_do_not_cover_the_rows(host: BlockHost, lie: str) -> None:
     """Nothing is read or written outside the tensors, and rows of no sequence become zero."""
     cuts = LYING[lie]
     case = BlockCase(True, 300, [0] * (len(cuts) - 1), [300] * (len(cuts) - 1), 3, 3, 270)
@@ -121,30 +120,24 @@ def test_sequences_that_do_not_cover_the_rows(host: ctypes.CDLL, lie: str) -> No
 
 
 @pytest.mark.parametrize(("sequences", "rows", "packed"), [(0, 5, False), (3, 0, False), (0, 0, True), (2, 0, True)])
-def test_no_rows(host: ctypes.CDLL, sequences: int, rows: int, packed: bool) -> None:
+def test_no_rows(host: BlockHost, sequences: int, rows: int, packed: bool) -> None:
     """Gradients of parameters are zero, not left unwritten."""
     case = BlockCase(packed, rows, [0] * sequences, [0 if packed else rows] * sequences, 3, 3, 700, decay=1.0)
     for name, value in case.run(host).items():
         assert not value.any() and value.isfinite().all(), name
 
 
-def test_offsets_beyond_32_bits(host: ctypes.CDLL) -> None:
-    """Rows 2^28 values apart: 11 of them pass 2^31. Memory that nothing touches is never there."""
+def test_offsets_beyond_32_bits(host: BlockHost) -> None:
     case = whole(11, 5)
     expected = case.run(host)
-    try:
-        far = torch.empty_strided((1, 11, 2), (0, 1 << 28, 1), dtype=torch.float32)
-    except RuntimeError:
-        pytest.skip("no 11 GiB of address space")
-    far.copy_(case.tensors["x"])
-    case.tensors["x"] = far
+    case.tensors["x"] = far_rows(case.tensors["x"])
     for name, value in case.run(host).items():
         assert torch.equal(value, expected[name]), name
 
 
 # Where constants of a call with two levels and a window are wrong: part, and the result that shows it.
 @pytest.mark.parametrize("part", ["basis", "samples", "aged", "offsets", "transfers"])
-def test_wrong_constants_show(host: ctypes.CDLL, part: str) -> None:
+def test_wrong_constants_show(host: BlockHost, part: str) -> None:
     case = whole(2100, 2100, channels=1, groups=1, chunks=(256, 1024), decay=5.0)
     below, above = case.plan.levels
     held = constants(case.plan, True, torch.device("cpu")).clone()
@@ -157,7 +150,7 @@ def test_wrong_constants_show(host: ctypes.CDLL, part: str) -> None:
     assert wrong(case, case.run(host))
 
 
-def test_workspace(host: ctypes.CDLL) -> None:
+def test_workspace(host: BlockHost) -> None:
     """A large call is cut into runs: 30% of its outputs, and what does not grow with it."""
     for backward, outputs in ((False, 1), (True, 3)):
         sizes = []
@@ -166,7 +159,7 @@ def test_workspace(host: ctypes.CDLL) -> None:
             args = case.arguments(case.results())
             args.rows = args.max_length = 4096
             args.sequences = count
-            sizes.append(host.blocks_workspace(ctypes.byref(args), backward, ctypes.c_int64(1 << 24)))
+            sizes.append(host.workspace(args, backward))
         output = 256 * 4096 * 256 * 2 * outputs
         assert sizes[1] <= 0.15 * 2 * output + (40 << 20)
         assert sizes[1] - sizes[0] <= 0.15 * output
@@ -183,31 +176,9 @@ def test_plans(horizon: int, dtype: torch.dtype) -> None:
 
 @pytest.fixture(scope="session")
 def race(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., bool]:
-    """Whether two threads meet without a barrier between them in a call of tests/native/blocks_race_test.cpp."""
+    """Calls of tests/native/blocks_race_test.cpp."""
     needs("g++")
-    program = tmp_path_factory.mktemp("cuda_blocks") / "race_test"
-    flags = ["-std=c++17", "-O1", "-fsanitize=thread", "-pthread", f"-I{SOURCE}"]
-    source = str(NATIVE / "blocks_race_test.cpp")
-    built = subprocess.run(["g++", *flags, source, "-o", str(program)], capture_output=True, text=True)
-    if "tsan" in built.stderr:
-        pytest.skip("g++ has no ThreadSanitizer")
-    assert built.returncode == 0, built.stderr
-
-    def run(*words: object) -> bool:
-        environment = {"TSAN_OPTIONS": "halt_on_error=1 exitcode=66"}
-        command = [str(program), *map(str, words)]
-        try:
-            done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
-        except subprocess.TimeoutExpired:
-            if len(words) < 3:
-                raise
-            return False  # the barrier that is left out keeps the threads waiting for ever
-        if "FATAL: ThreadSanitizer" in done.stderr:
-            pytest.skip("ThreadSanitizer does not run on this kernel")
-        assert done.returncode in (0, 66), done.stderr
-        return done.returncode == 66
-
-    return run
+    return race_program("blocks_race_test.cpp", tmp_path_factory.mktemp("cuda_blocks") / "race_test")
 
 
 @pytest.mark.slow  # 20 s each
@@ -221,7 +192,7 @@ def test_no_races(layout: str, horizon: int, race: Callable[..., bool]) -> None:
 @pytest.mark.parametrize("barrier", [0, 1, 2])
 def test_a_dropped_barrier_is_a_race(barrier: int, race: Callable[..., bool]) -> None:
     # the tool remembers a few accesses of each place, so that on a busy machine a run may miss one
-    assert any(race("packed", 600, barrier) for _ in range(5))
+    assert any(race("packed", 600, dropped=barrier) for _ in range(5))
 
 
 @pytest.mark.slow
@@ -271,14 +242,8 @@ MUTATIONS = {
 @pytest.mark.parametrize("mutation", MUTATIONS)
 def test_a_broken_kernel_shows(mutation: str, tmp_path: Path) -> None:
     needs("g++")
-    name, old, new = MUTATIONS[mutation]
-    for folder in ("common", "cuda"):
-        shutil.copytree(SOURCE / folder, tmp_path / folder)
-    path = tmp_path / "cuda" / name
-    text = path.read_text()
-    assert text.count(old) == 1
-    path.write_text(text.replace(old, new))
-    broken = compiled(tmp_path / "broken.so", tmp_path)
+    source = mutated(tmp_path, *MUTATIONS[mutation])
+    broken = compiled(tmp_path / "broken.so", source)
     cases: list[Callable[[], BlockCase]] = [
         lambda: borders(511),
         lambda: whole(4500, 3000, channels=1, groups=1, chunks=(256, 1024), decay=2.0),
@@ -286,5 +251,5 @@ def test_a_broken_kernel_shows(mutation: str, tmp_path: Path) -> None:
     ]
     in_runs = BlockCase(False, 900, [0, 100, 400], [100, 400, 900], 10, 2, 800, decay=2.0)
     assert any(wrong(case, case.run(broken)) for case in (make() for make in cases)) or wrong(
-        in_runs, in_runs.run(broken, least=700)
+        in_runs, in_runs.run(broken.cut(700))
     )

@@ -14,7 +14,7 @@ from torch import Tensor
 import hyenarec_kernels as hk
 from hyenarec_kernels import backends
 from hyenarec_kernels.backends import BACKENDS, Backend, Call, compiled, cuda, registry
-from hyenarec_kernels.backends.cuda import fft_conv
+from hyenarec_kernels.backends.cuda import device as cuda_device
 
 
 @pytest.mark.parametrize(
@@ -37,8 +37,8 @@ def test_why_it_is_not_available(change: dict[str, Any], reason: str | None, mon
     monkeypatch.setattr(torch.cuda, "is_available", lambda: change.get("available", True))
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
-    monkeypatch.setattr(fft_conv, "unsupported", lambda device: change.get("unsupported", {}).get(device.index))
-    found = fft_conv._probe.__wrapped__()
+    monkeypatch.setattr(cuda_device, "unsupported", lambda device: change.get("unsupported", {}).get(device.index))
+    found = cuda_device._probe.__wrapped__()
     assert found is None if reason is None else reason in found
 
 
@@ -55,9 +55,9 @@ def test_a_gpu_is_asked_once_while_it_is_the_current_one(monkeypatch: pytest.Mon
     monkeypatch.setattr(
         torch.ops, "hyenarec_cuda", SimpleNamespace(unsupported=lambda: answers[asked[-1]]), raising=False
     )
-    fft_conv.unsupported.cache_clear()
-    found = [fft_conv.unsupported(torch.device("cuda", i)) for i in (1, 0, 1)]
-    fft_conv.unsupported.cache_clear()
+    cuda_device.unsupported.cache_clear()
+    found = [cuda_device.unsupported(torch.device("cuda", i)) for i in (1, 0, 1)]
+    cuda_device.unsupported.cache_clear()
     assert found == ["no kernel image", None, "no kernel image"] and asked == [1, 0]
 
 
@@ -86,7 +86,7 @@ def use_triton(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
 
 def test_what_a_gpu_cannot_run_goes_on(use_triton: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without an exception, to Triton or the reference; forced, it says why it cannot."""
-    monkeypatch.setattr(fft_conv, "unsupported", lambda device: f"not compiled for {device.type}")
+    monkeypatch.setattr(cuda_device, "unsupported", lambda device: f"not compiled for {device.type}")
     found = hk.long_conv(X, H)
     with backends.use("reference"):
         want = hk.long_conv(X, H)
@@ -140,7 +140,7 @@ def test_the_plan(
 ) -> None:
     """Up to 512 taps are Toeplitz products; more of an explicit filter go through the FFT, of a Legendre one elsewhere,
     whether Triton works or not and whether this backend is forced or not."""
-    monkeypatch.setattr(fft_conv, "unsupported", lambda device: None)
+    monkeypatch.setattr(cuda_device, "unsupported", lambda device: None)
     call = call_of(torch.empty(shape, dtype=dtype), torch.empty(2, taps), last_only)
     if operator == "legendre_conv":
         x, filter, *rest, _ = call.arguments

@@ -14,8 +14,8 @@ import numpy as np
 import operator_oracle as oracle
 import pytest
 import torch
-from cuda_host import ragged
-from cuda_ops import ROOT, SOURCES, load_short, race_program
+from cuda_host import mutated, ragged
+from cuda_ops import ROOT, SOURCES, forced, load_short, race_program
 from operator_cases import TOLERANCE
 from operator_checks import check_step
 from test_hostile_segments import CASES, PACKED, PADDED
@@ -23,7 +23,6 @@ from torch import Tensor
 
 from hyenarec_kernels import backends
 from hyenarec_kernels.backends import cuda
-from hyenarec_kernels.backends.cuda import fft_conv
 from hyenarec_kernels.ops.conv_step import conv_step
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -40,18 +39,10 @@ def host_kernels(tmp_path_factory: pytest.TempPathFactory) -> None:
 
 @pytest.fixture(params=[pytest.param("cpu", marks=without_device), pytest.param("cuda", marks=with_device)])
 def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """The backend forced; every tensor that it allocates, workspace too, is full of NaN until it is written."""
     if request.param == "cpu":
         request.getfixturevalue("host_kernels")
-        monkeypatch.setitem(backends.BACKENDS, "cuda", backends.Backend(("cpu",), lambda: None, lambda: cuda))
-        monkeypatch.setattr(fft_conv, "unsupported", lambda device: None)
-    monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", True)
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    try:
-        with backends.use("cuda"):
-            yield request.param
-    finally:
-        torch.use_deterministic_algorithms(False)
+    with forced(request.param, monkeypatch):
+        yield request.param
 
 
 class Call:
@@ -319,13 +310,8 @@ def test_segments_that_lie_under_address_sanitizer(tmp_path: Path) -> None:
 def test_address_sanitizer_sees_a_start_that_is_not_clamped(tmp_path: Path) -> None:
     if shutil.which("g++") is None:
         pytest.skip("g++ is not installed")
-    for folder in ("common", "cuda"):
-        shutil.copytree(ROOT / "csrc" / folder, tmp_path / "csrc" / folder)
-    path = tmp_path / "csrc" / "cuda" / "rows.h"
-    text, right = path.read_text(), "row < 0 ? 0 : row > rows ? rows : int(row)"
-    assert text.count(right) == 1
-    path.write_text(text.replace(right, "int(row)"))
-    short, *_ = under_address_sanitizer(tmp_path, tmp_path / "csrc")
+    source = mutated(tmp_path / "csrc", "rows.h", "row < 0 ? 0 : row > rows ? rows : int(row)", "int(row)")
+    short, *_ = under_address_sanitizer(tmp_path, source)
     assert short.returncode != 0 and "ERROR: AddressSanitizer" in short.stderr
 
 
@@ -380,13 +366,8 @@ MUTATIONS = {
 @pytest.mark.parametrize("mutation", MUTATIONS)
 def test_a_broken_kernel_shows(mutation: str, tmp_path: Path) -> None:
     """In a process of its own, as its ops stand in the place of the right ones."""
-    name, old, new = MUTATIONS[mutation]
-    for folder in ("csrc/common", "csrc/cuda", "tests/native"):
-        shutil.copytree(ROOT / folder, tmp_path / folder)
-    path = tmp_path / "csrc" / "cuda" / name
-    text = path.read_text()
-    assert text.count(old) == 1
-    path.write_text(text.replace(old, new))
+    mutated(tmp_path / "csrc", *MUTATIONS[mutation])
+    shutil.copytree(ROOT / "tests" / "native", tmp_path / "tests" / "native")
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-m", "not slow", __file__]
     command += ["-k", "random_calls or many_blocks or lie"]
     done = subprocess.run(command, env={**os.environ, SOURCES: str(tmp_path)}, cwd=ROOT, capture_output=True, text=True)

@@ -4,9 +4,7 @@ what nvcc makes of it for the device.
 
 from __future__ import annotations
 
-import ctypes
 import dataclasses
-import shutil
 import subprocess
 from collections.abc import Callable
 from importlib.util import find_spec
@@ -16,15 +14,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from cuda_host import NATIVE, SOURCE, needs, wrong
+from cuda_host import SOURCE, far_rows, mutated, needs, wrong
+from cuda_ops import race_program
 from test_cuda_host import LYING, resources
-from toeplitz_host import SCARCE_SHARED, ToeplitzCase, check, compiled, random_case
+from toeplitz_host import SCARCE_SHARED, ToeplitzCase, ToeplitzHost, check, compiled, random_case
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 @pytest.fixture(scope="session")
-def host(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
+def host(tmp_path_factory: pytest.TempPathFactory) -> ToeplitzHost:
     needs("g++")
     return compiled(tmp_path_factory.mktemp("toeplitz") / "host.so")
 
@@ -36,12 +35,12 @@ def one(rows: int, taps: int, dtype: torch.dtype = torch.float32, **options: obj
 
 
 @pytest.mark.parametrize("seed", [*range(24), *(pytest.param(s, marks=pytest.mark.slow) for s in range(24, 150))])
-def test_random_calls(host: ctypes.CDLL, seed: int) -> None:
+def test_random_calls(host: ToeplitzHost, seed: int) -> None:
     check(host, random_case(seed, 700, 512))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_sequences_as_long_as_columns_and_rounds(host: ctypes.CDLL, dtype: torch.dtype) -> None:
+def test_sequences_as_long_as_columns_and_rounds(host: ToeplitzHost, dtype: torch.dtype) -> None:
     """Packed, and one row off; the longest ones take more than one round, and need the halo before it and after it."""
     cuts = np.cumsum([0, 64, 0, 63, 65, 1, 128, 1024, 960, 1025, 7]).tolist()
     check(host, ToeplitzCase(True, cuts[-1], cuts[:-1], cuts[1:], 3, 3, 200, dtype))
@@ -50,13 +49,13 @@ def test_sequences_as_long_as_columns_and_rounds(host: ctypes.CDLL, dtype: torch
 @pytest.mark.parametrize(
     ("rows", "taps"), [(1, 1), (1, 512), (64, 1), (65, 512), (200, 200), (1024, 65), (1025, 512), (2051, 512)]
 )
-def test_lengths(host: ctypes.CDLL, rows: int, taps: int) -> None:
+def test_lengths(host: ToeplitzHost, rows: int, taps: int) -> None:
     check(host, one(rows, taps, channels=2, groups=1))
 
 
 @pytest.mark.parametrize("channels", [8, 16, 24, 40])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_rows_that_are_moved_16_bytes_at_a_time(host: ctypes.CDLL, dtype: torch.dtype, channels: int) -> None:
+def test_rows_that_are_moved_16_bytes_at_a_time(host: ToeplitzHost, dtype: torch.dtype, channels: int) -> None:
     """Of aligned tensors, and the same bits as one value at a time."""
     slow = one(130, 70, dtype, channels=channels, groups=channels)
     fast = dataclasses.replace(slow)
@@ -79,7 +78,7 @@ def test_with_less_shared_memory(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("lie", LYING)
-def test_sequences_that_do_not_cover_the_rows(host: ctypes.CDLL, lie: str) -> None:
+def test_sequences_that_do_not_cover_the_rows(host: ToeplitzHost, lie: str) -> None:
     """Nothing is read or written outside the tensors, and no row leaves with the NaN that it held before."""
     cuts = LYING[lie]
     honest = ToeplitzCase(True, 300, [0], [300], 6, 3, 90)
@@ -95,7 +94,7 @@ def test_sequences_that_do_not_cover_the_rows(host: ctypes.CDLL, lie: str) -> No
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_nan_stays_in_its_channel_and_sequence(host: ctypes.CDLL, dtype: torch.dtype) -> None:
+def test_nan_stays_in_its_channel_and_sequence(host: ToeplitzHost, dtype: torch.dtype) -> None:
     case = ToeplitzCase(True, 200, [0, 70, 81], [70, 81, 200], 5, 5, 90, dtype)
     before = case.run(host)
     case.tensors["x"][75, 3] = torch.nan
@@ -108,7 +107,7 @@ def test_nan_stays_in_its_channel_and_sequence(host: ctypes.CDLL, dtype: torch.d
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_causality_bit_for_bit(host: ctypes.CDLL, dtype: torch.dtype) -> None:
+def test_causality_bit_for_bit(host: ToeplitzHost, dtype: torch.dtype) -> None:
     case = one(300, 200, dtype)
     before = case.run(host)["out"]
     case.tensors["x"][:, 117:] *= -3
@@ -116,50 +115,21 @@ def test_causality_bit_for_bit(host: ctypes.CDLL, dtype: torch.dtype) -> None:
     assert torch.equal(before[:, :117], after[:, :117]) and not torch.equal(before[:, 117:], after[:, 117:])
 
 
-def test_offsets_beyond_32_bits(host: ctypes.CDLL) -> None:
-    """Rows 2^28 values apart: 11 of them pass 2^31. Memory that nothing touches is never there."""
+def test_offsets_beyond_32_bits(host: ToeplitzHost) -> None:
     case = one(11, 5, channels=2, groups=2)
     case.tensors = {name: value[:1] if value.dim() == 3 else value for name, value in case.tensors.items()}
     case.starts, case.ends = [0], [11]
     expected = case.run(host)
-    try:
-        far = torch.empty_strided((1, 11, 2), (0, 1 << 28, 1), dtype=torch.float32)
-    except RuntimeError:
-        pytest.skip("no 11 GiB of address space")
-    far.copy_(case.tensors["x"])
-    case.tensors["x"] = far
+    case.tensors["x"] = far_rows(case.tensors["x"])
     for name, value in case.run(host).items():
         assert torch.equal(value, expected[name]), name
 
 
 @pytest.fixture(scope="session")
 def race(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., bool]:
-    """Whether two threads meet without a barrier between them in a call of tests/native/legendre_race_test.cpp."""
+    """Calls of tests/native/legendre_race_test.cpp."""
     needs("g++")
-    program = tmp_path_factory.mktemp("toeplitz") / "race_test"
-    flags = ["-std=c++17", "-O1", "-fsanitize=thread", "-pthread", f"-I{SOURCE}"]
-    source = str(NATIVE / "legendre_race_test.cpp")
-    built = subprocess.run(["g++", *flags, source, "-o", str(program)], capture_output=True, text=True)
-    if "tsan" in built.stderr:
-        pytest.skip("g++ has no ThreadSanitizer")
-    assert built.returncode == 0, built.stderr
-
-    def run(*words: object) -> bool:
-        environment = {"TSAN_OPTIONS": "halt_on_error=1 exitcode=66"}
-        try:
-            done = subprocess.run(
-                [program, *map(str, words)], capture_output=True, text=True, env=environment, timeout=300
-            )
-        except subprocess.TimeoutExpired:
-            if len(words) < 2:
-                raise
-            return False  # the barrier that is left out keeps the threads waiting for ever
-        if "FATAL: ThreadSanitizer" in done.stderr:
-            pytest.skip("ThreadSanitizer does not run on this kernel")
-        assert done.returncode in (0, 66), done.stderr
-        return done.returncode == 66
-
-    return run
+    return race_program("legendre_race_test.cpp", tmp_path_factory.mktemp("toeplitz") / "race_test")
 
 
 @pytest.mark.parametrize("what", [pytest.param("rows", marks=pytest.mark.slow), "last"])
@@ -171,7 +141,7 @@ def test_no_races(what: str, race: Callable[..., bool]) -> None:
 @pytest.mark.parametrize("barrier", [1, 2, 3])
 def test_a_dropped_barrier_is_a_race(barrier: int, race: Callable[..., bool]) -> None:
     # the tool remembers a few accesses of each place, so that on a busy machine a run may miss one
-    assert any(race("rows", barrier) for _ in range(5))
+    assert any(race("rows", dropped=barrier) for _ in range(5))
 
 
 # One wrong place each in the shipped source: file, what stands there, what to put.
@@ -194,14 +164,8 @@ FIRST, *OTHERS = MUTATIONS  # each is compiled, in 4 s
 @pytest.mark.parametrize("mutation", [FIRST, *(pytest.param(name, marks=pytest.mark.slow) for name in OTHERS)])
 def test_a_broken_kernel_shows(mutation: str, tmp_path: Path) -> None:
     needs("g++")
-    name, old, new = MUTATIONS[mutation]
-    for folder in ("common", "cuda"):
-        shutil.copytree(SOURCE / folder, tmp_path / folder)
-    path = tmp_path / "cuda" / name
-    text = path.read_text()
-    assert text.count(old) == 1
-    path.write_text(text.replace(old, new))
-    broken = compiled(tmp_path / "broken.so", 4, source=tmp_path)
+    source = mutated(tmp_path, *MUTATIONS[mutation])
+    broken = compiled(tmp_path / "broken.so", 4, source=source)
     cases = [one(1100, 200, dtype) for dtype in DTYPES]
     cases += [random_case(seed, 500, 300) for seed in range(30)]
     assert any(wrong(case, case.run(broken)) for case in cases)

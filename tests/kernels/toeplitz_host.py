@@ -31,15 +31,30 @@ class LegendreArguments(ctypes.Structure):
     ]
 
 
-def compiled(target: Path, blocks: int = 4, shared: int = FULL_SHARED, source: Path = SOURCE) -> ctypes.CDLL:
+class ToeplitzHost:
+    """A library of tests/native/legendre_host.cpp."""
+
+    def __init__(self, path: Path) -> None:
+        self.library = ctypes.CDLL(str(path))
+        self.library.legendre_args_size.restype = self.library.legendre_workspace.restype = ctypes.c_int64
+        assert self.library.legendre_args_size() == ctypes.sizeof(LegendreArguments)
+
+    def workspace(self, args: LegendreArguments, backward: bool) -> int:
+        args.rows.workspace = None
+        size: int = self.library.legendre_workspace(ctypes.byref(args), backward)
+        return size
+
+    def run(self, args: LegendreArguments, backward: bool, reversed: bool, workspace: int) -> None:
+        args.rows.workspace = workspace
+        self.library.legendre_run(ctypes.byref(args), backward, reversed)
+
+
+def compiled(target: Path, blocks: int = 4, shared: int = FULL_SHARED, source: Path = SOURCE) -> ToeplitzHost:
     """The programs in launches of few blocks, which then take several rounds each."""
     flags = ["-std=c++17", "-O1", "-shared", "-fPIC", f"-I{source}"]
     flags += [f"-DHYENAREC_BLOCKS={blocks}", f"-DHYENAREC_SHARED={shared}"]
     subprocess.run(["g++", *flags, str(NATIVE / "legendre_host.cpp"), "-o", str(target)], check=True)
-    library = ctypes.CDLL(str(target))
-    library.legendre_args_size.restype = library.legendre_workspace.restype = ctypes.c_int64
-    assert library.legendre_args_size() == ctypes.sizeof(LegendreArguments)
-    return library
+    return ToeplitzHost(target)
 
 
 @dataclass
@@ -76,13 +91,13 @@ class ToeplitzCase(HostCase):
                 made[name] = torch.full_like(self.tensors[name], torch.nan)
         return made
 
-    def legendre_arguments(self, results: dict[str, Tensor]) -> LegendreArguments:
+    def arguments(self, results: dict[str, Tensor]) -> LegendreArguments:
         def pointer(name: str, of: dict[str, Tensor]) -> int | None:
             return of[name].data_ptr() if name in of else None
 
         name = "coefficients" if self.terms else "filter"
         return LegendreArguments(
-            rows=self.arguments({key: value for key, value in results.items() if key != name}),
+            rows=super().arguments({key: value for key, value in results.items() if key != name}),
             parameters=DTYPES[torch.float32],
             filter=pointer(name, self.tensors),
             decay=pointer("decay", self.tensors) if self.windowed else None,
@@ -95,22 +110,8 @@ class ToeplitzCase(HostCase):
             dskip=pointer("skip", results),
         )
 
-    def run(self, host: ctypes.CDLL, *, reversed: bool = False) -> dict[str, Tensor]:
-        results = self.results()
-        args = self.legendre_arguments(results)
-        for backward in (False, True):
-            if not backward and "out" not in results:
-                continue
-            size = host.legendre_workspace(ctypes.byref(args), backward)
-            workspace = torch.full((size // 4 + 64,), torch.nan)
-            args.rows.workspace = workspace.data_ptr()
-            host.legendre_run(ctypes.byref(args), backward, reversed)
-            assert workspace[size // 4 :].isnan().all(), "written past the workspace"
-            args.rows.workspace = None
-        return results
 
-
-def check(host: ctypes.CDLL, case: ToeplitzCase) -> None:
+def check(host: ToeplitzHost, case: ToeplitzCase) -> None:
     found = case.run(host)
     bad = wrong(case, found)
     assert not bad, f"{bad} in {case}"

@@ -5,7 +5,8 @@ from __future__ import annotations
 from hyenarec_kernels.backends.calls import Call
 from hyenarec_kernels.backends.cuda import fft_conv, short_convolutions
 from hyenarec_kernels.backends.cuda import legendre_conv as legendre
-from hyenarec_kernels.backends.cuda.fft_conv import long_conv, long_conv_backward, probe
+from hyenarec_kernels.backends.cuda.device import probe
+from hyenarec_kernels.backends.cuda.fft_conv import long_conv, long_conv_backward
 from hyenarec_kernels.backends.cuda.legendre_conv import legendre_conv, legendre_conv_backward
 from hyenarec_kernels.backends.cuda.short_convolutions import (
     conv_step,

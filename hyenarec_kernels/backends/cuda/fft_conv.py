@@ -12,72 +12,29 @@ the same run to run. NaN and Inf stay within their channel and sequence; in time
 
 from __future__ import annotations
 
-from functools import lru_cache
-
 import torch
 from torch import Tensor
 
-from hyenarec_kernels.backends import compiled, crossovers
-from hyenarec_kernels.backends.calls import Call, DeviceUnable
+from hyenarec_kernels.backends.calls import Call
+from hyenarec_kernels.backends.crossovers import CUDA_TOEPLITZ
 from hyenarec_kernels.backends.cuda import toeplitz
-from hyenarec_kernels.backends.cuda.toeplitz import where
-
-SERVED = (torch.float32, torch.bfloat16, torch.float16)
-
-
-def probe() -> str | None:
-    """None where the kernels run, otherwise the reason why not."""
-    return _probe()
-
-
-@lru_cache(maxsize=1)
-def _probe() -> str | None:
-    reason = compiled.probe()
-    if reason is not None:
-        return reason
-    if not compiled.has_cuda():
-        return "the extension was compiled without CUDA (no nvcc, or it failed: pip install -v says which)"
-    if torch.version.cuda is None:
-        return "torch was built without CUDA"
-    if not torch.cuda.is_available():
-        return "no NVIDIA GPU"
-    # The current GPU first: loading the kernels takes memory on every one that is asked.
-    here = torch.cuda.current_device()
-    devices = [here, *(i for i in range(torch.cuda.device_count()) if i != here)]
-    if any(unsupported(torch.device("cuda", i)) is None for i in devices):
-        return None
-    return f"GPU {here}: {unsupported(torch.device('cuda', here))}"
-
-
-@lru_cache
-def unsupported(device: torch.device) -> str | None:
-    """None where this GPU can run the kernels and they were compiled for it, otherwise the reason why not."""
-    with torch.cuda.device(device):
-        reason: str = torch.ops.hyenarec_cuda.unsupported()
-    return reason or None
+from hyenarec_kernels.backends.cuda.arguments import values, where
+from hyenarec_kernels.backends.cuda.device import refusal
 
 
 def accepts(call: Call) -> str | None:
     """None for a long convolution that is served, otherwise the reason why not."""
     x, filter, *_, last_only = call.arguments
-    if x.dtype not in SERVED:
-        return f"{x.dtype} is not among {', '.join(map(str, SERVED))}"
-    if x.numel() == 0 or filter.shape[1] == 0:
-        return "x or filter has no elements"
-    if last_only and not few_taps(x, filter):
-        return f"last rows of over {crossovers.CUDA_TOEPLITZ} taps"
-    reason = unsupported(x.device)
-    return None if reason is None else DeviceUnable(reason)
+    if filter.shape[1] == 0:
+        return "filter has no elements"
+    if last_only and not toeplitz.few_taps(filter.shape[1], x):
+        return f"last rows of over {CUDA_TOEPLITZ} taps"
+    return refusal(x)
 
 
 def algorithm(call: Call) -> str:
     x, filter, *_, last_only = call.arguments
-    return "last rows" if last_only else "Toeplitz products" if few_taps(x, filter) else "FFT"
-
-
-def few_taps(x: Tensor, filter: Tensor) -> bool:
-    """Whether a filter's taps that meet anything are multiplied as Toeplitz matrices."""
-    return min(filter.shape[1], x.shape[-2]) <= crossovers.CUDA_TOEPLITZ
+    return "last rows" if last_only else "Toeplitz products" if toeplitz.few_taps(filter.shape[1], x) else "FFT"
 
 
 def long_conv(
@@ -90,10 +47,10 @@ def long_conv(
     ends: Tensor | None,
     last_only: bool,
 ) -> Tensor:
-    if few_taps(x, filter):
+    if toeplitz.few_taps(filter.shape[1], x):
         return toeplitz.convolve(x, filter, None, skip, pre_gate, post_gate, starts, ends, 0, last_only)
     out: Tensor = torch.ops.hyenarec_cuda.long_conv(
-        x, _values(filter), _values(skip), pre_gate, post_gate, *where(starts, ends), x.shape[-2]
+        x, values(filter), values(skip), pre_gate, post_gate, *where(starts, ends), x.shape[-2]
     )
     return out
 
@@ -110,7 +67,7 @@ def long_conv_backward(
     last_only: bool,
     needs: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    if few_taps(x, filter):
+    if toeplitz.few_taps(filter.shape[1], x):
         dx, dfilter, _, dskip, dpre, dpost = toeplitz.convolve_backward(
             grad,
             x,
@@ -127,14 +84,10 @@ def long_conv_backward(
         )
         return dx, dfilter, dskip, dpre, dpost
     dx, dfilter, dskip, dpre, dpost = torch.ops.hyenarec_cuda.long_conv_backward(
-        grad, x, _values(filter), _values(skip), pre_gate, post_gate, *where(starts, ends), x.shape[-2], list(needs)
+        grad, x, values(filter), values(skip), pre_gate, post_gate, *where(starts, ends), x.shape[-2], list(needs)
     )
     if needs[1]:
         dfilter = dfilter.to(filter.dtype)
     if needs[2] and skip is not None:
         dskip = dskip.to(skip.dtype)
     return dx, dfilter, dskip, dpre, dpost
-
-
-def _values(parameter: Tensor | None) -> Tensor | None:
-    return None if parameter is None else parameter.float().contiguous()

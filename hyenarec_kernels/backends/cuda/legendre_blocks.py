@@ -15,8 +15,8 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from hyenarec_kernels.backends.cuda.arguments import values, where
 from hyenarec_kernels.backends.cuda.block_plan import constants, plan_for
-from hyenarec_kernels.backends.cuda.toeplitz import where
 
 
 def serves(x: Tensor, coefficients: Tensor, decay: Tensor | None, horizon: int) -> bool:
@@ -34,10 +34,11 @@ def convolve(
     starts: Tensor | None,
     ends: Tensor | None,
     horizon: int,
+    last_only: bool,
 ) -> Tensor:
     prepared = _prepared(*_key(x, coefficients, decay, horizon))
     assert prepared is not None
-    parameters = (_values(coefficients), _values(decay), _values(skip))
+    parameters = (values(coefficients), values(decay), values(skip))
     rows = (pre_gate, post_gate, *where(starts, ends), horizon, x.shape[-2])
     out: Tensor = torch.ops.hyenarec_cuda.legendre_blocks(x, *parameters, *rows, *prepared)
     return out
@@ -54,6 +55,7 @@ def convolve_backward(
     starts: Tensor | None,
     ends: Tensor | None,
     horizon: int,
+    last_only: bool,
     needs: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     prepared = _prepared(*_key(x, coefficients, decay, horizon))
@@ -61,7 +63,7 @@ def convolve_backward(
     parameters = (coefficients, decay, skip)
     rows = (pre_gate, post_gate, *where(starts, ends), horizon, x.shape[-2])
     dx, *found, dpre, dpost = torch.ops.hyenarec_cuda.legendre_blocks_backward(
-        grad, x, *map(_values, parameters), *rows, *prepared, needs
+        grad, x, *map(values, parameters), *rows, *prepared, needs
     )
     dcoefficients, ddecay, dskip = (
         gradient.to(parameter.dtype) if needed and parameter is not None else gradient
@@ -83,7 +85,3 @@ def _prepared(
     """The plan as the operator takes it; None where none is precise enough."""
     plan = plan_for(terms, horizon, windowed, beyond, dtype)
     return None if plan is None else (plan.numbers, constants(plan, windowed, device))
-
-
-def _values(parameter: Tensor | None) -> Tensor | None:
-    return None if parameter is None else parameter.float().contiguous()

@@ -13,9 +13,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from hyenarec_kernels.backends.calls import Call, DeviceUnable
-from hyenarec_kernels.backends.cuda import fft_conv
-from hyenarec_kernels.backends.cuda.toeplitz import where
+from hyenarec_kernels.backends.calls import Call
+from hyenarec_kernels.backends.cuda.arguments import where
+from hyenarec_kernels.backends.cuda.device import refusal
 
 COMPILED = torch.ops.hyenarec_cuda
 MOST_TAPS = 8  # csrc/cuda/short_conv.h
@@ -24,13 +24,9 @@ MOST_TAPS = 8  # csrc/cuda/short_conv.h
 def accepts(call: Call) -> str | None:
     """None for a call that the kernels take, otherwise the reason why not."""
     x, second = call.arguments[:2]
-    if x.dtype not in fft_conv.SERVED:
-        return f"{x.dtype} is not among {', '.join(map(str, fft_conv.SERVED))}"
-    if x.numel() == 0:
-        return "x has no elements"
-    reason = fft_conv.unsupported(x.device)
+    reason = refusal(x)
     if reason is not None:
-        return DeviceUnable(reason)
+        return reason
     if call.operator == "conv_step":
         adjacent = second.stride(2) == 1 or x.shape[1] == 1
         return None if adjacent else "the channels of history are not adjacent in memory"

@@ -15,7 +15,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-MOST_TAPS = 512  # csrc/cuda/legendre_conv.h
+from hyenarec_kernels.backends.crossovers import CUDA_TOEPLITZ
+from hyenarec_kernels.backends.cuda.arguments import where
+
+
+def few_taps(taps: int, x: Tensor) -> bool:
+    """Whether those of a filter's ``taps`` that meet anything are few enough for these products."""
+    return min(taps, x.shape[-2]) <= CUDA_TOEPLITZ
 
 
 def convolve(
@@ -55,13 +61,3 @@ def convolve_backward(
         grad, x, filter, decay, skip, pre_gate, post_gate, *where(starts, ends), horizon, x.shape[-2], last_only, needs
     )
     return dx, dfilter, ddecay, dskip, dpre, dpost
-
-
-def where(starts: Tensor | None, ends: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
-    """Both contiguous, and of one type: ``starts`` may be int32 beside int64 ``ends``."""
-    if starts is None or ends is None:
-        return starts, None if ends is None else ends.contiguous()
-    if starts.dtype is ends.dtype and starts.is_contiguous() and ends.is_contiguous():
-        return starts, ends
-    wider = torch.promote_types(starts.dtype, ends.dtype)
-    return starts.to(wider).contiguous(), ends.to(wider).contiguous()

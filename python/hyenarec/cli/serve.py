@@ -34,8 +34,8 @@ class Serve:
     """Address to listen on. Who may reach it is for a proxy or a firewall to say: the service asks for no password."""
     port: int = 8000
     """Port to listen on; 0 for any."""
-    users: int = 100_000
-    """Users whose states are kept in memory; those of others are made anew from their events."""
+    states: int = 100_000
+    """How many users' states are kept in memory; those of others are made anew from their events."""
     body_kib: int = 1024
     """Most KiB of a request's body."""
     rate: float = 0.0
@@ -44,7 +44,7 @@ class Serve:
     """Where to compute: auto takes a GPU where there is one."""
 
     def run(self) -> None:
-        for name in ("port", "users", "body_kib", "rate"):
+        for name in ("port", "states", "body_kib", "rate"):
             if getattr(self, name) < (0 if name in ("port", "rate") else 1):
                 raise UserError(f"option {name}: {getattr(self, name)} is too small")
         try:
@@ -63,7 +63,7 @@ class Serve:
         recommender.model.init_state(0)  # a model that keeps no states is refused here
         folder = self.run_path if self.run_path.is_dir() else self.run_path.parent
         listening = listen(self.host, self.port)
-        engine = Engine(recommender, EventStore(self.events or folder / "events.sqlite"), self.users)
+        engine = Engine(recommender, EventStore(self.events or folder / "events.sqlite"), self.states)
         stopping = threading.Event()
         watcher = threading.Thread(target=watch, args=(self.run_path, engine, stopping), daemon=True)
         watcher.start()

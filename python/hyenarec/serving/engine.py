@@ -14,8 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hyenarec.answers import Item, Recommendation
-from hyenarec.data.ids import Ids
+from hyenarec.answers import Item, Recommendation, Request
 from hyenarec.errors import UserError
 from hyenarec.recommendation import Recommender
 from hyenarec.serving.events import Added, Event, EventStore
@@ -125,39 +124,25 @@ class Engine:
         recommender = self.recommender
         hidden = torch.cat([users[wanted[row].user].hidden for row in rows])  # type: ignore[misc]
         with recommender.autocast():
-            scores = recommender.model.scores_of(hidden).cpu()  # (n, V)
+            scores = recommender.model.scores_of(hidden)  # (n, V)
         for place, row in enumerate(rows):
+            own = scores[place : place + 1]
             one, user = wanted[row], users[wanted[row].user]
-            try:
-                found[row] = Found(self._best(scores[place], user.items, one), len(user.items))
-            except UserError as error:
-                found[row] = error
+            history = Request(np.array(user.items, dtype=np.int32), None, [], None)
+            exclude_seen = recommender.excludes(one.exclude_seen)
+            (answer,) = recommender.ranked(own, [history], one.k, exclude_seen, _allowed(recommender, one))
+            found[row] = UserError(answer.error) if answer.error else Found(answer.recommendations, len(user.items))
         return found
 
-    def _best(self, scores: Tensor, seen: Sequence[int], wanted: Wanted) -> list[Recommendation]:
-        """The best items by ``scores`` (V,), which this writes to."""
-        ids, training = self.recommender.item_ids, self.recommender.config["training"]
-        if not bool(scores.isfinite().all()):
-            raise UserError("the model's scores are NaN or infinite: damaged weights")
-        if wanted.allow is not None:
-            allowed = torch.full_like(scores, float("-inf"))
-            places = _known(ids, wanted.allow)
-            allowed[places] = scores[places]
-            scores = allowed
-        if training["exclude_seen"] if wanted.exclude_seen is None else wanted.exclude_seen:
-            scores[torch.tensor(seen, dtype=torch.int64)] = float("-inf")
-        if wanted.exclude:
-            scores[_known(ids, wanted.exclude)] = float("-inf")
-        best = scores.topk(min(wanted.k, len(scores)))
-        kept = best.values.isfinite()
-        items = ids.decode(best.indices[kept].numpy())
-        return [Recommendation(item, score) for item, score in zip(items, best.values[kept].tolist(), strict=True)]
 
-
-def _known(ids: Ids, items: Sequence[Item]) -> Tensor:
-    """The places of those items that the model knows."""
-    places = torch.from_numpy(ids.find(list(items)).astype(np.int64)) if items else torch.empty(0, dtype=torch.int64)
-    return places[places >= 0]
+def _allowed(recommender: Recommender, wanted: Wanted) -> Tensor:
+    """What the filters leave of the catalogue, (1, V) bool; items that the model does not know filter nothing."""
+    ids = recommender.item_ids
+    allowed = torch.full((1, len(ids)), wanted.allow is None)
+    for items, value in ((wanted.allow or (), True), (wanted.exclude, False)):
+        places = ids.find(list(items)) if items else np.empty(0, dtype=np.int32)
+        allowed[0, torch.from_numpy(places[places >= 0].astype(np.int64))] = value
+    return allowed.to(recommender.device)
 
 
 def _answer(jobs: Sequence[tuple[Any, Future[Any]]], function: Callable[[list[Any]], Sequence[Any]]) -> None:

@@ -14,7 +14,7 @@ from hyenarec.data.batches import pack_histories
 from hyenarec.model import ModelState
 from hyenarec.recommendation import Recommender
 from hyenarec.serving.events import EventStore
-from hyenarec.session import KEPT
+from hyenarec.session import part_kept
 
 READ_ANEW = 16  # new events beyond which a whole history is read at once: a step each would take longer
 TOGETHER = 64  # histories in one batch
@@ -86,8 +86,8 @@ class States:
         """Whole histories at once, the last part of each where the model has positions and they end."""
         model = self.recommender.model
         most = model.config.max_length
-        kept = most if model.most_events is None else max(int(KEPT * most), 1)
-        parts = [user.items[-most:] if len(user.items) < most else user.items[-kept:] for user in users]
+        kept = most if model.most_events is None else max(part_kept(most), 1)
+        parts = [user.items[-kept:] if len(user.items) > most else user.items for user in users]
         items = [np.array(part, dtype=np.int32) for part in parts]
         times = [np.array(user.times[-len(part) :]) for user, part in zip(users, parts, strict=True)]
         batch = pack_histories(items, most, times if self.recommender.knows_time else None)
