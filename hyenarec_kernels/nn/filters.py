@@ -2,7 +2,8 @@
 
 Stored parameters are of unit scale whatever the horizon; the factor that makes a filter's norm about 1 is applied in
 ``forward``. One learning rate therefore suits any horizon. Windows and polynomials are stored as deviations from their
-start (:mod:`hyenarec_kernels.nn.starts`), so weight decay and a host's own initial values leave them near it.
+start (:mod:`hyenarec_kernels.nn.starts`), so weight decay and a host's own initial values leave them near it. The
+coefficients of all groups lie in one row, because libraries that draw every matrix anew leave vectors as they are.
 """
 
 from __future__ import annotations
@@ -129,7 +130,7 @@ class _BasisFilter(Filter):
     A filter starts near its window alone, an exponential average of the past: the constant's coefficient is 1, the
     others have a deviation of ``INITIAL_DEVIATION`` (the mean cosine of Legendre filters with their windows is 0.8).
     With all of them as random, over half of a filter's energy would lie at lag 0, where the terms add up. ``weight``
-    (G, N) is the difference from the constant alone.
+    (G*N,) is the difference from the constant alone, group by group.
     """
 
     scale: Tensor  # (G,) brings the initial filters to an expected norm of 1
@@ -146,7 +147,7 @@ class _BasisFilter(Filter):
     ) -> None:
         super().__init__(groups, horizon, window=window, device=device, dtype=dtype)
         self.terms = terms = integer(type(self).__name__, "terms", terms)
-        self.weight = nn.Parameter(torch.empty(groups, terms, device=device, dtype=dtype))
+        self.weight = nn.Parameter(torch.empty(groups * terms, device=device, dtype=dtype))
         self.register_buffer("scale", torch.empty(groups, device=device, dtype=dtype))
         self.reset_parameters()
 
@@ -155,7 +156,8 @@ class _BasisFilter(Filter):
         super().reset_parameters()
         nn.init.normal_(self.weight)
         dtype, device = wide(self.weight.dtype), self.weight.device
-        self.weight.mul_(INITIAL_DEVIATION).mul_(beside(self.weight, 1 - first(self.terms, self.weight.dtype, device)))
+        deviations = INITIAL_DEVIATION * (1 - first(self.terms, self.weight.dtype, device)).repeat(self.groups)
+        self.weight.mul_(beside(self.weight, deviations))
         squares = self.basis(dtype, device).square()  # (N, K)
         energy = squares[0] + INITIAL_DEVIATION**2 * squares[1:].sum(0)  # (K,) expected, before the window
         self.scale.copy_(beside(self.scale, (self._initial_window(dtype, device).square() @ energy).rsqrt()))
@@ -168,7 +170,8 @@ class _BasisFilter(Filter):
         """What multiplies the basis, (G, N), in float32 (float64 for a float64 module)."""
         dtype = wide(self.weight.dtype)
         constant = beside(self.weight, first(self.terms, dtype, self.weight.device))  # (N,)
-        return self.scale.to(dtype)[:, None] * (constant + self.weight.to(dtype))
+        deviations = self.weight.to(dtype).unflatten(0, (self.groups, self.terms))  # (G, N)
+        return self.scale.to(dtype)[:, None] * (constant + deviations)
 
     def forward(self) -> Tensor:
         coefficients = self.coefficients()
@@ -224,7 +227,7 @@ class CosineFilter(_BasisFilter):
 
 
 class ExplicitFilter(Filter):
-    """One learned weight a tap, without a window."""
+    """One learned weight (G*K,) a tap, without a window."""
 
     def __init__(
         self,
@@ -235,7 +238,7 @@ class ExplicitFilter(Filter):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(groups, horizon, window=False, device=device, dtype=dtype)
-        self.weight = nn.Parameter(torch.empty(groups, horizon, device=device, dtype=dtype))
+        self.weight = nn.Parameter(torch.empty(groups * horizon, device=device, dtype=dtype))
         self.reset_parameters()
 
     @torch.no_grad()
@@ -244,7 +247,7 @@ class ExplicitFilter(Filter):
 
     def forward(self) -> Tensor:
         taps: Tensor = self.weight.to(wide(self.weight.dtype)) * self.horizon**-0.5
-        return taps
+        return taps.unflatten(0, (self.groups, self.horizon))
 
 
 class ImplicitFilter(Filter):
@@ -274,9 +277,9 @@ class ImplicitFilter(Filter):
         kind = type(self).__name__
         bands = integer(kind, "bands", bands, 0)
         width, depth = integer(kind, "width", width), integer(kind, "depth", depth)
-        self.bands, self.frequency = bands, frequency
+        self.bands, self.width, self.frequency = bands, width, frequency
         sizes = [1 + 2 * bands] + [width] * depth
-        self.weight = nn.Parameter(torch.empty(groups, width, device=device, dtype=dtype))
+        self.weight = nn.Parameter(torch.empty(groups * width, device=device, dtype=dtype))
         # Empty, for `reset_parameters` to fill: filled twice they would take a seed's random numbers twice.
         layers: list[nn.Module] = [
             nn.utils.skip_init(  # type: ignore[no-untyped-call]
@@ -295,7 +298,7 @@ class ImplicitFilter(Filter):
             assert isinstance(layer, nn.Linear)
             layer.reset_parameters()
         nn.init.normal_(self.weight)
-        self.weight.mul_((2 / self.weight.shape[1]) ** 0.5)  # a sine's mean square is 1/2: outputs of unit variance
+        self.weight.mul_((2 / self.width) ** 0.5)  # a sine's mean square is 1/2: outputs of unit variance
         initial = self._initial_window(wide(self.weight.dtype), self.weight.device)
         self.scale.copy_(beside(self.scale, initial.square().sum(1).rsqrt()))
 
@@ -313,7 +316,7 @@ class ImplicitFilter(Filter):
                 else:  # quantised, adapted, with hooks: called as it is
                     z = layer(z.to(self.weight.dtype)).to(dtype)
                 z = torch.sin(self.frequency * z)  # (K, width)
-            taps = linear(self.weight.to(dtype), z)  # (G, K)
+            taps = linear(self.weight.to(dtype).unflatten(0, (self.groups, self.width)), z)  # (G, K)
         return self.windowed(self.scale.to(dtype)[:, None] * taps)
 
 

@@ -14,6 +14,7 @@ from hyenarec_kernels import short_conv
 from hyenarec_kernels.nn import (
     ChebyshevFilter,
     CosineFilter,
+    ExplicitFilter,
     Filter,
     HyenaMixer,
     LegendreFilter,
@@ -72,6 +73,15 @@ def test_filters_stay_near_their_windows(host: Callable[[nn.Module], None], kind
     assert torch.cosine_similarity(filter().detach(), windows).mean() > 0.65
 
 
+@pytest.mark.parametrize("kind", [LegendreFilter, ChebyshevFilter, CosineFilter, ExplicitFilter])
+def test_filters_are_no_matrices_to_draw_again(kind: type[Filter]) -> None:
+    filter = kind(6, 20)
+    taps = filter().detach()
+    for host in (xavier, normal, by_module):
+        host(filter)
+        assert filter().equal(taps)
+
+
 def test_a_checkpoint_of_other_options_is_refused() -> None:
     """By every loader, which at least compares shapes: not only strictly, and by assignment too."""
     state = HyenaMixer(6, 21).state_dict()
@@ -79,7 +89,8 @@ def test_a_checkpoint_of_other_options_is_refused() -> None:
         for strict in (False, True):
             with pytest.raises(RuntimeError, match=r"filters.0.legendre_horizon.*\[0, 21\].*\[0, 20\]"):
                 HyenaMixer(6, 20).load_state_dict(state, strict=strict, assign=assign)
-        for other in ({"filter": "cosine"}, {"gate": "silu"}, {"terms": 5}, {"window": False}, {"order": 3}):
+        others = ({"filter": "cosine"}, {"gate": "silu"}, {"terms": 5}, {"window": False}, {"order": 3})
+        for other in (*others, {"groups": 3, "terms": 32}):  # as many coefficients
             with pytest.raises(RuntimeError, match="state_dict for HyenaMixer"):
                 HyenaMixer(6, 21, **other).load_state_dict(state, assign=assign)  # type: ignore[arg-type]
 

@@ -111,7 +111,7 @@ def test_mixer_takes_a_filter_of_ones_own() -> None:
     assert [type(f) for f in mixer.filters] == [ExplicitFilter] * 2
     assert mixer.filters[0]().shape == (2, 9)
     mixer = HyenaMixer(6, 9, filter=lambda groups, horizon: LegendreFilter(groups, horizon, terms=5))
-    assert mixer.filters[0].weight.shape == (6, 5)
+    assert mixer.filters[0].weight.shape == (30,)
 
 
 @pytest.mark.parametrize("horizon", [8, 200, 4096])

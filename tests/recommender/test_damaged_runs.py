@@ -91,7 +91,7 @@ def hostile(header: dict[str, Any], options: dict[str, Any], part: str = "model"
         ({"width": 3}, "model: unknown option 'width'"),
         ({"hyena": 4}, "model.hyena: expected options by name, got 4"),
         ({"hyena": {"filter": "magic"}}, "model.hyena: option filter cannot be 'magic'"),
-        ({"hyena": {"terms": 7}}, r"filters.0.weight is 8x16 float32, but the checkpoint's own options make it 8x7"),
+        ({"hyena": {"terms": 7}}, r"filters.0.weight is 128 float32, but the checkpoint's own options make it 56"),
     ],
     ids=str,
 )
