@@ -48,6 +48,7 @@ def _run(arguments: list[str], environment: dict[str, str], cwd: Path, out: Path
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(cwd)
+    out.mkdir(exist_ok=True)
     for stream in (1, 2):
         os.dup2(os.open(out / str(stream), os.O_WRONLY | os.O_CREAT | os.O_TRUNC), stream)
     sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w", buffering=1)

@@ -51,7 +51,7 @@ def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
 @pytest.mark.parametrize("mixer", MIXERS)
 @pytest.mark.parametrize("options", [{}, {"loss": "sampled", "negatives": 16, "bf16": True, "schedule": "cosine"}])
 def test_training_lowers_the_loss_and_writes_its_folder(mixer: str, options: dict[str, Any], tmp_path: Path) -> None:
-    result = train(tmp_path / "run", make_store(), mixer=mixer, epochs=5, **options)
+    result = train(tmp_path / "run", make_store(), mixer=mixer, epochs=3, **options)
     history = read_history(tmp_path / "run")
     assert len(history) == result["epochs"]
     assert history[-1]["loss"] < history[0]["loss"]
