@@ -14,8 +14,10 @@ demo: $(VENV)/rec
 	$(BIN)/hyenarec demo
 
 # A worker a core, each file in one of them; one thread a worker, or they would wait for each other. torch's compiler
-# would keep processes beside each of them.
-PYTEST := OMP_NUM_THREADS=1 TORCHINDUCTOR_COMPILE_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
+# would keep processes beside each of them. By name, the files that come last are short; by number of tests, long ones
+# of few tests would, and one worker would wait for the other.
+PYTEST := OMP_NUM_THREADS=1 TORCHINDUCTOR_COMPILE_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile \
+	--no-loadscope-reorder
 test: $(VENV)/test
 	$(PYTEST) -m "not slow"
 

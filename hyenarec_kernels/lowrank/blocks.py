@@ -48,6 +48,7 @@ def blocks_from_nodes(chunk: int, nodes: int) -> Array:
     return kept
 
 
+@lru_cache(maxsize=256)
 def entries(nodes: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     """(r, s) of every entry with r + s < nodes, in the order of blocks_from_nodes."""
     r = np.repeat(np.arange(nodes), np.arange(nodes, 0, -1))

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from benchmarks.__main__ import main
 from benchmarks.front_door import SUITES
+from tests.interpreter import python
 
 
 def test_lists_every_suite_in_a_line(capsys: pytest.CaptureFixture[str]) -> None:
@@ -50,13 +49,12 @@ def test_explains_itself(suite: str, capsys: pytest.CaptureFixture[str]) -> None
 
 
 def test_runs_as_a_module(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "benchmarks", "report", str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2])
+    done = python("-m", "benchmarks", "report", tmp_path, cwd=Path(__file__).parents[2])
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "report.md").exists()
 
 
 def test_quick_times_every_operator(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "benchmarks", "quick", "--benchmark-disable", "-p", "no:xdist"]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2])
+    arguments = ("-m", "benchmarks", "quick", "--benchmark-disable", "-p", "no:xdist")
+    done = python(*arguments, cwd=Path(__file__).parents[2])
     assert done.returncode == 0 and "12 passed" in done.stdout, done.stdout + done.stderr

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks.harness import checks
+from benchmarks.harness import checks, measuring
 from benchmarks.harness import training_steps as steps
 from benchmarks.harness.measuring import take_turns
 from benchmarks.harness.recording import read
@@ -18,6 +18,7 @@ from benchmarks.suites import scaling
 from hyenarec.data.batches import TrainingWindows
 from hyenarec.data.splits import leave_one_out
 from hyenarec.errors import UserError
+from tests.interpreter import FORKED
 
 TINY = scaling.ScalingSettings(tokens=800, dim=8, blocks=1, negatives=4, device="cpu", seconds=0, rounds=2)
 GREEN = {"against": "float64 reference", "error": 1e-7, "tolerance": 1e-3}
@@ -52,7 +53,9 @@ def test_result(tmp_path: Path) -> None:
         assert fit["step"] == pytest.approx(np.log2(long / short))
 
 
-def test_fresh_processes() -> None:
+def test_fresh_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of their own, though forked from one that has imported torch."""
+    monkeypatch.setattr(measuring, "get_context", lambda method: FORKED)
     (found,) = scaling.measure(("hyena",), 50, TINY, [])
     assert {"ms", "check", "peak_mib", "idle_mib", "tokens", "tokens_per_second"} <= found.keys()
 

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
-from pathlib import Path
 
 import calls
 import pytest
@@ -13,6 +10,7 @@ import torch
 
 import hyenarec_kernels as hk
 from hyenarec_kernels import backends
+from tests.interpreter import python
 
 IMPLEMENTATIONS = ("avx512", "avx2", "portable", "reference")
 IN_CI, IN_ALL = 100, 2_500  # calls of each implementation
@@ -26,12 +24,11 @@ def fuzz(implementation: str, first: int, count: int) -> None:
         pytest.skip(f"cpu backend: {backends.BACKENDS['cpu'].probe()}")
     else:
         chosen = {"HYENAREC_BACKEND": "cpu", "HYENAREC_CPU_ISA": implementation}
-        probe = [sys.executable, "-c", "import torch, hyenarec_kernels._C; torch.ops.hyenarec_cpu.isa()"]
-        if subprocess.run(probe, env=os.environ | chosen, capture_output=True).returncode:
+        probe = "import torch, hyenarec_kernels._C; torch.ops.hyenarec_cpu.isa()"
+        if python("-c", probe, env=os.environ | chosen).returncode:
             pytest.skip(f"this machine has no {implementation}")
-    command = [sys.executable, str(Path(calls.__file__)), str(first), str(count)]
     environment = os.environ | chosen | {"TRITON_INTERPRET": "0"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    done = python(calls.__file__, first, count, env=environment, timeout=3600)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.endswith(f"{count} calls, 0 faults\n")
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import ast
 import re
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
 import hyenarec_kernels.integrations
+from tests.interpreter import python
 
 ROOT = Path(__file__).parents[2]
 HOSTS = sorted(path.name for path in (ROOT / "examples/hosts").iterdir() if (path / "train.py").exists())
@@ -36,7 +36,7 @@ def test_only_adapters_import_more_than_torch() -> None:
 
 def test_importing_the_integrations_imports_no_adapter_of_a_library() -> None:
     program = "import sys, hyenarec_kernels.integrations; print([m for m in sys.modules if 'integrations.' in m])"
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT)
+    done = python("-c", program)
     assert done.returncode == 0, done.stderr
     loaded = {name.rpartition(".")[2] for name in ast.literal_eval(done.stdout)}
     assert {"attention", "swap"} <= loaded

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -22,6 +21,7 @@ import hyenarec_kernels as hk
 from hyenarec_kernels import backends
 from hyenarec_kernels.backends import cpu
 from hyenarec_kernels.nn import HyenaMixer
+from tests.interpreter import python
 
 pytestmark = pytest.mark.skipif(cpu.probe() is not None, reason=f"cpu backend: {cpu.probe()}")
 NAMES = ("long_conv", "legendre_conv", "short_conv", "gated_short_conv", "conv_step", "segments", "runs")
@@ -64,8 +64,8 @@ def library() -> str:
 
 
 def run(program: str, *arguments: object) -> str:
-    command = [sys.executable, "-W", "error", "-c", program, *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    warnings_are_errors = "import warnings; warnings.simplefilter('error')\n"
+    done = python("-c", warnings_are_errors + program, *arguments)
     assert done.returncode == 0, done.stderr
     return done.stdout
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import ast
 import os
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,6 +14,7 @@ import hyenarec_kernels as hk
 from hyenarec_kernels import backends
 from hyenarec_kernels.backends import BACKENDS, Backend, registry
 from hyenarec_kernels.backends.calls import DeviceUnable, Slower
+from tests.interpreter import python
 
 X, H = torch.randn(1, 4, 2), torch.randn(2, 3)
 
@@ -145,9 +144,7 @@ def logged(code: str, **environment: str) -> list[str]:
     """What a process of its own writes to stderr."""
     program = f"import torch, hyenarec_kernels as hk\nx, h = torch.randn(2, 40, 4), torch.randn(2, 3)\n{code}"
     inherited = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    command = [sys.executable, "-c", program]
-    ran = subprocess.run(command, capture_output=True, text=True, env=inherited | environment, check=False)
-    return ran.stderr.splitlines()
+    return python("-c", program, env=inherited | environment).stderr.splitlines()
 
 
 def test_the_log_tells_each_kind_of_call_once() -> None:
@@ -212,7 +209,7 @@ with hyenarec_kernels.backends.use("reference"):
 assert "hyenarec" not in sys.modules
 """
     environment = {**os.environ, "PATH": "/nonexistent", "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment, check=False)
+    done = python("-c", program, env=environment)
     assert done.returncode == 0, done.stderr
     lines = dict(line.split(maxsplit=1) for line in done.stdout.splitlines())
     assert {"python", "torch", "triton", "nvcc", "compiled", "GPU", "backend"} <= lines.keys()

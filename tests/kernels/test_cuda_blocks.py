@@ -187,7 +187,7 @@ def test_plans(horizon: int, dtype: torch.dtype) -> None:
 def race(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., bool]:
     """Calls of tests/native/blocks_race_test.cpp."""
     needs("g++")
-    return race_program("blocks_race_test.cpp", tmp_path_factory.mktemp("cuda_blocks") / "race_test")
+    return race_program("blocks_race_test.cpp", tmp_path_factory.mktemp("cuda_blocks") / "race_test", "-O1")
 
 
 @pytest.mark.slow  # 20 s each

@@ -6,7 +6,6 @@ One pair of processes runs all checks: those of distributed_tensors.py and distr
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 import traceback
 from datetime import timedelta
@@ -19,6 +18,8 @@ import torch
 import torch.distributed as dist
 from two_processes import CHECKS, WORLD
 
+from tests.interpreter import start
+
 
 @pytest.fixture(scope="module")
 def failures(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
@@ -26,13 +27,14 @@ def failures(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     if not dist.is_available() or not dist.is_gloo_available():
         pytest.skip("this torch has no gloo")
     folder = tmp_path_factory.mktemp("processes")
-    command = [sys.executable, __file__, str(folder)]
-    processes = [subprocess.Popen([*command, str(rank)], stderr=subprocess.PIPE, text=True) for rank in range(WORLD)]
-    errors = [process.communicate(timeout=240)[1] for process in processes]
+    printed = [folder / f"printed {rank}" for rank in range(WORLD)]
+    processes = [start(__file__, folder, rank, out=printed[rank]) for rank in range(WORLD)]
     found: dict[str, str] = {}
-    for rank, error in enumerate(errors):
+    for rank, process in enumerate(processes):
+        process.join(240)
+        process.kill()  # where it still waits for the other
         report = folder / f"{rank}.json"
-        assert report.exists(), error
+        assert report.exists(), (printed[rank] / "2").read_text()
         found |= json.loads(report.read_text())
     return found
 

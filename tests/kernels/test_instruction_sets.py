@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from pathlib import Path
+from subprocess import CompletedProcess
 
 import pytest
 import torch
 
 from hyenarec_kernels.backends import compiled, cpu
 from hyenarec_kernels.backends.cpu import convolutions
+from tests.interpreter import python
 
 pytestmark = pytest.mark.skipif(cpu.probe() is not None, reason=f"cpu backend: {cpu.probe()}")
 
@@ -21,7 +21,7 @@ def test_each_instruction_set(isa: str) -> None:
     """The short checks of the CPU kernels and dropout's in a process of their own, with the instruction set forced."""
     environment = os.environ | {"HYENAREC_CPU_ISA": isa}
     probe = "import torch, hyenarec_kernels._C; print(torch.ops.hyenarec_cpu.isa())"
-    found = subprocess.run([sys.executable, "-c", probe], env=environment, capture_output=True, text=True, check=False)
+    found = python("-c", probe, env=environment)
     if found.returncode != 0:
         assert "this machine has no" in found.stderr or "allowed are" in found.stderr
         pytest.skip(f"this machine has no {isa}")
@@ -32,8 +32,7 @@ def test_each_instruction_set(isa: str) -> None:
     selected = f"({selected}) and not reference and not triton"
     names = ("cpu", "cpu_calls", "cpu_short_conv", "dropout")
     files = [str(Path(__file__).with_name(f"test_{name}.py")) for name in names]
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *files, "-k", selected]
-    ran = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    ran = python("-m", "pytest", "-q", "-p", "no:cacheprovider", *files, "-k", selected, env=environment)
     assert ran.returncode == 0, ran.stdout[-3000:]
 
 
@@ -65,9 +64,9 @@ def test_the_report_shows_an_unknown_instruction_set() -> None:
     assert line.endswith("not available: HYENAREC_CPU_ISA=sse9: allowed are avx512, avx2 and portable"), ran.stderr
 
 
-def with_isa(isa: str, code: str) -> subprocess.CompletedProcess[str]:
+def with_isa(isa: str, code: str) -> CompletedProcess[str]:
     environment = os.environ | {"HYENAREC_CPU_ISA": isa}
-    return subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    return python("-c", code, env=environment)
 
 
 def test_a_stale_extension_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -47,7 +47,7 @@ def far_part(plan: Plan, terms: int, length: int) -> np.ndarray:
             block = np.zeros((level.rank, level.rank, terms))
             block[r, s] = from_nodes @ samples[row : row + level.nodes]
             row += level.nodes
-            dense = np.einsum("ia,abn,jb->ijn", basis, block, basis)
+            dense = np.einsum("ia,abn,jb->ijn", basis, block, basis, optimize=True)
             for i in range(distance, size // level.chunk):
                 place = i % level.fan if level.fan else i
                 near = distance <= level.near_pairs
@@ -64,7 +64,7 @@ def projector_below(projector: np.ndarray, chunk: int, i: int, j: int):  # type:
     """What a level's block becomes after the levels below it have projected both sides."""
     left = projector[i * chunk : (i + 1) * chunk, i * chunk : (i + 1) * chunk]
     right = projector[j * chunk : (j + 1) * chunk, j * chunk : (j + 1) * chunk]
-    return lambda dense: np.einsum("ia,abn,jb->ijn", left, dense, right)
+    return lambda dense: np.einsum("ia,abn,jb->ijn", left, dense, right, optimize=True)
 
 
 def worst_chunk(plan: Plan, terms: int, length: int) -> float:
@@ -127,7 +127,7 @@ def test_a_levels_bound_is_its_error_against_taps_at_every_lag(terms: int, horiz
         block = np.zeros((6, 6, terms))
         nodes = 32 * distance + 31 * chebyshev_nodes(11)
         block[r[kept], s[kept]] = blocks_from_nodes(32, 11)[kept] @ sampled_basis(nodes, terms, horizon)
-        squares += np.square(true - np.einsum("ia,abn,jb->ijn", basis, block, basis)).sum()
+        squares += np.square(true - np.einsum("ia,abn,jb->ijn", basis, block, basis, optimize=True)).sum()
     bound = windows.bound(level, int(distances[-1]))
     assert bound == pytest.approx(math.sqrt(squares / horizon), rel=1e-6)
     short = dataclasses.replace(level, nodes=8)  # samples too few for what is kept: more error, and the bound says so

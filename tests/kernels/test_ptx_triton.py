@@ -8,13 +8,13 @@ from __future__ import annotations
 import json
 import os
 import re
-import subprocess
-import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tests.interpreter import python
 
 pytest.importorskip("triton", reason="triton is not installed")
 
@@ -26,10 +26,7 @@ HERE = Path(__file__).parent
 def results(names: Iterable[str]) -> dict[str, dict[str, Any]]:
     """Of all cases together in one process, which has Triton's compiler."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    root = HERE.parents[1]
-    environment["PYTHONPATH"] = os.pathsep.join(map(str, (root, root / "python", environment.get("PYTHONPATH", ""))))
-    command = [sys.executable, str(HERE / "ptx_cases.py"), *names]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    done = python(HERE / "ptx_cases.py", *names, env=environment, timeout=3600)
     assert done.returncode == 0, done.stderr
     return {row["name"]: row for row in map(json.loads, done.stdout.splitlines())}
 

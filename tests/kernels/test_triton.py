@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,6 +29,7 @@ from hyenarec_kernels.backends import triton as package
 from hyenarec_kernels.lowrank.blocks import sampled_basis
 from hyenarec_kernels.lowrank.levels import block_map, transfer
 from hyenarec_kernels.nn import HyenaMixer
+from tests.interpreter import python
 
 pytest.importorskip("triton", reason="triton is not installed")
 
@@ -327,10 +327,8 @@ def test_what_the_kernels_do_not_take_goes_to_the_reference() -> None:
 
 def run(program: str, **environment: str) -> subprocess.CompletedProcess[str]:
     inherited = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    command = (
-        [sys.executable, *program.split(" ", 1)] if program.startswith("-c ") else [sys.executable, *program.split()]
-    )
-    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=inherited | environment, check=False)
+    arguments = program.split(" ", 1) if program.startswith("-c ") else program.split()
+    return python(*arguments, cwd=ROOT, env=inherited | environment)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

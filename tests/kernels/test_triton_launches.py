@@ -7,8 +7,6 @@ import inspect
 import json
 import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +14,7 @@ import pytest
 import torch
 
 from hyenarec_kernels.backends import triton as package
+from tests.interpreter import python
 
 pytest.importorskip("triton", reason="triton is not installed")
 
@@ -45,8 +44,8 @@ print(json.dumps(found))
 def functions() -> dict[str, tuple[list[str], list[str]]]:
     """Every Triton function of the package: its parameters, and those that it names to be left unspecialized."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    command = [sys.executable, "-c", KERNELS]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, check=True)
+    done = python("-c", KERNELS, env=environment)
+    assert done.returncode == 0, done.stderr
     return {name: (parameters, lists) for name, (parameters, lists) in json.loads(done.stdout).items()}
 
 

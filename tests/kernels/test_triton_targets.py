@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+
+from tests.interpreter import python
 
 pytest.importorskip("triton", reason="triton is not installed")
 
@@ -28,8 +28,8 @@ def test_every_kernel_compiles_for_other_gpus(targets: tuple[str, ...], flags: t
     """Compiled, not run: nothing spills to memory, and what a block shares fits."""
     out = tmp_path / "aot.json"
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    command = [sys.executable, "-m", "benchmarks.gpu.compiled", "--out", str(out), "--targets", *targets, *flags]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment)
+    arguments = ("-m", "benchmarks.gpu.compiled", "--out", out, "--targets", *targets, *flags)
+    done = python(*arguments, cwd=ROOT, env=environment, timeout=3600)
     assert done.returncode == 0, done.stderr[-2000:]
     rows = json.loads(out.read_text())["kernels"]
     assert {row["architecture"].rstrip("a") for row in rows} == set(targets)

@@ -1,14 +1,15 @@
-"""What imports where: each test runs a fresh interpreter in which some packages cannot be found."""
+"""What imports where: each test runs a process that has torch, and in which some packages cannot be found."""
 
 from __future__ import annotations
 
-import subprocess
-import sys
+from subprocess import CompletedProcess
 
 import pytest
 
+from tests.interpreter import python
 
-def run_without(missing: list[str], program: str) -> subprocess.CompletedProcess[str]:
+
+def run_without(missing: list[str], program: str) -> CompletedProcess[str]:
     """Run ``program`` in an interpreter that cannot import the ``missing`` top-level packages."""
     blocker = f"""
 import sys
@@ -18,7 +19,7 @@ class Blocker:
             raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
 sys.meta_path.insert(0, Blocker())
 """
-    return subprocess.run([sys.executable, "-c", blocker + program], capture_output=True, text=True)
+    return python("-c", blocker + program)
 
 
 EXTRAS = ["polars", "tyro", "rich", "safetensors", "matplotlib", "triton", "scipy", "pandas"]

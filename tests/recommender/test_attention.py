@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from itertools import pairwise
 from typing import Any
 
@@ -16,6 +14,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from hyenarec.config import ModelConfig
 from hyenarec.mixers import MIXERS, attention
 from hyenarec.packing import Packing
+from tests.interpreter import python
 
 LENGTHS = torch.tensor([5, 1, 17])
 CAUSAL = {"window_size": (-1, 0)}
@@ -59,7 +58,7 @@ SequenceModel(ModelConfig(mixer="attention"), n_items=3)
 print("torch._dynamo" in sys.modules)
 """
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment)
+    done = python("-c", program, env=environment)
     assert done.stdout == "False\n", done.stderr
 
 

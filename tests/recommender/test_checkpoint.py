@@ -2,8 +2,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +11,7 @@ from safetensors.torch import save_file
 from hyenarec import checkpoint
 from hyenarec.errors import UserError
 from hyenarec.files import write_text
+from tests.interpreter import python
 
 
 def test_round_trip(tmp_path: Path) -> None:
@@ -67,7 +66,7 @@ checkpoint.save(Path(sys.argv[1]), {name: torch.ones(3) for name in names}, {nam
 """
     files = [tmp_path / str(index) for index in range(2)]
     for path, order in zip(files, ("1", "-1"), strict=True):
-        subprocess.run([sys.executable, "-c", program, str(path), order], check=True)
+        python("-c", program, path, order).check_returncode()
     assert len({path.read_bytes() for path in files}) == 1
 
 
@@ -129,7 +128,8 @@ try:
 except UserError as error:
     print(error)
 """
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    done = python("-c", program)
+    assert done.returncode == 0, done.stderr
     assert done.stdout.startswith(f"cannot save {path}: ") and done.stdout.count("\n") == 1
     assert path.read_bytes() == old
     assert [entry.name for entry in tmp_path.iterdir()] == ["x.safetensors"]

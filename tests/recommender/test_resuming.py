@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -25,6 +23,7 @@ from hyenarec.errors import UserError
 from hyenarec.run_folder import LAST, LOCK, Run, read_history
 from hyenarec.trained import BEST
 from hyenarec.training import Interrupted, Trainer
+from tests.interpreter import start
 
 TESTS = str(Path(__file__).parent)
 
@@ -118,6 +117,8 @@ sys.path.insert(0, {tests!r})
 from pathlib import Path
 from hyenarec.training import Interrupted
 from generated import make_store
+
+from tests.interpreter import start
 from test_training import train
 try:
     train(Path({folder!r}), make_store(n_users=150), epochs=500, patience=500)
@@ -130,14 +131,15 @@ except Interrupted as stop:
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_stopped_run_has_saved_its_last_step(number: int, code: int, tmp_path: Path) -> None:
     """Far from any checkpoint: one is due after every epoch and every five minutes."""
-    program = [sys.executable, "-c", STOPPED.format(tests=TESTS, folder=str(tmp_path))]
-    process = subprocess.Popen(program, stdout=subprocess.PIPE, text=True)
-    while process.poll() is None and not (tmp_path / LAST).exists():
+    process = start("-c", STOPPED.format(tests=TESTS, folder=str(tmp_path)), out=tmp_path)
+    while process.is_alive() and not (tmp_path / LAST).exists():
         time.sleep(0.01)
     time.sleep(0.3)
-    process.send_signal(number)
-    output, _ = process.communicate(timeout=60)
-    assert process.returncode == code
+    assert process.pid is not None
+    os.kill(process.pid, number)
+    process.join(60)
+    output = (tmp_path / "1").read_text()
+    assert process.exitcode == code
     progress = checkpoint.load(tmp_path / LAST)[1]["progress"]
     place = f"epoch {progress['epoch'] + 1}, step {progress['step']}"
     assert output.splitlines()[-1] == f"interrupted in {place}; saved: the same command goes on from there"

@@ -2,8 +2,6 @@
 
 import os
 import resource
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +13,7 @@ from hyenarec import checkpoint, tensor_file
 from hyenarec.data.ids import Ids
 from hyenarec.data.store import KIND, STORE, SequenceStore, is_store
 from hyenarec.errors import UserError
+from tests.interpreter import python
 
 
 def make_store(events_each: int = 3, *, timestamps: bool = True, names: bool = False) -> SequenceStore:
@@ -126,12 +125,6 @@ def test_failing_leaves_what_was_there(
         assert_same(SequenceStore.load(path), whole)
 
 
-def run_python(code: str, *arguments: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-c", code, *map(str, arguments)], capture_output=True, text=True, timeout=120, check=False
-    )
-
-
 def test_a_file_that_the_system_cuts_off_is_reported_with_its_reason(tmp_path: Path) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, hard))  # a write past it fails for real, as on a full disk
@@ -151,7 +144,7 @@ from hyenarec.data.store import SequenceStore
 os.fsync = lambda descriptor: os.kill(os.getpid(), signal.SIGKILL)  # all is written, nothing renamed
 SequenceStore.load(sys.argv[1]).save(sys.argv[1])
 """
-    assert run_python(killed, tmp_path / "store").returncode == -9
+    assert python("-c", killed, tmp_path / "store").returncode == -9
     assert len(os.listdir(tmp_path / "store")) == 2
     assert_same(SequenceStore.load(tmp_path / "store"), make_store())
     make_store(9).save(tmp_path / "store")
@@ -173,7 +166,7 @@ except UserError as error:
     print(error)
 """
     log = tmp_path / "log.csv"
-    done = run_python(code, tmp_path / "store", log)
+    done = python("-c", code, tmp_path / "store", log)
     assert done.stdout.splitlines() == [
         "[0, 1, 2]",
         f"{log}: reading a log needs polars: install hyenarec[rec], or prepare a store where it is installed",

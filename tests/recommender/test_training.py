@@ -2,10 +2,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import signal
-import subprocess
-import sys
 import time
 from dataclasses import fields, replace
 from pathlib import Path
@@ -32,6 +28,7 @@ from hyenarec.run_folder import LAST, Run, read_history
 from hyenarec.source import Source
 from hyenarec.trained import BEST
 from hyenarec.training import Trainer
+from tests.interpreter import python, start
 
 MODEL = ModelConfig(dim=8, max_length=8, blocks=1)
 CONFIG = TrainingConfig(epochs=3, batch_size=4, warmup_steps=4, learning_rate=1e-2, exclude_seen=False, device="cpu")
@@ -54,7 +51,7 @@ def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
 @pytest.mark.parametrize("mixer", MIXERS)
 @pytest.mark.parametrize("options", [{}, {"loss": "sampled", "negatives": 16, "bf16": True, "schedule": "cosine"}])
 def test_training_lowers_the_loss_and_writes_its_folder(mixer: str, options: dict[str, Any], tmp_path: Path) -> None:
-    result = train(tmp_path / "run", make_store(), mixer=mixer, epochs=5, **options)
+    result = train(tmp_path / "run", make_store(), mixer=mixer, epochs=3, **options)
     history = read_history(tmp_path / "run")
     assert len(history) == result["epochs"]
     assert history[-1]["loss"] < history[0]["loss"]
@@ -78,11 +75,12 @@ def test_two_runs_agree_to_the_bit_and_another_seed_does_not(tmp_path: Path) -> 
 
 
 KILLED = """
-import sys
+import sys, torch
 from pathlib import Path
 sys.path.insert(0, {tests!r})
 from generated import make_store
 from test_training import train
+torch.set_num_threads(1)
 train(Path({folder!r}), make_store(n_users=100), epochs=3, checkpoint_minutes=1e-9)
 """
 
@@ -90,26 +88,25 @@ train(Path({folder!r}), make_store(n_users=100), epochs=3, checkpoint_minutes=1e
 def test_killed_runs_resume_to_the_same_bits(tmp_path: Path) -> None:
     """Killed outright several times, at whatever moment, mid-epoch and mid-save included."""
     tests = str(Path(__file__).parent)
-    program = [sys.executable, "-c", KILLED.format(tests=tests, folder=str(tmp_path / "killed"))]
+    killed, whole = (KILLED.format(tests=tests, folder=str(tmp_path / name)) for name in ("killed", "whole"))
     kills = 0
     for delay in (0.05, 0.2, 0.5):
-        process = subprocess.Popen(program, stdout=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1"})
+        process = start("-c", killed, out=tmp_path)
         path = tmp_path / "killed" / LAST
         seen = path.stat().st_mtime_ns if path.exists() else 0
-        while process.poll() is None and (not path.exists() or path.stat().st_mtime_ns == seen):
+        while process.is_alive() and (not path.exists() or path.stat().st_mtime_ns == seen):
             time.sleep(0.01)
         time.sleep(delay)
-        if process.poll() is None:
+        if process.is_alive():
             kills += 1
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+        process.kill()
+        process.join()
     assert kills >= 2
     progress = checkpoint.load(tmp_path / "killed" / LAST)[1]["progress"]
     assert progress["step"] > 0
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    subprocess.run(program, check=True, stdout=subprocess.DEVNULL, env=environment)
-    whole = [sys.executable, "-c", KILLED.format(tests=tests, folder=str(tmp_path / "whole"))]
-    subprocess.run(whole, check=True, stdout=subprocess.DEVNULL, env=environment)
+    for program in (killed, whole):
+        done = python("-c", program)
+        assert done.returncode == 0, done.stderr
     for name in (LAST, BEST):
         assert same(weights(tmp_path / "killed", name), weights(tmp_path / "whole", name))
     optimizers = [checkpoint.load(tmp_path / name / LAST)[0] for name in ("killed", "whole")]
