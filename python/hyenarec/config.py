@@ -130,6 +130,9 @@ class ModelConfig:
     """Channels."""
     blocks: int = 2
     """Mixer + feed-forward blocks."""
+    block: Literal["plain", "ligr"] = "plain"
+    """plain: pre-norm residual blocks; ligr: what a block adds is weighed by gates made of the residual stream, and the
+    feed-forward is a SwiGLU. eSASRec is mixer attention, block ligr and loss sampled."""
     max_length: int = 200
     """Events of history that the model reads; longer histories are cut to their last events."""
     dropout: float = 0.2

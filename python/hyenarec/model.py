@@ -8,7 +8,7 @@ from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import dropout, gelu
+from torch.nn.functional import dropout, gelu, silu
 
 from hyenarec.cloze import hide_next
 from hyenarec.config import ModelConfig
@@ -56,12 +56,15 @@ class Block(nn.Module):
         self.mixer_norm = nn.LayerNorm(config.dim)
         self.mixer = MIXERS[config.mixer](config, layer)
         self.ffn_norm = nn.LayerNorm(config.dim)
-        self.ffn = FeedForward(
+        self.ffn = self._feed_forward(config)
+        self.dropout = Dropout(config.dropout)
+
+    def _feed_forward(self, config: ModelConfig) -> nn.Sequential:
+        return FeedForward(
             nn.Linear(config.dim, 4 * config.dim),
             Dropout(config.dropout, activation="gelu"),
             nn.Linear(4 * config.dim, config.dim),
         )
-        self.dropout = Dropout(config.dropout)
 
     def forward(self, x: Tensor, batch: Batch, last_only: bool) -> Tensor:
         mixed = self.mixer(self.mixer_norm(x), batch.packing, timestamps=batch.timestamps, last_only=last_only)
@@ -80,6 +83,44 @@ class Block(nn.Module):
     def _after(self, x: Tensor, mixed: Tensor) -> Tensor:
         x = x + self.dropout(mixed)
         return x + self.dropout(self.ffn(self.ffn_norm(x)))  # type: ignore[no-any-return]
+
+
+class SwiGLU(nn.Sequential):
+    """Two linear layers, the first twice as wide: the SiLU of one half multiplies the other."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        up, dropped, down = self
+        gate, value = fast_linear(up, x).chunk(2, -1)
+        return fast_linear(down, dropped(silu(gate) * value))
+
+
+class LiGRBlock(Block):
+    """A block that weighs what each of its two branches adds by a gate made of the residual stream itself:
+
+        x <- x + sigmoid(W x + b) mixer(norm(x)),    and so for the feed-forward, which is a SwiGLU (4x)
+
+    LiGR's layers (arXiv 2502.03417) as eSASRec has them (arXiv 2508.06450). Ours: any mixer, not attention alone; and
+    the values that layers start from are torch's.
+    """
+
+    def __init__(self, config: ModelConfig, layer: int) -> None:
+        super().__init__(config, layer)
+        self.mixer_gate = nn.Linear(config.dim, config.dim)
+        self.ffn_gate = nn.Linear(config.dim, config.dim)
+
+    def _feed_forward(self, config: ModelConfig) -> nn.Sequential:
+        return SwiGLU(
+            nn.Linear(config.dim, 8 * config.dim, bias=False),
+            Dropout(config.dropout),
+            nn.Linear(4 * config.dim, config.dim, bias=False),
+        )
+
+    def _after(self, x: Tensor, mixed: Tensor) -> Tensor:
+        x = x + fast_linear(self.mixer_gate, x).sigmoid() * self.dropout(mixed)
+        return x + fast_linear(self.ffn_gate, x).sigmoid() * self.dropout(self.ffn(self.ffn_norm(x)))
+
+
+BLOCK_KINDS: dict[str, type[Block]] = {"plain": Block, "ligr": LiGRBlock}
 
 
 @dataclass(frozen=True)
@@ -134,7 +175,7 @@ class SequenceModel(nn.Module):
         if self.positions is not None:
             nn.init.normal_(self.positions.weight, std=config.dim**-0.5)
         self.dropout = Dropout(config.dropout)
-        self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.blocks))
+        self.blocks = nn.ModuleList(BLOCK_KINDS[config.block](config, layer) for layer in range(config.blocks))
         self.norm = nn.LayerNorm(config.dim)
 
     def forward(self, batch: Batch, *, last_only: bool = False) -> Tensor:

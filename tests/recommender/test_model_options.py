@@ -1,0 +1,165 @@
+"""Options of the backbone and of its mixers keep what every model keeps: each of them, in models that it fits."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from generated import TRAIN, make_batch, make_store, write_csv
+from torch import Tensor
+from torch.nn.functional import silu
+
+from hyenarec.cli import main
+from hyenarec.cloze import hide_events
+from hyenarec.config import ModelConfig
+from hyenarec.data.batches import Batch
+from hyenarec.mixers import MIXERS
+from hyenarec.model import LiGRBlock, SequenceModel
+from hyenarec.packing import Packing
+from hyenarec.trained import load_trained
+
+LENGTHS, ITEMS, LONGEST = [1, 9, 4, 13, 2], 30, 13
+MODELS = [{"mixer": name, "block": "ligr"} for name in MIXERS]
+CAUSAL = [options for options in MODELS if MIXERS[options["mixer"]].causal]
+
+
+def name(options: dict[str, Any]) -> str:
+    return "-".join(str(value) for value in options.values())
+
+
+every_model = pytest.mark.parametrize("options", MODELS, ids=name)
+causal_models = pytest.mark.parametrize("options", CAUSAL, ids=name)
+
+
+def make(options: dict[str, Any]) -> SequenceModel:
+    """With weights that differ from their start, which hides mistakes in gates."""
+    torch.manual_seed(0)
+    model = SequenceModel(ModelConfig(dim=8, max_length=LONGEST, **options), ITEMS).double().eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.1 * torch.randn_like(parameter)
+    return model
+
+
+def part(batch: Batch, row: int, events: int | None = None) -> Batch:
+    """One sequence of a batch by itself, or its first events."""
+    begin, end = batch.packing.cu_seqlens[row : row + 2].tolist()
+    end = end if events is None else begin + events
+    assert batch.timestamps is not None
+    packing = Packing.from_lengths(torch.tensor([end - begin]))
+    return Batch(batch.items[begin:end], packing, batch.timestamps[begin:end])
+
+
+@every_model
+def test_a_sequence_alone_is_the_same_as_in_a_batch(options: dict[str, Any]) -> None:
+    model, batch = make(options), make_batch(LENGTHS)
+    alone = torch.cat([model(part(batch, row)) for row in range(len(LENGTHS))])
+    torch.testing.assert_close(model(batch), alone, rtol=1e-9, atol=1e-10)
+
+
+@causal_models
+def test_nothing_depends_on_what_comes_later(options: dict[str, Any]) -> None:
+    model, batch = make(options), make_batch(LENGTHS)
+    begin, end = batch.packing.cu_seqlens[3:5].tolist()
+    before = model(batch)
+    for event in range(begin + 1, end):
+        items = batch.items.clone()
+        items[event] = (items[event] + 1) % ITEMS
+        moved = (model(replace(batch, items=items)) - before).detach().abs().amax(1)
+        assert float(moved[:event].max()) < 1e-12 < float(moved[event])
+        assert float(moved[end:].max()) < 1e-12
+
+
+@causal_models
+def test_a_prefix_gives_the_prefix(options: dict[str, Any]) -> None:
+    model, batch = make(options), make_batch(LENGTHS)
+    whole = model(part(batch, 3))
+    for events in (1, 5, 12):
+        torch.testing.assert_close(model(part(batch, 3, events)), whole[:events], rtol=1e-9, atol=1e-10)
+
+
+@every_model
+def test_last_only_is_the_last_row(options: dict[str, Any]) -> None:
+    model, batch = make(options), make_batch(LENGTHS)
+    torch.testing.assert_close(model(batch, last_only=True), model(batch)[batch.packing.last], rtol=1e-9, atol=1e-10)
+
+
+@causal_models
+@torch.inference_mode()
+def test_steps_are_the_forward(options: dict[str, Any]) -> None:
+    """From no event on and from a part of each history; users of different lengths join and leave."""
+    model, batch = make(options), make_batch([13, 9])
+    want = model(batch).split([13, 9])
+    assert batch.timestamps is not None
+    items, times = batch.items.split([13, 9]), batch.timestamps.split([13, 9])
+    for first in (0, 1, 6):
+        state = model.init_state(2)
+        if first:
+            parts = [torch.cat([one[:first] for one in both]) for both in (items, times)]
+            head = Batch(parts[0], Packing.from_lengths(torch.tensor([first, first])), parts[1])
+            hidden, state = model.prefill(head)
+            torch.testing.assert_close(hidden, torch.stack([one[first - 1] for one in want]), rtol=1e-8, atol=1e-8)
+        for t in range(first, 9):
+            now, when = (torch.stack([one[t] for one in both]) for both in (items, times))
+            hidden, state = model.step(now, state, when)
+            torch.testing.assert_close(hidden, torch.stack([one[t] for one in want]), rtol=1e-8, atol=1e-8)
+        only = state.index(torch.tensor([0]))
+        for t in range(9, 13):
+            hidden, only = model.step(items[0][t : t + 1], only, times[0][t : t + 1])
+            torch.testing.assert_close(hidden[0], want[0][t], rtol=1e-8, atol=1e-8)
+
+
+@every_model
+def test_every_parameter_learns(options: dict[str, Any]) -> None:
+    model, batch = make(options), make_batch(LENGTHS)
+    hidden = model(batch if model.mask is None else hide_events(batch))
+    torch.manual_seed(1)
+    model.scores_of(hidden).square().mul(torch.randn(ITEMS).double()).sum().backward()
+    for parameter, value in model.named_parameters():
+        assert value.grad is not None and value.grad.abs().max() > 0, parameter
+
+
+@every_model
+def test_gradients_are_those_of_the_function(options: dict[str, Any]) -> None:
+    """Along a random direction of all weights, against a central difference."""
+    model, batch = make(options), make_batch(LENGTHS)
+    torch.manual_seed(1)
+    weights = torch.randn(sum(LENGTHS), 8).double()
+    model(batch).mul(weights).sum().backward()
+    used = [parameter for parameter in model.parameters() if parameter.grad is not None]
+    direction = [torch.randn_like(parameter) for parameter in used]
+    slope = sum(float((parameter.grad * along).sum()) for parameter, along in zip(used, direction, strict=True))
+    values = []
+    for step in (1e-6, -2e-6):
+        with torch.no_grad():
+            for parameter, along in zip(used, direction, strict=True):
+                parameter += step * along
+            values.append(float(model(batch).mul(weights).sum()))
+    assert (values[0] - values[1]) / 2e-6 == pytest.approx(slope, rel=1e-6)
+
+
+@pytest.mark.parametrize("options", [o for o in MODELS if o["mixer"] in ("hyena", "attention")], ids=name)
+def test_a_trained_model_is_read_again(options: dict[str, Any], tmp_path: Any) -> None:
+    log = write_csv(tmp_path / "log.csv", make_store())
+    flags = [text for key, value in options.items() for text in (f"--{key}", str(value))]
+    main(["train", str(log), "--out", str(tmp_path / "run"), *flags, *TRAIN])
+    model = load_trained(tmp_path / "run").model
+    assert {key: getattr(model.config, key) for key in options} == options
+
+
+def test_a_ligr_block_is_its_equations() -> None:
+    model, batch = make({"mixer": "gru", "block": "ligr"}), make_batch([7])
+    block = model.blocks[0]
+    assert isinstance(block, LiGRBlock)
+    x = torch.randn(7, 8).double()
+
+    def gate(layer: Any, x: Tensor) -> Tensor:
+        return 1 / (1 + torch.exp(-(x @ layer.weight.T + layer.bias)))
+
+    want = x + gate(block.mixer_gate, x) * block.mixer(block.mixer_norm(x), batch.packing)
+    normed, (up, _, down) = block.ffn_norm(want), block.ffn
+    one, other = (normed @ half.T for half in up.weight.split(32))
+    want = want + gate(block.ffn_gate, want) * ((silu(one) * other) @ down.weight.T)
+    torch.testing.assert_close(block(x, batch, False), want)
