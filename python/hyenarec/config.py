@@ -23,10 +23,17 @@ LONGEST = 2**20  # events of a history, taps of a filter
 BASIS_VALUES = 2**25  # of a filter's basis, terms x taps: 256 MiB in float64, which no tensor of a checkpoint shows
 LARGEST_SEED = 2**32 - 1  # a step's seed is made of it and has to stay within 64 bits
 
+# And hyena with --hyena.local.
 MIXERS_WITH_HEADS = ("attention", "bert4rec", "hytrec", "fuxi_linear", "grela", "elastic")
 
 # Lowest and highest value of every number among the options.
-HYENA_RANGES = {"horizon": (1, LONGEST), "terms": (1, 1024), "order": (1, 16), "short_width": (1, 64)}
+HYENA_RANGES = {
+    "horizon": (1, LONGEST),
+    "terms": (1, 1024),
+    "order": (1, 16),
+    "short_width": (1, 64),
+    "local": (2, 4096),
+}
 ATTENTION_RANGES = {"heads": (1, 2**16)}
 MODEL_RANGES = {"dim": (1, 2**16), "blocks": (1, 1024), "max_length": (1, LONGEST)}
 TRAINING_RANGES: dict[str, tuple[float, float]] = {
@@ -97,6 +104,8 @@ class HyenaConfig:
     """Function of the last gate; none leaves all gates out."""
     short_width: int = 4
     """Taps of the short convolution."""
+    local: int | None = None
+    """Last events that a softmax attention beside the convolutions sees; what both give is summed. Default: none."""
 
     def __post_init__(self) -> None:
         check_fields(self, "hyena.")
@@ -145,7 +154,8 @@ class ModelConfig:
         check_ranges(self, MODEL_RANGES)
         if not 0 <= self.dropout <= 0.99:  # of more, rounded to 1/256, nothing might be left
             raise UserError(f"option dropout: {self.dropout} is outside [0, 0.99]")
-        if self.mixer in MIXERS_WITH_HEADS and self.dim % self.attention.heads:
+        heads = self.mixer in MIXERS_WITH_HEADS or (self.mixer == "hyena" and self.hyena.local is not None)
+        if heads and self.dim % self.attention.heads:
             raise UserError(f"option attention.heads: {self.attention.heads} does not divide dim {self.dim}")
         horizon = self.hyena.horizon or self.max_length
         if self.mixer == "hyena" and horizon * self.hyena.terms > BASIS_VALUES:
@@ -237,8 +247,9 @@ def refuse_unused(model: ModelConfig, training: TrainingConfig, mixers: Sequence
         refuse("hyena.", hyena, ("terms",), f"by filter {hyena.filter}; only by {', '.join(bases)}")
     if hyena.filter == "explicit":
         refuse("hyena.", hyena, ("window",), "by filter explicit; only by the others")
-    if set(mixers).isdisjoint(MIXERS_WITH_HEADS):
-        refuse("attention.", model.attention, ("heads",), f"by {named}; only by {', '.join(MIXERS_WITH_HEADS)}")
+    if set(mixers).isdisjoint(MIXERS_WITH_HEADS) and hyena.local is None:
+        readers = f"{', '.join(MIXERS_WITH_HEADS)} and hyena with hyena.local"
+        refuse("attention.", model.attention, ("heads",), f"by {named}; only by {readers}")
     if training.loss == "full":
         refuse("", training, ("negatives",), "by loss full; only by loss sampled")
     if not training.exclude_seen:

@@ -8,25 +8,35 @@ from typing import Any
 import pytest
 import torch
 from generated import TRAIN, make_batch, make_store, write_csv
+from test_mixers import Operations
 from torch import Tensor
 from torch.nn.functional import silu
 
 from hyenarec.cli import main
 from hyenarec.cloze import hide_events
-from hyenarec.config import ModelConfig
+from hyenarec.config import AttentionConfig, HyenaConfig, ModelConfig, TrainingConfig, refuse_unused
 from hyenarec.data.batches import Batch
+from hyenarec.errors import UserError
 from hyenarec.mixers import MIXERS
+from hyenarec.mixers.recent import RecentAttention
 from hyenarec.model import LiGRBlock, SequenceModel
 from hyenarec.packing import Packing
 from hyenarec.trained import load_trained
 
 LENGTHS, ITEMS, LONGEST = [1, 9, 4, 13, 2], 30, 13
-MODELS = [{"mixer": name, "block": "ligr"} for name in MIXERS]
+MODELS: list[dict[str, Any]] = [
+    *({"mixer": name, "block": "ligr"} for name in MIXERS),
+    *(
+        {"mixer": "hyena", "hyena": HyenaConfig(local=width, gate=gate)}
+        for width, gate in ((2, "none"), (5, "identity"))
+    ),
+]
 CAUSAL = [options for options in MODELS if MIXERS[options["mixer"]].causal]
 
 
 def name(options: dict[str, Any]) -> str:
-    return "-".join(str(value) for value in options.values())
+    hyena = options.get("hyena")
+    return "-".join(map(str, options.values())) if hyena is None else f"hyena-local-{hyena.local}-gate-{hyena.gate}"
 
 
 every_model = pytest.mark.parametrize("options", MODELS, ids=name)
@@ -143,7 +153,9 @@ def test_gradients_are_those_of_the_function(options: dict[str, Any]) -> None:
 @pytest.mark.parametrize("options", [o for o in MODELS if o["mixer"] in ("hyena", "attention")], ids=name)
 def test_a_trained_model_is_read_again(options: dict[str, Any], tmp_path: Any) -> None:
     log = write_csv(tmp_path / "log.csv", make_store())
-    flags = [text for key, value in options.items() for text in (f"--{key}", str(value))]
+    flags = [text for key, value in options.items() if key != "hyena" for text in (f"--{key}", str(value))]
+    if "hyena" in options:
+        flags += ["--hyena.local", str(options["hyena"].local), "--hyena.gate", options["hyena"].gate]
     main(["train", str(log), "--out", str(tmp_path / "run"), *flags, *TRAIN])
     model = load_trained(tmp_path / "run").model
     assert {key: getattr(model.config, key) for key in options} == options
@@ -163,3 +175,44 @@ def test_a_ligr_block_is_its_equations() -> None:
     one, other = (normed @ half.T for half in up.weight.split(32))
     want = want + gate(block.ffn_gate, want) * ((silu(one) * other) @ down.weight.T)
     torch.testing.assert_close(block(x, batch, False), want)
+
+
+def test_local_attention_is_summed_to_the_convolution() -> None:
+    """Event by event: softmax over the last five, with a number for each lag and head."""
+    model, x = make({"mixer": "hyena", "hyena": HyenaConfig(local=5)}), torch.randn(13, 8).double()
+    mixer: Any = model.blocks[0].mixer
+    q, k, v = (y.view(13, 2, 4) for y in mixer.local.qkv(x).chunk(3, -1))
+    rows = []
+    for t in range(13):
+        near = range(max(0, t - 4), t + 1)
+        heads = []
+        for head in range(2):
+            scores = [q[t, head] @ k[s, head] / 2 + mixer.local.lags[head, t - s] for s in near]
+            weights = torch.stack(scores).softmax(0)
+            heads.append(sum(weight * v[s, head] for weight, s in zip(weights, near, strict=True)))
+        rows.append(mixer.local.out(torch.cat(heads)))
+    got = mixer(x, Packing.from_lengths(torch.tensor([13])))
+    torch.testing.assert_close(got, mixer.operator(x[None])[0] + torch.stack(rows))
+
+
+def test_local_attention_costs_linearly() -> None:
+    attention = RecentAttention(ModelConfig(dim=16), 32, lags=True)
+
+    def operations(length: int) -> int:
+        x = torch.randn(length, 16, requires_grad=True)
+        with Operations() as counted:
+            attention(x, Packing.from_lengths(torch.tensor([length]))).sum().backward()
+        return counted.count
+
+    assert operations(4096) < 4.1 * operations(1024)
+
+
+def test_heads_of_local_attention_are_checked() -> None:
+    with pytest.raises(UserError, match=r"^option attention\.heads: 2 does not divide dim 9"):
+        ModelConfig(dim=9, hyena=HyenaConfig(local=4))
+    with pytest.raises(UserError, match=r"^option hyena\.local: 1 is below 2"):
+        HyenaConfig(local=1)
+    heads = ModelConfig(dim=9, attention=AttentionConfig(heads=3), hyena=HyenaConfig(local=4))
+    refuse_unused(heads, TrainingConfig(), ("hyena",))
+    with pytest.raises(UserError, match=r"^option attention\.heads: not used by hyena; .* hyena with hyena.local$"):
+        refuse_unused(replace(heads, hyena=HyenaConfig()), TrainingConfig(), ("hyena",))
