@@ -23,6 +23,7 @@ LONGEST = 2**20  # events of a history, taps of a filter
 BASIS_VALUES = 2**25  # of a filter's basis, terms x taps: 256 MiB in float64, which no tensor of a checkpoint shows
 LARGEST_SEED = 2**32 - 1  # a step's seed is made of it and has to stay within 64 bits
 
+MIXERS_THAT_DECOUPLE = ("attention", "hyena")
 # And hyena with --hyena.local.
 MIXERS_WITH_HEADS = ("attention", "bert4rec", "hytrec", "fuxi_linear", "grela", "elastic")
 
@@ -142,12 +143,21 @@ class ModelConfig:
     block: Literal["plain", "ligr"] = "plain"
     """plain: pre-norm residual blocks; ligr: what a block adds is weighed by gates made of the residual stream, and the
     feed-forward is a SwiGLU. eSASRec is mixer attention, block ligr and loss sampled."""
+    embedding: Literal["shared", "decoupled"] = "shared"
+    """shared: one embedding of an item for everything; decoupled: a second, small one makes the queries and keys of
+    attention, or the gates of hyena, so that what to look for and what is found there do not pull at the same numbers
+    (DARE)."""
     max_length: int = 200
     """Events of history that the model reads; longer histories are cut to their last events."""
     dropout: float = 0.2
     """Dropout on embeddings, mixer outputs and feed-forward layers."""
     hyena: HyenaConfig = field(default_factory=HyenaConfig)
     attention: AttentionConfig = field(default_factory=AttentionConfig)
+
+    @property
+    def small_dim(self) -> int:
+        """Channels of the second embedding of items, 0 where there is none."""
+        return max(1, self.dim // 4) if self.embedding == "decoupled" else 0
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -157,6 +167,13 @@ class ModelConfig:
         heads = self.mixer in MIXERS_WITH_HEADS or (self.mixer == "hyena" and self.hyena.local is not None)
         if heads and self.dim % self.attention.heads:
             raise UserError(f"option attention.heads: {self.attention.heads} does not divide dim {self.dim}")
+        if self.embedding == "decoupled":
+            if self.mixer not in MIXERS_THAT_DECOUPLE:
+                raise UserError(
+                    f"option embedding: decoupled is for {' and '.join(MIXERS_THAT_DECOUPLE)}, not for {self.mixer}"
+                )
+            if self.mixer == "hyena" and self.hyena.gate == "none":
+                raise UserError("option embedding: decoupled makes gates, and hyena.gate none leaves them out")
         horizon = self.hyena.horizon or self.max_length
         if self.mixer == "hyena" and horizon * self.hyena.terms > BASIS_VALUES:
             raise UserError(

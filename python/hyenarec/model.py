@@ -66,19 +66,28 @@ class Block(nn.Module):
             nn.Linear(4 * config.dim, config.dim),
         )
 
-    def forward(self, x: Tensor, batch: Batch, last_only: bool) -> Tensor:
-        mixed = self.mixer(self.mixer_norm(x), batch.packing, timestamps=batch.timestamps, last_only=last_only)
+    def forward(self, x: Tensor, batch: Batch, last_only: bool, small: Tensor | None = None) -> Tensor:
+        mixed = self.mixer(self._read(x, small), batch.packing, timestamps=batch.timestamps, last_only=last_only)
         if last_only:
             x = x[batch.packing.last]  # (S, D)
         return self._after(x, mixed)
 
-    def prefill(self, x: Tensor, packing: Packing, timestamps: Tensor | None, compact: bool) -> tuple[Tensor, State]:
-        mixed, state = self.mixer.prefill(self.mixer_norm(x), packing, timestamps=timestamps, compact=compact)
+    def prefill(
+        self, x: Tensor, packing: Packing, timestamps: Tensor | None, compact: bool, small: Tensor | None = None
+    ) -> tuple[Tensor, State]:
+        mixed, state = self.mixer.prefill(self._read(x, small), packing, timestamps=timestamps, compact=compact)
         return self._after(x, mixed), state
 
-    def step(self, x: Tensor, state: State, timestamps: Tensor | None) -> tuple[Tensor, State]:
-        mixed, state = self.mixer.step(self.mixer_norm(x), state, timestamps=timestamps)
+    def step(
+        self, x: Tensor, state: State, timestamps: Tensor | None, small: Tensor | None = None
+    ) -> tuple[Tensor, State]:
+        mixed, state = self.mixer.step(self._read(x, small), state, timestamps=timestamps)
         return self._after(x, mixed), state
+
+    def _read(self, x: Tensor, small: Tensor | None) -> Tensor:
+        """What the mixer reads: the stream, and behind it the second embedding of the events where there is one."""
+        normed: Tensor = self.mixer_norm(x)
+        return normed if small is None else torch.cat((normed, small.to(normed.dtype)), -1)
 
     def _after(self, x: Tensor, mixed: Tensor) -> Tensor:
         x = x + self.dropout(mixed)
@@ -121,6 +130,28 @@ class LiGRBlock(Block):
 
 
 BLOCK_KINDS: dict[str, type[Block]] = {"plain": Block, "ligr": LiGRBlock}
+
+
+class SmallEmbedding(nn.Module):
+    """A second, small embedding of events: items, and positions where the model has them.
+
+    DARE (arXiv 2410.02604) has one table for attention and another for what is attended to, because in one table the
+    two pull at the same numbers. Ours: that the next item is predicted by it, so that a query is made of the event
+    before instead of a candidate; the values' table is that of the scores too; each block projects the small embedding
+    to full width, so that the same kernels serve; and with hyena it makes the gates.
+    """
+
+    def __init__(self, config: ModelConfig, n_items: int, length: int) -> None:
+        super().__init__()
+        self.items = nn.Embedding(n_items, config.small_dim)
+        self.positions = nn.Embedding(length, config.small_dim) if length else None
+        nn.init.normal_(self.items.weight)  # of unit variance, as what the mixers read beside it
+        if self.positions is not None:
+            nn.init.normal_(self.positions.weight, std=config.small_dim**-0.5)
+
+    def forward(self, items: Tensor, positions: Tensor) -> Tensor:
+        x: Tensor = self.items(items)
+        return x if self.positions is None else x + self.positions(positions)
 
 
 @dataclass(frozen=True)
@@ -174,14 +205,18 @@ class SequenceModel(nn.Module):
         self.positions = nn.Embedding(length, config.dim) if mixer.needs_positions else None
         if self.positions is not None:
             nn.init.normal_(self.positions.weight, std=config.dim**-0.5)
+        self.small: SmallEmbedding | None = None
+        if config.small_dim:
+            self.small = SmallEmbedding(config, n_items, length if mixer.needs_positions else 0)
         self.dropout = Dropout(config.dropout)
         self.blocks = nn.ModuleList(BLOCK_KINDS[config.block](config, layer) for layer in range(config.blocks))
         self.norm = nn.LayerNorm(config.dim)
 
     def forward(self, batch: Batch, *, last_only: bool = False) -> Tensor:
         x = self._embed(batch.items, batch.packing.positions, batch.masked)
+        small = self._embed_small(batch.items, batch.packing.positions)
         for index, block in enumerate(self.blocks):
-            x = block(x, batch, last_only and index == len(self.blocks) - 1)
+            x = block(x, batch, last_only and index == len(self.blocks) - 1, small)
         return self.norm(x)  # type: ignore[no-any-return]
 
     def _embed(self, items: Tensor, positions: Tensor, masked: Tensor | None = None) -> Tensor:
@@ -192,6 +227,9 @@ class SequenceModel(nn.Module):
         if self.positions is not None:
             x = x + self.positions(positions)
         return self.dropout(x)  # type: ignore[no-any-return]
+
+    def _embed_small(self, items: Tensor, positions: Tensor) -> Tensor | None:
+        return None if self.small is None else self.dropout(self.small(items, positions))
 
     def scores(self, batch: Batch) -> Tensor:
         """Scores of every item as the next one after each sequence, (S, V) float32."""
@@ -220,8 +258,9 @@ class SequenceModel(nn.Module):
         """The hidden states after whole histories, none of them empty, (S, D), and the state for :meth:`step`."""
         self._check_causal()
         x, states = self._embed(batch.items, batch.packing.positions), []
+        small = self._embed_small(batch.items, batch.packing.positions)
         for block in self._blocks():
-            x, state = block.prefill(x, batch.packing, batch.timestamps, compact)
+            x, state = block.prefill(x, batch.packing, batch.timestamps, compact, small)
             states.append(state)
         return self.norm(x[batch.packing.last]), ModelState(tuple(states), batch.packing.lengths)
 
@@ -235,8 +274,9 @@ class SequenceModel(nn.Module):
         if most is not None and int(state.events.max()) >= most:
             raise UserError(f"step: mixer {self.config.mixer} has {most} positions (max_length), and all are taken")
         x, states = self._embed(items, state.events), []
+        small = self._embed_small(items, state.events)
         for block, before in zip(self._blocks(), state.blocks, strict=True):
-            x, after = block.step(x, before, timestamps)
+            x, after = block.step(x, before, timestamps, small)
             states.append(after)
         return self.norm(x), ModelState(tuple(states), state.events + 1)
 

@@ -26,17 +26,19 @@ from hyenarec.trained import load_trained
 LENGTHS, ITEMS, LONGEST = [1, 9, 4, 13, 2], 30, 13
 MODELS: list[dict[str, Any]] = [
     *({"mixer": name, "block": "ligr"} for name in MIXERS),
-    *(
-        {"mixer": "hyena", "hyena": HyenaConfig(local=width, gate=gate)}
-        for width, gate in ((2, "none"), (5, "identity"))
-    ),
+    {"mixer": "hyena", "hyena": HyenaConfig(local=2, gate="none")},
+    {"mixer": "hyena", "hyena": HyenaConfig(local=5)},
+    {"mixer": "attention", "embedding": "decoupled"},
+    {"mixer": "hyena", "embedding": "decoupled"},
+    {"mixer": "hyena", "embedding": "decoupled", "block": "ligr", "hyena": HyenaConfig(local=5, order=3)},
 ]
 CAUSAL = [options for options in MODELS if MIXERS[options["mixer"]].causal]
 
 
 def name(options: dict[str, Any]) -> str:
     hyena = options.get("hyena")
-    return "-".join(map(str, options.values())) if hyena is None else f"hyena-local-{hyena.local}-gate-{hyena.gate}"
+    named = [str(value) for key, value in options.items() if key != "hyena"]
+    return "-".join(named + ([f"local-{hyena.local}-{hyena.gate}"] if hyena else []))
 
 
 every_model = pytest.mark.parametrize("options", MODELS, ids=name)
@@ -155,7 +157,7 @@ def test_a_trained_model_is_read_again(options: dict[str, Any], tmp_path: Any) -
     log = write_csv(tmp_path / "log.csv", make_store())
     flags = [text for key, value in options.items() if key != "hyena" for text in (f"--{key}", str(value))]
     if "hyena" in options:
-        flags += ["--hyena.local", str(options["hyena"].local), "--hyena.gate", options["hyena"].gate]
+        flags += [f"--hyena.{key}={getattr(options['hyena'], key)}" for key in ("local", "gate", "order")]
     main(["train", str(log), "--out", str(tmp_path / "run"), *flags, *TRAIN])
     model = load_trained(tmp_path / "run").model
     assert {key: getattr(model.config, key) for key in options} == options
@@ -216,3 +218,28 @@ def test_heads_of_local_attention_are_checked() -> None:
     refuse_unused(heads, TrainingConfig(), ("hyena",))
     with pytest.raises(UserError, match=r"^option attention\.heads: not used by hyena; .* hyena with hyena.local$"):
         refuse_unused(replace(heads, hyena=HyenaConfig()), TrainingConfig(), ("hyena",))
+
+
+def test_decoupled_attention_looks_by_the_small_embedding_alone() -> None:
+    model, batch = make({"mixer": "attention", "embedding": "decoupled"}), make_batch([7])
+    mixer: Any = model.blocks[0].mixer
+    x, small = torch.randn(7, 8).double(), torch.randn(7, 2).double()
+    q, k = (y.view(7, 2, 4).transpose(0, 1) for y in mixer.query_key(small).chunk(2, -1))
+    v = mixer.qkv(x).view(7, 2, 4).transpose(0, 1)
+    scores = (q @ k.mT / 2).masked_fill(torch.ones(7, 7).triu(1).bool(), -torch.inf)
+    want = mixer.out((scores.softmax(-1) @ v).transpose(0, 1).flatten(1))
+    torch.testing.assert_close(mixer(torch.cat((x, small), -1), batch.packing), want)
+    assert model.small is not None
+    assert model.small.items.weight.shape == (ITEMS, 2) and model.items.weight.shape == (ITEMS, 8)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"mixer": "gru"}, "decoupled is for attention and hyena, not for gru"),
+        ({"hyena": HyenaConfig(gate="none")}, "decoupled makes gates, and hyena.gate none leaves them out"),
+    ],
+)
+def test_decoupled_where_nothing_reads_it_is_one_line(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=f"^option embedding: {message}$"):
+        ModelConfig(embedding="decoupled", **options)

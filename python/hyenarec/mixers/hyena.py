@@ -36,6 +36,7 @@ class HyenaRecMixer(Mixer):
             window=options.window,
             gate=options.gate,
             short_width=options.short_width,
+            gate_dim=config.small_dim,
         )
 
         self.local = None if options.local is None else RecentAttention(config, options.local, lags=True)
@@ -45,6 +46,7 @@ class HyenaRecMixer(Mixer):
     ) -> Tensor:
         mixed: Tensor = self.operator(x, cu_seqlens=packing.cu_seqlens, last_only=last_only)
         if self.local is not None:
+            x = x[:, : self.operator.dim]
             mixed = mixed + (self.local.last(x, packing) if last_only else self.local(x, packing))
         return mixed
 
@@ -62,7 +64,7 @@ class HyenaRecMixer(Mixer):
         mixed, state = self.operator.prefill(x, cu_seqlens=packing.cu_seqlens, state=form)
         if self.local is None:
             return mixed, state
-        added, recent = self.local.prefill(x, packing)
+        added, recent = self.local.prefill(x[:, : self.operator.dim], packing)
         return mixed + added, LocalState(state, TensorState(recent, events=packing.lengths))
 
     def step(self, x: Tensor, state: State, *, timestamps: Tensor | None = None) -> tuple[Tensor, State]:
@@ -70,7 +72,7 @@ class HyenaRecMixer(Mixer):
             return self.operator.step(x, cast(StreamingState, state))
         assert isinstance(state, LocalState)
         mixed, memory = self.operator.step(x, state.memory)
-        added, recent = self.local.step(x, state.recent)
+        added, recent = self.local.step(x[:, : self.operator.dim], state.recent)
         return mixed + added, LocalState(memory, TensorState(recent, events=state.recent["events"] + 1))
 
     @torch.no_grad()
