@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 from hyenarec.config import HyenaConfig, ModelConfig
 from hyenarec.errors import UserError
@@ -25,16 +26,22 @@ class System:
         line: one line on how it mixes a history, with its source.
         mixer: the mixer of :data:`hyenarec.mixers.MIXERS` that it is built on.
         hyena: the options of the hyena mixer, where they differ from the defaults.
+        block: the kind of its blocks.
+        loss: the loss that is part of it; None for the comparison's own.
     """
 
     title: str
     line: str
     mixer: str
     hyena: HyenaConfig = field(default_factory=HyenaConfig)
+    block: Literal["plain", "ligr"] = "plain"
+    loss: Literal["full", "sampled"] | None = None
 
     def model(self, length: int, dim: int = DIM, blocks: int = BLOCKS) -> ModelConfig:
         """The configuration of its model for histories of ``length`` events."""
-        return ModelConfig(mixer=self.mixer, dim=dim, blocks=blocks, max_length=length, hyena=self.hyena)
+        return ModelConfig(
+            mixer=self.mixer, dim=dim, blocks=blocks, block=self.block, max_length=length, hyena=self.hyena
+        )
 
 
 # Results name a system by its key here, under "mixer".
@@ -91,6 +98,13 @@ SYSTEMS: dict[str, System] = {
     ),
     "hyena_explicit": System(
         "HyenaRec, explicit filters", "a free weight for every lag", "hyena", HyenaConfig(filter="explicit")
+    ),
+    "esasrec": System(
+        "eSASRec",
+        "SASRec in gated residual blocks with SwiGLU, by sampled softmax (arXiv 2508.06450)",
+        "attention",
+        block="ligr",
+        loss="sampled",
     ),
 }
 MAIN = tuple(MIXERS)  # the systems as their papers have them: every suite's default

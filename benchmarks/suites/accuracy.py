@@ -61,7 +61,8 @@ class Protocol:
         """Model and training of one run."""
         model = replace(SYSTEMS[name].model(length), dropout=self.dropout)
         epochs = self.training.epochs * (1 if MIXERS[model.mixer].causal else CLOZE_EPOCHS)
-        return model, replace(self.training, batch_size=windows, seed=seed, epochs=epochs)
+        loss = SYSTEMS[name].loss or self.training.loss
+        return model, replace(self.training, batch_size=windows, seed=seed, epochs=epochs, loss=loss)
 
 
 SHORT = TrainingConfig(

@@ -50,6 +50,8 @@ class HyenaMixer(Projections):
         short_width: W, taps of the short convolution.
         bidirectional: each long convolution also has a filter that reaches as far into the future, so that every
             position sees both sides of its sequence; such a mixer has no streaming state.
+        gate_dim: channels that the gates are made of, and nothing else: ``x`` has them behind its D, which make the
+            values. 0: the gates are made of the D, too.
         device, dtype: of the parameters, torch's defaults if None. On the meta device they hold nothing: then
             ``to_empty`` and :meth:`reset_parameters`, or a state dict, fill them.
 
@@ -70,6 +72,7 @@ class HyenaMixer(Projections):
         gate: Literal["identity", "sigmoid", "silu", "none"] = "identity",
         short_width: int = 3,
         bidirectional: bool = False,
+        gate_dim: int = 0,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -87,7 +90,10 @@ class HyenaMixer(Projections):
             raise ValueError(f"HyenaMixer: groups must be a divisor of dim {dim}, got {groups}")
         if gate not in (*GATES, "none"):
             raise ValueError(f"HyenaMixer: gate must be {', '.join(GATES)} or none, got {gate!r}")
-        super().__init__(dim, 0 if gate == "none" else order, short_width, device, dtype)
+        gate_dim = integer("HyenaMixer", "gate_dim", gate_dim, 0)
+        if gate_dim and gate == "none":
+            raise ValueError(f"HyenaMixer: gate_dim must be 0 without gates, got {gate_dim}")
+        super().__init__(dim, 0 if gate == "none" else order, short_width, device, dtype, gate_dim)
         self.horizon, self.order, self.gate = horizon, order, gate
         self.register_buffer(f"{gate}_gate", torch.empty(0, device=device, dtype=dtype))  # as in Filter: a kind, stored
         self.bidirectional = bidirectional
@@ -142,7 +148,8 @@ class HyenaMixer(Projections):
         """Mixes sequences, each by itself.
 
         Args:
-            x: padded (B, L, D) or packed (T, D), in the dtype of the weights (any float under autocast).
+            x: padded (B, L, D) or packed (T, D), in the dtype of the weights (any float under autocast); with
+                ``gate_dim`` (B, L, D + gate_dim) or (T, D + gate_dim).
             lengths, starts: (B,) int32 or int64, as :func:`hyenarec_kernels.long_conv` takes them. Padding may hold
                 anything.
             mask: (B, L) bool, or integers 0 and 1, instead of these. True marks real positions, which must be one
@@ -153,7 +160,8 @@ class HyenaMixer(Projections):
                 ``(order-1)*(K-1) + W`` positions it depends on.
 
         Returns:
-            The shape of ``x``, 0 in padding; with ``last_only`` (B, D) or (S, D), 0 for an empty sequence.
+            The shape of ``x``, with D channels, 0 in padding; with ``last_only`` (B, D) or (S, D), 0 for an empty
+            sequence.
 
         Raises:
             ValueError: arguments that do not fit together, or a mask with holes.
@@ -242,9 +250,9 @@ class HyenaMixer(Projections):
         self._check(op, x)
         check_state(op, "state", state)
         refuse_gradients(op, "give forward whole sequences", x)
-        if x.dim() != 2 or x.shape != (state.projected.shape[0], self.dim):
+        if x.dim() != 2 or x.shape != (state.projected.shape[0], self.width):
             raise ValueError(
-                f"{op}: x must be ({state.projected.shape[0]}, {self.dim}) beside this state, got {tuple(x.shape)}"
+                f"{op}: x must be ({state.projected.shape[0]}, {self.width}) beside this state, got {tuple(x.shape)}"
             )
         check_fits(op, state, self.gate, self._state_shapes(state), self.short_weight)
         with torch.no_grad():
@@ -272,8 +280,8 @@ class HyenaMixer(Projections):
         self._check("HyenaMixer", x)
         if jit_tracing() and torch.is_grad_enabled():
             raise NotImplementedError("HyenaMixer: torch.jit.trace records no gradients; trace it under torch.no_grad")
-        if x.dim() not in (2, 3) or x.shape[-1] != self.dim:
-            raise ValueError(f"HyenaMixer: x must be (B, L, {self.dim}) or (T, {self.dim}), got {tuple(x.shape)}")
+        if x.dim() not in (2, 3) or x.shape[-1] != self.width:
+            raise ValueError(f"HyenaMixer: x must be (B, L, {self.width}) or (T, {self.width}), got {tuple(x.shape)}")
         if mask is None:
             return Segments.of("HyenaMixer", x, lengths, starts, cu_seqlens)
         if lengths is not None or starts is not None or cu_seqlens is not None:
@@ -318,7 +326,7 @@ class HyenaMixer(Projections):
             reach = torch.sym_min(reach, events)  # type: ignore[no-untyped-call]
         if traced or first.shape[0] * reach < x.shape[:-1].numel():
             kept = length.clamp(max=reach)
-            x = last_rows(x.reshape(-1, self.dim), first, length, reach)  # (S, reach, D), right-aligned
+            x = last_rows(x.reshape(-1, self.width), first, length, reach)  # (S, reach, D), right-aligned
             where = Segments(reach - kept, torch.full_like(kept, reach))
             first, length = spans(x, where)
         _, (*q, gates), v = self._project(x, where)

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from hyenarec_kernels.dtypes import wide
-from hyenarec_kernels.nn.linear import fast_product, is_plain
+from hyenarec_kernels.nn.linear import fast_linear, fast_product, is_plain
 from hyenarec_kernels.nn.starts import first, gate_starts, last_identity
 from hyenarec_kernels.sharding import beside
 from hyenarec_kernels.tracing import plain
@@ -27,6 +27,10 @@ class Projections(nn.Module):
         short taps = (1, 0, .., 0) + short_weight
         short bias = [1, 0 .., 1, 0] + short_bias           1 for the outer gates
 
+    With ``gate_dim`` the gates are projected from channels of their own, which lie behind the D of the values:
+
+        W_in = [SCALE * gate_proj.weight, 0; 0, I + SCALE * in_proj.weight]
+
     With all parameters at 0 the values pass through, and outer gates are 1. A recommender's scores are products with
     the same embeddings that the mixer reads: so averages of past embeddings reach the scores as they are, and training
     need not undo two random matrices first. Libraries that draw every matrix anew, by ``xavier_normal_`` or
@@ -44,15 +48,24 @@ class Projections(nn.Module):
         short_width: int,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
+        gate_dim: int = 0,
     ) -> None:
         super().__init__()
-        self.dim, self.gates, self.short_width = dim, gates, short_width
+        self.dim, self.gates, self.short_width, self.gate_dim = dim, gates, short_width, gate_dim
         channels = (gates + 1) * dim
         # Without biases padding stays exactly 0 from end to end; the short convolution has one where it matters.
-        self.in_proj = nn.Linear(dim, channels, bias=False, device=device, dtype=dtype)
+        self.in_proj = nn.Linear(dim, dim if gate_dim else channels, bias=False, device=device, dtype=dtype)
+        self.gate_proj: nn.Linear | None = None
+        if gate_dim:
+            self.gate_proj = nn.Linear(gate_dim, gates * dim, bias=False, device=device, dtype=dtype)
         self.short_weight = nn.Parameter(torch.empty(channels, short_width, device=device, dtype=dtype))
         self.short_bias = nn.Parameter(torch.empty(channels, device=device, dtype=dtype))
         self.out_proj = nn.Linear(dim, dim, bias=False, device=device, dtype=dtype)
+
+    @property
+    def width(self) -> int:
+        """Channels in."""
+        return self.dim + self.gate_dim
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
@@ -63,17 +76,21 @@ class Projections(nn.Module):
         """
         self.short_bias.zero_()
         self.short_weight.normal_(std=SMALL * self.short_width**-0.5)
-        for projection in (self.in_proj, self.out_proj):
-            projection.weight.normal_(std=SMALL / SCALE * self.dim**-0.5)
+        made_gates = self.in_proj if self.gate_proj is None else self.gate_proj
+        for projection in dict.fromkeys((self.in_proj, self.out_proj, made_gates)):
+            projection.weight.normal_(std=SMALL / SCALE * projection.in_features**-0.5)
         if self.gates > 2:  # not by a slice, which a distributed tensor would copy
-            weight = self.in_proj.weight
+            weight = made_gates.weight
             gate = torch.arange(weight.shape[0], device=weight.device) // self.dim  # (C,)
             between = (gate > 0) & (gate < self.gates - 1)
             weight.div_(beside(weight, torch.where(between, SMALL, 1.0).to(weight.dtype)[:, None]))
 
     def project_in(self, x: Tensor) -> Tensor:
-        """``x`` (..., D) times ``W_in``: (..., C)."""
-        return _times(self.in_proj, x)
+        """``x`` (..., D + gate_dim) times ``W_in``: (..., C)."""
+        if self.gate_proj is None:
+            return _times(self.in_proj, x)
+        values, gates = x[..., : self.dim], x[..., self.dim :]
+        return torch.cat((SCALE * fast_linear(self.gate_proj, gates), _times(self.in_proj, values)), -1)
 
     def project_out(self, v: Tensor) -> Tensor:
         """``v`` (..., D) times ``W_out``: (..., D)."""

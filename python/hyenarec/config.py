@@ -23,10 +23,18 @@ LONGEST = 2**20  # events of a history, taps of a filter
 BASIS_VALUES = 2**25  # of a filter's basis, terms x taps: 256 MiB in float64, which no tensor of a checkpoint shows
 LARGEST_SEED = 2**32 - 1  # a step's seed is made of it and has to stay within 64 bits
 
+MIXERS_THAT_DECOUPLE = ("attention", "hyena")
+# And hyena with --hyena.local.
 MIXERS_WITH_HEADS = ("attention", "bert4rec", "hytrec", "fuxi_linear", "grela", "elastic")
 
 # Lowest and highest value of every number among the options.
-HYENA_RANGES = {"horizon": (1, LONGEST), "terms": (1, 1024), "order": (1, 16), "short_width": (1, 64)}
+HYENA_RANGES = {
+    "horizon": (1, LONGEST),
+    "terms": (1, 1024),
+    "order": (1, 16),
+    "short_width": (1, 64),
+    "local": (2, 4096),
+}
 ATTENTION_RANGES = {"heads": (1, 2**16)}
 MODEL_RANGES = {"dim": (1, 2**16), "blocks": (1, 1024), "max_length": (1, LONGEST)}
 TRAINING_RANGES: dict[str, tuple[float, float]] = {
@@ -97,6 +105,8 @@ class HyenaConfig:
     """Function of the last gate; none leaves all gates out."""
     short_width: int = 4
     """Taps of the short convolution."""
+    local: int | None = None
+    """Last events that a softmax attention beside the convolutions sees; what both give is summed. Default: none."""
 
     def __post_init__(self) -> None:
         check_fields(self, "hyena.")
@@ -130,6 +140,13 @@ class ModelConfig:
     """Channels."""
     blocks: int = 2
     """Mixer + feed-forward blocks."""
+    block: Literal["plain", "ligr"] = "plain"
+    """plain: pre-norm residual blocks; ligr: what a block adds is weighed by gates made of the residual stream, and the
+    feed-forward is a SwiGLU. eSASRec is mixer attention, block ligr and loss sampled."""
+    embedding: Literal["shared", "decoupled"] = "shared"
+    """shared: one embedding of an item for everything; decoupled: a second, small one makes the queries and keys of
+    attention, or the gates of hyena, so that what to look for and what is found there do not pull at the same numbers
+    (DARE)."""
     max_length: int = 200
     """Events of history that the model reads; longer histories are cut to their last events."""
     dropout: float = 0.2
@@ -137,13 +154,26 @@ class ModelConfig:
     hyena: HyenaConfig = field(default_factory=HyenaConfig)
     attention: AttentionConfig = field(default_factory=AttentionConfig)
 
+    @property
+    def small_dim(self) -> int:
+        """Channels of the second embedding of items, 0 where there is none."""
+        return max(1, self.dim // 4) if self.embedding == "decoupled" else 0
+
     def __post_init__(self) -> None:
         check_fields(self)
         check_ranges(self, MODEL_RANGES)
         if not 0 <= self.dropout <= 0.99:  # of more, rounded to 1/256, nothing might be left
             raise UserError(f"option dropout: {self.dropout} is outside [0, 0.99]")
-        if self.mixer in MIXERS_WITH_HEADS and self.dim % self.attention.heads:
+        heads = self.mixer in MIXERS_WITH_HEADS or (self.mixer == "hyena" and self.hyena.local is not None)
+        if heads and self.dim % self.attention.heads:
             raise UserError(f"option attention.heads: {self.attention.heads} does not divide dim {self.dim}")
+        if self.embedding == "decoupled":
+            if self.mixer not in MIXERS_THAT_DECOUPLE:
+                raise UserError(
+                    f"option embedding: decoupled is for {' and '.join(MIXERS_THAT_DECOUPLE)}, not for {self.mixer}"
+                )
+            if self.mixer == "hyena" and self.hyena.gate == "none":
+                raise UserError("option embedding: decoupled makes gates, and hyena.gate none leaves them out")
         horizon = self.hyena.horizon or self.max_length
         if self.mixer == "hyena" and horizon * self.hyena.terms > BASIS_VALUES:
             raise UserError(
@@ -234,8 +264,9 @@ def refuse_unused(model: ModelConfig, training: TrainingConfig, mixers: Sequence
         refuse("hyena.", hyena, ("terms",), f"by filter {hyena.filter}; only by {', '.join(bases)}")
     if hyena.filter == "explicit":
         refuse("hyena.", hyena, ("window",), "by filter explicit; only by the others")
-    if set(mixers).isdisjoint(MIXERS_WITH_HEADS):
-        refuse("attention.", model.attention, ("heads",), f"by {named}; only by {', '.join(MIXERS_WITH_HEADS)}")
+    if set(mixers).isdisjoint(MIXERS_WITH_HEADS) and hyena.local is None:
+        readers = f"{', '.join(MIXERS_WITH_HEADS)} and hyena with hyena.local"
+        refuse("attention.", model.attention, ("heads",), f"by {named}; only by {readers}")
     if training.loss == "full":
         refuse("", training, ("negatives",), "by loss full; only by loss sampled")
     if not training.exclude_seen:

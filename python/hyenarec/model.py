@@ -8,7 +8,7 @@ from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import dropout, gelu
+from torch.nn.functional import dropout, gelu, silu
 
 from hyenarec.cloze import hide_next
 from hyenarec.config import ModelConfig
@@ -56,30 +56,102 @@ class Block(nn.Module):
         self.mixer_norm = nn.LayerNorm(config.dim)
         self.mixer = MIXERS[config.mixer](config, layer)
         self.ffn_norm = nn.LayerNorm(config.dim)
-        self.ffn = FeedForward(
+        self.ffn = self._feed_forward(config)
+        self.dropout = Dropout(config.dropout)
+
+    def _feed_forward(self, config: ModelConfig) -> nn.Sequential:
+        return FeedForward(
             nn.Linear(config.dim, 4 * config.dim),
             Dropout(config.dropout, activation="gelu"),
             nn.Linear(4 * config.dim, config.dim),
         )
-        self.dropout = Dropout(config.dropout)
 
-    def forward(self, x: Tensor, batch: Batch, last_only: bool) -> Tensor:
-        mixed = self.mixer(self.mixer_norm(x), batch.packing, timestamps=batch.timestamps, last_only=last_only)
+    def forward(self, x: Tensor, batch: Batch, last_only: bool, small: Tensor | None = None) -> Tensor:
+        mixed = self.mixer(self._read(x, small), batch.packing, timestamps=batch.timestamps, last_only=last_only)
         if last_only:
             x = x[batch.packing.last]  # (S, D)
         return self._after(x, mixed)
 
-    def prefill(self, x: Tensor, packing: Packing, timestamps: Tensor | None, compact: bool) -> tuple[Tensor, State]:
-        mixed, state = self.mixer.prefill(self.mixer_norm(x), packing, timestamps=timestamps, compact=compact)
+    def prefill(
+        self, x: Tensor, packing: Packing, timestamps: Tensor | None, compact: bool, small: Tensor | None = None
+    ) -> tuple[Tensor, State]:
+        mixed, state = self.mixer.prefill(self._read(x, small), packing, timestamps=timestamps, compact=compact)
         return self._after(x, mixed), state
 
-    def step(self, x: Tensor, state: State, timestamps: Tensor | None) -> tuple[Tensor, State]:
-        mixed, state = self.mixer.step(self.mixer_norm(x), state, timestamps=timestamps)
+    def step(
+        self, x: Tensor, state: State, timestamps: Tensor | None, small: Tensor | None = None
+    ) -> tuple[Tensor, State]:
+        mixed, state = self.mixer.step(self._read(x, small), state, timestamps=timestamps)
         return self._after(x, mixed), state
+
+    def _read(self, x: Tensor, small: Tensor | None) -> Tensor:
+        """What the mixer reads: the stream, and behind it the second embedding of the events where there is one."""
+        normed: Tensor = self.mixer_norm(x)
+        return normed if small is None else torch.cat((normed, small.to(normed.dtype)), -1)
 
     def _after(self, x: Tensor, mixed: Tensor) -> Tensor:
         x = x + self.dropout(mixed)
         return x + self.dropout(self.ffn(self.ffn_norm(x)))  # type: ignore[no-any-return]
+
+
+class SwiGLU(nn.Sequential):
+    """Two linear layers, the first twice as wide: the SiLU of one half multiplies the other."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        up, dropped, down = self
+        gate, value = fast_linear(up, x).chunk(2, -1)
+        return fast_linear(down, dropped(silu(gate) * value))
+
+
+class LiGRBlock(Block):
+    """A block that weighs what each of its two branches adds by a gate made of the residual stream itself:
+
+        x <- x + sigmoid(W x + b) mixer(norm(x)),    and so for the feed-forward, which is a SwiGLU (4x)
+
+    LiGR's layers (arXiv 2502.03417) as eSASRec has them (arXiv 2508.06450). Ours: any mixer, not attention alone; and
+    the values that layers start from are torch's.
+    """
+
+    def __init__(self, config: ModelConfig, layer: int) -> None:
+        super().__init__(config, layer)
+        self.mixer_gate = nn.Linear(config.dim, config.dim)
+        self.ffn_gate = nn.Linear(config.dim, config.dim)
+
+    def _feed_forward(self, config: ModelConfig) -> nn.Sequential:
+        return SwiGLU(
+            nn.Linear(config.dim, 8 * config.dim, bias=False),
+            Dropout(config.dropout),
+            nn.Linear(4 * config.dim, config.dim, bias=False),
+        )
+
+    def _after(self, x: Tensor, mixed: Tensor) -> Tensor:
+        x = x + fast_linear(self.mixer_gate, x).sigmoid() * self.dropout(mixed)
+        return x + fast_linear(self.ffn_gate, x).sigmoid() * self.dropout(self.ffn(self.ffn_norm(x)))
+
+
+BLOCK_KINDS: dict[str, type[Block]] = {"plain": Block, "ligr": LiGRBlock}
+
+
+class SmallEmbedding(nn.Module):
+    """A second, small embedding of events: items, and positions where the model has them.
+
+    DARE (arXiv 2410.02604) has one table for attention and another for what is attended to, because in one table the
+    two pull at the same numbers. Ours: that the next item is predicted by it, so that a query is made of the event
+    before instead of a candidate; the values' table is that of the scores too; each block projects the small embedding
+    to full width, so that the same kernels serve; and with hyena it makes the gates.
+    """
+
+    def __init__(self, config: ModelConfig, n_items: int, length: int) -> None:
+        super().__init__()
+        self.items = nn.Embedding(n_items, config.small_dim)
+        self.positions = nn.Embedding(length, config.small_dim) if length else None
+        nn.init.normal_(self.items.weight)  # of unit variance, as what the mixers read beside it
+        if self.positions is not None:
+            nn.init.normal_(self.positions.weight, std=config.small_dim**-0.5)
+
+    def forward(self, items: Tensor, positions: Tensor) -> Tensor:
+        x: Tensor = self.items(items)
+        return x if self.positions is None else x + self.positions(positions)
 
 
 @dataclass(frozen=True)
@@ -133,14 +205,18 @@ class SequenceModel(nn.Module):
         self.positions = nn.Embedding(length, config.dim) if mixer.needs_positions else None
         if self.positions is not None:
             nn.init.normal_(self.positions.weight, std=config.dim**-0.5)
+        self.small: SmallEmbedding | None = None
+        if config.small_dim:
+            self.small = SmallEmbedding(config, n_items, length if mixer.needs_positions else 0)
         self.dropout = Dropout(config.dropout)
-        self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.blocks))
+        self.blocks = nn.ModuleList(BLOCK_KINDS[config.block](config, layer) for layer in range(config.blocks))
         self.norm = nn.LayerNorm(config.dim)
 
     def forward(self, batch: Batch, *, last_only: bool = False) -> Tensor:
         x = self._embed(batch.items, batch.packing.positions, batch.masked)
+        small = self._embed_small(batch.items, batch.packing.positions)
         for index, block in enumerate(self.blocks):
-            x = block(x, batch, last_only and index == len(self.blocks) - 1)
+            x = block(x, batch, last_only and index == len(self.blocks) - 1, small)
         return self.norm(x)  # type: ignore[no-any-return]
 
     def _embed(self, items: Tensor, positions: Tensor, masked: Tensor | None = None) -> Tensor:
@@ -151,6 +227,9 @@ class SequenceModel(nn.Module):
         if self.positions is not None:
             x = x + self.positions(positions)
         return self.dropout(x)  # type: ignore[no-any-return]
+
+    def _embed_small(self, items: Tensor, positions: Tensor) -> Tensor | None:
+        return None if self.small is None else self.dropout(self.small(items, positions))
 
     def scores(self, batch: Batch) -> Tensor:
         """Scores of every item as the next one after each sequence, (S, V) float32."""
@@ -179,8 +258,9 @@ class SequenceModel(nn.Module):
         """The hidden states after whole histories, none of them empty, (S, D), and the state for :meth:`step`."""
         self._check_causal()
         x, states = self._embed(batch.items, batch.packing.positions), []
+        small = self._embed_small(batch.items, batch.packing.positions)
         for block in self._blocks():
-            x, state = block.prefill(x, batch.packing, batch.timestamps, compact)
+            x, state = block.prefill(x, batch.packing, batch.timestamps, compact, small)
             states.append(state)
         return self.norm(x[batch.packing.last]), ModelState(tuple(states), batch.packing.lengths)
 
@@ -194,8 +274,9 @@ class SequenceModel(nn.Module):
         if most is not None and int(state.events.max()) >= most:
             raise UserError(f"step: mixer {self.config.mixer} has {most} positions (max_length), and all are taken")
         x, states = self._embed(items, state.events), []
+        small = self._embed_small(items, state.events)
         for block, before in zip(self._blocks(), state.blocks, strict=True):
-            x, after = block.step(x, before, timestamps)
+            x, after = block.step(x, before, timestamps, small)
             states.append(after)
         return self.norm(x), ModelState(tuple(states), state.events + 1)
 

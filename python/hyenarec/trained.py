@@ -80,7 +80,8 @@ def _check_size(weights: Mapping[str, torch.Tensor], options: ModelConfig, n_ite
     """The options' sizes are those of the file's tensors: a few bytes of JSON can ask for any amount of memory."""
     blocks = {name.split(".")[1] for name in weights if name.startswith("blocks.")}
     expected = {"items.weight": (n_items, options.dim)}
-    expected |= {f"blocks.{block}.ffn.0.weight": (4 * options.dim, options.dim) for block in blocks}
+    wide = (8 if options.block == "ligr" else 4) * options.dim  # a SwiGLU's first layer has both factors
+    expected |= {f"blocks.{block}.ffn.0.weight": (wide, options.dim) for block in blocks}
     for name, shape in expected.items():
         found = tuple(weights[name].shape) if name in weights else None
         if found != shape:

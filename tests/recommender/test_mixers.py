@@ -17,7 +17,8 @@ from torch.utils.flop_counter import flop_registry
 from hyenarec.config import AttentionConfig, ModelConfig
 from hyenarec.errors import UserError
 from hyenarec.mixers import MIXERS, Mixer, elastic, hytrec
-from hyenarec.mixers.hytrec import DecayingMemory, RecentAttention
+from hyenarec.mixers.hytrec import DecayingMemory
+from hyenarec.mixers.recent import RecentAttention
 from hyenarec.mixers.recurrences.delta_rule import chunked_gated_delta_rule
 from hyenarec.packing import Packing
 
@@ -185,9 +186,8 @@ def test_hytrec_memory_decays_with_elapsed_days() -> None:
 
 
 @pytest.mark.parametrize("lengths", [[70], [1], [5], [5, 6], [3, 30, 1, 36]])
-def test_hytrec_attends_to_a_window(lengths: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hytrec, "WINDOW", 5)
-    attention = RecentAttention(ModelConfig(dim=DIM)).double()
+def test_hytrec_attends_to_a_window(lengths: list[int]) -> None:
+    attention = RecentAttention(ModelConfig(dim=DIM), 5).double()
     x, packing = torch.randn(sum(lengths), DIM).double(), Packing.from_lengths(torch.tensor(lengths))
     want = []
     for part in x.split(lengths):

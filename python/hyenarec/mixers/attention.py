@@ -51,13 +51,16 @@ class AttentionMixer(Mixer):
         super().__init__(config, layer)
         self.heads, self.max_length = config.attention.heads, config.max_length
         self.varlen = varlen() if torch.cuda.is_available() else None
-        self.qkv = nn.Linear(config.dim, 3 * config.dim)
+        # With a second embedding the queries and keys come from it alone, and from their own embedding the values.
+        self.small = config.small_dim
+        self.qkv = nn.Linear(config.dim, config.dim if self.small else 3 * config.dim)
+        self.query_key = nn.Linear(self.small, 2 * config.dim) if self.small else None
         self.out = nn.Linear(config.dim, config.dim)
 
     def forward(
         self, x: Tensor, packing: Packing, *, timestamps: Tensor | None = None, last_only: bool = False
     ) -> Tensor:
-        qkv = fast_linear(self.qkv, x).view(len(x), 3, self.heads, -1)  # (T, 3, H, D/H)
+        qkv = self._project(x)  # (T, 3, H, D/H)
         if self.varlen is not None and takes_packed(qkv) and not last_only:
             attend, causal_rule = self.varlen
             bounds, rule = packing.cu_seqlens.to(torch.int32), causal_rule if self.causal else {}
@@ -75,6 +78,15 @@ class AttentionMixer(Mixer):
         mixed = scaled_dot_product_attention(q, k, v, attn_mask=real).transpose(1, 2).flatten(2)  # (S, M or 1, D)
         return fast_linear(self.out, mixed.squeeze(1) if last_only else packing.unpad(mixed))
 
+    def _project(self, x: Tensor) -> Tensor:
+        """Queries, keys and values, (T, 3, H, D/H)."""
+        if self.query_key is None:
+            qkv = fast_linear(self.qkv, x)
+        else:
+            values, small = x[:, : -self.small], x[:, -self.small :]
+            qkv = torch.cat((fast_linear(self.query_key, small), fast_linear(self.qkv, values)), -1)
+        return qkv.view(len(x), 3, self.heads, -1)
+
     def init_state(self, sequences: int, *, compact: bool = False) -> TensorState:
         """The key-value cache: room for as many events as there are positions."""
         weight = self.out.weight
@@ -85,13 +97,13 @@ class AttentionMixer(Mixer):
         self, x: Tensor, packing: Packing, *, timestamps: Tensor | None = None, compact: bool = False
     ) -> tuple[Tensor, TensorState]:
         state = self.init_state(packing.sequences)
-        keys_values = fast_linear(self.qkv, x).view(len(x), 3, self.heads, -1)[:, 1:]
+        keys_values = self._project(x)[:, 1:]
         state["cache"][:, : packing.max_length] = packing.pad(keys_values)
         state["events"] += packing.lengths
         return self(x, packing), state
 
     def step(self, x: Tensor, state: TensorState, *, timestamps: Tensor | None = None) -> tuple[Tensor, TensorState]:
-        q, k, v = fast_linear(self.qkv, x).view(len(x), 3, self.heads, -1).unbind(1)  # (S, H, D/H) each
+        q, k, v = self._project(x).unbind(1)  # (S, H, D/H) each
         cache, events = state["cache"], state["events"]
         cache[torch.arange(len(x), device=x.device), events] = torch.stack((k, v), 1).to(cache.dtype)
         longest = int(events.max()) + 1  # one wait for the device, or every step would read the whole cache

@@ -73,7 +73,8 @@ class Mixer(nn.Module):
     def forward(
         self, x: Tensor, packing: Packing, *, timestamps: Tensor | None = None, last_only: bool = False
     ) -> Tensor:
-        """``x`` (T, D), packed, to (T, D); with ``last_only`` to (S, D), the last event of each sequence.
+        """``x`` (T, D), packed, to (T, D); with ``last_only`` to (S, D), the last event of each sequence. Where the
+        configuration has ``small_dim``, the second embedding of each event lies behind the D channels of ``x``.
 
         ``timestamps`` (T,) int64 for mixers that know time; the others take and ignore it, so that all share this
         signature.

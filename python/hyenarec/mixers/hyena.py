@@ -1,13 +1,22 @@
 """The HyenaRec mixer: the kernels' gated long convolution (Hyena, arXiv 2302.10866; Legendre filters, arXiv
-2603.25027)."""
+2603.25027).
+
+With ``--hyena.local`` attention to the recent events is summed to it, without gates, which would learn to close one of
+the two (the streams of GEMs, arXiv 2602.13631, are summed so). Ours: everything else about it.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, cast
 
 import torch
 from torch import Tensor
 
 from hyenarec.config import ModelConfig
-from hyenarec.mixers.base import Mixer
+from hyenarec.mixers.base import Mixer, State, TensorState
+from hyenarec.mixers.recent import RecentAttention
 from hyenarec.packing import Packing
 from hyenarec_kernels.nn import HyenaMixer, StreamingState
 
@@ -27,28 +36,65 @@ class HyenaRecMixer(Mixer):
             window=options.window,
             gate=options.gate,
             short_width=options.short_width,
+            gate_dim=config.small_dim,
         )
+
+        self.local = None if options.local is None else RecentAttention(config, options.local, lags=True)
 
     def forward(
         self, x: Tensor, packing: Packing, *, timestamps: Tensor | None = None, last_only: bool = False
     ) -> Tensor:
-        out: Tensor = self.operator(x, cu_seqlens=packing.cu_seqlens, last_only=last_only)
-        return out
+        mixed: Tensor = self.operator(x, cu_seqlens=packing.cu_seqlens, last_only=last_only)
+        if self.local is not None:
+            x = x[:, : self.operator.dim]
+            mixed = mixed + (self.local.last(x, packing) if last_only else self.local(x, packing))
+        return mixed
 
-    def init_state(self, sequences: int, *, compact: bool = False) -> StreamingState:
-        return self.operator.init_state(sequences, state="compact" if compact else "exact")
+    def init_state(self, sequences: int, *, compact: bool = False) -> State:
+        state = self.operator.init_state(sequences, state="compact" if compact else "exact")
+        if self.local is None:
+            return state
+        recent = self.local.init_state(sequences)
+        return LocalState(state, TensorState(recent, events=torch.zeros_like(state.steps)))
 
     def prefill(
         self, x: Tensor, packing: Packing, *, timestamps: Tensor | None = None, compact: bool = False
-    ) -> tuple[Tensor, StreamingState]:
-        return self.operator.prefill(x, cu_seqlens=packing.cu_seqlens, state="compact" if compact else "exact")
+    ) -> tuple[Tensor, State]:
+        form: Literal["compact", "exact"] = "compact" if compact else "exact"
+        mixed, state = self.operator.prefill(x, cu_seqlens=packing.cu_seqlens, state=form)
+        if self.local is None:
+            return mixed, state
+        added, recent = self.local.prefill(x[:, : self.operator.dim], packing)
+        return mixed + added, LocalState(state, TensorState(recent, events=packing.lengths))
 
-    def step(
-        self, x: Tensor, state: StreamingState, *, timestamps: Tensor | None = None
-    ) -> tuple[Tensor, StreamingState]:
-        return self.operator.step(x, state)
+    def step(self, x: Tensor, state: State, *, timestamps: Tensor | None = None) -> tuple[Tensor, State]:
+        if self.local is None:
+            return self.operator.step(x, cast(StreamingState, state))
+        assert isinstance(state, LocalState)
+        mixed, memory = self.operator.step(x, state.memory)
+        added, recent = self.local.step(x[:, : self.operator.dim], state.recent)
+        return mixed + added, LocalState(memory, TensorState(recent, events=state.recent["events"] + 1))
 
     @torch.no_grad()
     def taps(self) -> list[Tensor]:
         """The long filters as taps on the CPU, (G, K) each, one for each of the order - 1 convolutions."""
         return [filter().float().cpu() for filter in self.operator.filters]
+
+
+@dataclass(frozen=True)
+class LocalState:
+    """The state of the convolutions, and the recent events that the attention beside them sees."""
+
+    memory: StreamingState
+    recent: TensorState
+
+    def index(self, rows: Tensor) -> LocalState:
+        return LocalState(self.memory.index(rows), self.recent.index(rows))
+
+    @staticmethod
+    def cat(states: Sequence[LocalState]) -> LocalState:
+        memories = [state.memory for state in states]
+        return LocalState(type(memories[0]).cat(memories), TensorState.cat([state.recent for state in states]))
+
+    def tensors(self) -> dict[str, Tensor]:
+        return self.memory.tensors() | self.recent.tensors()

@@ -15,10 +15,11 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import normalize, pad, rms_norm, scaled_dot_product_attention, silu, softplus
+from torch.nn.functional import normalize, rms_norm, silu, softplus
 
 from hyenarec.config import ModelConfig
 from hyenarec.mixers.base import Mixer, TensorState
+from hyenarec.mixers.recent import RecentAttention
 from hyenarec.mixers.recurrences import at_least_float32
 from hyenarec.mixers.recurrences.delta_rule import (
     gated_delta_rule,
@@ -27,7 +28,6 @@ from hyenarec.mixers.recurrences.delta_rule import (
 )
 from hyenarec.packing import Packing
 from hyenarec_kernels.nn import fast_linear
-from hyenarec_kernels.segments import last_rows
 
 PERIOD = 4  # blocks, of which one is attention
 WINDOW = 64  # events that the attention sees
@@ -46,7 +46,7 @@ class HyTRecMixer(Mixer):
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__(config, layer)
         recent = layer % PERIOD == PERIOD - 1 or (1 < config.blocks < PERIOD and layer == config.blocks - 1)
-        self.part = RecentAttention(config) if recent else DecayingMemory(config)
+        self.part = RecentAttention(config, WINDOW) if recent else DecayingMemory(config)
 
     def forward(
         self, x: Tensor, packing: Packing, *, timestamps: Tensor | None = None, last_only: bool = False
@@ -119,47 +119,3 @@ class DecayingMemory(nn.Module):
 
     def _gated(self, read: Tensor, gate: Tensor) -> Tensor:
         return fast_linear(self.out, rms_norm(read, read.shape[-1:], eps=EPSILON).flatten(1) * silu(gate))
-
-
-class RecentAttention(nn.Module):
-    """Softmax attention of every event to the last ``WINDOW`` events of its sequence, itself among them.
-
-    Blocks of ``WINDOW`` packed events attend to themselves and the block before, whatever the sequences' lengths.
-    """
-
-    def __init__(self, config: ModelConfig) -> None:
-        super().__init__()
-        self.heads = config.attention.heads
-        self.qkv = nn.Linear(config.dim, 3 * config.dim)
-        self.out = nn.Linear(config.dim, config.dim)
-
-    def forward(self, x: Tensor, packing: Packing, days: Tensor) -> Tensor:
-        events = x.shape[0]
-        spare = -events % WINDOW
-        qkv = pad(fast_linear(self.qkv, x), (0, 0, 0, spare)).view(-1, WINDOW, 3, self.heads, x.shape[1] // self.heads)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # (N, H, W, D/H) each
-        k, v = (torch.cat((pad(y, (0, 0, 0, 0, 0, 0, 1, 0))[:-1], y), 2) for y in (k, v))  # (N, H, 2W, D/H)
-        event = torch.arange(events + spare, device=x.device).view(-1, WINDOW, 1)  # (N, W, 1)
-        key = event[:, :1] + torch.arange(-WINDOW, WINDOW, device=x.device)  # (N, 1, 2W)
-        first = pad(torch.arange(events, device=x.device) - packing.positions, (0, spare)).view(-1, WINDOW, 1)
-        seen = (key <= event) & (key > event - WINDOW) & (key >= first)
-        mixed = scaled_dot_product_attention(q, k, v, attn_mask=seen[:, None])  # (N, H, W, D/H)
-        return fast_linear(self.out, mixed.transpose(1, 2).flatten(0, 1).flatten(1)[:events])
-
-    def init_state(self, sequences: int) -> TensorState:
-        """The last keys and values, the newest last."""
-        return TensorState(window=self.out.weight.new_zeros(sequences, WINDOW, 2 * self.out.in_features))
-
-    def prefill(self, x: Tensor, packing: Packing, days: Tensor) -> tuple[Tensor, TensorState]:
-        keys_values = fast_linear(self.qkv, x)[:, x.shape[1] :]  # (T, 2D)
-        window = last_rows(keys_values, packing.cu_seqlens[:-1], packing.lengths, WINDOW)
-        return self(x, packing, days), TensorState(window=window)
-
-    def step(self, x: Tensor, state: TensorState, days: Tensor) -> tuple[Tensor, TensorState]:
-        q, new = fast_linear(self.qkv, x).split((x.shape[1], 2 * x.shape[1]), -1)  # type: ignore[no-untyped-call]
-        window = torch.cat((state["window"][:, 1:], new[:, None].to(state["window"].dtype)), 1)  # (S, W, 2D)
-        k, v = window.to(q.dtype).view(len(x), WINDOW, 2, self.heads, -1).permute(2, 0, 3, 1, 4)  # (S, H, W, D/H) each
-        seen = torch.arange(WINDOW, 0, -1, device=x.device) <= state["events"][:, None] + 1  # (S, W)
-        q = q.view(len(x), self.heads, 1, -1)
-        mixed = scaled_dot_product_attention(q, k, v, attn_mask=seen[:, None, None])  # (S, H, 1, D/H)
-        return fast_linear(self.out, mixed.flatten(1)), TensorState(window=window)
