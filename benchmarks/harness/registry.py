@@ -71,6 +71,9 @@ SYSTEMS: dict[str, System] = {
     "elastic": System(
         "ELASTIC", "attention to a few learned interests that compress the history (arXiv 2408.09380)", "elastic"
     ),
+    "hstu": System(
+        "HSTU", "pointwise attention without a softmax, with biases of lag and time (arXiv 2402.17152)", "hstu"
+    ),
     "hyena_ungated": System(
         "HyenaRec, no gates", "the short and the long convolution alone", "hyena", HyenaConfig(gate="none")
     ),

@@ -7,6 +7,7 @@ from hyenarec.mixers.elastic import ElasticMixer
 from hyenarec.mixers.fuxi_linear import FuXiLinearMixer
 from hyenarec.mixers.grela import GRELAMixer
 from hyenarec.mixers.gru import GRUMixer
+from hyenarec.mixers.hstu import HSTUMixer
 from hyenarec.mixers.hydra import BidirectionalHydraMixer, HydraMixer
 from hyenarec.mixers.hyena import HyenaRecMixer
 from hyenarec.mixers.hytrec import HyTRecMixer
@@ -26,6 +27,7 @@ MIXERS: dict[str, type[Mixer]] = {
     "fuxi_linear": FuXiLinearMixer,
     "grela": GRELAMixer,
     "elastic": ElasticMixer,
+    "hstu": HSTUMixer,
 }
 
 __all__ = ["MIXERS", "Mixer", "State"]
