@@ -74,6 +74,14 @@ SYSTEMS: dict[str, System] = {
     "hstu": System(
         "HSTU", "pointwise attention without a softmax, with biases of lag and time (arXiv 2402.17152)", "hstu"
     ),
+    "dman": System(
+        "DMAN",
+        "attention to segments and to memory slots of the earlier ones (arXiv 2102.09174)",
+        "dman",
+    ),
+    "sparsek": System(
+        "SparseK", "attention to a recent window and to a few selected events (arXiv 2406.16747)", "sparsek"
+    ),
     "hyena_ungated": System(
         "HyenaRec, no gates", "the short and the long convolution alone", "hyena", HyenaConfig(gate="none")
     ),

@@ -23,7 +23,7 @@ LONGEST = 2**20  # events of a history, taps of a filter
 BASIS_VALUES = 2**25  # of a filter's basis, terms x taps: 256 MiB in float64, which no tensor of a checkpoint shows
 LARGEST_SEED = 2**32 - 1  # a step's seed is made of it and has to stay within 64 bits
 
-MIXERS_WITH_HEADS = ("attention", "bert4rec", "hytrec", "fuxi_linear", "grela", "elastic", "hstu")
+MIXERS_WITH_HEADS = ("attention", "bert4rec", "hytrec", "fuxi_linear", "grela", "elastic", "hstu", "dman", "sparsek")
 
 # Lowest and highest value of every number among the options.
 HYENA_RANGES = {"horizon": (1, LONGEST), "terms": (1, 1024), "order": (1, 16), "short_width": (1, 64)}
@@ -109,7 +109,7 @@ HYENA_FILTER_OPTIONS = ("horizon", "terms", "window", "filter")
 
 @dataclass(frozen=True)
 class AttentionConfig:
-    """Mixers with heads: attention, bert4rec, hytrec, fuxi_linear, grela, elastic, hstu."""
+    """Mixers with heads: attention, bert4rec, hytrec, fuxi_linear, grela, elastic, hstu, dman, sparsek."""
 
     heads: int = 2
     """Heads; a divisor of dim."""
@@ -125,7 +125,7 @@ class ModelConfig:
 
     mixer: str = "hyena"
     """Token mixer: hyena (HyenaRec), attention (SASRec), bert4rec, gru (GRU4Rec), lru (LRURec), linoss (LinOSS), hydra
-    or hydra_bidirectional (HydraRec), hytrec, fuxi_linear, grela (RecGRELA), elastic or hstu."""
+    or hydra_bidirectional (HydraRec), hytrec, fuxi_linear, grela (RecGRELA), elastic, hstu, dman or sparsek."""
     dim: int = 64
     """Channels."""
     blocks: int = 2

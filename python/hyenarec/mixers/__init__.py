@@ -3,6 +3,7 @@
 from hyenarec.mixers.attention import AttentionMixer
 from hyenarec.mixers.base import Mixer, State
 from hyenarec.mixers.bert4rec import Bert4RecMixer
+from hyenarec.mixers.dman import DMANMixer
 from hyenarec.mixers.elastic import ElasticMixer
 from hyenarec.mixers.fuxi_linear import FuXiLinearMixer
 from hyenarec.mixers.grela import GRELAMixer
@@ -13,6 +14,7 @@ from hyenarec.mixers.hyena import HyenaRecMixer
 from hyenarec.mixers.hytrec import HyTRecMixer
 from hyenarec.mixers.linoss import LinOSSMixer
 from hyenarec.mixers.lru import LRUMixer
+from hyenarec.mixers.sparsek import SparseKMixer
 
 MIXERS: dict[str, type[Mixer]] = {
     "hyena": HyenaRecMixer,
@@ -28,6 +30,8 @@ MIXERS: dict[str, type[Mixer]] = {
     "grela": GRELAMixer,
     "elastic": ElasticMixer,
     "hstu": HSTUMixer,
+    "dman": DMANMixer,
+    "sparsek": SparseKMixer,
 }
 
 __all__ = ["MIXERS", "Mixer", "State"]
