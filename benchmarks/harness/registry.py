@@ -82,6 +82,10 @@ SYSTEMS: dict[str, System] = {
     "sparsek": System(
         "SparseK", "attention to a recent window and to a few selected events (arXiv 2406.16747)", "sparsek"
     ),
+    "gems": System(
+        "GEMs", "recent attention, attention to picked events, long convolution, summed (arXiv 2602.13631)", "gems"
+    ),
+    "ldm": System("LDM", "moving averages at several periods, a predictor for each (arXiv 2412.16572)", "ldm"),
     "hyena_ungated": System(
         "HyenaRec, no gates", "the short and the long convolution alone", "hyena", HyenaConfig(gate="none")
     ),

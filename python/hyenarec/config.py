@@ -23,7 +23,10 @@ LONGEST = 2**20  # events of a history, taps of a filter
 BASIS_VALUES = 2**25  # of a filter's basis, terms x taps: 256 MiB in float64, which no tensor of a checkpoint shows
 LARGEST_SEED = 2**32 - 1  # a step's seed is made of it and has to stay within 64 bits
 
-MIXERS_WITH_HEADS = ("attention", "bert4rec", "hytrec", "fuxi_linear", "grela", "elastic", "hstu", "dman", "sparsek")
+MIXERS_WITH_HEADS = (
+    *("attention", "bert4rec", "hytrec", "fuxi_linear", "grela", "elastic"),
+    *("hstu", "dman", "sparsek", "gems"),
+)
 
 # Lowest and highest value of every number among the options.
 HYENA_RANGES = {"horizon": (1, LONGEST), "terms": (1, 1024), "order": (1, 16), "short_width": (1, 64)}
@@ -109,7 +112,7 @@ HYENA_FILTER_OPTIONS = ("horizon", "terms", "window", "filter")
 
 @dataclass(frozen=True)
 class AttentionConfig:
-    """Mixers with heads: attention, bert4rec, hytrec, fuxi_linear, grela, elastic, hstu, dman, sparsek."""
+    """Mixers with heads: attention, bert4rec, hytrec, fuxi_linear, grela, elastic, hstu, dman, sparsek, gems."""
 
     heads: int = 2
     """Heads; a divisor of dim."""
@@ -125,7 +128,8 @@ class ModelConfig:
 
     mixer: str = "hyena"
     """Token mixer: hyena (HyenaRec), attention (SASRec), bert4rec, gru (GRU4Rec), lru (LRURec), linoss (LinOSS), hydra
-    or hydra_bidirectional (HydraRec), hytrec, fuxi_linear, grela (RecGRELA), elastic, hstu, dman or sparsek."""
+    or hydra_bidirectional (HydraRec), hytrec, fuxi_linear, grela (RecGRELA), elastic, hstu, dman, sparsek, gems or
+    ldm."""
     dim: int = 64
     """Channels."""
     blocks: int = 2

@@ -8,10 +8,13 @@ import pytest
 import torch
 from test_mixers import DIM, LENGTH, assert_mixes, by_head, history, make
 from torch import Tensor, nn
-from torch.nn.functional import mse_loss
+from torch.nn.functional import kl_div, mse_loss, silu
 
+from hyenarec.config import ModelConfig
+from hyenarec.mixers import MIXERS, gems, ldm
 from hyenarec.mixers.auxiliary import with_loss
 from hyenarec.mixers.blocks import by_block, lags, softmax_of_seen, with_before
+from hyenarec.mixers.ldm import LDMMixer
 
 BLOCK = LENGTH // 4  # of events: 17
 
@@ -110,6 +113,78 @@ def test_sparsek_scores_learn() -> None:
         return torch.func.functional_call(mixer, {"score.weight": weight, "slope": slope}, (x, packing))
 
     assert torch.autograd.gradcheck(out, (mixer.score.weight, mixer.slope), eps=1e-7, atol=1e-5)
+
+
+def test_gems_sums_three_streams() -> None:
+    mixer, (x, packing) = make("gems"), history()
+    nn.init.normal_(mixer.indexer.weight)
+    recent, picked = mixer.recent, mixer.picked
+    assert (recent, picked) == (BLOCK, BLOCK // 2)
+    q, k, v = (by_head(y) for y in mixer.qkv(x).chunk(3, -1))
+    first, second, keys = mixer.indexer(x).chunk(3, -1)
+    rows, losses = [], []
+    for t in range(LENGTH):
+        old = max(0, t + 1 - recent)
+        row = read(q[t], k[old : t + 1], v[old : t + 1])
+        if old:
+            index = silu(keys[:old] @ first[t]) + silu(keys[:old] @ second[t])
+            best = index.topk(min(picked, old)).indices
+            row = row + read(q[t], k[best], v[best])
+            want = (torch.einsum("hd,nhd->nh", q[t], k[:old]) / (DIM / 2) ** 0.5).softmax(0).mean(1)
+            losses.append(kl_div(index.log_softmax(0), want.detach(), reduction="sum"))
+        rows.append(mixer.out(row))
+    assert_mixes(mixer, torch.stack(rows) + mixer.lifecycle(x, packing))
+    mixer(x, packing).sum().mul(0).backward()
+    moved = {name for name, p in mixer.named_parameters() if p.grad is not None and p.grad.abs().max() > 0}
+    assert moved == {"indexer.weight", "indexer.bias"}  # by the divergence alone, and nothing else by that
+    want_grad = torch.autograd.grad(torch.stack(losses).mean(), mixer.indexer.weight)[0]
+    torch.testing.assert_close(mixer.indexer.weight.grad, want_grad)
+
+
+def test_gems_middle_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With one block in the middle an event there or before is seen through the lifecycle alone, or not at all."""
+    monkeypatch.setattr(gems, "MIDDLE_BLOCKS", 1)
+    mixer, (x, packing) = make("gems"), history()
+    nn.init.zeros_(mixer.indexer.weight)
+    mixer.picked = BLOCK  # all of the middle
+    changed = x.clone()
+    for event, seen in ((LENGTH - 1 - 2 * BLOCK, False), (LENGTH - 2 * BLOCK, True), (LENGTH - 1, True)):
+        changed[event] += 1
+        near = [mixer(one, packing)[-1] - mixer.lifecycle(one, packing)[-1] for one in (x, changed)]
+        assert torch.allclose(*near) != seen
+        changed = x.clone()
+
+
+def test_ldm_predicts_from_every_scale() -> None:
+    mixer, (x, _) = make("ldm"), history()
+    assert mixer.periods == [1, 4, 16]
+    value, gate = mixer.value_gate(x).chunk(2, -1)
+
+    def average(series: Tensor, period: int) -> Tensor:
+        return torch.stack([series[max(0, t + 1 - period) : t + 1].mean(0) for t in range(LENGTH)])
+
+    rest, mixed = value, torch.zeros_like(value)
+    for scale, (period, split) in enumerate([(1, 4), (4, 16), (16, None)]):
+        slower = average(rest, split) if split else torch.zeros_like(rest)
+        samples = average(rest - slower, period)
+        for t in range(LENGTH):
+            for j in range(ldm.SAMPLES):
+                if t - j * period >= 0:
+                    mixed[t] += mixer.weight[scale, j] * samples[t - j * period]
+        rest = slower
+    assert_mixes(mixer, mixer.out(silu(gate) * mixed))
+
+
+def test_ldm_reaches_as_far_as_it_says() -> None:
+    """Only where histories are longer than that: then what a state keeps is all that counts."""
+    mixer = MIXERS["ldm"](ModelConfig(mixer="ldm", dim=DIM, max_length=8), 0).double()
+    assert isinstance(mixer, LDMMixer) and mixer.periods == [1, 4] and mixer.reach < LENGTH
+    x, packing = history()
+    x.requires_grad_()
+    mixer(x, packing)[-1].square().sum().backward()
+    assert x.grad is not None
+    counts = (x.grad.abs().amax(1) > 1e-12).nonzero()  # differences of running sums round
+    assert LENGTH - int(counts.min()) == mixer.reach
 
 
 def test_blocks_are_cut_and_joined() -> None:
