@@ -107,6 +107,12 @@ SYSTEMS: dict[str, System] = {
     "hyena_explicit": System(
         "HyenaRec, explicit filters", "a free weight for every lag", "hyena", HyenaConfig(filter="explicit")
     ),
+    "hyena_logsparse": System(
+        "HyenaRec, log-sparse filters",
+        "weights for steps of lags that grow with the lag (arXiv 2412.16572)",
+        "hyena",
+        HyenaConfig(filter="logsparse"),
+    ),
 }
 MAIN = tuple(MIXERS)  # the systems as their papers have them: every suite's default
 

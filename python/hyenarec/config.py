@@ -92,7 +92,7 @@ class HyenaConfig:
     """Polynomial terms of a filter."""
     window: bool = True
     """Multiply each filter by a learned exponential decay."""
-    filter: Literal["legendre", "chebyshev", "cosine", "implicit", "explicit"] = "legendre"
+    filter: Literal["legendre", "chebyshev", "cosine", "implicit", "explicit", "logsparse"] = "legendre"
     """How the long filter is parameterised."""
     order: int = 2
     """Gated convolutions: order 2 has one long convolution."""
