@@ -78,6 +78,21 @@ SYSTEMS: dict[str, System] = {
     "elastic": System(
         "ELASTIC", "attention to a few learned interests that compress the history (arXiv 2408.09380)", "elastic"
     ),
+    "hstu": System(
+        "HSTU", "pointwise attention without a softmax, with biases of lag and time (arXiv 2402.17152)", "hstu"
+    ),
+    "dman": System(
+        "DMAN",
+        "attention to segments and to memory slots of the earlier ones (arXiv 2102.09174)",
+        "dman",
+    ),
+    "sparsek": System(
+        "SparseK", "attention to a recent window and to a few selected events (arXiv 2406.16747)", "sparsek"
+    ),
+    "gems": System(
+        "GEMs", "recent attention, attention to picked events, long convolution, summed (arXiv 2602.13631)", "gems"
+    ),
+    "ldm": System("LDM", "moving averages at several periods, a predictor for each (arXiv 2412.16572)", "ldm"),
     "hyena_ungated": System(
         "HyenaRec, no gates", "the short and the long convolution alone", "hyena", HyenaConfig(gate="none")
     ),
@@ -105,6 +120,12 @@ SYSTEMS: dict[str, System] = {
         "attention",
         block="ligr",
         loss="sampled",
+    ),
+    "hyena_logsparse": System(
+        "HyenaRec, log-sparse filters",
+        "weights for steps of lags that grow with the lag (arXiv 2412.16572)",
+        "hyena",
+        HyenaConfig(filter="logsparse"),
     ),
 }
 MAIN = tuple(MIXERS)  # the systems as their papers have them: every suite's default

@@ -29,6 +29,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "cosine": {"filter": "cosine"},
     "implicit": {"filter": "implicit"},
     "explicit": {"filter": "explicit"},
+    "logsparse": {"filter": "logsparse"},
     "silu gate": {"gate": "silu"},
     "no gates": {"gate": "none"},
 }

@@ -11,6 +11,7 @@ from hyenarec_kernels.nn.filters import (
 )
 from hyenarec_kernels.nn.linear import Linear as Linear
 from hyenarec_kernels.nn.linear import fast_linear
+from hyenarec_kernels.nn.log_sparse import LogSparseFilter
 from hyenarec_kernels.nn.masks import key_mask
 from hyenarec_kernels.nn.mixer import HyenaMixer
 from hyenarec_kernels.nn.streaming import MixerState, StreamingState
@@ -24,6 +25,7 @@ __all__ = [
     "HyenaMixer",
     "ImplicitFilter",
     "LegendreFilter",
+    "LogSparseFilter",
     "MixerState",
     "StreamingState",
     "fast_linear",

@@ -342,7 +342,11 @@ def make_filter(
         return ImplicitFilter(groups, horizon, window, device=device, dtype=dtype)
     if name == "explicit":
         return ExplicitFilter(groups, horizon, device=device, dtype=dtype)
-    raise ValueError(f"filter must be {', '.join(bases)}, implicit, explicit or a callable, got {name!r}")
+    if name == "logsparse":
+        from hyenarec_kernels.nn.log_sparse import LogSparseFilter  # which is built on this file
+
+        return LogSparseFilter(groups, horizon, window, device=device, dtype=dtype)
+    raise ValueError(f"filter must be {', '.join(bases)}, implicit, explicit, logsparse or a callable, got {name!r}")
 
 
 def _chebyshev_to_legendre(terms: int) -> Tensor:

@@ -41,8 +41,8 @@ class HyenaMixer(Projections):
         dim: D, channels in and out.
         horizon: K, how many events back the long filters reach.
         order: how many gates, at least 1; there are ``order - 1`` long convolutions.
-        filter: "legendre" (arXiv 2603.25027), "chebyshev", "cosine", "implicit" (Hyena's own), "explicit", or a
-            callable ``(groups, horizon) -> Filter``.
+        filter: "legendre" (arXiv 2603.25027), "chebyshev", "cosine", "implicit" (Hyena's own), "explicit",
+            "logsparse" (:class:`hyenarec_kernels.nn.LogSparseFilter`), or a callable ``(groups, horizon) -> Filter``.
         terms: polynomial or cosine terms a filter.
         groups: filters a convolution, a divisor of ``dim``; one a channel by default.
         window: whether filters decay exponentially (:class:`hyenarec_kernels.nn.Filter`).

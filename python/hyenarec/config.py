@@ -25,7 +25,10 @@ LARGEST_SEED = 2**32 - 1  # a step's seed is made of it and has to stay within 6
 
 MIXERS_THAT_DECOUPLE = ("attention", "hyena")
 # And hyena with --hyena.local.
-MIXERS_WITH_HEADS = ("attention", "bert4rec", "hytrec", "fuxi_linear", "grela", "elastic")
+MIXERS_WITH_HEADS = (
+    *("attention", "bert4rec", "hytrec", "fuxi_linear", "grela", "elastic"),
+    *("hstu", "dman", "sparsek", "gems"),
+)
 
 # Lowest and highest value of every number among the options.
 HYENA_RANGES = {
@@ -97,7 +100,7 @@ class HyenaConfig:
     """Polynomial terms of a filter."""
     window: bool = True
     """Multiply each filter by a learned exponential decay."""
-    filter: Literal["legendre", "chebyshev", "cosine", "implicit", "explicit"] = "legendre"
+    filter: Literal["legendre", "chebyshev", "cosine", "implicit", "explicit", "logsparse"] = "legendre"
     """How the long filter is parameterised."""
     order: int = 2
     """Gated convolutions: order 2 has one long convolution."""
@@ -119,7 +122,7 @@ HYENA_FILTER_OPTIONS = ("horizon", "terms", "window", "filter")
 
 @dataclass(frozen=True)
 class AttentionConfig:
-    """Mixers with heads: attention, bert4rec, hytrec, fuxi_linear, grela, elastic."""
+    """Mixers with heads: attention, bert4rec, hytrec, fuxi_linear, grela, elastic, hstu, dman, sparsek, gems."""
 
     heads: int = 2
     """Heads; a divisor of dim."""
@@ -135,7 +138,8 @@ class ModelConfig:
 
     mixer: str = "hyena"
     """Token mixer: hyena (HyenaRec), attention (SASRec), bert4rec, gru (GRU4Rec), lru (LRURec), linoss (LinOSS), hydra
-    or hydra_bidirectional (HydraRec), hytrec, fuxi_linear, grela (RecGRELA) or elastic."""
+    or hydra_bidirectional (HydraRec), hytrec, fuxi_linear, grela (RecGRELA), elastic, hstu, dman, sparsek, gems or
+    ldm."""
     dim: int = 64
     """Channels."""
     blocks: int = 2

@@ -54,7 +54,8 @@ class Session:
     A new event costs a step of the model, whatever the length of the history. Scores are those of the model for all
     events since the history given at first, of which it read the last ``max_length``, which is all that
     :meth:`hyenarec.Recommender.recommend` ever reads. A model with positions (attention, hydra, elastic, hytrec,
-    fuxi_linear) can count no more than ``max_length``: then the last three quarters are read anew.
+    fuxi_linear, hstu, dman, sparsek, gems) can count no more than ``max_length``: then the last three quarters are read
+    anew.
 
     With ``compact`` the hyena mixer remembers long windows in a few hundred numbers a channel
     (:class:`hyenarec_kernels.nn.CompactState`).

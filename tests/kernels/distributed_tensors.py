@@ -272,7 +272,7 @@ def a_mixer_of_every_filter_prefills(mesh: Any) -> None:
     from torch.distributed.tensor import Shard, distribute_module
 
     x, n = random(4, 9, 8).detach(), torch.tensor([9, 0, 3, 5])
-    for filter in ("legendre", "chebyshev", "cosine", "implicit", "explicit"):
+    for filter in ("legendre", "chebyshev", "cosine", "implicit", "explicit", "logsparse"):
         alone = HyenaMixer(8, 20, filter=filter, order=3, groups=2, dtype=torch.float64)
         together = HyenaMixer(8, 20, filter=filter, order=3, groups=2, dtype=torch.float64)
         together.load_state_dict(alone.state_dict())
@@ -288,7 +288,7 @@ def a_mixer_of_every_filter_prefills(mesh: Any) -> None:
 def a_sharded_mixer_on_meta_gets_its_initial_values(mesh: Any) -> None:
     from torch.distributed.fsdp import fully_shard
 
-    for filter in ("legendre", "chebyshev", "cosine", "implicit", "explicit"):
+    for filter in ("legendre", "chebyshev", "cosine", "implicit", "explicit", "logsparse"):
         with torch.device("meta"):
             mixer = HyenaMixer(8, 20, filter=filter, order=4)
         fully_shard(mixer, mesh=mesh)

@@ -152,7 +152,7 @@ def test_wrong_options(options: Any, message: str) -> None:
         make(512).init_state(1, **options)
 
 
-@pytest.mark.parametrize("filter", ["implicit", "cosine", "explicit"])
+@pytest.mark.parametrize("filter", ["implicit", "cosine", "explicit", "logsparse"])
 def test_other_filters_have_none(filter: str) -> None:
     with pytest.raises(ValueError, match="filters must be polynomials"):
         make(512, filter=filter).init_state(1, state="compact")

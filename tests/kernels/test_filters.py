@@ -17,10 +17,12 @@ from hyenarec_kernels.nn import (
     HyenaMixer,
     ImplicitFilter,
     LegendreFilter,
+    LogSparseFilter,
 )
 from hyenarec_kernels.nn.filters import _chebyshev_to_legendre
+from hyenarec_kernels.nn.log_sparse import step_of_lags
 
-KINDS = [LegendreFilter, ChebyshevFilter, CosineFilter, ImplicitFilter, ExplicitFilter]
+KINDS = [LegendreFilter, ChebyshevFilter, CosineFilter, ImplicitFilter, ExplicitFilter, LogSparseFilter]
 BASES = KINDS[:3]
 
 
@@ -33,7 +35,7 @@ def test_norm_is_about_one_at_any_horizon(kind: type[Filter], horizon: int) -> N
         assert 0.3 < float(band) < 3
 
 
-@pytest.mark.parametrize("kind", BASES)
+@pytest.mark.parametrize("kind", [*BASES, LogSparseFilter])
 def test_filters_start_near_their_windows(kind: type[Filter]) -> None:
     torch.manual_seed(0)
     filter = kind(256, 200)
@@ -52,7 +54,7 @@ def test_parameters_are_of_unit_scale_at_any_horizon(kind: type[Filter], horizon
             assert 0.05 < float(parameter.detach().double().square().mean().sqrt()) < 10, name
 
 
-@pytest.mark.parametrize("kind", [*BASES, ImplicitFilter])
+@pytest.mark.parametrize("kind", [*BASES, ImplicitFilter, LogSparseFilter])
 def test_memories_spread_from_the_horizon_to_a_few_events(kind: type[Filter]) -> None:
     filter = kind(64, 400)
     decay = filter.decay()
@@ -116,6 +118,16 @@ def test_bases_are_what_they_are_called() -> None:
         (CosineFilter, np.stack(cosine)),
     ):
         np.testing.assert_allclose(kind(1, 30, 6).basis(torch.float64, cpu), want, atol=1e-12)
+
+
+def test_log_sparse_steps_double() -> None:
+    assert step_of_lags(21).tolist() == [*range(8), 8, 8, 9, 9, 10, 10, 11, 11, 12, 12, 12, 12, 13]
+    widths = step_of_lags(4096).bincount().tolist()
+    assert widths == [1] * 8 + [w for w in (2, 4, 8, 16, 32, 64, 128, 256, 512) for _ in range(4)]
+    filter = LogSparseFilter(3, 4096, window=False).double()
+    assert filter.weight.shape == (3, 44)
+    for taps, weight in zip(filter(), 1 + filter.weight, strict=True):
+        torch.testing.assert_close(taps / taps[0], (weight / weight[0])[step_of_lags(4096)])
 
 
 def test_a_filter_survives_its_state_dict() -> None:

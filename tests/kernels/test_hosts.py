@@ -96,7 +96,7 @@ def test_a_checkpoint_of_other_options_is_refused() -> None:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("filter", ["legendre", "chebyshev", "cosine", "implicit", "explicit"])
+@pytest.mark.parametrize("filter", ["legendre", "chebyshev", "cosine", "implicit", "explicit", "logsparse"])
 def test_lazy_loading_gives_the_same_outputs(filter: str) -> None:
     """Built on the meta device, nothing but the weights of the checkpoint assigned: no table is left to be filled."""
     real = HyenaMixer(6, 21, filter=filter).double()

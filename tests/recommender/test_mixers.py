@@ -16,7 +16,7 @@ from torch.utils.flop_counter import flop_registry
 
 from hyenarec.config import AttentionConfig, ModelConfig
 from hyenarec.errors import UserError
-from hyenarec.mixers import MIXERS, Mixer, elastic, hytrec
+from hyenarec.mixers import MIXERS, Mixer, elastic, hstu, hytrec
 from hyenarec.mixers.hytrec import DecayingMemory
 from hyenarec.mixers.recent import RecentAttention
 from hyenarec.mixers.recurrences.delta_rule import chunked_gated_delta_rule
@@ -168,6 +168,34 @@ def test_fuxi_linear_is_its_three_weight_matrices(when: Tensor | None) -> None:
     torch.testing.assert_close(mixer(x, packing, timestamps=when), want, rtol=1e-7, atol=1e-8)
 
 
+@pytest.mark.parametrize("when", [None, times()], ids=["positions", "timestamps"])
+def test_hstu_is_its_weight_matrix(when: Tensor | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hstu, "ROWS", 16)
+    mixer, (x, packing) = make("hstu"), history()
+    nn.init.normal_(mixer.position_bias)
+    nn.init.normal_(mixer.time_bias)
+    time = packing.positions if when is None else when
+
+    def weights(q: Tensor, k: Tensor) -> Tensor:
+        rows = torch.zeros(LENGTH, LENGTH, 2, dtype=torch.float64)
+        for t in range(LENGTH):
+            for s in range(t + 1):
+                bucket = min(128, int(math.log(max(1, int(time[t] - time[s]))) / 0.301))
+                bias = mixer.position_bias[t - s] + mixer.time_bias[bucket]
+                rows[t, s] = silu((q[t] * k[s]).sum(-1) + bias) / LENGTH
+        return rows
+
+    def want() -> Tensor:
+        u, v, q, k = silu(mixer.uvqk(x)).chunk(4, -1)
+        mixed = torch.einsum("tsh,shd->thd", weights(by_head(q), by_head(k)), by_head(v)).flatten(1)
+        return mixer.out(u * layer_norm(mixed, (DIM,), eps=1e-6))  # type: ignore[no-any-return]
+
+    assert_mixes(mixer, want(), timestamps=when)
+    losses = [out.square().sum() for out in (mixer(x, packing, timestamps=when), want())]
+    got, expected = (torch.autograd.grad(loss, list(mixer.parameters())) for loss in losses)
+    torch.testing.assert_close(got, expected, rtol=1e-8, atol=1e-9)
+
+
 def test_hytrec_memory_decays_with_elapsed_days() -> None:
     memory = DecayingMemory(ModelConfig(dim=DIM)).double()
     x, packing = history()
@@ -239,7 +267,7 @@ def operations(mixer: Mixer, length: int) -> int:
     return counted.count
 
 
-QUADRATIC = ("attention", "bert4rec")
+QUADRATIC = ("attention", "bert4rec", "hstu")
 
 
 # hyena is left out: its convolution is one operation to torch, whatever it does inside.

@@ -1,0 +1,60 @@
+"""Long filters whose detail falls with the lag (the sparsity of LDM, arXiv 2412.16572, as a filter)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import one_hot
+
+from hyenarec_kernels.dtypes import wide
+from hyenarec_kernels.legendre import product
+from hyenarec_kernels.nn.filters import INITIAL_DEVIATION, Filter
+from hyenarec_kernels.sharding import beside
+
+
+class LogSparseFilter(Filter):
+    """Piecewise constant taps over lags whose steps grow as the lags do, times the window.
+
+    The first eight lags have a weight each, then every doubling of the lag is four steps: O(log K) weights a group, as
+    a forecaster has that keeps the recent past in detail and averages of the rest. ``weight`` (G, N) is the difference
+    from the window alone, near which a filter starts.
+    """
+
+    scale: Tensor  # (G,) brings the initial filters to an expected norm of 1
+
+    def __init__(
+        self,
+        groups: int,
+        horizon: int,
+        window: bool = True,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(groups, horizon, window=window, device=device, dtype=dtype)
+        steps = int(step_of_lags(self.horizon)[-1]) + 1
+        self.weight = nn.Parameter(torch.empty(groups, steps, device=device, dtype=dtype))
+        self.register_buffer("scale", torch.empty(groups, device=device, dtype=dtype))
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        super().reset_parameters()
+        nn.init.normal_(self.weight)
+        self.weight.mul_(INITIAL_DEVIATION)
+        initial = self._initial_window(wide(self.weight.dtype), self.weight.device)
+        energy = initial.square().sum(1) * (1 + INITIAL_DEVIATION**2)
+        self.scale.copy_(beside(self.scale, energy.rsqrt()))
+
+    def forward(self) -> Tensor:
+        dtype = wide(self.weight.dtype)
+        steps = one_hot(step_of_lags(self.horizon), self.weight.shape[1]).T.to(dtype).to(self.weight.device)  # (N, K)
+        heights = self.scale.to(dtype)[:, None] * (1 + self.weight.to(dtype))  # (G, N)
+        return self.windowed(product(heights, steps))
+
+
+def step_of_lags(horizon: int) -> Tensor:
+    """The number of the step that each lag belongs to, (horizon,) int64 on the CPU."""
+    lags = torch.arange(horizon, dtype=torch.float64, device="cpu")  # whatever device is the default
+    part, doublings = torch.frexp(lags)  # a lag is part * 2^doublings, part from 1/2 to 1
+    return torch.where(lags < 8, lags, 4 * doublings + (8 * part).floor() - 12).long()

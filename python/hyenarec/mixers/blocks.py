@@ -1,0 +1,42 @@
+"""Histories cut into blocks of events, for attention that sees so many blocks back and no further."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def block_size(max_length: int) -> int:
+    """Events of a block: 64, and a quarter of the longest history where that is less."""
+    return max(1, min(64, max_length // 4))
+
+
+def by_block(x: Tensor, size: int) -> Tensor:
+    """(S, M, ...) to (S, N, size, ...), zeros after the end."""
+    spare = -x.shape[1] % size
+    if spare:
+        x = torch.cat((x, x.new_zeros(x.shape[0], spare, *x.shape[2:])), 1)
+    return x.unflatten(1, (-1, size))
+
+
+def with_before(x: Tensor, count: int) -> Tensor:
+    """Every block behind the ``count`` blocks before it, zeros where there are none: (S, N, C, ...) to
+    (S, N, (count + 1) C, ...)."""
+    blocks = x.shape[1]
+    x = torch.cat((x.new_zeros(x.shape[0], count, *x.shape[2:]), x), 1)
+    return torch.cat([x[:, first : first + blocks] for first in range(count + 1)], 2)
+
+
+def lags(size: int, count: int, device: torch.device) -> Tensor:
+    """How many events each key of :func:`with_before` lies before each event of its block, (C, (count + 1) C); below
+    0 for later ones."""
+    event = torch.arange(size, device=device)[:, None]
+    return event - torch.arange(-count * size, size, device=device)
+
+
+def softmax_of_seen(scores: Tensor, seen: Tensor) -> Tensor:
+    """The softmax over the last dimension of what is ``seen``; zeros where nothing is."""
+    scores = scores.masked_fill(~seen, -torch.inf)
+    largest = scores.detach().amax(-1, keepdim=True).clamp_min(torch.finfo(scores.dtype).min)
+    weights = (scores - largest).exp()
+    return weights / weights.sum(-1, keepdim=True).clamp_min(torch.finfo(scores.dtype).tiny)

@@ -1,0 +1,187 @@
+"""GEMs' mixer: three streams of a history, each mixed in its own way and summed (arXiv 2602.13631).
+
+    recent      softmax attention to the last events
+    middle      softmax attention to the k events that an indexer picks out of the many before those
+    lifecycle   a linear compression of the whole history
+    y = W_o (recent + middle) + lifecycle
+
+The sum has no parameters: learned gates collapse onto the recent stream, as the paper says. The indexer, two small
+heads, learns by a loss of its own alone: the divergence of its distribution from the attention's to the whole middle.
+
+Ours: how an index is computed, sum_i SiLU(q_ti . k_s), keys shared by both heads; the Hyena convolution as the
+lifecycle, where the paper compresses offline; 64 recent events, 512 in the middle, of which 32 are picked (the paper's
+last 256, and to 5,000), fewer for models of shorter histories; that training computes the attention to the whole
+middle, which the indexer learns from, and drops what was not picked: growth is linear, and the picked events alone
+count.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import silu
+
+from hyenarec.config import ModelConfig
+from hyenarec.mixers.auxiliary import with_loss
+from hyenarec.mixers.base import Mixer, State, TensorState
+from hyenarec.mixers.blocks import block_size, by_block, lags, softmax_of_seen, with_before
+from hyenarec.mixers.hyena import HyenaRecMixer
+from hyenarec.mixers.recurrences import at_least_float32
+from hyenarec.packing import Packing
+from hyenarec_kernels.nn import fast_linear
+from hyenarec_kernels.segments import last_rows
+
+MIDDLE_BLOCKS = 8  # as long as the recent events each
+INDEX_HEADS, INDEX_SIZE = 2, 16
+
+
+@dataclass(frozen=True)
+class StreamsState:
+    """Of the attention to recent and middle events, and of the lifecycle."""
+
+    near: TensorState
+    far: State
+
+    def index(self, rows: Tensor) -> StreamsState:
+        return StreamsState(self.near.index(rows), self.far.index(rows))
+
+    @staticmethod
+    def cat(states: Sequence[StreamsState]) -> StreamsState:
+        near, far = [state.near for state in states], [state.far for state in states]
+        return StreamsState(TensorState.cat(near), type(far[0]).cat(far))
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {**self.near.tensors(), **{f"far.{name}": values for name, values in self.far.tensors().items()}}
+
+
+class GEMsMixer(Mixer):
+    """Blocks of recent events, and the blocks before them for the middle."""
+
+    needs_positions = True
+
+    def __init__(self, config: ModelConfig, layer: int) -> None:
+        super().__init__(config, layer)
+        dim = config.dim
+        self.heads, self.recent = config.attention.heads, block_size(config.max_length)
+        self.picked = max(1, self.recent // 2)
+        self.reach = (1 + MIDDLE_BLOCKS) * self.recent
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.indexer = nn.Linear(dim, (INDEX_HEADS + 1) * INDEX_SIZE)
+        self.out = nn.Linear(dim, dim)
+        self.lifecycle = HyenaRecMixer(config, layer)
+
+    def forward(
+        self, x: Tensor, packing: Packing, *, timestamps: Tensor | None = None, last_only: bool = False
+    ) -> Tensor:
+        near, _, _ = self._near(x, packing)
+        if last_only:
+            near = near[packing.last]
+        return near + self.lifecycle(x, packing, last_only=last_only)
+
+    def init_state(self, sequences: int, *, compact: bool = False) -> StreamsState:
+        """Keys and values, and the indexer's keys, of the last events, the newest last."""
+        weight = self.out.weight
+        near = TensorState(
+            cache=weight.new_zeros(sequences, self.reach, 2 * weight.shape[0]),
+            index_keys=weight.new_zeros(sequences, self.reach, INDEX_SIZE),
+            events=torch.zeros(sequences, dtype=torch.int64, device=weight.device),
+        )
+        return StreamsState(near, self.lifecycle.init_state(sequences, compact=compact))
+
+    def prefill(
+        self, x: Tensor, packing: Packing, *, timestamps: Tensor | None = None, compact: bool = False
+    ) -> tuple[Tensor, StreamsState]:
+        mixed, keys_values, index_keys = self._near(x, packing)
+        far, after = self.lifecycle.prefill(x, packing, compact=compact)
+        starts, lengths = packing.cu_seqlens[:-1], packing.lengths
+        kept = (last_rows(part.contiguous(), starts, lengths, self.reach) for part in (keys_values, index_keys))
+        near = TensorState(zip(("cache", "index_keys"), kept, strict=True), events=lengths)
+        return mixed + far, StreamsState(near, after)
+
+    def step(self, x: Tensor, state: StreamsState, *, timestamps: Tensor | None = None) -> tuple[Tensor, StreamsState]:
+        near, reach = state.near, self.reach
+        q, new = fast_linear(self.qkv, x).split((x.shape[1], 2 * x.shape[1]), -1)  # type: ignore[no-untyped-call]
+        index_query, index_key = self._index_parts(x)
+        cache = torch.cat((near["cache"][:, 1:], new[:, None].to(near["cache"].dtype)), 1)  # (S, R, 2D)
+        index_keys = torch.cat((near["index_keys"][:, 1:], index_key[:, None].to(cache.dtype)), 1)  # (S, R, ·)
+        there = torch.arange(reach, 0, -1, device=x.device) <= near["events"][:, None] + 1  # (S, R)
+        older = reach - self.recent  # where the recent events begin
+        scores, v = self._scores(q[:, None], cache.to(q.dtype))  # (S, H, 1, R), (S, H, R, D/H)
+        index = self._index(index_query[:, None], index_keys[:, :older].to(x.dtype))  # (S, 1, ·)
+        mixed = self._recent(scores[..., older:], v[..., older:, :], there[:, None, older:])
+        mixed = mixed + self._middle(scores[..., :older], v[..., :older, :], index, there[:, None, :older])
+        mixed = mixed.transpose(-3, -2).flatten(-2)[:, 0]
+        far, after = self.lifecycle.step(x, state.far)  # type: ignore[arg-type]
+        kept = TensorState(cache=cache, index_keys=index_keys, events=near["events"] + 1)
+        return fast_linear(self.out, mixed) + far, StreamsState(kept, after)
+
+    def _near(self, x: Tensor, packing: Packing) -> tuple[Tensor, Tensor, Tensor]:
+        """The first two streams (T, D), keys and values (T, 2D) and the indexer's keys (T, ·)."""
+        size, dim = self.recent, x.shape[1]
+        q, keys_values = fast_linear(self.qkv, x).split((dim, 2 * dim), -1)  # type: ignore[no-untyped-call]
+        index_query, index_key = self._index_parts(x.detach())
+        parts = (q, index_query, keys_values, index_key)
+        q_n, index_q, kv_n, index_k = (by_block(packing.pad(part), size) for part in parts)  # (S, N, C, ·) each
+        older = MIDDLE_BLOCKS * size  # keys before the block before
+        lag = lags(size, MIDDLE_BLOCKS + 1, x.device)  # (C, K), K = older + 2 C
+        first = torch.arange(q_n.shape[1], device=x.device)[:, None, None] * size  # (N, 1, 1)
+        there = first + torch.arange(-older - size, size, device=x.device) >= 0  # (N, 1, K)
+        recent, middle = (lag >= 0) & (lag < size) & there, (lag >= size) & (lag < self.reach) & there  # (N, C, K)
+        scores, v = self._scores(q_n, with_before(kv_n, MIDDLE_BLOCKS + 1))
+        # The middle ends with the block before, the recent events begin in it.
+        index = self._index(index_q, with_before(index_k, MIDDLE_BLOCKS + 1)[:, :, :-size])  # (S, N, C, K - C)
+        middle, old = middle[..., :-size], scores[..., :-size]
+        mixed = self._recent(scores[..., older:], v[..., older:, :], recent[..., older:])
+        mixed = mixed + self._middle(old, v[..., :-size, :], index, middle)  # (S, N, H, C, D/H)
+        mixed = mixed.transpose(-3, -2).flatten(-2).flatten(1, 2)[:, : packing.max_length]
+        mixed = fast_linear(self.out, packing.unpad(mixed))
+        if torch.is_grad_enabled():
+            mixed = with_loss(mixed, self._divergence(old.detach(), index, middle, packing))
+        return mixed, keys_values, index_key
+
+    def _index_parts(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The indexer's queries with the weights of its heads, and its keys."""
+        parts = fast_linear(self.indexer, x)
+        return parts.split((INDEX_HEADS * INDEX_SIZE, INDEX_SIZE), -1)  # type: ignore[no-any-return,no-untyped-call]
+
+    def _index(self, queries: Tensor, keys: Tensor) -> Tensor:
+        """(..., C, ·) and (..., K, ·) to the index of every key for every query, (..., C, K)."""
+        first, second = (silu(at_least_float32(query @ keys.mT)) for query in queries.chunk(INDEX_HEADS, -1))
+        return first + second
+
+    def _scores(self, q: Tensor, keys_values: Tensor) -> tuple[Tensor, Tensor]:
+        """Of queries (..., C, D) for keys, (..., H, C, K), and the values (..., H, K, D/H)."""
+        q = q.unflatten(-1, (self.heads, -1)).transpose(-3, -2)  # (..., H, C, D/H)
+        k, v = keys_values.unflatten(-1, (2, self.heads, -1)).movedim(-3, 0).transpose(-3, -2)  # (..., H, K, D/H) each
+        return at_least_float32(q * q.shape[-1] ** -0.5 @ k.mT), v
+
+    def _recent(self, scores: Tensor, v: Tensor, recent: Tensor) -> Tensor:
+        """Scores (..., H, C, K) and values (..., H, K, D/H) to (..., H, C, D/H)."""
+        weights = scores.masked_fill(~recent.unsqueeze(-3), -torch.inf).softmax(-1)  # nobody sees nothing
+        return weights.to(v.dtype) @ v
+
+    def _middle(self, scores: Tensor, v: Tensor, index: Tensor, middle: Tensor) -> Tensor:
+        """The same of the keys of the ``middle`` (..., C, K) that have the highest index (..., C, K)."""
+        with torch.no_grad():
+            ranked = index.masked_fill(~middle, -torch.inf)
+            best, picked = ranked.topk(min(self.picked, index.shape[-1]), -1, sorted=False)  # (..., C, k) each
+            there = (best > -torch.inf).unsqueeze(-3)
+            picked = picked.unsqueeze(-3).expand(*scores.shape[:-1], -1)  # (..., H, C, k)
+        few = softmax_of_seen(scores.gather(-1, picked), there)
+        weights = torch.zeros_like(scores).scatter(-1, picked, few)
+        return weights.to(v.dtype) @ v
+
+    def _divergence(self, scores: Tensor, index: Tensor, middle: Tensor, packing: Packing) -> Tensor:
+        """Of the indexer's distribution over the middle from the attention's, but for the latter's own entropy, which
+        nothing learns from; a mean over the events that have a middle."""
+        real = by_block(packing.pad(torch.ones_like(packing.positions)), self.recent) > 0  # (S, N, C)
+        known = real & middle.any(-1)
+        # Not -inf: rows without a middle, which count nothing, would hold no numbers.
+        outside = torch.zeros(middle.shape, dtype=index.dtype, device=index.device).masked_fill_(~middle, -1e30)
+        want = (scores + outside.unsqueeze(-3)).softmax(-1).mean(-3)  # (S, N, C, K)
+        log_index = (index + outside).log_softmax(-1)
+        each = -(want * log_index).sum(-1)
+        return torch.where(known, each, 0).sum() / known.sum().clamp_min(1)

@@ -1,0 +1,167 @@
+"""HSTU's mixer: pointwise attention without a softmax (arXiv 2402.17152 and its authors' code).
+
+    u, v, q, k = SiLU(W x)
+    a_ts = SiLU(q_t . k_s + position_bias[t - s] + time_bias[log(time_t - time_s) / 0.301]) / L    (s <= t)
+    y_t = W_o (u_t * norm(sum_s a_ts v_s))
+
+with one bias for all heads, L the most events that the model reads, and learned positions in the input. Quadratic in
+the length, as in the paper. Ours: the query's time is the event's own, where the authors' code takes the next event's:
+no other system here is told when that happens. The feed-forward after it is the backbone's; the paper's block has none.
+Without timestamps positions are the times.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn.functional import layer_norm, silu
+
+from hyenarec.config import ModelConfig
+from hyenarec.mixers.base import Mixer, TensorState
+from hyenarec.mixers.recurrences import at_least_float32
+from hyenarec.packing import Packing
+from hyenarec_kernels.nn import fast_linear
+
+TIME_BUCKETS = 128  # and one for all that is longer
+BUCKET_WIDTH = 0.301  # of the logarithm of seconds
+EPSILON = 1e-6
+# Queries at a time: their weights stay in the cache of a CPU, and a causal row ends near its own event.
+ROWS = 128
+
+
+class HSTUMixer(Mixer):
+    """Attention whose weights are no distribution, so that how much there is to attend to is not lost."""
+
+    needs_positions = True
+    knows_time = True
+    bounded = True
+
+    def __init__(self, config: ModelConfig, layer: int) -> None:
+        super().__init__(config, layer)
+        self.heads, self.max_length = config.attention.heads, config.max_length
+        self.uvqk = nn.Linear(config.dim, 4 * config.dim)
+        self.out = nn.Linear(config.dim, config.dim)
+        self.position_bias = nn.Parameter(0.02 * torch.randn(config.max_length))  # by lag
+        self.time_bias = nn.Parameter(0.02 * torch.randn(TIME_BUCKETS + 1))
+
+    def forward(
+        self, x: Tensor, packing: Packing, *, timestamps: Tensor | None = None, last_only: bool = False
+    ) -> Tensor:
+        return self._mix(x, packing, timestamps, last_only)[0]
+
+    def init_state(self, sequences: int, *, compact: bool = False) -> TensorState:
+        """The cache of values and keys, and of times: room for as many events as there are lags."""
+        weight = self.out.weight
+        cache = weight.new_zeros(sequences, self.max_length, 2, self.heads, weight.shape[1] // self.heads)
+        nothing = torch.zeros(sequences, dtype=torch.int64, device=weight.device)
+        return TensorState(cache=cache, times=nothing[:, None].repeat(1, self.max_length), events=nothing)
+
+    def prefill(
+        self, x: Tensor, packing: Packing, *, timestamps: Tensor | None = None, compact: bool = False
+    ) -> tuple[Tensor, TensorState]:
+        mixed, kept, times = self._mix(x, packing, timestamps, False)
+        state = self.init_state(packing.sequences)
+        state["cache"][:, : packing.max_length] = kept
+        state["times"][:, : packing.max_length] = times
+        state["events"] += packing.lengths
+        return mixed, state
+
+    def step(self, x: Tensor, state: TensorState, *, timestamps: Tensor | None = None) -> tuple[Tensor, TensorState]:
+        cache, times, events = state["cache"], state["times"], state["events"]
+        u, v, q, k = silu(fast_linear(self.uvqk, x)).chunk(4, -1)  # (S, D) each
+        rows = torch.arange(len(x), device=x.device)
+        cache[rows, events] = torch.stack((v, k), 1).view(len(x), 2, self.heads, -1).to(cache.dtype)
+        times[rows, events] = events if timestamps is None else timestamps
+        longest = int(events.max()) + 1  # one wait for the device, or every step would read the whole cache
+        values, keys = cache[:, :longest].to(q.dtype).permute(2, 0, 3, 1, 4)  # (S, H, M, D/H) each
+        q = q.view(len(x), self.heads, 1, -1)
+        lag = (events[:, None] - torch.arange(longest, device=x.device))[:, None]  # (S, 1, M)
+        elapsed = (times[rows, events, None] - times[:, :longest])[:, None]  # (S, 1, M)
+        bias = self.position_bias[lag.clamp_min(0)] + self.time_bias[_bucket(elapsed)]  # (S, 1, M)
+        weights = silu(q @ keys.mT + bias[:, None]) * (lag >= 0)[:, None] / self.max_length  # (S, H, 1, M)
+        mixed = (weights.to(values.dtype) @ values).flatten(1)  # (S, D)
+        return self._gated(u, mixed), TensorState(cache=cache, times=times, events=events + 1)
+
+    def _mix(
+        self, x: Tensor, packing: Packing, timestamps: Tensor | None, last_only: bool
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The output, values and keys (S, M, 2, H, D/H), and times (S, M)."""
+        u, vqk = silu(fast_linear(self.uvqk, x)).split((x.shape[1], 3 * x.shape[1]), -1)  # type: ignore[no-untyped-call]
+        padded = packing.pad(vqk.view(len(x), 3, self.heads, -1))  # (S, M, 3, H, D/H)
+        times = packing.pad(packing.positions if timestamps is None else timestamps)  # (S, M)
+        with torch.autocast(x.device.type, enabled=False):
+            v, q, k = at_least_float32(padded).permute(2, 0, 3, 1, 4)  # (S, H, M, D/H) each
+            mixed = _PointwiseAttention.apply(  # type: ignore[no-untyped-call]
+                q, k, v, self.position_bias, self.time_bias, times, self.max_length
+            )
+        mixed = packing.unpad(mixed.transpose(1, 2).flatten(2))  # (T, D)
+        if last_only:
+            u, mixed = u[packing.last], mixed[packing.last]
+        return self._gated(u, mixed), padded[:, :, ::2], times
+
+    def _gated(self, u: Tensor, mixed: Tensor) -> Tensor:
+        return fast_linear(self.out, u * layer_norm(mixed, mixed.shape[-1:], eps=EPSILON))
+
+
+def _bucket(elapsed: Tensor) -> Tensor:
+    """Of times in seconds, int64; below 0 is 0."""
+    return (elapsed.clamp_min(1).to(torch.float32).log() / BUCKET_WIDTH).long().clamp_max(TIME_BUCKETS)
+
+
+class _PointwiseAttention(torch.autograd.Function):
+    """``ROWS`` queries at a time, computed anew for the gradient: the weights of all are never there at once."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, q: Tensor, k: Tensor, v: Tensor, by_lag: Tensor, by_time: Tensor, times: Tensor, count: int
+    ) -> Tensor:
+        ctx.save_for_backward(q, k, v, by_lag, by_time, times)
+        ctx.count = count
+        out = torch.empty_like(q)
+        for rows, last in _blocks(q):
+            scores, seen, _, _ = _scores(q[:, :, rows], k[:, :, :last], by_lag, by_time, times, rows)
+            out[:, :, rows] = silu(scores).mul_(seen) @ v[:, :, :last]
+        return out.div_(count)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        q, k, v, by_lag, by_time, times = ctx.saved_tensors
+        grad = grad / ctx.count
+        grad_q, grad_k, grad_v = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
+        grad_lag, grad_time = torch.zeros_like(by_lag), torch.zeros_like(by_time)
+        for rows, last in _blocks(q):
+            queries, keys, out = q[:, :, rows], k[:, :, :last], grad[:, :, rows]
+            scores, seen, lag, bucket = _scores(queries, keys, by_lag, by_time, times, rows)
+            gate = scores.sigmoid()
+            weights = scores * gate
+            grad_v[:, :, :last] += weights.mul_(seen).mT @ out
+            slope = (1 - gate).mul_(scores).add_(1).mul_(gate).mul_(seen)  # of the SiLU
+            slope.mul_(out @ v[:, :, :last].mT)  # (S, H, R, M), of the scores
+            grad_q[:, :, rows] = slope @ keys
+            grad_k[:, :, :last] += slope.mT @ queries
+            slope = slope.sum(1)  # (S, R, M), of the bias
+            grad_lag.index_add_(0, lag.flatten(), slope.sum(0).flatten().to(grad_lag.dtype))
+            grad_time.index_add_(0, bucket.flatten(), slope.flatten().to(grad_time.dtype))
+        return grad_q, grad_k, grad_v, grad_lag, grad_time, None, None
+
+
+def _blocks(q: Tensor) -> list[tuple[slice, int]]:
+    """Rows of queries, and where their keys end."""
+    events = q.shape[2]
+    return [(slice(first, min(first + ROWS, events)), min(first + ROWS, events)) for first in range(0, events, ROWS)]
+
+
+def _scores(
+    q: Tensor, k: Tensor, by_lag: Tensor, by_time: Tensor, times: Tensor, rows: slice
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Scores (S, H, R, M) of queries, what each may see (R, M), lags (R, M) and buckets of time (S, R, M)."""
+    last = k.shape[2]
+    lag = torch.arange(rows.start, last, device=q.device)[:, None] - torch.arange(last, device=q.device)
+    seen, lag = (lag >= 0).to(q.dtype), lag.clamp_min(0)
+    bucket = _bucket(times[:, rows, None] - times[:, None, :last])
+    bias = by_lag[lag] + by_time[bucket]  # (S, R, M)
+    return (q @ k.mT).add_(bias[:, None]), seen, lag, bucket
