@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from hyenarec.baselines import baselines
-from hyenarec.config import ModelConfig, TrainingConfig
+from hyenarec.config import FULL_LOSS_ITEMS, ModelConfig, TrainingConfig
 from hyenarec.data.splits import Split
 from hyenarec.data.store import SequenceStore
 from hyenarec.display import console
@@ -75,6 +75,19 @@ def show_log(store: SequenceStore) -> None:
         f"{store.n_users:,} users, {store.n_items:,} items, {store.n_events:,} events, mean history {mean:.1f}",
         highlight=False,
     )
+
+
+def show_loss(training: TrainingConfig, store: SequenceStore) -> None:
+    """Say which loss was chosen, and why, where nobody named one."""
+    if training.loss == "auto":
+        which, than = {
+            "full": ("full, over all", "no more than"),
+            "sampled": (f"sampled, --negatives {training.negatives:,} a step out of", "more than"),
+        }[training.for_items(store.n_items).loss]
+        console.print(
+            f"loss: {which} {store.n_items:,} items, as there are {than} {FULL_LOSS_ITEMS:,}; --loss chooses otherwise",
+            highlight=False,
+        )
 
 
 def announce_repeats(store: SequenceStore, split: Split, training: TrainingConfig) -> None:

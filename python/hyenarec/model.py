@@ -8,7 +8,7 @@ from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import dropout, gelu
+from torch.nn.functional import dropout, embedding, gelu
 
 from hyenarec.cloze import hide_next
 from hyenarec.config import ModelConfig
@@ -112,7 +112,8 @@ class SequenceModel(nn.Module):
     """Item embedding -> dropout -> blocks -> norm; scores are ``h E^T + bias`` with the embedding tied.
 
     ``forward(batch)`` returns the hidden states (T, D), or (S, D) of each sequence's last event with ``last_only``;
-    :meth:`scores` turns them into scores over the catalogue, (S, V). A model whose mixer is not causal has a ``mask``
+    with a ``table`` (R, D) the batch's items are rows of it instead of the whole item embedding. :meth:`scores` turns
+    them into scores over the catalogue, (S, V). A model whose mixer is not causal has a ``mask``
     that stands for the batch's masked items, and is asked for the next item by a masked one after the history.
 
     A model whose mixer is causal also reads events one at a time: :meth:`prefill` and :meth:`step` give the hidden
@@ -137,14 +138,18 @@ class SequenceModel(nn.Module):
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.blocks))
         self.norm = nn.LayerNorm(config.dim)
 
-    def forward(self, batch: Batch, *, last_only: bool = False) -> Tensor:
-        x = self._embed(batch.items, batch.packing.positions, batch.masked)
+    def forward(self, batch: Batch, *, last_only: bool = False, table: Tensor | None = None) -> Tensor:
+        x = self._embed(batch.items, batch.packing.positions, batch.masked, table)
         for index, block in enumerate(self.blocks):
             x = block(x, batch, last_only and index == len(self.blocks) - 1)
         return self.norm(x)  # type: ignore[no-any-return]
 
-    def _embed(self, items: Tensor, positions: Tensor, masked: Tensor | None = None) -> Tensor:
-        x = self.items(items) * self.config.dim**0.5  # (T, D), of unit variance as the mixers' outputs are
+    def _embed(
+        self, items: Tensor, positions: Tensor, masked: Tensor | None = None, table: Tensor | None = None
+    ) -> Tensor:
+        x = (
+            self.items(items) if table is None else embedding(items, table)
+        ) * self.config.dim**0.5  # (T, D), of unit variance as the mixers' outputs are
         if masked is not None:
             assert self.mask is not None
             x = x.index_copy(0, masked, self.mask.expand(len(masked), -1))

@@ -63,7 +63,7 @@ class Run:
             json.dumps(
                 {
                     "model": asdict(model_config),
-                    "training": asdict(config),
+                    "training": asdict(self.trainer.config),
                     "source": asdict(source),
                     "data": {**store.describe(), "time_unit": store.time_unit, "fingerprint": store.fingerprint()},
                 }
@@ -114,6 +114,8 @@ class Run:
         optimizer = checkpoint.optimizer_tensors(trainer.model, trainer.optimizer)
         tensors = checkpoint.with_prefix("model", trainer.model.state_dict())
         tensors |= checkpoint.with_prefix("optimizer", optimizer)
+        if trainer.rows:
+            tensors |= checkpoint.with_prefix("rows", trainer.rows.optimizer.tensors())
         header = {
             "config": self.description,
             "progress": asdict(trainer.progress),
@@ -177,6 +179,8 @@ class Run:
             checkpoint.restore_optimizer(
                 self.trainer.model, self.trainer.optimizer, checkpoint.without_prefix("optimizer", tensors)
             )
+            if self.trainer.rows:
+                self.trainer.rows.optimizer.restore(checkpoint.without_prefix("rows", tensors))
         except ValueError as error:
             raise DamagedError(f"{last}: {error}") from error
         self.trainer.progress, self.environment = progress, header.get("environment", {})
