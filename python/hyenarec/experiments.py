@@ -6,6 +6,7 @@ import statistics
 from pathlib import Path
 from typing import Any
 
+from hyenarec import distributed
 from hyenarec.baselines import baselines
 from hyenarec.config import FULL_LOSS_ITEMS, ModelConfig, TrainingConfig
 from hyenarec.data.splits import Split
@@ -29,7 +30,8 @@ def train(
     refuse_foreign(out / CURVE, PNG)
     run = Run(out, store, split, model, training, source)
     result = run.train()
-    training_curves({model.mixer: run.trainer.progress.history}, training.metric, out / CURVE)
+    if distributed.is_main():
+        training_curves({model.mixer: run.trainer.progress.history}, training.metric, out / CURVE)
     return result
 
 

@@ -19,6 +19,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from hyenarec import distributed
 from hyenarec.baselines import Popularity
 from hyenarec.cloze import hide_events
 from hyenarec.config import ModelConfig, TrainingConfig
@@ -74,6 +75,9 @@ class Timing:
         return sorted(self.epochs)[len(self.epochs) // 2] if self.epochs else 0.0
 
 
+CheckStop = Callable[..., None]
+
+
 class Saver(Protocol):
     """What keeps a training: it is told when."""
 
@@ -104,6 +108,7 @@ class Trainer:
         tables = {"items.weight", "bias"} if self.rows else set()  # whose rows have an optimiser of their own
         self._dense = [parameter for name, parameter in self.model.named_parameters() if name not in tables]
         self.optimizer = _optimizer(self._dense, config)
+        self._forward = distributed.wrap(self.model, self._dense)
         self.progress, self.timing = Progress(), Timing()
         self._loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
         self._finite = torch.zeros((), dtype=torch.int64, device=self.device)  # steps of the epoch with finite sums
@@ -132,7 +137,8 @@ class Trainer:
 
     def step(self, batch: Batch, rate: float) -> Tensor:
         """One optimiser step at learning rate ``rate``; the batch's mean loss."""
-        torch.manual_seed(self.config.seed * 1_000_000_007 + self.progress.step)  # dropout and negatives of this step
+        seed = self.config.seed * 1_000_000_007 + self.progress.step
+        torch.manual_seed(seed)  # dropout and negatives of this step
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.bf16):
@@ -141,20 +147,22 @@ class Trainer:
             read = self.rows.read(batch) if self.rows else None
             if read is not None:
                 batch = read.batch
-            hidden = self.model(batch, table=read and read.rows.weight)  # (T, D)
+            batch, share = distributed.part(batch)
+            distributed.own_seed(seed)
+            hidden = self._forward(batch, table=read and read.rows.weight)  # (T, D)
             if batch.masked is not None:
                 hidden = hidden[batch.masked]  # (P, D)
             assert batch.targets is not None
             loss = read.loss(hidden, batch.targets) if read is not None else self._full_loss(hidden, batch.targets)
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        tables = () if read is None else (read.rows.weight, read.rows.bias)
+        distributed.backward(loss, share, tables)
         if self.config.clip_norm:
-            tables = () if read is None else (read.rows.weight, read.rows.bias)
             torch.nn.utils.clip_grad_norm_((*self._dense, *tables), self.config.clip_norm)
         self.optimizer.step()
         if self.rows and read is not None:
             self.rows.optimizer.step(read.rows, rate)
-        return loss.detach()
+        return distributed.add_up(loss.detach() * share)
 
     def validate(self, targets: Any, scorer: Scorer | None = None) -> Ranking:
         """Rank ``targets`` by the model, or by what stands in for it."""
@@ -219,7 +227,7 @@ class Trainer:
             seconds = min(seconds, time.perf_counter() - began)
         return seconds * self.windows.tokens / dim
 
-    def _steps(self, display: TrainingDisplay, check_stop: Callable[[], None], saver: Saver | None) -> None:
+    def _steps(self, display: TrainingDisplay, check_stop: CheckStop, saver: Saver | None) -> None:
         """The rest of the epoch's steps."""
         progress, config = self.progress, self.config
         steps = config.epochs * len(self.windows)
@@ -246,13 +254,13 @@ class Trainer:
             if saver is not None and save:
                 saver.save_last()
                 saved = time.perf_counter()
-            check_stop()
+            check_stop(self.device)
         if self.rows:
             self.rows.optimizer.bring_all_up_to_date()
         self.measure()
         self._began = None
 
-    def _end_epoch(self, display: TrainingDisplay, check_stop: Callable[[], None], saver: Saver | None) -> None:
+    def _end_epoch(self, display: TrainingDisplay, check_stop: CheckStop, saver: Saver | None) -> None:
         progress, config = self.progress, self.config
         self.refuse_divergence()
         mean_loss = progress.epoch_loss / self.windows.tokens
@@ -318,7 +326,7 @@ class Trainer:
 class _Interruptible:
     """The model's scores, between whose batches training may stop."""
 
-    def __init__(self, model: SequenceModel, check_stop: Callable[[], None]) -> None:
+    def __init__(self, model: SequenceModel, check_stop: CheckStop) -> None:
         self._model, self._check_stop = model, check_stop
 
     def scores(self, batch: Batch) -> Tensor:
@@ -327,9 +335,10 @@ class _Interruptible:
 
 
 @contextmanager
-def stop_requests() -> Iterator[Callable[[], None]]:
+def stop_requests() -> Iterator[CheckStop]:
     """Inside, SIGINT and SIGTERM only leave a note, and the function that this yields raises :class:`Interrupted` when
-    there is one: call it where the state is whole. A second signal acts at once.
+    there is one: call it where the state is whole. Of several processes all have to call it with their device for one
+    to stop them all, and without one each asks for itself. A second signal acts at once.
 
     Signals that the process ignores stay ignored; outside the main thread, which alone gets signals, nothing changes.
     """
@@ -345,9 +354,9 @@ def stop_requests() -> Iterator[Callable[[], None]]:
         received.append(number)
         restore()
 
-    def check() -> None:
-        if received:
-            raise Interrupted(received[0])
+    def check(together: torch.device | None = None) -> None:
+        if distributed.any_of(bool(received), together) if together else received:
+            raise Interrupted(received[0] if received else signal.SIGTERM)
 
     if threading.current_thread() is threading.main_thread():
         for number in (signal.SIGINT, signal.SIGTERM):

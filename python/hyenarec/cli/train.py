@@ -31,6 +31,7 @@ class Train:
     columns: Annotated[Columns, tyro.conf.arg(name="")] = field(default_factory=Columns)
 
     def run(self) -> None:
+        from hyenarec import distributed
         from hyenarec.display import console, show_table
         from hyenarec.experiments import (
             COLUMNS,
@@ -45,6 +46,8 @@ class Train:
         from hyenarec.source import Source, load_source
 
         refuse_unused(self.model, self.training, (self.model.mixer,))
+        distributed.start()
+        console.quiet = not distributed.is_main()
         check_folder(self.out)
         refuse_options_of_logs(self.data, self.columns)
         source = Source(str(self.data), self.split, **asdict(self.columns))
@@ -61,3 +64,4 @@ class Train:
         ]
         show_table(f"test, {self.data.name}", ("model", *COLUMNS), rows)
         console.print(f"written to {self.out}", highlight=False)
+        distributed.stop()
