@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hyenarec import distributed
+from hyenarec.catalogue import count_reaching
 from hyenarec.data.batches import Batch, evaluation_batches, pack_histories
 from hyenarec.data.ids import Ids
 from hyenarec.data.store import SequenceStore
@@ -52,9 +53,9 @@ def target_ranks(scores: Tensor, targets: Tensor) -> Tensor:
     is -inf (excluded) ranks last. Raises :class:`ScoreError` where a score is NaN or a target's is +inf.
     """
     own = scores.gather(1, targets[:, None])  # (S, 1)
-    if scores.isnan().any() or own.isposinf().any():
+    if scores.amax(1).isnan().any() or own.isposinf().any():
         raise ScoreError("scores: NaN or +inf found; ranks would be meaningless")
-    return (scores >= own).sum(1) - 1
+    return count_reaching(scores, own) - 1
 
 
 @dataclass(frozen=True)

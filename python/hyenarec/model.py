@@ -159,7 +159,11 @@ class SequenceModel(nn.Module):
 
     def scores(self, batch: Batch) -> Tensor:
         """Scores of every item as the next one after each sequence, (S, V) float32."""
-        return self.scores_of(self(batch if self.mask is None else hide_next(batch), last_only=True))
+        return self.scores_of(self.hidden_after(batch))
+
+    def hidden_after(self, batch: Batch) -> Tensor:
+        """The hidden state that predicts the next item after each sequence, (S, D)."""
+        return self(batch if self.mask is None else hide_next(batch), last_only=True)  # type: ignore[no-any-return]
 
     def scores_of(self, hidden: Tensor) -> Tensor:
         """Scores of every item after hidden states (S, D), (S, V) float32."""
