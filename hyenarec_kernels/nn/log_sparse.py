@@ -16,8 +16,8 @@ class LogSparseFilter(Filter):
     """Piecewise constant taps over lags whose steps grow as the lags do, times the window.
 
     The first eight lags have a weight each, then every doubling of the lag is four steps: O(log K) weights a group, as
-    a forecaster has that keeps the recent past in detail and averages of the rest. ``weight`` (G, N) is the difference
-    from the window alone, near which a filter starts.
+    a forecaster has that keeps the recent past in detail and averages of the rest. ``weight`` (G*N,) is the difference
+    from the window alone, near which a filter starts, group by group.
     """
 
     scale: Tensor  # (G,) brings the initial filters to an expected norm of 1
@@ -32,8 +32,8 @@ class LogSparseFilter(Filter):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(groups, horizon, window=window, device=device, dtype=dtype)
-        steps = int(step_of_lags(self.horizon)[-1]) + 1
-        self.weight = nn.Parameter(torch.empty(groups, steps, device=device, dtype=dtype))
+        self.steps = int(step_of_lags(self.horizon)[-1]) + 1
+        self.weight = nn.Parameter(torch.empty(groups * self.steps, device=device, dtype=dtype))
         self.register_buffer("scale", torch.empty(groups, device=device, dtype=dtype))
         self.reset_parameters()
 
@@ -48,8 +48,10 @@ class LogSparseFilter(Filter):
 
     def forward(self) -> Tensor:
         dtype = wide(self.weight.dtype)
-        steps = one_hot(step_of_lags(self.horizon), self.weight.shape[1]).T.to(dtype).to(self.weight.device)  # (N, K)
-        heights = self.scale.to(dtype)[:, None] * (1 + self.weight.to(dtype))  # (G, N)
+        steps = one_hot(step_of_lags(self.horizon), self.steps).T.to(dtype).to(self.weight.device)  # (N, K)
+        heights = self.scale.to(dtype)[:, None] * (
+            1 + self.weight.to(dtype).unflatten(0, (self.groups, self.steps))
+        )  # (G, N)
         return self.windowed(product(heights, steps))
 
 

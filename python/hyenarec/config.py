@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from types import NoneType, UnionType
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -21,6 +21,7 @@ T = TypeVar("T")
 MANY = 2**31 - 1  # of what is only counted
 LONGEST = 2**20  # events of a history, taps of a filter
 BASIS_VALUES = 2**25  # of a filter's basis, terms x taps: 256 MiB in float64, which no tensor of a checkpoint shows
+FULL_LOSS_ITEMS = 20_000  # up to which loss auto scores every item: a step's scores cost what a hidden layer costs
 LARGEST_SEED = 2**32 - 1  # a step's seed is made of it and has to stay within 64 bits
 
 MIXERS_THAT_DECOUPLE = ("attention", "hyena")
@@ -204,8 +205,9 @@ class TrainingConfig:
     """AdamW's weight decay of matrices; vectors are not decayed."""
     clip_norm: float = 5.0
     """Largest norm of the whole gradient; 0 switches clipping off."""
-    loss: Literal["full", "sampled"] = "full"
-    """Cross entropy over the full catalogue, or sampled softmax with logQ correction."""
+    loss: Literal["auto", "full", "sampled"] = "auto"
+    """Cross entropy over the full catalogue, or sampled softmax with logQ correction; auto takes full up to 20,000
+    items and sampled beyond."""
     negatives: int = 1024
     """Negatives a step of the sampled softmax, drawn by training frequency."""
     bf16: bool = False
@@ -240,6 +242,12 @@ class TrainingConfig:
         if self.device == "cuda" and not available:
             raise UserError("option device: cuda was asked for, but torch sees no CUDA device")
         return torch.device("cuda" if available and self.device != "cpu" else "cpu")
+
+    def for_items(self, n_items: int) -> TrainingConfig:
+        """The same with the ``loss`` that auto takes for so many items."""
+        if self.loss != "auto":
+            return self
+        return replace(self, loss="full" if n_items <= FULL_LOSS_ITEMS else "sampled")
 
     def rate(self, step: int, steps: int) -> float:
         """The learning rate of 0-based ``step`` of ``steps``."""

@@ -138,15 +138,16 @@ class TrainingDisplay:
 
     def __init__(self, progress: Progress) -> None:
         self._progress = progress
-        self._task = progress.add_task("", total=None)
+        self._task = progress.add_task("", total=None, pace="")
 
     def start_epoch(self, epoch: int, epochs: int, batches: int, done: int) -> None:
         self._progress.reset(
-            self._task, total=batches, completed=done, description=f"epoch {epoch + 1}/{epochs}", visible=True
+            self._task, total=batches, completed=done, description=f"epoch {epoch + 1}/{epochs}", visible=True, pace=""
         )
 
-    def advance(self) -> None:
-        self._progress.advance(self._task)
+    def advance(self, pace: str = "") -> None:
+        """One step more; ``pace`` says how long they take."""
+        self._progress.update(self._task, advance=1, pace=pace)
 
     def line(self, text: str) -> None:
         self._progress.console.print(text, highlight=False)
@@ -154,6 +155,7 @@ class TrainingDisplay:
 
 @contextmanager
 def training_display() -> Iterator[TrainingDisplay]:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    pace = TextColumn("{task.fields[pace]}")
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), pace)
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         yield TrainingDisplay(progress)

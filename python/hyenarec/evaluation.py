@@ -11,6 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from hyenarec import distributed
+from hyenarec.catalogue import count_reaching
 from hyenarec.data.batches import Batch, evaluation_batches, pack_histories
 from hyenarec.data.ids import Ids
 from hyenarec.data.store import SequenceStore
@@ -51,9 +53,9 @@ def target_ranks(scores: Tensor, targets: Tensor) -> Tensor:
     is -inf (excluded) ranks last. Raises :class:`ScoreError` where a score is NaN or a target's is +inf.
     """
     own = scores.gather(1, targets[:, None])  # (S, 1)
-    if scores.isnan().any() or own.isposinf().any():
+    if scores.amax(1).isnan().any() or own.isposinf().any():
         raise ScoreError("scores: NaN or +inf found; ranks would be meaningless")
-    return (scores >= own).sum(1) - 1
+    return count_reaching(scores, own) - 1
 
 
 @dataclass(frozen=True)
@@ -115,11 +117,14 @@ def rank_targets(
     """
     if not len(targets):
         raise UserError("nothing to evaluate: the split has no targets (every user has too few events)")
-    ranks = np.empty(len(targets), dtype=np.int64)
+    ranks = np.zeros(len(targets), dtype=np.int64)
     starts = store.offsets[store.users_of(targets)]
     lengths = targets - starts
     with torch.inference_mode():
-        for places, batch in evaluation_batches(store, targets, max_length, scored_at_a_time(store.n_items)):
+        batches = evaluation_batches(store, targets, max_length, scored_at_a_time(store.n_items))
+        for number, (places, batch) in enumerate(batches):
+            if not distributed.mine(number):
+                continue
             moved = batch if device is None else batch.to(device)
             assert moved.targets is not None
             scores = scorer.scores(moved)
@@ -131,6 +136,7 @@ def rank_targets(
                     read = pack_histories(rows, longest).to(scores.device)
                 scores = exclude_history(scores, read)
             ranks[places] = target_ranks(scores, moved.targets).cpu().numpy()
+    distributed.add_up_ranks(ranks)
     return Ranking(ranks, lengths)
 
 

@@ -6,8 +6,9 @@ import statistics
 from pathlib import Path
 from typing import Any
 
+from hyenarec import distributed
 from hyenarec.baselines import baselines
-from hyenarec.config import ModelConfig, TrainingConfig
+from hyenarec.config import FULL_LOSS_ITEMS, ModelConfig, TrainingConfig
 from hyenarec.data.splits import Split
 from hyenarec.data.store import SequenceStore
 from hyenarec.display import console
@@ -29,7 +30,8 @@ def train(
     refuse_foreign(out / CURVE, PNG)
     run = Run(out, store, split, model, training, source)
     result = run.train()
-    training_curves({model.mixer: run.trainer.progress.history}, training.metric, out / CURVE)
+    if distributed.is_main():
+        training_curves({model.mixer: run.trainer.progress.history}, training.metric, out / CURVE)
     return result
 
 
@@ -75,6 +77,19 @@ def show_log(store: SequenceStore) -> None:
         f"{store.n_users:,} users, {store.n_items:,} items, {store.n_events:,} events, mean history {mean:.1f}",
         highlight=False,
     )
+
+
+def show_loss(training: TrainingConfig, store: SequenceStore) -> None:
+    """Say which loss was chosen, and why, where nobody named one."""
+    if training.loss == "auto":
+        which, than = {
+            "full": ("full, over all", "no more than"),
+            "sampled": (f"sampled, --negatives {training.negatives:,} a step out of", "more than"),
+        }[training.for_items(store.n_items).loss]
+        console.print(
+            f"loss: {which} {store.n_items:,} items, as there are {than} {FULL_LOSS_ITEMS:,}; --loss chooses otherwise",
+            highlight=False,
+        )
 
 
 def announce_repeats(store: SequenceStore, split: Split, training: TrainingConfig) -> None:

@@ -8,7 +8,7 @@ from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import dropout, gelu, silu
+from torch.nn.functional import dropout, embedding, gelu, silu
 
 from hyenarec.cloze import hide_next
 from hyenarec.config import ModelConfig
@@ -184,7 +184,8 @@ class SequenceModel(nn.Module):
     """Item embedding -> dropout -> blocks -> norm; scores are ``h E^T + bias`` with the embedding tied.
 
     ``forward(batch)`` returns the hidden states (T, D), or (S, D) of each sequence's last event with ``last_only``;
-    :meth:`scores` turns them into scores over the catalogue, (S, V). A model whose mixer is not causal has a ``mask``
+    with a ``table`` (R, D) the batch's items are rows of it instead of the whole item embedding. :meth:`scores` turns
+    them into scores over the catalogue, (S, V). A model whose mixer is not causal has a ``mask``
     that stands for the batch's masked items, and is asked for the next item by a masked one after the history.
 
     A model whose mixer is causal also reads events one at a time: :meth:`prefill` and :meth:`step` give the hidden
@@ -212,15 +213,19 @@ class SequenceModel(nn.Module):
         self.blocks = nn.ModuleList(BLOCK_KINDS[config.block](config, layer) for layer in range(config.blocks))
         self.norm = nn.LayerNorm(config.dim)
 
-    def forward(self, batch: Batch, *, last_only: bool = False) -> Tensor:
-        x = self._embed(batch.items, batch.packing.positions, batch.masked)
+    def forward(self, batch: Batch, *, last_only: bool = False, table: Tensor | None = None) -> Tensor:
+        x = self._embed(batch.items, batch.packing.positions, batch.masked, table)
         small = self._embed_small(batch.items, batch.packing.positions)
         for index, block in enumerate(self.blocks):
             x = block(x, batch, last_only and index == len(self.blocks) - 1, small)
         return self.norm(x)  # type: ignore[no-any-return]
 
-    def _embed(self, items: Tensor, positions: Tensor, masked: Tensor | None = None) -> Tensor:
-        x = self.items(items) * self.config.dim**0.5  # (T, D), of unit variance as the mixers' outputs are
+    def _embed(
+        self, items: Tensor, positions: Tensor, masked: Tensor | None = None, table: Tensor | None = None
+    ) -> Tensor:
+        x = (
+            self.items(items) if table is None else embedding(items, table)
+        ) * self.config.dim**0.5  # (T, D), of unit variance as the mixers' outputs are
         if masked is not None:
             assert self.mask is not None
             x = x.index_copy(0, masked, self.mask.expand(len(masked), -1))
@@ -233,7 +238,11 @@ class SequenceModel(nn.Module):
 
     def scores(self, batch: Batch) -> Tensor:
         """Scores of every item as the next one after each sequence, (S, V) float32."""
-        return self.scores_of(self(batch if self.mask is None else hide_next(batch), last_only=True))
+        return self.scores_of(self.hidden_after(batch))
+
+    def hidden_after(self, batch: Batch) -> Tensor:
+        """The hidden state that predicts the next item after each sequence, (S, D)."""
+        return self(batch if self.mask is None else hide_next(batch), last_only=True)  # type: ignore[no-any-return]
 
     def scores_of(self, hidden: Tensor) -> Tensor:
         """Scores of every item after hidden states (S, D), (S, V) float32."""

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hyenarec.answers import NOTHING, Answer, Item, Recommendation, Request
+from hyenarec.catalogue import finite_rows
 from hyenarec.data.batches import Batch, pack_histories
 from hyenarec.data.ids import Ids
 from hyenarec.data.times import UNITS, caller_seconds
@@ -23,6 +24,7 @@ from hyenarec.evaluation import exclude_history, scored_at_a_time
 from hyenarec.files import as_path
 from hyenarec.mixers import MIXERS
 from hyenarec.model import SequenceModel
+from hyenarec.nearest import NearestItems
 from hyenarec.session import Session
 from hyenarec.trained import load_trained
 
@@ -41,6 +43,7 @@ class Recommender:
     ) -> None:
         self.model = model.to(device).eval()
         self.user_ids, self.item_ids, self.config, self.device = user_ids, item_ids, config, device
+        self._index: NearestItems | None = None
 
     @classmethod
     def load(cls, path: str | Path, device: str | torch.device = "cpu") -> Recommender:
@@ -58,6 +61,14 @@ class Recommender:
         except (RuntimeError, TypeError, AssertionError) as error:  # whatever torch raises for this device
             reason = str(error).splitlines()[0]
             raise UserError(f"option device: {shortened(device)} cannot be used here: {reason}") from error
+
+    def approximate(self) -> None:
+        """From now on :meth:`recommend` and :meth:`answers` look items up in an index (:mod:`hyenarec.nearest`), which
+        is made here, instead of scoring the whole catalogue: they find nearly the same ones.
+
+        Raises :class:`UserError` where faiss, of the extra ``hyenarec[ann]``, is not installed.
+        """
+        self._index = NearestItems(self.model)
 
     def scores(self, batch: Batch) -> Tensor:
         """Scores of every item as the next one after each packed history, (S, V), computed as in training."""
@@ -226,8 +237,25 @@ class Recommender:
         histories = [request.items for request in requests]
         times = [request.times for request in requests if request.times is not None]
         batch = pack_histories(histories, self.model.config.max_length, times or None)
+        if self._index is not None:
+            return self._approximate(self._index, batch.to(self.device), requests, k, exclude_seen)
         scores = self.scores(batch.to(self.device))  # (S, V)
         return self.ranked(scores, requests, k, exclude_seen)
+
+    def _approximate(
+        self, index: NearestItems, batch: Batch, requests: Sequence[Request], k: int, exclude_seen: bool
+    ) -> list[Answer]:
+        """:meth:`ranked` of the items that ``index`` finds."""
+        with self.autocast():
+            hidden = self.model.hidden_after(batch)  # (S, D)
+        values, places = index.search(hidden, k, [request.items for request in requests] if exclude_seen else None)
+        answers = []
+        for request, row, found in zip(requests, values.tolist(), places.numpy(), strict=True):
+            left = sum(value > float("-inf") for value in row)
+            pairs = zip(self.item_ids.decode(found[:left]), row, strict=False)
+            error = None if left else "the index finds no item for it: damaged weights, or every item seen"
+            answers.append(Answer([Recommendation(*pair) for pair in pairs], request.unknown, error))
+        return answers
 
     def best(
         self,
@@ -253,7 +281,7 @@ class Recommender:
     ) -> list[Answer]:
         """The best ``k`` items by ``scores`` (S, V), which this writes to, or as many as there are left: by a history,
         and by ``allowed`` (S, V) bool."""
-        finite = scores.isfinite().all(1).tolist()
+        finite = finite_rows(scores).tolist()
         if exclude_seen:
             histories = [request.items for request in requests]
             exclude_history(scores, pack_histories(histories, max(map(len, histories))).to(self.device))

@@ -20,7 +20,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import IO, Any
 
-from hyenarec import checkpoint, environment
+from hyenarec import checkpoint, distributed, environment
 from hyenarec.config import ModelConfig, TrainingConfig, from_json
 from hyenarec.data.splits import Split
 from hyenarec.data.store import SequenceStore
@@ -63,19 +63,20 @@ class Run:
             json.dumps(
                 {
                     "model": asdict(model_config),
-                    "training": asdict(config),
+                    "training": asdict(self.trainer.config),
                     "source": asdict(source),
                     "data": {**store.describe(), "time_unit": store.time_unit, "fingerprint": store.fingerprint()},
                 }
             )
         )
-        self._lock = _lock(folder)
+        self._lock = _lock(folder) if distributed.is_main() else None
         self.environment: dict[str, Any] = {}
         try:
             self._resume()
         except BaseException:
-            _unlock(self._lock, folder)
+            self._unlock()
             raise
+        distributed.wait()  # before anything is written
         if MIXERS[model_config.mixer].knows_time and store.timestamps is None:
             console.print(
                 f"{model_config.mixer}: the log has no timestamps; positions take their place", highlight=False
@@ -89,7 +90,7 @@ class Run:
         """
         trainer = self.trainer
         try:
-            write_text(self.folder / CONFIG, json.dumps(self.description, indent=2) + "\n")
+            self._write(CONFIG, json.dumps(self.description, indent=2) + "\n")
             if trainer.progress.best_epoch and not (self.folder / BEST).exists():
                 self._rebuild_best()
             if not trainer.finished:
@@ -103,7 +104,7 @@ class Run:
             message = f"interrupted in {place}; saved: the same command goes on from there"
             raise Interrupted(stop.number, message) from None
         finally:
-            _unlock(self._lock, self.folder)
+            self._unlock()
 
     def save_best(self) -> None:
         self._write_best(self.trainer)
@@ -111,29 +112,44 @@ class Run:
     def save_last(self) -> None:
         trainer = self.trainer
         trainer.measure()
+        if not distributed.is_main():
+            return
         optimizer = checkpoint.optimizer_tensors(trainer.model, trainer.optimizer)
         tensors = checkpoint.with_prefix("model", trainer.model.state_dict())
         tensors |= checkpoint.with_prefix("optimizer", optimizer)
+        if trainer.rows:
+            tensors |= checkpoint.with_prefix("rows", trainer.rows.optimizer.tensors())
         header = {
             "config": self.description,
             "progress": asdict(trainer.progress),
             "environment": self.environment,
         }
-        write_text(self.folder / TIMING, json.dumps(asdict(trainer.timing)) + "\n")
+        self._write(TIMING, json.dumps(asdict(trainer.timing)) + "\n")
         checkpoint.save(self.folder / LAST, tensors, header)
         self._write_metrics()
 
     def _write_best(self, trainer: Trainer) -> None:
+        if not distributed.is_main():
+            return
         ids = self.store.user_ids, self.store.item_ids
         save_trained(self.folder / BEST, Trained(trainer.model, *ids, self.description), trainer.progress.epoch)
 
     def _write_metrics(self) -> None:
         rows = self.trainer.progress.history
-        write_text(self.folder / METRICS, "".join(json.dumps(row) + "\n" for row in rows))
+        self._write(METRICS, "".join(json.dumps(row) + "\n" for row in rows))
+
+    def _write(self, name: str, text: str) -> None:
+        if distributed.is_main():
+            write_text(self.folder / name, text)
+
+    def _unlock(self) -> None:
+        if self._lock is not None:
+            _unlock(self._lock, self.folder)
 
     def _resume(self) -> None:
         try:
-            remove_unfinished(self.folder)
+            if distributed.is_main():
+                remove_unfinished(self.folder)
         except OSError as error:
             raise UserError(f"cannot clear {self.folder} of half-written files: {error.strerror}") from error
         if (self.folder / LAST).exists():
@@ -177,6 +193,8 @@ class Run:
             checkpoint.restore_optimizer(
                 self.trainer.model, self.trainer.optimizer, checkpoint.without_prefix("optimizer", tensors)
             )
+            if self.trainer.rows:
+                self.trainer.rows.optimizer.restore(checkpoint.without_prefix("rows", tensors))
         except ValueError as error:
             raise DamagedError(f"{last}: {error}") from error
         self.trainer.progress, self.environment = progress, header.get("environment", {})
@@ -223,6 +241,7 @@ class Run:
     def _finish(self) -> dict[str, Any]:
         trainer, progress = self.trainer, self.trainer.progress
         self._write_metrics()
+        distributed.wait()  # until the best epoch is written
         path = self.folder / BEST
         tensors, header = checkpoint.load(path)
         if header.get("epoch") != progress.best_epoch:
@@ -245,7 +264,7 @@ class Run:
             "test": test.metrics(),
             "test_by_history_length": test.by_history_length(),
         }
-        write_text(self.folder / RESULT, json.dumps(result, indent=2) + "\n")
+        self._write(RESULT, json.dumps(result, indent=2) + "\n")
         return result
 
     def _say_ties(self, best: Mapping[str, float]) -> None:

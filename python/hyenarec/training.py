@@ -19,6 +19,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from hyenarec import distributed
 from hyenarec.baselines import Popularity
 from hyenarec.cloze import hide_events
 from hyenarec.config import ModelConfig, TrainingConfig
@@ -29,12 +30,15 @@ from hyenarec.display import TrainingDisplay, training_display
 from hyenarec.environment import check_backend, check_memory
 from hyenarec.errors import ScoreError, UserError, expect
 from hyenarec.evaluation import Ranking, Scorer, rank_targets
+from hyenarec.item_rows import SampledRows
 from hyenarec.losses import full_cross_entropy, sampled_softmax
 from hyenarec.model import SequenceModel
+from hyenarec.pace import TOLD_FROM, Pace, duration
 
 # Scores an epoch from which the full loss is timed beforehand: on one core of a Sapphire Rapids Xeon 1e11 take about
 # ten minutes at 64 channels.
 TIMED_FROM_SCORES = 1e11
+WORTH_SAYING = 0.8  # of the time of an epoch, below which another loss is named
 CHECKED_EVERY = 100  # steps, after which it is seen whether the loss is still a number: a GPU waits for that
 
 
@@ -71,6 +75,9 @@ class Timing:
         return sorted(self.epochs)[len(self.epochs) // 2] if self.epochs else 0.0
 
 
+CheckStop = Callable[..., None]
+
+
 class Saver(Protocol):
     """What keeps a training: it is told when."""
 
@@ -87,6 +94,7 @@ class Trainer:
         expect(split, Split, "split", "a Split")
         expect(model_config, ModelConfig, "model_config", "a ModelConfig")
         expect(config, TrainingConfig, "config", "a TrainingConfig")
+        config = config.for_items(store.n_items)
         self.store, self.split, self.config = store, split, config
         self.device = config.torch_device()
         check_backend(self.device)
@@ -96,11 +104,15 @@ class Trainer:
         check_memory(model_config, store.n_items, self.device)
         torch.manual_seed(config.seed)
         self.model = SequenceModel(model_config, store.n_items).to(self.device)
-        self.optimizer = _optimizer(self.model, config)
-        self.loss = self._make_loss()
+        self.rows = self._sampled_rows() if config.loss == "sampled" else None
+        tables = {"items.weight", "bias"} if self.rows else set()  # whose rows have an optimiser of their own
+        self._dense = [parameter for name, parameter in self.model.named_parameters() if name not in tables]
+        self.optimizer = _optimizer(self._dense, config)
+        self._forward = distributed.wrap(self.model, self._dense)
         self.progress, self.timing = Progress(), Timing()
         self._loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
         self._finite = torch.zeros((), dtype=torch.int64, device=self.device)  # steps of the epoch with finite sums
+        self._estimated = False  # whether the time of an epoch was told
         self._began: float | None = None  # when the steps of this epoch that are not in ``timing`` did
 
     @property
@@ -125,23 +137,32 @@ class Trainer:
 
     def step(self, batch: Batch, rate: float) -> Tensor:
         """One optimiser step at learning rate ``rate``; the batch's mean loss."""
-        torch.manual_seed(self.config.seed * 1_000_000_007 + self.progress.step)  # dropout and negatives of this step
+        seed = self.config.seed * 1_000_000_007 + self.progress.step
+        torch.manual_seed(seed)  # dropout and negatives of this step
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.bf16):
             if self.model.mask is not None:
                 batch = hide_events(batch)
-            hidden = self.model(batch)  # (T, D)
+            read = self.rows.read(batch) if self.rows else None
+            if read is not None:
+                batch = read.batch
+            batch, share = distributed.part(batch)
+            distributed.own_seed(seed)
+            hidden = self._forward(batch, table=read and read.rows.weight)  # (T, D)
             if batch.masked is not None:
                 hidden = hidden[batch.masked]  # (P, D)
             assert batch.targets is not None
-            loss = self.loss(hidden, batch.targets)
+            loss = read.loss(hidden, batch.targets) if read is not None else self._full_loss(hidden, batch.targets)
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        tables = () if read is None else (read.rows.weight, read.rows.bias)
+        distributed.backward(loss, share, tables)
         if self.config.clip_norm:
-            torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_norm)
+            torch.nn.utils.clip_grad_norm_((*self._dense, *tables), self.config.clip_norm)
         self.optimizer.step()
-        return loss.detach()
+        if self.rows and read is not None:
+            self.rows.optimizer.step(read.rows, rate)
+        return distributed.add_up(loss.detach() * share)
 
     def validate(self, targets: Any, scorer: Scorer | None = None) -> Ranking:
         """Rank ``targets`` by the model, or by what stands in for it."""
@@ -191,6 +212,10 @@ class Trainer:
         scores = self.windows.tokens * self.store.n_items
         if self.config.loss != "full" or scores < TIMED_FROM_SCORES:
             return 0.0
+        return self._loss_seconds(self._full_loss)
+
+    def _loss_seconds(self, loss: Callable[[Tensor, Tensor], Tensor]) -> float:
+        """About how long ``loss`` takes an epoch, from the time of one chunk of tokens."""
         dim = self.model.config.dim
         hidden = torch.zeros(dim, dim, device=self.device, requires_grad=True)  # (C, D)
         targets = torch.zeros(dim, dtype=torch.int64, device=self.device)
@@ -198,11 +223,11 @@ class Trainer:
         for _ in range(2):  # the first also pays for fresh memory
             began = time.perf_counter()
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.bf16):
-                float(self.loss(hidden, targets).detach())  # the loss computes its gradients on the way
+                float(loss(hidden, targets).detach())  # the loss computes its gradients on the way
             seconds = min(seconds, time.perf_counter() - began)
         return seconds * self.windows.tokens / dim
 
-    def _steps(self, display: TrainingDisplay, check_stop: Callable[[], None], saver: Saver | None) -> None:
+    def _steps(self, display: TrainingDisplay, check_stop: CheckStop, saver: Saver | None) -> None:
         """The rest of the epoch's steps."""
         progress, config = self.progress, self.config
         steps = config.epochs * len(self.windows)
@@ -211,24 +236,31 @@ class Trainer:
         self._loss_sum.fill_(progress.epoch_loss)
         self._finite.fill_(progress.batch)
         self._began = saved = time.perf_counter()
+        pace = Pace(len(self.windows))
         for batch in self.windows.epoch(config.seed, progress.epoch, progress.batch):
             rate = config.rate(progress.step, steps)
             self._loss_sum += self.step(batch.to(self.device), rate) * len(batch.items)
             self._finite += self._loss_sum.isfinite()
             progress.step += 1
             progress.batch += 1
-            display.advance()
+            pace.step()
+            display.advance(pace.describe())
+            if not self._estimated and pace.seconds is not None:
+                self._estimated = True
+                self._tell_time(display, pace)
             save = saver is not None and time.perf_counter() - saved > 60 * config.checkpoint_minutes
             if save or progress.step % CHECKED_EVERY == 0:
                 self.refuse_divergence(weights=save)
             if saver is not None and save:
                 saver.save_last()
                 saved = time.perf_counter()
-            check_stop()
+            check_stop(self.device)
+        if self.rows:
+            self.rows.optimizer.bring_all_up_to_date()
         self.measure()
         self._began = None
 
-    def _end_epoch(self, display: TrainingDisplay, check_stop: Callable[[], None], saver: Saver | None) -> None:
+    def _end_epoch(self, display: TrainingDisplay, check_stop: CheckStop, saver: Saver | None) -> None:
         progress, config = self.progress, self.config
         self.refuse_divergence()
         mean_loss = progress.epoch_loss / self.windows.tokens
@@ -263,26 +295,38 @@ class Trainer:
         self.timing.epochs.append(self.timing.current)
         self.timing.current = 0.0
 
-    def _make_loss(self) -> Callable[[Tensor, Tensor], Tensor]:
-        weight, bias = self.model.items.weight, self.model.bias
+    def _tell_time(self, display: TrainingDisplay, pace: Pace) -> None:
+        """One line on how long an epoch takes where that is long, and what the other loss would make of it."""
+        assert pace.seconds is not None
+        if pace.seconds * pace.steps < TOLD_FROM:
+            return
+        line = pace.describe()
         if self.config.loss == "full":
-            return lambda hidden, targets: full_cross_entropy(hidden, weight, bias, targets)
-        # One pseudo-count, so that items seen only in evaluation can be drawn too.
-        q = (Popularity(self.store, self.split).counts + 1).to(self.device)
-        q /= q.sum()
-        log_q = q.log()
+            saved = self._loss_seconds(self._full_loss) - self._loss_seconds(self._sampled_loss)
+            sampled = pace.seconds * pace.steps - saved
+            if 0 < sampled < WORTH_SAYING * pace.seconds * pace.steps:
+                line += f"; --loss sampled would take {duration(sampled)}"
+        display.line(line)
 
-        def sampled(hidden: Tensor, targets: Tensor) -> Tensor:
-            negatives = torch.multinomial(q, self.config.negatives, replacement=True)
-            return sampled_softmax(hidden, weight, bias, targets, negatives, log_q)
+    def _full_loss(self, hidden: Tensor, targets: Tensor) -> Tensor:
+        return full_cross_entropy(hidden, self.model.items.weight, self.model.bias, targets)
 
-        return sampled
+    def _sampled_loss(self, hidden: Tensor, targets: Tensor) -> Tensor:
+        """What the sampled softmax costs, with the first items as negatives."""
+        weight, bias = self.model.items.weight[: self.config.negatives], self.model.bias[: self.config.negatives]
+        negatives = torch.arange(len(weight), device=self.device)
+        return sampled_softmax(hidden, weight, bias, targets, negatives, torch.zeros_like(bias))
+
+    def _sampled_rows(self) -> SampledRows:
+        counts = Popularity(self.store, self.split).counts
+        config = self.config
+        return SampledRows(self.model.items.weight, self.model.bias, counts, config.negatives, config.weight_decay)
 
 
 class _Interruptible:
     """The model's scores, between whose batches training may stop."""
 
-    def __init__(self, model: SequenceModel, check_stop: Callable[[], None]) -> None:
+    def __init__(self, model: SequenceModel, check_stop: CheckStop) -> None:
         self._model, self._check_stop = model, check_stop
 
     def scores(self, batch: Batch) -> Tensor:
@@ -291,9 +335,10 @@ class _Interruptible:
 
 
 @contextmanager
-def stop_requests() -> Iterator[Callable[[], None]]:
+def stop_requests() -> Iterator[CheckStop]:
     """Inside, SIGINT and SIGTERM only leave a note, and the function that this yields raises :class:`Interrupted` when
-    there is one: call it where the state is whole. A second signal acts at once.
+    there is one: call it where the state is whole. Of several processes all have to call it with their device for one
+    to stop them all, and without one each asks for itself. A second signal acts at once.
 
     Signals that the process ignores stay ignored; outside the main thread, which alone gets signals, nothing changes.
     """
@@ -309,9 +354,9 @@ def stop_requests() -> Iterator[Callable[[], None]]:
         received.append(number)
         restore()
 
-    def check() -> None:
-        if received:
-            raise Interrupted(received[0])
+    def check(together: torch.device | None = None) -> None:
+        if distributed.any_of(bool(received), together) if together else received:
+            raise Interrupted(received[0] if received else signal.SIGTERM)
 
     if threading.current_thread() is threading.main_thread():
         for number in (signal.SIGINT, signal.SIGTERM):
@@ -323,9 +368,9 @@ def stop_requests() -> Iterator[Callable[[], None]]:
         restore()
 
 
-def _optimizer(model: SequenceModel, config: TrainingConfig) -> torch.optim.AdamW:
-    decayed = [p for p in model.parameters() if p.ndim >= 2]
-    free = [p for p in model.parameters() if p.ndim < 2]
+def _optimizer(parameters: list[torch.nn.Parameter], config: TrainingConfig) -> torch.optim.AdamW:
+    decayed = [p for p in parameters if p.ndim >= 2]
+    free = [p for p in parameters if p.ndim < 2]
     groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": free, "weight_decay": 0.0}]
     return torch.optim.AdamW(groups, lr=config.learning_rate, fused=True)
 

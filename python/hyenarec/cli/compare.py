@@ -55,7 +55,7 @@ class Compare:
 
     def run(self) -> None:
         from hyenarec.display import console, show_table
-        from hyenarec.experiments import COLUMNS, announce_repeats, baseline_rows, show_log, summarise, train
+        from hyenarec.experiments import COLUMNS, announce_repeats, baseline_rows, show_log, show_loss, summarise, train
         from hyenarec.files import JSON, refuse_foreign, write_report
         from hyenarec.run_folder import check_folder
         from hyenarec.source import Source, load_source
@@ -66,10 +66,13 @@ class Compare:
         refuse_options_of_logs(self.data, self.columns)
         source = Source(str(self.data), self.split, **asdict(self.columns))
         store, split = load_source(source)
+        shared = self.training.for_items(store.n_items)
+        refuse_unused(self.model, shared, self.mixers)
         show_log(store)
+        show_loss(self.training, store)
         announce_repeats(store, split, self.training)
         results: dict[str, list[dict[str, Any]]] = {name: [] for name in self.mixers}
-        for model, training in cells:
+        for model, training in ((model, dataclasses.replace(own, loss=shared.loss)) for model, own in cells):
             console.rule(f"{model.mixer}, seed {training.seed}")
             folder = self.out / f"{model.mixer}-{training.seed}"
             results[model.mixer].append(train(store, split, model, training, source, folder))

@@ -69,6 +69,8 @@ class Recommend:
     """Recommend items of the history too; default: as the model was trained."""
     unknown: Literal["skip", "error"] = "skip"
     """Items of a history that the model does not know: leave them out and say so, or give that history no answer."""
+    approximate: Switch = False
+    """Find nearly the best items through an index of the catalogue, which is made first; needs hyenarec[ann]."""
     json: bool = False
     """Print one JSON line a history instead of tables."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -85,6 +87,8 @@ class Recommend:
             raise UserError("option data: not used with --history and --histories; only with --users")
         exclude_seen = seen_choice(self.exclude_seen, self.no_exclude_seen)
         recommender = Recommender.load(self.run_path, TrainingConfig(device=self.device).torch_device())
+        if self.approximate:
+            recommender.approximate()
         questions = self._questions(recommender)
         answered = failed = 0
         while block := list(islice(questions, QUESTIONS_AT_A_TIME)):

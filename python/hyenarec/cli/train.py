@@ -31,22 +31,37 @@ class Train:
     columns: Annotated[Columns, tyro.conf.arg(name="")] = field(default_factory=Columns)
 
     def run(self) -> None:
+        from hyenarec import distributed
         from hyenarec.display import console, show_table
-        from hyenarec.experiments import COLUMNS, announce_repeats, baseline_rows, result_cells, show_log, train
+        from hyenarec.experiments import (
+            COLUMNS,
+            announce_repeats,
+            baseline_rows,
+            result_cells,
+            show_log,
+            show_loss,
+            train,
+        )
         from hyenarec.run_folder import check_folder
         from hyenarec.source import Source, load_source
 
         refuse_unused(self.model, self.training, (self.model.mixer,))
+        distributed.start()
+        console.quiet = not distributed.is_main()
         check_folder(self.out)
         refuse_options_of_logs(self.data, self.columns)
         source = Source(str(self.data), self.split, **asdict(self.columns))
         store, split = load_source(source)
+        training = self.training.for_items(store.n_items)
+        refuse_unused(self.model, training, (self.model.mixer,))
         show_log(store)
-        announce_repeats(store, split, self.training)
-        result = train(store, split, self.model, self.training, source, self.out)
+        show_loss(self.training, store)
+        announce_repeats(store, split, training)
+        result = train(store, split, self.model, training, source, self.out)
         rows = [
             {"model": self.model.mixer, **result_cells(result)},
             *baseline_rows(store, split, self.model, self.training),
         ]
         show_table(f"test, {self.data.name}", ("model", *COLUMNS), rows)
         console.print(f"written to {self.out}", highlight=False)
+        distributed.stop()

@@ -1,0 +1,190 @@
+"""Training by several processes, as ``torchrun`` starts them: what is distributed, and how.
+
+Every process holds the whole model and the whole log, and goes through the same batches in the same order. Of each
+batch it trains on its own sequences (:func:`part`), and gradients are added up (:func:`backward`), so that a step is
+that of one process on the whole batch: with the same loss up to rounding, but for dropout, whose masks are drawn by
+every process for its own part. Evaluation deals its batches out (:func:`mine`) and puts the ranks together
+(:func:`add_up`). Process 0 writes the run's folder; all read it, so it must lie where all can.
+
+Where there is one process every function here is the identity, and nothing is started.
+"""
+
+from __future__ import annotations
+
+import heapq
+import os
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from datetime import timedelta
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch import distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+
+from hyenarec.data.batches import Batch
+from hyenarec.errors import UserError
+from hyenarec.packing import Packing
+
+LONGEST_WAIT = timedelta(minutes=30)  # of one process for another: evaluation takes some longer than others
+
+
+def start() -> None:
+    """Join the other processes where ``torchrun`` started this one, on its own GPU where there are any."""
+    if not dist.is_torchelastic_launched() or dist.is_initialized():
+        return
+    backend = "gloo"
+    if torch.cuda.is_available():
+        local = int(os.environ["LOCAL_RANK"])
+        if local >= torch.cuda.device_count():
+            raise UserError(
+                f"torchrun: process {local} of this machine has no GPU of its own, there are "
+                f"{torch.cuda.device_count()}; start as many processes, or hide the GPUs (CUDA_VISIBLE_DEVICES=)"
+            )
+        torch.cuda.set_device(local)
+        backend = "cpu:gloo,cuda:nccl"
+    with _peers():
+        dist.init_process_group(backend, timeout=LONGEST_WAIT)
+
+
+def stop() -> None:
+    """Leave the other processes."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def size() -> int:
+    """Processes that train together."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def rank() -> int:
+    """The number of this process, from 0."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def is_main() -> bool:
+    """Whether this process writes files and speaks to people."""
+    return rank() == 0
+
+
+def wrap(model: nn.Module, trained: Collection[Tensor]) -> nn.Module:
+    """``model``, whose parameters ``trained`` get gradients that are means over the processes."""
+    if size() == 1:
+        return model
+    apart = [parameter for parameter in model.parameters() if not any(parameter is other for other in trained)]
+    for parameter in apart:
+        parameter.requires_grad_(False)  # which is how it is told what it need not wait for
+    with _peers():
+        wrapped = DistributedDataParallel(model)
+    for parameter in apart:
+        parameter.requires_grad_(True)
+    return wrapped
+
+
+def shares(lengths: NDArray[np.int64], parts: int) -> list[list[int]]:
+    """Which of the sequences of these ``lengths`` (S,) each of ``parts`` gets, so that all have about as many tokens.
+
+    The longest sequence that is left goes to the part with the fewest tokens. No part has over 4/3 of the least
+    possible most, and mostly the difference is under the shortest sequence.
+    """
+    found: list[list[int]] = [[] for _ in range(parts)]
+    tokens = [(0, part) for part in range(parts)]
+    for sequence in np.argsort(-lengths, kind="stable").tolist():
+        count, to = tokens[0]
+        found[to].append(sequence)
+        heapq.heapreplace(tokens, (count + int(lengths[sequence]), to))
+    return [sorted(sequences) for sequences in found]
+
+
+def part(batch: Batch) -> tuple[Batch, float]:
+    """The sequences of a training batch that this process trains on, and their share of its predictions.
+
+    Where there are fewer sequences than processes, some train on one with a share of 0.
+    """
+    if size() == 1:
+        return batch, 1.0
+    assert batch.targets is not None
+    lengths, device = batch.packing.lengths.cpu(), batch.items.device
+    chosen = shares(lengths.numpy(), size())[rank()]
+    own = torch.tensor(chosen or [0])  # (s,)
+    is_own = (
+        torch.zeros(len(lengths), dtype=torch.bool).index_fill_(0, own, True).to(device)[batch.packing.rows]
+    )  # (T,)
+    packing = Packing.from_lengths(lengths[own]).to(device)
+    times = None if batch.timestamps is None else batch.timestamps[is_own]
+    masked, predicted = batch.masked, is_own
+    if masked is not None:
+        predicted = is_own[masked]  # (P,)
+        masked = (is_own.cumsum(0) - 1)[masked[predicted]]
+    targets = batch.targets[predicted]
+    found = replace(batch, items=batch.items[is_own], packing=packing, timestamps=times, targets=targets, masked=masked)
+    return found, len(targets) / len(batch.targets) if chosen else 0.0
+
+
+def own_seed(seed: int) -> None:
+    """Seed torch for what each process draws for itself."""
+    if size() > 1:
+        # Apart in the low 32 bits, the only ones that torch's generator of the CPU reads.
+        torch.manual_seed(seed ^ ((rank() + 1) * 0x9E3779B9 % 2**32))
+
+
+def backward(loss: Tensor, share: float, apart: Collection[Tensor] = ()) -> None:
+    """Gradients of the mean over the whole batch, from each process's mean over its share of it.
+
+    Those of a wrapped model are added up by it; those of the tensors ``apart``, which are the same rows of a table in
+    all processes, here.
+    """
+    with _peers():
+        (loss * (share * size())).backward() if size() > 1 else loss.backward()  # type: ignore[no-untyped-call]
+        for tensor in apart if size() > 1 else ():
+            assert tensor.grad is not None
+            dist.all_reduce(tensor.grad.div_(size()))
+
+
+def add_up(value: Tensor) -> Tensor:
+    """The sum of the processes' values, in place."""
+    if size() > 1:
+        with _peers():
+            dist.all_reduce(value)
+    return value
+
+
+def add_up_ranks(ranks: NDArray[np.int64]) -> None:
+    """Add up, in place, what each process found of its own batches, with zeros elsewhere."""
+    add_up(torch.from_numpy(ranks))
+
+
+def mine(batch: int) -> bool:
+    """Whether this process evaluates the batch of that number."""
+    return batch % size() == rank()
+
+
+def any_of(here: bool, device: torch.device) -> bool:
+    """Whether something is so in any of the processes."""
+    return here if size() == 1 else bool(add_up(torch.tensor(float(here), device=device)) > 0)
+
+
+def wait() -> None:
+    """Go on when all processes are here."""
+    if size() > 1:
+        add_up(torch.zeros(()))
+
+
+@contextmanager
+def _peers() -> Iterator[None]:
+    """Inside, the end of another process is one line."""
+    try:
+        yield
+    except RuntimeError as error:
+        reason = str(error).strip().splitlines()[0]
+        lost = isinstance(error, dist.DistError) or any(word in reason for word in ("gloo", "onnect", "NCCL"))
+        if size() == 1 or not lost:
+            raise
+        raise UserError(
+            f"process {rank()} of {size()}: another process of this training has ended or cannot be reached; the same "
+            f"command goes on from the last checkpoint ({reason:.200})"
+        ) from error

@@ -1,0 +1,63 @@
+"""Approximate recommending: an index of the catalogue that finds most of the best items without scoring all of them.
+
+A score is ``h e + bias``, so the best items are those with the largest inner product of ``(h, 1)`` and ``(e, bias)``:
+a graph of neighbours (HNSW, arXiv 1603.09320) finds them among a few thousand. The index is made by faiss, in the extra
+``hyenarec[ann]``, and lives in memory. What it finds is scored exactly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from hyenarec.errors import UserError
+from hyenarec.model import SequenceModel
+
+NEIGHBOURS = 32  # links of an item in the graph
+BUILT_WITH, CANDIDATES = 80, 128  # candidates that are kept while an item is put in, and while one is looked for
+
+
+class NearestItems:
+    """An index of a model's catalogue."""
+
+    def __init__(self, model: SequenceModel) -> None:
+        """Raises :class:`UserError` where faiss is not installed."""
+        try:
+            import faiss
+        except ImportError as error:
+            raise UserError("an approximate index needs faiss: install hyenarec[ann]") from error
+        weight, bias = model.items.weight.detach().float().cpu(), model.bias.detach().float().cpu()
+        self._weight, self._bias = weight, bias
+        self._index: Any = faiss.IndexHNSWFlat(weight.shape[1] + 1, NEIGHBOURS, faiss.METRIC_INNER_PRODUCT)
+        self._index.hnsw.efConstruction = BUILT_WITH
+        self._index.add(torch.cat((weight, bias[:, None]), 1).numpy())
+
+    def search(
+        self,
+        hidden: Tensor,
+        k: int,
+        seen: Sequence[NDArray[np.int32]] | None = None,
+        *,
+        candidates: int = CANDIDATES,
+    ) -> tuple[Tensor, Tensor]:
+        """About the best ``k`` items after hidden states (S, D), and not in ``seen`` where that is given: their scores,
+        descending, and places in the catalogue, both (S, k). Where fewer are found the scores end in -inf. More
+        ``candidates`` find more of the best and take longer."""
+        hidden = hidden.float().cpu()
+        most = max((len(np.unique(items)) for items in seen), default=0) if seen else 0
+        wanted = min(k + most, len(self._weight))
+        self._index.hnsw.efSearch = max(candidates, wanted)
+        query = torch.cat((hidden, torch.ones(len(hidden), 1)), 1).numpy()
+        places = torch.from_numpy(self._index.search(query, wanted)[1])  # (S, k + most), -1 where fewer were found
+        rows = self._weight[places.clamp(min=0)]  # (S, k + most, D)
+        scores = (rows @ hidden[:, :, None])[:, :, 0] + self._bias[places.clamp(min=0)]
+        scores.masked_fill_(places < 0, float("-inf"))
+        for row, items in enumerate(seen or ()):
+            scores[row, torch.isin(places[row], torch.from_numpy(items.astype(np.int64)))] = float("-inf")
+        best = scores.topk(min(k, wanted))
+        return best.values, places.gather(1, best.indices)

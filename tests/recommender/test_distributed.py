@@ -1,0 +1,227 @@
+"""Several processes train as one does; the death of one ends all, and the same command goes on."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from generated import make_batch, make_store, write_csv
+from test_training import same, weights
+
+from hyenarec import distributed
+from hyenarec.cloze import hide_events
+from hyenarec.config import ModelConfig, TrainingConfig
+from hyenarec.data.batches import Batch, TrainingWindows
+from hyenarec.data.splits import leave_one_out
+from hyenarec.errors import UserError
+from hyenarec.evaluation import rank_targets
+from hyenarec.recommendation import Recommender
+from hyenarec.run_folder import LAST, read_history
+from hyenarec.trained import BEST
+from hyenarec.training import Trainer
+
+STORE = make_store(n_users=400)  # two batches of evaluation
+LOSS_TOLERANCE = 1e-5  # relative: processes add the same numbers in another order
+ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}
+OPTIONS = ["--dim", "8", "--blocks", "1", "--max-length", "8", "--device", "cpu", "--warmup-steps", "4"]
+
+
+def ragged() -> int:
+    """A batch size whose last batch has one window or two, so that of three processes one has none of it."""
+    windows = len(TrainingWindows(STORE, leave_one_out(STORE), 8, 1))
+    return next(size for size in range(60, 200) if windows % size in (1, 2))
+
+
+def command(processes: int, log: Path, out: Path, *options: str) -> list[str]:
+    torchrun = ["-m", "torch.distributed.run", "--nproc-per-node", str(processes)] if processes > 1 else []
+    train = ["-m", "hyenarec", "train", str(log), "--out", str(out), "--batch-size", str(ragged())]
+    return [sys.executable, *torchrun, *train, *OPTIONS, *options]
+
+
+def run(*arguments: Any) -> str:
+    done = subprocess.run(command(*arguments), env=ONE_THREAD, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_csv(tmp_path_factory.mktemp("log") / "log.csv", STORE)
+
+
+@pytest.mark.parametrize(
+    ("processes", "loss", "mixer"),
+    [
+        (2, "full", "hyena"),
+        (3, "sampled", "hyena"),
+        pytest.param(3, "full", "hyena", marks=pytest.mark.slow),
+        pytest.param(2, "sampled", "bert4rec", marks=pytest.mark.slow),
+    ],
+)
+def test_losses_are_those_of_one_process(processes: int, loss: str, mixer: str, log: Path, tmp_path: Path) -> None:
+    """Without dropout, whose masks are each process's own; and evaluation finds the very same ranks."""
+    options = ("--epochs", "2", "--dropout", "0", "--loss", loss, "--mixer", mixer)
+    said = run(processes, log, tmp_path / "many", *options)
+    assert said.count("written to") == 1  # one process speaks
+    run(1, log, tmp_path / "one", *options)
+    many, one = (read_history(tmp_path / name) for name in ("many", "one"))
+    assert len(many) == 2 and one[0]["loss"] != pytest.approx(one[1]["loss"], rel=1e-3)
+    for ours, theirs in zip(many, one, strict=True):
+        assert ours["loss"] == pytest.approx(theirs["loss"], rel=LOSS_TOLERANCE)
+    recommender = Recommender.load(tmp_path / "many")
+    ranking = rank_targets(recommender, STORE, leave_one_out(STORE).test, max_length=8)
+    assert ranking.metrics() == json.loads((tmp_path / "many" / "result.json").read_text())["test"]
+    assert {path.name for path in (tmp_path / "many").iterdir()} == {path.name for path in (tmp_path / "one").iterdir()}
+
+
+def children(process: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
+
+
+def test_a_killed_process_ends_the_job_and_the_same_command_goes_on(log: Path, tmp_path: Path) -> None:
+    """With as many processes to the same bits, and with another number of them to the same losses."""
+    options = ("--dropout", "0", "--epochs", "4", "--loss", "sampled", "--negatives", "64")
+    arguments = command(2, log, tmp_path / "killed", *options, "--checkpoint-minutes", "0")
+    job = subprocess.Popen(arguments, env=ONE_THREAD, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    while job.poll() is None and not (tmp_path / "killed" / LAST).exists():
+        time.sleep(0.01)
+    workers = children(job.pid)
+    assert len(workers) == 2
+    os.kill(workers[1], signal.SIGKILL)
+    began = time.monotonic()
+    _, complaints = job.communicate(timeout=60)
+    assert time.monotonic() - began < 20 and job.returncode != 0
+    assert "another process of this training has ended" in complaints, complaints
+    assert not any(Path(f"/proc/{worker}").exists() for worker in workers)
+    shutil.copytree(tmp_path / "killed", tmp_path / "alone")
+    for processes, name in ((2, "killed"), (2, "whole"), (1, "alone")):
+        run(processes, log, tmp_path / name, *options)
+    for name in (LAST, BEST):
+        assert same(weights(tmp_path / "killed", name), weights(tmp_path / "whole", name))
+    whole, alone = ([row["loss"] for row in read_history(tmp_path / name)] for name in ("whole", "alone"))
+    assert len(whole) == 4 and alone == pytest.approx(whole, rel=LOSS_TOLERANCE)
+
+
+def parts_of(batch: Batch, processes: int, monkeypatch: pytest.MonkeyPatch) -> list[tuple[Batch, float]]:
+    monkeypatch.setattr(distributed, "size", lambda: processes)
+    found = []
+    for number in range(processes):
+        monkeypatch.setattr(distributed, "rank", lambda number=number: number)
+        found.append(distributed.part(batch))
+    return found
+
+
+@pytest.mark.parametrize("processes", [2, 3, 5])
+@pytest.mark.parametrize("hidden", [False, True], ids=["next items", "hidden events"])
+def test_parts_are_the_batch(hidden: bool, processes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    batch = make_batch([3, 9, 1, 4, 4, 7, 2])
+    if hidden:
+        batch = hide_events(batch)
+    parts = [part for part, _ in parts_of(batch, processes, monkeypatch)]
+
+    def histories(batch: Batch) -> list[tuple[Any, ...]]:
+        bounds = batch.packing.cu_seqlens.tolist()
+        found = []
+        for start, end in pairwise(bounds):
+            assert batch.targets is not None
+            targets = batch.targets[start:end]
+            if batch.masked is not None:
+                inside = (batch.masked >= start) & (batch.masked < end)
+                targets = torch.stack((batch.masked[inside] - start, batch.targets[inside]))
+            times = None if batch.timestamps is None else tuple(batch.timestamps[start:end].tolist())
+            found.append((tuple(batch.items[start:end].tolist()), times, str(targets.tolist())))
+        return sorted(found, key=str)
+
+    assert sorted((history for part in parts for history in histories(part)), key=str) == histories(batch)
+    for part, share in parts_of(batch, processes, monkeypatch):
+        assert part.targets is not None and batch.targets is not None
+        assert share == len(part.targets) / len(batch.targets)
+        assert part.packing.max_length == int(part.packing.lengths.max())
+
+
+def test_a_process_without_a_sequence_has_no_share(monkeypatch: pytest.MonkeyPatch) -> None:
+    batch = make_batch([3, 5])
+    parts = parts_of(batch, 3, monkeypatch)
+    assert sorted(share for _, share in parts) == [0.0, 3 / 8, 5 / 8]
+    assert all(len(part.items) for part, _ in parts)
+
+
+@pytest.mark.parametrize("parts", [2, 8])
+def test_shares_have_equal_tokens_rather_than_equal_sequences(parts: int) -> None:
+    lengths = np.random.default_rng(0).geometric(0.02, 128).clip(max=200)
+    found = distributed.shares(lengths, parts)
+    assert sorted(sequence for share in found for sequence in share) == list(range(128))
+    tokens = [int(lengths[share].sum()) for share in found]
+    by_count = [int(share.sum()) for share in np.array_split(lengths, parts)]
+    assert max(tokens) - min(tokens) <= lengths.min() + 1
+    assert max(by_count) - min(by_count) > 20 * (max(tokens) - min(tokens))
+    assert distributed.shares(lengths, parts) == found
+
+
+def test_one_process_needs_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    batch = make_batch([3, 5])
+    distributed.start()
+    assert distributed.part(batch) == (batch, 1.0) and distributed.is_main() and distributed.size() == 1
+    state = torch.get_rng_state()
+    distributed.own_seed(1)
+    assert torch.equal(torch.get_rng_state(), state)
+    model = torch.nn.Linear(2, 2)
+    assert distributed.wrap(model, []) is model
+
+
+def test_the_end_of_a_process_is_one_line_and_other_errors_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(distributed, "size", lambda: 2)
+
+    def fails(reason: str) -> None:
+        with distributed._peers():
+            raise RuntimeError(reason)
+
+    with pytest.raises(UserError, match=r"^process 0 of 2: another process of this training has ended [^\n]+$"):
+        fails("[/gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:3421\nmore")
+    with pytest.raises(RuntimeError, match="shapes"):
+        fails("shapes differ")
+    monkeypatch.setattr(distributed, "size", lambda: 1)
+    with pytest.raises(RuntimeError, match="Connection closed"):
+        fails("gloo: Connection closed by peer")
+
+
+def test_dropout_differs_between_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(distributed, "size", lambda: 2)
+    drawn = []
+    for number in range(2):
+        monkeypatch.setattr(distributed, "rank", lambda number=number: number)
+        for seed in (1, 2):
+            distributed.own_seed(seed)
+            drawn.append(int(torch.randint(2**62, (1,))))
+    assert len(set(drawn)) == 4
+
+
+def test_gradients_of_shares_add_up_to_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A step's gradient is that of the whole batch, whatever the shares: in one process, added up by hand."""
+    model = ModelConfig(dim=8, blocks=1, max_length=8, dropout=0.0)
+    trainer = Trainer(STORE, leave_one_out(STORE), model, TrainingConfig(loss="full", batch_size=7, device="cpu"))
+    batch = next(trainer.windows.epoch(0, 0))
+
+    def gradient(of: Batch) -> torch.Tensor:
+        assert of.targets is not None
+        loss = trainer._full_loss(trainer.model(of), of.targets)
+        return torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(trainer.model.parameters()))])
+
+    whole = gradient(replace(batch))
+    parts = parts_of(batch, 3, monkeypatch)
+    added = sum(share * gradient(part) for part, share in parts)
+    assert isinstance(added, torch.Tensor)
+    assert (added - whole).norm() <= 1e-5 * whole.norm()
+    assert (sum(gradient(part) for part, _ in parts) / 3 - whole).norm() > 1e-3 * whole.norm()  # plain means do not
