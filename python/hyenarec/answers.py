@@ -21,6 +21,14 @@ class Recommendation:
 
 
 @dataclass(frozen=True)
+class Neighbour:
+    """An item by the log's own id, and the cosine of its embedding with that of the item asked about, from -1 to 1."""
+
+    item: Item
+    cosine: float
+
+
+@dataclass(frozen=True)
 class Answer:
     """What one history gets: the best items, at most as many as asked for, or the reason why there are none."""
 

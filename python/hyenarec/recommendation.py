@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence, Set
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
@@ -13,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hyenarec.answers import NOTHING, Answer, Item, Recommendation, Request
+from hyenarec.answers import NOTHING, Answer, Item, Neighbour, Recommendation, Request
 from hyenarec.catalogue import finite_rows
 from hyenarec.data.batches import Batch, pack_histories
 from hyenarec.data.ids import Ids
@@ -102,16 +103,20 @@ class Recommender:
         *,
         timestamps: Iterable[Sequence[int]] | None = None,
         exclude_seen: bool | None = None,
+        allowed: Tensor | None = None,
     ) -> list[list[Recommendation]]:
         """The best ``k`` next items for each history, oldest event first, of users known or new.
 
         ``timestamps``, one for each event in the log's own unit, are for models that know time (hytrec, fuxi_linear);
         without them such a model takes positions in their place and a warning says so. With ``exclude_seen`` no item of
         the history (its whole length, not only what the model reads) is recommended; by default as the model was
-        trained to be evaluated. Raises :class:`UserError` for the first history that is empty, has an unknown item,
-        impossible timestamps or fewer than ``k`` items to recommend; :meth:`answers` answers the others.
+        trained to be evaluated. ``allowed`` (V,) bool, made by :meth:`allowed`, says which items may be recommended.
+        Raises :class:`UserError` for the first history that is empty, has an unknown item, impossible timestamps or
+        fewer than ``k`` items to recommend; :meth:`answers` answers the others.
         """
-        answers = self.answers(histories, k, timestamps=timestamps, exclude_seen=exclude_seen, unknown="error")
+        answers = self.answers(
+            histories, k, timestamps=timestamps, exclude_seen=exclude_seen, allowed=allowed, unknown="error"
+        )
         return [_all_of(answer, k, f"history {number}") for number, answer in enumerate(answers, 1)]
 
     def answers(
@@ -121,6 +126,7 @@ class Recommender:
         *,
         timestamps: Iterable[Sequence[int]] | None = None,
         exclude_seen: bool | None = None,
+        allowed: Tensor | None = None,
         unknown: Literal["skip", "error"] = "skip",
     ) -> Iterator[Answer]:
         """One :class:`Answer` for each history, in their order, while ``histories`` are read block by block.
@@ -144,7 +150,35 @@ class Recommender:
         if timestamps is None and MIXERS[mixer].knows_time:
             warnings.warn(f"{mixer}: no timestamps given; positions take their place", stacklevel=3)
         requests = self._requests(histories, timestamps, unknown)
-        return self._answer_in_blocks(requests, k, exclude_seen)
+        return self._answer_in_blocks(requests, k, exclude_seen, allowed)
+
+    def allowed(self, allow: Iterable[Item] | None = None, deny: Iterable[Item] = ()) -> Tensor:
+        """Which items of the catalogue may be recommended, (V,) bool: of ``allow`` alone where it is given, and none of
+        ``deny``. Raises :class:`UserError` for an unknown item, and where none is left."""
+        mask = torch.full((len(self.item_ids),), allow is None)
+        for items, value in ((allow or (), True), (deny, False)):
+            mask[torch.from_numpy(self.item_ids.encode(list(items), "item").astype(np.int64))] = value
+        if not mask.any():
+            raise UserError(f"filters: they leave none of the catalogue's {len(self.item_ids)} items to recommend")
+        return mask.to(self.device)
+
+    @torch.inference_mode()
+    def similar(self, item: Item, k: int = 10) -> list[Neighbour]:
+        """The ``k`` items whose embeddings have the highest cosine with that of ``item``, which is not among them.
+
+        Embeddings are what the model reads items by: similar are those that mean the same for what comes next. Raises
+        :class:`UserError` for an unknown item, and for ``k`` below 1 or above the number of other items.
+        """
+        self._check_k(k)
+        if k == len(self.item_ids):
+            raise UserError(f"option k: {k} items asked for, but the catalogue has {k - 1} others")
+        (place,) = self.item_ids.encode([item], "item").tolist()
+        rows = torch.nn.functional.normalize(self.model.items.weight.float(), dim=1)  # (V, D)
+        cosines = rows @ rows[place]  # (V,)
+        cosines[place] = float("-inf")
+        best = cosines.topk(k)
+        found = self.item_ids.decode(best.indices.cpu().numpy())
+        return [Neighbour(*pair) for pair in zip(found, best.values.tolist(), strict=True)]
 
     def requests(
         self, histories: Iterable[Sequence[Item]], timestamps: Iterable[Sequence[int]] | None
@@ -223,24 +257,30 @@ class Recommender:
     def knows_time(self) -> bool:
         return MIXERS[self.model.config.mixer].knows_time
 
-    def _answer_in_blocks(self, requests: Iterator[Request], k: int, exclude_seen: bool) -> Iterator[Answer]:
+    def _answer_in_blocks(
+        self, requests: Iterator[Request], k: int, exclude_seen: bool, allowed: Tensor | None
+    ) -> Iterator[Answer]:
         size = scored_at_a_time(len(self.item_ids), HISTORIES_AT_A_TIME)
         while block := list(islice(requests, size)):
             answerable = [request for request in block if request.error is None]
-            found = iter(self._best(answerable, k, exclude_seen) if answerable else ())
+            found = iter(self._best(answerable, k, exclude_seen, allowed) if answerable else ())
             for request in block:
                 yield next(found) if request.error is None else Answer([], request.unknown, request.error)
 
     @torch.inference_mode()
-    def _best(self, requests: list[Request], k: int, exclude_seen: bool) -> list[Answer]:
+    def _best(self, requests: list[Request], k: int, exclude_seen: bool, allowed: Tensor | None) -> list[Answer]:
         """The best ``k`` items after each history, or as many as it leaves."""
         histories = [request.items for request in requests]
         times = [request.times for request in requests if request.times is not None]
         batch = pack_histories(histories, self.model.config.max_length, times or None)
         if self._index is not None:
+            if allowed is not None:
+                raise UserError("allow and deny: not used with the approximate index, which finds the best of all items")
             return self._approximate(self._index, batch.to(self.device), requests, k, exclude_seen)
         scores = self.scores(batch.to(self.device))  # (S, V)
-        return self.ranked(scores, requests, k, exclude_seen)
+        answers = self.ranked(scores, requests, k, exclude_seen, allowed)
+        nothing = "the filters leave no item but those of the history itself"
+        return [one if one.recommendations or one.error else replace(one, error=nothing) for one in answers]
 
     def _approximate(
         self, index: NearestItems, batch: Batch, requests: Sequence[Request], k: int, exclude_seen: bool
@@ -280,7 +320,7 @@ class Recommender:
         allowed: Tensor | None = None,
     ) -> list[Answer]:
         """The best ``k`` items by ``scores`` (S, V), which this writes to, or as many as there are left: by a history,
-        and by ``allowed`` (S, V) bool."""
+        and by ``allowed`` (S, V) or (V,) bool."""
         finite = finite_rows(scores).tolist()
         if exclude_seen:
             histories = [request.items for request in requests]

@@ -16,7 +16,7 @@ from hyenarec.display import complain, make_output_safe, shown
 from hyenarec.errors import UserError
 
 # Each in a module of its name, in a class of its name.
-COMMANDS = ("prepare", "train", "evaluate", "recommend", "serve", "compare", "inspect", "demo")
+COMMANDS = ("prepare", "train", "evaluate", "recommend", "similar", "serve", "compare", "inspect", "demo")
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -45,8 +45,12 @@ def mark_ids(arguments: Sequence[str]) -> list[str]:
     """``arguments`` with the ids of each of ``ID_OPTIONS`` together behind it, each after ``MARK``, at the end.
 
     All that follows such an option is an id, but for what begins with two dashes, and ``-h``. An id that begins with
-    two dashes is written ``--users=--ID``, once for each.
+    two dashes is written ``--users=--ID``, once for each. Of ``similar``, which takes an id without an option, all that
+    follows ``--`` is one.
     """
+    if arguments[:1] == ["similar"] and "--" in arguments:
+        end = arguments.index("--")
+        return [*arguments[:end], *(MARK + argument for argument in arguments[end + 1 :])]
     others: list[str] = []
     ids: dict[str, list[str]] = {}
     option = None  # whose ids follow

@@ -12,10 +12,16 @@ import tyro
 from hyenarec.data.places import STANDARD_INPUT, LogFormat
 from hyenarec.data.store import is_store
 from hyenarec.data.times import TimeUnit
+from hyenarec.display import complain
 from hyenarec.errors import UserError
 from hyenarec.source import Source
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from torch import Tensor
+
+    from hyenarec.answers import Item
     from hyenarec.recommendation import Recommender
 
 DataPath = Annotated[Path, tyro.conf.Positional]
@@ -61,3 +67,40 @@ def source_of(recommender: Recommender, data: Path | None) -> Source:
     if not os.path.exists(source.data):
         raise UserError(f"{source.data}: no such file, but the model was trained on it; --data names another log")
     return source
+
+
+@dataclass(frozen=True)
+class ItemFilters:
+    """Which items may be recommended. Files have one id a line, or are tables with a column of ids."""
+
+    allow: Path | None = None
+    """File of items: only these are recommended."""
+    deny: Path | None = None
+    """File of items: these are never recommended."""
+
+    def of(self, recommender: Recommender) -> Tensor | None:
+        """Which items they leave, (V,) bool, or None for all; ids that the model does not know are complained about."""
+        from hyenarec.data.names import read_item_list
+
+        if self.allow is None and self.deny is None:
+            return None
+        lists = {}
+        for option, path in (("allow", self.allow), ("deny", self.deny)):
+            if path is not None:
+                found = read_item_list(path, recommender.item_ids, recommender.config["source"]["item"])
+                if found.unknown:
+                    complain(f"warning: {found.unknown}")
+                lists[option] = found.items
+        return recommender.allowed(**lists)
+
+
+def names_of(recommender: Recommender, path: Path | None) -> Mapping[Item, str] | None:
+    """The names that the catalogue at ``path``, if there is one, has for items."""
+    from hyenarec.data.names import read_names
+
+    return None if path is None else read_names(path, recommender.item_ids, recommender.config["source"]["item"])
+
+
+def item_cells(item: Item, names: Mapping[Item, str] | None) -> dict[str, Item | None]:
+    """An item and, where there are ``names``, its own or None: what every output says of it."""
+    return {"item": item} if names is None else {"item": item, "name": names.get(item)}

@@ -6,9 +6,9 @@ import io
 import json
 import re
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from hyenarec.cli.identifiers import IdArgument
-from hyenarec.cli.options import RunPath, source_of
+from hyenarec.cli.options import ItemFilters, RunPath, item_cells, names_of, source_of
 from hyenarec.display import complain, console, show_table
 from hyenarec.errors import UserError
 
@@ -71,6 +71,9 @@ class Recommend:
     """Items of a history that the model does not know: leave them out and say so, or give that history no answer."""
     approximate: Switch = False
     """Find nearly the best items through an index of the catalogue, which is made first; needs hyenarec[ann]."""
+    filters: Annotated[ItemFilters, tyro.conf.arg(name="")] = field(default_factory=ItemFilters)
+    names: Path | None = None
+    """Catalogue: a table with item ids (as in the log, or in a column item_id or id) and their name or title."""
     json: bool = False
     """Print one JSON line a history instead of tables."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -89,6 +92,7 @@ class Recommend:
         recommender = Recommender.load(self.run_path, TrainingConfig(device=self.device).torch_device())
         if self.approximate:
             recommender.approximate()
+        allowed, names = self.filters.of(recommender), names_of(recommender, self.names)
         questions = self._questions(recommender)
         answered = failed = 0
         while block := list(islice(questions, QUESTIONS_AT_A_TIME)):
@@ -99,11 +103,12 @@ class Recommend:
                 self.k,
                 timestamps=times or None,
                 exclude_seen=exclude_seen,
+                allowed=allowed,
                 unknown=self.unknown,
             )
             for question in block:
                 answer = next(found) if question.error is None else Answer([], [], question.error)
-                self._show(question, answer)
+                self._show(question, answer, names)
                 answered += answer.error is None
                 failed += answer.error is not None
         if not answered and not failed:
@@ -120,16 +125,19 @@ class Recommend:
         source = source_of(recommender, self.data)
         return histories_of(self.users, source.open())
 
-    def _show(self, question: Question, answer: Answer) -> None:
+    def _show(self, question: Question, answer: Answer, names: Mapping[Item, str] | None) -> None:
         if self.json:
             shared = {"for": question.name, "unknown": answer.unknown}
             if answer.error is None:
-                items = [{"item": entry.item, "score": round(entry.score, 4)} for entry in answer.recommendations]
+                items = [
+                    {**item_cells(entry.item, names), "score": round(entry.score, 4)}
+                    for entry in answer.recommendations
+                ]
                 print(json.dumps(shared | {"recommendations": items}, allow_nan=False))
             else:
                 print(json.dumps(shared | {"error": answer.error}, allow_nan=False))
         elif answer.error is None:
-            show_recommendations(f"for {question.name}", answer.recommendations)
+            show_recommendations(f"for {question.name}", answer.recommendations, names)
             if answer.unknown:
                 named = ", ".join(map(repr, answer.unknown[:UNKNOWN_NAMED]))
                 rest = len(answer.unknown) - UNKNOWN_NAMED
@@ -145,9 +153,15 @@ def seen_choice(exclude: bool, keep: bool) -> bool | None:
     return exclude if exclude or keep else None
 
 
-def show_recommendations(title: str, answer: Sequence[Recommendation]) -> None:
-    rows = [{"rank": rank, "item": entry.item, "score": entry.score} for rank, entry in enumerate(answer, 1)]
-    show_table(title, ("rank", "item", "score"), rows, text=("item",))
+def show_recommendations(title: str, answer: Sequence[Recommendation], names: Mapping[Item, str] | None = None) -> None:
+    show_items(title, [(entry.item, entry.score) for entry in answer], "score", names)
+
+
+def show_items(title: str, ranked: Sequence[tuple[Item, float]], value: str, names: Mapping[Item, str] | None) -> None:
+    """A table of items, the best first, each with its ``value`` and, where there are ``names``, its name."""
+    rows = [{"rank": rank, **item_cells(item, names), value: found} for rank, (item, found) in enumerate(ranked, 1)]
+    text = ("item",) if names is None else ("item", "name")
+    show_table(title, ("rank", *text, value), rows, text=text)
 
 
 def histories_of(users: Sequence[str], store: SequenceStore) -> Iterator[Question]:

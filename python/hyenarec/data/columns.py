@@ -10,6 +10,14 @@ if TYPE_CHECKING:
     import polars as pl
 
 
+class MissingColumn(UserError):
+    """A table has no column of a name; ``header`` has those that it has."""
+
+    def __init__(self, message: str, header: list[str]) -> None:
+        super().__init__(message)
+        self.header = header
+
+
 def choose(name: str, scan: pl.LazyFrame, columns: dict[str, str]) -> pl.DataFrame:
     """The columns ``{role: name}`` of ``scan`` under their roles."""
     import polars as pl
@@ -29,7 +37,8 @@ def find_column(name: str, role: str, column: str, header: list[str], *, is_text
     way_out = ", or None where the rows are in order" if role == "timestamp" else ""
     if is_text and all(entry.replace(".", "", 1).isdigit() for entry in header):
         way_out += ". There seems to be no header; add a first line with the names of the columns"
-    raise UserError(f"{name}: no column {column!r}; option {role} must name one of {', '.join(header)}{way_out}")
+    message = f"{name}: no column {column!r}; option {role} must name one of {', '.join(header)}{way_out}"
+    raise MissingColumn(message, header)
 
 
 def matches(column: str, header: list[str]) -> list[int]:

@@ -144,6 +144,11 @@ class _Column:
         return UserError(f"{where}: {what}")
 
 
+def ids_of_column(column: pl.Series, origin: Origin, name: str) -> tuple[NDArray[np.int32], Ids]:
+    """Ids of the column ``name`` of any table, read as a log's are: the index of each row's, (n,), and the ids."""
+    return _encode_ids(column, _Column(origin, name))
+
+
 def _encode_ids(column: pl.Series, place: _Column) -> tuple[NDArray[np.int32], Ids]:
     """Dense indices of the ids, (E,), and the ids themselves."""
     import polars as pl

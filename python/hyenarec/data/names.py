@@ -1,0 +1,134 @@
+"""Files about items: their names, from a catalogue, and lists of some of them, for filters."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from hyenarec.data.columns import MissingColumn
+from hyenarec.data.ids import Id, Ids
+from hyenarec.data.places import STANDARD_INPUT, SUFFIXES, Origin, read_columns
+from hyenarec.data.reading import ids_of_column
+from hyenarec.errors import UserError
+from hyenarec.files import as_path
+
+if TYPE_CHECKING:
+    import polars as pl
+
+ITEM_COLUMNS = ("item_id", "id", "item")
+NAME_COLUMNS = ("name", "title")
+UNKNOWN_NAMED = 5
+
+
+def read_names(path: str | Path, item_ids: Ids, item: str | None = None) -> dict[Id, str]:
+    """The names of items by the log's own ids, of those among ``item_ids`` that the catalogue at ``path`` names.
+
+    A catalogue is a table of any kind that logs may be (Parquet, CSV, tab-separated, JSON lines): ids in a column
+    ``item``, or else ``item_id``, ``id`` or ``item``; names in one called ``name`` or ``title``. Of several names of an
+    item the first counts. Names are anybody's text: whoever shows them must take them for text, never for markup.
+
+    Raises :class:`UserError` for a file that cannot be read, has no such columns, or names none of the items.
+    """
+    import polars as pl
+
+    path = as_path(path, "option names")
+    ids = _read_ids(path, item)
+    names = _read_column(path, "name", NAME_COLUMNS).values.cast(pl.String)
+    places = item_ids.find([given for given, _ in ids])  # (n,), -1 where unknown
+    found: dict[Id, str] = {}
+    for known, name in zip(_decode_known(item_ids, places), names, strict=True):
+        if known is not None and name is not None:
+            found.setdefault(known, name)
+    if not found:
+        raise UserError(f"{path}: names none of the model's {len(item_ids)} items; do its ids come from another log?")
+    return found
+
+
+@dataclass(frozen=True)
+class ItemList:
+    """Items that a file names: those that are known, and a line about the others, if there are any."""
+
+    items: list[Id]
+    unknown: str | None
+
+
+def read_item_list(path: str | Path, item_ids: Ids, item: str | None = None) -> ItemList:
+    """The items that the file at ``path`` lists: one id a line, or a column of a table.
+
+    A file whose suffix is that of a log (.parquet, .csv, .tsv, .jsonl, ...) is a table, whose ids are in a column
+    ``item``, or else ``item_id``, ``id`` or ``item``, or in the only one that there is. Any other has an id a line;
+    blanks around it do not count, nor do empty lines. Raises :class:`UserError` where it cannot be read.
+    """
+    path = as_path(path, "list of items")
+    plain = path.with_suffix("") if path.suffix.lower() == ".gz" else path
+    is_table = path.is_dir() or plain.suffix.lower() in SUFFIXES
+    given = _read_ids(path, item, single=True) if is_table else _read_lines(path)
+    places = item_ids.find([one for one, _ in given])
+    known = [one for one in dict.fromkeys(_decode_known(item_ids, places)) if one is not None]
+    unknown = [entry for entry, place in zip(given, places.tolist(), strict=True) if place < 0]
+    return ItemList(known, _about(path, unknown, len(given)) if unknown else None)
+
+
+def _about(path: Path, unknown: Sequence[tuple[Id, str]], total: int) -> str:
+    named = ", ".join(f"{item!r} ({row})" for item, row in unknown[:UNKNOWN_NAMED])
+    rest = len(unknown) - UNKNOWN_NAMED
+    more = f" and {rest:,} more" if rest > 0 else ""
+    return f"{path}: {len(unknown):,} of its {total:,} items are unknown to the model and left out: {named}{more}"
+
+
+def _decode_known(item_ids: Ids, places: np.ndarray[tuple[int], np.dtype[np.int32]]) -> list[Id | None]:
+    """The log's own ids at ``places``, None for -1."""
+    known = iter(item_ids.decode(places[places >= 0]))
+    return [next(known) if place >= 0 else None for place in places.tolist()]
+
+
+def _read_lines(path: Path) -> list[tuple[Id, str]]:
+    """The ids of a file with one a line, and where each stands."""
+    _refuse_standard_input(path)
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 text with an item id a line, nor named as a table") from error
+    except OSError as error:
+        raise UserError(f"{path}: cannot read it: {error.strerror or error}") from error
+    return [(line.strip(), f"row {number}") for number, line in enumerate(text.split("\n"), 1) if line.strip()]
+
+
+def _read_ids(path: Path, item: str | None, *, single: bool = False) -> list[tuple[Id, str]]:
+    """The ids of a table, read as a log's are, and where each stands."""
+    column = _read_column(path, "item", tuple(dict.fromkeys((item or ITEM_COLUMNS[0], *ITEM_COLUMNS))), single=single)
+    if not len(column.values):
+        return []
+    indices, ids = ids_of_column(column.values, column.origin, column.name)
+    return [(one, column.origin.row(row)) for row, one in enumerate(ids.decode(indices))]
+
+
+@dataclass(frozen=True)
+class _Column:
+    values: pl.Series
+    origin: Origin
+    name: str
+
+
+def _read_column(path: Path, role: str, names: Sequence[str], *, single: bool = False) -> _Column:
+    """The column of a table that is called the first of ``names`` that it has, or is ``single``."""
+    _refuse_standard_input(path)
+    header: list[str] = []
+    for name in names:
+        try:
+            frame, origin = read_columns(path, {role: name}, None)
+            return _Column(frame[role], origin, name)
+        except MissingColumn as missing:
+            header = missing.header
+    if single and len(header) == 1:
+        return _read_column(path, role, header)
+    raise UserError(f"{path}: {role}s must be in a column {' or '.join(names)}; it has {', '.join(header)}")
+
+
+def _refuse_standard_input(path: Path) -> None:
+    if str(path) == STANDARD_INPUT:
+        raise UserError("-: files about items cannot be standard input")
