@@ -54,12 +54,12 @@ def test_a_model_that_cannot_be_read_is_not_taken_over(
     from hyenarec.cli import serve
     from hyenarec.recommendation import Recommender
     from hyenarec.serving.engine import Engine
-    from hyenarec.serving.events import EventStore
+    from hyenarec.serving.sqlite_events import SqliteEvents
 
     folder = tmp_path / "run"
     shutil.copytree(run, folder)
     monkeypatch.setattr(serve, "LOOK_AGAIN", 0.01)
-    engine, stopping = Engine(Recommender.load(folder), EventStore(tmp_path / "events"), 10), threading.Event()
+    engine, stopping = Engine(Recommender.load(folder), SqliteEvents(tmp_path / "events"), 10), threading.Event()
     before, watcher = engine.recommender, threading.Thread(target=serve.watch, args=(folder, engine, stopping))
     watcher.start()
     time.sleep(0.1)

@@ -14,9 +14,13 @@ from hyenarec.display import complain, console
 from hyenarec.errors import UserError
 
 if TYPE_CHECKING:  # --help needs no torch
+    import torch
+
+    from hyenarec.recommendation import Recommender
     from hyenarec.serving.engine import Engine
 
 LOOK_AGAIN = 2.0  # seconds between looks for a new model
+DRAIN = 20  # seconds that requests have to be answered once the service is told to stop
 
 
 @dataclass(frozen=True)
@@ -28,8 +32,9 @@ class Serve:
 
     run_path: RunPath
     """Run folder or checkpoint file."""
-    events: Path | None = None
-    """File that keeps the users' events (SQLite); default: events.sqlite in the run's folder."""
+    events: str | None = None
+    """What keeps the users' events: a file (SQLite), or the URL of a Redis server that several processes share, such as
+    redis://host:6379/0; default: events.sqlite in the run's folder."""
     host: str = "127.0.0.1"
     """Address to listen on. Who may reach it is for a proxy or a firewall to say: the service asks for no password."""
     port: int = 8000
@@ -45,7 +50,7 @@ class Serve:
 
     def run(self) -> None:
         for name in ("port", "states", "body_kib", "rate"):
-            if getattr(self, name) < (0 if name in ("port", "rate") else 1):
+            if not getattr(self, name) >= (0 if name in ("port", "rate") else 1):
                 raise UserError(f"option {name}: {getattr(self, name)} is too small")
         try:
             import uvicorn
@@ -54,37 +59,50 @@ class Serve:
         except ModuleNotFoundError as error:
             raise UserError(f"serve needs {error.name}: pip install 'hyenarec[serve]'") from error
         from hyenarec.config import TrainingConfig
-        from hyenarec.recommendation import Recommender
         from hyenarec.serving.engine import Engine
-        from hyenarec.serving.events import EventStore
+        from hyenarec.serving.events import open_events
 
-        device = TrainingConfig(device=self.device).torch_device()
-        recommender = Recommender.load(self.run_path, device)
-        recommender.model.init_state(0)  # a model that keeps no states is refused here
+        recommender = load(self.run_path, TrainingConfig(device=self.device).torch_device())
         folder = self.run_path if self.run_path.is_dir() else self.run_path.parent
         listening = listen(self.host, self.port)
-        engine = Engine(recommender, EventStore(self.events or folder / "events.sqlite"), self.states)
+        events = open_events(self.events or str(folder / "events.sqlite"))
+        engine = Engine(recommender, events, self.states)
         stopping = threading.Event()
         watcher = threading.Thread(target=watch, args=(self.run_path, engine, stopping), daemon=True)
         watcher.start()
-        address, port = listening.getsockname()[:2]
-        console.print(f"listening on http://{address}:{port} (documentation: /docs, page: /, metrics: /metrics)")
+        console.print(f"listening on {url(listening)} (documentation: /docs, page: /, metrics: /metrics)")
         app = make_app(engine, body_bytes=1024 * self.body_kib, rate=self.rate)
-        uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False)).run(sockets=[listening])
+        config = uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=DRAIN)
+        uvicorn.Server(config).run(sockets=[listening])
         stopping.set()
+
+
+def load(run_path: Path, device: torch.device) -> Recommender:
+    """A model that can be served. Raises :class:`UserError` where it cannot be read, or keeps no states."""
+    from hyenarec.recommendation import Recommender
+
+    recommender = Recommender.load(run_path, device)
+    recommender.model.init_state(0)
+    _ = recommender.time_unit
+    return recommender
 
 
 def listen(host: str, port: int) -> socket.socket:
     """A socket there. Raises :class:`UserError` where the address cannot be had."""
     try:
-        return socket.create_server((host, port), backlog=1024)
-    except (OSError, OverflowError) as error:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        return socket.create_server((host, port), family=family, backlog=1024)
+    except (OSError, OverflowError, UnicodeError) as error:
         raise UserError(f"option host, port: cannot listen on {host} port {port}: {error}") from error
+
+
+def url(listening: socket.socket) -> str:
+    address, port = listening.getsockname()[:2]
+    return f"http://[{address}]:{port}" if ":" in address else f"http://{address}:{port}"
 
 
 def watch(run_path: Path, engine: Engine, stopping: threading.Event) -> None:
     """Hands a new model of the run to the engine. One that cannot be read leaves the old one in place."""
-    from hyenarec.recommendation import Recommender
     from hyenarec.trained import BEST
 
     path = run_path / BEST if run_path.is_dir() else run_path
@@ -103,10 +121,8 @@ def watch(run_path: Path, engine: Engine, stopping: threading.Event) -> None:
             continue
         known = now
         try:
-            recommender = Recommender.load(run_path, engine.recommender.device)
-            recommender.model.init_state(0)
-        except UserError as error:
+            engine.use(load(run_path, engine.recommender.device)).result()
+        except Exception as error:  # whatever is wrong with it, the next one may be right
             complain(f"the new model is not taken over: {error}")
-            continue
-        engine.use(recommender).result()
-        console.print(f"a new model of {path} is in use")
+        else:
+            console.print(f"a new model of {path} is in use")

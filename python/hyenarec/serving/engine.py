@@ -1,4 +1,4 @@
-"""One thread that owns model and store, and takes whatever has come in since it last looked as one batch."""
+"""Two threads, one that writes events and one that owns the model; each takes whatever has come in as one batch."""
 
 from __future__ import annotations
 
@@ -16,11 +16,14 @@ from torch import Tensor
 
 from hyenarec.answers import Item, Recommendation, Request
 from hyenarec.errors import UserError
+from hyenarec.evaluation import scored_at_a_time
 from hyenarec.recommendation import Recommender
-from hyenarec.serving.events import Added, Event, EventStore
+from hyenarec.serving.events import Added, Event, Events, Unavailable
 from hyenarec.serving.states import States
 
 MOST = 256  # requests in a batch
+
+Job = tuple[Any, "Future[Any]"]
 
 
 @dataclass(frozen=True)
@@ -42,51 +45,32 @@ class Found:
     events: int
 
 
-class Engine:
-    """Answers requests from any thread. What waits while a batch is computed is the next batch: the busier, the larger.
+class Worker:
+    """A thread. What waits while it serves a batch is its next batch: the busier, the larger."""
 
-    Events are on disk before they are acknowledged, and recommendations asked for after that reflect them.
-    """
-
-    def __init__(self, recommender: Recommender, events: EventStore, most_users: int) -> None:
-        self.events, self.most_users = events, most_users
-        self.states = States(recommender, events, most_users)
-        self.observe: Callable[[int, float], None] = lambda size, seconds: None
-        self._queue: queue.SimpleQueue[tuple[Any, Future[Any]] | None] = queue.SimpleQueue()
-        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+    def __init__(self, name: str, serve: Callable[[list[Job]], None]) -> None:
+        self._serve, self._queue = serve, queue.SimpleQueue[Job | None]()
+        self._closing, self._closed = threading.Lock(), False
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
 
-    @property
-    def recommender(self) -> Recommender:
-        return self.states.recommender
-
-    def add(self, event: Event) -> Future[Added]:
-        return self._submit(event)
-
-    def recommend(self, wanted: Wanted) -> Future[Found]:
-        return self._submit(wanted)
-
-    def call(self, function: Callable[[Recommender], Any]) -> Future[Any]:
-        """Anything else that needs the model, such as recommending for whole histories."""
-        return self._submit(function)
-
-    def use(self, recommender: Recommender) -> Future[None]:
-        """Takes a new model for all batches from the next one on; states are made anew from the events."""
-        return self._submit(recommender)
+    def submit(self, request: Any) -> Future[Any]:
+        future: Future[Any] = Future()
+        with self._closing:  # nothing comes after the last one
+            if self._closed:
+                raise Unavailable("the service is stopping")
+            self._queue.put((request, future))
+        return future
 
     def close(self) -> None:
         """Answers what waits, then stops."""
-        self._queue.put(None)
+        with self._closing:
+            self._closed = True
+            self._queue.put(None)
         self._thread.join()
-        self.events.close()
 
     def alive(self) -> bool:
         return self._thread.is_alive()
-
-    def _submit(self, request: Any) -> Future[Any]:
-        future: Future[Any] = Future()
-        self._queue.put((request, future))
-        return future
 
     def _run(self) -> None:
         while True:
@@ -94,64 +78,124 @@ class Engine:
             while len(waiting) < MOST and not self._queue.empty():
                 waiting.append(self._queue.get())
             jobs = [job for job in waiting if job is not None]
-            began = time.perf_counter()
             self._serve([(request, future) for request, future in jobs if future.set_running_or_notify_cancel()])
-            if jobs:
-                self.observe(len(jobs), time.perf_counter() - began)
             if len(jobs) < len(waiting):
                 return
 
-    def _serve(self, jobs: Sequence[tuple[Any, Future[Any]]]) -> None:
-        kinds: dict[type, list[tuple[Any, Future[Any]]]] = {Event: [], Wanted: [], Recommender: [], object: []}
+
+class Engine:
+    """Answers requests from any thread.
+
+    Events are stored before they are acknowledged, and recommendations asked for after that reflect them.
+    """
+
+    def __init__(self, recommender: Recommender, events: Events, most_users: int) -> None:
+        self.events, self.most_users = events, most_users
+        self.states = States(recommender, events, most_users)
+        self.observe: Callable[[str, int, float], None] = lambda work, size, seconds: None
+        self._writer = Worker("events", self._write)
+        self._reader = Worker("model", self._compute)
+
+    @property
+    def recommender(self) -> Recommender:
+        return self.states.recommender
+
+    def add(self, event: Event) -> Future[Added]:
+        return self._writer.submit(event)
+
+    def recommend(self, wanted: Wanted) -> Future[Found]:
+        return self._reader.submit(wanted)
+
+    def call(self, function: Callable[[Recommender], Any]) -> Future[Any]:
+        """Anything else that needs the model, such as recommending for whole histories."""
+        return self._reader.submit(function)
+
+    def use(self, recommender: Recommender) -> Future[None]:
+        """Takes a new model for all batches from the next one on; states are made anew from the events."""
+        return self._reader.submit(recommender)
+
+    def close(self) -> None:
+        """Answers what waits, then stops."""
+        for worker in (self._writer, self._reader):
+            worker.close()
+        self.events.close()
+
+    def alive(self) -> bool:
+        return self._writer.alive() and self._reader.alive()
+
+    def _write(self, jobs: list[Job]) -> None:
+        self._timed("events", jobs, self.events.add)
+
+    def _compute(self, jobs: list[Job]) -> None:
+        wanted = [(request, future) for request, future in jobs if isinstance(request, Wanted)]
         for request, future in jobs:
-            kinds[type(request) if type(request) in kinds else object].append((request, future))
-        for request, future in kinds[Recommender]:
-            self.states = States(request, self.events, self.most_users)
-            future.set_result(None)
-        _answer(kinds[Event], lambda events: self.events.add(events))
-        _answer(kinds[Wanted], self._recommend)
-        for request, future in kinds[object]:
-            _answer([(request, future)], lambda functions: [functions[0](self.recommender)])
+            if isinstance(request, Recommender):
+                self._timed("takeover", [(request, future)], self._use)
+        self._timed("recommend", wanted, self._recommend)
+        for request, future in jobs:
+            if not isinstance(request, Wanted | Recommender):
+                _answer([(request, future)], lambda functions: [functions[0](self.recommender)])
+
+    def _timed(self, work: str, jobs: Sequence[Job], function: Callable[[list[Any]], Sequence[Any]]) -> None:
+        if jobs:
+            began = time.perf_counter()
+            _answer(jobs, function)
+            self.observe(work, len(jobs), time.perf_counter() - began)
+
+    def _use(self, recommenders: Sequence[Recommender]) -> list[None]:
+        self.states = States(recommenders[0], self.events, self.most_users)
+        return [None]
 
     @torch.inference_mode()
     def _recommend(self, wanted: Sequence[Wanted]) -> list[Found | UserError]:
         names = list(dict.fromkeys(one.user for one in wanted))
         users = dict(zip(names, self.states.of(names), strict=True))
         found: list[Found | UserError] = [Found([], 0)] * len(wanted)
-        rows = [place for place, one in enumerate(wanted) if users[one.user].hidden is not None]
-        if not rows:
-            return found
-        recommender = self.recommender
-        hidden = torch.cat([users[wanted[row].user].hidden for row in rows])  # type: ignore[misc]
-        with recommender.autocast():
-            scores = recommender.model.scores_of(hidden)  # (n, V)
-        for place, row in enumerate(rows):
-            own = scores[place : place + 1]
-            one, user = wanted[row], users[wanted[row].user]
-            history = Request(np.array(user.items, dtype=np.int32), None, [], None)
-            exclude_seen = recommender.excludes(one.exclude_seen)
-            (answer,) = recommender.ranked(own, [history], one.k, exclude_seen, _allowed(recommender, one))
-            found[row] = UserError(answer.error) if answer.error else Found(answer.recommendations, len(user.items))
+        alike: dict[tuple[int, bool], list[int]] = {}  # rows of wanted that are ranked together
+        for row, one in enumerate(wanted):
+            if users[one.user].done:
+                alike.setdefault((one.k, self.recommender.excludes(one.exclude_seen)), []).append(row)
+        size = scored_at_a_time(len(self.recommender.item_ids), MOST)
+        parts = [(how, rows[i : i + size]) for how, rows in alike.items() for i in range(0, len(rows), size)]
+        for (k, exclude_seen), rows in parts:
+            theirs = [users[wanted[row].user] for row in rows]
+            with self.recommender.autocast():
+                scores = self.recommender.model.scores_of(self.states.hidden(theirs))  # (n, V)
+            histories = [Request(user.history(), None, [], None) for user in theirs]
+            allowed = self._allowed([wanted[row] for row in rows])
+            answers = self.recommender.ranked(scores, histories, k, exclude_seen, allowed)
+            for row, user, answer in zip(rows, theirs, answers, strict=True):
+                error = answer.error
+                found[row] = UserError(error) if error else Found(answer.recommendations, len(user.items))
         return found
 
+    def _allowed(self, wanted: Sequence[Wanted]) -> Tensor:
+        """What filters leave of the catalogue, (n, V) bool; items that the model does not know filter nothing.
+        (1, 1) where nobody filters, for it is read for every score."""
+        ids, device = self.recommender.item_ids, self.recommender.device
+        filtered = [row for row, one in enumerate(wanted) if one.exclude or one.allow is not None]
+        if not filtered:
+            return torch.ones(1, 1, dtype=torch.bool, device=device)
+        allowed = torch.ones(len(wanted), len(ids), dtype=torch.bool)
+        for row in filtered:
+            one = wanted[row]
+            allowed[row] = one.allow is None
+            for items, value in ((one.allow or (), True), (one.exclude, False)):
+                places = ids.find(list(items)) if items else np.empty(0, dtype=np.int32)
+                allowed[row, torch.from_numpy(places[places >= 0].astype(np.int64))] = value
+        return allowed.to(device)
 
-def _allowed(recommender: Recommender, wanted: Wanted) -> Tensor:
-    """What the filters leave of the catalogue, (1, V) bool; items that the model does not know filter nothing."""
-    ids = recommender.item_ids
-    allowed = torch.full((1, len(ids)), wanted.allow is None)
-    for items, value in ((wanted.allow or (), True), (wanted.exclude, False)):
-        places = ids.find(list(items)) if items else np.empty(0, dtype=np.int32)
-        allowed[0, torch.from_numpy(places[places >= 0].astype(np.int64))] = value
-    return allowed.to(recommender.device)
 
-
-def _answer(jobs: Sequence[tuple[Any, Future[Any]]], function: Callable[[list[Any]], Sequence[Any]]) -> None:
-    """Results of one function for all jobs; an exception among them, or of the function, is the job's own."""
-    if not jobs:
-        return
+def _answer(jobs: Sequence[Job], function: Callable[[list[Any]], Sequence[Any]]) -> None:
+    """Results of one function for all jobs. Where it fails for all together each is tried alone, so that nobody's
+    request costs another one its answer; an exception is then the job's own."""
     try:
         results = function([request for request, _ in jobs])
-    except Exception as error:  # whatever it is, it is the clients' answer: the thread goes on
+    except Exception as error:  # whatever it is, it is a client's answer: the thread goes on
+        if len(jobs) > 1 and not isinstance(error, Unavailable):
+            for job in jobs:
+                _answer([job], function)
+            return
         results = [error] * len(jobs)
     for (_, future), result in zip(jobs, results, strict=True):
         if isinstance(result, Exception):

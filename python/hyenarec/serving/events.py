@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from hyenarec.errors import UserError
 
-VERSION = 1
-SCHEMA = """
-CREATE TABLE events (
-    user TEXT NOT NULL,
-    number INTEGER NOT NULL,  -- of the user's events, from 0
-    item NOT NULL,  -- integer or text, as the log's own ids are
-    time INTEGER NOT NULL,  -- seconds
-    id TEXT UNIQUE,  -- the client's name for the event, so that a retry adds nothing
-    PRIMARY KEY (user, number)
-) WITHOUT ROWID
-"""
+Item = int | str
+
+
+class Unavailable(UserError):
+    """The service cannot do now what it was asked for, through no fault of the client's."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +21,7 @@ class Event:
     """Something that a user did. ``time`` is in seconds; ``id`` is the client's name for it, or None."""
 
     user: str
-    item: int | str
+    item: Item
     time: int
     id: str | None = None
 
@@ -35,69 +29,42 @@ class Event:
 @dataclass(frozen=True)
 class Added:
     """What became of an event: its ``number`` among the user's, and whether it is ``new``. ``conflict``: its id names
-    another event, so that it was not added."""
+    an event of another user or item, so that it was not added."""
 
     number: int
     new: bool
     conflict: bool = False
 
 
-class EventStore:
-    """An SQLite file. One process writes it at a time, from one thread."""
+class Events(Protocol):
+    """Where they are kept. Several processes may use the same events at once.
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        try:
-            self._db = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
-            self._db.execute("PRAGMA journal_mode = WAL")
-            self._db.execute("PRAGMA synchronous = FULL")  # a commit outlives a power cut, not only the process
-            self._db.execute("PRAGMA locking_mode = EXCLUSIVE")
-            self._db.execute("BEGIN IMMEDIATE")
-            (version,) = self._db.execute("PRAGMA user_version").fetchone()
-            if version == 0:
-                self._db.execute(SCHEMA)
-                self._db.execute(f"PRAGMA user_version = {VERSION}")
-            elif version != VERSION:
-                raise UserError(f"{path}: events of version {version}; this is version {VERSION}")
-            self._db.execute("COMMIT")
-        except sqlite3.Error as error:
-            raise UserError(f"{path}: cannot be used as a store of events: {error}") from error
+    One thread of a process calls :meth:`add` and another one :meth:`since`, at the same time. Both raise
+    :class:`Unavailable` where the store cannot be written or read.
+    """
 
     def add(self, events: Sequence[Event]) -> list[Added]:
-        """Adds events in their order, all in one transaction; when this returns they are on disk."""
-        found = []
-        self._db.execute("BEGIN IMMEDIATE")
-        try:
-            found = [self._add(event) for event in events]
-        except BaseException:
-            self._db.execute("ROLLBACK")
-            raise
-        self._db.execute("COMMIT")
-        return found
+        """Adds events in their order, all or none. When this returns they are stored, and :meth:`since` finds them."""
+        ...
 
-    def _add(self, event: Event) -> Added:
-        if event.id is not None:
-            query = "SELECT user, item, number FROM events WHERE id = ?"
-            known = self._db.execute(query, (event.id,)).fetchone()
-            if known is not None:
-                user, item, number = known
-                return Added(number, new=False, conflict=(user, item) != (event.user, event.item))
-        number = self.count(event.user)
-        row = (event.user, number, event.item, event.time, event.id)
-        self._db.execute("INSERT INTO events (user, number, item, time, id) VALUES (?, ?, ?, ?, ?)", row)
-        return Added(number, new=True)
+    def since(self, users: Sequence[tuple[str, int]]) -> list[tuple[list[Item], list[int]]]:
+        """For each user and number: items and times of the user's events from that number on, oldest first."""
+        ...
 
-    def count(self, user: str) -> int:
-        """How many events a user has."""
-        query = "SELECT number FROM events WHERE user = ? ORDER BY number DESC LIMIT 1"
-        row = self._db.execute(query, (user,)).fetchone()
-        return 0 if row is None else int(row[0]) + 1
+    def close(self) -> None: ...
 
-    def since(self, user: str, number: int) -> tuple[list[int | str], list[int]]:
-        """Items and times of a user's events from ``number`` on, oldest first."""
-        query = "SELECT item, time FROM events WHERE user = ? AND number >= ? ORDER BY number"
-        rows = self._db.execute(query, (user, number)).fetchall()
-        return [row[0] for row in rows], [row[1] for row in rows]
 
-    def close(self) -> None:
-        self._db.close()
+def open_events(where: str) -> Events:
+    """The events of an SQLite file, which is made if there is none, or of a Redis server by its URL.
+
+    Raises :class:`UserError` where they cannot be had.
+    """
+    if where.startswith(("redis://", "rediss://", "unix://")):
+        from hyenarec.serving.redis_events import RedisEvents
+
+        return RedisEvents(where)
+    if "://" in where:
+        raise UserError(f"option events: {where!r} is neither a file nor a URL of Redis (redis://HOST:PORT/NUMBER)")
+    from hyenarec.serving.sqlite_events import SqliteEvents
+
+    return SqliteEvents(Path(where))

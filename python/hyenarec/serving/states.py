@@ -2,114 +2,165 @@
 
 from __future__ import annotations
 
+from array import array
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from hyenarec.data.batches import pack_histories
 from hyenarec.model import ModelState
 from hyenarec.recommendation import Recommender
-from hyenarec.serving.events import EventStore
+from hyenarec.serving.events import Events, Item
 from hyenarec.session import part_kept
 
 READ_ANEW = 16  # new events beyond which a whole history is read at once: a step each would take longer
 TOGETHER = 64  # histories in one batch
+FIRST = 256  # rows that the table of states begins with
 
 
-@dataclass
+@dataclass(eq=False)
 class User:
     """What the service knows of one user.
 
     Attributes:
-        read: how many stored events this reflects.
-        items, times: those of them whose items the model knows, by its numbers, and their seconds.
-        state, hidden: the model's, after as many of them as ``done`` says; None before the first.
+        row: the user's in the tables of states and hidden states, which reflect as many events as ``done`` says.
+        read: how many stored events ``items`` and ``times`` reflect.
+        items, times: those of them whose items the model knows, by its numbers, and their seconds if it knows time.
+        counted: how many events the state has read: fewer than ``done`` where the history is longer than the model's.
     """
 
+    row: int
     read: int = 0
-    items: list[int] = field(default_factory=list)
-    times: list[int] = field(default_factory=list)
+    items: array[int] = field(default_factory=lambda: array("i"))
+    times: array[int] = field(default_factory=lambda: array("q"))
     done: int = 0
-    state: ModelState | None = None
-    hidden: Tensor | None = None  # (1, D)
+    counted: int = 0
+
+    def history(self, last: int | None = None) -> NDArray[np.int32]:
+        return np.array(self.items if last is None else self.items[-last:], dtype=np.int32)
 
 
 class States:
-    """Brings users up to date with the store, in batches."""
+    """Brings users up to date with the store, in batches. All states are rows of one table, which grows by doubling."""
 
-    def __init__(self, recommender: Recommender, events: EventStore, most: int) -> None:
+    def __init__(self, recommender: Recommender, events: Events, most: int) -> None:
         self.recommender, self.events, self.most = recommender, events, most
         self._users: OrderedDict[str, User] = OrderedDict()
+        self._free: list[int] = []
+        self._state = recommender.model.init_state(0, compact=True)
+        self._hidden = recommender.model.bias.new_zeros(0, recommender.model.config.dim, dtype=torch.float32)
 
     def __len__(self) -> int:
         return len(self._users)
 
     @torch.inference_mode()
     def of(self, names: Sequence[str]) -> list[User]:
-        """These users (each once) as of now; those without events that the model knows have no state."""
-        users = [self._users.pop(name) if name in self._users else User() for name in names]
-        self._users.update(zip(names, users, strict=True))  # the last ones to be forgotten
-        for name, user in zip(names, users, strict=True):
-            self._take(name, user)
-        anew = [user for user in users if self._reads_anew(user)]
-        for first in range(0, len(anew), TOGETHER):
-            self._read(anew[first : first + TOGETHER])
-        while behind := [user for user in users if user.done < len(user.items)]:
-            self._step(behind)
-        while len(self._users) > self.most:
-            self._users.popitem(last=False)
+        """These users, each once, as of now; those without events that the model knows have ``done`` 0."""
+        known = [self._users.get(name) for name in names]
+        found = self.events.since([(name, user.read if user else 0) for name, user in zip(names, known, strict=True)])
+        self._make_room(known.count(None))
+        users = [self._enter(name) for name in names]
+        try:
+            for user, (items, times) in zip(users, found, strict=True):
+                self._take(user, items, times)
+            anew = [user for user in users if self._reads_anew(user)]
+            for first in range(0, len(anew), TOGETHER):
+                self._read(anew[first : first + TOGETHER])
+            while behind := [user for user in users if user.done < len(user.items)]:
+                self._step(behind)
+        except BaseException:  # their rows may be half written
+            for name in names:
+                self._forget(name)
+            raise
+        while len(self._users) > self.most:  # their rows stay as they are until the next call
+            self._forget(next(iter(self._users)))
         return users
+
+    def hidden(self, users: Sequence[User]) -> Tensor:
+        """The hidden states of what the last call of :meth:`of` returned, (n, D)."""
+        return self._hidden[self._rows(users)]
+
+    def _make_room(self, new: int) -> None:
+        """At least so many free rows."""
+        before = len(self._hidden)
+        if len(self._free) >= new:
+            return
+        rows = max(before + new - len(self._free), min(2 * before, self.most), FIRST)
+        state, hidden = (
+            self.recommender.model.init_state(rows, compact=True),
+            self._hidden.new_zeros(rows, self._hidden.shape[1]),
+        )
+        for name, values in self._state.tensors().items():
+            state.tensors()[name][:before] = values
+        hidden[:before] = self._hidden
+        self._state, self._hidden = state, hidden
+        self._free += range(before, rows)
+
+    def _enter(self, name: str) -> User:
+        """The user, as the last one to be forgotten."""
+        user = self._users.pop(name, None) or User(self._free.pop())
+        self._users[name] = user
+        return user
+
+    def _forget(self, name: str) -> None:
+        self._free.append(self._users.pop(name).row)
 
     def _reads_anew(self, user: User) -> bool:
         """Whether its events are read from the beginning, rather than the new ones alone."""
         new, most = len(user.items) - user.done, self.recommender.model.most_events
-        if not new or user.state is None or new > READ_ANEW:
+        if not new or not user.done or new > READ_ANEW:
             return new > 0
-        return most is not None and int(user.state.events) + new > most
+        return most is not None and user.counted + new > most
 
-    def _take(self, name: str, user: User) -> None:
+    def _take(self, user: User, items: Sequence[Item], times: Sequence[int]) -> None:
         """Adds what is new in the store."""
-        items, times = self.events.since(name, user.read)
         user.read += len(items)
         if not items:
             return
         for place, time in zip(self.recommender.item_ids.find(items).tolist(), times, strict=True):
             if place >= 0:
                 user.items.append(place)
-                user.times.append(max(time, user.times[-1]) if user.times else time)  # clocks of clients differ
+                if self.recommender.knows_time:
+                    user.times.append(max(time, user.times[-1]) if user.times else time)  # clocks of clients differ
 
     def _read(self, users: Sequence[User]) -> None:
         """Whole histories at once, the last part of each where the model has positions and they end."""
         model = self.recommender.model
         most = model.config.max_length
         kept = most if model.most_events is None else max(part_kept(most), 1)
-        parts = [user.items[-kept:] if len(user.items) > most else user.items for user in users]
-        items = [np.array(part, dtype=np.int32) for part in parts]
-        times = [np.array(user.times[-len(part) :]) for user, part in zip(users, parts, strict=True)]
+        items = [user.history(kept if len(user.items) > most else None) for user in users]
+        times = [np.array(user.times[-len(part) :]) for user, part in zip(users, items, strict=True)]
         batch = pack_histories(items, most, times if self.recommender.knows_time else None)
         with self.recommender.autocast():
             hidden, state = model.prefill(batch.to(self.recommender.device), compact=True)
         self._put(users, hidden, state)
-        for user in users:
-            user.done = len(user.items)
+        for user, part in zip(users, items, strict=True):
+            user.done, user.counted = len(user.items), len(part)
 
     def _step(self, users: Sequence[User]) -> None:
         """One more event of each."""
         device = self.recommender.device
         items = torch.tensor([user.items[user.done] for user in users], device=device)
-        times = torch.tensor([user.times[user.done] for user in users], device=device)
-        state = ModelState.cat([user.state for user in users if user.state is not None])
+        times = None
+        if self.recommender.knows_time:
+            times = torch.tensor([user.times[user.done] for user in users], device=device)
         with self.recommender.autocast():
-            hidden, state = self.recommender.model.step(items, state, times if self.recommender.knows_time else None)
+            hidden, state = self.recommender.model.step(items, self._state.index(self._rows(users)), times)
         self._put(users, hidden, state)
         for user in users:
             user.done += 1
+            user.counted += 1
 
     def _put(self, users: Sequence[User], hidden: Tensor, state: ModelState) -> None:
-        for row, user in enumerate(users):
-            user.state = state.index(torch.tensor([row], device=hidden.device))
-            user.hidden = hidden[row : row + 1].float()
+        rows, new = self._rows(users), state.tensors()
+        for name, values in self._state.tensors().items():
+            values[rows] = new[name]
+        self._hidden[rows] = hidden.float()
+
+    def _rows(self, users: Sequence[User]) -> Tensor:
+        return torch.tensor([user.row for user in users], device=self._hidden.device)
