@@ -197,7 +197,7 @@ GOOD_LAYOUTS: dict[str, dict[str, Any]] = {
     "mask": {"mask": [[1] * 20] * 3},
 }
 # Every layout in the forward call; in `make test-all`, in all calls: they find sequences by the same function.
-FIRST_REFUSALS = {("last_only", "cu_seqlens"), ("prefill", "lengths")} | {("forward", name) for name in GOOD_LAYOUTS}
+FIRST_REFUSALS = {("last_only", "cu_seqlens")} | {("forward", name) for name in GOOD_LAYOUTS}
 
 
 @pytest.mark.parametrize(

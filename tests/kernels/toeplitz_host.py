@@ -49,9 +49,11 @@ class ToeplitzHost:
         self.library.legendre_run(ctypes.byref(args), backward, reversed)
 
 
-def compiled(target: Path, blocks: int = 4, shared: int = FULL_SHARED, source: Path = SOURCE) -> ToeplitzHost:
+def compiled(
+    target: Path, blocks: int = 4, shared: int = FULL_SHARED, source: Path = SOURCE, level: str = "-O1"
+) -> ToeplitzHost:
     """The programs in launches of few blocks, which then take several rounds each."""
-    flags = ["-std=c++17", "-O1", "-shared", "-fPIC", f"-I{source}"]
+    flags = ["-std=c++17", level, "-shared", "-fPIC", f"-I{source}"]
     flags += [f"-DHYENAREC_BLOCKS={blocks}", f"-DHYENAREC_SHARED={shared}"]
     subprocess.run(["g++", *flags, str(NATIVE / "legendre_host.cpp"), "-o", str(target)], check=True)
     return ToeplitzHost(target)
