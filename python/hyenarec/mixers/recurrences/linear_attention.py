@@ -60,7 +60,9 @@ def by_chunk(x: Tensor, chunk: int = CHUNK) -> Tensor:
     """(B, L, H, ·) to (B, H, N, chunk, ·), zeros after the end, in at least float32."""
     batch, length, heads, size = x.shape
     x = pad(at_least_float32(x), (0, 0, 0, 0, 0, -length % chunk))
-    return x.view(batch, -1, chunk, heads, size).permute(0, 3, 1, 2, 4)
+    # Contiguous once, or every product that it goes into would make its own copy: 31 ms against 41 for two heads of 32
+    # features and 8,000 events, forward and backward.
+    return x.view(batch, -1, chunk, heads, size).permute(0, 3, 1, 2, 4).contiguous()
 
 
 def from_chunks(x: Tensor, length: int) -> Tensor:
