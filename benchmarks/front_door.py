@@ -27,6 +27,7 @@ SUITES: dict[str, Suite] = {
     "scaling": Suite("suites.scaling", "training steps against history length, and the exponent of their growth"),
     "serving": Suite("suites.serving", "latency of scoring one more event: full forward, streaming step, top-k"),
     "accuracy": Suite("suites.accuracy", "ranking metrics of every system on a log, over seeds, beside the baselines"),
+    "cache": Suite("suites.cache", "SASRec's key-value caches: ranking, memory and time by policy and room"),
     "hosts": Suite("suites.hosts", "attention replaced in other libraries on a log: accuracy, time, memory"),
     "ablation": Suite("suites.ablation", "accuracy of the hyena mixer with each of its options changed alone"),
     "losses": Suite("suites.losses", "losses over a catalogue, by chunk size"),

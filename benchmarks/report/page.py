@@ -64,6 +64,13 @@ SECTIONS = {
         "best of them, comes on top of either.",
         tables.serving,
     ),
+    "cache": Section(
+        "Caches of attention",
+        "What does SASRec lose when it remembers fewer events of a user, and what does that save? Histories are read "
+        "one event at a time. `window` keeps the last events, `citrus` those that the last events attend to.",
+        tables.cache,
+        (),
+    ),
     "operator": Section(
         "The convolution alone",
         "How fast is the Legendre convolution itself? Milliseconds, and how many times as long other programs take on "

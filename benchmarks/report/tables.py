@@ -99,6 +99,17 @@ def _for_whom(runs: Sequence[Case]) -> list[str]:
     return [text, "", *table(head, rows), ""]
 
 
+def cache(result: Result) -> list[str]:
+    def metrics(of: Mapping[str, float]) -> list[str]:
+        return [f"{of[name]:.4f}" for name in METRICS]
+
+    rows = [["history read at once", "", *metrics(result["settings"]["at once"]), "", ""]]
+    for case in result["cases"]:
+        speed = f"{case['us a step']:.1f}" if "ms" in case else "refused"
+        rows.append([case["policy"], str(case["room"]), *metrics(case["test"]), f"{case['bytes']:,}", speed])
+    return [*table(["", "events", *METRICS, "bytes a user", "us a step"], rows), ""]
+
+
 def ablation(result: Result) -> list[str]:
     rows = _ranked(result["runs"], "variant", lambda run: run["variant"], result["runs"][0]["length"])
     return [*table(["", "history", *METRICS, "seeds"], rows), ""]

@@ -39,7 +39,7 @@ HYENA_RANGES = {
     "short_width": (1, 64),
     "local": (2, 4096),
 }
-ATTENTION_RANGES = {"heads": (1, 2**16)}
+ATTENTION_RANGES = {"heads": (1, 2**16), "cache_events": (2, LONGEST)}
 MODEL_RANGES = {"dim": (1, 2**16), "blocks": (1, 1024), "max_length": (1, LONGEST)}
 TRAINING_RANGES: dict[str, tuple[float, float]] = {
     "epochs": (1, MANY),
@@ -127,6 +127,11 @@ class AttentionConfig:
 
     heads: int = 2
     """Heads; a divisor of dim."""
+    cache: Literal["full", "window", "citrus"] = "full"
+    """Which events the mixer attention remembers where it reads them one at a time: all, the last ones, or those that
+    the last ones attend to."""
+    cache_events: int | None = None
+    """How many events such a cache of the last or of the most attended ones holds; default: max_length."""
 
     def __post_init__(self) -> None:
         check_fields(self, "attention.")
@@ -276,6 +281,10 @@ def refuse_unused(model: ModelConfig, training: TrainingConfig, mixers: Sequence
         refuse("hyena.", hyena, ("terms",), f"by filter {hyena.filter}; only by {', '.join(bases)}")
     if hyena.filter == "explicit":
         refuse("hyena.", hyena, ("window",), "by filter explicit; only by the others")
+    if "attention" not in mixers:
+        refuse("attention.", model.attention, ("cache", "cache_events"), f"by {named}; only by attention")
+    if model.attention.cache == "full":
+        refuse("attention.", model.attention, ("cache_events",), "by cache full; only by window and citrus")
     if set(mixers).isdisjoint(MIXERS_WITH_HEADS) and hyena.local is None:
         readers = f"{', '.join(MIXERS_WITH_HEADS)} and hyena with hyena.local"
         refuse("attention.", model.attention, ("heads",), f"by {named}; only by {readers}")

@@ -19,7 +19,8 @@ from benchmarks.gpu import suite as gpu_suite
 from benchmarks.harness import convolutions
 from benchmarks.harness.checks import refusal
 from benchmarks.harness.recording import Result, read
-from benchmarks.suites import ablation, accuracy, loading, losses
+from benchmarks.report import tables
+from benchmarks.suites import ablation, accuracy, cache, loading, losses
 from benchmarks.suites import operator as operator_cpu
 from hyenarec.data.synthetic import write_synthetic_log
 from hyenarec_kernels.backends import cpu
@@ -125,6 +126,22 @@ def test_ablation(run: Any, log: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ablation, "TRAINING", ablation.TrainingConfig(epochs=1, device="cpu"))
     result = run(ablation, log, "runs", "--seeds", "0")
     assert [(row["variant"], row["seed"]) for row in result["runs"]] == [("defaults", 0), ("no window", 0)]
+
+
+def test_cache(run: Any, log: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cache, "STRETCH", 4)
+    options = ("--length", "10", "--rooms", "3", "6", "--users", "2", "--seconds", "0.01", "--epochs", "1")
+    result = run(cache, log, "runs", *options)
+    cases = {(case["policy"], case["room"]): case for case in result["cases"]}
+    assert cases.keys() == {("full", 10), ("window", 3), ("citrus", 3), ("window", 6), ("citrus", 6)}
+    whole = result["settings"]["at once"]
+    assert cases["full", 10]["test"] == pytest.approx(whole)
+    assert cases["window", 3]["test"] != whole
+    for case in cases.values():  # keys and values of two blocks, and how many events those are
+        assert case["bytes"] >= 2 * 2 * case["room"] * 64 * 4
+        assert case["us a step"] > 0 and refusal(case) is None
+    page = "\n".join(tables.cache(result))
+    assert "history read at once" in page and f"{cases['full', 10]['bytes']:,}" in page
 
 
 def test_accuracy(run: Any, log: str, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from hyenarec.mixers.recurrences import delta_rule, linear_attention, scan
+from hyenarec.mixers.recurrences.decaying_sums import decaying_sums, decaying_sums_step
 from hyenarec.mixers.recurrences.delta_rule import chunked_gated_delta_rule, gated_delta_rule
 from hyenarec.mixers.recurrences.linear_attention import decay_between
 from hyenarec.mixers.recurrences.scan import complex_matrix, linear_scan
@@ -168,6 +169,41 @@ def test_a_huge_decay_is_a_clean_reset() -> None:
     got = linear_attention.linear_attention(q.float(), k.float(), v.float(), log_decay.float())
     assert got.dtype == torch.float32
     torch.testing.assert_close(got.double(), want, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("length", [1, 15, 16, 17, 100])
+def test_decaying_sums_are_the_recurrence(length: int) -> None:
+    torch.manual_seed(0)
+    u, rates = torch.randn(2, length, 3, 5, dtype=torch.float64), -torch.rand(3, dtype=torch.float64)
+    elapsed = torch.randint(0, 4, (2, length))
+    elapsed[:, ::7] = 10**12  # nothing is left of what was before
+
+    def sequential(u: Tensor, rates: Tensor) -> Tensor:
+        state, rows = torch.zeros(2, 3, 5, dtype=torch.float64), []
+        for t in range(length):
+            state = decaying_sums_step(u[:, t], rates, elapsed[:, t], state)
+            rows.append(state)
+        return torch.stack(rows, 1)
+
+    assert_same(lambda *inputs: decaying_sums(*inputs, elapsed)[0], sequential, [u, rates])
+    torch.testing.assert_close(decaying_sums(u, rates, elapsed)[1], sequential(u, rates)[:, -1])
+
+
+def test_decaying_sums_stay_where_a_history_ended() -> None:
+    torch.manual_seed(0)
+    u, rates, elapsed = torch.randn(1, 20, 3, 5), -torch.rand(3), torch.randint(0, 4, (1, 20))
+    padded = torch.cat((u, torch.zeros(1, 30, 3, 5)), 1)
+    waited = torch.cat((elapsed, torch.zeros(1, 30, dtype=torch.int64)), 1)
+    torch.testing.assert_close(decaying_sums(padded, rates, waited)[1], decaying_sums(u, rates, elapsed)[1])
+
+
+def test_decaying_sums_keep_their_digits_after_years() -> None:
+    """float32, and times of 1e9 seconds: a difference of running sums would be off by minutes."""
+    torch.manual_seed(0)
+    u, rates, elapsed = torch.randn(1, 300, 2, 4), torch.tensor([-0.1, -1e-3]), torch.randint(0, 20, (1, 300))
+    elapsed[:, 150] = 10**9
+    want = decaying_sums(u.double(), rates.double(), elapsed)[0]
+    torch.testing.assert_close(decaying_sums(u, rates, elapsed)[0].double(), want, rtol=1e-4, atol=1e-5)
 
 
 def test_decay_between_is_the_product_of_the_decays_between() -> None:

@@ -14,6 +14,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from hyenarec.config import ModelConfig
 from hyenarec.mixers.base import Mixer, TensorState
+from hyenarec.mixers.caches import make_cache
 from hyenarec.packing import Packing
 from hyenarec_kernels.nn import fast_linear
 
@@ -49,7 +50,8 @@ class AttentionMixer(Mixer):
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__(config, layer)
-        self.heads, self.max_length = config.attention.heads, config.max_length
+        self.heads = config.attention.heads
+        self.cache = make_cache(config.attention, config.max_length)
         self.varlen = varlen() if torch.cuda.is_available() else None
         # With a second embedding the queries and keys come from it alone, and from their own embedding the values.
         self.small = config.small_dim
@@ -88,26 +90,22 @@ class AttentionMixer(Mixer):
         return qkv.view(len(x), 3, self.heads, -1)
 
     def init_state(self, sequences: int, *, compact: bool = False) -> TensorState:
-        """The key-value cache: room for as many events as there are positions."""
-        weight = self.out.weight
-        cache = weight.new_zeros(sequences, self.max_length, 2, self.heads, weight.shape[1] // self.heads)
-        return TensorState(cache=cache, events=torch.zeros(sequences, dtype=torch.int64, device=weight.device))
+        """The key-value cache."""
+        return self.cache.init_state(sequences, self.out.weight, self.heads)
 
     def prefill(
         self, x: Tensor, packing: Packing, *, timestamps: Tensor | None = None, compact: bool = False
     ) -> tuple[Tensor, TensorState]:
         state = self.init_state(packing.sequences)
-        keys_values = self._project(x)[:, 1:]
-        state["cache"][:, : packing.max_length] = packing.pad(keys_values)
-        state["events"] += packing.lengths
+        qkv = self._project(x)  # (T, 3, H, D/H)
+        self.cache.fill(state, packing.pad(qkv), packing)
         return self(x, packing), state
 
     def step(self, x: Tensor, state: TensorState, *, timestamps: Tensor | None = None) -> tuple[Tensor, TensorState]:
-        q, k, v = self._project(x).unbind(1)  # (S, H, D/H) each
-        cache, events = state["cache"], state["events"]
-        cache[torch.arange(len(x), device=x.device), events] = torch.stack((k, v), 1).to(cache.dtype)
-        longest = int(events.max()) + 1  # one wait for the device, or every step would read the whole cache
-        keys, values = cache[:, :longest].to(q.dtype).permute(2, 0, 3, 1, 4)  # (S, H, M, D/H) each
-        seen = torch.arange(longest, device=x.device) <= events[:, None, None, None]  # (S, 1, 1, M)
-        mixed = scaled_dot_product_attention(q[:, :, None], keys, values, attn_mask=seen)  # (S, H, 1, D/H)
-        return fast_linear(self.out, mixed.flatten(1)), TensorState(cache=cache, events=events + 1)
+        qkv = self._project(x)  # (S, 3, H, D/H)
+        state, held = self.cache.add(state, qkv)
+        most = int(held.max())  # one wait for the device, or every step would read the whole cache
+        keys, values = state["cache"][:, :most].to(qkv.dtype).permute(2, 0, 3, 1, 4)  # (S, H, M, D/H) each
+        seen = torch.arange(most, device=x.device) < held[:, None, None, None]  # (S, 1, 1, M)
+        mixed = scaled_dot_product_attention(qkv[:, 0, :, None], keys, values, attn_mask=seen)  # (S, H, 1, D/H)
+        return fast_linear(self.out, mixed.flatten(1)), state

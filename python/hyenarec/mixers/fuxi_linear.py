@@ -25,19 +25,19 @@ from hyenarec.config import ModelConfig
 from hyenarec.errors import UserError
 from hyenarec.mixers.base import Mixer, TensorState
 from hyenarec.mixers.recurrences import at_least_float32
+from hyenarec.mixers.recurrences.decaying_sums import decaying_sums, decaying_sums_step
 from hyenarec.mixers.recurrences.linear_attention import linear_attention_and_state, linear_attention_step
 from hyenarec.packing import Packing
 from hyenarec_kernels.nn import fast_linear
 
 PERIODS = 8  # 1, 16, 16^2 .. seconds, up to 8.5 years; fewer where the channels do not divide into twice as many heads
 PERIOD_BASE = 16
-TEMPORAL_CHUNK = 16  # for many narrow heads: 0.14 s against 0.29 for 32, at 25,600 events, D = 64, one thread
 POSITION_FEATURES = 32
 SINUSOID_BASE = 10_000
 
 
 class FuXiLinearMixer(Mixer):
-    """Retention, temporal and positional channel, each by chunked linear attention."""
+    """Retention and positional channel by chunked linear attention, the temporal one by sums that decay."""
 
     knows_time = True
     bounded = True
@@ -72,7 +72,7 @@ class FuXiLinearMixer(Mixer):
         return self._gated(channels, gate)
 
     def init_state(self, sequences: int, *, compact: bool = False) -> TensorState:
-        dim, heads = self.temporal_value.in_features, 2 * self.periods.shape[0]
+        dim = self.temporal_value.in_features
         size = dim // self.heads
         nothing = torch.zeros(sequences, dtype=torch.int64, device=self.periods.device)
 
@@ -81,7 +81,7 @@ class FuXiLinearMixer(Mixer):
 
         return TensorState(
             retention=memory(self.heads, size, size),
-            temporal=memory(heads, 2, dim // heads),
+            temporal=memory(self.periods.shape[0], 2 * dim // self.periods.shape[0]),
             positional=memory(1, POSITION_FEATURES, dim),
             events=nothing,
             time=nothing.clone(),
@@ -100,11 +100,13 @@ class FuXiLinearMixer(Mixer):
         gate, qkv = silu(fast_linear(self.gate_qkv, x)).chunk(2, -1)  # (S, 3D) each
         q, k, v = qkv.view(len(x), 3, self.heads, -1).unbind(1)  # (S, H, D/H) each
         retention, kept = linear_attention_step(q, k, v, state["retention"], -self._rate().expand(len(x), -1))
-        q, k, v, log_decay = self._timed(x, time, (time - state["time"]) * (events > 0))
-        temporal, timed = linear_attention_step(q, k, v, state["temporal"], log_decay)
+        waves, timed = self._timed(x, time)
+        elapsed = (time - state["time"]) * (events > 0)
+        timed = decaying_sums_step(timed, self._fading(), elapsed, state["temporal"])
+        temporal = _waves_of(timed, waves)
         p, value = self.positions[events][:, None], fast_linear(self.positional_value, x)  # (S, 1, E), (S, D)
         summed, placed = linear_attention_step(p, p / (POSITION_FEATURES // 2), value[:, None], state["positional"])
-        channels = [retention.flatten(1), temporal.flatten(1), self._placed(value, summed[:, 0])]
+        channels = [retention.flatten(1), temporal, self._placed(value, summed[:, 0])]
         after = TensorState(retention=kept, temporal=timed, positional=placed, events=events + 1, time=time)
         return self._gated(channels, gate), after
 
@@ -116,14 +118,14 @@ class FuXiLinearMixer(Mixer):
         gate, qkv = silu(fast_linear(self.gate_qkv, x)).chunk(2, -1)  # (T, 3D) each
         q, k, v = packing.pad(qkv.view(len(qkv), 3, self.heads, -1)).unbind(2)  # (S, M, H, D/H) each
         retention, kept = linear_attention_and_state(q, k, v, rate)
-        q, k, v, log_decay = (packing.pad(y) for y in self._timed(x, times, packing.elapsed(times)))
-        temporal, timed = linear_attention_and_state(q, k, v, log_decay, chunk=TEMPORAL_CHUNK)
+        waves, timed = self._timed(x, times)
+        sums, timed = decaying_sums(packing.pad(timed), self._fading(), packing.pad(packing.elapsed(times)))
         value = fast_linear(self.positional_value, x)
         p = self.positions[None, : packing.max_length, None]  # (1, M, 1, E), common to all sequences
         summed, placed = linear_attention_and_state(p, p / (POSITION_FEATURES // 2), packing.pad(value)[:, :, None])
         channels = [
             packing.unpad(retention).flatten(1),
-            packing.unpad(temporal).flatten(1),
+            _waves_of(packing.unpad(sums), waves),
             self._placed(value, packing.unpad(summed).flatten(1)),
         ]
         state = TensorState(
@@ -138,16 +140,29 @@ class FuXiLinearMixer(Mixer):
     def _rate(self) -> Tensor:  # (H,)
         return softplus(self.retention_rate).cumsum(0)  # later heads forget faster
 
-    def _timed(self, x: Tensor, times: Tensor, elapsed: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Queries, keys (T, 2P, 2), values (T, 2P, D/2P) and decays (T, 2P) of the temporal channel."""
-        turns = 2 * math.pi / self.periods.to(x.dtype)  # (P,)
-        angle = (times[:, None] % self.periods).to(x.dtype) * turns  # (T, P); whole numbers, so large times stay exact
-        cos, sin = angle.cos(), angle.sin()
-        k = torch.stack((cos, sin), -1)  # (T, P, 2)
-        q = torch.stack((torch.stack((sin, -cos), -1), k), 2)  # (T, P, 2, 2): gives the sine, the cosine of differences
-        log_decay = logsigmoid(self.temporal_decay) * turns * elapsed[:, None].to(x.dtype)  # (T, P)
-        v = fast_linear(self.temporal_value, x).view(len(x), 2 * self.periods.shape[0], -1)  # (T, 2P, D/2P)
-        return q.flatten(1, 2), k.repeat_interleave(2, 1), v, log_decay.repeat_interleave(2, 1)
+    def _fading(self) -> Tensor:
+        """The logarithm of what a second leaves of a sum, for each period, (P,)."""
+        return logsigmoid(self.temporal_decay) * (2 * math.pi / self.periods.to(self.temporal_decay.dtype))
+
+    def _timed(self, x: Tensor, times: Tensor) -> tuple[Tensor, Tensor]:
+        """Cosine and sine of every event's time (T, P, 2), and what it adds to the sums: both times its values for the
+        sine's head and for the cosine's, (T, P, 2 D / P)."""
+        angle = (times[:, None] % self.periods).to(x.dtype)  # (T, P); whole numbers, so large times stay exact
+        angle = angle * (2 * math.pi / self.periods.to(x.dtype))
+        waves = torch.stack((angle.cos(), angle.sin()), -1)  # (T, P, 2)
+        v = fast_linear(self.temporal_value, x).view(len(x), self.periods.shape[0], 1, -1)  # (T, P, 1, D/P)
+        return waves, (waves[..., None] * v).flatten(2)
 
     def _placed(self, value: Tensor, summed: Tensor) -> Tensor:
         return torch.addcmul(self.positional_mix[1] * value, self.positional_mix[0], summed)
+
+
+def _waves_of(sums: Tensor, waves: Tensor) -> Tensor:
+    """The temporal channel (T, D): sums of cosine and sine of earlier times (T, P, 2 D / P), turned by the event's own
+    into the sine and the cosine of differences."""
+    cosines, sines = sums.chunk(2, -1)  # (T, P, D/P) each: for the sine's head, for the cosine's
+    cos, sin = waves.to(sums.dtype).split(1, -1)  # (T, P, 1) each
+    half = cosines.shape[-1] // 2
+    of_sine = sin * cosines[..., :half] - cos * sines[..., :half]
+    of_cosine = cos * cosines[..., half:] + sin * sines[..., half:]
+    return torch.cat((of_sine, of_cosine), -1).flatten(1)

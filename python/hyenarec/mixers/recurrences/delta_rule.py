@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from hyenarec.mixers.recurrences import at_least_float32
-from hyenarec.mixers.recurrences.linear_attention import CHUNK, by_chunk, decay_between, faded, from_chunks
+from hyenarec.mixers.recurrences.linear_attention import CHUNK, by_chunk, decay_between, from_chunks
 from hyenarec.packing import Packing
 
 try:
@@ -65,7 +65,7 @@ def gated_delta_rule_and_state(
         q, k, v = (by_chunk(x) for x in (q, k, v))  # (B, H, N, C, ·)
         beta, g = (by_chunk(x[..., None]) for x in (beta, log_decay))  # (B, H, N, C, 1)
         decay = decay_between(g.squeeze(-1))  # (B, H, N, C, C)
-        since = faded(g.cumsum(-2))  # (B, H, N, C, 1), decay since before the chunk
+        since = g.cumsum(-2).exp()  # (B, H, N, C, 1), decay since before the chunk
         system = torch.eye(CHUNK, dtype=k.dtype, device=k.device) + (beta * (k @ k.mT) * decay).tril(-1)
         right = torch.cat((beta * v, beta * since * k), -1)
         fresh, known = torch.linalg.solve_triangular(system, right, upper=False, unitriangular=True).split(

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
@@ -37,12 +35,12 @@ def linear_attention_and_state(
         decay = decay_between(g)  # (B, H, N, C, C)
         out = ((q @ k.mT) * decay) @ v
         added = (k * decay[..., -1, :, None]).mT @ v  # (B, H, N, K, V), what a chunk adds, seen from its end
-        total = faded(g.sum(-1))[..., None, None]
+        total = g.sum(-1)[..., None, None].exp()
         states = [torch.zeros_like(added[:, :, 0])]
         # unbind: the gradient of indexing a chunk would be as large as all chunks, and the whole quadratic in L.
         for fade, more in zip(total.unbind(2), added.unbind(2), strict=True):
             states.append(fade * states[-1] + more)
-        out = out + (q * faded(g.cumsum(-1))[..., None]) @ torch.stack(states[:-1], 2)
+        out = out + (q * g.cumsum(-1)[..., None].exp()) @ torch.stack(states[:-1], 2)
     return from_chunks(out, length), states[-1]
 
 
@@ -62,21 +60,14 @@ def by_chunk(x: Tensor, chunk: int = CHUNK) -> Tensor:
     """(B, L, H, ·) to (B, H, N, chunk, ·), zeros after the end, in at least float32."""
     batch, length, heads, size = x.shape
     x = pad(at_least_float32(x), (0, 0, 0, 0, 0, -length % chunk))
-    return x.view(batch, -1, chunk, heads, size).permute(0, 3, 1, 2, 4)
+    # Contiguous once, or every product that it goes into would make its own copy: 31 ms against 41 for two heads of 32
+    # features and 8,000 events, forward and backward.
+    return x.view(batch, -1, chunk, heads, size).permute(0, 3, 1, 2, 4).contiguous()
 
 
 def from_chunks(x: Tensor, length: int) -> Tensor:
     """(B, H, N, C, ·) to (B, length, H, ·)."""
     return x.permute(0, 2, 3, 1, 4).flatten(1, 2)[:, :length]
-
-
-def faded(sums: Tensor) -> Tensor:
-    """``exp`` of sums of decays, and 0 where nothing is left that a number beside 1 could hold.
-
-    Between the smallest normal number and 0 a processor is slow: with real timestamps, where seconds pass between some
-    events and months between others, a training step took three times as long (FuXi-Linear on ml-100k).
-    """
-    return sums.masked_fill(sums < 2 * math.log(torch.finfo(sums.dtype).eps), -torch.inf).exp()
 
 
 def decay_between(g: Tensor) -> Tensor:
@@ -87,4 +78,4 @@ def decay_between(g: Tensor) -> Tensor:
     places = torch.arange(g.shape[-1], device=g.device)
     below = places[:, None] > places
     sums = (g[..., :, None] * below).cumsum(-2)
-    return faded(sums) * (below | (places[:, None] == places))
+    return sums.exp() * (below | (places[:, None] == places))
