@@ -32,6 +32,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "logsparse": {"filter": "logsparse"},
     "silu gate": {"gate": "silu"},
     "no gates": {"gate": "none"},
+    "attention to the last 32": {"local": 32},
 }
 TRAINING = TrainingConfig(
     epochs=20, batch_size=32, learning_rate=2e-3, schedule="cosine", evaluate_every=5, seen="input", device="cpu"

@@ -126,7 +126,8 @@ class LiGRBlock(Block):
 
     def _after(self, x: Tensor, mixed: Tensor) -> Tensor:
         x = x + fast_linear(self.mixer_gate, x).sigmoid() * self.dropout(mixed)
-        return x + fast_linear(self.ffn_gate, x).sigmoid() * self.dropout(self.ffn(self.ffn_norm(x)))
+        added: Tensor = self.dropout(self.ffn(self.ffn_norm(x)))
+        return x + fast_linear(self.ffn_gate, x).sigmoid() * added
 
 
 BLOCK_KINDS: dict[str, type[Block]] = {"plain": Block, "ligr": LiGRBlock}

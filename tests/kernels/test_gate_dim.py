@@ -55,3 +55,18 @@ def test_without_them_a_mixer_stores_what_it_did() -> None:
         HyenaMixer(4, 6, gate="none", gate_dim=3)
     with pytest.raises(ValueError, match=r"x must be \(B, L, 7\) or \(T, 7\), got \(2, 9, 4\)"):
         HyenaMixer(4, 6, gate_dim=3)(torch.randn(2, 9, 4))
+
+
+def test_padding_and_packing_change_nothing() -> None:
+    torch.manual_seed(0)
+    mixer, x = HyenaMixer(4, 6, gate_dim=3).double(), torch.randn(2, 9, 7).double()
+    lengths = torch.tensor([9, 4])
+    want = [mixer(row[None, :length])[0] for row, length in zip(x, lengths.tolist(), strict=True)]
+    spoilt = x.masked_fill((torch.arange(9) >= lengths[:, None])[..., None], torch.nan)
+    padded = mixer(spoilt, lengths=lengths)
+    packed = mixer(torch.cat([x[0], x[1, :4]]), cu_seqlens=torch.tensor([0, 9, 13]))
+    torch.testing.assert_close(packed, torch.cat(want))
+    torch.testing.assert_close(padded[0], want[0])
+    torch.testing.assert_close(padded[1], torch.cat((want[1], torch.zeros(5, 4).double())))
+    last = mixer(spoilt, lengths=lengths, last_only=True)
+    torch.testing.assert_close(last, torch.stack([row[-1] for row in want]))
