@@ -34,7 +34,7 @@ LONGEST_WAIT = timedelta(minutes=30)  # of one process for another: evaluation t
 
 def start() -> None:
     """Join the other processes where ``torchrun`` started this one, on its own GPU where there are any."""
-    if not dist.is_torchelastic_launched() or dist.is_initialized():
+    if not dist.is_available() or not dist.is_torchelastic_launched() or _started():
         return
     backend = "gloo"
     if torch.cuda.is_available():
@@ -52,18 +52,18 @@ def start() -> None:
 
 def stop() -> None:
     """Leave the other processes."""
-    if dist.is_initialized():
+    if _started():
         dist.destroy_process_group()
 
 
 def size() -> int:
     """Processes that train together."""
-    return dist.get_world_size() if dist.is_initialized() else 1
+    return dist.get_world_size() if _started() else 1
 
 
 def rank() -> int:
     """The number of this process, from 0."""
-    return dist.get_rank() if dist.is_initialized() else 0
+    return dist.get_rank() if _started() else 0
 
 
 def is_main() -> bool:
@@ -172,6 +172,10 @@ def wait() -> None:
     """Go on when all processes are here."""
     if size() > 1:
         add_up(torch.zeros(()))
+
+
+def _started() -> bool:
+    return dist.is_available() and dist.is_initialized()
 
 
 @contextmanager

@@ -7,8 +7,6 @@ would shuffle the order, and equal contents would have unequal bytes.
 from __future__ import annotations
 
 import json
-import os
-import re
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +15,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
 from hyenarec.errors import DamagedError, UserError
 from hyenarec.files import write_atomically
@@ -30,7 +27,6 @@ DTYPES = {
     **{f"I{bits}": np.dtype(f"int{bits}") for bits in (8, 16, 32, 64)},
     **{f"U{bits}": np.dtype(f"uint{bits}") for bits in (8, 16, 32, 64)},
 }
-SYSTEM_ERROR = re.compile(r"\(os error (\d+)\)")
 
 
 @dataclass(frozen=True)
@@ -54,14 +50,26 @@ def save(path: Path, kind: Kind, arrays: Arrays, header: dict[str, Any]) -> None
     text = json.dumps(header, sort_keys=True, allow_nan=False)
     metadata = {"format": f"{kind.format} {kind.version} {_checksum(contiguous, text):08x} {text}"}
 
-    def write(temporary: Path) -> None:
-        try:
-            save_file(contiguous, temporary, metadata)
-        except SafetensorError as error:
-            number = SYSTEM_ERROR.search(str(error))
-            raise (OSError(int(number[1]), os.strerror(int(number[1]))) if number else OSError(str(error))) from error
+    write_atomically(path, lambda temporary: save_file(contiguous, temporary, metadata))
 
-    write_atomically(path, write)
+
+def save_file(arrays: Arrays, path: Path, metadata: dict[str, str]) -> None:
+    """A safetensors file, written array by array: the library's own function would copy all of them first, and a store
+    may be larger than memory. Wide values come first, so that each array lies where its values may."""
+    names = sorted(arrays, key=lambda name: (-arrays[name].itemsize, name))
+    entries: dict[str, Any] = {"__metadata__": metadata}
+    end = 0
+    for name in names:
+        begin, end = end, end + arrays[name].nbytes
+        kind = next(kind for kind, dtype in DTYPES.items() if dtype == arrays[name].dtype)
+        entries[name] = {"dtype": kind, "shape": arrays[name].shape, "data_offsets": (begin, end)}
+    header = json.dumps(entries, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)
+    with path.open("wb") as file:
+        file.write(len(header).to_bytes(8, "little") + header)
+        for name in names:
+            if arrays[name].size:
+                file.write(arrays[name].reshape(-1).view(np.uint8).data)
 
 
 def load(path: Path, kind: Kind) -> tuple[Arrays, dict[str, Any]]:

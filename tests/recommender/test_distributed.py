@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -17,14 +19,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from generated import make_batch, make_store, write_csv
+from generated import make_batch, make_store
 from test_training import same, weights
 
-from hyenarec import distributed
+from hyenarec import distributed, plots  # noqa: F401 (plots: so that forked processes have it)
+from hyenarec.cli import main
 from hyenarec.cloze import hide_events
 from hyenarec.config import ModelConfig, TrainingConfig
 from hyenarec.data.batches import Batch, TrainingWindows
 from hyenarec.data.splits import leave_one_out
+from hyenarec.display import console
 from hyenarec.errors import UserError
 from hyenarec.evaluation import rank_targets
 from hyenarec.recommendation import Recommender
@@ -34,8 +38,8 @@ from hyenarec.training import Trainer
 
 STORE = make_store(n_users=400)  # two batches of evaluation
 LOSS_TOLERANCE = 1e-5  # relative: processes add the same numbers in another order
-ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}
-OPTIONS = ["--dim", "8", "--blocks", "1", "--max-length", "8", "--device", "cpu", "--warmup-steps", "4"]
+OPTIONS = ("--dim", "8", "--blocks", "1", "--max-length", "8", "--device", "cpu", "--warmup-steps", "4")
+LOST = "another process of this training has ended or cannot be reached; the same command goes on from the last"
 
 
 def ragged() -> int:
@@ -44,21 +48,62 @@ def ragged() -> int:
     return next(size for size in range(60, 200) if windows % size in (1, 2))
 
 
-def command(processes: int, log: Path, out: Path, *options: str) -> list[str]:
-    torchrun = ["-m", "torch.distributed.run", "--nproc-per-node", str(processes)] if processes > 1 else []
-    train = ["-m", "hyenarec", "train", str(log), "--out", str(out), "--batch-size", str(ragged())]
-    return [sys.executable, *torchrun, *train, *OPTIONS, *options]
-
-
-def run(*arguments: Any) -> str:
-    done = subprocess.run(command(*arguments), env=ONE_THREAD, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
 @pytest.fixture(scope="module")
-def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_csv(tmp_path_factory.mktemp("log") / "log.csv", STORE)
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("log") / "store"
+    STORE.save(path)
+    return path
+
+
+class Job:
+    """``hyenarec train`` in several processes, which find each other as those of torchrun do. They are forked, since
+    most of the time of a short training would be imports; polars, which a fork would lock up, has nothing to do."""
+
+    def __init__(self, processes: int, store: Path, out: Path, *options: str) -> None:
+        arguments = ["train", str(store), "--out", str(out), "--batch-size", str(ragged()), *OPTIONS, *options]
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        self.logs = [out.parent / f"{out.name}-{rank}.txt" for rank in range(processes)]
+        fork = multiprocessing.get_context("fork")
+        self.workers = [
+            fork.Process(target=self._work, args=(rank, processes, port, arguments)) for rank in range(processes)
+        ]
+        for worker in self.workers:
+            worker.start()
+
+    def _work(self, rank: int, processes: int, port: int, arguments: list[str]) -> None:
+        with self.logs[rank].open("w") as log:
+            os.dup2(log.fileno(), 1)
+            os.dup2(log.fileno(), 2)
+            sys.stdout, sys.stderr = (os.fdopen(number, "w", buffering=1) for number in (1, 2))
+            monkeypatch = pytest.MonkeyPatch()
+            monkeypatch.setattr(console, "_file", sys.stdout)
+            torch.set_num_threads(1)
+            if processes > 1:
+                where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "TORCHELASTIC_RUN_ID": "test"}
+                numbers = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes}
+                os.environ.update({name: str(value) for name, value in (where | numbers).items()})
+            main(arguments)
+
+    def wait(self, seconds: float = 150) -> list[int | None]:
+        """The exit codes."""
+        end = time.monotonic() + seconds
+        for worker in self.workers:
+            worker.join(max(0.0, end - time.monotonic()))
+        codes = [worker.exitcode for worker in self.workers]
+        for worker in self.workers:
+            worker.kill()
+        return codes
+
+    def said(self, rank: int = 0) -> str:
+        return self.logs[rank].read_text()
+
+
+def run(processes: int, store: Path, out: Path, *options: str) -> Job:
+    job = Job(processes, store, out, *options)
+    assert job.wait() == [0] * processes, job.said()
+    return job
 
 
 @pytest.mark.parametrize(
@@ -66,16 +111,16 @@ def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
     [
         (2, "full", "hyena"),
         (3, "sampled", "hyena"),
-        pytest.param(3, "full", "hyena", marks=pytest.mark.slow),
+        pytest.param(3, "full", "gru", marks=pytest.mark.slow),
         pytest.param(2, "sampled", "bert4rec", marks=pytest.mark.slow),
     ],
 )
-def test_losses_are_those_of_one_process(processes: int, loss: str, mixer: str, log: Path, tmp_path: Path) -> None:
+def test_losses_are_those_of_one_process(processes: int, loss: str, mixer: str, store: Path, tmp_path: Path) -> None:
     """Without dropout, whose masks are each process's own; and evaluation finds the very same ranks."""
     options = ("--epochs", "2", "--dropout", "0", "--loss", loss, "--mixer", mixer)
-    said = run(processes, log, tmp_path / "many", *options)
-    assert said.count("written to") == 1  # one process speaks
-    run(1, log, tmp_path / "one", *options)
+    job = run(processes, store, tmp_path / "many", *options)
+    assert "written to" in job.said() and not any(job.said(rank) for rank in range(1, processes))  # one speaks
+    run(1, store, tmp_path / "one", *options)
     many, one = (read_history(tmp_path / name) for name in ("many", "one"))
     assert len(many) == 2 and one[0]["loss"] != pytest.approx(one[1]["loss"], rel=1e-3)
     for ours, theirs in zip(many, one, strict=True):
@@ -86,32 +131,49 @@ def test_losses_are_those_of_one_process(processes: int, loss: str, mixer: str, 
     assert {path.name for path in (tmp_path / "many").iterdir()} == {path.name for path in (tmp_path / "one").iterdir()}
 
 
-def children(process: int) -> list[int]:
-    return [int(child) for child in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
-
-
-def test_a_killed_process_ends_the_job_and_the_same_command_goes_on(log: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("victim", [pytest.param(0, marks=pytest.mark.slow), 1])
+def test_a_killed_process_ends_the_job_and_the_same_command_goes_on(victim: int, store: Path, tmp_path: Path) -> None:
     """With as many processes to the same bits, and with another number of them to the same losses."""
-    options = ("--dropout", "0", "--epochs", "4", "--loss", "sampled", "--negatives", "64")
-    arguments = command(2, log, tmp_path / "killed", *options, "--checkpoint-minutes", "0")
-    job = subprocess.Popen(arguments, env=ONE_THREAD, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    while job.poll() is None and not (tmp_path / "killed" / LAST).exists():
+    options = ("--epochs", "3", "--dropout", "0", "--loss", "sampled", "--negatives", "64")
+    job = Job(2, store, tmp_path / "killed", *options, "--checkpoint-minutes", "0")
+    while job.workers[1].is_alive() and not (tmp_path / "killed" / LAST).exists():
         time.sleep(0.01)
-    workers = children(job.pid)
-    assert len(workers) == 2
-    os.kill(workers[1], signal.SIGKILL)
+    job.workers[victim].kill()
     began = time.monotonic()
-    _, complaints = job.communicate(timeout=60)
-    assert time.monotonic() - began < 20 and job.returncode != 0
-    assert "another process of this training has ended" in complaints, complaints
-    assert not any(Path(f"/proc/{worker}").exists() for worker in workers)
-    shutil.copytree(tmp_path / "killed", tmp_path / "alone")
-    for processes, name in ((2, "killed"), (2, "whole"), (1, "alone")):
-        run(processes, log, tmp_path / name, *options)
+    codes = job.wait(30)
+    assert time.monotonic() - began < 20
+    assert codes[victim] == -signal.SIGKILL and codes[1 - victim] == 2, job.said(1 - victim)
+    assert f"error: process {1 - victim} of 2: {LOST}" in job.said(1 - victim)
+    shutil.copytree(tmp_path / "killed", tmp_path / "three")
+    for processes, name in ((2, "killed"), (2, "whole"), (3, "three")):
+        run(processes, store, tmp_path / name, *options)
     for name in (LAST, BEST):
         assert same(weights(tmp_path / "killed", name), weights(tmp_path / "whole", name))
-    whole, alone = ([row["loss"] for row in read_history(tmp_path / name)] for name in ("whole", "alone"))
-    assert len(whole) == 4 and alone == pytest.approx(whole, rel=LOSS_TOLERANCE)
+    whole, three = ([row["loss"] for row in read_history(tmp_path / name)] for name in ("whole", "three"))
+    assert len(whole) == 3 and three == pytest.approx(whole, rel=LOSS_TOLERANCE)
+
+
+def test_a_signal_stops_all_after_the_same_step(store: Path, tmp_path: Path) -> None:
+    """Whichever process gets it; with dropout the run then ends with the bits of one that was not stopped."""
+    options = ("--epochs", "3", "--patience", "50")
+    job = Job(2, store, tmp_path / "stopped", *options, "--checkpoint-minutes", "0")
+    while job.workers[1].is_alive() and not (tmp_path / "stopped" / LAST).exists():
+        time.sleep(0.01)
+    job.workers[1].terminate()
+    assert set(job.wait(60)) <= {0, 143, 2}, job.said()
+    run(2, store, tmp_path / "stopped", *options)
+    run(2, store, tmp_path / "whole", *options)
+    assert same(weights(tmp_path / "stopped"), weights(tmp_path / "whole"))
+
+
+def test_torchrun_starts_it(store: Path, tmp_path: Path) -> None:
+    train = ["-m", "hyenarec", "train", str(store), "--out", str(tmp_path / "run"), "--epochs", "1", *OPTIONS]
+    program = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *train]
+    done = subprocess.run(
+        program, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("written to") == 1 and (tmp_path / "run" / BEST).exists()
 
 
 def parts_of(batch: Batch, processes: int, monkeypatch: pytest.MonkeyPatch) -> list[tuple[Batch, float]]:

@@ -2,12 +2,13 @@
 
 import os
 import resource
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
 from hyenarec import checkpoint, tensor_file
 from hyenarec.data.ids import Ids
@@ -123,6 +124,21 @@ def test_failing_leaves_what_was_there(
     if older:
         assert os.listdir(path) == [STORE]
         assert_same(SequenceStore.load(path), whole)
+
+
+def test_saving_copies_nothing(tmp_path: Path) -> None:
+    """A store may be larger than memory: 8 MB of values pass through less than 1 MB; and the library reads the file."""
+    arrays = {"a": np.arange(10**6), "b": np.zeros(0, np.float16), "c": np.arange(3, dtype=np.int32)}
+    tracemalloc.start()
+    try:
+        tensor_file.save(tmp_path / "x", tensor_file.Kind("store", 1), arrays, {"é": 1})
+        assert tracemalloc.get_traced_memory()[1] < 10**6
+    finally:
+        tracemalloc.stop()
+    found = load_file(tmp_path / "x")
+    assert found.keys() == arrays.keys()
+    for name, array in arrays.items():
+        assert found[name].dtype == array.dtype and np.array_equal(found[name], array)
 
 
 def test_a_file_that_the_system_cuts_off_is_reported_with_its_reason(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import tyro
 
 from hyenarec.allocator import keep_freed_memory
 from hyenarec.cli.identifiers import check_options, mark_ids
-from hyenarec.display import complain, make_output_safe, shown
+from hyenarec.display import complain, console, make_output_safe, shown
 from hyenarec.errors import UserError
 
 # Each in a module of its name, in a class of its name.
@@ -45,7 +45,8 @@ def main(arguments: list[str] | None = None) -> None:
         complain(f"error: {error}")
         sys.exit(2)
     except KeyboardInterrupt as stop:  # training names the signal and what it saved
-        complain(str(stop) or "interrupted")
+        if not console.quiet:  # as it is in all but one of several processes
+            complain(str(stop) or "interrupted")
         sys.exit(getattr(stop, "exit_code", 130))
 
 

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Annotated
 
 import tyro
+from rich.text import Text
 
 from hyenarec.cli.options import Columns
-from hyenarec.data.reading import read_log
-from hyenarec.display import console
+from hyenarec.data.big_logs import opened_log
+from hyenarec.display import console, shown
 
 
 @dataclass(frozen=True)
@@ -25,10 +26,14 @@ class Prepare:
     columns: Annotated[Columns, tyro.conf.arg(name="")] = field(default_factory=Columns)
 
     def run(self) -> None:
-        with console.status(f"reading {self.log}"):
-            store = read_log(self.log, **dataclasses.asdict(self.columns))
-            store.save(self.store)
-        console.print(
-            f"{self.store}: {store.n_users:,} users, {store.n_items:,} items, {store.n_events:,} events",
-            highlight=False,
-        )
+        with console.status(f"reading {self.log}") as status:
+            place = next(folder for folder in self.store.absolute().parents if folder.is_dir())
+
+            def told(line: str) -> None:
+                status.update(Text(shown(f"reading {self.log}: {line}")))
+
+            with opened_log(self.log, place, told, **dataclasses.asdict(self.columns)) as store:
+                told("writing the store")
+                store.save(self.store)
+                line = f"{self.store}: {store.n_users:,} users, {store.n_items:,} items, {store.n_events:,} events"
+        console.print(line, highlight=False)

@@ -87,14 +87,7 @@ def read_log(
     path = as_path(path, "log")
     options = {"user": user, "item": item, "timestamp": timestamp, "time_unit": time_unit, "format": format}
     check_types(options | {"drop_duplicates": drop_duplicates}, get_type_hints(read_log))
-    columns = {"user": user, "item": item} | ({} if timestamp is None else {"timestamp": timestamp})
-    for role, name in columns.items():
-        if not name:
-            raise UserError(f"option {role}: '' is no name of a column")
-        if list(columns.values()).count(name) > 1:
-            raise UserError(f"option {role}: column {name!r} cannot hold users, items and times at once")
-    if timestamp is None and time_unit != "auto":
-        raise UserError("option time-unit: not used without a column of times")
+    columns = columns_of(user, item, timestamp, time_unit)
     frame, origin = read_columns(path, columns, format)
     if not frame.height:
         raise UserError(f"{origin.name}: empty log: no events")
@@ -110,7 +103,7 @@ def read_log(
     keys = () if times is None else times.keys[::-1]
     order = np.lexsort((*keys, users))  # stable: equal times stay in the order of rows
     if drop_duplicates:
-        order = order[~_repeats((*keys, items, users))[order]]
+        order = order[~repeats((*keys, items, users))[order]]
     lengths = np.bincount(users[order], minlength=len(user_ids))
     if lengths.max() < 2:
         raise UserError(f"{origin.name}: every user has a single event, so there is no sequence to learn from")
@@ -120,7 +113,20 @@ def read_log(
     return SequenceStore(offsets, items[order], times.seconds(order), user_ids, item_ids, times.unit)
 
 
-def _repeats(keys: tuple[NDArray[Any], ...]) -> NDArray[np.bool_]:
+def columns_of(user: str, item: str, timestamp: str | None, time_unit: TimeUnit) -> dict[str, str]:
+    """The names of columns by their roles. Raises :class:`UserError` for options that do not go together."""
+    columns = {"user": user, "item": item} | ({} if timestamp is None else {"timestamp": timestamp})
+    for role, name in columns.items():
+        if not name:
+            raise UserError(f"option {role}: '' is no name of a column")
+        if list(columns.values()).count(name) > 1:
+            raise UserError(f"option {role}: column {name!r} cannot hold users, items and times at once")
+    if timestamp is None and time_unit != "auto":
+        raise UserError("option time-unit: not used without a column of times")
+    return columns
+
+
+def repeats(keys: tuple[NDArray[Any], ...]) -> NDArray[np.bool_]:
     """Which rows equal an earlier one in all ``keys``, each (E,): (E,) bool."""
     order = np.lexsort(keys)
     same = np.ones(len(order) - 1, dtype=bool)
@@ -158,7 +164,7 @@ def _encode_ids(column: pl.Series, place: _Column) -> tuple[NDArray[np.int32], I
     dense = pl.int_range(len(known), dtype=pl.Int32, eager=True)
     indices = column.replace_strict(known, dense, return_dtype=pl.Int32).to_numpy()
     if column.dtype == pl.Int64:
-        return indices, Ids.from_arrays({"values": known.to_numpy()})
+        return indices, ids_of(known)
     if place.origin.holds_text(place.name):
         stripped = known.str.strip_chars()
         if (stripped == "").any():
@@ -171,9 +177,16 @@ def _encode_ids(column: pl.Series, place: _Column) -> tuple[NDArray[np.int32], I
             known = stripped.unique().sort()
             dense = pl.int_range(len(known), dtype=pl.Int32, eager=True)
             indices = stripped.replace_strict(known, dense, return_dtype=pl.Int32).to_numpy()[indices]
+    return indices, ids_of(known)
+
+
+def ids_of(known: pl.Series) -> Ids:
+    """Ids from a column of them, integers or strings, distinct and sorted."""
+    if known.dtype.is_integer():
+        return Ids.from_arrays({"values": known.to_numpy().astype(np.int64, copy=False)})
     utf8 = np.frombuffer(known.str.join("").item().encode(), dtype=np.uint8)
     offsets = np.concatenate((np.zeros(1, np.int64), np.cumsum(known.str.len_bytes().to_numpy(), dtype=np.int64)))
-    return indices, Ids.from_arrays({"utf8": utf8, "offsets": offsets})
+    return Ids.from_arrays({"utf8": utf8, "offsets": offsets})
 
 
 def _whole_numbers(known: pl.Series, place: _Column) -> NDArray[np.int64] | None:

@@ -1,0 +1,134 @@
+"""A big log read some users at a time is the store that reading it whole gives."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+
+from hyenarec.cli import main
+from hyenarec.data import big_logs, read_log
+from hyenarec.data.big_logs import opened_log
+from hyenarec.data.store import SequenceStore
+from hyenarec.errors import UserError
+
+
+def frame(events: int = 3_000, **changes: Any) -> pl.DataFrame:
+    """Rows in any order, many at equal times, some twice."""
+    rng = np.random.default_rng(0)
+    columns = {
+        "user_id": rng.geometric(0.02, events) * 7 - 50,
+        "item_id": rng.integers(0, 90, events) * 3,
+        "timestamp": 1_600_000_000 + rng.integers(0, 40, events),
+    }
+    return pl.DataFrame({**columns, **changes})
+
+
+FORMS = {
+    "integers": {},
+    "small integers": {"user_id": pl.col("user_id").cast(pl.Int32), "item_id": pl.col("item_id").cast(pl.UInt16)},
+    "text": {name: pl.format(f"{name}-é-{{}}", pl.col(name)) for name in ("user_id", "item_id")},
+    "milliseconds": {"timestamp": pl.col("timestamp") * 1000 + 7},
+    "dates": {"timestamp": pl.from_epoch("timestamp")},
+    "days": {"timestamp": pl.from_epoch("timestamp").dt.date()},
+}
+
+
+@pytest.fixture(autouse=True)
+def small_groups(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Every log is big, and has some groups of users; their lines."""
+    monkeypatch.setattr(big_logs, "BIG", 0)
+    monkeypatch.setattr(big_logs, "EVENTS_AT_A_TIME", 500)
+    return []
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("parts", [1, 3])
+@pytest.mark.parametrize("drop_duplicates", [False, True])
+def test_the_store_is_that_of_the_log_read_whole(
+    form: str, parts: int, drop_duplicates: bool, tmp_path: Path, small_groups: list[str]
+) -> None:
+    table = frame().with_columns(**FORMS[form])
+    log = tmp_path / "log"
+    if parts == 1:
+        log = tmp_path / "log.parquet"
+        table.write_parquet(log)
+    else:
+        for number, part in enumerate(table.iter_slices(len(table) // parts + 1)):
+            path = log / f"part-{number}.parquet"
+            path.parent.mkdir(exist_ok=True)
+            part.write_parquet(path)
+    whole = read_log(log, drop_duplicates=drop_duplicates)
+    with opened_log(log, tmp_path, small_groups.append, drop_duplicates=drop_duplicates) as store:
+        assert store.fingerprint() == whole.fingerprint()
+        assert list(tmp_path.glob("hyenarec-*"))
+    assert (whole.n_events < len(table)) == drop_duplicates
+    assert sum(line.startswith("group ") for line in small_groups) > 4
+    assert not list(tmp_path.glob("hyenarec-*"))
+
+
+def test_rows_in_order_need_no_times(tmp_path: Path) -> None:
+    frame().write_parquet(tmp_path / "log.parquet")
+    whole = read_log(tmp_path / "log.parquet", timestamp=None)
+    with opened_log(tmp_path / "log.parquet", timestamp=None) as store:
+        assert store.fingerprint() == whole.fingerprint() and store.timestamps is None
+
+
+def test_prepare_reads_a_big_log_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    log = tmp_path / "log.parquet"
+    frame().write_parquet(log)
+    read, whole = [], big_logs._big_log
+
+    def watched(*arguments: Any) -> Any:
+        read.append(arguments[0])
+        return whole(*arguments)
+
+    monkeypatch.setattr(big_logs, "_big_log", watched)
+    main(["prepare", str(log), str(tmp_path / "new" / "store")])
+    assert read == [log]
+    assert SequenceStore.load(tmp_path / "new" / "store").fingerprint() == read_log(log).fingerprint()
+    assert {path.name for path in tmp_path.iterdir()} == {"log.parquet", "new"}
+    monkeypatch.setattr(big_logs, "BIG", 10_000)
+    main(["prepare", str(log), str(tmp_path / "small")])
+    assert read == [log]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"user_id": [None, *range(2_999)]}, "column 'user_id': the id is missing"),
+        ({"item_id": ["", *map(str, range(2_999))]}, "column 'item_id': the id is missing"),
+        ({"timestamp": [None, *range(2_999)]}, "column 'timestamp': the time is missing"),
+        ({"timestamp": [-1, *range(2_999)]}, "column 'timestamp': -1 is no time"),
+        ({"timestamp": [20_240_101] * 3_000}, "column 'timestamp': all times look like dates written as yyyymmdd"),
+        ({"user_id": range(3_000)}, "every user has a single event"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_is_one_line(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
+    frame(**changes).write_parquet(tmp_path / "log.parquet")
+    with pytest.raises(UserError) as refused, opened_log(tmp_path / "log.parquet", tmp_path):
+        pass
+    assert str(refused.value).startswith(f"{tmp_path / 'log.parquet'}: {message}")
+    assert not list(tmp_path.glob("hyenarec-*"))
+
+
+@pytest.mark.parametrize("kind", [pl.Float64, pl.Binary])
+def test_other_kinds_of_ids_are_read_whole(kind: Any, tmp_path: Path, small_groups: list[str]) -> None:
+    column = pl.col("user_id").cast(pl.Float64) if kind == pl.Float64 else pl.col("user_id").cast(pl.String).cast(kind)
+    frame().with_columns(column).write_parquet(tmp_path / "log.parquet")
+    with opened_log(tmp_path / "log.parquet", tmp_path, small_groups.append) as store:
+        assert store.fingerprint() == read_log(tmp_path / "log.parquet").fingerprint()
+    assert not small_groups
+
+
+def test_a_date_without_a_zone_is_in_utc(tmp_path: Path) -> None:
+    times = [datetime(2020, 1, 1, hour, tzinfo=UTC) for hour in range(3)]
+    table = pl.DataFrame({"user_id": [1, 1, 2], "item_id": [5, 6, 5], "timestamp": times})
+    table.write_parquet(tmp_path / "log.parquet")
+    with opened_log(tmp_path / "log.parquet") as store:
+        assert store.fingerprint() == read_log(tmp_path / "log.parquet").fingerprint()
+        assert store.timestamps is not None and store.timestamps[0] == 1_577_836_800
