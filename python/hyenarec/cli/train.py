@@ -42,20 +42,22 @@ class Train:
         given = dict(pairwise(part for argument in arguments for part in argument.split("=", 1)))
         if "--from" not in given:
             return None
+        from hyenarec.source import Source
         from hyenarec.trained import load_trained
 
         path = Path(given["--from"])
         config = load_trained(path).config
         training = from_json(TrainingConfig, {**config["training"], "device": "auto"}, f"{path}: training")
-        columns = {option.name: config["source"][option.name] for option in fields(Columns)}
+        source = Source(**config["source"])
+        columns = Columns(**{option.name: getattr(source, option.name) for option in fields(Columns)})
         return cls(
             data=tyro.MISSING,
             out=tyro.MISSING,
             start=path,
-            split=config["source"]["split"],
+            split=source.split,
             model=from_json(ModelConfig, config["model"], f"{path}: model"),
             training=training,
-            columns=Columns() if any(is_store(Path(argument)) for argument in arguments) else Columns(**columns),
+            columns=Columns() if any(is_store(Path(argument)) for argument in arguments) else columns,
         )
 
     def run(self) -> None:
