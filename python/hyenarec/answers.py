@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -46,3 +47,8 @@ class Request:
     times: NDArray[np.int64] | None
     unknown: list[Item]
     error: str | None
+
+
+def item_cells(item: Item, names: Mapping[Item, str] | None) -> dict[str, Item | None]:
+    """An item and, where there are ``names``, its own or None: what every output says of it."""
+    return {"item": item} if names is None else {"item": item, "name": names.get(item)}

@@ -7,9 +7,11 @@ import codecs
 import io
 import os
 import sys
+import time
 import unicodedata
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any
 
 from rich.cells import cell_len
@@ -23,6 +25,7 @@ from rich.text import Text
 HIDDEN = {"Cc", "Cf", "Cs", "Zl", "Zp"}
 JOINERS = "\u200c\u200d"  # of Cf too, but harmless, and parts of words in Persian and Hindi and of emoji
 IN_ASCII = {"±": "+-", "…": "...", "─": "-", "━": "-"}
+SECONDS_A_LINE = 30.0  # between two lines about progress where there is no bar
 FOLDED = 16  # columns that a long text keeps when a table is too wide
 
 
@@ -159,3 +162,25 @@ def training_display() -> Iterator[TrainingDisplay]:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), pace)
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         yield TrainingDisplay(progress)
+
+
+@contextmanager
+def counting(what: str, total: int, done: int) -> Iterator[Callable[[int], None]]:
+    """Inside, the function that this yields counts on from ``done``, and people see how many of ``total`` are done and
+    how long the rest will take: in a bar, or without a terminal in a line now and then, the first at once."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task(what, total=total, completed=done)
+        began, before, count, said = time.monotonic(), done, done, -SECONDS_A_LINE
+
+        def advance(more: int) -> None:
+            nonlocal count, said
+            count += more
+            progress.advance(task, more)
+            seconds = time.monotonic() - began
+            if progress.disable and count < total and seconds - said >= SECONDS_A_LINE:
+                said = seconds
+                left = timedelta(seconds=round(seconds / (count - before) * (total - count)))
+                console.print(f"{count:,} of {total:,} {what} done, about {left} left")
+
+        yield advance

@@ -35,3 +35,7 @@ class ScoreError(UserError, ValueError):
 
 class DamagedError(UserError):
     """A file of ours that is truncated, damaged or of another version, so that nothing but replacing it helps."""
+
+
+class DivergedError(UserError):
+    """A training whose loss, weights or scores are no numbers any more."""

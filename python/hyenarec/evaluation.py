@@ -190,14 +190,15 @@ class KnownPart:
         )
 
 
-def known_part(store: SequenceStore, item_ids: Ids, targets: NDArray[np.int64]) -> KnownPart | None:
-    """``store`` as a model of ``item_ids`` sees it; None where the log lacks items of the model, so is another one."""
+def known_part(store: SequenceStore, item_ids: Ids, targets: NDArray[np.int64], absent: int = 0) -> KnownPart | None:
+    """``store`` as a model of ``item_ids`` sees it; None where the log lacks more items of the model than the
+    ``absent`` ones that the log of its training lacked, so is another one."""
     nothing = np.empty(0, dtype=np.int64)
     mine, theirs = item_ids.to_arrays(), store.item_ids.to_arrays()
     if mine.keys() == theirs.keys() and all(np.array_equal(mine[key], theirs[key]) for key in mine):
         return KnownPart(store, targets, nothing, 0)
     places = item_ids.find(store.item_ids.decode(np.arange(store.n_items)))  # (V,), -1 for a new item
-    if len(np.unique(places[places >= 0])) < len(item_ids):
+    if len(np.unique(places[places >= 0])) < len(item_ids) - absent:
         return None
     kept = places[store.items] >= 0  # (E,)
     before = np.zeros(len(kept) + 1, dtype=np.int64)  # (E+1,) kept events before each

@@ -9,6 +9,7 @@ from typing import Any
 from hyenarec import distributed
 from hyenarec.baselines import baselines
 from hyenarec.config import FULL_LOSS_ITEMS, ModelConfig, TrainingConfig
+from hyenarec.continuing import Start
 from hyenarec.data.splits import Split
 from hyenarec.data.store import SequenceStore
 from hyenarec.display import console
@@ -22,13 +23,19 @@ COLUMNS = ("NDCG@10", "Recall@10", "MRR", "s/epoch")
 
 
 def train(
-    store: SequenceStore, split: Split, model: ModelConfig, training: TrainingConfig, source: Source, out: Path
+    store: SequenceStore,
+    split: Split,
+    model: ModelConfig,
+    training: TrainingConfig,
+    source: Source,
+    out: Path,
+    start: Start | None = None,
 ) -> dict[str, Any]:
     """Train (or finish) the run in ``out`` and draw its curve; returns the run's result."""
     from hyenarec.plots import training_curves  # matplotlib: a command that draws nothing does without it
 
     refuse_foreign(out / CURVE, PNG)
-    run = Run(out, store, split, model, training, source)
+    run = Run(out, store, split, model, training, source, start)
     result = run.train()
     if distributed.is_main():
         training_curves({model.mixer: run.trainer.progress.history}, training.metric, out / CURVE)

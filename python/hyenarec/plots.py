@@ -73,3 +73,14 @@ def learned_filters(model: SequenceModel, path: Path, channels: int = 6) -> None
         curve_axes.axhline(0, color="black", linewidth=0.5)
         curve_axes.legend(frameon=False, fontsize=8)
     save_figure(figure, path)
+
+
+def importance_bars(shares: Mapping[str, float], path: Path) -> None:
+    """How much each option of a search mattered, as bars, the most on top."""
+    figure = Figure(figsize=(7, 0.5 * len(shares) + 1), layout="constrained")
+    axes = figure.subplots()
+    names = list(shares)[::-1]
+    axes.barh(names, [shares[name] for name in names])
+    axes.set(xlabel="share of the differences between trials", xlim=(0, 1))
+    axes.grid(alpha=0.3, axis="x")
+    save_figure(figure, path)

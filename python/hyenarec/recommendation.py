@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence, Set
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
@@ -30,6 +30,17 @@ from hyenarec.session import Session
 from hyenarec.trained import load_trained
 
 HISTORIES_AT_A_TIME = 256
+
+
+@dataclass(frozen=True)
+class Top:
+    """The best items of each of S histories: ``places`` in the catalogue and ``scores``, both (S, k), of which the
+    first ``left`` (S,) may be recommended. Where the model's scores are not ``finite`` (S,) they mean nothing."""
+
+    places: NDArray[np.int64]
+    scores: NDArray[np.float32]
+    left: NDArray[np.int64]
+    finite: NDArray[np.bool_]
 
 
 class Recommender:
@@ -137,7 +148,7 @@ class Recommender:
         Raises :class:`UserError` for a wrong ``k``, for items where histories are expected, and where timestamps are
         not as many as the events.
         """
-        self._check_k(k)
+        self.check_k(k)
         if isinstance(histories, str | bytes):
             raise _not_nested(histories)
         for what, given in (("histories", histories), ("timestamps", timestamps)):
@@ -169,7 +180,7 @@ class Recommender:
         Embeddings are what the model reads items by: similar are those that mean the same for what comes next. Raises
         :class:`UserError` for an unknown item, and for ``k`` below 1 or above the number of other items.
         """
-        self._check_k(k)
+        self.check_k(k)
         if k == len(self.item_ids):
             raise UserError(f"option k: {k} items asked for, but the catalogue has {k - 1} others")
         (place,) = self.item_ids.encode([item], "item").tolist()
@@ -191,7 +202,7 @@ class Recommender:
                 raise UserError(f"history {number}: {request.error}")
         return found
 
-    def _check_k(self, k: int) -> None:
+    def check_k(self, k: int) -> None:
         expect(k, (int, np.integer), "option k", "a whole number")
         if k < 1:
             raise UserError(f"option k: {k} is below 1")
@@ -306,7 +317,7 @@ class Recommender:
         names: Sequence[str],
     ) -> list[list[Recommendation]]:
         """The best ``k`` items by ``scores`` (S, V), which this writes to, after histories with these names."""
-        self._check_k(k)
+        self.check_k(k)
         requests = [Request(history, None, [], None) for history in histories]
         answers = self.ranked(scores, requests, k, self.excludes(exclude_seen)) if requests else []
         return [_all_of(answer, k, name) for name, answer in zip(names, answers, strict=True)]
@@ -319,31 +330,37 @@ class Recommender:
         exclude_seen: bool,
         allowed: Tensor | None = None,
     ) -> list[Answer]:
+        """:meth:`top` as answers."""
+        top, answers = self.top(scores, requests, k, exclude_seen, allowed), []
+        for row, request in enumerate(requests):
+            items, error = self.item_ids.decode(top.places[row, : top.left[row]]), None
+            if not top.finite[row]:
+                items, error = [], "the model's scores are NaN or infinite: damaged weights, or times too large"
+            elif not items and allowed is None:
+                error = "it has every item of the catalogue, so none is left to recommend"
+            found = [Recommendation(*pair) for pair in zip(items, top.scores[row].tolist(), strict=False)]
+            answers.append(Answer(found, request.unknown, error))
+        return answers
+
+    def top(
+        self,
+        scores: Tensor,
+        requests: Sequence[Request],
+        k: int,
+        exclude_seen: bool,
+        allowed: Tensor | None = None,
+    ) -> Top:
         """The best ``k`` items by ``scores`` (S, V), which this writes to, or as many as there are left: by a history,
         and by ``allowed`` (S, V) or (V,) bool."""
-        finite = finite_rows(scores).tolist()
+        finite = finite_rows(scores)
         if exclude_seen:
             histories = [request.items for request in requests]
             exclude_history(scores, pack_histories(histories, max(map(len, histories))).to(self.device))
         if allowed is not None:
             scores.masked_fill_(~allowed, float("-inf"))
         best = scores.topk(min(k, scores.shape[1]))
-        places, values = best.indices.cpu().numpy(), best.values.tolist()
-        left = (best.values > float("-inf")).sum(1).tolist()
-        answers = []
-        for row, request in enumerate(requests):
-            items = self.item_ids.decode(places[row, : left[row]])
-            error = None
-            if not finite[row]:
-                items, error = (
-                    [],
-                    "the model's scores are NaN or infinite: damaged weights, or times too large",
-                )
-            elif not items and allowed is None:
-                error = "it has every item of the catalogue, so none is left to recommend"
-            found = [Recommendation(item, score) for item, score in zip(items, values[row], strict=False)]
-            answers.append(Answer(found, request.unknown, error))
-        return answers
+        left = (best.values > float("-inf")).sum(1)
+        return Top(*(found.cpu().numpy() for found in (best.indices, best.values, left, finite)))
 
 
 def _all_of(answer: Answer, k: int, name: str) -> list[Recommendation]:

@@ -22,6 +22,7 @@ from typing import IO, Any
 
 from hyenarec import checkpoint, distributed, environment
 from hyenarec.config import ModelConfig, TrainingConfig, from_json
+from hyenarec.continuing import Start, trained_until
 from hyenarec.data.splits import Split
 from hyenarec.data.store import SequenceStore
 from hyenarec.display import console
@@ -54,11 +55,12 @@ class Run:
         model_config: ModelConfig,
         config: TrainingConfig,
         source: Source,
+        start: Start | None = None,
     ) -> None:
         """Raises :class:`UserError` for a folder that cannot be used, is in use, or holds another run."""
         check_folder(folder)
-        self.folder, self.store = folder, store
-        self.trainer = Trainer(store, split, model_config, config)
+        self.folder, self.store, self.start = folder, store, start
+        self.trainer = Trainer(store, split, model_config, config, start.trained if start else None)
         self.description = json.loads(
             json.dumps(
                 {
@@ -66,6 +68,7 @@ class Run:
                     "training": asdict(self.trainer.config),
                     "source": asdict(source),
                     "data": {**store.describe(), "time_unit": store.time_unit, "fingerprint": store.fingerprint()},
+                    **({"start": start.describe()} if start else {}),
                 }
             )
         )
@@ -132,7 +135,8 @@ class Run:
         if not distributed.is_main():
             return
         ids = self.store.user_ids, self.store.item_ids
-        save_trained(self.folder / BEST, Trained(trainer.model, *ids, self.description), trainer.progress.epoch)
+        trained = Trained(trainer.model, *ids, self.description, trained_until(self.store, trainer.split))
+        save_trained(self.folder / BEST, trained, trainer.progress.epoch)
 
     def _write_metrics(self) -> None:
         rows = self.trainer.progress.history
@@ -225,7 +229,8 @@ class Run:
         trainer, best_epoch = self.trainer, self.trainer.progress.best_epoch
         if (trainer.progress.epoch, trainer.progress.batch) != (best_epoch, 0):
             console.print(f"{BEST} is missing: training up to its epoch, {best_epoch}, again", highlight=False)
-            trainer = Trainer(self.store, trainer.split, trainer.model.config, trainer.config)
+            start = self.start.trained if self.start else None
+            trainer = Trainer(self.store, trainer.split, trainer.model.config, trainer.config, start)
             trainer.train_only(best_epoch)
         self._write_best(trainer)
 

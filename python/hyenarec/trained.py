@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from hyenarec import checkpoint
 from hyenarec.config import ModelConfig, TrainingConfig, from_json
@@ -16,8 +18,10 @@ from hyenarec.data.ids import Ids
 from hyenarec.errors import DamagedError, UserError
 from hyenarec.model import SequenceModel
 from hyenarec.source import Source
+from hyenarec.tensor_file import digest
 
 BEST = "best.safetensors"  # its name in a run's folder
+NEVER = np.iinfo(np.int64).min
 
 
 @dataclass(frozen=True)
@@ -28,6 +32,14 @@ class Trained:
     user_ids: Ids
     item_ids: Ids
     config: dict[str, Any]  # model, training, source, data
+    trained_until: NDArray[np.int64] | None = None
+    """When each user's last event that the model was trained on was, (U,), and ``NEVER`` for those without; None where
+    the log has no times."""
+
+    def digest(self) -> str:
+        """Tells the weights, with the items that they are of, from others."""
+        weights = {name: tensor.cpu().numpy() for name, tensor in self.model.state_dict().items()}
+        return digest(weights | self.item_ids.to_arrays())
 
 
 def save_trained(path: Path, trained: Trained, epoch: int) -> None:
@@ -36,6 +48,8 @@ def save_trained(path: Path, trained: Trained, epoch: int) -> None:
     for role, ids in (("user_ids", trained.user_ids), ("item_ids", trained.item_ids)):
         arrays = {name: torch.from_numpy(array.copy()) for name, array in ids.to_arrays().items()}
         tensors |= checkpoint.with_prefix(role, arrays)
+    if trained.trained_until is not None:
+        tensors["trained_until"] = torch.from_numpy(trained.trained_until)
     checkpoint.save(path, tensors, {"config": trained.config, "epoch": epoch})
 
 
@@ -73,7 +87,10 @@ def _load(path: Path) -> Trained:
     _check_size(weights, options, len(item_ids), path)
     model = SequenceModel(options, len(item_ids))
     checkpoint.fill(model, weights, path)
-    return Trained(model, user_ids, item_ids, config)
+    until = tensors.get("trained_until")
+    if until is not None and (until.shape, until.dtype) != ((len(user_ids),), torch.int64):
+        raise DamagedError(f"{path}: trained_until is not one int64 for each of {len(user_ids)} users")
+    return Trained(model, user_ids, item_ids, config, None if until is None else until.numpy())
 
 
 def _check_size(weights: Mapping[str, torch.Tensor], options: ModelConfig, n_items: int, path: Path) -> None:

@@ -23,17 +23,19 @@ from hyenarec import distributed
 from hyenarec.baselines import Popularity
 from hyenarec.cloze import hide_events
 from hyenarec.config import ModelConfig, TrainingConfig
+from hyenarec.continuing import known_until, take_over
 from hyenarec.data.batches import Batch, TrainingWindows
 from hyenarec.data.splits import Split
 from hyenarec.data.store import SequenceStore
 from hyenarec.display import TrainingDisplay, training_display
 from hyenarec.environment import check_backend, check_memory
-from hyenarec.errors import ScoreError, UserError, expect
+from hyenarec.errors import DivergedError, ScoreError, UserError, expect
 from hyenarec.evaluation import Ranking, Scorer, rank_targets
 from hyenarec.item_rows import SampledRows
 from hyenarec.losses import full_cross_entropy, sampled_softmax
 from hyenarec.model import SequenceModel
 from hyenarec.pace import TOLD_FROM, Pace, duration
+from hyenarec.trained import Trained
 
 # Scores an epoch from which the full loss is timed beforehand: on one core of a Sapphire Rapids Xeon 1e11 take about
 # ten minutes at 64 channels.
@@ -87,9 +89,17 @@ class Saver(Protocol):
 
 
 class Trainer:
-    """A model in training on a store's training windows."""
+    """A model in training on a store's training windows: from random weights, or with ``start`` from trained ones, and
+    then on the windows that hold later events (:mod:`hyenarec.continuing`)."""
 
-    def __init__(self, store: SequenceStore, split: Split, model_config: ModelConfig, config: TrainingConfig) -> None:
+    def __init__(
+        self,
+        store: SequenceStore,
+        split: Split,
+        model_config: ModelConfig,
+        config: TrainingConfig,
+        start: Trained | None = None,
+    ) -> None:
         expect(store, SequenceStore, "store", "a SequenceStore")
         expect(split, Split, "split", "a Split")
         expect(model_config, ModelConfig, "model_config", "a ModelConfig")
@@ -98,12 +108,16 @@ class Trainer:
         self.store, self.split, self.config = store, split, config
         self.device = config.torch_device()
         check_backend(self.device)
-        self.windows = TrainingWindows(store, split, model_config.max_length, config.batch_size)
+        since = None if start is None else known_until(start, store)
+        self.windows = TrainingWindows(store, split, model_config.max_length, config.batch_size, since)
         if not self.windows.tokens:
-            raise UserError("nothing to train on: no user has two training events")
+            new = "" if start is None else ", of which the last is later than what the model was trained on"
+            raise UserError(f"nothing to train on: no user has two training events{new}")
         check_memory(model_config, store.n_items, self.device)
         torch.manual_seed(config.seed)
         self.model = SequenceModel(model_config, store.n_items).to(self.device)
+        if start is not None:
+            take_over(self.model, start, store.item_ids)
         self.rows = self._sampled_rows() if config.loss == "sampled" else None
         tables = {"items.weight", "bias"} if self.rows else set()  # whose rows have an optimiser of their own
         self._dense = [parameter for name, parameter in self.model.named_parameters() if name not in tables]
@@ -197,10 +211,10 @@ class Trainer:
         if weights and not all(bool(p.isfinite().all()) for p in self.model.parameters()):
             raise self._diverged(f"weights are no numbers after step {progress.step}")
 
-    def _diverged(self, what: str) -> UserError:
+    def _diverged(self, what: str) -> DivergedError:
         config, progress = self.config, self.progress
         kept = f"the best epoch so far, {progress.best_epoch}, is kept; " if progress.best_epoch else ""
-        return UserError(
+        return DivergedError(
             f"training diverged in epoch {progress.epoch + 1}: {what}; {kept}try a lower --learning-rate "
             f"({config.learning_rate:g}; the default is {TrainingConfig.learning_rate:g}), more --warmup-steps "
             f"({config.warmup_steps}) or --clip-norm 1 ({config.clip_norm:g}; 0 is off)"

@@ -127,7 +127,7 @@ def test_bad_options_and_checkpoints(fails: Callable[..., str], log: Path, run: 
     assert strict.startswith("the given history: unknown item '999': the 30 known ones")
     assert "'nobody'" in fails("recommend", run, "--users", "nobody")
     assert fails("recommend", run, "--history", "100", "--k", "31").startswith("option k: 31 items asked for")
-    assert fails("recommend", run) == "name exactly one of --users, --history and --histories"
+    assert fails("recommend", run) == "name exactly one of --users, --all-users, --history and --histories"
     assert fails("inspect", run / "best.safetensors", "--out", tmp_path / "no" / "x.png").startswith("cannot save")
     text = tmp_path / "lines.txt"
     text.write_text('["a",\n')

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -215,3 +216,29 @@ def test_what_similar_refuses(run: Path, fails: Fails) -> None:
     assert fails("similar", run, "100", "-k", 0) == "option k: 0 is below 1"
     assert fails("similar", run, "100", "-k", 30) == "option k: 30 items asked for, but the catalogue has 29 others"
     assert fails("similar", run, "100", "-k", 31).startswith("option k: 31 items asked for, but the catalogue has 30")
+
+
+def test_examples_of_an_evaluation_list_items_with_their_names(
+    run: Path, log: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], fails: Fails
+) -> None:
+    names = [f"{HOSTILE[n % len(HOSTILE)]} {n}" for n in range(30)]
+    path = catalogue(tmp_path / "items.parquet", list(names))
+    command = ["evaluate", str(run), "--json-out", str(tmp_path / "x.json")]
+    main(command)
+    before, plain = json.loads((tmp_path / "x.json").read_text()), capsys.readouterr().out
+    main([*command, "--examples", "2", "--names", str(path)])
+    assert json.loads((tmp_path / "x.json").read_text()) == before
+    out = capsys.readouterr().out
+    assert (
+        out.endswith(plain[plain.index("test, ") :])
+        and out.count("target, ranked") == 2
+        and out.count("user user-") == 2
+    )
+    (user, *_) = re.findall(r"user (user-\d+)\n", out)
+    *_, target = (line.split(",")[1] for line in log.read_text().splitlines() if line.startswith(f"{user},"))
+    shown = next(line for line in out.splitlines() if "target, ranked" in line)
+    assert f" {target} " in shown and shown.rstrip("│ ").endswith(f" {int(target) - 100}")
+    assert "[/b]" in out or "[bold]x[/bold]" in out
+    assert "\x1b" not in out and "\u2028" not in out
+    for wrong in (["--names", path], ["--examples", "-1"]):
+        assert fails("evaluate", run, *wrong).startswith("options examples and names")

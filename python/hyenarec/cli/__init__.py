@@ -16,7 +16,7 @@ from hyenarec.display import complain, console, make_output_safe, shown
 from hyenarec.errors import UserError
 
 # Each in a module of its name, in a class of its name.
-COMMANDS = ("prepare", "train", "evaluate", "recommend", "similar", "serve", "compare", "inspect", "demo")
+COMMANDS = ("prepare", "train", "evaluate", "recommend", "similar", "serve", "compare", "tune", "inspect", "demo")
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -62,7 +62,9 @@ def _parse(arguments: list[str]) -> Any:
     """The command that ``arguments`` ask for. Of several only the named one is imported."""
     if arguments and arguments[0] in COMMANDS:
         name = arguments[0]
-        return tyro.cli(_command(name), prog=f"hyenarec {name}", args=arguments[1:])
+        command = _command(name)
+        default = command.default(arguments[1:]) if hasattr(command, "default") else None
+        return tyro.cli(command, prog=f"hyenarec {name}", args=arguments[1:], default=default)
     commands: Any = Union[tuple(Annotated[_command(name), tyro.conf.subcommand(name)] for name in COMMANDS)]  # noqa: UP007
     return tyro.cli(
         commands, prog="hyenarec", description="Sequential recommendation for long histories.", args=arguments

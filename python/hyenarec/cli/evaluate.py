@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from hyenarec.cli.options import RunPath, source_of
+import numpy as np
+
+from hyenarec.answers import Item, item_cells
+from hyenarec.cli.options import RunPath, names_of, source_of
 from hyenarec.cli.recommend import Switch, seen_choice
+from hyenarec.display import show_table
 from hyenarec.errors import UserError
+
+if TYPE_CHECKING:  # --help needs no torch
+    from hyenarec.data.store import SequenceStore
+    from hyenarec.recommendation import Recommender
+
+EXAMPLE_ITEMS = 5
 
 
 @dataclass(frozen=True)
@@ -30,18 +41,25 @@ class Evaluate:
     last events of it that the model reads, as in published results; default: as trained."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to compute: auto takes a GPU where there is one."""
+    examples: int = 0
+    """So many targets to show, each with the end of the history before it and the best items after it."""
+    names: Path | None = None
+    """Catalogue for --examples: a table with item ids (as in the log, or in a column item_id or id) and their name or
+    title."""
     json_out: Path | None = None
     """Also write the metrics here."""
 
     def run(self) -> None:
         from hyenarec.config import TrainingConfig
-        from hyenarec.display import console, show_table
+        from hyenarec.display import console
         from hyenarec.evaluation import known_part, rank_targets, repeats, repeats_line
         from hyenarec.files import JSON, refuse_foreign, write_report
         from hyenarec.mixers import MIXERS
         from hyenarec.recommendation import Recommender
         from hyenarec.source import load_source
 
+        if self.examples < 0 or (self.names and not self.examples):
+            raise UserError("options examples and names: no fewer than 0 examples, and names in examples alone")
         chosen = seen_choice(self.exclude_seen, self.no_exclude_seen)
         if self.json_out:
             refuse_foreign(self.json_out, JSON)
@@ -51,10 +69,12 @@ class Evaluate:
         seen = self.seen or training["seen"]
         if self.seen and not exclude_seen:
             raise UserError("option seen: not used where seen items are ranked too; only with --exclude-seen")
+        names = names_of(recommender, self.names)
         source = source_of(recommender, self.data)
         store, split = load_source(source)
         targets = getattr(split, self.part)
-        known = known_part(store, recommender.item_ids, targets)
+        absent = recommender.config.get("start", {}).get("absent_items", 0)
+        known = known_part(store, recommender.item_ids, targets, absent)
         if known is None:
             raise UserError(f"{source.data}: its items are not those that the model was trained on")
         for line in (known.describe(), repeats_line(known.store, known.targets, exclude_seen)):
@@ -63,17 +83,19 @@ class Evaluate:
         mixer = recommender.model.config.mixer
         if MIXERS[mixer].knows_time and store.timestamps is None:
             console.print(f"{mixer}: the log has no timestamps; positions take their place")
-        ranking = known.with_lost(
-            rank_targets(
-                recommender,
-                known.store,
-                known.targets,
-                max_length=recommender.model.config.max_length,
-                exclude_seen=exclude_seen,
-                seen=seen,
-                device=recommender.device,
-            )
+        found = rank_targets(
+            recommender,
+            known.store,
+            known.targets,
+            max_length=recommender.model.config.max_length,
+            exclude_seen=exclude_seen,
+            seen=seen,
+            device=recommender.device,
         )
+        ranking = known.with_lost(found)
+        shown = known.targets[: self.examples]
+        for target, rank in zip(shown.tolist(), found.ranks[: self.examples].tolist(), strict=True):
+            show_example(recommender, known.store, target, rank, exclude_seen, names)
         metrics, rows = ranking.metrics(), ranking.by_history_length()
         columns = ("history", "targets", "NDCG@10", "Recall@10", "HR@10", "MRR")
         everyone = {"history": "all", "targets": len(ranking.ranks), **metrics}
@@ -90,3 +112,27 @@ class Evaluate:
                 "by_history_length": rows,
             }
             write_report(self.json_out, "evaluate", report)
+
+
+def show_example(
+    recommender: Recommender,
+    store: SequenceStore,
+    target: int,
+    rank: int,
+    exclude_seen: bool,
+    names: Mapping[Item, str] | None,
+) -> None:
+    """One target, an event of ``store``, between what was before it and the best items after that."""
+    (user,) = store.users_of(np.array([target]))
+    before = slice(store.offsets[user], target)
+    times = None if store.timestamps is None else [store.timestamps[before].astype("datetime64[s]")]
+    history = store.item_ids.decode(store.items[before])
+    k = min(EXAMPLE_ITEMS, len(store.item_ids))
+    (answer,) = recommender.answers([history], k, timestamps=times, exclude_seen=exclude_seen)  # type: ignore[arg-type]
+    (item,) = store.item_ids.decode(store.items[target : target + 1])
+    listed = [("before", one) for one in history[-EXAMPLE_ITEMS:]]
+    listed += [(f"target, ranked {rank + 1:,}", item)]
+    listed += [(f"best, {place}", one.item) for place, one in enumerate(answer.recommendations, 1)]
+    rows = [{"what": what, **item_cells(one, names)} for what, one in listed]
+    (name,) = store.user_ids.decode([user])
+    show_table(f"user {name}", tuple(rows[0]), rows, text=tuple(rows[0]))

@@ -99,8 +99,3 @@ def names_of(recommender: Recommender, path: Path | None) -> Mapping[Item, str] 
     from hyenarec.data.names import read_names
 
     return None if path is None else read_names(path, recommender.item_ids, recommender.config["source"]["item"])
-
-
-def item_cells(item: Item, names: Mapping[Item, str] | None) -> dict[str, Item | None]:
-    """An item and, where there are ``names``, its own or None: what every output says of it."""
-    return {"item": item} if names is None else {"item": item, "name": names.get(item)}

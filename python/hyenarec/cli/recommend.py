@@ -15,12 +15,15 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
+from hyenarec.answers import item_cells
 from hyenarec.cli.identifiers import IdArgument
-from hyenarec.cli.options import ItemFilters, RunPath, item_cells, names_of, source_of
+from hyenarec.cli.options import ItemFilters, RunPath, names_of, source_of
 from hyenarec.display import complain, console, show_table
 from hyenarec.errors import UserError
 
 if TYPE_CHECKING:  # --help needs no torch
+    from torch import Tensor
+
     from hyenarec.answers import Answer, Item, Recommendation
     from hyenarec.data.store import SequenceStore
     from hyenarec.recommendation import Recommender
@@ -46,9 +49,9 @@ class Question:
 class Recommend:
     """Recommend next items for users of the log, or for any history.
 
-    Name one source: --users, --history, or --histories. Answers are tables, or with --json one JSON line a history.
-    A history that cannot be answered says why and costs no other its answer; the exit code is then 1, or 2 where none
-    has an answer.
+    Name one source: --users, --all-users, --history, or --histories. Answers are tables, or with --json one JSON line a
+    history. A history that cannot be answered says why and costs no other its answer; the exit code is then 1, or 2
+    where none has an answer. --all-users goes on where it was stopped when it is run again.
     """
 
     run_path: RunPath
@@ -57,10 +60,15 @@ class Recommend:
     """User ids of the log; their whole history is read from the data. One that begins with two dashes: --users=--ID."""
     history: tuple[IdArgument, ...] = ()
     """Item ids of one history, oldest first. One that begins with two dashes: --history=--ID."""
+    all_users: Switch = False
+    """All users of the data, into the file --out."""
+    out: Path | None = None
+    """File of --all-users: .parquet or .csv with a row an item (user, rank, item, name, score), or .jsonl with a line a
+    user. A user without anything to recommend has no row, and in .jsonl a reason."""
     histories: Path | None = None
     """File with one history a line, or - for standard input: item ids separated by spaces or tabs, or a JSON list."""
     data: Path | None = None
-    """Log or store for --users; default: the one that the model was trained on."""
+    """Log or store for --users and --all-users; default: the one that the model was trained on."""
     k: int = 10
     """Items to recommend; fewer where a history leaves fewer of the catalogue."""
     exclude_seen: Switch = False
@@ -84,15 +92,28 @@ class Recommend:
         from hyenarec.config import TrainingConfig
         from hyenarec.recommendation import Recommender
 
-        if sum(map(bool, (self.users, self.history, self.histories))) != 1:
-            raise UserError("name exactly one of --users, --history and --histories")
-        if self.data and not self.users:
-            raise UserError("option data: not used with --history and --histories; only with --users")
+        if sum(map(bool, (self.users, self.all_users, self.history, self.histories))) != 1:
+            raise UserError("name exactly one of --users, --all-users, --history and --histories")
+        if self.data and not (self.users or self.all_users):
+            raise UserError("option data: not used with --history and --histories; only with --users and --all-users")
+        if bool(self.out) != self.all_users:
+            raise UserError("options all-users and out: each needs the other")
+        unused = {"json": self.json, "unknown": self.unknown != "skip", "approximate": self.approximate}
+        for option, given in unused.items():
+            if self.all_users and given:
+                raise UserError(f"option {option}: not used with --all-users")
         exclude_seen = seen_choice(self.exclude_seen, self.no_exclude_seen)
+        if self.out:
+            from hyenarec.all_users import check_place
+
+            check_place(self.out)
         recommender = Recommender.load(self.run_path, TrainingConfig(device=self.device).torch_device())
         if self.approximate:
             recommender.approximate()
         allowed, names = self.filters.of(recommender), names_of(recommender, self.names)
+        if self.out:
+            self._recommend_to_all(recommender, self.out, exclude_seen, allowed, names)
+            return
         questions = self._questions(recommender)
         answered = failed = 0
         while block := list(islice(questions, QUESTIONS_AT_A_TIME)):
@@ -117,13 +138,34 @@ class Recommend:
             sys.exit(1 if answered else 2)
 
     def _questions(self, recommender: Recommender) -> Iterator[Question]:
-
         if self.history:
             return iter((Question("the given history", "the given history", self.history),))
         if self.histories:
             return read_histories(self.histories)
         source = source_of(recommender, self.data)
         return histories_of(self.users, source.open())
+
+    def _recommend_to_all(
+        self,
+        recommender: Recommender,
+        out: Path,
+        exclude_seen: bool | None,
+        allowed: Tensor | None,
+        names: Mapping[Item, str] | None,
+    ) -> None:
+        from hyenarec.all_users import Job, recommend_to_all
+
+        recommender.check_k(self.k)
+        store = source_of(recommender, self.data).open()
+        if recommender.knows_time and store.timestamps is None:
+            console.print(
+                f"{recommender.config['model']['mixer']}: the log has no timestamps; positions take their place"
+            )
+        job = Job(recommender, store, self.k, recommender.excludes(exclude_seen), allowed, names)
+        without = recommend_to_all(job, out)
+        if without:
+            console.print(f"{without:,} of {store.n_users:,} users have nothing that could be recommended to them")
+        console.print(f"written to {out}")
 
     def _show(self, question: Question, answer: Answer, names: Mapping[Item, str] | None) -> None:
         if self.json:

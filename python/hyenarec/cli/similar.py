@@ -9,8 +9,9 @@ from typing import Annotated
 
 import tyro
 
+from hyenarec.answers import item_cells
 from hyenarec.cli.identifiers import IdArgument
-from hyenarec.cli.options import RunPath, item_cells, names_of
+from hyenarec.cli.options import RunPath, names_of
 from hyenarec.cli.recommend import show_items
 
 

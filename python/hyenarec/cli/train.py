@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, fields
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
 
 from hyenarec.cli.options import Columns, DataPath, refuse_options_of_logs
-from hyenarec.config import ModelConfig, TrainingConfig, refuse_unused
+from hyenarec.config import ModelConfig, TrainingConfig, from_json, refuse_unused
+from hyenarec.data.store import is_store
 
 
 @dataclass(frozen=True)
@@ -17,21 +20,49 @@ class Train:
     """Train a recommender on a log or a prepared store.
 
     Run the same command again after an interruption: it goes on from the last checkpoint and ends with the same
-    weights.
+    weights. With --from it goes on from another run's best model instead of random weights: on the log as it has grown,
+    or on its latest part alone, with new users and items. Trained on is then what holds later events.
     """
 
     data: DataPath
     """Log (Parquet, CSV, TSV, JSON lines, RecBole .inter, folder of Parquet parts, - for standard input) or store."""
     out: Path
     """Folder of the run: checkpoints, metrics, curve, result."""
+    start: Annotated[Path | None, tyro.conf.arg(name="from", metavar="RUN")] = None
+    """Run folder or checkpoint file to go on from. Options that are not given are as in that run."""
     split: Literal["leave-one-out", "temporal"] = "leave-one-out"
     """Last event of each user for testing and the one before for validation, or cuts in time for everyone."""
     model: Annotated[ModelConfig, tyro.conf.arg(name="")] = field(default_factory=ModelConfig)
     training: Annotated[TrainingConfig, tyro.conf.arg(name="")] = field(default_factory=TrainingConfig)
     columns: Annotated[Columns, tyro.conf.arg(name="")] = field(default_factory=Columns)
 
+    @classmethod
+    def default(cls, arguments: Sequence[str]) -> Train | None:
+        """What options are that ``arguments`` do not give: with --from as in that run, else None for the usual."""
+        given = dict(pairwise(part for argument in arguments for part in argument.split("=", 1)))
+        if "--from" not in given:
+            return None
+        from hyenarec.source import Source
+        from hyenarec.trained import load_trained
+
+        path = Path(given["--from"])
+        config = load_trained(path).config
+        training = from_json(TrainingConfig, {**config["training"], "device": "auto"}, f"{path}: training")
+        source = Source(**config["source"])
+        columns = Columns(**{option.name: getattr(source, option.name) for option in fields(Columns)})
+        return cls(
+            data=tyro.MISSING,
+            out=tyro.MISSING,
+            start=path,
+            split=source.split,
+            model=from_json(ModelConfig, config["model"], f"{path}: model"),
+            training=training,
+            columns=Columns() if any(is_store(Path(argument)) for argument in arguments) else columns,
+        )
+
     def run(self) -> None:
         from hyenarec import distributed
+        from hyenarec.continuing import Start, load_start
         from hyenarec.display import console, show_table
         from hyenarec.experiments import (
             COLUMNS,
@@ -50,14 +81,22 @@ class Train:
         console.quiet = not distributed.is_main()
         check_folder(self.out)
         refuse_options_of_logs(self.data, self.columns)
+        trained = load_start(self.start, self.model) if self.start else None
         source = Source(str(self.data), self.split, **asdict(self.columns))
         store, split = load_source(source)
+        show_log(store)
+        start = None
+        if trained is not None:
+            start, store = Start.of(trained, store)
+            console.print(
+                f"going on from {self.start}: {start.new_users:,} users and {start.new_items:,} items are new",
+                highlight=False,
+            )
         training = self.training.for_items(store.n_items)
         refuse_unused(self.model, training, (self.model.mixer,))
-        show_log(store)
         show_loss(self.training, store)
         announce_repeats(store, split, training)
-        result = train(store, split, self.model, training, source, self.out)
+        result = train(store, split, self.model, training, source, self.out, start)
         rows = [
             {"model": self.model.mixer, **result_cells(result)},
             *baseline_rows(store, split, self.model, self.training),

@@ -78,7 +78,15 @@ class TrainingWindows:
     event but each user's first exactly once. Windows are a (W, 2) index into the store: no prefix is ever expanded.
     """
 
-    def __init__(self, store: SequenceStore, split: Split, max_length: int, batch_size: int) -> None:
+    def __init__(
+        self,
+        store: SequenceStore,
+        split: Split,
+        max_length: int,
+        batch_size: int,
+        since: NDArray[np.int64] | None = None,
+    ) -> None:
+        """``since`` (U,) leaves out windows in which nothing is to be predicted that is later than their user's."""
         self.store = store
         self.batch_size = batch_size
         begins, ends = store.offsets[:-1].astype(np.int64), split.train_ends.astype(np.int64)
@@ -88,6 +96,9 @@ class TrainingWindows:
         nth = np.arange(counts.sum()) - np.repeat(counts.cumsum() - counts, counts)  # 0 = the user's latest window
         self.ends = ends[user] - 1 - nth * max_length  # (W,) one past the last input event
         self.starts = np.maximum(self.ends - max_length, begins[user])  # (W,)
+        if since is not None and store.timestamps is not None:
+            later = store.timestamps[self.ends] > since[user]  # of the last event to predict
+            self.starts, self.ends = self.starts[later], self.ends[later]
 
     @property
     def tokens(self) -> int:

@@ -1,0 +1,115 @@
+"""``hyenarec tune``: a small search for options, then training with the best."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from hyenarec.cli.options import Columns, DataPath, refuse_options_of_logs
+from hyenarec.config import ModelConfig, TrainingConfig
+from hyenarec.errors import UserError
+
+IMPORTANCES, BEST = "importances.png", "best"
+SHOWN = 10  # trials
+
+
+@dataclass(frozen=True)
+class TunedModel(ModelConfig):
+    """Shape of all models."""
+
+    dropout: tyro.conf.Suppress[tyro.conf.Fixed[float]] = ModelConfig.dropout
+    max_length: tyro.conf.Suppress[tyro.conf.Fixed[int]] = ModelConfig.max_length
+
+
+@dataclass(frozen=True)
+class TunedTraining(TrainingConfig):
+    """How to train all of them."""
+
+    learning_rate: tyro.conf.Suppress[tyro.conf.Fixed[float]] = TrainingConfig.learning_rate
+    weight_decay: tyro.conf.Suppress[tyro.conf.Fixed[float]] = TrainingConfig.weight_decay
+    loss: tyro.conf.Suppress[tyro.conf.Fixed[Literal["auto", "full", "sampled"]]] = TrainingConfig.loss
+
+
+@dataclass(frozen=True)
+class Tune:
+    """Search learning rate, dropout, weight decay, length and loss by validation, then train with the best.
+
+    Run the same command again after an interruption, or with more --trials: it goes on. What is best says validation
+    alone.
+    """
+
+    data: DataPath
+    """Log (Parquet, CSV, TSV, JSON lines, RecBole .inter, folder of Parquet parts) or store."""
+    out: Path
+    """Folder of the search: study.sqlite, a run a trial, importances.png, and best, the last run."""
+    trials: int = 20
+    """Options to try, all in all."""
+    trial_epochs: int = 10
+    """Most epochs of a trial; --epochs are those of the last training."""
+    split: Literal["leave-one-out", "temporal"] = "leave-one-out"
+    """Last event of each user for testing and the one before for validation, or cuts in time for everyone."""
+    model: Annotated[TunedModel, tyro.conf.arg(name="")] = field(default_factory=TunedModel)
+    training: Annotated[TunedTraining, tyro.conf.arg(name="")] = field(default_factory=TunedTraining)
+    columns: Annotated[Columns, tyro.conf.arg(name="")] = field(default_factory=Columns)
+
+    def run(self) -> None:
+        for option, value in (("trials", self.trials), ("trial_epochs", self.trial_epochs)):
+            if value < 1:
+                raise UserError(f"option {option}: {value} is below 1")
+        try:
+            from hyenarec.tuning import Search, Space
+        except ModuleNotFoundError as error:
+            raise UserError(f"tune needs {error.name}: pip install 'hyenarec[tune]'") from error
+        from hyenarec.display import console, show_table
+        from hyenarec.experiments import COLUMNS, baseline_rows, result_cells, show_log, train
+        from hyenarec.files import PNG, alone_in, refuse_foreign
+        from hyenarec.run_folder import check_folder
+        from hyenarec.source import Source, load_source
+
+        check_folder(self.out)
+        refuse_foreign(self.out / IMPORTANCES, PNG)
+        refuse_options_of_logs(self.data, self.columns)
+        source = Source(str(self.data), self.split, **asdict(self.columns))
+        store, split = load_source(source)
+        show_log(store)
+        model = ModelConfig(**{option.name: getattr(self.model, option.name) for option in fields(ModelConfig)})
+        training = TrainingConfig(**{o.name: getattr(self.training, o.name) for o in fields(TrainingConfig)})
+        metric = training.metric
+        data = {"data": store.fingerprint(), "split": self.split}
+        search = Search(self.out, Space.of(store), (model, replace(training, epochs=self.trial_epochs)), data)
+        if search.done:
+            console.print(f"{len(search.done)} trials were done before")
+
+        def validated(number: int, options: tuple[ModelConfig, TrainingConfig], folder: Path) -> float:
+            console.rule(f"trial {number + 1} of {self.trials}")
+            return float(train(store, split, *options, source, folder)["validation"][metric])
+
+        with alone_in(self.out):
+            search.run(self.trials, validated)
+        ranked = sorted(enumerate(search.done, 1), key=lambda trial: (-(trial[1].value or 0.0), trial[0]))
+        rows: list[dict[str, Any]] = [
+            {"trial": number, **{name: _short(value) for name, value in trial.params.items()}, metric: trial.value}
+            for number, trial in ranked[:SHOWN]
+        ]
+        show_table(f"the best of {len(ranked)} trials, by validation", tuple(rows[0]), rows)
+        importances = search.importances()
+        if importances:
+            from hyenarec.plots import importance_bars
+
+            shares = [{"option": name, "share": share} for name, share in importances.items()]
+            show_table("what mattered: shares of the differences that options explain", ("option", "share"), shares)
+            importance_bars(importances, self.out / IMPORTANCES)
+        best_model, best_training = search.best()
+        console.rule("training with the best")
+        final = replace(best_training, epochs=training.epochs)
+        result = train(store, split, best_model, final, source, self.out / BEST)
+        rows = [{"model": model.mixer, **result_cells(result)}, *baseline_rows(store, split, best_model, final)]
+        show_table(f"test, {self.data.name}", ("model", *COLUMNS), rows)
+        console.print(f"written to {self.out / BEST}", highlight=False)
+
+
+def _short(value: Any) -> Any:
+    return f"{value:.2g}" if isinstance(value, float) else value

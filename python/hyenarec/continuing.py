@@ -1,0 +1,111 @@
+"""Going on from a trained model with later events, new users and new items, instead of training from scratch.
+
+The catalogue of the new model is that of the old one and of the new log together. Rows of known items stay, and rows
+of new ones begin at the mean of the old catalogue's rows: of an item without events nothing better is known. Trained on
+are the windows that hold something new to predict: where the log has times, what is later than the last event of the
+same user that the old model was trained on, and everything of new users. Old events in those windows are predicted
+again, which keeps the model from forgetting them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from hyenarec.config import ModelConfig
+from hyenarec.data.ids import Ids
+from hyenarec.data.splits import Split
+from hyenarec.data.store import SequenceStore
+from hyenarec.errors import UserError
+from hyenarec.model import SequenceModel
+from hyenarec.trained import NEVER, Trained, load_trained
+
+ROWS_OF_ITEMS = ("items.weight", "bias")  # of a model, one an item
+FREE_OPTIONS = {"dropout"}  # of a model's, that change no shape
+
+
+@dataclass(frozen=True)
+class Start:
+    """A trained model to go on from, and what the new log has that it does not know, or lacks."""
+
+    trained: Trained
+    new_users: int
+    new_items: int
+    absent_items: int
+
+    @classmethod
+    def of(cls, trained: Trained, store: SequenceStore) -> tuple[Start, SequenceStore]:
+        """``trained`` for going on with ``store``, and ``store`` with the items of both."""
+        joined = with_items_of(store, trained.item_ids)
+        new_users = int((_find_all(trained.user_ids, store.user_ids) < 0).sum())
+        new_items = joined.n_items - len(trained.item_ids)
+        return cls(trained, new_users, new_items, joined.n_items - store.n_items), joined
+
+    def describe(self) -> dict[str, Any]:
+        """What a run that goes on from this keeps of it, as JSON."""
+        return {"model": self.trained.digest(), "new_items": self.new_items, "absent_items": self.absent_items}
+
+
+def load_start(path: Path, model: ModelConfig) -> Trained:
+    """The model of the run at ``path``. Raises :class:`UserError` where there is none, or ``model`` asks for another
+    shape than it has."""
+    trained = load_trained(path)
+    ours, theirs = dict(_leaves(model)), dict(_leaves(trained.model.config))
+    for name, value in ours.items():
+        if name not in FREE_OPTIONS and value != theirs[name]:
+            raise UserError(f"option {name}: {value}, but {path} has {theirs[name]}, and its shape stays")
+    return trained
+
+
+def _leaves(config: Any, prefix: str = "") -> Any:
+    for name, value in vars(config).items():
+        if hasattr(value, "__dataclass_fields__"):
+            yield from _leaves(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def with_items_of(store: SequenceStore, item_ids: Ids) -> SequenceStore:
+    """``store`` with a catalogue that has ``item_ids`` too. Where one has strings for ids, so has the catalogue."""
+    own, others = (ids.decode(np.arange(len(ids))) for ids in (store.item_ids, item_ids))
+    if not (store.item_ids.integers and item_ids.integers):
+        own, others = [str(one) for one in own], [str(one) for one in others]
+    joined = Ids.from_values([*own, *others])
+    return replace(store, items=joined.encode(own)[store.items], item_ids=joined)
+
+
+def take_over(model: SequenceModel, start: Trained, item_ids: Ids) -> None:
+    """Fill ``model``, whose items have ``item_ids``, with the weights of ``start``; rows of new items with the mean."""
+    places = torch.from_numpy(_find_all(start.item_ids, item_ids).astype(np.int64))  # (V,), -1 for new items
+    weights = {name: tensor.detach().cpu() for name, tensor in start.model.state_dict().items()}
+    for name in ROWS_OF_ITEMS:
+        mean = weights[name].mean(0, keepdim=True)
+        weights[name] = torch.cat([weights[name], mean])[places]  # -1 is the last row
+    model.load_state_dict(weights)
+
+
+def trained_until(store: SequenceStore, split: Split) -> NDArray[np.int64] | None:
+    """When each user's last training event was, (U,), ``NEVER`` for users without; None without times."""
+    if store.timestamps is None:
+        return None
+    has_any = split.train_ends > store.offsets[:-1]
+    last = np.asarray(store.timestamps[np.maximum(split.train_ends - 1, 0)])
+    return np.where(has_any, last, NEVER)
+
+
+def known_until(start: Trained, store: SequenceStore) -> NDArray[np.int64] | None:
+    """The same of the users of ``store`` by what ``start`` was trained on, (U,); None where it tells nothing."""
+    if start.trained_until is None or store.timestamps is None:
+        return None
+    places = _find_all(start.user_ids, store.user_ids)
+    return np.append(start.trained_until, NEVER)[places]  # -1 is the last
+
+
+def _find_all(known: Ids, ids: Ids) -> NDArray[np.int32]:
+    """The place among ``known`` of each of ``ids``, (n,), -1 where it is none."""
+    return known.find(ids.decode(np.arange(len(ids))))
