@@ -26,6 +26,7 @@ SUITES: dict[str, Suite] = {
     "step": Suite("suites.step", "whole training steps on a log, packed and padded: tokens a second, peak memory"),
     "scaling": Suite("suites.scaling", "training steps against history length, and the exponent of their growth"),
     "serving": Suite("suites.serving", "latency of scoring one more event: full forward, streaming step, top-k"),
+    "service": Suite("suites.service", "hyenarec serve under load: requests a second and latency by users at once"),
     "accuracy": Suite("suites.accuracy", "ranking metrics of every system on a log, over seeds, beside the baselines"),
     "cache": Suite("suites.cache", "SASRec's key-value caches: ranking, memory and time by policy and room"),
     "hosts": Suite("suites.hosts", "attention replaced in other libraries on a log: accuracy, time, memory"),

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import random
-import signal
-import sqlite3
-import subprocess
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from fastapi.testclient import TestClient
@@ -155,7 +150,6 @@ def test_histories_of_strangers(serve: Callable[..., Any]) -> None:
 def test_bad_requests_are_refused(serve: Callable[..., Any], body: Any, status: int) -> None:
     client = serve()
     assert client.post("/events", json=body).status_code == status
-    assert client.post("/events", content=b"{", headers={"Content-Type": "application/json"}).status_code == 422
     assert client.post("/events", content=iter([b"{}"])).status_code == 411  # of no known length
     for k in (0, 1001, "x"):
         assert client.get("/recommend", params={"user": "u", "k": k}).status_code == 422
@@ -168,8 +162,58 @@ def test_odd_texts_are_texts(serve: Callable[..., Any]) -> None:
     for user in ("a'; DROP TABLE events; --", "\0", "<script>", "😀", "../../x", "{{7*7}}"):
         assert client.post("/events", json={"user": user, "item": "item-1"}).status_code == 201
         assert client.get("/recommend", params={"user": user}).json()["events"] == 1
-    broken = client.post("/events", content=b'{"user": "\\ud800", "item": "item-1"}')
-    assert broken.status_code == 422
+    assert client.get("/recommend?user=%ED%A0%80%FF").json()["events"] == 0
+
+
+@pytest.mark.parametrize(
+    ("body", "detail"),
+    [
+        (b'{"user": "\\ud800", "item": "item-1"}', "Invalid JSON: "),
+        (b"{", "Invalid JSON: "),
+        (b"", "Invalid JSON: "),
+        (b"\xff\xfe", "Invalid JSON: "),
+        (b"[" * 4000, "Invalid JSON: "),
+        (b"[]", "Input should be an object"),
+        (b'{"user": "ann", "item": NaN}', "item: Input should be a valid integer"),
+        (b'{"user": "ann", "item": ' + b"9" * 3000 + b"}", "item: "),
+        (b'{"user": "ann", "item": true}', "item: Input should be a valid integer; Input should be a valid string"),
+        (b'{"user": "ann", "item": ""}', "item: "),
+        (b'{"user": "ann", "item": 1, "time": 1e400}', "time: "),
+        (b'{"user": "ann", "item": 1, "time": 99999999999999}', "time: 99999999999999 looks like a time in "),
+        (b'{"user": "ann", "item": 1, "itme": 1}', "itme: Extra inputs are not permitted"),
+    ],
+)
+def test_what_is_wrong_is_one_line(serve: Callable[..., Any], body: bytes, detail: str) -> None:
+    client = serve()
+    answer = client.post("/events", content=body, headers={"Content-Type": "application/json"})
+    assert answer.status_code == 422 and answer.json()["detail"].startswith(detail), answer.text
+    assert "\n" not in answer.json()["detail"] and len(answer.content) < 500
+    assert client.get("/recommend", params={"user": "ann"}).json()["events"] == 0
+
+
+def test_wrong_queries_are_one_line(serve: Callable[..., Any]) -> None:
+    client = serve()
+    for query, detail in {
+        "": "user: Field required",
+        "user=": "user: String should have at least 1 character",
+        "user=a&user=b": "user: Input should be a valid string",
+        "user=a&exlude=item-1": "exlude: Extra inputs are not permitted",
+        "user=a&k=1001": "k: Input should be less than or equal to 1000",
+        "user=a&exclude_seen=maybe": "exclude_seen: Input should be a valid boolean",
+        "user=a" + 1001 * "&exclude=b": "exclude: List should have at most 1000 items",
+    }.items():
+        answer = client.get(f"/recommend?{query}")
+        assert answer.status_code == 422 and answer.json()["detail"].startswith(detail), answer.text
+
+
+def test_a_page_of_the_web_cannot_add_events(serve: Callable[..., Any]) -> None:
+    """A browser sends a form or text to any address without asking there first."""
+    client, body = serve(), b'{"user": "ann", "item": "item-1"}'
+    for kind in ("text/plain", "application/x-www-form-urlencoded", ""):
+        answer = client.post("/events", content=body, headers={"Content-Type": kind})
+        assert answer.status_code == 422 and "application/json" in answer.json()["detail"]
+    answer = client.post("/events", content=body, headers={"Content-Type": "Application/JSON; charset=utf-8"})
+    assert answer.json()["number"] == 0
 
 
 def test_rates(serve: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -195,12 +239,13 @@ def test_requests_that_wait_are_one_batch(serve: Callable[..., Any]) -> None:
 
     held = engine.call(hold)
     assert started.wait(60)
-    futures = [engine.add(Event(f"user-{i}", ITEMS[i], 0)) for i in range(20)]
-    futures += [engine.recommend(Wanted(f"user-{i}", 3)) for i in range(20)]
+    added = [engine.add(Event(f"user-{i}", ITEMS[i], 0)) for i in range(20)]
+    assert all(one.result(60).new for one in added)  # writing does not wait for the model
+    found = [engine.recommend(Wanted(f"user-{i}", 3)) for i in range(20)]
     gate.set()
     assert held.result(60)
-    assert all(len(future.result(60).recommendations) == 3 for future in futures[20:])
-    assert ("recommend", 20) in sizes
+    assert all(len(one.result(60).recommendations) == 3 for one in found)
+    assert [size for kind, size in sizes if kind == "recommend"] == [20]
 
 
 def test_an_error_is_its_own_requests(serve: Callable[..., Any]) -> None:
@@ -213,6 +258,121 @@ def test_an_error_is_its_own_requests(serve: Callable[..., Any]) -> None:
     with pytest.raises(UserError, match="no"):
         failed.result(60)
     assert fine.result(60).new
+
+
+def test_what_spoils_a_batch_costs_nobody_else(serve: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    engine, started, gate = serve().engine, threading.Event(), threading.Event()
+    for user in ("ann", "bob", "eve"):
+        assert engine.add(Event(user, "item-1", 0)).result(60).new
+    right = SequenceModel.scores_of
+
+    def wrong(model: SequenceModel, hidden: torch.Tensor) -> torch.Tensor:
+        if (hidden == engine.states.hidden([engine.states._users["eve"]])).all(1).any():
+            raise RuntimeError("no")
+        return right(model, hidden)
+
+    add = engine.events.add
+
+    def held(events: Any) -> Any:
+        started.set()
+        assert gate.wait(60)
+        return add(events)
+
+    monkeypatch.setattr(engine.events, "add", held)
+    first = engine.add(Event("first", "item-1", 0))
+    assert started.wait(60)
+    added = [engine.add(Event(user, "item-2", 0)) for user in ("ann", "\ud800", "bob")]
+    gate.set()
+    assert first.result(60).new
+    assert [added[place].result(60).number for place in (0, 2)] == [1, 1]
+    with pytest.raises(UnicodeEncodeError):
+        added[1].result(60)
+
+    assert engine.add(Event("eve", "item-3", 0)).result(60).new
+    engine.recommend(Wanted("eve", 3)).result(60)
+    monkeypatch.setattr(SequenceModel, "scores_of", wrong)
+    started.clear()
+    gate.clear()
+    engine.call(lambda reader: (started.set(), gate.wait(60)))
+    assert started.wait(60)
+    found = [engine.recommend(Wanted(user, 3)) for user in ("ann", "eve", "bob")]
+    gate.set()
+    assert [len(found[place].result(60).recommendations) for place in (0, 2)] == [3, 3]
+    with pytest.raises(RuntimeError, match="no"):
+        found[1].result(60)
+
+
+def test_a_user_of_whom_half_was_read_is_read_anew(serve: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    reader = recommender()
+    engine = serve(reader).engine
+    right = SequenceModel.step
+    assert engine.add(Event("ann", "item-1", 0)).result(60).new
+    engine.recommend(Wanted("ann", 3)).result(60)
+
+    def wrong(self: SequenceModel, items: Any, state: Any, times: Any = None) -> Any:
+        right(self, items, state, times)
+        raise MemoryError("no")
+
+    for item in ("item-2", "item-3"):
+        engine.add(Event("ann", item, 0)).result(60)
+    with monkeypatch.context() as broken:
+        broken.setattr(SequenceModel, "step", wrong)
+        with pytest.raises(MemoryError):
+            engine.recommend(Wanted("ann", 3)).result(60)
+    found = engine.recommend(Wanted("ann", 4)).result(60).recommendations
+    assert [(one.item, one.score) for one in found] == wanted(reader, ["item-1", "item-2", "item-3"])
+
+
+def test_what_waits_when_it_closes_is_answered_and_nothing_after(serve: Callable[..., Any]) -> None:
+    client, gate = serve(), threading.Event()
+    engine = client.engine
+    engine.call(lambda reader: gate.wait(60))
+    waiting = [engine.recommend(Wanted("ann", 3)) for _ in range(300)]
+    closing = threading.Thread(target=engine.close)
+    closing.start()
+    gate.set()
+    closing.join(60)
+    assert all(one.result(0).events == 0 for one in waiting)
+    for answer in (
+        client.post("/events", json={"user": "ann", "item": "item-1"}),
+        client.get("/recommend", params={"user": "ann"}),
+    ):
+        assert (answer.status_code, answer.json()) == (503, {"detail": "the service is stopping"})
+        assert answer.headers["Retry-After"] == "1"
+    assert client.get("/healthz").status_code == 503
+
+
+def test_clocks_that_go_backwards(serve: Callable[..., Any]) -> None:
+    """An event cannot be before the one that came before it: to the model it is at the same time."""
+    reader = recommender("hytrec")
+    client, times = serve(reader), [500, 900, 100, 901]
+    for item, time in zip(ITEMS, times, strict=False):
+        assert client.post("/events", json={"user": "ann", "item": item, "time": time}).status_code == 201
+        answer(client, "ann")
+    found = reader.recommend([ITEMS[:4]], 4, timestamps=[[500, 900, 900, 901]])[0]
+    assert answer(client, "ann") == [(one.item, pytest.approx(one.score, abs=1e-4)) for one in found]
+
+
+def test_many_users_have_rows_of_their_own(serve: Callable[..., Any]) -> None:
+    """More than the table begins with, more than are kept, and some forgotten and read again."""
+    reader = recommender()
+    engine = serve(reader, users=300).engine
+    rng = np.random.default_rng(0)
+    histories: dict[str, list[str]] = {f"user-{i}": [] for i in range(700)}
+    for _ in range(3):
+        events = []
+        for user, history in histories.items():
+            history.append(ITEMS[rng.integers(40)])
+            events.append(engine.add(Event(user, history[-1], 0)))
+        assert all(event.result(60).new for event in events)
+        asked = {user: engine.recommend(Wanted(user, 3)) for user in rng.permutation(list(histories))[:500]}
+        expected = reader.recommend([histories[user] for user in asked], 3)
+        for future, want in zip(asked.values(), expected, strict=True):
+            found = future.result(60).recommendations
+            assert [(one.item, one.score) for one in found] == [
+                (o.item, pytest.approx(o.score, abs=1e-4)) for o in want
+            ]
+        assert len(engine.states) <= 300
 
 
 def test_a_new_model_takes_over(serve: Callable[..., Any]) -> None:
@@ -246,64 +406,3 @@ def test_metrics_and_documentation(serve: Callable[..., Any]) -> None:
     assert client.get("/items", params={"search": "ITEM-1", "k": 3}).json() == {
         "items": ["item-1", "item-10", "item-11"]
     }
-
-
-def test_stores_of_others_are_refused(tmp_path: Path) -> None:
-    path = tmp_path / "events.sqlite"
-    path.write_text("not a database, but long enough to be read as one" * 100)
-    with pytest.raises(UserError, match="cannot be used as a store of events"):
-        SqliteEvents(path)
-    other = tmp_path / "other.sqlite"
-    sqlite3.connect(other).execute("PRAGMA user_version = 9").connection.close()
-    with pytest.raises(UserError, match="version 9"):
-        SqliteEvents(other)
-
-
-KILLED = """
-import sys
-from hyenarec.serving.events import Event
-from hyenarec.serving.limits import Rates
-from hyenarec.serving.sqlite_events import SqliteEvents
-store = SqliteEvents(__import__("pathlib").Path(sys.argv[1]))
-for line in sys.stdin:
-    user, item, name = line.split()
-    added = store.add([Event(user, item, 0, name)])[0]
-    print(name, int(added.new), flush=True)
-"""
-
-
-@pytest.mark.parametrize("kills", [3, pytest.param(100, marks=pytest.mark.slow)])
-def test_no_acknowledged_event_is_lost(tmp_path: Path, kills: int) -> None:
-    """The writer is killed at random moments; what was not acknowledged is sent again."""
-    path, sent, acknowledged = tmp_path / "events.sqlite", 0, set[str]()
-    chance = random.Random(0)
-    for _ in range(kills):
-        writer = subprocess.Popen(
-            [sys.executable, "-c", KILLED, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
-        assert writer.stdin is not None and writer.stdout is not None
-        waiting = [f"event-{i}" for i in range(max(sent - 3, 0), sent + 500)]  # the last ones again
-        feeder = threading.Thread(target=feed, args=(writer, waiting))
-        feeder.start()
-        most = chance.randrange(1, 400)
-        for count, line in enumerate(writer.stdout, 1):
-            acknowledged.add(line.split()[0])
-            if count == most:
-                os.kill(writer.pid, signal.SIGKILL)
-        writer.wait()
-        feeder.join()
-        sent = max(int(name.split("-")[1]) for name in acknowledged) + 1
-    store = SqliteEvents(path)
-    store.close()
-    rows = sqlite3.connect(path).execute("SELECT id, count(*) FROM events GROUP BY id").fetchall()
-    assert {name for name, _ in rows} >= acknowledged and all(count == 1 for _, count in rows)
-
-
-def feed(writer: subprocess.Popen[str], names: list[str]) -> None:
-    assert writer.stdin is not None
-    try:
-        for name in names:
-            writer.stdin.write(f"ann item-1 {name}\n")
-        writer.stdin.close()
-    except BrokenPipeError:
-        pass

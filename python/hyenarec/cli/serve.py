@@ -91,9 +91,13 @@ def listen(host: str, port: int) -> socket.socket:
     """A socket there. Raises :class:`UserError` where the address cannot be had."""
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-        return socket.create_server((host, port), family=family, backlog=1024)
+        listening = socket.create_server((host, port), family=family, backlog=1024)
     except (OSError, OverflowError, UnicodeError) as error:
         raise UserError(f"option host, port: cannot listen on {host} port {port}: {error}") from error
+    # Connections inherit it. Without it the body of an answer, which is sent after the head, waits 40 ms for the head
+    # to be acknowledged; asyncio sees to it itself, but not for sockets that do not name their protocol, as this one.
+    listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return listening
 
 
 def url(listening: socket.socket) -> str:
