@@ -75,9 +75,11 @@ struct ConvolveTilesBackward {
           HYENAREC_ONE_BY_ONE
           for (int i = 0; i < S::kEach; ++i) {
             int c = warp.number * S::kEach + i;
-            if (channel + c >= channels.count) break;
             char* at = S::at(shared, kStride, c);
-            if (round == 0) {
+            if (channel + c >= channels.count) {
+              clear_channel(warp, at + kY);
+              clear_channel(warp, at + kDu);
+            } else if (round == 0) {
               if (need_post)
                 convolve_channel<false, true, S::kPlanes>(warp, taps.near, channel + c, pair.blocks, at, at + kY);
               if (need_input)

@@ -42,9 +42,10 @@ struct ConvolveTiles {
         HYENAREC_ONE_BY_ONE
         for (int i = 0; i < S::kEach; ++i) {
           int c = warp.number * S::kEach + i;
-          if (channel + c >= channels.count) break;
           char* at = S::at(shared, kStride, c);
-          if (round == 0)
+          if (channel + c >= channels.count)
+            clear_channel(warp, at + S::kInput);
+          else if (round == 0)
             convolve_channel<false, true, S::kPlanes>(warp, taps.near, channel + c, pair.blocks, at, at + S::kInput);
           else
             convolve_channel<false, false, S::kPlanes>(warp, taps.edge, channel + c, pair.blocks, at, at + S::kInput);

@@ -120,8 +120,8 @@ struct MomentsAcross {
       each<kSlots>([&](auto i) {
         slots[i.value] = first + i.value < nodes.count ? nodes.slots[first + i.value] : Slot{0, 0, 0, 0};
       });
-      meet(mine, first, slots, sums);
       if (has_above) come_down(mine, slots, sums);
+      meet(mine, first, slots, sums);  // last: it fills the registers, and takes less of a slot
       each<kSlots>([&](auto i) {
         if (!Nodes::exists(slots[i.value], shape.chunk)) return;
         each<LevelBlock::kRanks>([&](auto r) {
@@ -148,20 +148,26 @@ struct MomentsAcross {
         meets |= unsigned(real) << i.value;
       });
       if (!meets) continue;
-      const float* table = tables + int64_t(number) * shape.rank * shape.rank * channels.groups + group;
+      // Pointers that go on from one moment to the next: offsets of every slot and rank would not fit into registers.
+      const int64_t slot_step = int64_t(shape.rank) * channels.count;
+      const int64_t rank_step = int64_t(reversed ? 1 : shape.rank) * channels.groups;
+      const float* table = tables + int64_t(number) * shape.rank * shape.rank * channels.groups + group +
+                           mine.warp * rank_step;
+      const float* from = in + (first + (reversed ? distance : -distance)) * slot_step + mine.channel;
       for (int s = 0; s < shape.rank; ++s) {
         float value[kSlots];
+        const float* at = from;
         each<kSlots>([&](auto i) {
-          int64_t at = (first + i.value + (reversed ? distance : -distance)) * shape.rank + s;
-          value[i.value] = meets >> i.value & 1 ? in[at * channels.count + mine.channel] : 0.f;
+          value[i.value] = meets >> i.value & 1 ? *at : 0.f;
+          at += slot_step;
         });
         each<LevelBlock::kRanks>([&](auto r) {
-          int rank = mine.warp + r.value * LevelBlock::kWarps;
-          if (rank >= shape.rank) return;
-          int entry = reversed ? s * shape.rank + rank : rank * shape.rank + s;
-          float weight = table[int64_t(entry) * channels.groups];
+          if (mine.warp + r.value * LevelBlock::kWarps >= shape.rank) return;
+          float weight = table[r.value * LevelBlock::kWarps * rank_step];
           each<kSlots>([&](auto i) { sums[r.value][i.value] += weight * value[i.value]; });
         });
+        from += channels.count;
+        table += int64_t(reversed ? shape.rank : 1) * channels.groups;
       }
     }
   }
@@ -174,6 +180,7 @@ struct MomentsAcross {
       int place = slot.index % shape.fan;
       int64_t parent = parents.first(slot) + slot.index / shape.fan;
       float factor = rates ? expf(-rate * (reversed ? shape.fan - 1 - place : place)) : 1.f;
+      HYENAREC_ONE_BY_ONE
       for (int s = 0; s < rank_above; ++s) {
         float value = factor * above[(parent * rank_above + s) * channels.count + mine.channel];
         each<LevelBlock::kRanks>([&](auto r) {

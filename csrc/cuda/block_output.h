@@ -36,7 +36,7 @@ struct OutputTile {
       if (far.nu && exists) {
         HYENAREC_ONE_BY_ONE
         for (int step = 0; step < far.basis.steps; ++step) {
-          auto a = far.basis.operand<P>(warp, far.basis.out, rows, step);
+          auto a = far.basis.operand<P, P>(warp, far.basis.out, rows, step);
           each<S::kColumns>([&](auto column) {
             PerLane<Words<2>> b[P];
             warp.lanes([&](int lane) {

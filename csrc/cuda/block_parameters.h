@@ -76,8 +76,8 @@ struct PrepareBlocks {
       rates[i] = samples.rate(channels.group(int(i)));
       return;
     }
-    if (mine(basis_words())) return basis_word(in, i, true);
-    if (mine(basis_words())) return basis_word(out, i, false);
+    if (mine(basis_words())) return basis_word<true>(in, i);
+    if (mine(basis_words())) return basis_word<false>(out, i);
     for (int level = 0; level < levels; ++level)
       if (mine(slots[level].count)) return slots[level].one(i);
   }
@@ -96,16 +96,18 @@ struct PrepareBlocks {
   }
 
   // Word `w` of `lane` of the left operand (16, 16) at `rows` and `step`: of Q^T its rows are ranks, of Q of the tile.
-  HYENAREC_DEVICE void basis_word(uint32_t* to, int64_t i, bool transposed) const {
+  template <bool transposed>
+  HYENAREC_DEVICE void basis_word(uint32_t* to, int64_t i) const {
+    constexpr int kStored = transposed ? kBasisPlanes<P> : P;
     int w = int(i % 4), lane = int(i / 4 % 32), step = int(i / 128 % steps), rows = int(i / 128 / steps);
     int row = lane / 4 + w % 2 * 8, column = lane % 4 * 2 + w / 2 * 8;
     auto q = [&](int beside) {
       int t = rows * 16 + (transposed ? column + beside : row), rank = step * 16 + (transposed ? row : column + beside);
       return basis[t * steps * 16 + rank];
     };
-    uint32_t words[P];
+    uint32_t words[kStored];
     split(words, q(0), q(1));
-    each<P>([&](auto p) { to[((i / 128 * P + p.value) * 32 + lane) * 4 + w] = words[p.value]; });
+    each<kStored>([&](auto p) { to[((i / 128 * kStored + p.value) * 32 + lane) * 4 + w] = words[p.value]; });
   }
 };
 

@@ -59,7 +59,7 @@ class BlockRun {
     float* nu = nullptr;
     if (levels_) {
       Moments mu = moments();
-      tile_moments({{source, false, mu[0]}}, 1);
+      tile_moments<kPlanes>({{source, false, mu[0]}}, 1);
       up(mu, false);
       nu = across(mu, false);
     }
@@ -78,7 +78,7 @@ class BlockRun {
     if (levels_ && need_filter) tables = workspace_.take<float>(table_rows() * channels_.count);
     if (levels_) {
       Moments mu = moments(), eta = moments();
-      tile_moments({{u, false, mu[0]}, {dy, true, eta[0]}}, 2);
+      tile_moments<kBasisPlanes<kPlanes>>({{u, false, mu[0]}, {dy, true, eta[0]}}, 2);
       up(mu, false);
       up(eta, true);
       if (need_filter) tables_gradient(mu, eta, tables);
@@ -112,6 +112,7 @@ class BlockRun {
   // Two blocks of a pass with sums on each of 128 multiprocessors: a constant, so that no result depends on how many a
   // device has.
   static constexpr int kWaveBlocks = 256;
+  static constexpr int kPlanes = kPlanesOf<T>;
   using Moments = std::vector<float*>;
 
   int64_t table_rows() const {
@@ -137,7 +138,7 @@ class BlockRun {
   }
 
   void prepare() {
-    constexpr int P = kPlanesOf<T>, kNear = 16 + kTile, kEdge = kTile + kTile + 16;
+    constexpr int P = kPlanes, kNear = 16 + kTile, kEdge = kTile + kTile + 16;
     int64_t rows = legendre_blocks_samples(a_);
     basis_.steps = levels_ ? int(ceil_div(shapes_[0].rank, 16)) : 0;
     basis_.rank = levels_ ? shapes_[0].rank : 0;
@@ -156,8 +157,8 @@ class BlockRun {
     near_ = {near, P, kNear, 16}, edge_ = {edge, P, kEdge, kTile};
     tables_ = workspace_.take<float>(table_rows() * a_.groups);
     rates_ = a_.decay ? workspace_.take<float>(channels_.count) : nullptr;
-    int64_t basis_words = int64_t(16) * basis_.steps * P * 32 * 4;
-    auto *in = workspace_.take<uint32_t>(basis_words), *out = workspace_.take<uint32_t>(basis_words);
+    int64_t plane = int64_t(16) * basis_.steps * 32 * 4;
+    auto *in = workspace_.take<uint32_t>(kBasisPlanes<P> * plane), *out = workspace_.take<uint32_t>(P * plane);
     basis_.in = in, basis_.out = out;
     PrepareBlocks<P> program{samples_, channels_, a_.skip, {near, 0, 16, kNear, kTile},
                              {edge, kTile, kTile, kEdge, 2 * kTile}, table_rows(), tables_, rates_, basis, basis_.steps,
@@ -173,8 +174,9 @@ class BlockRun {
     return held;
   }
 
-  void tile_moments(const std::vector<typename TileMoments<T>::Input>& inputs, int count) {
-    TileMoments<T> program{nodes_[0], channels_, groups_, count, basis_, rates_, {}};
+  template <int kFine>
+  void tile_moments(const std::vector<MomentsInput>& inputs, int count) {
+    TileMoments<T, kFine> program{nodes_[0], channels_, groups_, count, basis_, rates_, {}};
     std::copy(inputs.begin(), inputs.end(), program.input);
     machine_.start(program, program.grid());
   }

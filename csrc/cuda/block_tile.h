@@ -289,6 +289,13 @@ HYENAREC_DEVICE void each_sum(const Warp& warp, PerLane<Accumulator> (&c)[2], ch
   });
 }
 
+// result = 0, of a channel that does not exist: its neighbours' rows are read together with it (`OutputTile::each_row`).
+// What is read of it is not written anywhere, and is none of what another call left in shared memory either.
+HYENAREC_DEVICE void clear_channel(const Warp& warp, char* result) {
+  PerLane<Accumulator> c[2]{};
+  each_sum(warp, c, result, [](float& held, float& sum) { held = sum; });
+}
+
 // result += T u of one channel; kInside: result = T u.
 template <bool kTransposed, bool kInside, int P>
 HYENAREC_DEVICE void convolve_channel(const Warp& warp, const Taps& taps, int number, const TapBlocks& blocks,

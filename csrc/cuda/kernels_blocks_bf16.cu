@@ -4,7 +4,8 @@
 
 namespace hyenarec::cuda {
 
-template cudaError_t launch(const TileMoments<Bfloat16>&, unsigned, cudaStream_t);
+template cudaError_t launch(const TileMoments<Bfloat16, kPlanesOf<Bfloat16>>&, unsigned, cudaStream_t);
+template cudaError_t launch(const TileMoments<Bfloat16, kBasisPlanes<kPlanesOf<Bfloat16>>>&, unsigned, cudaStream_t);
 template cudaError_t launch(const ConvolveTiles<Bfloat16>&, unsigned, cudaStream_t);
 template cudaError_t launch(const ConvolveTilesBackward<Bfloat16>&, unsigned, cudaStream_t);
 template cudaError_t launch(const CorrelateTiles<Bfloat16>&, unsigned, cudaStream_t);

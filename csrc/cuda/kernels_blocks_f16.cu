@@ -4,7 +4,7 @@
 
 namespace hyenarec::cuda {
 
-template cudaError_t launch(const TileMoments<Float16>&, unsigned, cudaStream_t);
+template cudaError_t launch(const TileMoments<Float16, kPlanesOf<Float16>>&, unsigned, cudaStream_t);
 template cudaError_t launch(const ConvolveTiles<Float16>&, unsigned, cudaStream_t);
 template cudaError_t launch(const ConvolveTilesBackward<Float16>&, unsigned, cudaStream_t);
 template cudaError_t launch(const CorrelateTiles<Float16>&, unsigned, cudaStream_t);

@@ -4,7 +4,7 @@
 
 namespace hyenarec::cuda {
 
-template cudaError_t launch(const TileMoments<Float32>&, unsigned, cudaStream_t);
+template cudaError_t launch(const TileMoments<Float32, kPlanesOf<Float32>>&, unsigned, cudaStream_t);
 template cudaError_t launch(const ConvolveTiles<Float32>&, unsigned, cudaStream_t);
 template cudaError_t launch(const ConvolveTilesBackward<Float32>&, unsigned, cudaStream_t);
 template cudaError_t launch(const CorrelateTiles<Float32>&, unsigned, cudaStream_t);

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import ctypes
-import subprocess
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from cuda_host import DTYPES, NATIVE, SOURCE, HostCase, RowsArgument, ragged
+from cuda_host import HostCase, error, ragged
 from operator_cases import TOLERANCE
+from toeplitz_host import parameter_squares
 from torch import Tensor
 
+from benchmarks.gpu.host_library import DTYPES, BlockArguments, BlockHost, RowsArgument
 from hyenarec_kernels.backends.cuda.block_plan import BlockPlan, constants, plan_for
 from hyenarec_kernels.legendre import legendre_at
 from hyenarec_kernels.lowrank.levels import TOLERANCE as BOUND
@@ -21,59 +20,6 @@ from hyenarec_kernels.lowrank.levels import Windows, last_distance, make_levels
 
 ROWS = ("out", "x", "pre_gate", "post_gate")
 NAMES = (*ROWS, "coefficients", "decay", "skip")
-MOST_LEVELS = 8
-WHOLE = 1 << 24  # elements of a run, at least
-
-
-class Level(ctypes.Structure):
-    _fields_ = [(name, ctypes.c_int) for name in ("chunk", "fan", "rank", "near_pairs", "far_first", "far_pairs")]
-
-
-class Arguments(ctypes.Structure):
-    """hyenarec::LegendreBlocksArgs."""
-
-    _fields_ = [
-        ("dtype", ctypes.c_int),
-        ("packed", ctypes.c_bool),
-        *((name, ctypes.c_int64) for name in ("sequences", "rows", "channels", "groups", "terms", "horizon")),
-        ("max_length", ctypes.c_int64),
-        *((name, ctypes.c_void_p) for name in ("starts", "ends")),
-        ("wide_index", ctypes.c_bool),
-        *((name, RowsArgument) for name in ("x", "pre_gate", "post_gate")),
-        *((name, ctypes.c_void_p) for name in ("coefficients", "decay", "skip")),
-        ("num_levels", ctypes.c_int),
-        ("levels", Level * MOST_LEVELS),
-        ("constants", ctypes.c_void_p),
-        *((name, RowsArgument) for name in ("out", "grad", "dx", "dpre_gate", "dpost_gate")),
-        *((name, ctypes.c_void_p) for name in ("dcoefficients", "ddecay", "dskip", "workspace")),
-    ]
-
-
-class BlockHost:
-    """A library of tests/native/host_blocks.cpp. A call is cut into runs of at least ``least`` elements."""
-
-    def __init__(self, path: Path, least: int = WHOLE) -> None:
-        self.path, self.least, self.library = path, ctypes.c_int64(least), ctypes.CDLL(str(path))
-        self.library.blocks_args_size.restype = self.library.blocks_workspace.restype = ctypes.c_int64
-        assert self.library.blocks_args_size() == ctypes.sizeof(Arguments)
-
-    def cut(self, least: int) -> BlockHost:
-        """The same, in runs of at least so many elements."""
-        return BlockHost(self.path, least)
-
-    def workspace(self, args: Arguments, backward: bool) -> int:
-        size: int = self.library.blocks_workspace(ctypes.byref(args), backward, self.least)
-        return size
-
-    def run(self, args: Arguments, backward: bool, reversed: bool, workspace: int) -> None:
-        args.workspace = workspace
-        self.library.blocks_run(ctypes.byref(args), backward, reversed, self.least)
-
-
-def compiled(target: Path, source: Path = SOURCE) -> BlockHost:
-    flags = ["-std=c++17", "-O1", "-shared", "-fPIC", f"-I{source}"]
-    subprocess.run(["g++", *flags, str(NATIVE / "host_blocks.cpp"), "-o", str(target)], check=True)
-    return BlockHost(target)
 
 
 @dataclass
@@ -83,8 +29,8 @@ class BlockCase(HostCase):
     needs: frozenset[str] = frozenset(NAMES)
     terms: int = 8
     decay: float | None = None  # of the fastest group
+    even: bool = False  # all groups are as fast
     chunks: tuple[int, ...] | None = None  # of the levels, instead of the cheapest plan's
-    held: Tensor | None = None  # constants other than the plan's
     plan: BlockPlan = field(init=False)
 
     def __post_init__(self) -> None:
@@ -96,7 +42,7 @@ class BlockCase(HostCase):
         self.basis = legendre_at(tau, self.terms, self.taps)
         self.window = torch.ones(self.groups, self.taps, dtype=torch.float64)
         if self.decay is not None:
-            t["decay"] = torch.linspace(0, 1, self.groups + 1)[1:] * self.decay
+            t["decay"] = torch.linspace(float(self.even), 1, self.groups + 1)[1:] * self.decay
             self.window = torch.exp(-t["decay"].double()[:, None] * tau / self.taps)
         t["filter"] = t["coefficients"].double() @ self.basis * self.window
         beyond = self.rows > self.taps
@@ -133,6 +79,11 @@ class BlockCase(HostCase):
             values["decay"] = -(dtaps * self.tensors["filter"] * age).sum(1)
         return {name: values[name] for name in self.present()}
 
+    def squares(self) -> dict[str, Tensor]:
+        t, found = self.tensors, super().squares()
+        decay = t["decay"].double() if self.decay is not None else None
+        return found | parameter_squares(found["filter"], t["filter"], self.taps, self.terms, decay)
+
     def arguments(self, results: dict[str, Tensor]) -> Any:
         t = self.tensors
         self.held = (
@@ -142,7 +93,7 @@ class BlockCase(HostCase):
         def pointer(values: Tensor | None) -> int | None:
             return None if values is None else values.data_ptr()
 
-        args = Arguments(
+        args = BlockArguments(
             dtype=DTYPES[self.dtype],
             packed=self.packed,
             sequences=len(self.starts),
@@ -161,7 +112,6 @@ class BlockCase(HostCase):
             coefficients=pointer(t["coefficients"]),
             decay=pointer(t.get("decay")),
             skip=pointer(t["skip"]) if self.skip else None,
-            num_levels=len(self.plan.levels),
             constants=pointer(self.held),
             out=RowsArgument.of(results.get("out")),
             grad=RowsArgument.of(t["grad"]),
@@ -172,20 +122,17 @@ class BlockCase(HostCase):
             ddecay=pointer(results.get("decay")),
             dskip=pointer(results.get("skip")),
         )
-        numbers = iter(self.plan.numbers)
-        for level in range(len(self.plan.levels)):
-            args.levels[level] = Level(*(next(numbers) for _ in range(6)))
+        args.set_levels(self.plan.numbers)
         return args
 
 
 def wrong(case: BlockCase, found: dict[str, Tensor]) -> dict[str, float]:
     """The results with an error above the tolerance; padding must be exactly zero."""
-    errors = {}
+    errors, squares = {}, case.squares()
     for name, expected in case.expected().items():
         got = found[name].double()
-        error = float((got - expected).norm() / expected.norm().clamp_min(1e-30))
         outside = expected == 0 if name in ROWS else torch.zeros_like(expected, dtype=torch.bool)
-        errors[name] = torch.inf if got[outside].any() else error
+        errors[name] = torch.inf if got[outside].any() else error(got, expected, squares.get(name))
     return {name: error for name, error in errors.items() if not error < TOLERANCE[case.dtype]}
 
 

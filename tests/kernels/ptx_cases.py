@@ -33,16 +33,20 @@ BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
 
 @dataclass(frozen=True)
 class Call:
-    """One operator's forward and backward pass in one layout."""
+    """One operator's forward and backward pass in one layout; `rate`: of every filter's window, an event."""
 
     operator: str
     layout: str
     lengths: Sequence[int]
     dtype: torch.dtype
     options: dict[str, Any] = field(default_factory=dict)
+    rate: float | None = None
 
     def __call__(self, launches: TritonLaunches) -> float:
         case = Case.random(self.operator, self.lengths, dtype=self.dtype, **self.options)
+        if self.rate is not None:
+            decay = torch.full((self.options["groups"],), self.rate * self.options["taps"], dtype=self.dtype)
+            case.parameters["decay"] = decay.double().numpy()
         with launches.emulated():
             got = case.run(self.layout, self.dtype, strided=self.layout == "middle")
         return max(errors(got, case.expected()).values())
@@ -104,6 +108,7 @@ EMPTY = (70, 0, 1, 40)  # with an empty sequence and one of length 1
 FEW: dict[str, Call | Mixer | Steps] = {
     "legendre bf16 padded": legendre("full", (100, 100), BF16, 16, 100),
     "legendre bf16 packed, edge and window, empty sequences": legendre("packed", EMPTY, BF16, 16, 66),
+    "legendre bf16, fast window": replace(legendre("packed", EMPTY, BF16, 16, 66), rate=3.7),
     "legendre fp16 left-padded, groups": legendre("left", (100, 70), FP16, 24, 68, groups=3),
     "legendre fp32 right-padded": legendre("right", (80, 70), FP32, 16, 70),
     "long_conv bf16 strided": Call("long_conv", "middle", (70, 40), BF16, {"dim": 16, "groups": 2, "taps": 12}),
@@ -128,6 +133,11 @@ MANY: dict[str, Call | Mixer | Steps] = {
     "conv_step fp32 long": Steps(17, 40, FP32),
 }
 for dtype in (BF16, FP16, FP32):
+    for rate in (0.05, 0.5, 2.0, 3.7, 6.0):  # the last two on either side of the fastest that is divided out
+        MANY[f"legendre {dtype}, rate {rate}"] = replace(legendre("right", (100, 80), dtype, 16, 70), rate=rate)
+    MANY[f"legendre {dtype} two levels, fast window"] = replace(
+        legendre("right", (610, 520), dtype, 16, 520, 16), rate=0.5
+    )
     name = str(dtype).removeprefix("torch.")
     MANY |= {
         f"legendre {name} packed, N=16": legendre("packed", (300, 64), dtype, 32, 128, 16),

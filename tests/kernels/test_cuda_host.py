@@ -20,8 +20,6 @@ import pytest
 import setuptools
 import torch
 from cuda_host import (
-    ROOT,
-    SOURCE,
     Host,
     HostCase,
     check,
@@ -34,7 +32,9 @@ from cuda_host import (
     random_case,
     wrong,
 )
-from cuda_ops import race_program
+from cuda_ops import ROOT, race_program
+
+from benchmarks.gpu.host_library import SOURCE
 
 
 @pytest.fixture(scope="session")

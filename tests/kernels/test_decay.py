@@ -77,11 +77,10 @@ def test_any_rate(backend: str, horizon: int, length: int, last_only: bool, dtyp
             if np.isnan(RATES[group]) and name != "skip":
                 assert np.isnan(got).all() and np.isnan(right).all(), what
             else:
-                # Triton sums a rate's gradient from those of a chunk's tables, where the few lags of a fast window
-                # lie beside others up to 1e4 times larger. It is held to the norm of the gradient as a whole, as the
-                # contract is: at horizon 101, 2e-9 of it and, at rate 300, 6e-5 of its own size. Rates whose
-                # gradients are 0 are measured by themselves.
-                together = name == "decay" and RATES[group] < 1e4 and backend == "triton"
+                # Triton's float32 gradient of a fast decay is off by 1.1e-5 of its own size at rate 300: it is what is
+                # left of a chunk's sums after terms 100 times larger cancel. It is held to the norm of the gradient as
+                # a whole, as the contract is.
+                together = name == "decay" and RATES[group] < 1e4 and backend == "triton" and dtype == torch.float32
                 scale = np.linalg.norm(want[name][:-1] if together else right)
                 assert np.linalg.norm(got - right) <= TOLERANCE[dtype] * max(scale, 1e-3), what
     assert found["decay"][RATES.index(torch.inf)] == 0

@@ -2,37 +2,50 @@
 
 from __future__ import annotations
 
-import ctypes
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
+from blocks_host import whole
+from blocks_host import wrong as wrong_blocks
 from cuda_host import Host, HostCase, compile_host, needs, one, wrong
 
+from benchmarks.gpu.host_library import BlockHost, block_host
 from benchmarks.gpu.ptx.launches import CudaLaunches
 
-HEADERS = ("cuda/schedule.h",)
 TOP = 6  # log2 of the largest block, so that few programs are compiled
 
 
-@pytest.fixture(scope="module")
-def launches(tmp_path_factory: pytest.TempPathFactory) -> CudaLaunches:
+def folder_for(factory: pytest.TempPathFactory) -> Path:
     needs("g++")
     needs("nvcc")
-    folder = tmp_path_factory.mktemp("ptx")
+    return factory.mktemp("ptx")
+
+
+@pytest.fixture(scope="module")
+def fft(tmp_path_factory: pytest.TempPathFactory) -> tuple[Host, CudaLaunches]:
+    folder = folder_for(tmp_path_factory)
     compile_host(folder / "host.so", TOP)
-    return CudaLaunches(Host(folder / "host.so", TOP).library, HEADERS, folder)
+    host = Host(folder / "host.so", TOP)
+    return host, CudaLaunches(host.library, ("cuda/schedule.h",), folder)
 
 
-def run(launches: CudaLaunches, case: HostCase) -> dict[str, torch.Tensor]:
+@pytest.fixture(scope="module")
+def blocks(tmp_path_factory: pytest.TempPathFactory) -> tuple[BlockHost, CudaLaunches]:
+    folder = folder_for(tmp_path_factory)
+    host = block_host(folder / "host.so")
+    return host, CudaLaunches(host.library, ("cuda/block_schedule.h",), folder)
+
+
+def run(host: Host | BlockHost, launches: CudaLaunches, case: HostCase) -> dict[str, torch.Tensor]:
     results = case.results()
     arguments = case.arguments(results)
+    held = {} if case.held is None else {"constants": case.held}
     for backward in (False, True):
-        size = launches.library.host_workspace(ctypes.byref(arguments), TOP, backward)
-        workspace = torch.full((size // 4 + 64,), torch.nan)
-        arguments.workspace = workspace.data_ptr()
-        tensors = {f"result {name}": t for name, t in results.items()} | case.tensors | {"workspace": workspace}
-        launches.call(partial(launches.library.host_run, ctypes.byref(arguments), TOP, backward, False), tensors)
+        workspace = torch.full((host.workspace(arguments, backward) // 4 + 64,), torch.nan)
+        tensors = {f"result {name}": t for name, t in results.items()} | case.tensors | held | {"workspace": workspace}
+        launches.call(partial(host.run, arguments, backward, False, workspace.data_ptr()), tensors)
     return results
 
 
@@ -44,6 +57,18 @@ CASES = {
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_fft_programs(name: str, launches: CudaLaunches) -> None:
-    bad = wrong(CASES[name], run(launches, CASES[name]))
+def test_fft_programs(name: str, fft: tuple[Host, CudaLaunches]) -> None:
+    bad = wrong(CASES[name], run(*fft, CASES[name]))
     assert not bad
+
+
+@pytest.mark.slow  # 15 s each, most of it nvcc's
+@pytest.mark.parametrize(("rows", "horizon", "channels"), [(300, 290, 3), (600, 520, 18)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_block_programs(
+    dtype: torch.dtype, rows: int, horizon: int, channels: int, blocks: tuple[BlockHost, CudaLaunches]
+) -> None:
+    """The filter's end inside a sequence; then a level, with a fast window. Channels that fill no vector, whose missing
+    neighbours' shared memory is read: nothing is read that nothing wrote."""
+    case = whole(rows, horizon, channels=channels, groups=channels, dtype=dtype, decay=0.5 * horizon, even=True)
+    assert not wrong_blocks(case, run(*blocks, case))

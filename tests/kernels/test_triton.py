@@ -36,6 +36,7 @@ pytest.importorskip("triton", reason="triton is not installed")
 from benchmarks.gpu.ahead_of_time import launches
 from hyenarec_kernels.backends.triton import launching, operators, plan, tables
 from hyenarec_kernels.backends.triton import legendre_conv as block
+from hyenarec_kernels.backends.triton.arithmetic import Arithmetic
 from hyenarec_kernels.backends.triton.rows import ChunkedRows
 
 pytestmark = pytest.mark.skipif(not package.INTERPRETED, reason="these run in the interpreter, on CPU tensors")
@@ -180,7 +181,7 @@ def test_error_stays_under_the_plans_bound(terms: int, horizon: int) -> None:
     x = torch.randn(1, horizon, 4, dtype=torch.float64)
     c, decay = torch.randn(4, terms, dtype=torch.float64), torch.tensor([0.0, 0.7, 3.0, 20.0], dtype=torch.float64)
     assert coarse is not None
-    found = block.BlockLowRank.of(coarse, x, c, decay, ChunkedRows.of(x, None, None)).forward(x, None, None, None)
+    found = block.BlockLowRank.of(coarse, x, c, decay, None, ChunkedRows.of(x, None, None)).forward(x, None, None)
     with backends.use("reference"):
         error = (found - hk.legendre_conv(x, c, horizon=horizon, decay=decay))[0]
     for rows in error.split(plan.CHUNK):
@@ -390,6 +391,6 @@ def test_every_kernel_compiles_without_spills(tmp_path: Path) -> None:
 def test_sampled_basis_is_what_the_tables_hold() -> None:
     """The rows of first taps are the basis itself."""
     chosen = plan.plan_for(5, 100, False, False, torch.float64)
-    held = tables.constants(chosen, torch.float64, torch.float64, torch.device("cpu"))
+    held = tables.constants(chosen, Arithmetic(torch.float64), torch.device("cpu"))
     want = sampled_basis(np.arange(32, dtype=np.float64), 5, 100)
     np.testing.assert_allclose(held.rows[:32].numpy(), want)

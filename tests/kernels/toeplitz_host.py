@@ -2,61 +2,27 @@
 
 from __future__ import annotations
 
-import ctypes
-import subprocess
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
-from cuda_host import DTYPES, NATIVE, SOURCE, Arguments, HostCase, ragged, wrong
+from cuda_host import HostCase, ragged, wrong
 from torch import Tensor
 
-from hyenarec_kernels.legendre import filter_gradients, taps_of
-
-FULL_SHARED, SCARCE_SHARED = 227 << 10, 99 << 10  # bytes a block: compute capability 9.0, and 8.6, 8.9, 12.0
-
-
-class LegendreArguments(ctypes.Structure):
-    """hyenarec::LegendreConvArgs."""
-
-    _fields_ = [
-        ("rows", Arguments),
-        ("last_only", ctypes.c_bool),
-        ("parameters", ctypes.c_int),
-        *((name, ctypes.c_void_p) for name in ("filter", "decay")),
-        *((name, ctypes.c_int64) for name in ("terms", "horizon")),
-        ("skip_dtype", ctypes.c_int),
-        *((name, ctypes.c_void_p) for name in ("skip", "dfilter", "ddecay", "dskip")),
-    ]
+from benchmarks.gpu.host_library import DTYPES, LegendreArguments, ToeplitzHost
+from hyenarec_kernels.legendre import filter_gradients, legendre_at, taps_of
 
 
-class ToeplitzHost:
-    """A library of tests/native/legendre_host.cpp."""
-
-    def __init__(self, path: Path) -> None:
-        self.library = ctypes.CDLL(str(path))
-        self.library.legendre_args_size.restype = self.library.legendre_workspace.restype = ctypes.c_int64
-        assert self.library.legendre_args_size() == ctypes.sizeof(LegendreArguments)
-
-    def workspace(self, args: LegendreArguments, backward: bool) -> int:
-        args.rows.workspace = None
-        size: int = self.library.legendre_workspace(ctypes.byref(args), backward)
-        return size
-
-    def run(self, args: LegendreArguments, backward: bool, reversed: bool, workspace: int) -> None:
-        args.rows.workspace = workspace
-        self.library.legendre_run(ctypes.byref(args), backward, reversed)
-
-
-def compiled(
-    target: Path, blocks: int = 4, shared: int = FULL_SHARED, source: Path = SOURCE, level: str = "-O1"
-) -> ToeplitzHost:
-    """The programs in launches of few blocks, which then take several rounds each."""
-    flags = ["-std=c++17", level, "-shared", "-fPIC", f"-I{source}"]
-    flags += [f"-DHYENAREC_BLOCKS={blocks}", f"-DHYENAREC_SHARED={shared}"]
-    subprocess.run(["g++", *flags, str(NATIVE / "legendre_host.cpp"), "-o", str(target)], check=True)
-    return ToeplitzHost(target)
+def parameter_squares(
+    squares: Tensor, filter: Tensor, horizon: int, terms: int, decay: Tensor | None
+) -> dict[str, Tensor]:
+    """The sums of the terms' squares of the gradients of coefficients and decay, from those of the taps (G, K)."""
+    lag = torch.arange(horizon, dtype=torch.float64)
+    window = torch.ones_like(filter) if decay is None else torch.exp(-decay[:, None] * lag / horizon)
+    return {
+        "coefficients": squares * window**2 @ legendre_at(lag, terms, horizon).T ** 2,
+        "decay": (squares * (filter * lag / horizon) ** 2).sum(1),
+    }
 
 
 @dataclass
@@ -84,6 +50,13 @@ class ToeplitzCase(HostCase):
             coefficients = self.tensors["coefficients"].double()
             gradients = filter_gradients(found.pop("filter"), self.tensors["filter"], coefficients, decay, self.taps)
             found |= {"coefficients": gradients[0]} | ({"decay": gradients[1]} if self.windowed else {})
+        return found
+
+    def squares(self) -> dict[str, Tensor]:
+        found = super().squares()
+        if self.terms:
+            decay = self.tensors["decay"].double() if self.windowed else None
+            found |= parameter_squares(found["filter"], self.tensors["filter"], self.taps, self.terms, decay)
         return found
 
     def results(self) -> dict[str, Tensor]:

@@ -63,8 +63,6 @@ int bank_conflicts() {
 
 extern "C" {
 
-void host_emulate(Emulate to) { emulate = to; }
-
 int64_t args_size() { return sizeof(LongConvArgs); }
 
 int64_t host_workspace(const LongConvArgs* args, int top, bool backward) {

@@ -44,6 +44,9 @@ class TritonLaunches:
     def change(self, program: Program) -> None:
         """Of every program before it runs: for negative controls."""
 
+    def made(self, program: Program, binary: bytes) -> None:
+        """Told of every program what ptxas made of it."""
+
     @contextmanager
     def emulated(self, *, poison: bool = True) -> Iterator[None]:
         """The backend forced, for CPU tensors; what it allocates is full of NaN until it is written, with `poison`."""
@@ -70,6 +73,7 @@ class TritonLaunches:
         if text not in self._programs:
             (program,) = programs(text)
             self.change(program)
+            self.made(program, compiled.asm["cubin"])
             self._programs[text] = program
         program, memory = self._programs[text], GlobalMemory()
         values = []
@@ -96,7 +100,7 @@ class CudaLaunches:
     """
 
     CALLBACK = ctypes.CFUNCTYPE(
-        None, ctypes.c_char_p, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64, ctypes.c_int, ctypes.c_int
+        ctypes.c_bool, ctypes.c_char_p, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64, ctypes.c_int, ctypes.c_int
     )
 
     def __init__(self, library: ctypes.CDLL, headers: tuple[str, ...], folder: Path) -> None:
@@ -110,7 +114,13 @@ class CudaLaunches:
     def call(self, function: Callable[[], None], tensors: dict[str, Tensor]) -> None:
         """Calls `function`, which calls the library, with the launches run on these tensors."""
         missing: list[str] = []
-        self._with(lambda type, *_: missing.append(type) if type not in self.programs else None, function)
+
+        def note(type: str, *_: Any) -> bool:
+            if type not in self.programs:
+                missing.append(type)
+            return True
+
+        self._with(note, function)
         if missing:
             self.programs |= self.compiled(sorted(set(missing)))
         memory = GlobalMemory()
@@ -140,16 +150,17 @@ class CudaLaunches:
             found[type] = program
         return found
 
-    def _with(self, take: Callable[..., None], function: Callable[[], None]) -> None:
+    def _with(self, take: Callable[..., bool], function: Callable[[], None]) -> None:
         faults: list[BaseException] = []
 
-        def taken(type: bytes, data: int, size: int, grid: int, threads: int, shared: int) -> None:
+        def taken(type: bytes, data: int, size: int, grid: int, threads: int, shared: int) -> bool:
             if faults:
-                return
+                return True
             try:
-                take(type.decode(), ctypes.string_at(data, size), grid, threads, shared)
+                return take(type.decode(), ctypes.string_at(data, size), grid, threads, shared)
             except BaseException as error:  # an exception cannot pass through the library
                 faults.append(error)
+                return True
 
         callback = self.CALLBACK(taken)
         self.library.host_emulate(callback)
@@ -160,9 +171,14 @@ class CudaLaunches:
         if faults:
             raise faults[0]
 
-    def _run(self, memory: GlobalMemory, type: str, data: bytes, grid: int, threads: int, shared: int) -> None:
+    def _run(self, memory: GlobalMemory, type: str, data: bytes, grid: int, threads: int, shared: int) -> bool:
         program = self.programs[type]
         if program.threads is not None and program.threads != threads:
             raise Fault(f"{type}: launched with {threads} threads, compiled for {program.threads}")
         self.seen[type] = self.seen.get(type, 0) + 1
-        Launch(program, (grid, 1, 1), threads, shared, (data,)).run(memory)
+        return self.start(Launch(program, (grid, 1, 1), threads, shared, (data,)), memory, type)
+
+    def start(self, launch: Launch, memory: GlobalMemory, type: str) -> bool:
+        """Whether the launch has run; otherwise the library runs it on the host."""
+        launch.run(memory)
+        return True

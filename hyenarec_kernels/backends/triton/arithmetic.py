@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 import triton
 import triton.language as tl
@@ -15,6 +16,7 @@ from hyenarec_kernels.backends.triton import INTERPRETED
 from hyenarec_kernels.backends.triton.configs import CHUNK, TABLE
 from hyenarec_kernels.backends.triton.rows import ChunkedRows
 from hyenarec_kernels.dtypes import wide
+from hyenarec_kernels.lowrank.blocks import Array
 
 # AMD's matrix instructions take float32 values as they are, and have no TF32, or one of less precision.
 AMD = torch.version.hip is not None
@@ -46,6 +48,13 @@ class Arithmetic:
     @property
     def precision_of_moments(self) -> str:
         return "ieee" if AMD or self.dtype == torch.float64 else "tf32x3"
+
+    def rounded(self, table: Array) -> Array:
+        """What a matrix product takes of a table."""
+        digits = {torch.bfloat16: 8, torch.float16: 11, torch.float32: 24}.get(self.dtype, 53)
+        fraction, exponent = np.frexp(table)
+        rounded: Array = np.ldexp(np.round(np.ldexp(fraction, digits)), exponent - digits)
+        return rounded
 
     @property
     def kernel_dtype(self) -> Any:

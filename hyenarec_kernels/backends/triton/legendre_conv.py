@@ -23,7 +23,7 @@ import triton
 from torch import Tensor
 
 from hyenarec_kernels.backends.crossovers import TRITON_DIRECT
-from hyenarec_kernels.backends.triton.arithmetic import Arithmetic, tile_channels, wide_parameter
+from hyenarec_kernels.backends.triton.arithmetic import Arithmetic, tile_channels
 from hyenarec_kernels.backends.triton.configs import CHUNK, TABLE, Config
 from hyenarec_kernels.backends.triton.far import Far
 from hyenarec_kernels.backends.triton.kernels import chunks as kernels
@@ -67,7 +67,7 @@ def legendre_conv(
     if plan is None:
         taps = taps_of(coefficients.to(wide(x.dtype)), horizon, decay, taps=rows.columns)
         return (convolve_last if last_only else convolve)(x, taps, skip, pre_gate, post_gate, rows)
-    return BlockLowRank.of(plan, x, coefficients, decay, rows).forward(x, skip, pre_gate, post_gate)
+    return BlockLowRank.of(plan, x, coefficients, decay, skip, rows).forward(x, pre_gate, post_gate)
 
 
 def legendre_conv_backward(
@@ -97,7 +97,7 @@ def legendre_conv_backward(
             dcoefficients = both[0] if needs[1] else dcoefficients
             ddecay = both[1] if needs[2] and both[1] is not None else ddecay
         return dx, dcoefficients, ddecay, dskip, dpre, dpost
-    return BlockLowRank.of(plan, x, coefficients, decay, rows).backward(
+    return BlockLowRank.of(plan, x, coefficients, decay, skip, rows).backward(
         grad, x, coefficients, decay, skip, pre_gate, post_gate, needs
     )
 
@@ -141,16 +141,22 @@ class BlockLowRank:
 
     @classmethod
     def of(
-        cls, plan: GpuPlan, x: Tensor, coefficients: Tensor, decay: Tensor | None, rows: ChunkedRows
+        cls,
+        plan: GpuPlan,
+        x: Tensor,
+        coefficients: Tensor,
+        decay: Tensor | None,
+        skip: Tensor | None,
+        rows: ChunkedRows,
     ) -> BlockLowRank:
         arithmetic, channels = Arithmetic(x.dtype), x.shape[-1]
-        held = constants(plan, arithmetic.wide, arithmetic.operand, x.device)
+        held = constants(plan, arithmetic, x.device)
         filter = FilterParameters.of(plan, held, coefficients, decay, x.dtype)
         rate = filter.rate
         if rate is not None:
             rate = rate.to(arithmetic.wide).repeat_interleave(channels // rate.shape[0])
         edge_rank = plan.edge_rank if plan.has_edge(rows.columns) else 0
-        return cls(plan, held, filter, filter.tables(channels), rate, rows, edge_rank, arithmetic)
+        return cls(plan, held, filter, filter.tables(channels, skip), rate, rows, edge_rank, arithmetic)
 
     @cached_property
     def slots(self) -> list[Slots]:
@@ -189,17 +195,17 @@ class BlockLowRank:
                 rows = slice(first, first + size)
                 yield Part(rows, columns), whole if parts == 1 else replace(whole, rows=self.rows.part(rows))
 
-    def forward(self, x: Tensor, skip: Tensor | None, pre_gate: Tensor | None, post_gate: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, pre_gate: Tensor | None, post_gate: Tensor | None) -> Tensor:
         out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
         for run, part in self.runs(x, out.nbytes, training=False):
-            part._forward((run(x), run(pre_gate)), run(skip), (run(post_gate), run(out)))
+            part._forward((run(x), run(pre_gate)), (run(post_gate), run(out)))
         return out
 
-    def _forward(self, u: tuple[Tensor, Tensor | None], skip: Tensor | None, out: tuple[Tensor | None, Tensor]) -> None:
+    def _forward(self, u: tuple[Tensor, Tensor | None], out: tuple[Tensor | None, Tensor]) -> None:
         nu = None
         if self.far:
             nu = self.far.across(self.far.moments(*u, reverse=False), self.tables.levels, reverse=False)
-        self._chunks(u, [out], nu, skip)
+        self._chunks(u, [out], nu)
 
     def backward(
         self,
@@ -218,15 +224,16 @@ class BlockLowRank:
         totals: dict[int, list[Tensor]] = {}  # by the first channel
         for run, part in self.runs(x, sum(t.nbytes for t in outputs), training=True):
             u, dy = (run(x), run(pre_gate)), (run(grad), run(post_gate))
-            shares = part._backward(u, dy, run(skip), (run(dx), run(dpre), run(dpost)), need_filter, need_skip)
+            shares = part._backward(u, dy, (run(dx), run(dpre), run(dpost)), need_filter, need_skip)
             before = totals.get(run.columns.start)
             totals[run.columns.start] = [a + b for a, b in zip(before, shares, strict=True)] if before else shares
         total = [torch.cat(parts, 1) for parts in zip(*totals.values(), strict=True)]
         dcoefficients, ddecay, dskip = (x.new_empty(0) for _ in range(3))
         if need_filter:
-            near, edge, _, *dlevels = total
+            near, edge, own, *dlevels = total
             unreached = self.tables.levels[len(dlevels) :]
             dc, drate = self.filter.backward(
+                own,
                 near,
                 edge if self.edge_rank else torch.zeros_like(self.tables.edge),
                 [*dlevels, *map(torch.zeros_like, unreached)],
@@ -242,14 +249,13 @@ class BlockLowRank:
         self,
         u: tuple[Tensor, Tensor | None],
         dy: tuple[Tensor, Tensor | None],
-        skip: Tensor | None,
         outputs: tuple[Tensor, Tensor, Tensor],
         need_filter: bool,
         need_skip: bool,
     ) -> list[Tensor]:
         """Writes the gradients of x and the gates to those of the `outputs` that are not empty.
 
-        Returns the gradients of near, edge and skip and, where the filter's gradient is wanted, of each level's tables.
+        Returns the gradients of near, edge and own and, where the filter's gradient is wanted, of each level's tables.
         """
         (x, pre_gate), grad, (dx, dpre, dpost) = u, dy[0], outputs
         need_input = dx.numel() or dpre.numel()
@@ -259,7 +265,7 @@ class BlockLowRank:
             eta = self.far.moments(*dy, reverse=True)
         if need_input:
             xi = self.far.across([*eta] if need_filter else eta, self.tables.levels, reverse=True) if self.far else None
-            self._chunks(dy, [(pre_gate, dx), (x, dpre)], xi, skip, reverse=True)
+            self._chunks(dy, [(pre_gate, dx), (x, dpre)], xi, reverse=True)
             del xi
         if not (dpost.numel() or need_filter or need_skip):
             return []
@@ -270,12 +276,12 @@ class BlockLowRank:
         if self.far and dpost.numel():
             nu = self.far.across(mu or self.far.moments(*u, reverse=False), self.tables.levels, reverse=False)
         del mu
-        sums = self._chunks(u, [(grad, dpost)], nu, skip, weigh=dy)
+        sums = self._chunks(u, [(grad, dpost)], nu, weigh=dy)
         return [*(t.sum(0) for t in sums), *dlevels]
 
     @property
     def sum_ranks(self) -> tuple[int, int, int]:
-        """How many rows a program of the chunks kernel adds to each of the gradients of near, edge and skip."""
+        """How many rows a program of the chunks kernel adds to each of the gradients of near, edge and own."""
         return self.plan.near_rank, self.edge_rank, 1
 
     @property
@@ -294,7 +300,6 @@ class BlockLowRank:
         source: tuple[Tensor, Tensor | None],
         outputs: list[tuple[Tensor | None, Tensor]],
         nu: Tensor | None,
-        skip: Tensor | None,
         *,
         weigh: tuple[Tensor, Tensor | None] | None = None,
         reverse: bool = False,
@@ -306,7 +311,7 @@ class BlockLowRank:
         launch.
 
         An empty output is not wanted, and not written. With ``weigh``, two factors whose product is the gradient of the
-        convolution's output, returns each program's share of the gradients of near, edge and skip, (programs, rank, D).
+        convolution's output, returns each program's share of the gradients of near, edge and own, (programs, rank, D).
         """
         x, channels = source[0], source[0].shape[-1]
         programs, wide, tile = self.chunk_tile
@@ -316,7 +321,7 @@ class BlockLowRank:
         edge_ranks = [0, self.edge_rank] if self.edge_rank else [0]
         if weigh and self.edge_rank:
             sums[1].zero_()
-        near_sums, edge_sums, skip_sums = sums or (None, None, None)
+        near_sums, edge_sums, own_sums = sums or (None, None, None)
         (after, out), (other, other_out) = [*outputs, (None, x.new_empty(0))][:2]
         out_row = next((t.stride(-2) for t in (out, other_out) if t.numel()), 0)
         rank = self.plan.levels[0].rank if self.far else 1
@@ -337,14 +342,14 @@ class BlockLowRank:
                 out_row=out_row,
                 near_sums_ptr=near_sums,
                 edge_sums_ptr=edge_sums,
-                skip_sums_ptr=skip_sums,
+                own_sums_ptr=own_sums,
                 toeplitz_ptr=self.constants.toeplitz,
                 near_ptr=self.tables.near,
                 basis_ptr=self.constants.basis,
                 nu_ptr=nu,
                 edges_ptr=self.constants.edges,
                 edge_ptr=self.tables.edge,
-                skip_ptr=wide_parameter(skip, x),
+                own_ptr=self.tables.own,
                 rate_ptr=self.rate,
                 fastest=fastest(self.arithmetic.wide),
                 **self.rows.located(self.slots[0]),

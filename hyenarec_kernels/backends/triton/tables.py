@@ -16,12 +16,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hyenarec_kernels.backends.triton.arithmetic import Arithmetic
 from hyenarec_kernels.backends.triton.configs import CHUNK
 from hyenarec_kernels.backends.triton.plan import (
     GpuPlan,
+    fast_fit,
     fastest,
-    near_fits,
+    near_fit,
     padded,
+    plain_fit,
     toeplitz,
 )
 from hyenarec_kernels.dtypes import wide
@@ -35,7 +38,8 @@ class Constants:
     """What a plan needs on a device, whatever the parameters.
 
     Attributes:
-        toeplitz: (near_rank, C, C) the matrices ``T_m``, in the dtype of the matrix products.
+        toeplitz: (near_rank, C, C) the matrices ``T_m``, in the dtype of the matrix products and rounded to what these
+            take, as the matrices of `edges` are: coefficients are fitted to the rounded bases.
         basis: (C, padded rank) the lowest level's ``Q``, zero columns at the end, likewise; empty without levels.
         edges: (edge_rank, 2, C, C) likewise.
         transfers: between each level and the next, (fan, rank, rank above), in arithmetic type.
@@ -43,7 +47,7 @@ class Constants:
             float64, as all that follow.
         aged: likewise for the filter times lag / K.
         taps, offsets: the exponents' factors of the first taps (taps, 1) and of the other rows (rows - taps, 1).
-        fit: (near_rank, taps) for windows too fast to be divided out.
+        fit: (near_rank, taps - 1) for windows too fast to be divided out, of the taps after lag 0.
     """
 
     toeplitz: Tensor
@@ -59,20 +63,25 @@ class Constants:
 
 @dataclass(frozen=True)
 class Tables:
-    """What one call's kernels read, (..., D): coefficients of the near and edge bases, blocks of each level."""
+    """What one call's kernels read, (..., D): what a row gets of itself (lag 0's tap and the skip), coefficients of the
+    near and edge bases, blocks of each level."""
 
+    own: Tensor
     near: Tensor
     edge: Tensor
     levels: list[Tensor]
 
     def part(self, channels: slice) -> Tables:
         """Of some channels."""
-        near, edge, *levels = (t[:, channels].contiguous() for t in (self.near, self.edge, *self.levels))
-        return Tables(near, edge, levels)
+        parts = (self.own, self.near, self.edge, *self.levels)
+        own, near, edge, *levels = (t[:, channels].contiguous() for t in parts)
+        return Tables(own, near, edge, levels)
 
 
 @cache  # nothing is dropped: a captured CUDA graph may read it as long as the process lives
-def constants(plan: GpuPlan, dtype: torch.dtype, operand: torch.dtype, device: torch.device) -> Constants:
+def constants(plan: GpuPlan, arithmetic: Arithmetic, device: torch.device) -> Constants:
+    dtype, operand = arithmetic.wide, arithmetic.operand
+
     def put(values: Array, to: torch.dtype) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(values)).to(to).to(device)
 
@@ -81,11 +90,12 @@ def constants(plan: GpuPlan, dtype: torch.dtype, operand: torch.dtype, device: t
         return values, values * (lags / plan.horizon)[:, None]
 
     first, cut = np.arange(plan.near_taps, dtype=np.float64), np.arange(plan.edge_lag, plan.horizon, dtype=np.float64)
-    exact, fast = near_fits(plan, dtype)
+    near_basis, edge_basis = (arithmetic.rounded(basis) for basis in (plan.near_basis, plan.edge_basis))
+    fast = fast_fit(near_basis, dtype)
     parts = [
         (first, np.eye(len(first)), [0.0] * len(first)),
-        (first, exact, [0.0] * len(exact)),
-        (cut, plan.edge_basis.T, [float(plan.edge_lag - 1)] * plan.edge_rank),
+        (first[1:], near_fit(near_basis), [0.0] * plan.near_rank),
+        (cut, plain_fit(edge_basis), [float(plan.edge_lag - 1)] * plan.edge_rank),
     ]
     rows: list[Array] = []
     aged: list[Array] = []
@@ -94,24 +104,27 @@ def constants(plan: GpuPlan, dtype: torch.dtype, operand: torch.dtype, device: t
         for target, values in zip((rows, aged), sampled(lags), strict=True):
             target.append(fit @ values)
         offsets += offset
-    for level in plan.levels:
+    steps = [transfer(below, above) for below, above in zip(plan.levels, plan.levels[1:], strict=False)]
+    basis, seen = np.zeros((CHUNK, 0)), np.zeros((0, 0))
+    if plan.levels:
+        rank = plan.levels[0].rank
+        exact = local_basis(CHUNK, rank)
+        basis = arithmetic.rounded(np.pad(exact, ((0, 0), (0, padded(rank) - rank))))
+        seen = plain_fit(basis[:, :rank]) @ exact  # the exact basis in the rounded one
+    for index, level in enumerate(plan.levels):
         blocks = block_map(level).T  # (rank * rank, nodes)
+        if index == 0:
+            blocks = np.kron(seen, seen) @ blocks
         for target, values in zip((rows, aged), sampled(level.lags), strict=True):
             target.append((blocks @ values.reshape(-1, level.nodes, plan.terms)).reshape(-1, plan.terms))
         offsets += [float((distance - 1) * level.chunk) for distance in level.distances for _ in range(level.rank**2)]
-    basis = np.zeros((CHUNK, 0))
-    if plan.levels:
-        basis = np.zeros((CHUNK, padded(plan.levels[0].rank)))
-        basis[:, : plan.levels[0].rank] = local_basis(CHUNK, plan.levels[0].rank)
     edge_lags = [(plan.edge_first + b) * CHUNK for b in range(2)]
     with torch.inference_mode(False):
         return Constants(
-            toeplitz=put(toeplitz(plan.near_basis, 0, 0), operand),
+            toeplitz=put(toeplitz(near_basis, 1, 0), operand),
             basis=put(basis, operand),
-            edges=put(np.stack([toeplitz(plan.edge_basis, plan.edge_lag, lag) for lag in edge_lags], 1), operand),
-            transfers=tuple(
-                put(transfer(below, above), dtype) for below, above in zip(plan.levels, plan.levels[1:], strict=False)
-            ),
+            edges=put(np.stack([toeplitz(edge_basis, plan.edge_lag, lag) for lag in edge_lags], 1), operand),
+            transfers=tuple(put(seen @ step if index == 0 else step, dtype) for index, step in enumerate(steps)),
             rows=put(np.concatenate(rows), torch.float64),
             aged=put(np.concatenate(aged), torch.float64),
             taps=put(first[:, None], torch.float64),
@@ -159,28 +172,28 @@ class FilterParameters:
         assert self.rate is not None
         return self.rate > fastest(self.dtype)
 
-    def tables(self, channels: int) -> Tables:
+    def tables(self, channels: int, skip: Tensor | None) -> Tables:
         values = self.values()[0]
         taps, near, edge, *blocks = values.to(self.dtype).split(self.sizes)
         if self.rate is not None:
-            near = torch.where(self.too_fast(), (self.constants.fit @ values[: len(taps)]).to(self.dtype), near)
-        repeat = channels // near.shape[1]
+            near = torch.where(self.too_fast(), (self.constants.fit @ values[1 : len(taps)]).to(self.dtype), near)
+        own, repeat = taps[:1], channels // near.shape[1]
         if repeat > 1:
-            near, edge, *blocks = (t.repeat_interleave(repeat, 1) for t in (near, edge, *blocks))
-        return Tables(near, edge, blocks)
+            own, near, edge, *blocks = (t.repeat_interleave(repeat, 1) for t in (own, near, edge, *blocks))
+        return Tables(own if skip is None else own + skip, near, edge, blocks)
 
-    def backward(self, near: Tensor, edge: Tensor, blocks: list[Tensor]) -> tuple[Tensor, Tensor | None]:
+    def backward(self, own: Tensor, near: Tensor, edge: Tensor, blocks: list[Tensor]) -> tuple[Tensor, Tensor | None]:
         """Gradients of the coefficients (G, N) and of the decay (G,) from those of the tables, (rows, D)."""
         groups = self.coefficients.shape[0]
-        near, edge, *blocks = (
-            t.reshape(t.shape[0], groups, -1).sum(2, dtype=torch.float64) for t in (near, edge, *blocks)
+        own, near, edge, *blocks = (
+            t.reshape(t.shape[0], groups, -1).sum(2, dtype=torch.float64) for t in (own, near, edge, *blocks)
         )
-        taps = near.new_zeros(self.plan.near_taps, groups)
+        taps = near.new_zeros(self.plan.near_taps - 1, groups)
         if self.rate is not None:
             fast = self.too_fast()
             taps = self.constants.fit.T @ torch.where(fast, near, 0)
             near = torch.where(fast, 0, near)
-        gradient = torch.cat([taps, near, edge, *blocks])  # (rows, G)
+        gradient = torch.cat([own, taps, near, edge, *blocks])  # (rows, G)
         _, window = self.values()
         if window is None:
             return gradient.T @ self.constants.rows, None

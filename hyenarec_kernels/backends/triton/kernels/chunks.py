@@ -1,15 +1,15 @@
 """The part of the block low-rank convolution that reads and writes (B, L, D), in one kernel for three uses.
 
-    y_i = exp(-a' (i - C/2)) sum_m near_m (T_m v)_i,    v_j = exp(a' (j - C/2)) u_j,    T_m[i, j] = phi_m(i - j)
+    y_i = own u_i                                             lag 0's tap and the skip
+        + exp(-a' (i - C/2)) sum_m near_m (T_m v)_i,    v_j = exp(a' (j - C/2)) u_j,    T_m[i, j] = phi_m(i - j), i > j
         + exp(-a i) (Q nu)_i                                  what other chunks contribute
         + the two chunks that the filter's end cuts           (EDGE_RANK > 0)
-        + skip u_i
 
 The matrices ``T_m`` and ``Q`` are shared by all channels, so a tile of SLOTS chunks times CHANNELS channels is one
 operand of a matrix product; ``near_m`` scales its columns. ``a'`` is the decay an event, or `fastest` if that is less.
 
 * forward: u = pre_gate x, out = post_gate y;
-* again in the backward pass: post_gate's gradient is grad y, and the sums that near, edge and skip need come along;
+* again in the backward pass: post_gate's gradient is grad y, and the sums that near, edge and own need come along;
 * transposed (REVERSE): u = post_gate grad, and x's gradient is pre_gate y, pre_gate's x y.
 """
 
@@ -84,14 +84,14 @@ def legendre_chunks_kernel(
     weigh_gate_row,
     near_sums_ptr,
     edge_sums_ptr,
-    skip_sums_ptr,
+    own_sums_ptr,
     toeplitz_ptr,
     near_ptr,
     basis_ptr,
     nu_ptr,
     edges_ptr,
     edge_ptr,
-    skip_ptr,
+    own_ptr,
     rate_ptr,
     fastest,
     sequences_ptr,
@@ -119,7 +119,7 @@ def legendre_chunks_kernel(
 ):
     """With u = gate x: out = after y and other_out = other y, rows out_row apart; an absent factor is 1.
 
-    near_sums, edge_sums, skip_sums: shares of the gradients, for the output gradient weigh_gate weigh; (programs, rank,
+    near_sums, edge_sums, own_sums: shares of the gradients, for the output gradient weigh_gate weigh; (programs, rank,
     D) each, or None for none of them. PARTED: this launch takes only the tiles out of reach of the filter's end
     or, with an EDGE_RANK, only the others.
     """
@@ -161,7 +161,7 @@ def legendre_chunks_kernel(
         )
     else:
         g = gated(weigh_ptr, weigh_row, weigh_gate_ptr, weigh_gate_row, row, i, channel[None, :], real, ACC)
-        store_sums(skip_sums_ptr, tl.sum(g * u, 0)[None, :], channels, 1, SLOTS, CHANNELS)
+        store_sums(own_sums_ptr, tl.sum(g * u, 0)[None, :], channels, 1, SLOTS, CHANNELS)
         if rate_ptr is not None:
             g *= tl.exp(-centred)
         sums = tl.zeros((NEAR_PADDED, SLOTS * CHANNELS), ACC)
@@ -222,8 +222,7 @@ def legendre_chunks_kernel(
         y += cut
         if near_sums_ptr is not None:
             store_sums(edge_sums_ptr, sums, channels, EDGE_RANK, SLOTS, CHANNELS)
-    if skip_ptr is not None:
-        y += tl.load(skip_ptr + channel, mask=inside, other=0)[None, :] * u
+    y += tl.load(own_ptr + channel, mask=inside, other=0)[None, :] * u
     to, written_here = written(
         position, sequence[None, :], first[None, :], length[None, :], slot[None, :], slots, columns, PACKED
     )
