@@ -86,6 +86,36 @@ struct StepArgs {
   const int64_t* steps;  // rows each ring has taken since its oldest row stood first
 };
 
+// One level of a compact state, as hyenarec_kernels/nn/compact.py describes it; tables are those of one filter.
+struct CompactPart {
+  void* data;
+  int64_t stride;  // elements between sequences; those of one lie side by side
+};
+struct CompactLevel {
+  int64_t chunk, rank, slots;
+  const void* basis;   // (chunk, rank)
+  const void* enter;   // (chunk, channels)
+  const void* leave;   // (chunk, channels)
+  const void* blocks;  // (slots, rank, rank, channels)
+  CompactPart sums, incoming;  // (rank, channels) a sequence
+  CompactPart moments;         // (slots, rank, channels) a sequence
+};
+
+// One event more of each sequence with a compact state, through one filter. What has no dtype named is of the arithmetic
+// type.
+struct CompactArgs {
+  using Part = CompactPart;
+  int64_t num_sequences, channels;
+  Dtype dtype;  // of x, gates and out
+  Rows x, pre_gate, post_gate, out;
+  CompactPart recent;    // (levels[0].chunk - 1, channels) a sequence: a ring
+  const void* near;      // (levels[0].chunk, channels), the largest lag first
+  const int64_t* steps;  // events before this one
+  int64_t num_levels;    // at least 1
+  CompactLevel levels[kMaxLevels];
+  bool half_moments;     // moments are bfloat16
+};
+
 // Dropout of `count` adjacent elements with probability dropped / 256, or of their GELU; with `grad`, its gradient.
 struct DropoutArgs {
   int64_t count;
@@ -110,6 +140,7 @@ struct Kernels {
   void (*conv_last)(const ConvArgs&, ParallelFor);
   void (*conv_last_backward)(const ConvArgs&, ParallelFor);
   void (*conv_step)(const StepArgs&, ParallelFor);
+  void (*compact_step)(const CompactArgs&, ParallelFor);
   void (*short_conv)(const ShortConvArgs&, bool backward, ParallelFor);
   void (*dropout)(const DropoutArgs&, ParallelFor);
   double (*peak)(int64_t steps, ParallelFor);  // multiply-adds done by a register-only loop

@@ -1,6 +1,7 @@
 // The kernels of one instruction set. setup.py compiles this file once a set, with the set's compiler flags and its name
 // as HYENAREC_ISA.
 #include "backward.h"
+#include "compact.h"
 #include "dropout.h"
 #include "last.h"
 #include "peak.h"
@@ -28,12 +29,15 @@ void conv_last_backward(const ConvArgs& args, ParallelFor parallel) {
 void conv_step(const StepArgs& args, ParallelFor parallel) {
   args.dtype == Dtype::f64 ? step<double>(args, parallel) : step<float>(args, parallel);
 }
+void compact_step(const CompactArgs& args, ParallelFor parallel) {
+  args.dtype == Dtype::f64 ? compact<double>(args, parallel) : compact<float>(args, parallel);
+}
 
 }  // namespace
 
 const Kernels kernels = {
-    HYENAREC_NAME_OF(HYENAREC_ISA), conv_forward,       conv_backward, conv_last, conv_last_backward, conv_step,
-    short_conv_of_type,             dropout,            peak,
+    HYENAREC_NAME_OF(HYENAREC_ISA), conv_forward, conv_backward, conv_last, conv_last_backward, conv_step, compact_step,
+    short_conv_of_type,             dropout,      peak,
 };
 
 }  // namespace hyenarec::HYENAREC_ISA

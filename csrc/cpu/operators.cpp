@@ -101,10 +101,11 @@ using torch::stable::detail::StableLibrary;
 
 // Schemas and kernels, which torch keeps as long as this lives. The schemas are those of hyenarec_kernels.
 struct Operators {
-  StableLibrary schemas{StableLibrary::Kind::FRAGMENT, "hyenarec", nullptr, __FILE__, __LINE__};
-  StableLibrary kernels{StableLibrary::Kind::IMPL, "hyenarec", "CPU", __FILE__, __LINE__};
+  StableLibrary schemas, kernels;
 
-  Operators() {
+  explicit Operators(const char* name_space)
+      : schemas(StableLibrary::Kind::FRAGMENT, name_space, nullptr, __FILE__, __LINE__),
+        kernels(StableLibrary::Kind::IMPL, name_space, "CPU", __FILE__, __LINE__) {
     schemas.def(
         "long_conv(Tensor x, Tensor filter, Tensor? skip, Tensor? pre_gate, Tensor? post_gate, Tensor? starts, "
         "Tensor? ends, bool last_only) -> Tensor");
@@ -119,6 +120,9 @@ struct Operators {
     schemas.def(
         "conv_step(Tensor x, Tensor(a!) history, Tensor taps, Tensor steps, Tensor? pre_gate, Tensor? post_gate) "
         "-> Tensor");
+    schemas.def(
+        "compact_step(Tensor x, Tensor(a!) recent, Tensor(b!)[] levels, Tensor near, Tensor[] tables, Tensor steps, "
+        "int number, Tensor? pre_gate, Tensor? post_gate) -> Tensor");
     schemas.def("segments(Tensor? starts, Tensor ends, SymInt rows, bool packed, str op) -> (Tensor, Tensor)");
     schemas.def("runs(Tensor mask, str op) -> (Tensor, Tensor)");
     kernels.impl("long_conv", TORCH_BOX(&long_conv));
@@ -126,6 +130,7 @@ struct Operators {
     kernels.impl("short_conv", TORCH_BOX(&short_conv_by_name));
     kernels.impl("gated_short_conv", TORCH_BOX(&gated_short_conv_of));
     kernels.impl("conv_step", TORCH_BOX(&conv_step));
+    kernels.impl("compact_step", TORCH_BOX(&compact_step));
     kernels.impl("segments", TORCH_BOX(&segments));
     kernels.impl("runs", TORCH_BOX(&runs));
   }
@@ -134,12 +139,13 @@ struct Operators {
 // Empty where another has defined the operators before: then that one serves.
 std::unique_ptr<Operators> define() {
   try {
-    return std::make_unique<Operators>();
+    return std::make_unique<Operators>("hyenarec");
   } catch (const std::exception&) {
     return nullptr;
   }
 }
 std::unique_ptr<Operators> operators = define();
+const Operators native{"hyenarec_native"};  // which no Python takes over
 
 }  // namespace
 
@@ -147,7 +153,8 @@ void leave_operators_to_python() { operators.reset(); }
 
 // These stay. A loaded package points at torch's record of each operator, and the record lives as long as any kernel.
 STABLE_TORCH_LIBRARY_IMPL(hyenarec, QuantizedCPU, m) {
-  for (const char* name : {"long_conv", "legendre_conv", "short_conv", "gated_short_conv", "conv_step", "segments", "runs"})
+  for (const char* name : {"long_conv", "legendre_conv", "short_conv", "gated_short_conv", "conv_step", "compact_step",
+                           "segments", "runs"})
     m.impl(name, refuse_quantized);
 }
 

@@ -32,6 +32,14 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> conv_last_backward(
 Tensor conv_step(const Tensor& x, const Tensor& history, const Tensor& taps, const Tensor& steps,
                  const MaybeTensor& pre_gate, const MaybeTensor& post_gate);
 
+// x (B, D), the newest row of each sequence, to (B, D), through filter `number` of F. The state of hyenarec_kernels/nn/
+// compact.py, written to: `recent` (B, F, C-1, D); `levels`, of each level sums and incoming (B, F, R, D) and moments
+// (B, F, slots, R, D), which may be bfloat16. Shared: `near` (F, C, D); `tables`, of each level basis (C, R), enter and
+// leave (F, C, D) and blocks (F, slots, R, R, D). What is not contiguous is copied, there and back.
+Tensor compact_step(const Tensor& x, const Tensor& recent, std::vector<Tensor> levels, const Tensor& near,
+                    std::vector<Tensor> tables, const Tensor& steps, int64_t number, const MaybeTensor& pre_gate,
+                    const MaybeTensor& post_gate);
+
 // `weight` is (width, C), lag 0 first.
 Tensor short_conv(const Tensor& x, const Tensor& weight, const MaybeTensor& bias, const MaybeTensor& starts,
                   const MaybeTensor& ends, bool silu);

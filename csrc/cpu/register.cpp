@@ -86,6 +86,9 @@ STABLE_TORCH_LIBRARY(hyenarec_cpu, m) {
   m.def(
       "conv_step(Tensor x, Tensor(a!) history, Tensor taps, Tensor steps, Tensor? pre_gate, Tensor? post_gate) "
       "-> Tensor");
+  m.def(
+      "compact_step(Tensor x, Tensor(a!) recent, Tensor(b!)[] levels, Tensor near, Tensor[] tables, Tensor steps, "
+      "int number, Tensor? pre_gate, Tensor? post_gate) -> Tensor");
   m.def("short_conv(Tensor x, Tensor weight, Tensor? bias, Tensor? starts, Tensor? ends, bool silu) -> Tensor");
   m.def(
       "short_conv_backward(Tensor grad, Tensor x, Tensor weight, Tensor? bias, Tensor? starts, Tensor? ends, "
@@ -110,6 +113,7 @@ STABLE_TORCH_LIBRARY_IMPL(hyenarec_cpu, CPU, m) {
   m.impl("conv_last", TORCH_BOX(&cpu::conv_last));
   m.impl("conv_last_backward", TORCH_BOX(&cpu::conv_last_backward));
   m.impl("conv_step", TORCH_BOX(&cpu::conv_step));
+  m.impl("compact_step", TORCH_BOX(&cpu::compact_step));
   m.impl("short_conv", TORCH_BOX(&cpu::short_conv));
   m.impl("short_conv_backward", TORCH_BOX(&cpu::short_conv_backward));
   m.impl("gated_short_conv", TORCH_BOX(&cpu::gated_short_conv));

@@ -20,7 +20,7 @@ from hyenarec_kernels.legendre import event_rate
 from hyenarec_kernels.lowrank.compact import CompactLevel
 from hyenarec_kernels.nn.filters import Filter
 from hyenarec_kernels.nn.streaming import StreamingState
-from hyenarec_kernels.ops.conv_step import conv_step
+from hyenarec_kernels.ops.compact_step import compact_step
 
 
 @dataclass(frozen=True)
@@ -134,7 +134,7 @@ class CompactState(StreamingState):
     def shapes(self, filters: int, horizon: int, dim: int) -> dict[str, tuple[int, ...]]:
         (chunk, rank), near = self.tables[-1].basis.shape, self.near.shape[1]
         return {
-            "recent": (len(self.steps), filters, near - 1, dim),
+            "recent": (self.steps.shape[0], filters, near - 1, dim),
             "near": (filters, near, dim),
             f"tables.{len(self.tables) - 1}.blocks": (filters, horizon // chunk - 1, rank, rank, dim),
         }
@@ -182,37 +182,12 @@ class CompactState(StreamingState):
         slot = (row % max(chunk - 1, 1))[:, :-1, None][:, None].expand_as(rows[:, :, :-1])
         return ring.scatter_(2, slot, rows[:, :, :-1])
 
-    def begin(self) -> None:
-        for number, (level, tables) in enumerate(zip(self.levels, self.tables, strict=True)):
-            chunk, slots = tables.basis.shape[0], level.moments.shape[2]
-            starts = ((self.steps % chunk == 0) & (self.steps > 0)).nonzero().flatten()
-            if not len(starts):
-                return  # nor does a chunk of a level above
-            if number == 0:
-                self.recent[starts] = 0
-            finished = self.steps[starts] // chunk - 1  # the chunk that has just ended
-            level.moments[starts, :, finished % slots] = level.sums[starts].to(level.moments.dtype)
-            level.sums[starts] = 0
-            if number + 1 < len(self.levels):  # what lies before the parent is the levels' above
-                parent = self.tables[number + 1].basis.shape[0]
-                level.moments[starts[self.steps[starts] % parent == 0]] = 0
-            # Distance d is slot (finished + 1 - d) % slots: roll the blocks, not the moments.
-            distance = (finished[:, None] - torch.arange(slots, device=finished.device)) % slots  # (S, slots)
-            blocks = tables.blocks[:, distance].transpose(0, 1)  # (S, F, slots, R, R, D)
-            moments = level.moments[starts].to(blocks.dtype)
-            level.incoming[starts] = (blocks * moments[:, :, :, None]).sum((2, 4))
-
     def convolve(self, number: int, x: Tensor, pre_gate: Tensor | None, post_gate: Tensor | None) -> Tensor:
-        y = conv_step(x, self.recent[:, number], self.near[number], self.steps, pre_gate=pre_gate)
-        u = (x if pre_gate is None else pre_gate * x).to(self.recent.dtype)
-        far = torch.zeros_like(u)
-        for level, tables in zip(self.levels, self.tables, strict=True):
-            row = self.steps % tables.basis.shape[0]  # (B,)
-            local = tables.basis[row][..., None]  # (B, R, 1)
-            far += tables.leave[number, row] * (local * level.incoming[:, number]).sum(1)
-            level.sums[:, number] += local * (tables.enter[number, row] * u)[:, None]
-        y = y + far.to(y.dtype)
-        return y if post_gate is None else post_gate * y
+        levels = [values for level in self.levels for values in vars(level).values()]
+        tables = [values for level in self.tables for values in vars(level).values()]
+        return compact_step(
+            x, self.recent, levels, self.near, tables, self.steps, number, pre_gate=pre_gate, post_gate=post_gate
+        )
 
 
 torch.serialization.add_safe_globals([CompactState, LevelState, LevelTables])  # so `torch.load` need not trust anyone

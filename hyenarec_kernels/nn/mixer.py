@@ -264,7 +264,6 @@ class HyenaMixer(Projections):
         *gates, v = (z + state.short_bias).to(new.dtype).chunk(self.gates + 1, -1)
         q: list[Tensor | None] = [*gates] or [None] * self.order
         gate = self._gate(q[-1])
-        state.begin()
         for i in range(self.order - 1):
             v = state.convolve(i, v, q[i], gate if i == self.order - 2 else None)
         state.steps.add_(1)
@@ -301,7 +300,7 @@ class HyenaMixer(Projections):
     def _state_shapes(self, state: StreamingState) -> dict[str, tuple[int, ...]]:
         channels = (self.gates + 1) * self.dim
         return {
-            "projected": (len(state.steps), self.short_width - 1, channels),
+            "projected": (state.steps.shape[0], self.short_width - 1, channels),
             "short_taps": (self.short_width, channels),
             "short_bias": (channels,),
         } | state.shapes(self.order - 1, self.horizon, self.dim)

@@ -53,10 +53,6 @@ class StreamingState(ABC):
         ``reach`` of the long ones (B, F, reach, D), zeros before the first event; None where there are no long ones."""
 
     @abstractmethod
-    def begin(self) -> None:
-        """Makes ready for an event."""
-
-    @abstractmethod
     def convolve(self, number: int, x: Tensor, pre_gate: Tensor | None, post_gate: Tensor | None) -> Tensor:
         """The event's value ``x`` (B, D) through long convolution ``number``, gates as in
         :func:`hyenarec_kernels.conv_step`."""
@@ -156,13 +152,10 @@ class MixerState(StreamingState):
         return self.gated.shape[2]
 
     def shapes(self, filters: int, horizon: int, dim: int) -> dict[str, tuple[int, ...]]:
-        return {"gated": (len(self.steps), filters, horizon - 1, dim), "taps": (filters, horizon, dim)}
+        return {"gated": (self.steps.shape[0], filters, horizon - 1, dim), "taps": (filters, horizon, dim)}
 
     def filled(self, projected: Tensor, inputs: Tensor | None, length: Tensor) -> MixerState:
         return replace(self, projected=projected, gated=self.gated if inputs is None else inputs)
-
-    def begin(self) -> None:
-        """Nothing: each event takes the place of the oldest."""
 
     def convolve(self, number: int, x: Tensor, pre_gate: Tensor | None, post_gate: Tensor | None) -> Tensor:
         history, taps = self.gated[:, number], self.taps[number]

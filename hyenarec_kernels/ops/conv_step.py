@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -76,14 +78,10 @@ def conv_step(
     return out
 
 
-def _dispatch(*arguments: Tensor | None) -> Tensor:
-    out: Tensor = backends.implementation(backends.Call("conv_step", "conv_step", arguments))(*arguments)
-    return out
-
-
-def refuse_gradients(op: str, instead: str, *arguments: Tensor | None) -> None:
+def refuse_gradients(op: str, instead: str, *arguments: Any) -> None:
     """That nobody wants a derivative of these arguments, which would be lost in silence: a state is written to."""
-    wanted = torch.is_grad_enabled() and any(a is not None and a.requires_grad for a in arguments)
+    given = [t for a in arguments for t in (a if isinstance(a, list | tuple) else (a,))]
+    wanted = torch.is_grad_enabled() and any(isinstance(t, Tensor) and t.requires_grad for t in given)
     if wanted or transformed():
         raise NotImplementedError(
             f"{op}: it has no gradients and works under no transform of torch.func; call it under torch.no_grad(), or "
@@ -91,22 +89,29 @@ def refuse_gradients(op: str, instead: str, *arguments: Tensor | None) -> None:
         )
 
 
-def _without_gradients(*arguments: Tensor | None) -> Tensor:
-    refuse_gradients("conv_step", "use long_conv for whole sequences", *arguments)
-    with torch._C._AutoDispatchBelowAutograd():
-        out: Tensor = torch.ops.hyenarec.conv_step.default(*arguments)
-    return out
+def define_step(name: str, schema: str) -> None:
+    """Defines an operator that writes to a state, and returns values of the shape of its first argument, ``x``."""
+
+    def dispatch(*arguments: Any) -> Tensor:
+        out: Tensor = backends.implementation(backends.Call(name, name, arguments))(*arguments)
+        return out
+
+    def without_gradients(*arguments: Any) -> Tensor:
+        refuse_gradients(name, "use long_conv for whole sequences", *arguments)
+        with torch._C._AutoDispatchBelowAutograd():
+            out: Tensor = getattr(torch.ops.hyenarec, name).default(*arguments)
+        return out
+
+    def without_vmap(*arguments: Any) -> Tensor:
+        raise NotImplementedError(f"{name}: vmap over it is not supported; it takes a batch of sequences as it is")
+
+    define(name, schema, dispatch)
+    LIBRARY.impl(name, without_gradients, "Autograd")  # type: ignore[no-untyped-call]
+    LIBRARY.impl(name, without_vmap, "FuncTorchBatched")  # type: ignore[no-untyped-call]
+    torch.library.register_fake(f"{NAMESPACE}::{name}", lambda x, *rest: x.new_empty(x.shape))
 
 
-def _without_vmap(*arguments: Tensor | None) -> Tensor:
-    raise NotImplementedError("conv_step: vmap over it is not supported; it takes a batch of sequences as it is")
-
-
-define(
+define_step(
     "conv_step",
     "(Tensor x, Tensor(a!) history, Tensor taps, Tensor steps, Tensor? pre_gate, Tensor? post_gate) -> Tensor",
-    _dispatch,
 )
-LIBRARY.impl("conv_step", _without_gradients, "Autograd")  # type: ignore[no-untyped-call]
-LIBRARY.impl("conv_step", _without_vmap, "FuncTorchBatched")  # type: ignore[no-untyped-call]
-torch.library.register_fake(f"{NAMESPACE}::conv_step", lambda x, *rest: x.new_empty(x.shape))

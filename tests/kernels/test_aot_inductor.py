@@ -20,11 +20,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import hyenarec_kernels as hk
 from hyenarec_kernels import backends
 from hyenarec_kernels.backends import cpu
-from hyenarec_kernels.nn import HyenaMixer
+from hyenarec_kernels.nn import CompactState, HyenaMixer
 from tests.interpreter import python
 
 pytestmark = pytest.mark.skipif(cpu.probe() is not None, reason=f"cpu backend: {cpu.probe()}")
-NAMES = ("long_conv", "legendre_conv", "short_conv", "gated_short_conv", "conv_step", "segments", "runs")
+STEPS = ("conv_step", "compact_step")
+NAMES = ("long_conv", "legendre_conv", "short_conv", "gated_short_conv", *STEPS, "segments", "runs")
 PACKAGE_PROGRAM = Path(__file__).parents[1] / "native" / "package_test.cpp"
 Call = tuple[str, tuple[Any, ...]]
 # What a program without Python does, in a Python that has the compiled library and never imports the package.
@@ -90,10 +91,16 @@ class Recorder(TorchDispatchMode):
         if function.namespace != "hyenarec":
             return function(*args, **(kwargs or {}))
         name = function._schema.name.removeprefix("hyenarec::")
-        self.calls.append((name, tuple(a.clone() if isinstance(a, Tensor) else a for a in args)))
+        self.calls.append((name, copied(args)))
         out = function(*args)
-        self.results.append((out, tuple(a.clone() if isinstance(a, Tensor) else a for a in args)))
+        self.results.append((out, copied(args)))
         return out
+
+
+def copied(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.clone()
+    return type(value)(map(copied, value)) if isinstance(value, list | tuple) else value
 
 
 @contextmanager
@@ -181,6 +188,11 @@ def call_all(dtype: torch.dtype) -> None:
         call_operator("legendre_conv", "left", dtype, False, taps=taps, terms=50, **long)  # too many for blocks
     for order, gate in ((1, "identity"), (2, "silu"), (3, "none")):
         call_mixer(order, gate, dtype)
+    mixer = HyenaMixer(6, 1024, order=3, terms=4).to(dtype)
+    _, state = mixer.prefill(torch.randn(2, 255, 6).to(dtype), state="compact")
+    assert isinstance(state, CompactState)
+    for row in torch.randn(3, 2, 6).to(dtype):
+        mixer.step(row, state)
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE)

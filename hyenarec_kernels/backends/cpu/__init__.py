@@ -3,7 +3,6 @@
 from hyenarec_kernels.backends.cpu.convolutions import (
     accepts,
     algorithm,
-    conv_step,
     legendre_conv,
     legendre_conv_backward,
     long_conv,
@@ -17,10 +16,12 @@ from hyenarec_kernels.backends.cpu.short_conv import (
     short_conv,
     short_conv_backward,
 )
+from hyenarec_kernels.backends.cpu.steps import compact_step, conv_step
 
 __all__ = [
     "accepts",
     "algorithm",
+    "compact_step",
     "conv_step",
     "dropout",
     "dropout_backward",

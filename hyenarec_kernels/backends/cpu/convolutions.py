@@ -190,13 +190,6 @@ def legendre_conv_backward(
     return dx, dcoefficients, ddecay, dskip, dpre, dpost
 
 
-def conv_step(
-    x: Tensor, history: Tensor, taps: Tensor, steps: Tensor, pre_gate: Tensor | None, post_gate: Tensor | None
-) -> Tensor:
-    out: Tensor = torch.ops.hyenarec_cpu.conv_step(x, history, taps, steps, pre_gate, post_gate)
-    return out
-
-
 def _terms(coefficients: Tensor, decay: Tensor | None) -> int:
     """Of a plan: the gradient of a decay is that of a filter ``lag`` times the first, of one term more."""
     return coefficients.shape[1] + (decay is not None)

@@ -6,6 +6,7 @@ as the taps reach, with many over the whole of both (see `direct` and `fourier`)
 input on an accelerator waits for the device once a call, to read the lengths.
 """
 
+from hyenarec_kernels.backends.reference.compact_step import compact_step
 from hyenarec_kernels.backends.reference.conv_step import conv_step
 from hyenarec_kernels.backends.reference.dropout import dropout, dropout_backward
 from hyenarec_kernels.backends.reference.gated_short_conv import gated_short_conv, gated_short_conv_backward
@@ -15,6 +16,7 @@ from hyenarec_kernels.backends.reference.short_conv import short_conv, short_con
 
 __all__ = [
     "algorithm",
+    "compact_step",
     "conv_step",
     "dropout",
     "dropout_backward",

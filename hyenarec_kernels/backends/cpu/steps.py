@@ -1,0 +1,32 @@
+"""Steps of streaming states over the compiled kernels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def conv_step(
+    x: Tensor, history: Tensor, taps: Tensor, steps: Tensor, pre_gate: Tensor | None, post_gate: Tensor | None
+) -> Tensor:
+    out: Tensor = torch.ops.hyenarec_cpu.conv_step(x, history, taps, steps, pre_gate, post_gate)
+    return out
+
+
+def compact_step(
+    x: Tensor,
+    recent: Tensor,
+    levels: Sequence[Tensor],
+    near: Tensor,
+    tables: Sequence[Tensor],
+    steps: Tensor,
+    number: int,
+    pre_gate: Tensor | None,
+    post_gate: Tensor | None,
+) -> Tensor:
+    out: Tensor = torch.ops.hyenarec_cpu.compact_step(
+        x, recent, levels, near, tables, steps, number, pre_gate, post_gate
+    )
+    return out
