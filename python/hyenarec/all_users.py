@@ -12,7 +12,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -267,16 +267,14 @@ def _keep_parts_of(folder: Path, description: dict[str, Any]) -> None:
     """Removes the parts of another job from ``folder`` and leaves the description there."""
     found = sorted(path.name for path in folder.iterdir())
     others = [name for name in found if name not in (JOB, JOINED) and not PART.fullmatch(name)]
-    if others or (found and JOB not in found):
-        raise UserError(f"{folder}: holds {(others or found)[0]!r}, which is no part of recommendations; move it away")
-    job = folder / JOB
-    try:
-        before = json.loads(job.read_text(encoding="utf-8")) if found else description
-    except (OSError, ValueError, RecursionError):
-        before = None
-    if before != description:
+    if others:
+        raise UserError(f"{folder}: holds {others[0]!r}, which is no part of recommendations; move it away")
+    job, before = folder / JOB, None
+    with suppress(OSError, ValueError, RecursionError):
+        before = json.loads(job.read_text(encoding="utf-8"))
+    if found and before != description:
         console.print(f"{folder}: its parts are of a job with another model, log or options, and are made anew")
-        job.unlink()  # first: parts without it belong to no job
+        job.unlink(missing_ok=True)  # first: parts without it belong to no job
         for name in found:
             (folder / name).unlink(missing_ok=True)
     write_text(job, json.dumps(description) + "\n")

@@ -286,7 +286,7 @@ class Recommender:
         batch = pack_histories(histories, self.model.config.max_length, times or None)
         if self._index is not None:
             if allowed is not None:
-                raise UserError("allow and deny: not used with the approximate index, which knows all items alike")
+                raise UserError("allow and deny: not used with an approximate index, which finds the best of all items")
             return self._approximate(self._index, batch.to(self.device), requests, k, exclude_seen)
         scores = self.scores(batch.to(self.device))  # (S, V)
         answers = self.ranked(scores, requests, k, exclude_seen, allowed)

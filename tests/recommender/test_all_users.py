@@ -198,6 +198,17 @@ def test_parts_of_another_job_are_made_anew(run: Path, tmp_path: Path, capsys: p
     assert "were done before" not in printed and out.read_bytes() == whole
 
 
+@pytest.mark.parametrize("description", [None, b"", b"[" * 100_000, b"[]"])
+def test_parts_without_a_description_are_of_no_job(description: bytes | None, run: Path, tmp_path: Path) -> None:
+    """As a kill leaves them that comes while parts are removed."""
+    folder = tmp_path / "all.csv.parts"
+    folder.mkdir()
+    (folder / "000001-0.part").write_text("half")
+    if description is not None:
+        (folder / "job.json").write_bytes(description)
+    assert "half" not in recommend(run, tmp_path / "all.csv").read_text()
+
+
 def test_what_tells_jobs_apart(run: Path) -> None:
     recommender, store = Recommender.load(run), make_store()
     other = Recommender.load(run)

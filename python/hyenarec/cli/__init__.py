@@ -64,7 +64,8 @@ def _parse(arguments: list[str]) -> Any:
         name = arguments[0]
         command = _command(name)
         default = command.default(arguments[1:]) if hasattr(command, "default") else None
-        return tyro.cli(command, prog=f"hyenarec {name}", args=arguments[1:], default=default)
+        given = {} if default is None else {"default": default}
+        return tyro.cli(command, prog=f"hyenarec {name}", args=arguments[1:], **given)
     commands: Any = Union[tuple(Annotated[_command(name), tyro.conf.subcommand(name)] for name in COMMANDS)]  # noqa: UP007
     return tyro.cli(
         commands, prog="hyenarec", description="Sequential recommendation for long histories.", args=arguments
