@@ -71,6 +71,13 @@ SECTIONS = {
         tables.cache,
         (),
     ),
+    "service": Section(
+        "The service under load",
+        "What does `hyenarec serve` stand, with the client beside it on the same cores? Requests a second, and "
+        "milliseconds, median / 99% quantile, of adding an event (stored before it is acknowledged) and of asking for "
+        "the best 10 items.",
+        tables.service,
+    ),
     "operator": Section(
         "The convolution alone",
         "How fast is the Legendre convolution itself? Milliseconds, and how many times as long other programs take on "

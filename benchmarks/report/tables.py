@@ -268,6 +268,22 @@ def serving(result: Result) -> list[str]:
     return lines
 
 
+def service(result: Result) -> list[str]:
+    """A table for each mix: requests a second, and median / 99% quantile of each kind."""
+    lines = []
+    for mix in dict.fromkeys(case["mix"] for case in result["cases"]):
+        here = [case for case in result["cases"] if case["mix"] == mix]
+
+        def row(case: Case) -> str:
+            return f"{title_of(case['mixer'])}, {case['request']}"
+
+        def cell(case: Case) -> str:
+            return f"{case['per_second']:,.0f}: {number(case['ms']['median'])} / {number(case['ms']['p99'])}"
+
+        lines += [f"Mix `{mix}`, by people at once:", "", *grid(here, row, lambda case: case["concurrent"], cell)]
+    return lines
+
+
 def operator(result: Result) -> list[str]:
     """Cases by operation and shape; the rivals' times over ours."""
     lines = []

@@ -10,6 +10,7 @@ import pytest
 
 from benchmarks.harness.checks import refusal
 from benchmarks.harness.recording import read
+from benchmarks.report import tables
 from benchmarks.suites import service
 from hyenarec.errors import UserError
 
@@ -32,6 +33,12 @@ def test_result_is_whole_and_is_gone_on_with(tmp_path: Path, monkeypatch: pytest
     for case in cases:
         assert refusal(case) is None and case["check"]["against"] == "whole histories"
         assert case["per_second"] * TINY.seconds == pytest.approx(case["ms"]["rounds"], abs=0.1)
+
+    lines = tables.service(read(out.with_suffix(".json")))
+    assert [line for line in lines if line.startswith("Mix")] == [
+        f"Mix `{mix}`, by people at once:" for mix in ("events", "both")
+    ]
+    assert sum(line.startswith("| GRU4Rec, event |") for line in lines) == 2
 
     def no_more(*arguments: Any) -> Any:
         raise AssertionError("measured again")
