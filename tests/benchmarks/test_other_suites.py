@@ -137,6 +137,14 @@ def test_accuracy(run: Any, log: str, tmp_path: Path) -> None:
     assert (tmp_path / "benchmarks/results/accuracy-small.png").exists()
 
 
+def test_a_system_brings_its_blocks_and_its_loss() -> None:
+    model, training = accuracy.DEFAULT.cell("esasrec", 200, 0, 32)
+    assert (model.mixer, model.block, training.loss) == ("attention", "ligr", "sampled")
+    model, training = accuracy.DEFAULT.cell("attention", 200, 0, 32)
+    assert (model.mixer, model.block, training.loss) == ("attention", "plain", accuracy.DEFAULT.training.loss)
+    assert accuracy.PROTOCOLS["beauty"].cell("attention", 50, 0, 32)[1].loss == "sampled"
+
+
 def test_accuracy_joins_what_was_trained_alike(run: Any, log: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def trained(folder: str, mixer: str, seed: str) -> list[tuple[str, int]]:
         result = run(accuracy, log, folder, "--mixers", mixer, "--seeds", seed)
