@@ -16,7 +16,7 @@ ITEMS_AT_A_TIME = 1 << 14
 def count_reaching(scores: Tensor, own: Tensor) -> Tensor:
     """How many of each row's ``scores`` (S, V) are at least ``own`` (S, 1): (S,) int64."""
     counts = torch.zeros(len(scores), dtype=torch.int64, device=scores.device)
-    for block in scores.split(ITEMS_AT_A_TIME, 1):
+    for block in torch.split(scores, ITEMS_AT_A_TIME, 1):
         counts += (block >= own).sum(1, dtype=torch.int32)
     return counts
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from hyenarec.data.batches import Batch
 from hyenarec.losses import sampled_softmax
@@ -44,7 +44,7 @@ class RowAdamW:
     to date, and brought from ``t`` to ``t+1`` in a step.
     """
 
-    def __init__(self, weight: nn.Parameter, bias: nn.Parameter, weight_decay: float) -> None:
+    def __init__(self, weight: Tensor, bias: Tensor, weight_decay: float) -> None:
         self._weight, self._bias, self._decay = weight, bias, weight_decay
         self._moments = {
             name: (torch.zeros_like(table.data), torch.zeros_like(table.data))
@@ -95,7 +95,7 @@ class RowAdamW:
     @torch.no_grad()
     def bring_all_up_to_date(self) -> None:
         """Every row as AdamW on all rows has it. When this is done is part of what a training computes, by rounding."""
-        for places in torch.arange(len(self._read), device=self._read.device).split(ROWS_AT_A_TIME):
+        for places in torch.split(torch.arange(len(self._read), device=self._read.device), ROWS_AT_A_TIME):
             self._bring_up_to_date(places)
         self._all_read = self.step_count
         self._missed[0, 0], self._missed[1:, 0] = 1, 0
@@ -168,9 +168,7 @@ class RowAdamW:
 class SampledRows:
     """The sampled softmax of a catalogue: its negatives, its rows, and their optimiser."""
 
-    def __init__(
-        self, weight: nn.Parameter, bias: nn.Parameter, counts: Tensor, negatives: int, weight_decay: float
-    ) -> None:
+    def __init__(self, weight: Tensor, bias: Tensor, counts: Tensor, negatives: int, weight_decay: float) -> None:
         """Negatives are drawn in proportion to ``counts`` (V,), whole numbers of which each counts one more."""
         self.optimizer = RowAdamW(weight, bias, weight_decay)
         self._negatives = negatives
@@ -185,7 +183,7 @@ class SampledRows:
         draws = torch.randint(int(self._up_to[-1]), (self._negatives,), device=self._up_to.device)
         drawn = torch.searchsorted(self._up_to, draws, right=True)  # (M,)
         everything = torch.cat((batch.items, batch.targets, drawn))
-        places, local = everything.unique(return_inverse=True)
+        places, local = torch.unique(everything, return_inverse=True)
         items, targets, negatives = local.split((len(batch.items), len(batch.targets), len(drawn)))
         rows = self.optimizer.read(places)
         return SampledStep(rows, replace(batch, items=items, targets=targets), negatives, self._log_q[places])
