@@ -130,8 +130,10 @@ def ranks(
     scorer: Scorer, store: SequenceStore, split: Split, training: TrainingConfig, length: int
 ) -> dict[str, float]:
     """The metrics of the test targets."""
-    seen = {"exclude_seen": training.exclude_seen, "seen": training.seen}
-    metrics = rank_targets(scorer, store, split.test, max_length=length, **seen).metrics()
+    ranking = rank_targets(
+        scorer, store, split.test, max_length=length, exclude_seen=training.exclude_seen, seen=training.seen
+    )
+    metrics = ranking.metrics()
     return {name: metrics[name] for name in METRICS}
 
 

@@ -16,7 +16,7 @@ def by_block(x: Tensor, size: int) -> Tensor:
     spare = -x.shape[1] % size
     if spare:
         x = torch.cat((x, x.new_zeros(x.shape[0], spare, *x.shape[2:])), 1)
-    return x.unflatten(1, (-1, size))
+    return x.reshape(x.shape[0], -1, size, *x.shape[2:])
 
 
 def with_before(x: Tensor, count: int) -> Tensor:
@@ -32,6 +32,13 @@ def lags(size: int, count: int, device: torch.device) -> Tensor:
     0 for later ones."""
     event = torch.arange(size, device=device)[:, None]
     return event - torch.arange(-count * size, size, device=device)
+
+
+def by_heads(q: Tensor, keys_values: Tensor, heads: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries (..., C, D), keys and values (..., K, 2D) side by side, to (..., H, C or K, D/H) each."""
+    q = q.reshape(*q.shape[:-1], heads, -1).transpose(-3, -2)
+    k, v = keys_values.reshape(*keys_values.shape[:-1], 2, heads, -1).movedim(-3, 0).transpose(-3, -2)
+    return q, k, v
 
 
 def softmax_of_seen(scores: Tensor, seen: Tensor) -> Tensor:

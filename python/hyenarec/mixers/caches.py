@@ -15,6 +15,7 @@ hyena mixer has no keys and values, so no policy either: its state is as large a
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -50,7 +51,8 @@ class Cache(ABC):
 def make_cache(options: AttentionConfig, max_length: int) -> Cache:
     """The cache that the options ask for, of a model that reads ``max_length`` events."""
     room = min(options.cache_events or max_length, max_length)
-    return {"full": FullCache, "window": WindowCache, "citrus": CitrusCache}[options.cache](room)
+    policies: dict[str, Callable[[int], Cache]] = {"full": FullCache, "window": WindowCache, "citrus": CitrusCache}
+    return policies[options.cache](room)
 
 
 class FullCache(Cache):

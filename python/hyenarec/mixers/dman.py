@@ -25,7 +25,7 @@ from torch.nn.functional import linear, mse_loss, scaled_dot_product_attention
 from hyenarec.config import ModelConfig
 from hyenarec.mixers.auxiliary import with_loss
 from hyenarec.mixers.base import Mixer, TensorState
-from hyenarec.mixers.blocks import block_size, by_block, lags, with_before
+from hyenarec.mixers.blocks import block_size, by_block, by_heads, lags, with_before
 from hyenarec.packing import Packing
 from hyenarec_kernels.nn import fast_linear
 
@@ -145,8 +145,7 @@ class DMANMixer(Mixer):
 
     def _attend(self, q: Tensor, keys_values: Tensor, seen: Tensor | None = None) -> Tensor:
         """Queries (..., C, D) to keys and values (..., K, 2D), (..., C, D)."""
-        q = q.unflatten(-1, (self.heads, -1)).transpose(-3, -2)  # (..., H, C, D/H)
-        k, v = keys_values.unflatten(-1, (2, self.heads, -1)).movedim(-3, 0).transpose(-3, -2)  # (..., H, K, D/H) each
+        q, k, v = by_heads(q, keys_values, self.heads)
         return scaled_dot_product_attention(q, k, v, attn_mask=seen).transpose(-3, -2).flatten(-2)
 
     def _gated(self, short: Tensor, long: Tensor) -> Tensor:

@@ -161,7 +161,7 @@ def _waves_of(sums: Tensor, waves: Tensor) -> Tensor:
     """The temporal channel (T, D): sums of cosine and sine of earlier times (T, P, 2 D / P), turned by the event's own
     into the sine and the cosine of differences."""
     cosines, sines = sums.chunk(2, -1)  # (T, P, D/P) each: for the sine's head, for the cosine's
-    cos, sin = waves.to(sums.dtype).split(1, -1)  # (T, P, 1) each
+    cos, sin = waves.to(sums.dtype).chunk(2, -1)  # (T, P, 1) each
     half = cosines.shape[-1] // 2
     of_sine = sin * cosines[..., :half] - cos * sines[..., :half]
     of_cosine = cos * cosines[..., half:] + sin * sines[..., half:]

@@ -27,7 +27,7 @@ from torch.nn.functional import silu
 from hyenarec.config import ModelConfig
 from hyenarec.mixers.auxiliary import with_loss
 from hyenarec.mixers.base import Mixer, State, TensorState
-from hyenarec.mixers.blocks import block_size, by_block, lags, softmax_of_seen, with_before
+from hyenarec.mixers.blocks import block_size, by_block, by_heads, lags, softmax_of_seen, with_before
 from hyenarec.mixers.hyena import HyenaRecMixer
 from hyenarec.mixers.recurrences import at_least_float32
 from hyenarec.packing import Packing
@@ -79,7 +79,8 @@ class GEMsMixer(Mixer):
         near, _, _ = self._near(x, packing)
         if last_only:
             near = near[packing.last]
-        return near + self.lifecycle(x, packing, last_only=last_only)
+        far: Tensor = self.lifecycle(x, packing, last_only=last_only)
+        return near + far
 
     def init_state(self, sequences: int, *, compact: bool = False) -> StreamsState:
         """Keys and values, and the indexer's keys, of the last events, the newest last."""
@@ -154,8 +155,7 @@ class GEMsMixer(Mixer):
 
     def _scores(self, q: Tensor, keys_values: Tensor) -> tuple[Tensor, Tensor]:
         """Of queries (..., C, D) for keys, (..., H, C, K), and the values (..., H, K, D/H)."""
-        q = q.unflatten(-1, (self.heads, -1)).transpose(-3, -2)  # (..., H, C, D/H)
-        k, v = keys_values.unflatten(-1, (2, self.heads, -1)).movedim(-3, 0).transpose(-3, -2)  # (..., H, K, D/H) each
+        q, k, v = by_heads(q, keys_values, self.heads)
         return at_least_float32(q * q.shape[-1] ** -0.5 @ k.mT), v
 
     def _recent(self, scores: Tensor, v: Tensor, recent: Tensor) -> Tensor:

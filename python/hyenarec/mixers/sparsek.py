@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from hyenarec.config import ModelConfig
 from hyenarec.mixers.base import Mixer, TensorState
-from hyenarec.mixers.blocks import block_size, by_block, lags, softmax_of_seen, with_before
+from hyenarec.mixers.blocks import block_size, by_block, by_heads, lags, softmax_of_seen, with_before
 from hyenarec.mixers.recurrences import at_least_float32
 from hyenarec.packing import Packing
 from hyenarec_kernels.nn import fast_linear
@@ -123,7 +123,7 @@ class SparseKMixer(Mixer):
         counts = inside.expand(len(z), -1, -1, -1)
         counts = torch.cat((p[..., : self.kept], p[..., self.kept :] + counts[..., :size], counts[..., size:]), -1)
         blocks = by_block(padded, size)  # (S, N, C, 2D)
-        chosen = blocks.flatten(1, 2).take_along_dim(places.flatten(1)[..., None], 1).unflatten(1, places.shape[1:])
+        chosen = blocks.flatten(1, 2).take_along_dim(places.flatten(1)[..., None], 1).view(*places.shape, 2 * dim)
         everything = torch.cat((chosen, with_before(blocks, 1)), 2)  # (S, N, m + 2C, 2D)
         mixed = self._attend(by_block(packing.pad(q), size), everything, counts)  # (S, N, C, D)
         mixed = packing.unpad(mixed.flatten(1, 2)[:, : packing.max_length])
@@ -185,10 +185,10 @@ class SparseKMixer(Mixer):
 
     def _attend(self, q: Tensor, keys_values: Tensor, counts: Tensor) -> Tensor:
         """Queries (..., C, D) to keys and values (..., K, 2D), each counted ``counts`` (..., C, K) times."""
-        q = q.unflatten(-1, (self.heads, -1)).transpose(-3, -2)  # (..., H, C, D/H)
-        k, v = keys_values.unflatten(-1, (2, self.heads, -1)).movedim(-3, 0).transpose(-3, -2)  # (..., H, K, D/H) each
+        q, k, v = by_heads(q, keys_values, self.heads)
         counts = counts.unsqueeze(-3)
         scores = at_least_float32(q * q.shape[-1] ** -0.5 @ k.mT)  # (..., H, C, K)
         weights = softmax_of_seen(scores, counts > 0) * counts
         weights = weights / weights.sum(-1, keepdim=True)
-        return (weights.to(v.dtype) @ v).transpose(-3, -2).flatten(-2)
+        mixed: Tensor = weights.to(v.dtype) @ v  # (..., H, C, D/H)
+        return mixed.transpose(-3, -2).flatten(-2)

@@ -21,7 +21,9 @@ def decaying_sums(u: Tensor, rates: Tensor, elapsed: Tensor) -> tuple[Tensor, Te
     times = elapsed.cumsum(1)
     with torch.autocast(u.device.type, enabled=False):
         u = by_chunk(u, CHUNK)  # (B, P, N, C, E)
-        times = torch.cat((times, times[:, -1:].expand(-1, -length % CHUNK)), 1).unflatten(1, (-1, CHUNK))  # (B, N, C)
+        times = torch.cat((times, times[:, -1:].expand(-1, -length % CHUNK)), 1).view(
+            len(times), -1, CHUNK
+        )  # (B, N, C)
         ends = times[..., -1]  # (B, N)
         before = torch.cat((torch.zeros_like(ends[:, :1]), ends[:, :-1]), 1)
         between = (times[..., :, None] - times[..., None, :]).clamp_min(0).to(u.dtype)  # (B, N, C, C)
