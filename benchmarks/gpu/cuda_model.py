@@ -33,12 +33,18 @@ from hyenarec_kernels.backends.crossovers import CUDA_TOEPLITZ
 from hyenarec_kernels.backends.cuda.block_plan import constants, plan_for
 
 BLOCKS = 528  # of a launch of Toeplitz products at most (kToeplitzBlocks)
-TOGETHER = 4  # neighbouring blocks, which have all channels of some rows
+TOGETHER = 2  # neighbouring blocks that run, from each of two places
+CHANNELS = 4  # blocks that have all channels of some rows between them, or a multiple of their number
 DTYPE = torch.bfloat16
 
 
+def tokens(length: int) -> int:
+    """Of a call: a block of Toeplitz products takes one round after the other, and makes its tables once for all."""
+    return 1_048_576 if length <= CUDA_TOEPLITZ else 131_072
+
+
 class Uses(CudaLaunches):
-    """Takes a library's launches and runs some blocks of each: neighbours, from two places."""
+    """Takes a library's launches and runs some blocks of each."""
 
     FINDING = ("PrepareBlocks", "FindBorders", "AssignBuckets")  # these find rows: the host runs them whole
 
@@ -61,8 +67,9 @@ class Uses(CudaLaunches):
 
     def start(self, launch: Launch, memory: GlobalMemory, type: str) -> bool:
         places = [np.arange(launch.blocks)]
-        if launch.blocks > 2 * TOGETHER:
-            places = [np.arange(TOGETHER) + int(launch.blocks * at) // TOGETHER * TOGETHER for at in (0.2, 0.6)]
+        if launch.blocks > 4 * CHANNELS:
+            # As far apart as a multiple of the numbers of channels' groups, so that both have the same channels.
+            places = [np.arange(TOGETHER) + int(launch.blocks * at) // CHANNELS * CHANNELS for at in (0.2, 0.6)]
         samples = [launch.sample(memory, numbers) for numbers in places]
         kernel = re.sub(r"hyenarec::cuda::|\(.*?\)", "", type)
         self.found.append(Use.of(kernel, launch, samples, memory, self.resources[launch.program.name]))
@@ -89,9 +96,9 @@ def blocks() -> Uses:
     return Uses(block_host(path / "host.so"), "cuda/block_schedule.h", path)
 
 
-def legendre(length: int, terms: int, *, backward: bool, packed: bool, tokens: int) -> list[Use]:
+def legendre(length: int, terms: int, *, backward: bool, packed: bool) -> list[Use]:
     """What the launches of one gated Legendre convolution use, bfloat16, its horizon the length of the sequences."""
-    batch = max(tokens // length, 1)
+    batch = max(tokens(length) // length, 1)
     shape = (batch * length, DIM) if packed else (batch, length, DIM)
     wide = {name: torch.zeros(DIM, terms) for name in ("coefficients", "dcoefficients")}
     wide |= {name: torch.zeros(DIM) for name in ("skip", "dskip")}
