@@ -36,11 +36,14 @@ BLOCKS = 528  # of a launch of Toeplitz products at most (kToeplitzBlocks)
 TOGETHER = 2  # neighbouring blocks that run, from each of two places
 CHANNELS = 4  # blocks that have all channels of some rows between them, or a multiple of their number
 DTYPE = torch.bfloat16
+# Tokens of the calls that are told of. Programs whose work does not grow with the tokens count with their share of it.
+CALL = 1_048_576
+ONCE = ("MakeTaps", "FilterGradients", "PrepareBlocks", "ParametersGradient", "SumRows")
 
 
 def tokens(length: int) -> int:
-    """Of a call: a block of Toeplitz products takes one round after the other, and makes its tables once for all."""
-    return 1_048_576 if length <= CUDA_TOEPLITZ else 131_072
+    """Of the calls that run here. A block of Toeplitz products makes its tables once, for all rounds that it takes."""
+    return CALL if length <= CUDA_TOEPLITZ else 131_072
 
 
 class Uses(CudaLaunches):
@@ -53,6 +56,7 @@ class Uses(CudaLaunches):
         self.host = host
         self.found: list[Use] = []
         self.resources: dict[str, dict[str, int]] = {}
+        self.share = 1.0  # of CALL
 
     def compiled(self, types: list[str], architecture: str = "sm_90a") -> dict[str, Program]:
         found = super().compiled(types, architecture)
@@ -72,7 +76,8 @@ class Uses(CudaLaunches):
             places = [np.arange(TOGETHER) + int(launch.blocks * at) // CHANNELS * CHANNELS for at in (0.2, 0.6)]
         samples = [launch.sample(memory, numbers) for numbers in places]
         kernel = re.sub(r"hyenarec::cuda::|\(.*?\)", "", type)
-        self.found.append(Use.of(kernel, launch, samples, memory, self.resources[launch.program.name]))
+        use = Use.of(kernel, launch, samples, memory, self.resources[launch.program.name])
+        self.found.append(use.times(self.share) if kernel.startswith(ONCE) else use)
         return not any(name in type for name in self.FINDING)
 
 
@@ -150,6 +155,6 @@ def legendre(length: int, terms: int, *, backward: bool, packed: bool) -> list[U
         arguments.set_levels(plan.numbers)
     workspace = torch.zeros(uses.host.workspace(arguments, backward), dtype=torch.uint8)  # type: ignore[arg-type]
     run = partial(uses.host.run, arguments, backward, False, workspace.data_ptr())  # type: ignore[arg-type]
-    uses.found = []
+    uses.found, uses.share = [], batch * length / CALL
     uses.call(run, tensors | {"workspace": workspace})
     return uses.found
