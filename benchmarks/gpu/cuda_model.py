@@ -33,12 +33,21 @@ from hyenarec_kernels.backends.crossovers import CUDA_TOEPLITZ
 from hyenarec_kernels.backends.cuda.block_plan import constants, plan_for
 
 BLOCKS = 528  # of a launch of Toeplitz products at most (kToeplitzBlocks)
-TOGETHER = 4  # neighbouring blocks, which have all channels of some rows
+TOGETHER = 2  # neighbouring blocks that run, from each of two places
+CHANNELS = 4  # blocks that have all channels of some rows between them, or a multiple of their number
 DTYPE = torch.bfloat16
+# Tokens of the calls that are told of. Programs whose work does not grow with the tokens count with their share of it.
+CALL = 1_048_576
+ONCE = ("MakeTaps", "FilterGradients", "PrepareBlocks", "ParametersGradient", "SumRows")
+
+
+def tokens(length: int) -> int:
+    """Of the calls that run here. A block of Toeplitz products makes its tables once, for all rounds that it takes."""
+    return CALL if length <= CUDA_TOEPLITZ else 131_072
 
 
 class Uses(CudaLaunches):
-    """Takes a library's launches and runs some blocks of each: neighbours, from two places."""
+    """Takes a library's launches and runs some blocks of each."""
 
     FINDING = ("PrepareBlocks", "FindBorders", "AssignBuckets")  # these find rows: the host runs them whole
 
@@ -47,6 +56,7 @@ class Uses(CudaLaunches):
         self.host = host
         self.found: list[Use] = []
         self.resources: dict[str, dict[str, int]] = {}
+        self.share = 1.0  # of CALL
 
     def compiled(self, types: list[str], architecture: str = "sm_90a") -> dict[str, Program]:
         found = super().compiled(types, architecture)
@@ -61,11 +71,13 @@ class Uses(CudaLaunches):
 
     def start(self, launch: Launch, memory: GlobalMemory, type: str) -> bool:
         places = [np.arange(launch.blocks)]
-        if launch.blocks > 2 * TOGETHER:
-            places = [np.arange(TOGETHER) + int(launch.blocks * at) // TOGETHER * TOGETHER for at in (0.2, 0.6)]
+        if launch.blocks > 4 * CHANNELS:
+            # As far apart as a multiple of the numbers of channels' groups, so that both have the same channels.
+            places = [np.arange(TOGETHER) + int(launch.blocks * at) // CHANNELS * CHANNELS for at in (0.2, 0.6)]
         samples = [launch.sample(memory, numbers) for numbers in places]
         kernel = re.sub(r"hyenarec::cuda::|\(.*?\)", "", type)
-        self.found.append(Use.of(kernel, launch, samples, memory, self.resources[launch.program.name]))
+        use = Use.of(kernel, launch, samples, memory, self.resources[launch.program.name])
+        self.found.append(use.times(self.share) if kernel.startswith(ONCE) else use)
         return not any(name in type for name in self.FINDING)
 
 
@@ -89,9 +101,9 @@ def blocks() -> Uses:
     return Uses(block_host(path / "host.so"), "cuda/block_schedule.h", path)
 
 
-def legendre(length: int, terms: int, *, backward: bool, packed: bool, tokens: int) -> list[Use]:
+def legendre(length: int, terms: int, *, backward: bool, packed: bool) -> list[Use]:
     """What the launches of one gated Legendre convolution use, bfloat16, its horizon the length of the sequences."""
-    batch = max(tokens // length, 1)
+    batch = max(tokens(length) // length, 1)
     shape = (batch * length, DIM) if packed else (batch, length, DIM)
     wide = {name: torch.zeros(DIM, terms) for name in ("coefficients", "dcoefficients")}
     wide |= {name: torch.zeros(DIM) for name in ("skip", "dskip")}
@@ -143,6 +155,6 @@ def legendre(length: int, terms: int, *, backward: bool, packed: bool, tokens: i
         arguments.set_levels(plan.numbers)
     workspace = torch.zeros(uses.host.workspace(arguments, backward), dtype=torch.uint8)  # type: ignore[arg-type]
     run = partial(uses.host.run, arguments, backward, False, workspace.data_ptr())  # type: ignore[arg-type]
-    uses.found = []
+    uses.found, uses.share = [], batch * length / CALL
     uses.call(run, tensors | {"workspace": workspace})
     return uses.found

@@ -24,8 +24,9 @@ from __future__ import annotations
 import argparse
 import subprocess
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import triton
@@ -37,8 +38,7 @@ from benchmarks.harness.recording import write
 from hyenarec_kernels.backends import triton as backend
 
 COPY = 8 / BYTES  # picoseconds an element: x, two gates and the output, in 16 bits
-TOKENS = {"triton": 131_072, "cuda": 1_048_576}  # the second's blocks go over all rows, and are as many at any number
-MODELS: dict[str, Callable[..., list[Use]]] = {"triton": triton_model.legendre, "cuda": cuda_model.legendre}
+MODELS: dict[str, ModuleType] = {"triton": triton_model, "cuda": cuda_model}
 LENGTHS = (200, 1024, 4096, 16384, 65536)
 TERMS = (16, 32)
 # Issue 22's goals: of the time of a copy forwards, and picoseconds an element forwards and backwards.
@@ -68,12 +68,12 @@ def estimate(uses: Iterable[Use], elements: int) -> dict[str, Any]:
 
 def case(backend: str, length: int, terms: int, *, packed: bool = False) -> dict[str, Any]:
     """Both passes of a backend at one shape."""
-    tokens, legendre = TOKENS[backend], MODELS[backend]
-    elements = max(tokens // length, 1) * length * DIM
-    forward = legendre(length, terms, backward=False, packed=packed, tokens=tokens)
-    both = [*forward, *legendre(length, terms, backward=True, packed=packed, tokens=tokens)]
-    row = {"forward": estimate(forward, elements), "forward and backward": estimate(both, elements)}
-    return {"backend": backend, "length": length, "terms": terms, "packed": packed, "dim": DIM, **row}
+    model = MODELS[backend]
+    tokens = max(model.tokens(length) // length, 1) * length
+    forward, backward = (model.legendre(length, terms, backward=which, packed=packed) for which in (False, True))
+    shape = {"backend": backend, "length": length, "terms": terms, "packed": packed, "dim": DIM, "tokens": tokens}
+    both = estimate([*forward, *backward], tokens * DIM)
+    return {**shape, "forward": estimate(forward, tokens * DIM), "forward and backward": both}
 
 
 def told(row: dict[str, Any]) -> str:
@@ -110,7 +110,6 @@ def main() -> None:
         "gpu": "H100 SXM: 132 multiprocessors, 1.755 GHz, a copy at 3.0 TB/s",
         "triton": triton.__version__,
         "nvcc": nvcc(),
-        "tokens": TOKENS,
         "rows": ROWS,
         "reached": REACHED,
         "copy": round(COPY, 3),

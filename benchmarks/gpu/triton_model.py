@@ -67,10 +67,14 @@ class Uses(TritonLaunches):
                     value.copy_(value[..., torch.arange(value.shape[-1]) % period])
 
 
-def legendre(length: int, terms: int, *, backward: bool, packed: bool, tokens: int) -> list[Use]:
+def tokens(length: int) -> int:
+    return 131_072
+
+
+def legendre(length: int, terms: int, *, backward: bool, packed: bool) -> list[Use]:
     """What the launches of one gated Legendre convolution use, bfloat16, its horizon the length of the sequences."""
     operators: Any = import_module(f"{backend.__name__}.operators")  # not typed: calls share lists of arguments
-    batch = max(tokens // length, 1)
+    batch = max(tokens(length) // length, 1)
     shape = (batch * length, DIM) if packed else (batch, length, DIM)
     x, pre, post, grad = (torch.zeros(shape, dtype=torch.bfloat16) for _ in range(4))
     bounds = torch.arange(0, batch * length + 1, length)

@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -87,6 +87,10 @@ class Use:
             "matrix": products * scale * MATRIX_CYCLES / SCHEDULERS,
         }
         return cls(kernel, cycles, touched, resources)
+
+    def times(self, factor: float) -> Use:
+        cycles = {name: factor * count for name, count in self.cycles.items()}
+        return replace(self, cycles=cycles, bytes=factor * self.bytes)
 
     def picoseconds(self, *, reached: bool) -> dict[str, float]:
         """By each limit; at full rates, or at what good kernels reach of them."""

@@ -346,21 +346,25 @@ def model(result: Result) -> list[str]:
         low, high = (settings["copy"] / row["forward"][name] for name in ("likely", "at least"))
         return f"{low:.0%} to {high:.0%}"
 
+    def stack(row: Mapping[str, Any]) -> str:
+        return str(max(kernel["stack"] for kernel in row["forward and backward"]["kernels"].values()))
+
     rows = [
         [
             f"{row['backend']}, L = {row['length']:,}, N = {row['terms']}{', packed' if row['packed'] else ''}",
             span(row, "forward"),
             share(row),
             span(row, "forward and backward"),
+            stack(row),
         ]
         for row in result["estimates"]
     ]
     line = (
         f"Picoseconds an element, estimates for {settings['gpu']}: at full rates, and at those that good kernels "
         f"reach. Goals: {goals['of a copy, forward']:.0%} of a copy forward, {goals['ps, forward and backward']:.0f} "
-        "ps with the backward pass."
+        "ps with the backward pass. The last column: bytes of a thread's stack, where spilled registers go."
     )
-    return [line, "", *table(["shape", "forward", "of a copy", "with backward"], rows), ""]
+    return [line, "", *table(["shape", "forward", "of a copy", "with backward", "stack"], rows), ""]
 
 
 def losses(result: Result) -> list[str]:
