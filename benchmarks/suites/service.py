@@ -262,8 +262,8 @@ async def checked(port: int, recommender: Recommender, settings: ServiceSettings
         got.append([one["score"] for one in answer["recommendations"]])
     connection.close()
     want = [[one.score for one in found] for found in recommender.recommend(histories, TOP)]
-    tensors = ({"scores": torch.tensor(scores)} for scores in (got, want))
-    return compare("whole histories", *tensors, TOLERANCE["float32"])
+    stepped, whole = ({"scores": torch.tensor(scores)} for scores in (got, want))
+    return compare("whole histories", stepped, whole, TOLERANCE["float32"])
 
 
 def show(mixer: str, cases: Sequence[Case]) -> None:

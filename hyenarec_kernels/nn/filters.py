@@ -170,7 +170,7 @@ class _BasisFilter(Filter):
         """What multiplies the basis, (G, N), in float32 (float64 for a float64 module)."""
         dtype = wide(self.weight.dtype)
         constant = beside(self.weight, first(self.terms, dtype, self.weight.device))  # (N,)
-        deviations = self.weight.to(dtype).unflatten(0, (self.groups, self.terms))  # (G, N)
+        deviations = self.weight.to(dtype).view(self.groups, self.terms)  # (G, N)
         return self.scale.to(dtype)[:, None] * (constant + deviations)
 
     def forward(self) -> Tensor:
@@ -247,7 +247,7 @@ class ExplicitFilter(Filter):
 
     def forward(self) -> Tensor:
         taps: Tensor = self.weight.to(wide(self.weight.dtype)) * self.horizon**-0.5
-        return taps.unflatten(0, (self.groups, self.horizon))
+        return taps.view(self.groups, self.horizon)
 
 
 class ImplicitFilter(Filter):
@@ -316,7 +316,7 @@ class ImplicitFilter(Filter):
                 else:  # quantised, adapted, with hooks: called as it is
                     z = layer(z.to(self.weight.dtype)).to(dtype)
                 z = torch.sin(self.frequency * z)  # (K, width)
-            taps = linear(self.weight.to(dtype).unflatten(0, (self.groups, self.width)), z)  # (G, K)
+            taps = linear(self.weight.to(dtype).view(self.groups, self.width), z)  # (G, K)
         return self.windowed(self.scale.to(dtype)[:, None] * taps)
 
 

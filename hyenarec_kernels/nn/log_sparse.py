@@ -49,9 +49,7 @@ class LogSparseFilter(Filter):
     def forward(self) -> Tensor:
         dtype = wide(self.weight.dtype)
         steps = one_hot(step_of_lags(self.horizon), self.steps).T.to(dtype).to(self.weight.device)  # (N, K)
-        heights = self.scale.to(dtype)[:, None] * (
-            1 + self.weight.to(dtype).unflatten(0, (self.groups, self.steps))
-        )  # (G, N)
+        heights = self.scale.to(dtype)[:, None] * (1 + self.weight.to(dtype).view(self.groups, self.steps))  # (G, N)
         return self.windowed(product(heights, steps))
 
 
