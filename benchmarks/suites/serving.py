@@ -6,14 +6,18 @@
 `forward` runs the model over the whole history with the new event, last position only where the mixer can; `step` adds
 the event to the state that a causal model keeps for the user, which never looks back at items (attention's is its keys
 and values). Both end in the hidden state; what scoring the catalogue and taking the best 10 costs on top, the same for
-all, is `top-k`. Weights are random. Contestants take turns call by call, so none finds its own data in the caches. One
-whose call takes longer than the limit is left out. In the same run each is checked: the forward against a float64 copy,
-the step against the forward. Lengths join as in `scaling`.
+all, is `top-k`. A `compact step` is that of hyena's small state, where the history is long enough for one. With
+--compile every forward and step, the best 10 included, is one program without Python, made alike for all models by
+AOTInductor. Each step names the bytes of a user's state. Weights are random. Contestants take turns call by call, so
+none finds its own data in the caches. One whose call takes longer than the limit is left out. In the same run each is
+checked: the forward against a float64 copy, the step against the forward, a program against the model. Lengths join as
+in `scaling`.
 """
 
 from __future__ import annotations
 
 import copy
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -38,6 +42,7 @@ from hyenarec.errors import UserError
 from hyenarec.mixers import MIXERS
 from hyenarec.model import ModelState, SequenceModel
 from hyenarec.packing import Packing
+from hyenarec.programs import HistoryProgram, Package, StepProgram, export, inference_copy, package
 from hyenarec_kernels import backends
 
 TOP = 10
@@ -57,7 +62,7 @@ class ServingSettings:
     items: int = ITEMS
     """Items of the catalogue."""
     compile: bool = False
-    """Compile every model's forward alike (torch.compile)."""
+    """Compile every model's forward and step alike, top-k included (on a CPU)."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to score: auto takes a GPU where there is one."""
     limit: float = 1.0
@@ -79,7 +84,7 @@ class Serving:
     """Systems to measure."""
     lengths: tuple[int, ...] = LENGTHS
     """History lengths, the new event included."""
-    batches: tuple[int, ...] = (1, 32)
+    batches: tuple[int, ...] = (1, 32, 256)
     """Users a call."""
     out: Path | None = None
     """Result without its suffix; default: benchmarks/results/serving-DEVICE."""
@@ -93,10 +98,11 @@ class Serving:
         out = self.out or RESULTS / f"serving-{device.type}"
         earlier = earlier_cases(out.with_suffix(".json"), settings, device)
         cases = [c for c in earlier if c["length"] not in self.lengths or c["batch"] not in self.batches]
-        for length in sorted(self.lengths):
-            for batch in self.batches:
-                cases += in_fresh_process(measure, self.mixers, length, batch, self.settings, cases)
-                show(length, batch, cases)
+        with tempfile.TemporaryDirectory() as folder:
+            for length in sorted(self.lengths):
+                for batch in self.batches:
+                    cases += in_fresh_process(measure, self.mixers, length, batch, self.settings, cases, Path(folder))
+                    show(length, batch, cases)
         cases.sort(key=lambda case: (case["length"], case["batch"]))
         title = (
             f"scoring one more event, {self.settings.items:,} items, d={self.settings.dim}, "
@@ -108,25 +114,37 @@ class Serving:
 
 @torch.inference_mode()
 def measure(
-    mixers: Sequence[str], length: int, batch_size: int, settings: ServingSettings, earlier: Sequence[Case]
+    mixers: Sequence[str],
+    length: int,
+    batch_size: int,
+    settings: ServingSettings,
+    earlier: Sequence[Case],
+    folder: Path,
 ) -> list[Case]:
-    """The cases of a length and batch, by turns in this process; those left out at a shorter length are not tried."""
+    """The cases of a length and batch, by turns in this process; those left out at a shorter length are not tried.
+    ``folder`` keeps packages, which serve every batch."""
     keep_freed_memory()
     torch.manual_seed(0)
     device = settings.torch_device()
     cases: list[Case] = []
     calls: dict[int, Callable[[], None]] = {}  # of the cases that keep the limit, by their place
 
-    def enter(mixer: str, what: str, prepare: Callable[[], tuple[Callable[[], Tensor], Check]]) -> None:
+    def enter(mixer: str, what: str, prepare: Callable[[], Contestant]) -> None:
         case: Case = {"mixer": mixer, "what": what, "length": length, "batch": batch_size}
         reason = left_out_before(case, earlier)
         if reason is None:
-            contestant, check = prepare()
-            call = partial(finished, contestant, device)
+            try:
+                contestant = prepare()
+            except UserError as error:  # torch cannot export every forward
+                cases.append(case | {"left_out": str(error)})
+                return
+            call = partial(finished, contestant.call, device)
+            if contestant.state_bytes is not None:
+                case["state_bytes"] = contestant.state_bytes
             call()
             if wall_clock(call) <= 1e3 * settings.limit:
                 calls[len(cases)] = call
-                case["check"] = check
+                case["check"] = contestant.check
             else:
                 reason = f"a call takes over {settings.limit:g} s"
         if reason is not None:
@@ -138,39 +156,87 @@ def measure(
     for name in mixers:
         model = SequenceModel(SYSTEMS[name].model(length, settings.dim, settings.blocks), settings.items)
         model.to(device).eval()
-        if settings.compile:
-            model.compile()
-        enter(name, "forward", partial(checked_forward, model, batch, few))
-        if MIXERS[model.config.mixer].causal:
-            enter(name, "step", partial(checked_step, model, batch, few))
-    enter("", "top-k", lambda: top(batch_size, settings))
+        causal = MIXERS[model.config.mixer].causal
+        packages = folder / f"{name}-{length}" if settings.compile else None
+        if causal or packages is None:
+            enter(name, "forward", partial(checked_forward, model, batch, few, packages))
+        if causal:
+            enter(name, "step", partial(checked_step, model, few, batch_size, False, packages))
+        if causal and list(model.init_state(0).tensors()) != list(model.init_state(0, compact=True).tensors()):
+            enter(name, "compact step", partial(checked_step, model, few, batch_size, True, packages))
+    if not settings.compile:
+        enter("", "top-k", lambda: top(batch_size, settings))
     for place, milliseconds in take_turns(calls, settings.seconds, settings.rounds).items():
         cases[place]["ms"] = milliseconds
     return cases
 
 
-def checked_forward(model: SequenceModel, batch: Batch, few: Batch) -> tuple[Callable[[], Tensor], Check]:
-    """A function that reads the whole histories of the batch, and its check on a few of them."""
-    return partial(forward, model, batch), forward_check(model, few)
+@dataclass(frozen=True)
+class Contestant:
+    """What is timed, its check, and for a step the bytes of a user's state."""
+
+    call: Callable[[], Any]
+    check: Check
+    state_bytes: int | None = None
 
 
-def checked_step(model: SequenceModel, batch: Batch, few: Batch) -> tuple[Callable[[], Tensor], Check]:
-    """A function that reads the last event of every history from the state before it, and its check on a few of them.
+def checked_forward(model: SequenceModel, batch: Batch, few: Batch, packages: Path | None) -> Contestant:
+    """Reads the whole histories of the batch; its check is on a few of them."""
+    check = forward_check(model, few)
+    if packages is None:
+        return Contestant(partial(forward, model, batch), check)
+    run = compiled(HistoryProgram(inference_copy(model), TOP), packages.with_suffix(".forward.pt2"))
+    packing, knows_time = batch.packing, MIXERS[model.config.mixer].knows_time
+    times = [packing.pad(batch.timestamps)] if knows_time and batch.timestamps is not None else []
+    call = partial(run, packing.pad(batch.items), packing.lengths, *times)
+    return Contestant(call, worse(check, best_check(model, forward(model, batch), call())))
+
+
+def checked_step(model: SequenceModel, few: Batch, batch_size: int, compact: bool, packages: Path | None) -> Contestant:
+    """Reads the last event of every history from the state before it; histories are those of ``few``, over and over.
 
     States that are written to move on by that event again and again, which takes the same time.
     """
-    state, last, times = before_last(model, batch, 1), batch.packing.last, batch.timestamps
+    users = torch.arange(batch_size, device=few.items.device) % few.packing.sequences
+    last, times = few.packing.last[users], few.timestamps
     assert times is not None
-    return partial(step, model, batch.items[last], state, times[last]), step_check(model, few)
+    before = before_last(model, few, 1, compact)
+    state, check = before.index(users), step_check(model, few, compact)
+    size = sum(values.numel() * values.element_size() for values in state.tensors().values()) // batch_size
+    arguments = (few.items[last], state, times[last])
+    if packages is None:
+        return Contestant(partial(step, model, *arguments), check, size)
+    kind = "compact" if compact else "step"
+    run = compiled(StepProgram(inference_copy(model), TOP, compact=compact), packages.with_suffix(f".{kind}.pt2"))
+    knows_time = MIXERS[model.config.mixer].knows_time
+    call = partial(run, few.items[last], *([times[last]] if knows_time else []), *state.tensors().values())
+    hidden = step(model, few.items[last], before.index(users), times[last])
+    return Contestant(call, worse(check, best_check(model, hidden, call())), size)
 
 
-def before_last(model: SequenceModel, batch: Batch, events: int) -> ModelState:
+def compiled(program: HistoryProgram | StepProgram, path: Path) -> Package:
+    if not path.exists():
+        package(export(program), path)
+    return Package.load(path)
+
+
+def worse(*checks: Check) -> Check:
+    return max(checks, key=lambda check: check["error"])  # type: ignore[no-any-return]
+
+
+def best_check(model: SequenceModel, hidden: Tensor, found: Sequence[Tensor]) -> Check:
+    """A program's best scores against those of the hidden states."""
+    want = model.scores_of(hidden).topk(TOP).values
+    return compare("the model itself", {"scores": found[0]}, {"scores": want}, TOLERANCE["float32"])
+
+
+def before_last(model: SequenceModel, batch: Batch, events: int, compact: bool = False) -> ModelState:
     """The state after all but the last ``events`` of every history."""
     packing, times = batch.packing, batch.timestamps
     assert times is not None
     early = packing.positions < packing.lengths[packing.rows] - events
     start = Packing.from_lengths(packing.lengths.cpu() - events).to(batch.items.device)
-    return model.prefill(Batch(batch.items[early], start, times[early]))[1]
+    return model.prefill(Batch(batch.items[early], start, times[early]), compact=compact)[1]
 
 
 def step(model: SequenceModel, items: Tensor, state: ModelState, timestamps: Tensor) -> Tensor:
@@ -178,14 +244,14 @@ def step(model: SequenceModel, items: Tensor, state: ModelState, timestamps: Ten
     return model.step(items, state, timestamps)[0]
 
 
-def top(users: int, settings: ServingSettings) -> tuple[Callable[[], Tensor], Check]:
-    """A function that finds the best of the catalogue for random hidden states, and its check."""
+def top(users: int, settings: ServingSettings) -> Contestant:
+    """Finds the best of the catalogue for random hidden states, and its check."""
     device = settings.torch_device()
     hidden, weight = (torch.randn(rows, settings.dim, device=device) for rows in (users, settings.items))
     bias = torch.randn(settings.items, device=device)
     exact = best(hidden.double(), weight.double(), bias.double())
     check = compare("float64", {"best": best(hidden, weight, bias)}, {"best": exact}, TOLERANCE["float32"])
-    return partial(best, hidden, weight, bias), check
+    return Contestant(partial(best, hidden, weight, bias), check)
 
 
 def histories(length: int, users: int, settings: ServingSettings) -> Batch:
@@ -205,7 +271,7 @@ def best(hidden: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return torch.addmm(bias, hidden, weight.T).topk(TOP).values
 
 
-def finished(call: Callable[[], Tensor], device: torch.device) -> None:
+def finished(call: Callable[[], Any], device: torch.device) -> None:
     """Call, and wait until the device has done it."""
     call()
     if device.type == "cuda":
@@ -221,9 +287,9 @@ def forward_check(model: SequenceModel, batch: Batch) -> Check:
     return compare("float64 reference", scores(model, forward(model, batch)), scores(exact, want), TOLERANCE["float32"])
 
 
-def step_check(model: SequenceModel, batch: Batch) -> Check:
+def step_check(model: SequenceModel, batch: Batch, compact: bool = False) -> Check:
     """Scores after the last events came step by step against those of the forward over whole histories."""
-    state, times = before_last(model, batch, CHECKED_STEPS), batch.timestamps
+    state, times = before_last(model, batch, CHECKED_STEPS, compact), batch.timestamps
     assert times is not None
     for back in range(CHECKED_STEPS)[::-1]:
         row = batch.packing.last - back
@@ -243,6 +309,7 @@ def show(length: int, batch: int, cases: Sequence[Case]) -> None:
                 "p50 ms": f"{case['ms']['median']:.3f}",
                 "p99 ms": f"{case['ms']['p99']:.3f}",
                 "calls": case["ms"]["rounds"],
+                "kB a user": f"{case['state_bytes'] / 1e3:,.1f}" if "state_bytes" in case else "",
                 "error": f"{case['check']['error']:.0e}",
             }
             if "ms" in case
@@ -251,7 +318,8 @@ def show(length: int, batch: int, cases: Sequence[Case]) -> None:
         for case in cases
         if (case["length"], case["batch"]) == (length, batch)
     ]
-    show_table(f"history {length}, batch {batch}", ("mixer", "what", "p50 ms", "p99 ms", "calls", "error"), rows)
+    columns = ("mixer", "what", "p50 ms", "p99 ms", "calls", "kB a user", "error")
+    show_table(f"history {length}, batch {batch}", columns, rows)
 
 
 def plot(title: str, cases: Sequence[Case], path: Path) -> None:
@@ -265,8 +333,9 @@ def plot(title: str, cases: Sequence[Case], path: Path) -> None:
             x, y = [c["length"] for c in points], [c["ms"]["median"] for c in points]
             if what == "top-k":
                 panel.plot(x, y, color="black", linestyle=":", label="top-k, on top of each")
-            elif what == "step":
-                plots.values(panel, name, x, y, linestyle="--", label=f"{SYSTEMS[name].title}, step")
+            elif what.endswith("step"):
+                style = "--" if what == "step" else "-."
+                plots.values(panel, name, x, y, linestyle=style, label=f"{SYSTEMS[name].title}, {what}")
             else:
                 plots.values(panel, name, x, y)
         lengths = sorted({case["length"] for case in timed})

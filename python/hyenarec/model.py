@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, cast
 
@@ -180,6 +180,14 @@ class ModelState:
         }
         return named | {"events": self.events}
 
+    def with_tensors(self, tensors: Mapping[str, Tensor]) -> ModelState:
+        """The same with other sequences' :meth:`tensors`."""
+        blocks = tuple(
+            block.with_tensors({name: tensors[f"{i}.{name}"] for name in block.tensors()})
+            for i, block in enumerate(self.blocks)
+        )
+        return ModelState(blocks, tensors["events"])
+
 
 class SequenceModel(nn.Module):
     """Item embedding -> dropout -> blocks -> norm; scores are ``h E^T + bias`` with the embedding tied.
@@ -280,15 +288,20 @@ class SequenceModel(nn.Module):
 
         Raises :class:`UserError` where a sequence has as many events as the model has positions.
         """
-        most = self.most_events
-        if most is not None and int(state.events.max()) >= most:
-            raise UserError(f"step: mixer {self.config.mixer} has {most} positions (max_length), and all are taken")
+        if not torch.compiler.is_compiling():  # a compiled program cannot look at values: its caller does
+            self.check_room(state)
         x, states = self._embed(items, state.events), []
         small = self._embed_small(items, state.events)
         for block, before in zip(self._blocks(), state.blocks, strict=True):
             x, after = block.step(x, before, timestamps, small)
             states.append(after)
         return self.norm(x), ModelState(tuple(states), state.events + 1)
+
+    def check_room(self, state: ModelState) -> None:
+        """Raises :class:`UserError` where a sequence has as many events as the model has positions."""
+        most = self.most_events
+        if most is not None and int(state.events.max()) >= most:
+            raise UserError(f"step: mixer {self.config.mixer} has {most} positions (max_length), and all are taken")
 
     def _blocks(self) -> list[Block]:
         return cast(list[Block], list(self.blocks))

@@ -90,3 +90,49 @@ class Packing:
 
     def to(self, device: torch.device) -> Packing:
         return Packing(self.cu_seqlens.to(device, non_blocking=True), self.max_length)
+
+
+@dataclass(frozen=True)
+class Rectangle(Packing):
+    """Sequences that fill the rows of a right-padded rectangle, padding and all: nothing is moved to pad them.
+
+    For compiled programs, whose shapes may not depend on values. Rows of padding hold anything; causal mixers keep them
+    out of every real row, and :attr:`last` passes over them.
+    """
+
+    sizes: Tensor
+    """(S,) int64, the real events of each sequence, at least 1."""
+
+    @classmethod
+    def of(cls, sizes: Tensor, max_length: int) -> Rectangle:
+        return cls(torch.arange(sizes.shape[0] + 1, device=sizes.device) * max_length, max_length, sizes)
+
+    @property
+    def sequences(self) -> int:
+        return self.sizes.shape[0]
+
+    @property
+    def lengths(self) -> Tensor:
+        return self.sizes
+
+    @property
+    def rows(self) -> Tensor:
+        return self._places // self.max_length
+
+    @property
+    def positions(self) -> Tensor:
+        return self._places % self.max_length
+
+    @property
+    def _places(self) -> Tensor:
+        return torch.arange(self.sequences * self.max_length, device=self.sizes.device)
+
+    @property
+    def last(self) -> Tensor:
+        return self.cu_seqlens[:-1] + self.sizes - 1
+
+    def pad(self, x: Tensor) -> Tensor:
+        return x.view(self.sequences, self.max_length, *x.shape[1:])
+
+    def unpad(self, x: Tensor) -> Tensor:
+        return x.flatten(0, 1)

@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence, S
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -24,10 +24,13 @@ from hyenarec.errors import UserError, expect, is_iterable, shortened
 from hyenarec.evaluation import exclude_history, scored_at_a_time
 from hyenarec.files import as_path
 from hyenarec.mixers import MIXERS
-from hyenarec.model import SequenceModel
+from hyenarec.model import ModelState, SequenceModel
 from hyenarec.nearest import NearestItems
 from hyenarec.session import Session
 from hyenarec.trained import load_trained
+
+if TYPE_CHECKING:
+    from hyenarec.compiled import CompiledModel
 
 HISTORIES_AT_A_TIME = 256
 
@@ -56,6 +59,7 @@ class Recommender:
         self.model = model.to(device).eval()
         self.user_ids, self.item_ids, self.config, self.device = user_ids, item_ids, config, device
         self._index: NearestItems | None = None
+        self._compiled: CompiledModel | None = None
 
     @classmethod
     def load(cls, path: str | Path, device: str | torch.device = "cpu") -> Recommender:
@@ -85,8 +89,31 @@ class Recommender:
     def scores(self, batch: Batch) -> Tensor:
         """Scores of every item as the next one after each packed history, (S, V), computed as in training."""
         expect(batch, Batch, "batch", "a Batch")
+        if self._compiled is not None and self._compiled.takes_batch(batch):
+            return self.model.scores_of(self._compiled.hidden(batch))
         with self.autocast():
             return self.model.scores(batch)
+
+    def step(self, items: Tensor, state: ModelState, timestamps: Tensor | None = None) -> tuple[Tensor, ModelState]:
+        """:meth:`hyenarec.model.SequenceModel.step`, compiled where :meth:`compile` has been called."""
+        if self._compiled is not None and self._compiled.takes_step(state, timestamps):
+            return self._compiled.step(items, state, timestamps)
+        with self.autocast():
+            return self.model.step(items, state, timestamps)
+
+    def compile(self, *, compact: bool = False) -> None:
+        """Compiles what this recommender computes from now on: sessions' steps, of states as ``compact`` as said, and
+        forwards of whole histories. They then run in float32 and without Python between the operators.
+
+        Takes half a minute and a C++ compiler. Raises :class:`UserError` where there is none, on a GPU, and for mixers
+        that cannot be exported.
+        """
+        from hyenarec.compiled import CompiledModel  # it takes half a second to import what compiles
+
+        expect(compact, (bool, np.bool_), "option compact", "True or False")
+        if self.device.type != "cpu":
+            raise UserError(f"compile: it is for the CPU, and the model is on {self.device}")
+        self._compiled = CompiledModel(self.model, compact=bool(compact))
 
     def autocast(self) -> torch.autocast:
         """The precision that the model was trained in."""

@@ -29,6 +29,9 @@ class Reader(Protocol):
     @property
     def knows_time(self) -> bool: ...
     def autocast(self) -> AbstractContextManager[Any]: ...
+    def step(
+        self, items: torch.Tensor, state: ModelState, timestamps: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, ModelState]: ...
     def requests(
         self, histories: Iterable[Sequence[Item]], timestamps: Iterable[Sequence[int]] | None
     ) -> list[Request]: ...
@@ -125,8 +128,7 @@ class Session:
         everyone = chosen == list(range(len(self)))
         where = torch.tensor(chosen, device=device)
         state = self._state if everyone else self._state.index(where)
-        with recommender.autocast():
-            hidden, state = recommender.model.step(new, state, when)
+        hidden, state = recommender.step(new, state, when)
         if everyone:
             self._state, self._hidden = state, hidden.to(self._hidden.dtype)
         else:

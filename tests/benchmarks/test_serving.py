@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from benchmarks.suites import serving
 from hyenarec.errors import UserError
 from hyenarec.mixers import MIXERS
 from hyenarec.model import SequenceModel
+from hyenarec_kernels.backends import cpu
 
 TINY = serving.ServingSettings(dim=8, blocks=2, items=20, device="cpu", seconds=0, rounds=3)
 
@@ -42,13 +45,28 @@ def test_result_of_every_mixer(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("in_this_process")
-def test_slow_calls_are_left_out() -> None:
+def test_slow_calls_are_left_out(tmp_path: Path) -> None:
     settings = serving.ServingSettings(dim=8, items=20, device="cpu", limit=0.0)
-    cases = serving.measure(("hyena",), 12, 1, settings, [])
+    cases = serving.measure(("hyena",), 12, 1, settings, [], tmp_path)
     assert [case["left_out"] for case in cases] == ["a call takes over 0 s"] * 3
-    longer = serving.measure(("hyena",), 24, 1, TINY, cases)
+    longer = serving.measure(("hyena",), 24, 1, TINY, cases, tmp_path)
     assert [case["left_out"] for case in longer] == ["left out at 12: a call takes over 0 s"] * 3
-    assert all("ms" in case for case in serving.measure(("hyena",), 24, 2, TINY, cases))
+    assert all("ms" in case for case in serving.measure(("hyena",), 24, 2, TINY, cases, tmp_path))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(cpu.probe() is not None or shutil.which("g++") is None, reason="takes the compiled library and g++")
+def test_compiled_alike(tmp_path: Path) -> None:
+    settings = replace(TINY, compile=True)
+    cases = serving.measure(("hyena", "gru", "bert4rec"), 600, 2, settings, [], tmp_path)
+    both = [(name, what) for name in ("hyena", "gru") for what in ("forward", "step")]
+    assert {(case["mixer"], case["what"]) for case in cases} == {*both, ("hyena", "compact step")}
+    (left_out,) = [case for case in cases if "left_out" in case]
+    assert (left_out["mixer"], left_out["what"]) == ("gru", "forward")
+    assert all(refusal(case) is None for case in cases if case is not left_out)
+    sizes = {(case["mixer"], case["what"]): case.get("state_bytes") for case in cases}
+    assert sizes["hyena", "forward"] is None and sizes["gru", "step"] == 2 * 8 * 4 + 8
+    assert sizes["hyena", "compact step"] < sizes["hyena", "step"] / 2
 
 
 @pytest.mark.parametrize("name", ["hyena", "gru", "attention"])

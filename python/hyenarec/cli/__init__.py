@@ -16,7 +16,19 @@ from hyenarec.display import complain, console, make_output_safe, shown
 from hyenarec.errors import UserError
 
 # Each in a module of its name, in a class of its name.
-COMMANDS = ("prepare", "train", "evaluate", "recommend", "similar", "serve", "compare", "tune", "inspect", "demo")
+COMMANDS = (
+    "prepare",
+    "train",
+    "evaluate",
+    "recommend",
+    "similar",
+    "serve",
+    "export",
+    "compare",
+    "tune",
+    "inspect",
+    "demo",
+)
 
 
 def main(arguments: list[str] | None = None) -> None:

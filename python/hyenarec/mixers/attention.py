@@ -76,7 +76,8 @@ class AttentionMixer(Mixer):
         lengths = packing.lengths[:, None, None, None]  # (S, 1, 1, 1)
         real = torch.arange(packing.max_length, device=x.device) < lengths  # (S, 1, 1, M)
         if last_only:
-            q = q.take_along_dim(lengths - 1, dim=2)  # (S, H, 1, D/H)
+            rows = torch.arange(packing.sequences, device=x.device)
+            q = q[rows, :, packing.lengths - 1][:, :, None]  # (S, H, 1, D/H); take_along_dim knows no symbols of sizes
         mixed = scaled_dot_product_attention(q, k, v, attn_mask=real).transpose(1, 2).flatten(2)  # (S, M or 1, D)
         return fast_linear(self.out, mixed.squeeze(1) if last_only else packing.unpad(mixed))
 
@@ -87,7 +88,7 @@ class AttentionMixer(Mixer):
         else:
             values, small = x[:, : -self.small], x[:, -self.small :]
             qkv = torch.cat((fast_linear(self.query_key, small), fast_linear(self.qkv, values)), -1)
-        return qkv.view(len(x), 3, self.heads, -1)
+        return qkv.view(x.shape[0], 3, self.heads, -1)
 
     def init_state(self, sequences: int, *, compact: bool = False) -> TensorState:
         """The key-value cache."""
@@ -104,7 +105,8 @@ class AttentionMixer(Mixer):
     def step(self, x: Tensor, state: TensorState, *, timestamps: Tensor | None = None) -> tuple[Tensor, TensorState]:
         qkv = self._project(x)  # (S, 3, H, D/H)
         state, held = self.cache.add(state, qkv)
-        most = int(held.max())  # one wait for the device, or every step would read the whole cache
+        # One wait for the device, or every step would read the whole cache, as compiled steps do, which cannot wait.
+        most = state["cache"].shape[1] if torch.compiler.is_compiling() else int(held.max())
         keys, values = state["cache"][:, :most].to(qkv.dtype).permute(2, 0, 3, 1, 4)  # (S, H, M, D/H) each
         seen = torch.arange(most, device=x.device) < held[:, None, None, None]  # (S, 1, 1, M)
         mixed = scaled_dot_product_attention(qkv[:, 0, :, None], keys, values, attn_mask=seen)  # (S, H, 1, D/H)

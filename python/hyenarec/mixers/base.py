@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Protocol
 
 import torch
@@ -31,6 +31,10 @@ class State(Protocol):
         """What differs from sequence to sequence: everything that has to be stored for a user."""
         ...
 
+    def with_tensors(self, tensors: Mapping[str, Tensor]) -> State:
+        """The same with other sequences' :meth:`tensors`."""
+        ...
+
 
 class TensorState(dict[str, Tensor]):
     """Named tensors, each with the sequences first."""
@@ -44,6 +48,9 @@ class TensorState(dict[str, Tensor]):
 
     def tensors(self) -> dict[str, Tensor]:
         return dict(self)
+
+    def with_tensors(self, tensors: Mapping[str, Tensor]) -> TensorState:
+        return TensorState(tensors)
 
 
 class Mixer(nn.Module):

@@ -70,7 +70,7 @@ class ElasticMixer(Mixer):
 
     def _features(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """How each event is dispatched and gathered by the interests, (T, H, J) each, and its values (T, H, D/H)."""
-        q, k, v = fast_linear(self.qkv, x).view(len(x), 3, self.heads, -1).unbind(1)  # (T, H, D/H) each
+        q, k, v = fast_linear(self.qkv, x).view(x.shape[0], 3, self.heads, -1).unbind(1)  # (T, H, D/H) each
         size = q.shape[-1]
         dispatch = torch.einsum("thd,hjd->thj", q, self.interests * size**-0.5).softmax(-1)
         unit = normalize(self.interests, dim=-1) * size**0.5

@@ -90,7 +90,7 @@ class FuXiLinearMixer(Mixer):
     def prefill(
         self, x: Tensor, packing: Packing, *, timestamps: Tensor | None = None, compact: bool = False
     ) -> tuple[Tensor, TensorState]:
-        rate = packing.pad(-self._rate().expand(len(x), -1))  # a state does not forget in the padding
+        rate = packing.pad(-self._rate().expand(x.shape[0], -1))  # a state does not forget in the padding
         channels, gate, state = self._mix(x, packing, timestamps, rate)
         return self._gated(channels, gate), state
 
@@ -98,8 +98,8 @@ class FuXiLinearMixer(Mixer):
         events = state["events"]
         time = events if timestamps is None else timestamps
         gate, qkv = silu(fast_linear(self.gate_qkv, x)).chunk(2, -1)  # (S, 3D) each
-        q, k, v = qkv.view(len(x), 3, self.heads, -1).unbind(1)  # (S, H, D/H) each
-        retention, kept = linear_attention_step(q, k, v, state["retention"], -self._rate().expand(len(x), -1))
+        q, k, v = qkv.view(x.shape[0], 3, self.heads, -1).unbind(1)  # (S, H, D/H) each
+        retention, kept = linear_attention_step(q, k, v, state["retention"], -self._rate().expand(x.shape[0], -1))
         waves, timed = self._timed(x, time)
         elapsed = (time - state["time"]) * (events > 0)
         timed = decaying_sums_step(timed, self._fading(), elapsed, state["temporal"])
@@ -116,7 +116,7 @@ class FuXiLinearMixer(Mixer):
         """The channels, (T, D) each, the gate (T, 3D) and the state; ``rate`` (1 or S, M, H) of the retention."""
         times = packing.positions if timestamps is None else timestamps
         gate, qkv = silu(fast_linear(self.gate_qkv, x)).chunk(2, -1)  # (T, 3D) each
-        q, k, v = packing.pad(qkv.view(len(qkv), 3, self.heads, -1)).unbind(2)  # (S, M, H, D/H) each
+        q, k, v = packing.pad(qkv.view(qkv.shape[0], 3, self.heads, -1)).unbind(2)  # (S, M, H, D/H) each
         retention, kept = linear_attention_and_state(q, k, v, rate)
         waves, timed = self._timed(x, times)
         sums, timed = decaying_sums(packing.pad(timed), self._fading(), packing.pad(packing.elapsed(times)))
@@ -150,7 +150,7 @@ class FuXiLinearMixer(Mixer):
         angle = (times[:, None] % self.periods).to(x.dtype)  # (T, P); whole numbers, so large times stay exact
         angle = angle * (2 * math.pi / self.periods.to(x.dtype))
         waves = torch.stack((angle.cos(), angle.sin()), -1)  # (T, P, 2)
-        v = fast_linear(self.temporal_value, x).view(len(x), self.periods.shape[0], 1, -1)  # (T, P, 1, D/P)
+        v = fast_linear(self.temporal_value, x).view(x.shape[0], self.periods.shape[0], 1, -1)  # (T, P, 1, D/P)
         return waves, (waves[..., None] * v).flatten(2)
 
     def _placed(self, value: Tensor, summed: Tensor) -> Tensor:

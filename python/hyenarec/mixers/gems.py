@@ -17,7 +17,7 @@ count.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -55,6 +55,10 @@ class StreamsState:
 
     def tensors(self) -> dict[str, Tensor]:
         return {**self.near.tensors(), **{f"far.{name}": values for name, values in self.far.tensors().items()}}
+
+    def with_tensors(self, tensors: Mapping[str, Tensor]) -> StreamsState:
+        far = self.far.with_tensors({name: tensors[f"far.{name}"] for name in self.far.tensors()})
+        return StreamsState(self.near.with_tensors({name: tensors[name] for name in self.near}), far)
 
 
 class GEMsMixer(Mixer):

@@ -99,11 +99,11 @@ class GRELAMixer(Mixer):
         q, k = (elu(at_least_float32(fast_linear(self.query_key, v))) + 1).chunk(2, -1)
         angles = positions[:, None] * self.frequencies  # (T, D/2)
         parts = torch.stack((_turn(q, angles), _turn(k, angles), q, k, v.to(q.dtype)), 1)  # (T, 5, D)
-        return parts.view(len(x), 5, self.heads, -1), v, gate
+        return parts.view(x.shape[0], 5, self.heads, -1), v, gate
 
 
 def _turn(x: Tensor, angles: Tensor) -> Tensor:
     """Turn the pairs of neighbouring features of ``x`` (T, D) by ``angles`` (T, D/2)."""
-    even, odd = x.view(len(x), -1, 2).unbind(-1)
+    even, odd = x.view(x.shape[0], -1, 2).unbind(-1)
     cos, sin = angles.cos(), angles.sin()
     return torch.stack((even * cos - odd * sin, even * sin + odd * cos), -1).flatten(-2)

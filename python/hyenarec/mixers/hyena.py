@@ -7,7 +7,7 @@ the two (the streams of GEMs, arXiv 2602.13631, are summed so). Ours: everything
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, cast
 
@@ -17,7 +17,7 @@ from torch import Tensor
 from hyenarec.config import ModelConfig
 from hyenarec.mixers.base import Mixer, State, TensorState
 from hyenarec.mixers.recent import RecentAttention
-from hyenarec.packing import Packing
+from hyenarec.packing import Packing, Rectangle
 from hyenarec_kernels.nn import HyenaMixer, StreamingState
 
 
@@ -44,7 +44,11 @@ class HyenaRecMixer(Mixer):
     def forward(
         self, x: Tensor, packing: Packing, *, timestamps: Tensor | None = None, last_only: bool = False
     ) -> Tensor:
-        mixed: Tensor = self.operator(x, cu_seqlens=packing.cu_seqlens, last_only=last_only)
+        if isinstance(packing, Rectangle):
+            mixed: Tensor = self.operator(packing.pad(x), lengths=packing.lengths, last_only=last_only)
+            mixed = mixed if last_only else packing.unpad(mixed)
+        else:
+            mixed = self.operator(x, cu_seqlens=packing.cu_seqlens, last_only=last_only)
         if self.local is not None:
             x = x[:, : self.operator.dim]
             mixed = mixed + (self.local.last(x, packing) if last_only else self.local(x, packing))
@@ -98,3 +102,7 @@ class LocalState:
 
     def tensors(self) -> dict[str, Tensor]:
         return self.memory.tensors() | self.recent.tensors()
+
+    def with_tensors(self, tensors: Mapping[str, Tensor]) -> LocalState:
+        memory = self.memory.with_tensors({name: tensors[name] for name in self.memory.tensors()})
+        return LocalState(memory, self.recent.with_tensors({name: tensors[name] for name in self.recent}))

@@ -112,7 +112,7 @@ class DecayingMemory(nn.Module):
     def _rule(self, x: Tensor, days: Tensor) -> tuple[tuple[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]:
         """Queries, keys, values, betas and decays of the rule, and the gate after it."""
         qkv, gate = fast_linear(self.qkv_gate, x).split((3 * x.shape[1], x.shape[1]), -1)  # type: ignore[no-untyped-call]
-        q, k, v = silu(qkv).view(len(x), 3, self.heads, -1).unbind(1)  # (T, H, D/H) each
+        q, k, v = silu(qkv).view(x.shape[0], 3, self.heads, -1).unbind(1)  # (T, H, D/H) each
         decay, beta = fast_linear(self.decay_beta, x).chunk(2, -1)  # (T, H) each
         log_decay = -softplus(decay) - softplus(self.rate) * days[:, None]
         return (normalize(q, dim=-1), normalize(k, dim=-1), v, beta.sigmoid(), log_decay), gate

@@ -60,7 +60,7 @@ class LRUMixer(Mixer):
         return complex_matrix(size * angle.cos(), size * angle.sin())
 
     def _driven(self, x: Tensor) -> Tensor:  # (T, D) to (T, 2, 2D)
-        return fast_linear(self.input, x).view(len(x), 2, -1) * self.gamma.exp()
+        return fast_linear(self.input, x).view(x.shape[0], 2, -1) * self.gamma.exp()
 
     def _read(self, h: Tensor) -> Tensor:
         return fast_linear(self.out, h.flatten(1))

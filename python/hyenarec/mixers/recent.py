@@ -65,9 +65,9 @@ class RecentAttention(nn.Module):
 
     def _newest(self, q: Tensor, window: Tensor, events: Tensor) -> Tensor:
         """Queries (S, D) of the newest of ``events`` (S,) to the keys and values (S, W, 2D) up to it: (S, D)."""
-        k, v = window.view(len(q), self.window, 2, self.heads, -1).permute(2, 0, 3, 1, 4)  # (S, H, W, D/H) each
+        k, v = window.view(q.shape[0], self.window, 2, self.heads, -1).permute(2, 0, 3, 1, 4)  # (S, H, W, D/H) each
         lag = torch.arange(self.window - 1, -1, -1, device=q.device)  # (W,)
-        q = q.view(len(q), self.heads, 1, -1)
+        q = q.view(q.shape[0], self.heads, 1, -1)
         mask = self._mask((lag < events[:, None])[:, None, None], lag[None], q)  # (S, 1 or H, 1, W)
         return fast_linear(self.out, scaled_dot_product_attention(q, k, v, attn_mask=mask).flatten(1))
 

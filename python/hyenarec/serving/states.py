@@ -149,8 +149,7 @@ class States:
         times = None
         if self.recommender.knows_time:
             times = torch.tensor([user.times[user.done] for user in users], device=device)
-        with self.recommender.autocast():
-            hidden, state = self.recommender.model.step(items, self._state.index(self._rows(users)), times)
+        hidden, state = self.recommender.step(items, self._state.index(self._rows(users)), times)
         self._put(users, hidden, state)
         for user in users:
             user.done += 1

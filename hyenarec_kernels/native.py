@@ -1,0 +1,57 @@
+"""Programs that call the compiled library's operators and never Python.
+
+The operators of namespace ``hyenarec`` are Python's in a process that has imported this package: they choose a backend
+at every call. A program that AOTInductor has compiled wants the CPU kernels themselves, which the compiled library also
+registers as ``hyenarec_native``, forward passes alone, in every process that loads it.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+
+import torch
+from torch._library.simple_registry import singleton
+from torch.export import ExportedProgram
+
+from hyenarec_kernels.backends import compiled
+from hyenarec_kernels.library import NAMESPACE
+
+NATIVE = "hyenarec_native"
+
+
+def library() -> str:
+    """The file of the compiled library, which a program without Python loads before it runs a package.
+
+    Raises:
+        NotImplementedError: there is none.
+    """
+    reason = compiled.probe()
+    if reason is not None:
+        raise NotImplementedError(f"no compiled library: {reason}")
+    import hyenarec_kernels._C as module
+
+    assert module.__file__ is not None
+    return module.__file__
+
+
+def use_native(program: ExportedProgram) -> ExportedProgram:
+    """``program`` itself, with the compiled library's operators in the place of Python's.
+
+    Raises:
+        NotImplementedError: there is no compiled library.
+    """
+    library()
+    for node in program.graph.nodes:
+        if isinstance(node.target, torch._ops.OpOverload) and node.target.namespace == NAMESPACE:
+            node.target = _native(node.target._schema.name.removeprefix(f"{NAMESPACE}::"))
+    program.graph_module.recompile()
+    return program
+
+
+@cache
+def _native(name: str) -> torch._ops.OpOverload:
+    fake = singleton.find(f"{NAMESPACE}::{name}").fake_impl.kernel
+    assert fake is not None
+    torch.library.register_fake(f"{NATIVE}::{name}", fake.func)
+    operator: torch._ops.OpOverload = getattr(getattr(torch.ops, NATIVE), name).default
+    return operator

@@ -1,0 +1,54 @@
+"""Matrices in 8 bits: whole numbers from -127 to 127 and a factor for each row."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import embedding, linear
+
+from hyenarec.model import SequenceModel
+from hyenarec.programs import PROJECTIONS
+
+
+class Rounded(nn.Module):
+    """A matrix (N, D) in 8 bits; :attr:`weight` has it in float32."""
+
+    values: Tensor
+    factors: Tensor
+
+    def __init__(self, weight: Tensor) -> None:
+        super().__init__()
+        factors = weight.detach().abs().amax(1, keepdim=True).clamp(min=1e-30) / 127  # (N, 1)
+        self.register_buffer("values", (weight.detach() / factors).round().to(torch.int8))
+        self.register_buffer("factors", factors)
+
+    @property
+    def weight(self) -> Tensor:
+        return self.values.float() * self.factors
+
+
+class RoundedEmbedding(Rounded):
+    def forward(self, items: Tensor) -> Tensor:
+        return embedding(items, self.values.float()) * embedding(items, self.factors)
+
+
+class RoundedLinear(Rounded):
+    def __init__(self, layer: nn.Linear) -> None:
+        super().__init__(layer.weight)
+        self.bias, self.in_features, self.out_features = layer.bias, layer.in_features, layer.out_features
+
+    def forward(self, x: Tensor) -> Tensor:
+        return linear(x, self.weight, self.bias)
+
+
+def round_weights(model: SequenceModel) -> SequenceModel:
+    """``model``, an inference copy, itself, with embeddings and linear layers in 8 bits; the rest stays as it is."""
+    for module in list(model.modules()):
+        for name in PROJECTIONS:
+            vars(module).pop(name, None)  # by the stored matrices again, which are what is rounded
+        for name, layer in list(module.named_children()):
+            if type(layer) is nn.Linear:
+                setattr(module, name, RoundedLinear(layer))
+            elif type(layer) is nn.Embedding:
+                setattr(module, name, RoundedEmbedding(layer.weight))
+    return model

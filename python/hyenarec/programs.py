@@ -1,0 +1,161 @@
+"""A model's two uses as programs of tensors alone, which can be exported and compiled.
+
+A :class:`HistoryProgram` reads whole histories, a :class:`StepProgram` one event of every user. Both compute in
+float32, whatever the model was trained in, and end in the best items or in hidden states.
+"""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+from torch.nn.functional import linear
+
+from hyenarec.data.batches import Batch
+from hyenarec.errors import UserError
+from hyenarec.mixers import MIXERS
+from hyenarec.model import SequenceModel
+from hyenarec.packing import Rectangle
+from hyenarec_kernels.native import use_native
+from hyenarec_kernels.nn import HyenaMixer
+
+PROJECTIONS = ("project_in", "project_out")  # of a hyena mixer; an inference copy has their matrices whole
+# Weights are not known while a program is compiled, so that what depends on them alone is computed when it is loaded.
+COMPILER = {"aot_inductor.use_runtime_constant_folding": True}
+
+
+def inference_copy(model: SequenceModel) -> SequenceModel:
+    """A copy on the CPU in float32, for programs."""
+    if not MIXERS[model.config.mixer].causal:
+        raise UserError(
+            f"mixer {model.config.mixer}: only causal mixers are exported; it reads every history with a masked event"
+        )
+    made = copy.deepcopy(model).cpu().float().eval().requires_grad_(False)
+    for module in made.modules():
+        if isinstance(module, HyenaMixer):  # else every call would add the identity to what is stored
+            for name, width in zip(PROJECTIONS, (module.width, module.dim), strict=True):
+                weight = getattr(module, name)(torch.eye(width)).T.contiguous()
+                setattr(module, name, partial(linear, weight=weight))
+    return made
+
+
+class HistoryProgram(nn.Module):
+    """``items`` (B, L) int64, L at least 2, right-padded with any item, ``lengths`` (B,) int64, at least 1, and, for a
+    model that knows time, ``timestamps`` (B, L) int64 in seconds, to scores (B, top) float32 and items (B, top) int64,
+    the best first; with ``top`` 0 to hidden states (B, D)."""
+
+    def __init__(self, model: SequenceModel, top: int) -> None:
+        super().__init__()
+        self.model, self.top = model, top
+
+    def forward(self, items: Tensor, lengths: Tensor, timestamps: Tensor | None = None) -> tuple[Tensor, ...]:
+        torch._check(lengths.shape[0] == items.shape[0])  # else torch has two names for the number of users
+        packing = Rectangle.of(lengths, items.shape[1])
+        batch = Batch(items.flatten(), packing, None if timestamps is None else timestamps.flatten())
+        return _best(self.model, self.model(batch, last_only=True), self.top)
+
+
+class StepProgram(nn.Module):
+    """``items`` (B,) int64, for a model that knows time ``timestamps`` (B,) int64, and the tensors of a state of B
+    users in the order of ``names``, to what :class:`HistoryProgram` returns. The state's tensors are written to where
+    they lie: those of neighbours in a pool of users may be given as views, and nothing is copied."""
+
+    def __init__(self, model: SequenceModel, top: int, *, compact: bool) -> None:
+        super().__init__()
+        self.model, self.top, self.compact = model, top, compact
+        self.knows_time = MIXERS[model.config.mixer].knows_time
+        self.template = model.init_state(1, compact=compact)
+        self.names = list(self.template.tensors())
+
+    def forward(self, items: Tensor, *rest: Tensor) -> tuple[Tensor, ...]:
+        for values in rest:
+            torch._check(values.shape[0] == items.shape[0])
+        timestamps, given = (rest[0], rest[1:]) if self.knows_time else (None, rest)
+        before = self.template.with_tensors(dict(zip(self.names, given, strict=True)))
+        hidden, after = self.model.step(items, before, timestamps)
+        new = after.tensors()
+        for name, values in zip(self.names, given, strict=True):
+            if new[name] is not values:
+                values.copy_(new[name])
+        return _best(self.model, hidden, self.top)
+
+
+def _best(model: SequenceModel, hidden: Tensor, top: int) -> tuple[Tensor, ...]:
+    if not top:
+        return (hidden,)
+    best = model.scores_of(hidden).topk(top)
+    return best.values, best.indices
+
+
+def export(program: HistoryProgram | StepProgram, *, batch: int | None = None) -> ExportedProgram:
+    """``program`` for any number of users, or for ``batch``, and of events: at most ``max_length`` of the model."""
+    model, users = program.model, 3 if batch is None else batch
+    knows_time = MIXERS[model.config.mixer].knows_time
+    some = Dim("users", min=1, max=1 << 20) if batch is None else None
+    shapes: dict[str, Any]
+    inputs: tuple[Tensor, ...]
+    if isinstance(program, StepProgram):
+        state = list(model.init_state(users, compact=program.compact).tensors().values())
+        times = [torch.zeros(users, dtype=torch.int64)] if knows_time else []
+        inputs = (torch.zeros(users, dtype=torch.int64), *times, *state)
+        shapes = {"items": {0: some}, "rest": tuple({0: some} for _ in inputs[1:])}
+    else:
+        most = model.config.max_length
+        length = min(5, most)
+        both = {0: some, 1: Dim("events", min=2, max=most) if most > 5 else None}
+        inputs = (torch.zeros(users, length, dtype=torch.int64), torch.full((users,), length))
+        shapes = {"items": both, "lengths": {0: some}}
+        if knows_time:
+            inputs, shapes = (*inputs, inputs[0].clone()), shapes | {"timestamps": both}
+    try:
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's own, about its own insides
+            exported = torch.export.export(program, inputs, dynamic_shapes=shapes, strict=False)
+            if batch is None and isinstance(program, HistoryProgram):
+                # torch only notes where a loop was unrolled for the example's sizes, and a package would not look.
+                lengths = torch.ones(2, dtype=torch.int64)
+                for events in (2, min(9, most)):
+                    items = torch.zeros(2, events, dtype=torch.int64)
+                    exported.module()(items, lengths, *([items] if knows_time else []))
+            return exported
+    except Exception as error:
+        reason = next(line for line in str(error).splitlines() if line.strip())
+        kind = "step" if isinstance(program, StepProgram) else "forward"
+        raise UserError(f"mixer {model.config.mixer}: torch.export cannot read its {kind}: {reason}") from error
+
+
+def package(program: ExportedProgram, path: Path) -> None:
+    """Compiles ``program``, with the compiled library's operators, into an AOTInductor package at ``path``."""
+    try:
+        use_native(program)
+    except NotImplementedError as error:
+        raise UserError(f"a package needs the compiled library: {error}") from error
+    try:
+        torch._inductor.aoti_compile_and_package(program, package_path=str(path), inductor_configs=dict(COMPILER))
+    except Exception as error:
+        if not isinstance(error, FileNotFoundError | RuntimeError) and "compiler" not in str(error).lower():
+            raise
+        reason = next(line for line in str(error).splitlines() if line.strip())
+        raise UserError(f"torch cannot compile a package here, which takes a C++ compiler: {reason}") from error
+
+
+@dataclass(frozen=True)
+class Package:
+    """A loaded package; :meth:`__call__` is without the checks and the trees of torch's own, half of a step's time."""
+
+    loader: Any
+
+    @classmethod
+    def load(cls, path: Path) -> Package:
+        return cls(torch._inductor.aoti_load_package(str(path)).loader)
+
+    def __call__(self, *inputs: Tensor) -> list[Tensor]:
+        outputs: list[Tensor] = self.loader.run(list(inputs))
+        return outputs
