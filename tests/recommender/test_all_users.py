@@ -318,6 +318,6 @@ def peak_kib(run: Path, folder: Path, users: int, kind: str) -> int:
 
 @pytest.mark.parametrize("kind", [".parquet", *(pytest.param(kind, marks=pytest.mark.slow) for kind in (".csv",))])
 def test_memory_does_not_grow_with_users(kind: str, run: Path, tmp_path: Path) -> None:
-    """Of 27,000 more users 750,000 recommendations take 2 MiB more; kept, they would take 9 as arrays, 150 as objects."""
+    """Of 27,000 more users 750,000 recommendations need 2 MiB more; if kept, 9 as arrays or 150 as objects."""
     few, many = (peak_kib(run, tmp_path, users, kind) for users in (3072, 30_000))
     assert many - few < 8 << 10

@@ -84,16 +84,17 @@ class Train:
         trained = load_start(self.start, self.model) if self.start else None
         source = Source(str(self.data), self.split, **asdict(self.columns))
         store, split = load_source(source)
-        show_log(store)
         start = None
         if trained is not None:
             start, store = Start.of(trained, store)
+        training = self.training.for_items(store.n_items)
+        refuse_unused(self.model, training, (self.model.mixer,))
+        show_log(store)
+        if start is not None:
             console.print(
                 f"going on from {self.start}: {start.new_users:,} users and {start.new_items:,} items are new",
                 highlight=False,
             )
-        training = self.training.for_items(store.n_items)
-        refuse_unused(self.model, training, (self.model.mixer,))
         show_loss(self.training, store)
         announce_repeats(store, split, training)
         result = train(store, split, self.model, training, source, self.out, start)

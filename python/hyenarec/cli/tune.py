@@ -102,6 +102,8 @@ class Tune:
             shares = [{"option": name, "share": share} for name, share in importances.items()]
             show_table("what mattered: shares of the differences that options explain", ("option", "share"), shares)
             importance_bars(importances, self.out / IMPORTANCES)
+        else:
+            console.print("too few different results to tell which options mattered; more --trials may")
         best_model, best_training = search.best()
         console.rule("training with the best")
         final = replace(best_training, epochs=training.epochs)
