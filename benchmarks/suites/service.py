@@ -224,19 +224,18 @@ async def load(port: int, mix: str, people: int, settings: ServiceSettings) -> l
     end = begin + settings.seconds
 
     async def person() -> None:
-        connection = await Connection.to(port)
+        connection, turns = await Connection.to(port), visits(rng, settings)
         while time.perf_counter() < end:
-            user = str(rng.integers(settings.users))
-            for item in rng.integers(settings.items, size=settings.visit).tolist():
-                for kind in MIXES[mix]:
-                    began = time.perf_counter()
-                    if kind == "event":
-                        await connection.event(user, item, f"{run}-{next(names)}")
-                    else:
-                        await connection.recommend(user)
-                    finished = time.perf_counter()
-                    if began >= begin and finished <= end:
-                        times[kind].append(1e3 * (finished - began))
+            user, item = next(turns)
+            for kind in MIXES[mix]:
+                began = time.perf_counter()
+                if kind == "event":
+                    await connection.event(user, item, f"{run}-{next(names)}")
+                else:
+                    await connection.recommend(user)
+                finished = time.perf_counter()
+                if began >= begin and finished <= end:
+                    times[kind].append(1e3 * (finished - began))
         connection.close()
 
     await asyncio.gather(*(person() for _ in range(people)))
@@ -247,6 +246,14 @@ async def load(port: int, mix: str, people: int, settings: ServiceSettings) -> l
         {"request": kind, "per_second": round(len(found) / settings.seconds, 1), "ms": summary(found)}
         for kind, found in times.items()
     ]
+
+
+def visits(rng: np.random.Generator, settings: ServiceSettings) -> Iterator[tuple[str, int]]:
+    """The user and the item of each turn: one visit after the other."""
+    while True:
+        user = str(rng.integers(settings.users))
+        for item in rng.integers(settings.items, size=settings.visit).tolist():
+            yield user, item
 
 
 async def checked(port: int, recommender: Recommender, settings: ServiceSettings) -> Check:

@@ -18,13 +18,26 @@ import pytest
 def test_the_command_serves_and_takes_a_new_model(run: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     shutil.copytree(run, folder)
-    command = [sys.executable, "-m", "hyenarec", "serve", str(folder), "--port", "0"]
+    command = [
+        sys.executable,
+        "-m",
+        "hyenarec",
+        "serve",
+        str(folder),
+        "--port",
+        "0",
+        "--names",
+        str(tmp_path / "names.csv"),
+    ]
+    (tmp_path / "names.csv").write_text("item_id,name\n" + "".join(f"{i},item {i}\n" for i in range(100, 130)))
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
         assert process.stdout is not None
         try:
             url = process.stdout.readline().split()[2]
             assert httpx.get(f"{url}/healthz").json() == {"status": "ok"}
-            (item,) = httpx.get(f"{url}/items", params={"k": 1}).json()["items"]
+            (found,) = httpx.get(f"{url}/items", params={"k": 1}).json()["items"]
+            item = found["item"]
+            assert found["name"] == f"item {item}"
             event = {"user": "ann", "item": item, "id": "first"}
             assert httpx.post(f"{url}/events", json=event).json() == {"new": True, "number": 0, "known": True}
             shutil.copy(folder / "best.safetensors", folder / "new")
@@ -44,6 +57,7 @@ def test_what_cannot_be_served_is_one_line(run: Path, fails: Callable[..., str])
         assert f"cannot listen on 127.0.0.1 port {port}" in fails("serve", run, "--port", port)
     assert "option states: 0 is too small" in fails("serve", run, "--states", 0)
     assert "no such checkpoint" in fails("serve", run / "nothing")
+    assert "nothing.csv" in fails("serve", run, "--names", run / "nothing.csv")
 
 
 def test_a_model_that_cannot_be_read_is_not_taken_over(

@@ -323,6 +323,27 @@ def test_a_user_of_whom_half_was_read_is_read_anew(serve: Callable[..., Any], mo
     assert [(one.item, one.score) for one in found] == wanted(reader, ["item-1", "item-2", "item-3"])
 
 
+def test_names_are_in_every_answer_and_searched(tmp_path: Path) -> None:
+    reader = recommender()
+    names = {"item-1": "One", "item-2": "TWO\nand more", "item-3": "two"}
+    engine = Engine(reader, SqliteEvents(tmp_path / "events"), 10, names)
+    with TestClient(make_app(engine, body_bytes=4096, rate=0.0)) as client:
+
+        def search(text: str) -> list[Any]:
+            items: list[Any] = client.get("/items", params={"search": text, "k": 3}).json()["items"]
+            return items
+
+        assert search("two") == [{"item": "item-2", "name": names["item-2"]}, {"item": "item-3", "name": "two"}]
+        assert search("item-39") == [{"item": "item-39", "name": None}] and search("e\n") == search("none") == []
+        client.post("/events", json={"user": "ann", "item": "item-1"})
+        found = client.get("/recommend", params={"user": "ann", "k": 39}).json()["recommendations"]
+        (answer,) = client.post("/recommend", json={"histories": [["item-1"]], "k": 39}).json()["answers"]
+        for shown in (found, answer["recommendations"]):
+            assert {one["item"]: one["name"] for one in shown} == {i: names.get(i) for i in ITEMS if i != "item-1"}
+        engine.use(reader, {"item-1": "Uno"}).result(60)
+        assert search("uno") == [{"item": "item-1", "name": "Uno"}] and search("two") == []
+
+
 def test_what_waits_when_it_closes_is_answered_and_nothing_after(serve: Callable[..., Any]) -> None:
     client, gate = serve(), threading.Event()
     engine = client.engine
@@ -404,5 +425,5 @@ def test_metrics_and_documentation(serve: Callable[..., Any]) -> None:
     page = client.get("/")
     assert "default-src 'none'" in page.headers["Content-Security-Policy"] and "innerHTML" not in page.text
     assert client.get("/items", params={"search": "ITEM-1", "k": 3}).json() == {
-        "items": ["item-1", "item-10", "item-11"]
+        "items": [{"item": "item-1"}, {"item": "item-10"}, {"item": "item-11"}]
     }

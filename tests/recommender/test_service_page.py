@@ -24,6 +24,7 @@ from hyenarec.serving.engine import Engine
 from hyenarec.serving.sqlite_events import SqliteEvents
 
 HOSTILE = "<img src=x onerror=\"document.title='owned'\">"
+NAMES = {"item-7": f"Seven {HOSTILE}"}
 ITEMS = [*(f"item-{number}" for number in range(40)), HOSTILE]
 
 
@@ -32,7 +33,9 @@ def address(tmp_path: Path) -> Iterator[str]:
     torch.manual_seed(0)
     ids = Ids.from_values(ITEMS)
     model = SequenceModel(ModelConfig(mixer="hyena", dim=8, max_length=12), len(ITEMS))
-    engine = Engine(Recommender(model, ids, ids, CONFIG, torch.device("cpu")), SqliteEvents(tmp_path / "events"), 10)
+    engine = Engine(
+        Recommender(model, ids, ids, CONFIG, torch.device("cpu")), SqliteEvents(tmp_path / "events"), 10, NAMES
+    )
     server = uvicorn.Server(uvicorn.Config(make_app(engine, body_bytes=4096, rate=0.0), log_level="warning"))
     listening = listen("127.0.0.1", 0)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
@@ -81,12 +84,15 @@ def test_ids_are_text_and_errors_are_shown(address: str, browser: Browser) -> No
     browser.open(address)
     browser.click("#search")
     browser.type("<IMG")
-    browser.wait("document.querySelectorAll('#items li').length === 1")
+    browser.wait("document.querySelectorAll('#items li').length === 2")
     browser.click("#items button")
     browser.wait("document.querySelectorAll('#recommended li').length === 10")
-    assert browser.texts("#items li") == browser.texts("#clicked li") == [HOSTILE]
+    assert browser.texts("#items li") == [HOSTILE, NAMES["item-7"]]
+    browser.click("#items li:nth-child(2) button")
+    browser.wait("document.querySelectorAll('#clicked li').length === 2")
+    assert browser.texts("#clicked li") == [HOSTILE, NAMES["item-7"]]
     assert browser.evaluate("document.title") == "HyenaRec" and browser.evaluate("document.images.length") == 0
     browser.evaluate("document.getElementById('user').value = 'x'.repeat(257)")
     browser.click("#items button")
     browser.wait("document.getElementById('status').innerText.startsWith('user: String should have at most 256')")
-    assert len(browser.texts("#clicked li")) == 1
+    assert len(browser.texts("#clicked li")) == 2

@@ -9,13 +9,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from hyenarec.cli.options import RunPath
+from hyenarec.cli.options import RunPath, names_of
 from hyenarec.display import complain, console
 from hyenarec.errors import UserError
 
 if TYPE_CHECKING:  # --help needs no torch
+    from collections.abc import Mapping
+
     import torch
 
+    from hyenarec.answers import Item
     from hyenarec.recommendation import Recommender
     from hyenarec.serving.engine import Engine
 
@@ -35,6 +38,8 @@ class Serve:
     events: str | None = None
     """What keeps the users' events: a file (SQLite), or the URL of a Redis server that several processes share, such as
     redis://host:6379/0; default: events.sqlite in the run's folder."""
+    names: Path | None = None
+    """Table of the items' names (columns item_id, id or item, and name or title): shown beside ids, and searched."""
     host: str = "127.0.0.1"
     """Address to listen on. Who may reach it is for a proxy or a firewall to say: the service asks for no password."""
     port: int = 8000
@@ -62,13 +67,13 @@ class Serve:
         from hyenarec.serving.engine import Engine
         from hyenarec.serving.events import open_events
 
-        recommender = load(self.run_path, TrainingConfig(device=self.device).torch_device())
+        recommender, names = load(self.run_path, TrainingConfig(device=self.device).torch_device(), self.names)
         folder = self.run_path if self.run_path.is_dir() else self.run_path.parent
         listening = listen(self.host, self.port)
         events = open_events(self.events or str(folder / "events.sqlite"))
-        engine = Engine(recommender, events, self.states)
+        engine = Engine(recommender, events, self.states, names)
         stopping = threading.Event()
-        watcher = threading.Thread(target=watch, args=(self.run_path, engine, stopping), daemon=True)
+        watcher = threading.Thread(target=watch, args=(self.run_path, engine, stopping, self.names), daemon=True)
         watcher.start()
         console.print(f"listening on {url(listening)} (documentation: /docs, page: /, metrics: /metrics)")
         app = make_app(engine, body_bytes=1024 * self.body_kib, rate=self.rate)
@@ -77,14 +82,15 @@ class Serve:
         stopping.set()
 
 
-def load(run_path: Path, device: torch.device) -> Recommender:
-    """A model that can be served. Raises :class:`UserError` where it cannot be read, or keeps no states."""
+def load(run_path: Path, device: torch.device, names: Path | None) -> tuple[Recommender, Mapping[Item, str] | None]:
+    """A model that can be served, and its items' names. Raises :class:`UserError` where they cannot be read, or the
+    model keeps no states."""
     from hyenarec.recommendation import Recommender
 
     recommender = Recommender.load(run_path, device)
     recommender.model.init_state(0)
     _ = recommender.time_unit
-    return recommender
+    return recommender, names_of(recommender, names)
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -105,7 +111,7 @@ def url(listening: socket.socket) -> str:
     return f"http://[{address}]:{port}" if ":" in address else f"http://{address}:{port}"
 
 
-def watch(run_path: Path, engine: Engine, stopping: threading.Event) -> None:
+def watch(run_path: Path, engine: Engine, stopping: threading.Event, names: Path | None = None) -> None:
     """Hands a new model of the run to the engine. One that cannot be read leaves the old one in place."""
     from hyenarec.trained import BEST
 
@@ -125,7 +131,7 @@ def watch(run_path: Path, engine: Engine, stopping: threading.Event) -> None:
             continue
         known = now
         try:
-            engine.use(load(run_path, engine.recommender.device)).result()
+            engine.use(*load(run_path, engine.recommender.device, names)).result()
         except Exception as error:  # whatever is wrong with it, the next one may be right
             complain(f"the new model is not taken over: {error}")
         else:

@@ -6,7 +6,6 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from functools import lru_cache
 from importlib.metadata import version
 from importlib.resources import files
 from typing import Any
@@ -19,7 +18,6 @@ from hyenarec.answers import Answer, Recommendation
 from hyenarec.data.times import caller_seconds
 from hyenarec.errors import UserError
 from hyenarec.recommendation import Recommender
-from hyenarec.serving.catalogue import Catalogue
 from hyenarec.serving.engine import Engine, Wanted
 from hyenarec.serving.events import Event, Unavailable
 from hyenarec.serving.limits import Limits
@@ -59,6 +57,9 @@ def make_app(engine: Engine, *, body_bytes: int, rate: float) -> FastAPI:
     metrics = Metrics(engine)
     app.add_middleware(Limits, body_bytes=body_bytes, rate=rate, routes=ROUTES, observe=metrics.observe)
 
+    def scored(found: Sequence[Recommendation]) -> list[dict[str, Any]]:
+        return [engine.catalogue.cells(one.item) | {"score": one.score} for one in found]
+
     @app.exception_handler(UserError)
     async def bad(request: Request, error: UserError) -> JSONResponse:
         if isinstance(error, Unavailable):
@@ -90,7 +91,7 @@ def make_app(engine: Engine, *, body_bytes: int, rate: float) -> FastAPI:
         asked = WantedIn.of_query(request)
         wanted = Wanted(asked.user, asked.k, asked.exclude_seen, asked.exclude, asked.allow)
         found = await asyncio.wrap_future(engine.recommend(wanted))
-        return JSONResponse({"recommendations": _scored(found.recommendations), "events": found.events})
+        return JSONResponse({"recommendations": scored(found.recommendations), "events": found.events})
 
     @app.post("/recommend", response_model=HistoriesOut, openapi_extra=HistoriesIn.as_body())
     async def recommend_histories(request: Request) -> Response:
@@ -104,20 +105,17 @@ def make_app(engine: Engine, *, body_bytes: int, rate: float) -> FastAPI:
         return JSONResponse(
             {
                 "answers": [
-                    {"recommendations": _scored(one.recommendations), "unknown": one.unknown, "error": one.error}
+                    {"recommendations": scored(one.recommendations), "unknown": one.unknown, "error": one.error}
                     for one in found
                 ]
             }
         )
 
-    catalogue = lru_cache(maxsize=1)(Catalogue)  # of the present model
-
     @app.get("/items", response_model=ItemsOut, openapi_extra=SearchIn.as_query())
     async def items(request: Request) -> Response:
-        """Items whose ids contain a text."""
-        asked, ids = SearchIn.of_query(request), engine.recommender.item_ids
-        found = await asyncio.to_thread(lambda: catalogue(ids).search(asked.search, asked.k))
-        return JSONResponse({"items": found})
+        """Items whose ids or names contain a text."""
+        asked, catalogue = SearchIn.of_query(request), engine.catalogue
+        return JSONResponse({"items": [catalogue.cells(item) for item in catalogue.search(asked.search, asked.k)]})
 
     @app.get("/healthz")
     async def healthz() -> JSONResponse:
@@ -139,10 +137,6 @@ def make_app(engine: Engine, *, body_bytes: int, rate: float) -> FastAPI:
 
 ROUTES = frozenset({"/events", "/recommend", "/items", "/healthz", "/metrics", "/"})
 POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; connect-src 'self'"
-
-
-def _scored(found: Sequence[Recommendation]) -> list[dict[str, Any]]:
-    return [{"item": one.item, "score": one.score} for one in found]
 
 
 def _seconds(engine: Engine, given: int) -> int:

@@ -1,29 +1,36 @@
-"""Searching the items of a model."""
+"""The items of a model, with their names if it has them, to be shown and searched."""
 
 from __future__ import annotations
 
 from bisect import bisect_right
+from collections.abc import Mapping
 from itertools import accumulate
 
-from hyenarec.data.ids import Id, Ids
+from hyenarec.answers import Item, item_cells
+from hyenarec.data.ids import Ids
 
 APART = "\n"
 
 
 class Catalogue:
-    """Items whose ids contain a text, upper or lower case alike.
+    """Finds items by a part of their ids or names, upper or lower case alike.
 
-    All ids are one text, in which Python finds another one a thousand times faster than in each of them.
+    All of them are one text, in which Python finds another one a thousand times faster than in each of them.
     """
 
-    def __init__(self, ids: Ids) -> None:
-        self._ids = ids
-        texts = [str(item).casefold() for item in ids.decode(range(len(ids)))]
+    def __init__(self, ids: Ids, names: Mapping[Item, str] | None) -> None:
+        self._ids, self._names = ids, names
+        items = ids.decode(range(len(ids)))
+        texts = [f"{item} {(names or {}).get(item, '')}".rstrip().casefold() for item in items]
         self._text = APART.join(texts)
         self._starts = list(accumulate((len(text) + len(APART) for text in texts), initial=0))
 
-    def search(self, text: str, k: int) -> list[Id]:
-        """The first ``k`` of them in the order of the ids."""
+    def cells(self, item: Item) -> dict[str, Item | None]:
+        """An item as answers have it."""
+        return item_cells(item, self._names)
+
+    def search(self, text: str, k: int) -> list[Item]:
+        """The first ``k`` items in the order of the ids."""
         wanted, places, at = text.casefold(), [], 0
         while len(places) < k and (at := self._text.find(wanted, at)) >= 0:
             place = bisect_right(self._starts, at) - 1

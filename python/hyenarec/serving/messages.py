@@ -104,8 +104,12 @@ class WantedIn(Asked):
     exclude_seen: bool | None = Field(None, description="Whether items of the user's events are left out.")
 
 
-class Scored(BaseModel):
+class Shown(BaseModel):
     item: int | str
+    name: str | None = Field(None, description="Its name, where the service has a catalogue of names.")
+
+
+class Scored(Shown):
     score: float
 
 
@@ -138,7 +142,7 @@ class SearchIn(Asked):
 
 
 class ItemsOut(BaseModel):
-    items: list[int | str]
+    items: list[Shown]
 
 
 class Refused(BaseModel):
