@@ -91,6 +91,8 @@ def test_ids_given_in_several_options_are_all_answered(
         (["--hyena.filter", "explicit", "--hyena.no-window"], "option hyena.window: not used by filter explicit; only"),
         (["--no-exclude-seen", "--seen", "input"], "option seen: not used with --no-exclude-seen"),
         (["--mixer", "gru", "--dim", "9", "--attention.heads", "3"], "option attention.heads: not used by gru"),
+        (["--mixer", "grela", "--attention.cache", "window"], "option attention.cache: not used by grela; only by"),
+        (["--mixer", "attention", "--attention.cache-events", "9"], "option attention.cache_events: not used by cache"),
         (["--timestamp", "None", "--time-unit", "ms"], "option time-unit: not used without a column of times"),
     ],
     ids=lambda part: " ".join(part) if isinstance(part, list) else "",

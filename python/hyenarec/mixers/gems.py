@@ -130,14 +130,15 @@ class GEMsMixer(Mixer):
         index_query, index_key = self._index_parts(x.detach())
         parts = (q, index_query, keys_values, index_key)
         q_n, index_q, kv_n, index_k = (by_block(packing.pad(part), size) for part in parts)  # (S, N, C, ·) each
-        older = MIDDLE_BLOCKS * size  # keys before the block before
-        lag = lags(size, MIDDLE_BLOCKS + 1, x.device)  # (C, K), K = older + 2 C
+        count = max(1, min(MIDDLE_BLOCKS + 1, q_n.shape[1] - 1))  # of blocks before; no more than there are
+        older = (count - 1) * size  # keys before the block before
+        lag = lags(size, count, x.device)  # (C, K), K = older + 2 C
         first = torch.arange(q_n.shape[1], device=x.device)[:, None, None] * size  # (N, 1, 1)
         there = first + torch.arange(-older - size, size, device=x.device) >= 0  # (N, 1, K)
         recent, middle = (lag >= 0) & (lag < size) & there, (lag >= size) & (lag < self.reach) & there  # (N, C, K)
-        scores, v = self._scores(q_n, with_before(kv_n, MIDDLE_BLOCKS + 1))
+        scores, v = self._scores(q_n, with_before(kv_n, count))
         # The middle ends with the block before, the recent events begin in it.
-        index = self._index(index_q, with_before(index_k, MIDDLE_BLOCKS + 1)[:, :, :-size])  # (S, N, C, K - C)
+        index = self._index(index_q, with_before(index_k, count)[:, :, :-size])  # (S, N, C, K - C)
         middle, old = middle[..., :-size], scores[..., :-size]
         mixed = self._recent(scores[..., older:], v[..., older:, :], recent[..., older:])
         mixed = mixed + self._middle(old, v[..., :-size, :], index, middle)  # (S, N, H, C, D/H)
