@@ -158,7 +158,7 @@ def test_a_system_brings_its_blocks_and_its_loss() -> None:
     model, training = accuracy.DEFAULT.cell("esasrec", 200, 0, 32)
     assert (model.mixer, model.block, training.loss) == ("attention", "ligr", "sampled")
     model, training = accuracy.DEFAULT.cell("attention", 200, 0, 32)
-    assert (model.mixer, model.block, training.loss) == ("attention", "plain", "full")
+    assert (model.mixer, model.block, training.loss) == ("attention", "plain", accuracy.DEFAULT.training.loss)
     assert accuracy.PROTOCOLS["beauty"].cell("attention", 50, 0, 32)[1].loss == "sampled"
 
 
