@@ -27,8 +27,8 @@ from hyenarec.errors import UserError
 if TYPE_CHECKING:
     import polars as pl
 
-BIG = 40_000_000  # events from which a log is read this way; smaller ones take 75 bytes an event at once
-EVENTS_AT_A_TIME = 12_000_000  # of a group of users
+BIG = 40_000_000  # events from which a log is read this way; smaller ones take 60 to 75 bytes an event at once
+EVENTS_AT_A_TIME = 24_000_000  # of a group of users
 
 
 @contextmanager
