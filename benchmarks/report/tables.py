@@ -347,7 +347,8 @@ def model(result: Result) -> list[str]:
         return f"{low:.0%} to {high:.0%}"
 
     def stack(row: Mapping[str, Any]) -> str:
-        return str(max(kernel["stack"] for kernel in row["forward and backward"]["kernels"].values()))
+        found = [kernel.get("stack") for kernel in row["forward and backward"]["kernels"].values()]
+        return "not recorded" if None in found else str(max(found))
 
     rows = [
         [

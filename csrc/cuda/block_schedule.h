@@ -4,21 +4,20 @@
 //     forward    [borders of packed sequences,] prepare, moments of tiles, up a level each, across a level each, tiles
 //     backward   likewise with the moments of u and dy, both ways across, the gradients of tables, and the sums
 //
-// Estimates, not measured: bytes, and instructions of a warp counted in the code compiled for sm_90 (its loops, and by
-// hand which parts of them run). bfloat16, both gates, no window, no filter end; R ranks, of 16 terms 13, 9 and 6 at
-// horizons of 1,024, 4,096 and 16,384, of 32 terms 22, 13 and 9 (and 17 on a second level). 132 multiprocessors of 4
-// instructions a cycle at 1.755 GHz, 3.0 bytes a picosecond; a copy takes 2.67 ps.
+// Estimates, not measured: picoseconds an element of bfloat16, both gates, no window, as `python -m benchmarks model`
+// counts them in the code compiled for sm_90, each launch by its busiest unit at full rate (benchmarks/results/
+// gpu-model.json has the rest). A copy takes 2.67 ps.
 //
-//                                forward                           backward, all gradients
-//     bytes an element           12 + R/32                         22 + R/16
-//     tensor operations          400 + 4 R                         1,200 + 8 R
-//     instructions               3.0: 0.6 moments, 2.4 tiles       7.9: 1.2 moments, 6.7 tiles
-//     picoseconds, by bytes      4.1 to 4.3                        7.5 to 7.8
-//     picoseconds, by issue      3.2 at full rate, 5.0 at 65%      8.5 at full rate, 13 at 65%
-//     between tiles              0.2 to 0.5                        0.6 to 1.5
+//                                            1,024 taps, 16 terms     4,096, 16     16,384, 16 (one level)
+//     forward                                5.4                      5.6           9.4
+//         moments of tiles                   1.5                      1.4           1.4
+//         across                             0.6                      1.0           4.9
+//         tiles, by the load-store unit      3.3                      3.1           3.0
+//     forward and backward                   23                       24            37
+//         tiles backward, load-store unit    13                       13            12
 //
-// Forward that is 50 to 62% of copy, at all three lengths and either number of terms; forward and backward 13 to 19 ps.
-// Of the instructions a third goes into `OutputTile::each_row`, which is where to look next.
+// The passes over tiles wait for shared memory and not for memory, which is where to look next. So is `block_plan._cost`:
+// it counts the products of a pair of nodes alone, a quarter of what one of 63 distances takes at rank 6.
 //
 // Moments live for one call. A large batch is therefore cut into runs, of sequences and of channels, which use the same
 // memory one after the other.

