@@ -8,6 +8,7 @@ registers as ``hyenarec_native``, forward passes alone, in every process that lo
 from __future__ import annotations
 
 from functools import cache
+from importlib.util import find_spec
 
 import torch
 from torch._library.simple_registry import singleton
@@ -28,10 +29,9 @@ def library() -> str:
     reason = compiled.probe()
     if reason is not None:
         raise NotImplementedError(f"no compiled library: {reason}")
-    import hyenarec_kernels._C as module
-
-    assert module.__file__ is not None
-    return module.__file__
+    found = find_spec("hyenarec_kernels._C")
+    assert found is not None and found.origin is not None
+    return found.origin
 
 
 def use_native(program: ExportedProgram) -> ExportedProgram:

@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -142,7 +143,7 @@ def write_onnx(model: SequenceModel, path: Path, top: int) -> None:
 
 
 def run_onnx(path: Path) -> Callable[..., list[Tensor]]:
-    import onnxruntime
+    onnxruntime = import_module("onnxruntime")
 
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     names = [given.name for given in session.get_inputs()]

@@ -56,7 +56,7 @@ class HistoryProgram(nn.Module):
         self.model, self.top = model, top
 
     def forward(self, items: Tensor, lengths: Tensor, timestamps: Tensor | None = None) -> tuple[Tensor, ...]:
-        torch._check(lengths.shape[0] == items.shape[0])  # else torch has two names for the number of users
+        _same_users(items, lengths)
         packing = Rectangle.of(lengths, items.shape[1])
         batch = Batch(items.flatten(), packing, None if timestamps is None else timestamps.flatten())
         return _best(self.model, self.model(batch, last_only=True), self.top)
@@ -75,8 +75,7 @@ class StepProgram(nn.Module):
         self.names = list(self.template.tensors())
 
     def forward(self, items: Tensor, *rest: Tensor) -> tuple[Tensor, ...]:
-        for values in rest:
-            torch._check(values.shape[0] == items.shape[0])
+        _same_users(items, *rest)
         timestamps, given = (rest[0], rest[1:]) if self.knows_time else (None, rest)
         before = self.template.with_tensors(dict(zip(self.names, given, strict=True)))
         hidden, after = self.model.step(items, before, timestamps)
@@ -85,6 +84,12 @@ class StepProgram(nn.Module):
             if new[name] is not values:
                 values.copy_(new[name])
         return _best(self.model, hidden, self.top)
+
+
+def _same_users(items: Tensor, *others: Tensor) -> None:
+    """Says that all have as many rows, or torch.export takes each tensor's for a number of its own."""
+    for values in others:
+        torch._check(values.shape[0] == items.shape[0])  # type: ignore[no-untyped-call]
 
 
 def _best(model: SequenceModel, hidden: Tensor, top: int) -> tuple[Tensor, ...]:

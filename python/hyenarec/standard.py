@@ -18,6 +18,12 @@ class StandardHyena(nn.Module):
     Its weights are what the mixer computes from its parameters. Causal, so that right-padding needs no mask.
     """
 
+    w_in: Tensor
+    w_out: Tensor
+    short_taps: Tensor
+    short_bias: Tensor
+    taps: Tensor
+
     def __init__(self, mixer: HyenaMixer, length: int) -> None:
         super().__init__()
         self.dim, self.order, self.gates, self.activation = mixer.dim, mixer.order, mixer.gates, GATES.get(mixer.gate)
@@ -28,14 +34,16 @@ class StandardHyena(nn.Module):
             self.register_buffer("short_taps", mixer.short_taps().flip(1)[:, None].contiguous())  # (C, 1, W)
             self.register_buffer("short_bias", mixer.short_offset())
             taps = [self._taps(mixer, i) for i in range(mixer.order - 1)]
-            self.register_buffer("taps", torch.stack(taps) if taps else None)  # (order - 1, D, 1, K)
+            none = self.w_out.new_zeros(0, mixer.dim, 1, 1)
+            self.register_buffer("taps", torch.stack(taps) if taps else none)  # (order - 1, D, 1, K)
 
     def _taps(self, mixer: HyenaMixer, number: int) -> Tensor:
         filter = mixer.filters[number]
         taps = filter()[:, : self.horizon].repeat_interleave(mixer.dim // filter.groups, 0).clone()
         assert mixer.skip is not None
         taps[:, 0] += mixer.skip[number]
-        return taps.flip(1)[:, None]
+        largest_first: Tensor = taps.flip(1)[:, None]
+        return largest_first
 
     def forward(self, x: Tensor, *, lengths: Tensor, last_only: bool = False) -> Tensor:
         z = _causal(linear(x, self.w_in).mT, self.short_taps) + self.short_bias[:, None]  # (B, C, L)
@@ -58,5 +66,5 @@ def use_standard(model: SequenceModel, length: int) -> SequenceModel:
     """``model`` itself, with standard operators alone, for histories of up to ``length`` events."""
     for block in model.blocks:
         if isinstance(block.mixer, HyenaRecMixer):
-            block.mixer.operator = StandardHyena(block.mixer.operator, length)
+            setattr(block.mixer, "operator", StandardHyena(block.mixer.operator, length))  # noqa: B010 (of another class)
     return model

@@ -30,7 +30,7 @@ needs_compiler = pytest.mark.skipif(
 )
 EXAMPLE = Path(__file__).parents[2] / "examples" / "recommend.cpp"
 ITEMS = [f"item-{i:02d}" for i in range(30)]
-UNROLLED = ("gru", "lru", "linoss", "elastic")  # over the events of an example; their steps are exported
+WHOLE = ("hyena", "attention", "hydra")  # with both programs
 CAUSAL = [name for name, mixer in MIXERS.items() if mixer.causal]
 TOP = 5
 # What a program without this package does with a package of a step.
@@ -78,12 +78,17 @@ def test_programs_of_any_users_and_events(mixer: str, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("mixer", CAUSAL)
-def test_every_causal_mixer_has_a_program(mixer: str, tmp_path: Path) -> None:
-    exported = export_model(recommender(mixer), tmp_path, formats=("program",), top=TOP)
-    assert all(file.difference < 1e-5 for file in exported.files)
+def test_every_causal_mixer_is_exported_or_says_why_not(mixer: str, tmp_path: Path) -> None:
     reason = f"mixer {mixer}: torch.export cannot read its "
+    try:
+        exported = export_model(recommender(mixer), tmp_path, formats=("program",), top=TOP)
+    except UserError as error:
+        assert mixer not in WHOLE and str(error).startswith(reason)
+        return
+    assert all(file.difference < 1e-5 for file in exported.files)
     assert all(line.startswith(reason) and "\n" not in line for line in exported.left_out)
-    assert bool(exported.left_out) == (mixer in UNROLLED)
+    assert len(exported.files) + len(exported.left_out) == 2
+    assert mixer not in WHOLE or not exported.left_out
 
 
 def test_what_torch_unrolls_is_left_out(tmp_path: Path) -> None:
