@@ -374,10 +374,17 @@ def test_clocks_that_go_backwards(serve: Callable[..., Any]) -> None:
     assert answer(client, "ann") == [(one.item, pytest.approx(one.score, abs=1e-4)) for one in found]
 
 
-def test_many_users_have_rows_of_their_own(serve: Callable[..., Any]) -> None:
-    """More than the table begins with, more than are kept, and some forgotten and read again."""
-    reader = recommender()
+def test_many_users_have_rows_of_their_own(serve: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """More than the table begins with, more than are kept, and some forgotten and read again. The table, which is
+    copied when it grows, does so three times."""
+    reader, tables, init_state = recommender(), list[int](), SequenceModel.init_state
     engine = serve(reader, users=300).engine
+
+    def counted(self: SequenceModel, users: int, **options: Any) -> Any:
+        tables.append(users)
+        return init_state(self, users, **options)
+
+    monkeypatch.setattr(SequenceModel, "init_state", counted)
     rng = np.random.default_rng(0)
     histories: dict[str, list[str]] = {f"user-{i}": [] for i in range(700)}
     for _ in range(3):
@@ -394,6 +401,9 @@ def test_many_users_have_rows_of_their_own(serve: Callable[..., Any]) -> None:
                 (o.item, pytest.approx(o.score, abs=1e-4)) for o in want
             ]
         assert len(engine.states) <= 300
+    for user in histories:  # one at a time, each in the place of another one
+        engine.recommend(Wanted(user, 3)).result(60)
+    assert len(tables) <= 3 and tables[-1] <= 556
 
 
 def test_a_new_model_takes_over(serve: Callable[..., Any]) -> None:

@@ -20,7 +20,7 @@ from hyenarec.session import part_kept
 
 READ_ANEW = 16  # new events beyond which a whole history is read at once: a step each would take longer
 TOGETHER = 64  # histories in one batch
-FIRST = 256  # rows that the table of states begins with
+ROOM = 256  # rows that the table of states begins with, and has beyond the users that are kept: those of a batch
 
 
 @dataclass(eq=False)
@@ -90,7 +90,7 @@ class States:
         before = len(self._hidden)
         if len(self._free) >= new:
             return
-        rows = max(before + new - len(self._free), min(2 * before, self.most), FIRST)
+        rows = max(before + new - len(self._free), min(2 * before, self.most + ROOM), ROOM)
         state, hidden = (
             self.recommender.model.init_state(rows, compact=True),
             self._hidden.new_zeros(rows, self._hidden.shape[1]),
