@@ -7,12 +7,13 @@
 
 so the memory holds what no event of the segment sees any more. As in the paper, the abstraction learns by a loss of its
 own alone: what the events of an abstracted segment read from [M_n, segment] they should read from M_{n+1}, in squared
-distance; no gradient passes from one segment's memory to another's.
+distance.
 
-Ours: the abstraction, where the paper routes with capsules: each slot has a learned query and takes what it attends to
-among [M_n, segment], so slots are inputs' averages and are read with the attention's own keys and values; slots that
-are learned where nothing has been abstracted yet; the segments' length; causal attention inside a segment and memory
-from finished segments alone, so that all positions can be trained at once.
+That much is from the paper's abstract and figure. Ours, as are the equations above: the abstraction, in which each slot
+has a learned query and takes what it attends to among [M_n, segment], so that slots are inputs' averages and are read
+with the attention's own keys and values; that no gradient passes from one memory to the next; slots that are learned
+where nothing has been abstracted yet; the segments' length; causal attention inside a segment and memory from finished
+segments alone, so that all positions can be trained at once.
 """
 
 from __future__ import annotations

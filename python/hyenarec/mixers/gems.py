@@ -5,12 +5,14 @@
     lifecycle   a linear compression of the whole history
     y = W_o (recent + middle) + lifecycle
 
-The sum has no parameters: learned gates collapse onto the recent stream, as the paper says. The indexer, two small
-heads, learns by a loss of its own alone: the divergence of its distribution from the attention's to the whole middle.
+The sum has no parameters: learned gates are said to collapse onto the recent stream. The indexer, two small heads,
+learns by a loss of its own alone: the divergence of its distribution from the attention's to the whole middle. The
+streams and that their sum is free of parameters are in the paper's abstract; the rest is from notes on it, not from its
+equations.
 
 Ours: how an index is computed, sum_i SiLU(q_ti . k_s), keys shared by both heads; the Hyena convolution as the
-lifecycle, where the paper compresses offline; 64 recent events, 512 in the middle, of which 32 are picked (the paper's
-last 256, and to 5,000), fewer for models of shorter histories; that training computes the attention to the whole
+lifecycle, where the paper compresses offline; 64 recent events, 512 in the middle, of which 32 are picked (there
+the last 256, and to 5,000), fewer for models of shorter histories; that training computes the attention to the whole
 middle, which the indexer learns from, and drops what was not picked: growth is linear, and the picked events alone
 count.
 """
