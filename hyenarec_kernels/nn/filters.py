@@ -124,7 +124,7 @@ class Filter(nn.Module):
         return f"groups={self.groups}, horizon={self.horizon}, window={self.log_rate is not None}"
 
 
-class _BasisFilter(Filter):
+class BasisFilter(Filter):
     """``terms`` learned coefficients a group over a fixed basis, times the window.
 
     A filter starts near its window alone, an exponential average of the past: the constant's coefficient is 1, the
@@ -181,7 +181,7 @@ class _BasisFilter(Filter):
         return f"{super().extra_repr()}, terms={self.terms}"
 
 
-class _PolynomialFilter(_BasisFilter):
+class _PolynomialFilter(BasisFilter):
     """:meth:`convolve` hands coefficients to the operator, so the taps need not exist."""
 
     def polynomial(self) -> Tensor:
@@ -218,7 +218,7 @@ class ChebyshevFilter(_PolynomialFilter):
         return product(coefficients, change)
 
 
-class CosineFilter(_BasisFilter):
+class CosineFilter(BasisFilter):
     """The discrete cosine transform's basis (DCT-II), ``sqrt(2) cos(pi n (tau + 1/2) / K)``; for comparison."""
 
     def basis(self, dtype: torch.dtype, device: torch.device) -> Tensor:
@@ -258,7 +258,7 @@ class ImplicitFilter(Filter):
     The features are real and imaginary parts of complex exponentials; a high ``frequency`` lets the MLP fit detail.
     """
 
-    scale: Tensor  # (G,) as in _BasisFilter
+    scale: Tensor  # (G,) as in BasisFilter
 
     def __init__(
         self,
@@ -318,35 +318,6 @@ class ImplicitFilter(Filter):
                 z = torch.sin(self.frequency * z)  # (K, width)
             taps = linear(self.weight.to(dtype).view(self.groups, self.width), z)  # (G, K)
         return self.windowed(self.scale.to(dtype)[:, None] * taps)
-
-
-def make_filter(
-    name: str,
-    groups: int,
-    horizon: int,
-    *,
-    terms: int,
-    window: bool,
-    device: torch.device | str | None = None,
-    dtype: torch.dtype | None = None,
-) -> Filter:
-    """The filter of a name; ``terms`` and ``window`` go to the kinds that have them."""
-    bases: dict[str, type[_BasisFilter]] = {
-        "legendre": LegendreFilter,
-        "chebyshev": ChebyshevFilter,
-        "cosine": CosineFilter,
-    }
-    if name in bases:
-        return bases[name](groups, horizon, terms, window, device=device, dtype=dtype)
-    if name == "implicit":
-        return ImplicitFilter(groups, horizon, window, device=device, dtype=dtype)
-    if name == "explicit":
-        return ExplicitFilter(groups, horizon, device=device, dtype=dtype)
-    if name == "logsparse":
-        from hyenarec_kernels.nn.log_sparse import LogSparseFilter  # which is built on this file
-
-        return LogSparseFilter(groups, horizon, window, device=device, dtype=dtype)
-    raise ValueError(f"filter must be {', '.join(bases)}, implicit, explicit, logsparse or a callable, got {name!r}")
 
 
 def _chebyshev_to_legendre(terms: int) -> Tensor:

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.nn.functional import silu
 
 from hyenarec_kernels.integers import integer
-from hyenarec_kernels.nn.filters import ConvOptions, Filter, make_filter
+from hyenarec_kernels.nn.filters import ConvOptions, Filter
+from hyenarec_kernels.nn.named_filters import make_filter
 from hyenarec_kernels.nn.projections import Projections
 from hyenarec_kernels.nn.states import make_state
 from hyenarec_kernels.nn.streaming import StreamingState, check_fits, check_state

@@ -46,7 +46,7 @@ def start() -> None:
             )
         torch.cuda.set_device(local)
         backend = "cpu:gloo,cuda:nccl"
-    with _peers():
+    with peers():
         dist.init_process_group(backend, timeout=LONGEST_WAIT)
 
 
@@ -78,7 +78,7 @@ def wrap(model: nn.Module, trained: Collection[Tensor]) -> nn.Module:
     apart = [parameter for parameter in model.parameters() if not any(parameter is other for other in trained)]
     for parameter in apart:
         parameter.requires_grad_(False)  # which is how it is told what it need not wait for
-    with _peers():
+    with peers():
         wrapped = DistributedDataParallel(model)
     for parameter in apart:
         parameter.requires_grad_(True)
@@ -138,7 +138,7 @@ def backward(loss: Tensor, share: float, apart: Collection[Tensor] = ()) -> None
     Those of a wrapped model are added up by it; those of the tensors ``apart``, which are the same rows of a table in
     all processes, here.
     """
-    with _peers():
+    with peers():
         (loss * (share * size())).backward() if size() > 1 else loss.backward()  # type: ignore[no-untyped-call]
         for tensor in apart if size() > 1 else ():
             assert tensor.grad is not None
@@ -148,7 +148,7 @@ def backward(loss: Tensor, share: float, apart: Collection[Tensor] = ()) -> None
 def add_up(value: Tensor) -> Tensor:
     """The sum of the processes' values, in place."""
     if size() > 1:
-        with _peers():
+        with peers():
             dist.all_reduce(value)
     return value
 
@@ -179,7 +179,7 @@ def _started() -> bool:
 
 
 @contextmanager
-def _peers() -> Iterator[None]:
+def peers() -> Iterator[None]:
     """Inside, the end of another process is one line."""
     try:
         yield

@@ -163,7 +163,8 @@ class Trainer:
                 batch = read.batch
             batch, share = distributed.part(batch)
             distributed.own_seed(seed)
-            hidden = self._forward(batch, table=read and read.rows.weight)  # (T, D)
+            with distributed.peers():
+                hidden = self._forward(batch, table=read and read.rows.weight)  # (T, D)
             if batch.masked is not None:
                 hidden = hidden[batch.masked]  # (P, D)
             assert batch.targets is not None

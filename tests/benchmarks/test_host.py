@@ -37,10 +37,10 @@ def test_nothing_is_hidden_around_the_launches() -> None:
 
 
 def test_a_hidden_operation_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
-    with null_machine():
+    with null_machine(), monkeypatch.context() as patched:  # undone before the machine's own
         calls = host.passes()
-        monkeypatch.setattr(segments, "_check", lambda op, starts, ends, *rest: ends.clamp(0))
-        monkeypatch.setattr(segments, "readable", lambda t: True)
+        patched.setattr(segments, "_check", lambda op, starts, ends, *rest: ends.clamp(0))
+        patched.setattr(segments, "readable", lambda t: True)
         assert host.operations(calls["forward"]) == FORWARD + Counter(clamp=1)
 
 

@@ -125,8 +125,8 @@ def test_log_sparse_steps_double() -> None:
     widths = step_of_lags(4096).bincount().tolist()
     assert widths == [1] * 8 + [w for w in (2, 4, 8, 16, 32, 64, 128, 256, 512) for _ in range(4)]
     filter = LogSparseFilter(3, 4096, window=False).double()
-    assert filter.weight.shape == (3, 44)
-    for taps, weight in zip(filter(), 1 + filter.weight, strict=True):
+    assert filter.weight.shape == (3 * 44,)
+    for taps, weight in zip(filter(), 1 + filter.weight.view(3, 44), strict=True):
         torch.testing.assert_close(taps / taps[0], (weight / weight[0])[step_of_lags(4096)])
 
 

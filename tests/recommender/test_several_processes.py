@@ -247,7 +247,7 @@ def test_the_end_of_a_process_is_one_line_and_other_errors_stay(monkeypatch: pyt
     monkeypatch.setattr(distributed, "size", lambda: 2)
 
     def fails(reason: str) -> None:
-        with distributed._peers():
+        with distributed.peers():
             raise RuntimeError(reason)
 
     with pytest.raises(UserError, match=r"^process 0 of 2: another process of this training has ended [^\n]+$"):
