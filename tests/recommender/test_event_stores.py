@@ -12,7 +12,8 @@ import pytest
 from running import RedisServer
 
 from hyenarec.errors import UserError
-from hyenarec.serving.events import Added, Event, Events, Unavailable, open_events
+from hyenarec.serving.event_stores import open_events
+from hyenarec.serving.events import Added, Event, Events, Unavailable
 from hyenarec.serving.sqlite_events import SqliteEvents
 
 

@@ -18,7 +18,7 @@ import httpx
 import pytest
 from running import RedisServer, Service
 
-from hyenarec.serving.events import open_events
+from hyenarec.serving.event_stores import open_events
 
 CLIENTS = 4
 ITEMS = range(100, 130)  # of the run's log

@@ -65,7 +65,7 @@ class Serve:
             raise UserError(f"serve needs {error.name}: pip install 'hyenarec[serve]'") from error
         from hyenarec.config import TrainingConfig
         from hyenarec.serving.engine import Engine
-        from hyenarec.serving.events import open_events
+        from hyenarec.serving.event_stores import open_events
 
         recommender, names = load(self.run_path, TrainingConfig(device=self.device).torch_device(), self.names)
         folder = self.run_path if self.run_path.is_dir() else self.run_path.parent

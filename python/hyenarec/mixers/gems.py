@@ -121,7 +121,7 @@ class GEMsMixer(Mixer):
         mixed = self._recent(scores[..., older:], v[..., older:, :], there[:, None, older:])
         mixed = mixed + self._middle(scores[..., :older], v[..., :older, :], index, there[:, None, :older])
         mixed = mixed.transpose(-3, -2).flatten(-2)[:, 0]
-        far, after = self.lifecycle.step(x, state.far)  # type: ignore[arg-type]
+        far, after = self.lifecycle.step(x, state.far)
         kept = TensorState(cache=cache, index_keys=index_keys, events=near["events"] + 1)
         return fast_linear(self.out, mixed) + far, StreamsState(kept, after)
 

@@ -70,7 +70,7 @@ def make_app(engine: Engine, *, body_bytes: int, rate: float) -> FastAPI:
         "/events",
         status_code=201,
         response_model=EventOut,
-        responses={200: {"model": EventOut}} | CONFLICT,
+        responses={200: {"model": EventOut}, **CONFLICT},
         openapi_extra=EventIn.as_body(),
     )
     async def add(request: Request) -> Response:

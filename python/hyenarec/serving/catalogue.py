@@ -31,7 +31,8 @@ class Catalogue:
 
     def search(self, text: str, k: int) -> list[Item]:
         """The first ``k`` items in the order of the ids."""
-        wanted, places, at = text.casefold(), [], 0
+        places: list[int] = []
+        wanted, at = text.casefold(), 0
         while len(places) < k and (at := self._text.find(wanted, at)) >= 0:
             place = bisect_right(self._starts, at) - 1
             if place == len(self._ids):

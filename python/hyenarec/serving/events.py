@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Protocol
 
 from hyenarec.errors import UserError
@@ -52,19 +51,3 @@ class Events(Protocol):
         ...
 
     def close(self) -> None: ...
-
-
-def open_events(where: str) -> Events:
-    """The events of an SQLite file, which is made if there is none, or of a Redis server by its URL.
-
-    Raises :class:`UserError` where they cannot be had.
-    """
-    if where.startswith(("redis://", "rediss://", "unix://")):
-        from hyenarec.serving.redis_events import RedisEvents
-
-        return RedisEvents(where)
-    if "://" in where:
-        raise UserError(f"option events: {where!r} is neither a file nor a URL of Redis (redis://HOST:PORT/NUMBER)")
-    from hyenarec.serving.sqlite_events import SqliteEvents
-
-    return SqliteEvents(Path(where))

@@ -51,8 +51,8 @@ class RedisEvents:
                 url, decode_responses=True, socket_timeout=PATIENCE, retry=Retry(NoBackoff(), 0)
             )
             self._redis.set(THE_VERSION, VERSION, nx=True)
-            version = self._redis.get(THE_VERSION)
-            info = self._redis.info()
+            version: Any = self._redis.get(THE_VERSION)
+            info: Any = self._redis.info()
         except (*self._failures, ValueError) as error:
             raise UserError(f"option events: {self.where}: Redis cannot be used: {error}") from error
         if version != str(VERSION):
