@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from generated import TRAIN, make_store, write_csv
@@ -46,3 +47,12 @@ def fails(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
         return output.err[len("error: ") : -1]
 
     return check
+
+
+@pytest.fixture
+def serve(tmp_path: Path) -> Iterator[Callable[..., Any]]:
+    """Starts a service; its store is ``tmp_path / "events.sqlite"``."""
+    from service_client import services  # which imports what only services need
+
+    with services(tmp_path) as start:
+        yield start
