@@ -226,7 +226,7 @@ def test_what_waits_when_it_closes_is_answered_and_nothing_after(serve: Callable
         client.get("/recommend", params={"user": "ann"}),
     ):
         assert (late.status_code, late.json()) == (503, {"detail": "the service is stopping"})
-        assert answer.headers["Retry-After"] == "1"
+        assert late.headers["Retry-After"] == "1"
     assert client.get("/healthz").status_code == 503
 
 
