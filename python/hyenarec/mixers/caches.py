@@ -133,4 +133,5 @@ class CitrusCache(Cache):
         best = attention.masked_fill(~older, -1).topk(min(most - newest, place.shape[0]), 1)
         stays = stays.scatter(1, best.indices, stays.gather(1, best.indices) | (best.values >= 0))
         order = stays.int().argsort(dim=1, descending=True, stable=True)[:, : self.room - 1]  # those that stay first
-        return keys_values.take_along_dim(order[..., None, None, None], 1), stays.sum(1)
+        rows = torch.arange(keys_values.shape[0], device=held.device)[:, None]
+        return keys_values[rows, order], stays.sum(1)  # take_along_dim knows no symbols of sizes
