@@ -41,10 +41,14 @@ class CompiledModel:
         return list(state.tensors()) == self._names and (timestamps is not None or not self._knows_time)
 
     def step(self, items: Tensor, state: ModelState, timestamps: Tensor | None) -> tuple[Tensor, ModelState]:
-        """As :meth:`SequenceModel.step`; the state given is written to, and is the one that comes back."""
+        """As :meth:`SequenceModel.step`; the state given may be written to."""
         self._model.check_room(state)
         times = [timestamps] if self._knows_time and timestamps is not None else []
-        (hidden,) = self._step(items, *times, *state.tensors().values())
+        tensors = state.tensors()
+        if not all(values.is_contiguous() for values in tensors.values()):  # which a package takes for granted
+            tensors = {name: values.contiguous() for name, values in tensors.items()}
+            state = state.with_tensors(tensors)
+        (hidden,) = self._step(*(given.contiguous() for given in (items, *times)), *tensors.values())
         return hidden, state
 
     def takes_batch(self, batch: Batch) -> bool:

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from hyenarec.cli import main
-from hyenarec.config import ModelConfig
+from hyenarec.config import AttentionConfig, HyenaConfig, ModelConfig
 from hyenarec.data.ids import Ids
 from hyenarec.errors import UserError
 from hyenarec.exporting import export_model, run_onnx
@@ -42,7 +42,7 @@ step = torch._inductor.aoti_load_package(package)
 state = json.load(open(folder + "/export.json"))["step"]["state"]
 tensors = [torch.zeros(2, *one["shape"], dtype=getattr(torch, one["dtype"])) for one in state.values()]
 events = torch.load(folder + "/events")
-found = [step(items, *tensors) for items in events.unbind(1)]
+found = [step(items, *tensors) for items in events.T.contiguous()]
 assert not any(name.startswith("hyenarec") for name in sys.modules)
 torch.save([list(one) for one in found], folder + "/found")
 """
@@ -65,9 +65,18 @@ def by_number(reader: Recommender, histories: list[list[int]]) -> list[list[tupl
     return [[(ITEMS.index(str(entry.item)), entry.score) for entry in answer] for answer in answers]
 
 
-@pytest.mark.parametrize("mixer", ["hyena", "attention"])
-def test_programs_of_any_users_and_events(mixer: str, tmp_path: Path) -> None:
-    exported = export_model(recommender(mixer), tmp_path, formats=("program",), top=TOP)
+@pytest.mark.parametrize(
+    ("mixer", "options"),
+    [
+        ("hyena", {}),
+        ("hyena", {"hyena": HyenaConfig(local=4), "embedding": "decoupled", "block": "ligr"}),
+        ("attention", {}),
+        ("attention", {"attention": AttentionConfig(cache="window", cache_events=8)}),
+        ("attention", {"attention": AttentionConfig(cache="citrus", cache_events=8)}),
+    ],
+)
+def test_programs_of_any_users_and_events(mixer: str, options: dict[str, Any], tmp_path: Path) -> None:
+    exported = export_model(recommender(mixer, **options), tmp_path, formats=("program",), top=TOP)
     written = exported.files
     assert not exported.left_out and [file.path.name for file in written] == ["history.pt2", "step.pt2"]
     assert all(file.difference < 1e-5 and file.size == file.path.stat().st_size for file in written)
@@ -148,14 +157,15 @@ def test_packages_run_without_python(tmp_path: Path) -> None:
 
 @needs_compiler
 @pytest.mark.slow
-@pytest.mark.parametrize("mixer", ["hyena", "attention"])
-def test_a_compiled_recommender_answers_the_same(mixer: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    reader, compiled = recommender(mixer), recommender(mixer)
-    compiled.compile()
+@pytest.mark.parametrize(("mixer", "length"), [("hyena", 512), ("attention", 40)])  # 512: levels of compact states
+def test_a_compiled_recommender_answers_the_same(mixer: str, length: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    reader, compiled = recommender(mixer, length), recommender(mixer, length)
+    compact = mixer == "hyena"
+    compiled.compile(compact=compact)
     for name in ("step", "forward"):  # from now on these are not asked
         monkeypatch.setattr(compiled.model, name, None)
-    histories = [ITEMS[:5], ITEMS[7:9]]
-    want, got = reader.session(histories), compiled.session(histories)
+    histories = [ITEMS + ITEMS[:5], ITEMS[7:9]]
+    want, got = (one.session(histories, compact=compact) for one in (reader, compiled))
     for items, users in ((["item-20", "item-21"], None), (["item-03"], [1]), (["item-04"], [0])):
         for session in (want, got):
             session.append(items, users=users)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
 from hyenarec.config import ModelConfig
-from hyenarec.mixers.base import Mixer, TensorState
+from hyenarec.mixers.base import Mixer, TensorState, most
 from hyenarec.mixers.caches import make_cache
 from hyenarec.packing import Packing
 from hyenarec_kernels.nn import fast_linear
@@ -105,9 +105,8 @@ class AttentionMixer(Mixer):
     def step(self, x: Tensor, state: TensorState, *, timestamps: Tensor | None = None) -> tuple[Tensor, TensorState]:
         qkv = self._project(x)  # (S, 3, H, D/H)
         state, held = self.cache.add(state, qkv)
-        # One wait for the device, or every step would read the whole cache, as compiled steps do, which cannot wait.
-        most = state["cache"].shape[1] if torch.compiler.is_compiling() else int(held.max())
-        keys, values = state["cache"][:, :most].to(qkv.dtype).permute(2, 0, 3, 1, 4)  # (S, H, M, D/H) each
-        seen = torch.arange(most, device=x.device) < held[:, None, None, None]  # (S, 1, 1, M)
+        longest = most(held, self.cache.room)
+        keys, values = state["cache"][:, :longest].to(qkv.dtype).permute(2, 0, 3, 1, 4)  # (S, H, M, D/H) each
+        seen = torch.arange(longest, device=x.device) < held[:, None, None, None]  # (S, 1, 1, M)
         mixed = scaled_dot_product_attention(qkv[:, 0, :, None], keys, values, attn_mask=seen)  # (S, H, 1, D/H)
         return fast_linear(self.out, mixed.flatten(1)), state

@@ -53,6 +53,17 @@ class TensorState(dict[str, Tensor]):
         return TensorState(tensors)
 
 
+def most(held: Tensor, room: int) -> int:
+    """How many of a cache's ``room`` places a step reads: as many as the fullest sequence has, ``held`` (S,). That is
+    one wait for the device, without which every step would read all, as compiled steps do: they cannot wait."""
+    return room if torch.compiler.is_compiling() else int(held.max())
+
+
+def any_true(mask: Tensor) -> bool:
+    """Whether a step has to do what concerns only sequences of ``mask``; a compiled step cannot look, so it has to."""
+    return torch.compiler.is_compiling() or bool(mask.any())
+
+
 class Mixer(nn.Module):
     """Token mixing over packed sequences: row ``t`` of the output depends on its own sequence up to ``t`` only.
 

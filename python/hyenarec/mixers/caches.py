@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from hyenarec.config import AttentionConfig
-from hyenarec.mixers.base import TensorState
+from hyenarec.mixers.base import TensorState, any_true
 from hyenarec.packing import Packing
 
 
@@ -64,7 +64,7 @@ class FullCache(Cache):
 
     def add(self, state: TensorState, qkv: Tensor) -> tuple[TensorState, Tensor]:
         cache, events = state["cache"], state["events"]
-        cache[torch.arange(len(qkv), device=qkv.device), events] = qkv[:, 1:].to(cache.dtype)
+        cache[torch.arange(qkv.shape[0], device=qkv.device), events] = qkv[:, 1:].to(cache.dtype)
         return TensorState(state, events=events + 1), events + 1
 
 
@@ -80,7 +80,7 @@ class WindowCache(Cache):
 
     def add(self, state: TensorState, qkv: Tensor) -> tuple[TensorState, Tensor]:
         cache, events = state["cache"], state["events"]
-        cache[torch.arange(len(qkv), device=qkv.device), events % self.room] = qkv[:, 1:].to(cache.dtype)
+        cache[torch.arange(qkv.shape[0], device=qkv.device), events % self.room] = qkv[:, 1:].to(cache.dtype)
         return TensorState(state, events=events + 1), (events + 1).clamp_max(self.room)
 
 
@@ -109,11 +109,11 @@ class CitrusCache(Cache):
     def add(self, state: TensorState, qkv: Tensor) -> tuple[TensorState, Tensor]:
         cache, queries, held = state["cache"], state["queries"], state["held"]
         full = held == self.room
-        if bool(full.any()):
+        if any_true(full):
             kept, fewer = self._evict(cache, held, queries)
             cache[:, : kept.shape[1]] = torch.where(full[:, None, None, None, None], kept, cache[:, : kept.shape[1]])
             held = torch.where(full, fewer, held)
-        cache[torch.arange(len(qkv), device=qkv.device), held] = qkv[:, 1:].to(cache.dtype)
+        cache[torch.arange(qkv.shape[0], device=qkv.device), held] = qkv[:, 1:].to(cache.dtype)
         queries = torch.cat((queries[:, 1:], qkv[:, :1].to(queries.dtype)), 1)
         held = held + 1
         return TensorState(state, queries=queries, held=held, events=state["events"] + 1), held
@@ -130,7 +130,8 @@ class CitrusCache(Cache):
         scores = (scores * queries.shape[-1] ** -0.5).masked_fill(~older[:, None, None], -torch.inf)
         attention = scores.softmax(-1).nan_to_num(0).mean((1, 2))  # (S, M)
         stays = (place < held[:, None]) & (~older | (held < self.room)[:, None])
-        best = attention.masked_fill(~older, -1).topk(min(most - newest, len(place)), 1)
+        best = attention.masked_fill(~older, -1).topk(min(most - newest, place.shape[0]), 1)
         stays = stays.scatter(1, best.indices, stays.gather(1, best.indices) | (best.values >= 0))
         order = stays.int().argsort(dim=1, descending=True, stable=True)[:, : self.room - 1]  # those that stay first
-        return keys_values.take_along_dim(order[..., None, None, None], 1), stays.sum(1)
+        rows = torch.arange(keys_values.shape[0], device=held.device)[:, None]
+        return keys_values[rows, order], stays.sum(1)  # take_along_dim knows no symbols of sizes

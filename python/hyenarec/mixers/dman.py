@@ -25,7 +25,7 @@ from torch.nn.functional import linear, mse_loss, scaled_dot_product_attention
 
 from hyenarec.config import ModelConfig
 from hyenarec.mixers.auxiliary import with_loss
-from hyenarec.mixers.base import Mixer, TensorState
+from hyenarec.mixers.base import Mixer, TensorState, any_true
 from hyenarec.mixers.blocks import block_size, by_block, by_heads, lags, with_before
 from hyenarec.packing import Packing
 from hyenarec_kernels.nn import fast_linear
@@ -80,7 +80,7 @@ class DMANMixer(Mixer):
     def step(self, x: Tensor, state: TensorState, *, timestamps: Tensor | None = None) -> tuple[Tensor, TensorState]:
         memory, recent, events = state["memory"], state["recent"], state["events"]
         place = self.segment + events % self.segment  # (S,)
-        recent[torch.arange(len(x), device=x.device), place] = x.to(recent.dtype)
+        recent[torch.arange(x.shape[0], device=x.device), place] = x.to(recent.dtype)
         key = torch.arange(2 * self.segment, device=x.device)
         seen = (key <= place[:, None]) & ((key >= self.segment) | (events >= self.segment)[:, None])  # (S, 2C)
         q = fast_linear(self.query, x)[:, None]  # (S, 1, D)
@@ -89,7 +89,7 @@ class DMANMixer(Mixer):
         mixed = self._gated(short, long)[:, 0]
         events = events + 1
         full = (events % self.segment == 0)[:, None, None]
-        if bool(full.any()):  # the segment before leaves for the memory, unless there was none
+        if any_true(full):  # the segment before leaves for the memory, unless there was none
             abstracted = self._abstract(memory, recent[:, : self.segment])
             memory = torch.where(full & (events > self.segment)[:, None, None], abstracted, memory)
             recent = torch.where(
@@ -117,7 +117,7 @@ class DMANMixer(Mixer):
 
     def _memories(self, segments: Tensor) -> Tensor:
         """(S, N, C, D) to (S, N + 1, SLOTS, D): for segment n what was abstracted from those before n - 1."""
-        first = self.slots.expand(len(segments), -1, -1).to(segments.dtype)
+        first = self.slots.expand(segments.shape[0], -1, -1).to(segments.dtype)
         memories = [first, first]
         with torch.no_grad():
             for segment in segments[:, :-1].unbind(1):

@@ -20,7 +20,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn.functional import layer_norm, silu
 
 from hyenarec.config import ModelConfig
-from hyenarec.mixers.base import Mixer, TensorState
+from hyenarec.mixers.base import Mixer, TensorState, most
 from hyenarec.mixers.recurrences import at_least_float32
 from hyenarec.packing import Packing
 from hyenarec_kernels.nn import fast_linear
@@ -72,12 +72,12 @@ class HSTUMixer(Mixer):
     def step(self, x: Tensor, state: TensorState, *, timestamps: Tensor | None = None) -> tuple[Tensor, TensorState]:
         cache, times, events = state["cache"], state["times"], state["events"]
         u, v, q, k = silu(fast_linear(self.uvqk, x)).chunk(4, -1)  # (S, D) each
-        rows = torch.arange(len(x), device=x.device)
-        cache[rows, events] = torch.stack((v, k), 1).view(len(x), 2, self.heads, -1).to(cache.dtype)
+        rows = torch.arange(x.shape[0], device=x.device)
+        cache[rows, events] = torch.stack((v, k), 1).view(x.shape[0], 2, self.heads, -1).to(cache.dtype)
         times[rows, events] = events if timestamps is None else timestamps
-        longest = int(events.max()) + 1  # one wait for the device, or every step would read the whole cache
+        longest = most(events + 1, self.max_length)
         values, keys = cache[:, :longest].to(q.dtype).permute(2, 0, 3, 1, 4)  # (S, H, M, D/H) each
-        q = q.view(len(x), self.heads, 1, -1)
+        q = q.view(x.shape[0], self.heads, 1, -1)
         lag = (events[:, None] - torch.arange(longest, device=x.device))[:, None]  # (S, 1, M)
         elapsed = (times[rows, events, None] - times[:, :longest])[:, None]  # (S, 1, M)
         bias = self.position_bias[lag.clamp_min(0)] + self.time_bias[_bucket(elapsed)]  # (S, 1, M)
@@ -90,7 +90,7 @@ class HSTUMixer(Mixer):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """The output, values and keys (S, M, 2, H, D/H), and times (S, M)."""
         u, vqk = silu(fast_linear(self.uvqk, x)).split((x.shape[1], 3 * x.shape[1]), -1)  # type: ignore[no-untyped-call]
-        padded = packing.pad(vqk.view(len(x), 3, self.heads, -1))  # (S, M, 3, H, D/H)
+        padded = packing.pad(vqk.view(x.shape[0], 3, self.heads, -1))  # (S, M, 3, H, D/H)
         times = packing.pad(packing.positions if timestamps is None else timestamps)  # (S, M)
         with torch.autocast(x.device.type, enabled=False):
             v, q, k = at_least_float32(padded).permute(2, 0, 3, 1, 4)  # (S, H, M, D/H) each

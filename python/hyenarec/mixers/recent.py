@@ -31,6 +31,8 @@ class RecentAttention(nn.Module):
     def forward(self, x: Tensor, packing: Packing, days: Tensor | None = None) -> Tensor:
         events, width = x.shape[0], self.window
         spare = -events % width
+        if torch.compiler.is_compiling():
+            spare = spare + width  # never one block alone: torch takes a size of 1 for a constant
         qkv = pad(fast_linear(self.qkv, x), (0, 0, 0, spare)).view(-1, width, 3, self.heads, x.shape[1] // self.heads)
         q, k, v = qkv.permute(2, 0, 3, 1, 4)  # (N, H, W, D/H) each
         k, v = (torch.cat((pad(y, (0, 0, 0, 0, 0, 0, 1, 0))[:-1], y), 2) for y in (k, v))  # (N, H, 2W, D/H)

@@ -120,7 +120,7 @@ class SparseKMixer(Mixer):
         inside = ((lag >= 0) & (lag < size)).to(p.dtype)  # (C, 2C)
         first = torch.arange(z.shape[1], device=x.device) == 0
         inside = inside * (~first[:, None, None] | (torch.arange(2 * size, device=x.device) >= size))  # (N, C, 2C)
-        counts = inside.expand(len(z), -1, -1, -1)
+        counts = inside.expand(z.shape[0], -1, -1, -1)
         counts = torch.cat((p[..., : self.kept], p[..., self.kept :] + counts[..., :size], counts[..., size:]), -1)
         blocks = by_block(padded, size)  # (S, N, C, 2D)
         chosen = blocks.flatten(1, 2).take_along_dim(places.flatten(1)[..., None], 1).view(*places.shape, 2 * dim)
