@@ -143,7 +143,9 @@ def package(program: ExportedProgram, path: Path) -> None:
     except NotImplementedError as error:
         raise UserError(f"a package needs the compiled library: {error}") from error
     try:
-        torch._inductor.aoti_compile_and_package(program, package_path=str(path), inductor_configs=dict(COMPILER))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's own, about its own insides
+            torch._inductor.aoti_compile_and_package(program, package_path=str(path), inductor_configs=dict(COMPILER))
     except Exception as error:
         if not isinstance(error, FileNotFoundError | RuntimeError) and "compiler" not in str(error).lower():
             raise

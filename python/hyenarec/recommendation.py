@@ -79,8 +79,8 @@ class Recommender:
             raise UserError(f"option device: {shortened(device)} cannot be used here: {reason}") from error
 
     def approximate(self) -> None:
-        """From now on :meth:`recommend` and :meth:`answers` look items up in an index (:mod:`hyenarec.nearest`), which
-        is made here, instead of scoring the whole catalogue: they find nearly the same ones.
+        """From now on :meth:`recommend` and :meth:`answers` look items up in an index (faiss's), which is made
+        here, instead of scoring the whole catalogue: they find nearly the same ones.
 
         Raises :class:`UserError` where faiss, of the extra ``hyenarec[ann]``, is not installed.
         """
@@ -95,7 +95,7 @@ class Recommender:
             return self.model.scores(batch)
 
     def step(self, items: Tensor, state: ModelState, timestamps: Tensor | None = None) -> tuple[Tensor, ModelState]:
-        """:meth:`hyenarec.model.SequenceModel.step`, compiled where :meth:`compile` has been called."""
+        """The model's own ``step``, compiled where :meth:`compile` has been called."""
         if self._compiled is not None and self._compiled.takes_step(state, timestamps):
             return self._compiled.step(items, state, timestamps)
         with self.autocast():
