@@ -171,7 +171,13 @@ def test_torchruns_agent_starts_it(store: Path, tmp_path: Path, capfd: pytest.Ca
     """It forks here, where the command below starts three interpreters."""
     arguments = ["train", str(store), "--out", str(tmp_path / "run"), "--epochs", "1", *OPTIONS]
     agent = LaunchConfig(1, 1, 2, rdzv_backend="c10d", rdzv_endpoint="localhost:0", start_method="fork")
-    elastic_launch(agent, main)(arguments)
+    handlers = {number: signal.getsignal(number) for number in signal.valid_signals()}
+    try:
+        elastic_launch(agent, main)(arguments)
+    finally:  # the agent, whose process ends with it, leaves its own
+        for number, handler in handlers.items():
+            if signal.getsignal(number) is not handler:
+                signal.signal(number, handler)
     assert capfd.readouterr().out.count("written to") == 1 and (tmp_path / "run" / BEST).exists()
 
 
