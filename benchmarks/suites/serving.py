@@ -209,7 +209,8 @@ def checked_step(model: SequenceModel, few: Batch, batch_size: int, compact: boo
     kind = "compact" if compact else "step"
     run = compiled(StepProgram(inference_copy(model), TOP, compact=compact), packages.with_suffix(f".{kind}.pt2"))
     knows_time = MIXERS[model.config.mixer].knows_time
-    call = partial(run, few.items[last], *([times[last]] if knows_time else []), *state.tensors().values())
+    own = [values.contiguous() for values in state.tensors().values()]  # which a package takes for granted
+    call = partial(run, few.items[last], *([times[last]] if knows_time else []), *own)
     hidden = step(model, few.items[last], before.index(users), times[last])
     return Contestant(call, worse(check, best_check(model, hidden, call())), size)
 

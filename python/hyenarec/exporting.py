@@ -138,7 +138,10 @@ def write_onnx(model: SequenceModel, path: Path, top: int) -> None:
                 verbose=False,
             )
     except torch.onnx.errors.OnnxExporterError as error:
-        reason = next(line for line in str(error).splitlines() if line.strip())
+        first: BaseException = error  # which says what could not be written; the last one says how to report it
+        while first.__cause__ is not None:
+            first = first.__cause__
+        reason = next(line for line in str(first).splitlines() if line.strip())
         raise UserError(f"mixer {model.config.mixer}: torch.onnx.export cannot write it: {reason}") from error
 
 

@@ -117,15 +117,14 @@ class Rectangle(Packing):
 
     @property
     def rows(self) -> Tensor:
-        return self._places // self.max_length
+        return self._whole(torch.arange(self.sequences, device=self.sizes.device)[:, None])
 
     @property
     def positions(self) -> Tensor:
-        return self._places % self.max_length
+        return self._whole(torch.arange(self.max_length, device=self.sizes.device))
 
-    @property
-    def _places(self) -> Tensor:
-        return torch.arange(self.sequences * self.max_length, device=self.sizes.device)
+    def _whole(self, values: Tensor) -> Tensor:  # (T,); without a quotient, of which ONNX has none by symbols of sizes
+        return values.expand(self.sequences, self.max_length).flatten()
 
     @property
     def last(self) -> Tensor:

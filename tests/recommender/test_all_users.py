@@ -28,6 +28,7 @@ from hyenarec.data.splits import leave_one_out
 from hyenarec.data.store import SequenceStore
 from hyenarec.recommendation import Recommender
 from hyenarec.run_folder import Run
+from tests.interpreter import python
 
 Fails = Callable[..., str]
 COMMAND = [sys.executable, "-c", "from hyenarec.cli import main; main()"]
@@ -157,6 +158,8 @@ def killed(run: Path, out: Path, call: int, number: str = "SIGKILL") -> subproce
     folder. The job's description has two, so have each of six parts and their join."""
     arguments = ["recommend", str(run), "--all-users", "--out", str(out), "--k", "4"]
     program = KILLED.format(call=call, signal=number, arguments=arguments)
+    if number == "SIGKILL":
+        return python("-c", program)
     return subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
 
 

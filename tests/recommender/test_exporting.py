@@ -107,10 +107,13 @@ def test_what_torch_unrolls_is_left_out(tmp_path: Path) -> None:
     assert "mixer gru: torch.export cannot read its forward" in exported.left_out[0]
 
 
-def test_onnx_of_standard_operators(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("mixer", "options"), [("hyena", {}), ("attention", {}), ("hyena", {"hyena": HyenaConfig(local=4)})]
+)
+def test_onnx_of_standard_operators(mixer: str, options: dict[str, Any], tmp_path: Path) -> None:
     onnx = pytest.importorskip("onnx")
     pytest.importorskip("onnxruntime")
-    reader = recommender(length=60)
+    reader = recommender(mixer, length=60, **options)
     (file,) = export_model(reader, tmp_path, formats=("onnx",), top=TOP).files
     assert file.difference < 1e-5
     model = onnx.load(file.path)

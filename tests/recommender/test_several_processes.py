@@ -21,6 +21,7 @@ import pytest
 import torch
 from generated import make_batch, make_store
 from test_training import same, weights
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from hyenarec import distributed, plots  # noqa: F401 (plots: so that forked processes have it)
 from hyenarec.cli import main
@@ -166,6 +167,21 @@ def test_a_signal_stops_all_after_the_same_step(store: Path, tmp_path: Path) -> 
     assert same(weights(tmp_path / "stopped"), weights(tmp_path / "whole"))
 
 
+def test_torchruns_agent_starts_it(store: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """It forks here, where the command below starts three interpreters."""
+    arguments = ["train", str(store), "--out", str(tmp_path / "run"), "--epochs", "1", *OPTIONS]
+    agent = LaunchConfig(1, 1, 2, rdzv_backend="c10d", rdzv_endpoint="localhost:0", start_method="fork")
+    handlers = {number: signal.getsignal(number) for number in signal.valid_signals()}
+    try:
+        elastic_launch(agent, main)(arguments)
+    finally:  # the agent, whose process ends with it, leaves its own
+        for number, handler in handlers.items():
+            if signal.getsignal(number) is not handler:
+                signal.signal(number, handler)
+    assert capfd.readouterr().out.count("written to") == 1 and (tmp_path / "run" / BEST).exists()
+
+
+@pytest.mark.slow
 def test_torchrun_starts_it(store: Path, tmp_path: Path) -> None:
     train = ["-m", "hyenarec", "train", str(store), "--out", str(tmp_path / "run"), "--epochs", "1", *OPTIONS]
     program = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *train]

@@ -81,14 +81,17 @@ sys.path.insert(0, {tests!r})
 from generated import make_store
 from test_training import train
 torch.set_num_threads(1)
-train(Path({folder!r}), make_store(n_users=100), epochs=3, checkpoint_minutes=1e-9)
+train(Path({folder!r}), make_store(n_users=40), epochs=3, checkpoint_minutes={minutes})
 """
 
 
 def test_killed_runs_resume_to_the_same_bits(tmp_path: Path) -> None:
     """Killed outright several times, at whatever moment, mid-epoch and mid-save included."""
     tests = str(Path(__file__).parent)
-    killed, whole = (KILLED.format(tests=tests, folder=str(tmp_path / name)) for name in ("killed", "whole"))
+    killed, whole = (  # the whole one saves at its epochs' ends alone
+        KILLED.format(tests=tests, folder=str(tmp_path / name), minutes=minutes)
+        for name, minutes in (("killed", 1e-9), ("whole", 5.0))
+    )
     kills = 0
     for delay in (0.05, 0.2, 0.5):
         process = start("-c", killed, out=tmp_path)
