@@ -6,12 +6,12 @@
 `forward` runs the model over the whole history with the new event, last position only where the mixer can; `step` adds
 the event to the state that a causal model keeps for the user, which never looks back at items (attention's is its keys
 and values). Both end in the hidden state; what scoring the catalogue and taking the best 10 costs on top, the same for
-all, is `top-k`. A `compact step` is that of hyena's small state, where the history is long enough for one. With
---compile every forward and step, the best 10 included, is one program without Python, made alike for all models by
-AOTInductor. Each step names the bytes of a user's state. Weights are random. Contestants take turns call by call, so
-none finds its own data in the caches. One whose call takes longer than the limit is left out. In the same run each is
-checked: the forward against a float64 copy, the step against the forward, a program against the model. Lengths join as
-in `scaling`.
+all, is `top-k`. A `compact step` is that of hyena's small state, where the history is long enough for one; such a state
+forgets whole chunks, so that its check passes at histories of whole chunks, such as powers of 2. With --compile every
+forward and step, the best 10 included, is one program without Python, made alike for all models by AOTInductor. Each
+step names the bytes of a user's state. Weights are random. Contestants take turns call by call, so none finds its own
+data in the caches. One whose call takes longer than the limit is left out. In the same run each is checked: the forward
+against a float64 copy, the step against the forward, a program against the model. Lengths join as in `scaling`.
 """
 
 from __future__ import annotations

@@ -58,7 +58,7 @@ def test_slow_calls_are_left_out(tmp_path: Path) -> None:
 @pytest.mark.skipif(cpu.probe() is not None or shutil.which("g++") is None, reason="takes the compiled library and g++")
 def test_compiled_alike(tmp_path: Path) -> None:
     settings = replace(TINY, compile=True)
-    cases = serving.measure(("hyena", "gru", "bert4rec"), 600, 2, settings, [], tmp_path)
+    cases = serving.measure(("hyena", "gru", "bert4rec"), 512, 2, settings, [], tmp_path)
     both = [(name, what) for name in ("hyena", "gru") for what in ("forward", "step")]
     assert {(case["mixer"], case["what"]) for case in cases} == {*both, ("hyena", "compact step")}
     (left_out,) = [case for case in cases if "left_out" in case]
