@@ -41,7 +41,7 @@ COPY = 8 / BYTES  # picoseconds an element: x, two gates and the output, in 16 b
 MODELS: dict[str, ModuleType] = {"triton": triton_model, "cuda": cuda_model}
 LENGTHS = (200, 1024, 4096, 16384, 65536)
 TERMS = (16, 32)
-# Issue 22's goals: of the time of a copy forwards, and picoseconds an element forwards and backwards.
+# What kernels should reach: of the time of a copy forwards, and picoseconds an element forwards and backwards.
 GOAL_OF_COPY, GOAL_BOTH = 0.65, 12.0
 
 

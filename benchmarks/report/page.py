@@ -19,7 +19,7 @@ import tyro
 from benchmarks.harness.checks import refusal
 from benchmarks.harness.recording import RESULTS, Result, is_result, read
 from benchmarks.harness.registry import SYSTEMS
-from benchmarks.report import tables
+from benchmarks.report import rankings, tables
 from benchmarks.report.verdicts import verdicts
 from hyenarec.errors import UserError
 from hyenarec.files import write_text
@@ -42,7 +42,7 @@ SECTIONS = {
         "Accuracy",
         "Who ranks the item that came next highest? All items are ranked but those of the history; mean ± standard "
         "deviation over seeds. `popularity` and `repeat-last` need no training.",
-        tables.accuracy,
+        rankings.accuracy,
         (),
     ),
     "scaling": Section(
@@ -68,7 +68,7 @@ SECTIONS = {
         "Caches of attention",
         "What does SASRec lose when it remembers fewer events of a user, and what does that save? Histories are read "
         "one event at a time. `window` keeps the last events, `citrus` those that the last events attend to.",
-        tables.cache,
+        rankings.cache,
         (),
     ),
     "service": Section(
@@ -108,10 +108,10 @@ SECTIONS = {
         "one thread, until validation gets no better, and is tested with the weights of its best epoch (+: it might "
         "have got better yet). NDCG@10, mean ± standard deviation over the same seeds; CPU seconds an epoch, whatever "
         "else the machine did, and peak memory of the process, means.",
-        tables.hosts,
+        rankings.hosts,
         ("cpu",),
     ),
-    "ablation": Section("The hyena mixer's options", "What is each option worth?", tables.ablation, ()),
+    "ablation": Section("The hyena mixer's options", "What is each option worth?", rankings.ablation, ()),
 }
 
 

@@ -1,4 +1,4 @@
-"""The report's tables, one function a suite: from a result to lines of Markdown."""
+"""The report's tables of speed, one function a suite: from a result to lines of Markdown."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from benchmarks.harness.recording import METRICS, Result
+from benchmarks.harness.recording import Result
 from benchmarks.harness.registry import OURS, RIVAL, SYSTEMS
 
 Case = Mapping[str, Any]
@@ -56,111 +56,6 @@ def number(milliseconds: float) -> str:
     """Three digits, whatever the size."""
     digits = max(0, 2 - math.floor(math.log10(milliseconds)))
     return f"{milliseconds:,.{min(digits, 3)}f}"
-
-
-# Accuracy
-
-
-def accuracy(result: Result) -> list[str]:
-    """A table for each log: systems by length, best first, then the baselines."""
-    lines = []
-    runs, baselines = result.get("runs", []), result.get("baselines", [])
-    for log in dict.fromkeys(run["log"] for run in [*runs, *baselines]):
-        rows = []
-        for length in sorted({entry["length"] for entry in [*runs, *baselines] if entry["log"] == log}):
-            here = [run for run in runs if (run["log"], run["length"]) == (log, length)]
-            rows += _ranked(here, "mixer", lambda run: title_of(run["mixer"]), length)
-            rows += [
-                [entry["name"], f"{length:,}", *(mean([entry[name]]) for name in METRICS), ""]
-                for entry in baselines
-                if (entry["log"], entry["length"]) == (log, length)
-            ]
-        lines += [f"`{log}`:", "", *table(["", "history", *METRICS, "seeds"], rows), ""]
-        lines += _for_whom([run for run in runs if (run["log"], run["mixer"]) == (log, OURS)])
-    return lines
-
-
-def _for_whom(runs: Sequence[Case]) -> list[str]:
-    """The first metric by how long a user's history is and how much of it is read, where runs differ in that."""
-    lengths = sorted({run["length"] for run in runs})
-    if len(lengths) < 2:
-        return []
-    found: dict[tuple[str, int], dict[int, list[float]]] = {}
-    for run in runs:
-        for bucket in run["test_by_history_length"]:
-            users = found.setdefault((bucket["history"], bucket["targets"]), {})
-            users.setdefault(run["length"], []).append(bucket[METRICS[0]])
-    rows = [
-        [history, f"{users:,}", *(mean(values[length]) for length in lengths)]
-        for (history, users), values in found.items()
-    ]
-    head = ["events in a history", "users", *(f"{length:,} read" for length in lengths)]
-    text = f"For whom does a longer history pay? {METRICS[0]} of {title_of(OURS)} by how long a user's history is:"
-    return [text, "", *table(head, rows), ""]
-
-
-def cache(result: Result) -> list[str]:
-    def metrics(of: Mapping[str, float]) -> list[str]:
-        return [f"{of[name]:.4f}" for name in METRICS]
-
-    rows = [["history read at once", "", *metrics(result["settings"]["at once"]), "", ""]]
-    for case in result["cases"]:
-        speed = f"{case['us a step']:.1f}" if "ms" in case else "refused"
-        rows.append([case["policy"], str(case["room"]), *metrics(case["test"]), f"{case['bytes']:,}", speed])
-    return [*table(["", "events", *METRICS, "bytes a user", "us a step"], rows), ""]
-
-
-def ablation(result: Result) -> list[str]:
-    rows = _ranked(result["runs"], "variant", lambda run: run["variant"], result["runs"][0]["length"])
-    return [*table(["", "history", *METRICS, "seeds"], rows), ""]
-
-
-def _ranked(runs: Sequence[Case], by: str, title: Callable[[Case], str], length: int) -> list[list[str]]:
-    """A row for each group of runs, best NDCG@10 first."""
-    groups: dict[str, list[Case]] = {}
-    for run in runs:
-        groups.setdefault(run[by], []).append(run)
-    best_first = sorted(groups.values(), key=lambda group: -statistics.mean(run["test"][METRICS[0]] for run in group))
-    return [
-        [
-            title(group[0]),
-            f"{length:,}",
-            *(mean([run["test"][name] for run in group]) for name in METRICS),
-            str(len(group)),
-        ]
-        for group in best_first
-    ]
-
-
-def hosts(result: Result) -> list[str]:
-    """A row for each library: attention's figure and HyenaMixer's, over the seeds that both have."""
-    rows = []
-    for host in sorted({row["host"] for row in result["hosts"]}):
-        by_mixer = [
-            {row["seed"]: row for row in result["hosts"] if (row["host"], row["mixer"]) == (host, mixer)}
-            for mixer in (RIVAL, OURS)
-        ]
-        seeds = by_mixer[0].keys() & by_mixer[1].keys()
-        if not seeds:
-            continue
-        mine = [[of[seed] for seed in sorted(seeds)] for of in by_mixer]
-        cells = [" → ".join(mean([row["NDCG@10"] for row in rows]) for rows in mine)]
-        cells += [
-            " → ".join(f"{statistics.mean(row[name] for row in rows):,.{digits}f}" for rows in mine)
-            for name, digits in (("cpu_seconds_per_epoch", 2), ("peak_megabytes", 0))
-        ]
-        cells.append(" → ".join(_epochs(rows) for rows in mine))
-        rows.append([host, *cells, str(len(seeds))])
-    head = ["attention → HyenaMixer", "NDCG@10", "CPU seconds an epoch", "peak MB", "best epoch", "seeds"]
-    return [*table(head, rows), ""]
-
-
-def _epochs(rows: Sequence[Case]) -> str:
-    """The best epochs, with a sign where a training ended because it had no more."""
-    return ", ".join(f"{row['best_epoch']}{'+' if row['epochs'] == row['most_epochs'] else ''}" for row in rows)
-
-
-# Speed
 
 
 def scaling(result: Result) -> list[str]:

@@ -2,7 +2,7 @@
 // chunk over a ring of its rows, and for each level the local polynomials of what its finished chunks add. The first
 // event of a chunk files the finished one's moments and works out what all of them add to the new one.
 #pragma once
-#include "forward.h"
+#include "sequences.h"
 
 namespace hyenarec::HYENAREC_ISA {
 
@@ -123,24 +123,11 @@ struct CompactStep {
 
 template <class A>
 void compact(const CompactArgs& args, ParallelFor parallel) {
-  constexpr int64_t kGroup = kLanes * kWidth<A>;  // channels of an item: whole cache lines of a row
-  auto body = [](void* context, int64_t begin, int64_t end) {
-    const CompactArgs& args = *static_cast<const CompactArgs*>(context);
-    int64_t groups = ceil_div(args.channels, kGroup);
-    for (int64_t item = begin; item < end; ++item) {
-      int64_t sequence = item / groups, c0 = item % groups * kGroup;
-      int64_t left = args.channels - c0 < kGroup ? args.channels - c0 : kGroup, whole = left / kWidth<A>;
-      if (whole > 0)
-        with_count<kLanes>(whole, [&](auto count) {
-          CompactStep<A, decltype(count)::value>(args, sequence, c0, kWidth<A>).run();
-        });
-      if (left % kWidth<A>) CompactStep<A, 1>(args, sequence, c0 + whole * kWidth<A>, left % kWidth<A>).run();
-    }
-  };
-  int64_t items = args.num_sequences * ceil_div(args.channels, kGroup);
-  // Waking a second thread costs as much as a pass over 100,000 values; a step reads about 100 a channel.
-  if (items * kGroup * 100 < 200000) body(const_cast<CompactArgs*>(&args), 0, items);
-  else parallel(items, body, const_cast<CompactArgs*>(&args));
+  constexpr int64_t kValues = 100;  // about, of a channel
+  each_channel_group<A>(args.num_sequences, args.channels, kValues, parallel,
+                        [&args](auto count, int64_t sequence, int64_t c0, int64_t valid) {
+                          CompactStep<A, decltype(count)::value>(args, sequence, c0, valid).run();
+                        });
 }
 
 }  // namespace hyenarec::HYENAREC_ISA

@@ -2,7 +2,7 @@
 // takes the place of the oldest. A ring is read in order of memory: from its oldest row to its end, then from its
 // start.
 #pragma once
-#include "forward.h"
+#include "sequences.h"
 
 namespace hyenarec::HYENAREC_ISA {
 
@@ -44,24 +44,10 @@ void step_blocks(const StepArgs& args, int64_t sequence, int64_t c0, int64_t val
 
 template <class A>
 void step(const StepArgs& args, ParallelFor parallel) {
-  constexpr int64_t kGroup = kLanes * kWidth<A>;  // channels of an item: whole cache lines of a row
-  auto body = [](void* context, int64_t begin, int64_t end) {
-    const StepArgs& args = *static_cast<const StepArgs*>(context);
-    int64_t groups = ceil_div(args.channels, kGroup);
-    for (int64_t item = begin; item < end; ++item) {
-      int64_t sequence = item / groups, c0 = item % groups * kGroup;
-      int64_t left = args.channels - c0 < kGroup ? args.channels - c0 : kGroup, whole = left / kWidth<A>;
-      if (whole > 0)
-        with_count<kLanes>(whole, [&](auto count) {
-          step_blocks<A, decltype(count)::value>(args, sequence, c0, kWidth<A>);
-        });
-      if (left % kWidth<A>) step_blocks<A, 1>(args, sequence, c0 + whole * kWidth<A>, left % kWidth<A>);
-    }
-  };
-  int64_t items = args.num_sequences * ceil_div(args.channels, kGroup);
-  // Waking a second thread costs as much as a pass over 100,000 values.
-  if (items * kGroup * args.slots < 200000) body(const_cast<StepArgs*>(&args), 0, items);
-  else parallel(items, body, const_cast<StepArgs*>(&args));
+  each_channel_group<A>(args.num_sequences, args.channels, args.slots, parallel,
+                        [&args](auto count, int64_t sequence, int64_t c0, int64_t valid) {
+                          step_blocks<A, decltype(count)::value>(args, sequence, c0, valid);
+                        });
 }
 
 }  // namespace hyenarec::HYENAREC_ISA

@@ -25,13 +25,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hyenarec.answers import Item, Request, item_cells
-from hyenarec.data.batches import pack_histories
 from hyenarec.data.store import SequenceStore
 from hyenarec.display import console, counting
 from hyenarec.errors import UserError
 from hyenarec.evaluation import scored_at_a_time
 from hyenarec.files import alone_in, as_path, remove_unfinished, sync_folder, write_atomically, write_text
-from hyenarec.recommendation import Recommender, Top
+from hyenarec.ranking import NOT_FINITE, best_items
+from hyenarec.recommendation import Recommender
 from hyenarec.tensor_file import digest
 from hyenarec.trained import Trained
 
@@ -164,13 +164,10 @@ def _request(job: Job, user: int) -> Request:
 
 
 def _tops(job: Job, requests: list[Request]) -> Iterator[Found | None]:
-    times = [request.times for request in requests if request.times is not None]
-    histories = [request.items for request in requests]
-    batch = pack_histories(histories, job.recommender.model.config.max_length, times or None)
-    scores = job.recommender.scores(batch.to(job.recommender.device))  # (S, V)
-    top: Top = job.recommender.top(scores, requests, job.k, job.exclude_seen, job.allowed)
+    scores = job.recommender.scores(job.recommender.batch(requests))  # (S, V)
+    top = best_items(scores, [request.items for request in requests] if job.exclude_seen else None, job.k, job.allowed)
     if not top.finite.all():
-        raise UserError("the model's scores are NaN or infinite: damaged weights, or times too large")
+        raise UserError(NOT_FINITE)
     for places, values, left in zip(top.places, top.scores, top.left, strict=True):
         yield (places[:left], values[:left]) if left else None
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence, Set
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -15,17 +15,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hyenarec.answers import NOTHING, Answer, Item, Neighbour, Recommendation, Request
-from hyenarec.catalogue import finite_rows
 from hyenarec.data.batches import Batch, pack_histories
 from hyenarec.data.ids import Ids
 from hyenarec.data.times import UNITS, caller_seconds
 from hyenarec.environment import check_backend
 from hyenarec.errors import UserError, expect, is_iterable, shortened
-from hyenarec.evaluation import exclude_history, scored_at_a_time
+from hyenarec.evaluation import scored_at_a_time
 from hyenarec.files import as_path
 from hyenarec.mixers import MIXERS
 from hyenarec.model import ModelState, SequenceModel
 from hyenarec.nearest import NearestItems
+from hyenarec.ranking import NOT_FINITE, best_items
 from hyenarec.session import Session
 from hyenarec.trained import load_trained
 
@@ -33,17 +33,6 @@ if TYPE_CHECKING:
     from hyenarec.compiled import CompiledModel
 
 HISTORIES_AT_A_TIME = 256
-
-
-@dataclass(frozen=True)
-class Top:
-    """The best items of each of S histories: ``places`` in the catalogue and ``scores``, both (S, k), of which the
-    first ``left`` (S,) may be recommended. Where the model's scores are not ``finite`` (S,) they mean nothing."""
-
-    places: NDArray[np.int64]
-    scores: NDArray[np.float32]
-    left: NDArray[np.int64]
-    finite: NDArray[np.bool_]
 
 
 class Recommender:
@@ -295,6 +284,12 @@ class Recommender:
     def knows_time(self) -> bool:
         return MIXERS[self.model.config.mixer].knows_time
 
+    def batch(self, requests: Sequence[Request]) -> Batch:
+        """The histories of ``requests`` as the model reads them, on its device."""
+        times = [request.times for request in requests if request.times is not None]
+        histories = [request.items for request in requests]
+        return pack_histories(histories, self.model.config.max_length, times or None).to(self.device)
+
     def _answer_in_blocks(
         self, requests: Iterator[Request], k: int, exclude_seen: bool, allowed: Tensor | None
     ) -> Iterator[Answer]:
@@ -308,24 +303,21 @@ class Recommender:
     @torch.inference_mode()
     def _best(self, requests: list[Request], k: int, exclude_seen: bool, allowed: Tensor | None) -> list[Answer]:
         """The best ``k`` items after each history, or as many as it leaves."""
-        histories = [request.items for request in requests]
-        times = [request.times for request in requests if request.times is not None]
-        batch = pack_histories(histories, self.model.config.max_length, times or None)
         if self._index is not None:
             if allowed is not None:
                 raise UserError("allow and deny: not used with an approximate index, which finds the best of all items")
-            return self._approximate(self._index, batch.to(self.device), requests, k, exclude_seen)
-        scores = self.scores(batch.to(self.device))  # (S, V)
+            return self._approximate(self._index, requests, k, exclude_seen)
+        scores = self.scores(self.batch(requests))  # (S, V)
         answers = self.ranked(scores, requests, k, exclude_seen, allowed)
         nothing = "the filters leave no item but those of the history itself"
         return [one if one.recommendations or one.error else replace(one, error=nothing) for one in answers]
 
     def _approximate(
-        self, index: NearestItems, batch: Batch, requests: Sequence[Request], k: int, exclude_seen: bool
+        self, index: NearestItems, requests: Sequence[Request], k: int, exclude_seen: bool
     ) -> list[Answer]:
         """:meth:`ranked` of the items that ``index`` finds."""
         with self.autocast():
-            hidden = self.model.hidden_after(batch)  # (S, D)
+            hidden = self.model.hidden_after(self.batch(requests))  # (S, D)
         values, places = index.search(hidden, k, [request.items for request in requests] if exclude_seen else None)
         answers = []
         for request, row, found in zip(requests, values.tolist(), places.numpy(), strict=True):
@@ -357,37 +349,18 @@ class Recommender:
         exclude_seen: bool,
         allowed: Tensor | None = None,
     ) -> list[Answer]:
-        """:meth:`top` as answers."""
-        top, answers = self.top(scores, requests, k, exclude_seen, allowed), []
+        """:func:`hyenarec.ranking.best_items` as answers."""
+        histories = [request.items for request in requests]
+        top, answers = best_items(scores, histories if exclude_seen else None, k, allowed), []
         for row, request in enumerate(requests):
             items, error = self.item_ids.decode(top.places[row, : top.left[row]]), None
             if not top.finite[row]:
-                items, error = [], "the model's scores are NaN or infinite: damaged weights, or times too large"
+                items, error = [], NOT_FINITE
             elif not items and allowed is None:
                 error = "it has every item of the catalogue, so none is left to recommend"
             found = [Recommendation(*pair) for pair in zip(items, top.scores[row].tolist(), strict=False)]
             answers.append(Answer(found, request.unknown, error))
         return answers
-
-    def top(
-        self,
-        scores: Tensor,
-        requests: Sequence[Request],
-        k: int,
-        exclude_seen: bool,
-        allowed: Tensor | None = None,
-    ) -> Top:
-        """The best ``k`` items by ``scores`` (S, V), which this writes to, or as many as there are left: by a history,
-        and by ``allowed`` (S, V) or (V,) bool."""
-        finite = finite_rows(scores)
-        if exclude_seen:
-            histories = [request.items for request in requests]
-            exclude_history(scores, pack_histories(histories, max(map(len, histories))).to(self.device))
-        if allowed is not None:
-            scores.masked_fill_(~allowed, float("-inf"))
-        best = scores.topk(min(k, scores.shape[1]))
-        left = (best.values > float("-inf")).sum(1)
-        return Top(*(found.cpu().numpy() for found in (best.indices, best.values, left, finite)))
 
 
 def _all_of(answer: Answer, k: int, name: str) -> list[Recommendation]:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from benchmarks.harness.recording import read
-from benchmarks.report import tables
+from benchmarks.report import rankings
 from benchmarks.suites import hosts
 from hyenarec.errors import UserError
 
@@ -95,5 +95,5 @@ def test_the_report_has_a_row_for_each_library() -> None:
         for seed in (0, 2)
     ]
     rows.append(rows[0] | {"seed": 7, "NDCG@10": 0.9})
-    text = json.dumps(tables.hosts({"hosts": rows}), ensure_ascii=False)
+    text = json.dumps(rankings.hosts({"hosts": rows}), ensure_ascii=False)
     assert "| a | .1100 ± .0141 → .2100 ± .0141 | 2.00 → 2.00 | 500 → 500 | 3, 3+ → 3, 3+ | 2 |" in text

@@ -19,7 +19,7 @@ from benchmarks.gpu import suite as gpu_suite
 from benchmarks.harness import convolutions
 from benchmarks.harness.checks import refusal
 from benchmarks.harness.recording import Result, read
-from benchmarks.report import tables
+from benchmarks.report import rankings
 from benchmarks.suites import ablation, accuracy, cache, loading, losses
 from benchmarks.suites import operator as operator_cpu
 from hyenarec.data.synthetic import write_synthetic_log
@@ -140,7 +140,7 @@ def test_cache(run: Any, log: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for case in cases.values():  # keys and values of two blocks, and how many events those are
         assert case["bytes"] >= 2 * 2 * case["room"] * 64 * 4
         assert case["us a step"] > 0 and refusal(case) is None
-    page = "\n".join(tables.cache(result))
+    page = "\n".join(rankings.cache(result))
     assert "history read at once" in page and f"{cases['full', 10]['bytes']:,}" in page
 
 

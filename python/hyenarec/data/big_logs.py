@@ -18,15 +18,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hyenarec.data.columns import find_column
-from hyenarec.data.places import SUFFIXES, LogFormat, parquet_parts
-from hyenarec.data.reading import columns_of, ids_of, read_log, repeats
+from hyenarec.data.places import SUFFIXES, parquet_parts
+from hyenarec.data.reading import LogOptions, columns_of, ids_of, read_log, repeats
 from hyenarec.data.store import SequenceStore
 from hyenarec.data.times import DATES, BadTime, TimeUnit, read_times
 from hyenarec.errors import UserError
 
 if TYPE_CHECKING:
     import polars as pl
+    from typing_extensions import Unpack
 
+DEFAULTS: dict[str, Any] = read_log.__kwdefaults__ or {}  # of a log's options
 BIG = 40_000_000  # events from which a log is read this way; smaller ones take 60 to 75 bytes an event at once
 EVENTS_AT_A_TIME = 24_000_000  # of a group of users
 
@@ -36,35 +38,22 @@ def opened_log(
     path: Path,
     place: Path | None = None,
     told: Callable[[str], None] = lambda line: None,
-    *,
-    user: str = "user_id",
-    item: str = "item_id",
-    timestamp: str | None = "timestamp",
-    time_unit: TimeUnit = "auto",
-    format: LogFormat | None = None,
-    drop_duplicates: bool = False,
+    **options: Unpack[LogOptions],
 ) -> Iterator[SequenceStore]:
-    """The store of a log, as :func:`hyenarec.data.read_log` has it with the same options, but in bounded memory where
-    the log is big: Parquet of ``BIG`` events or more whose ids are integers or text, and times integers or dates.
+    """The store of a log, as :func:`hyenarec.data.read_log` has it with the same ``options``, but in bounded memory
+    where the log is big: Parquet of ``BIG`` events or more whose ids are integers or text, and times integers or dates.
 
     The arrays of a big one lie in files in the folder ``place`` (default: the system's for such files), 12 bytes an
     event, that are removed in the end. ``told`` is called with lines on how far it is.
     Raises :class:`UserError` as ``read_log`` does, but for a big log without the row.
     """
-    columns = columns_of(user, item, timestamp, time_unit)
-    if format in (None, "parquet") and _is_big(path, columns):
-        with _big_log(path, columns, place, told, time_unit, drop_duplicates) as store:
+    given = cast(LogOptions, {**DEFAULTS, **options})
+    columns = columns_of(given["user"], given["item"], given["timestamp"], given["time_unit"])
+    if given["format"] in (None, "parquet") and _is_big(path, columns):
+        with _big_log(path, columns, place, told, given["time_unit"], given["drop_duplicates"]) as store:
             yield store
     else:
-        yield read_log(
-            path,
-            user=user,
-            item=item,
-            timestamp=timestamp,
-            time_unit=time_unit,
-            format=format,
-            drop_duplicates=drop_duplicates,
-        )
+        yield read_log(path, **given)
 
 
 def _is_big(path: Path, columns: dict[str, str]) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_type_hints
+from typing import TYPE_CHECKING, Any, TypedDict, get_type_hints
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,38 +20,33 @@ from hyenarec.files import as_path
 
 if TYPE_CHECKING:
     import polars as pl
+    from typing_extensions import Unpack
 
 WHOLE_NUMBER = r"^-?(0|[1-9][0-9]*)(\.0+)?$"  # what its integer prints as, so not "007"
 FROM_R = r"^[1-9](\.[0-9]+)?e\+[01][0-9]$"  # 100000 is 1e+05 to R, which rounds no integer when it writes so
 SCIENTIFIC = r"^[0-9](\.[0-9]+)?[eE]\+?[0-9]+$"
 
 
-def open_data(
-    path: str | Path,
-    *,
-    user: str = "user_id",
-    item: str = "item_id",
-    timestamp: str | None = "timestamp",
-    time_unit: TimeUnit = "auto",
-    format: LogFormat | None = None,
-    drop_duplicates: bool = False,
-) -> SequenceStore:
-    """The store in the folder ``path``, or the log at ``path``; the options are those of :func:`read_log`, for logs.
+class LogOptions(TypedDict, total=False):
+    """The keyword arguments of :func:`read_log`."""
+
+    user: str
+    item: str
+    timestamp: str | None
+    time_unit: TimeUnit
+    format: LogFormat | None
+    drop_duplicates: bool
+
+
+def open_data(path: str | Path, **options: Unpack[LogOptions]) -> SequenceStore:
+    """The store in the folder ``path``, or the log at ``path``; ``options`` are those of :func:`read_log`, for logs.
 
     Raises :class:`UserError` as :meth:`SequenceStore.load` and :func:`read_log` do.
     """
     path = as_path(path, "data")
     if path.is_dir() and ((path / STORE).exists() or not parquet_parts(path)):
         return SequenceStore.load(path)
-    return read_log(
-        path,
-        user=user,
-        item=item,
-        timestamp=timestamp,
-        time_unit=time_unit,
-        format=format,
-        drop_duplicates=drop_duplicates,
-    )
+    return read_log(path, **options)
 
 
 def read_log(

@@ -1,0 +1,40 @@
+"""The best items of a catalogue by their scores."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from hyenarec.catalogue import finite_rows
+from hyenarec.data.batches import pack_histories
+from hyenarec.evaluation import exclude_history
+
+NOT_FINITE = "the model's scores are NaN or infinite: damaged weights, or times too large"
+
+
+@dataclass(frozen=True)
+class Top:
+    """The best items of each of S histories: ``places`` in the catalogue and ``scores``, both (S, k), of which the
+    first ``left`` (S,) may be recommended. Where the model's scores are not ``finite`` (S,) they mean nothing."""
+
+    places: NDArray[np.int64]
+    scores: NDArray[np.float32]
+    left: NDArray[np.int64]
+    finite: NDArray[np.bool_]
+
+
+def best_items(scores: Tensor, seen: Sequence[NDArray[np.int32]] | None, k: int, allowed: Tensor | None = None) -> Top:
+    """The best ``k`` items by ``scores`` (S, V), which this writes to, or as many as there are left: by what was
+    ``seen`` in each of the S histories, and by ``allowed`` (S, V) or (V,) bool."""
+    finite = finite_rows(scores)
+    if seen is not None:
+        exclude_history(scores, pack_histories(seen, max(map(len, seen))).to(scores.device))
+    if allowed is not None:
+        scores.masked_fill_(~allowed, float("-inf"))
+    best = scores.topk(min(k, scores.shape[1]))
+    left = (best.values > float("-inf")).sum(1)
+    return Top(*(found.cpu().numpy() for found in (best.indices, best.values, left, finite)))
