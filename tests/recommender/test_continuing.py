@@ -267,7 +267,7 @@ def test_the_command_goes_on_with_the_options_of_the_run(
     main(["train", str(old), "--out", str(first), *TRAIN, "--user", "customer", "--item", "sku", "--device", "cpu"])
     capsys.readouterr()
     main(["train", str(grown), "--from", str(first), "--out", str(second), "--epochs", "1", "--dropout", "0.1"])
-    assert f"going on from {first}: " in capsys.readouterr().out
+    assert f"going on from {first}; new users: " in capsys.readouterr().out
     config = json.loads((second / "config.json").read_text())
     assert (config["model"]["dim"], config["training"]["seed"], config["source"]["item"]) == (8, 3, "sku")
     assert config["training"]["epochs"] == len(read_history(second)) == 1 and config["model"]["dropout"] == 0.1

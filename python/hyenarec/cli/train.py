@@ -92,7 +92,7 @@ class Train:
         show_log(store)
         if start is not None:
             console.print(
-                f"going on from {self.start}: {start.new_users:,} users and {start.new_items:,} items are new",
+                f"going on from {self.start}; new users: {start.new_users:,}, new items: {start.new_items:,}",
                 highlight=False,
             )
         show_loss(self.training, store)
