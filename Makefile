@@ -7,8 +7,10 @@ BIN := $(VENV)/bin
 # keeps that even where the environment says not to, for `import torch` takes 3.4 s from source and 1.9 s else.
 HYENAREC_CUDA_ARCHS ?= 80+PTX
 export PYTHONDONTWRITEBYTECODE :=
-INSTALL := PIP_COMPILE=0 HYENAREC_CUDA_ARCHS='$(HYENAREC_CUDA_ARCHS)' $(BIN)/python -m pip install --quiet \
-	--constraint constraints.txt
+INSTALL := PIP_COMPILE=0 $(BIN)/python -m pip install --quiet --constraint constraints.txt
+# This checkout with extras: the extension is compiled while pip fetches and unpacks the rest.
+EDITABLE = HYENAREC_CUDA_ARCHS='$(HYENAREC_CUDA_ARCHS)' $(BIN)/python setup.py --quiet build_ext --inplace & \
+	HYENAREC_BUILD=0 $(INSTALL) --editable
 
 .PHONY: demo test test-all lint sanitize cuda-sanitize clean
 
@@ -53,11 +55,11 @@ $(VENV)/base: constraints.txt
 	touch $@
 
 $(VENV)/rec: $(VENV)/base pyproject.toml setup.py
-	$(INSTALL) --editable '.[rec]'
+	$(EDITABLE) '.[rec]' && wait $$!
 	touch $@
 
 $(VENV)/test: $(VENV)/base pyproject.toml setup.py
-	$(INSTALL) --editable '.[test]'
+	$(EDITABLE) '.[test]' && wait $$!
 	touch $@ $(VENV)/rec
 
 # The site in build/docs. Warnings are errors: a broken link or docstring fails.
@@ -66,7 +68,7 @@ docs: $(VENV)/docs
 	$(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going --fresh-env --builder html docs build/docs
 
 $(VENV)/docs: $(VENV)/base pyproject.toml setup.py
-	$(INSTALL) --editable '.[docs]'
+	$(EDITABLE) '.[docs]' && wait $$!
 	touch $@ $(VENV)/rec
 
 # Libraries whose attention the mixer replaces, each in an environment of its own with its requirements and this

@@ -197,9 +197,15 @@ def test_many_last_positions_and_float64_are_left_to_others(device: str) -> None
         assert_close(got, case.expected(), TOLERANCE[dtype])
 
 
+# Each layout and each type; in `make test-all`, each type in each layout.
+LAYOUTS_AND_DTYPES = [
+    pytest.param(layout, dtype, marks=() if dtype == torch.bfloat16 or layout == "packed" else pytest.mark.slow)
+    for layout, dtype in product(LAYOUTS, DTYPES)
+]
+
+
 @pytest.mark.parametrize("operator", ["long_conv", "legendre_conv"])
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(("layout", "dtype"), LAYOUTS_AND_DTYPES)
 @pytest.mark.parametrize("last_only", [False, True])
 def test_few_taps(operator: str, layout: str, dtype: torch.dtype, last_only: bool, device: str) -> None:
     """Toeplitz products: all gradients, in every layout, parameters of both dtypes."""
@@ -210,13 +216,7 @@ def test_few_taps(operator: str, layout: str, dtype: torch.dtype, last_only: boo
     assert_close(got, case.expected(), TOLERANCE[dtype])
 
 
-@pytest.mark.parametrize(
-    ("layout", "dtype"),
-    [
-        pytest.param(layout, dtype, marks=() if dtype == torch.bfloat16 or layout == "packed" else pytest.mark.slow)
-        for layout, dtype in product(LAYOUTS, DTYPES)
-    ],
-)
+@pytest.mark.parametrize(("layout", "dtype"), LAYOUTS_AND_DTYPES)
 def test_blocks(layout: str, dtype: torch.dtype, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """More taps than Toeplitz products take, in the block low-rank form: the same."""
     lengths = (600, 600) if layout == "full" else (530, 0, 1, 600, 257)

@@ -186,16 +186,15 @@ def race(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., bool]:
     return race_program("race_test.cpp", tmp_path_factory.mktemp("cuda_host") / "race_test", *flags)
 
 
-# in one block, and in parts (28 s)
-SLOW_RACES = [pytest.param(*case, marks=pytest.mark.slow) for case in (("padded", 400, 9), ("packed", 700, 9))]
-
-
-@pytest.mark.parametrize(("layout", "taps", "groups"), [("padded", 400, 3), *SLOW_RACES])
+# in one block, and in parts
+@pytest.mark.slow  # 45 s
+@pytest.mark.parametrize(("layout", "taps", "groups"), [("padded", 400, 3), ("padded", 400, 9), ("packed", 700, 9)])
 def test_no_races(layout: str, taps: int, groups: int, race: Callable[..., bool]) -> None:
     assert not race(layout, taps, groups)
 
 
-@pytest.mark.parametrize("barrier", [1, *(pytest.param(number, marks=pytest.mark.slow) for number in (2, 3, 4))])
+@pytest.mark.slow
+@pytest.mark.parametrize("barrier", [1, 2, 3, 4])
 def test_a_dropped_barrier_is_a_race(barrier: int, race: Callable[..., bool]) -> None:
     # the tool remembers a few accesses of each place, so that on a busy machine a run may miss one
     assert any(race("padded", 400, 9, dropped=barrier) for _ in range(5))

@@ -121,7 +121,7 @@ def test_rounding_over_the_whole_range(dtype: torch.dtype, left: int, serving: s
 @pytest.mark.parametrize("activation", [None, "gelu"])
 def test_contract_8(activation: Any, serving: str) -> None:
     """Schema, fake and autograd; gradients of gradients."""
-    x = torch.randn(9, 31, dtype=torch.float64, requires_grad=True)
+    x = torch.randn(3, 13, dtype=torch.float64, requires_grad=True)
     operator = torch.ops.hyenarec.dropout.default
     gelu = activation == "gelu"
     opcheck(operator, [x, SEED, 64, gelu])

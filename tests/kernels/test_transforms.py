@@ -54,7 +54,12 @@ def test_a_negative_decay_is_refused(transform: str) -> None:
         call(X, BAD)
 
 
-@pytest.mark.parametrize("transform", TRANSFORMS)
+COMPILED = ("grad of decay", "jvp", "hessian")
+
+
+@pytest.mark.parametrize(
+    "transform", [pytest.param(name, marks=() if name in COMPILED else pytest.mark.slow) for name in TRANSFORMS]
+)
 def test_a_transform_compiles(transform: str) -> None:
     """One graph, the values of eager code, and the same refusals when it runs."""
     torch._dynamo.reset()
@@ -69,11 +74,9 @@ def test_a_transform_compiles(transform: str) -> None:
     ("operator", "taps"),  # direct, Fourier
     [
         ("short_conv", 3),
-        ("long_conv", 3),
         ("long_conv", 40),
-        ("mixer", 40),
-        pytest.param("short_conv", 40, marks=pytest.mark.slow),
-        pytest.param("mixer", 3, marks=pytest.mark.slow),
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in (("short_conv", 40), ("long_conv", 3))),
+        *(pytest.param("mixer", taps, marks=pytest.mark.slow) for taps in (3, 40)),
     ],
 )
 def test_the_gradient_of_other_operators_compiles(operator: str, taps: int) -> None:
@@ -93,11 +96,14 @@ def test_the_gradient_of_other_operators_compiles(operator: str, taps: int) -> N
             run(x, torch.tensor([50, 51]))
 
 
+FIRST_LINEAR = ((False, 5, 2), (False, 40, 1), (True, 40, 1))  # 2 s each
+
+
 @pytest.mark.filterwarnings("ignore:Attempted to insert a get_attr Node")
 @pytest.mark.parametrize(
     ("derivative", "horizon", "order"),  # horizons: direct, Fourier
     [
-        pytest.param(*case, marks=pytest.mark.slow if case == (True, 5, 2) else ())
+        pytest.param(*case, marks=() if case in FIRST_LINEAR else pytest.mark.slow)
         for case in product((False, True), (5, 40), (1, 2))
     ],
 )

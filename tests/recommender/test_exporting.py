@@ -68,12 +68,12 @@ def by_number(reader: Recommender, histories: list[list[int]]) -> list[list[tupl
 @pytest.mark.parametrize(
     ("mixer", "options"),
     [
-        ("hyena", {}),
+        pytest.param("hyena", {}, marks=pytest.mark.slow),
         ("hyena", {"hyena": HyenaConfig(local=4), "embedding": "decoupled", "block": "ligr"}),
-        ("attention", {}),
-        ("attention", {"attention": AttentionConfig(cache="window", cache_events=8)}),
+        pytest.param("attention", {}, marks=pytest.mark.slow),
+        pytest.param("attention", {"attention": AttentionConfig(cache="window", cache_events=8)}, marks=pytest.mark.slow),
         ("attention", {"attention": AttentionConfig(cache="citrus", cache_events=8)}),
-    ],
+    ],  # 5 s each
 )
 def test_programs_of_any_users_and_events(mixer: str, options: dict[str, Any], tmp_path: Path) -> None:
     exported = export_model(recommender(mixer, **options), tmp_path, formats=("program",), top=TOP)
@@ -108,7 +108,12 @@ def test_what_torch_unrolls_is_left_out(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("mixer", "options"), [("hyena", {}), ("attention", {}), ("hyena", {"hyena": HyenaConfig(local=4)})]
+    ("mixer", "options"),
+    [
+        ("hyena", {"hyena": HyenaConfig(local=4)}),
+        pytest.param("hyena", {}, marks=pytest.mark.slow),
+        pytest.param("attention", {}, marks=pytest.mark.slow),
+    ],
 )
 def test_onnx_of_standard_operators(mixer: str, options: dict[str, Any], tmp_path: Path) -> None:
     onnx = pytest.importorskip("onnx")

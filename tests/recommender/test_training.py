@@ -48,8 +48,14 @@ def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
-@pytest.mark.parametrize("mixer", MIXERS)
-@pytest.mark.parametrize("options", [{}, {"loss": "sampled", "negatives": 16, "bf16": True, "schedule": "cosine"}])
+SAMPLED = {"loss": "sampled", "negatives": 16, "bf16": True, "schedule": "cosine"}
+# Each mixer, and one with what does not depend on it; in `make test-all`, each with both.
+TRAININGS = [(mixer, {}) for mixer in MIXERS] + [
+    pytest.param(mixer, SAMPLED, marks=() if mixer == "hyena" else pytest.mark.slow) for mixer in MIXERS
+]
+
+
+@pytest.mark.parametrize(("mixer", "options"), TRAININGS)
 def test_training_lowers_the_loss_and_writes_its_folder(mixer: str, options: dict[str, Any], tmp_path: Path) -> None:
     result = train(tmp_path / "run", make_store(), mixer=mixer, epochs=3, **options)
     history = read_history(tmp_path / "run")
