@@ -65,14 +65,19 @@ def by_number(reader: Recommender, histories: list[list[int]]) -> list[list[tupl
     return [[(ITEMS.index(str(entry.item)), entry.score) for entry in answer] for answer in answers]
 
 
+OTHERS = [
+    ("hyena", {}),
+    ("attention", {}),
+    ("attention", {"attention": AttentionConfig(cache="window", cache_events=8)}),
+]
+
+
 @pytest.mark.parametrize(
     ("mixer", "options"),
     [
-        pytest.param("hyena", {}, marks=pytest.mark.slow),
         ("hyena", {"hyena": HyenaConfig(local=4), "embedding": "decoupled", "block": "ligr"}),
-        pytest.param("attention", {}, marks=pytest.mark.slow),
-        pytest.param("attention", {"attention": AttentionConfig(cache="window", cache_events=8)}, marks=pytest.mark.slow),
         ("attention", {"attention": AttentionConfig(cache="citrus", cache_events=8)}),
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in OTHERS),
     ],  # 5 s each
 )
 def test_programs_of_any_users_and_events(mixer: str, options: dict[str, Any], tmp_path: Path) -> None:
