@@ -6,8 +6,8 @@ python=${PYTHON:-python}
 root=$(cd "$(dirname "$0")/../.." && pwd)
 copy=$(mktemp -d)
 trap 'rm -rf "$copy"' EXIT
-cp -r "$root/csrc" "$root/hyenarec_kernels" "$root/python" "$root/tests" "$root/setup.py" "$root/pyproject.toml" \
-    "$root/README.md" "$root/LICENSE" "$copy"
+cp -r "$root/csrc" "$root/hyenarec_kernels" "$root/python" "$root/benchmarks" "$root/tests" "$root/setup.py" \
+    "$root/pyproject.toml" "$root/README.md" "$root/LICENSE" "$copy"
 cd "$copy"
 rm -f hyenarec_kernels/_C*.so
 HYENAREC_CUDA_ARCHS="" HYENAREC_CXXFLAGS="-fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer -O1" \
