@@ -51,6 +51,7 @@ class Source:
 
 
 def load_source(source: Source) -> tuple[SequenceStore, Split]:
-    """The store and the split that ``source`` describes."""
+    """The store, all of it verified, and the split that ``source`` describes."""
     store = source.open()
+    store.verify()
     return store, (leave_one_out if source.split == "leave-one-out" else global_temporal)(store)

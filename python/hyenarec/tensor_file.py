@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +22,12 @@ from safetensors import SafetensorError, safe_open
 from hyenarec.errors import DamagedError, UserError
 from hyenarec.files import write_atomically
 
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
 Arrays = dict[str, NDArray[Any]]
+
+BLOCK = 1 << 20  # bytes, read or written at a time, while they are in the processor's cache
 
 DTYPES = {
     "BOOL": np.dtype(bool),
@@ -42,45 +49,109 @@ class Kind:
         return f"hyenarec-{self.name}"
 
 
-def save(path: Path, kind: Kind, arrays: Arrays, header: dict[str, Any]) -> None:
+@dataclass(frozen=True)
+class Streamed:
+    """An array that is written as its ``blocks`` of bytes come, and is nowhere whole."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    blocks: Callable[[], Iterable[Buffer]]
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+@dataclass(frozen=True)
+class Head:
+    """The one entry of a file's metadata but for the checksum, which is known when all is written."""
+
+    kind: Kind
+    text: str
+
+    def metadata(self, checksum: int) -> dict[str, str]:
+        return {"format": f"{self.kind.format} {self.kind.version} {checksum:08x} {self.text}"}
+
+
+def save(path: Path, kind: Kind, arrays: Mapping[str, NDArray[Any] | Streamed], header: dict[str, Any]) -> None:
     """Write ``arrays`` and the JSON-serialisable ``header`` to ``path`` atomically.
 
     Raises :class:`UserError` with the system's reason when the disk is full or the folder cannot be written.
     """
-    contiguous = {name: np.asarray(array, order="C") for name, array in arrays.items()}
-    text = json.dumps(header, sort_keys=True, allow_nan=False)
-    metadata = {"format": f"{kind.format} {kind.version} {_checksum(contiguous, text):08x} {text}"}
+    given = {
+        name: array if isinstance(array, Streamed) else np.asarray(array, order="C") for name, array in arrays.items()
+    }
+    head = Head(kind, json.dumps(header, sort_keys=True, allow_nan=False))
 
-    write_atomically(path, lambda temporary: save_file(contiguous, temporary, metadata))
+    write_atomically(path, lambda temporary: save_file(given, temporary, head))
 
 
-def save_file(arrays: Arrays, path: Path, metadata: dict[str, str]) -> None:
-    """A safetensors file, written array by array: the library's own function would copy all of them first, and a store
-    may be larger than memory. Wide values come first, so that each array lies where its values may."""
-    names = sorted(arrays, key=lambda name: (-arrays[name].itemsize, name))
-    entries: dict[str, Any] = {"__metadata__": metadata}
+def save_file(arrays: Mapping[str, NDArray[Any] | Streamed], path: Path, head: Head) -> None:
+    """A safetensors file, written array by array in order of names: the library's own function would copy all of them
+    first, and a store may be larger than memory. Wide values lie first, so that each array lies where its values may.
+    """
+    entries: dict[str, Any] = {}
     end = 0
-    for name in names:
+    for name in sorted(arrays, key=lambda name: (-arrays[name].dtype.itemsize, name)):
         begin, end = end, end + arrays[name].nbytes
         kind = next(kind for kind, dtype in DTYPES.items() if dtype == arrays[name].dtype)
         entries[name] = {"dtype": kind, "shape": arrays[name].shape, "data_offsets": (begin, end)}
-    header = json.dumps(entries, separators=(",", ":")).encode()
-    header += b" " * (-len(header) % 8)
+
+    def header(checksum: int) -> bytes:
+        found = json.dumps({"__metadata__": head.metadata(checksum), **entries}, separators=(",", ":")).encode()
+        found += b" " * (-len(found) % 8)
+        return len(found).to_bytes(8, "little") + found
+
     with path.open("wb") as file:
-        file.write(len(header).to_bytes(8, "little") + header)
-        for name in names:
-            if arrays[name].size:
-                file.write(arrays[name].reshape(-1).view(np.uint8).data)
+        start = len(header(0))
+
+        def written(name: str) -> Iterator[Buffer]:
+            array = arrays[name]
+            file.seek(start + entries[name]["data_offsets"][0])
+            for block in array.blocks() if isinstance(array, Streamed) else blocks_of(array):
+                file.write(block)
+                yield block
+
+        checksum = _checksum(arrays, head.text, written)
+        file.seek(0)
+        file.write(header(checksum))
 
 
-def load(path: Path, kind: Kind) -> tuple[Arrays, dict[str, Any]]:
-    """Open what :func:`save` wrote: the arrays are read-only and memory-mapped.
+@dataclass(frozen=True)
+class Opened:
+    """A file of which the header was read: the ``arrays``, read-only and memory-mapped, and the JSON ``header``."""
 
-    Every array is read once to verify the checksum. Raises :class:`UserError` for a file that is missing or may not be
-    read, and :class:`DamagedError` for one that is truncated, damaged (a changed bit is enough), foreign, or of another
-    version.
+    path: Path
+    kind: Kind
+    arrays: Arrays
+    header: dict[str, Any]
+    places: dict[str, int]
+    """Where each array begins in the file."""
+    checksum: str
+    text: str
+
+    def verify(self) -> None:
+        """Read every array once, a block at a time. Raises :class:`DamagedError` where the checksum is another."""
+        with self.path.open("rb") as file:
+            buffer = memoryview(bytearray(BLOCK))
+
+            def blocks(name: str) -> Iterator[Buffer]:
+                file.seek(self.places[name])
+                for first in range(0, self.arrays[name].nbytes, BLOCK):
+                    yield buffer[: file.readinto(buffer[: self.arrays[name].nbytes - first])]
+
+            found = _checksum(self.arrays, self.text, blocks)
+        if f"{found:08x}" != self.checksum:
+            raise DamagedError(f"{self.path}: damaged {self.kind.name}: its contents do not match its checksum")
+
+
+def opened(path: Path, kind: Kind) -> Opened:
+    """Open what :func:`save` wrote without reading the arrays.
+
+    Raises :class:`UserError` for a file that is missing or may not be read, and :class:`DamagedError` for one that is
+    truncated, foreign, of another version, or has a damaged header.
     """
-    arrays, metadata = _map(path, kind)
+    arrays, metadata, places = _map(path, kind)
     name, _, rest = metadata.get("format", "").partition(" ")
     if name != kind.format:
         raise DamagedError(f"{path}: not a hyenarec {kind.name}")
@@ -91,11 +162,18 @@ def load(path: Path, kind: Kind) -> tuple[Arrays, dict[str, Any]]:
     checksum, _, text = rest.partition(" ")
     try:
         header = json.loads(text)
+        if not isinstance(header, dict):
+            raise ValueError("its header is no object")
     except (ValueError, RecursionError) as error:
         raise DamagedError(f"{path}: truncated or damaged {kind.name} ({error})") from error
-    if f"{_checksum(arrays, text):08x}" != checksum or not isinstance(header, dict):
-        raise DamagedError(f"{path}: damaged {kind.name}: its contents do not match its checksum")
-    return arrays, header
+    return Opened(path, kind, arrays, header, places, checksum, text)
+
+
+def load(path: Path, kind: Kind) -> tuple[Arrays, dict[str, Any]]:
+    """:func:`opened`, and verified: a changed bit is enough for a :class:`DamagedError`."""
+    file = opened(path, kind)
+    file.verify()
+    return file.arrays, file.header
 
 
 def digest(arrays: Arrays) -> str:
@@ -115,8 +193,8 @@ def is_kind(path: Path, kind: Kind) -> bool:
         return False
 
 
-def _map(path: Path, kind: Kind) -> tuple[Arrays, dict[str, str]]:
-    """The arrays of a safetensors file, mapped at the places that its header gives, and its metadata."""
+def _map(path: Path, kind: Kind) -> tuple[Arrays, dict[str, str], dict[str, int]]:
+    """The arrays of a safetensors file, mapped at the places that its header gives, its metadata, and those places."""
     try:
         with path.open("rb"):
             pass
@@ -131,24 +209,35 @@ def _map(path: Path, kind: Kind) -> tuple[Arrays, dict[str, str]]:
         data = np.asarray(np.memmap(path, np.uint8, mode="r"))
         start = 8 + int.from_bytes(data[:8].tobytes(), "little")
         entries = json.loads(data[8:start].tobytes())
-        arrays = {}
+        arrays, places = {}, {}
         for name, entry in entries.items():
             if name != "__metadata__":
                 begin, end = entry["data_offsets"]
+                places[name] = start + begin
                 arrays[name] = data[start + begin : start + end].view(DTYPES[entry["dtype"]]).reshape(entry["shape"])
     except KeyError as error:
         raise DamagedError(f"{path}: holds {error} values, which no {kind.name} has") from error
     except (SafetensorError, OSError, ValueError, RecursionError) as error:
         raise DamagedError(f"{path}: truncated or damaged {kind.name} ({error})") from error
-    return arrays, metadata
+    return arrays, metadata, places
 
 
-def _checksum(arrays: Arrays, text: str) -> int:
-    """CRC-32 of the JSON and of every array's name, dtype (by torch's name), shape and bytes."""
+def _checksum(
+    arrays: Mapping[str, NDArray[Any] | Streamed], text: str, blocks: Callable[[str], Iterable[Buffer]]
+) -> int:
+    """CRC-32 of the JSON and of every array's name, dtype (by torch's name), shape and bytes, which come in blocks."""
     found = zlib.crc32(text.encode())
     for name in sorted(arrays):
         array = arrays[name]
         found = zlib.crc32(f"{name} torch.{array.dtype} {list(array.shape)}".encode(), found)
-        if array.size:
-            found = zlib.crc32(array.reshape(-1).view(np.uint8).data, found)
+        for block in blocks(name):
+            found = zlib.crc32(block, found)
     return found
+
+
+def blocks_of(array: NDArray[Any]) -> Iterator[Buffer]:
+    """The bytes of an array whose values lie one after another, without a copy."""
+    if array.size:
+        flat = array.reshape(-1).view(np.uint8)
+        for first in range(0, len(flat), BLOCK):
+            yield flat[first : first + BLOCK].data

@@ -22,6 +22,7 @@ from benchmarks.harness.recording import Result, read
 from benchmarks.report import rankings
 from benchmarks.suites import ablation, accuracy, cache, loading, losses
 from benchmarks.suites import operator as operator_cpu
+from hyenarec.data import big_logs
 from hyenarec.data.synthetic import write_synthetic_log
 from hyenarec_kernels.backends import cpu
 
@@ -102,8 +103,12 @@ def test_losses(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_loading(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loading, "in_fresh_process", lambda function, *arguments: function(*arguments))
-    result = run(loading, "--events", "3000")
-    assert len({(case["format"], case["ids"]) for case in result["cases"]}) == 4
+    monkeypatch.setattr(loading, "EVENTS_A_PART", 700)
+    monkeypatch.setattr(big_logs, "BIG", 0)
+    result = run(loading, "--events", "3000", "--prepare", "2000")
+    assert len({(case["format"], case["ids"]) for case in result["cases"]}) == 5
+    assert [case["events"] for case in result["cases"]] == [3000] * 4 + [2000]
+    assert [case["check"]["error"] for case in result["cases"]] == [0] * 5
 
 
 def test_loading_sees_a_lost_event(tmp_path: Path) -> None:

@@ -42,7 +42,8 @@ FORMS = {
 def small_groups(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Every log is big, and has some groups of users; their lines."""
     monkeypatch.setattr(big_logs, "BIG", 0)
-    monkeypatch.setattr(big_logs, "EVENTS_AT_A_TIME", 500)
+    monkeypatch.setattr(big_logs, "EVENTS_AT_A_TIME", 700)
+    monkeypatch.setattr(big_logs, "EVENTS_OF_A_GROUP", 500)
     return []
 
 

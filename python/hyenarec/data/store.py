@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import zlib
-from contextlib import suppress
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import InitVar, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from hyenarec.tensor_file import Arrays
 
 KIND = tensor_file.Kind("store", version=3)
 STORE = "store.safetensors"  # the one file in a store's folder
+VERIFIED_AT_ONCE = 1 << 30  # bytes of a store up to which opening it verifies its checksum: 0.4 s
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,8 +42,11 @@ class SequenceStore:
     user_ids: Ids
     item_ids: Ids
     time_unit: str = "s"
+    unverified: InitVar[tensor_file.Opened | None] = None
+    """The file that the arrays are of, where only :meth:`verify` is to read all of them."""
+    _unverified: tensor_file.Opened | None = field(init=False, default=None, repr=False)
 
-    def __post_init__(self) -> None:
+    def __post_init__(self, unverified: tensor_file.Opened | None) -> None:
         for name, ids in (("user_ids", self.user_ids), ("item_ids", self.item_ids)):
             if not isinstance(ids, Ids):
                 raise ValueError(f"{name}: expected Ids, got {shortened(ids)}")
@@ -51,10 +56,15 @@ class SequenceStore:
             _check_array("timestamps", self.timestamps, np.int64, len(self.items))
         if self.offsets[0] != 0 or (np.diff(self.offsets) < 0).any():
             raise ValueError("offsets: must start at 0 and never fall")
-        if len(self.items) and not (self.items.min() >= 0 and self.items.max() < len(self.item_ids)):
-            raise ValueError(f"items: each must be from 0 to {len(self.item_ids) - 1}, the catalogue's last")
         if self.time_unit not in UNITS:
             raise ValueError(f"time unit: must be one of {', '.join(UNITS)}, got {self.time_unit!r}")
+        if unverified is None:
+            self._check_items(self.items)
+        object.__setattr__(self, "_unverified", unverified)
+
+    def _check_items(self, items: NDArray[np.int32]) -> None:
+        if len(items) and not (items.min() >= 0 and items.max() < len(self.item_ids)):
+            raise ValueError(f"items: each must be from 0 to {len(self.item_ids) - 1}, the catalogue's last")
 
     @property
     def n_users(self) -> int:
@@ -73,7 +83,11 @@ class SequenceStore:
         expect(user, (int, np.integer), "user", "the index of a user")
         if not 0 <= user < self.n_users:
             raise UserError(f"user: {shortened(user)} is outside 0 to {self.n_users - 1}")
-        return self.items[self.offsets[user] : self.offsets[user + 1]]
+        items = self.items[self.offsets[user] : self.offsets[user + 1]]
+        if self._unverified is not None:
+            with _damage(self._unverified.path.parent):
+                self._check_items(items)
+        return items
 
     def users_of(self, events: NDArray[np.int64]) -> NDArray[np.int64]:
         """The dense user of each absolute event index: the history before event ``e`` is ``offsets[users_of(e)]:e``."""
@@ -88,7 +102,7 @@ class SequenceStore:
             "users": self.n_users,
             "items": self.n_items,
             "events": self.n_events,
-            "checksum": zlib.crc32(self.items.tobytes()),
+            "checksum": zlib.crc32(np.ascontiguousarray(self.items).data),
         }
 
     def fingerprint(self) -> str:
@@ -106,6 +120,7 @@ class SequenceStore:
         alone, where the disk is full or the place cannot be written.
         """
         path = as_path(path, "store")
+        self.verify()  # or a new checksum would make damage good
         _check_free(path)
         new = not path.exists()
         try:
@@ -123,22 +138,31 @@ class SequenceStore:
     def load(cls, path: str | Path) -> SequenceStore:
         """Open the store in the folder ``path``; its arrays are read-only and memory-mapped.
 
-        Every array is read once to verify its checksum (a quarter of a second per gigabyte in memory). Raises
-        :class:`UserError` where there is no store, it may not be read, or it is damaged or of another version.
+        A store of up to a gigabyte is verified: every array is read once, which takes 0.4 s a gigabyte once it is in
+        memory. A larger one is open at once, and :meth:`verify` reads it. Raises :class:`UserError` where
+        there is no store, it may not be read, or it is damaged or of another version.
         """
         path = as_path(path, "store")
         if not path.exists():
             raise UserError(f"{path}: no such store")
         if not (path / STORE).exists():
             raise UserError(f"{path}: not a store: {STORE} is missing (remove an older store, and prepare it again)")
-        try:
-            arrays, header = tensor_file.load(path / STORE, KIND)
-            return cls._from_arrays(arrays, header["time_unit"])
-        except DamagedError as error:
-            raise DamagedError(f"{error}; {_way_out(path)}") from error
-        except (ValueError, KeyError) as error:
-            what = f"{error.args[0]} is missing" if isinstance(error, KeyError) else error
-            raise DamagedError(f"{path / STORE}: damaged store ({what}); {_way_out(path)}") from error
+        with _damage(path):
+            file = tensor_file.opened(path / STORE, KIND)
+            at_once = (path / STORE).stat().st_size <= VERIFIED_AT_ONCE
+            if at_once:
+                file.verify()
+            return cls._from_arrays(file.arrays, file.header["time_unit"], None if at_once else file)
+
+    def verify(self) -> None:
+        """Read every array of a store that was too large for it when it was opened, and compare its checksum, once;
+        training and evaluating do. Raises :class:`UserError` where it is damaged."""
+        if self._unverified is None:
+            return
+        with _damage(self._unverified.path.parent):
+            self._unverified.verify()
+            self._check_items(self.items)
+        object.__setattr__(self, "_unverified", None)
 
     def _arrays(self) -> Arrays:
         arrays: Arrays = {"offsets": self.offsets, "items": self.items}
@@ -149,9 +173,22 @@ class SequenceStore:
         return arrays
 
     @classmethod
-    def _from_arrays(cls, arrays: Arrays, time_unit: str) -> SequenceStore:
+    def _from_arrays(cls, arrays: Arrays, time_unit: str, unverified: tensor_file.Opened | None) -> SequenceStore:
         user_ids, item_ids = (_ids_of(role, arrays) for role in ("user", "item"))
-        return cls(arrays["offsets"], arrays["items"], arrays.get("timestamps"), user_ids, item_ids, time_unit)
+        times = arrays.get("timestamps")
+        return cls(arrays["offsets"], arrays["items"], times, user_ids, item_ids, time_unit, unverified)
+
+
+@contextmanager
+def _damage(path: Path) -> Iterator[None]:
+    """Inside, what is wrong with the store in the folder ``path`` is one line with a way out."""
+    try:
+        yield
+    except DamagedError as error:
+        raise DamagedError(f"{error}; {_way_out(path)}") from error
+    except (ValueError, KeyError) as error:
+        what = f"{error.args[0]} is missing" if isinstance(error, KeyError) else error
+        raise DamagedError(f"{path / STORE}: damaged store ({what}); {_way_out(path)}") from error
 
 
 def _ids_of(role: str, arrays: Arrays) -> Ids:
