@@ -116,6 +116,29 @@ struct CompactArgs {
   bool half_moments;     // moments are bfloat16
 };
 
+// What is applied to the last gate; `none` is a mixer without gates.
+enum class Gate { none, identity, sigmoid, silu };
+
+// One event more of each sequence through a whole mixer. Everything is of the arithmetic type.
+struct MixerArgs {
+  struct Matrix {
+    const void* data;
+    int64_t row_stride, column_stride;
+  };
+  int64_t num_sequences, width, dim, gates, filters, short_width;
+  Dtype dtype;  // float32 or float64
+  Gate gate;
+  Rows x, out;            // (num_sequences, width) and (num_sequences, dim)
+  Matrix w_in, w_out;     // (width, (gates + 1) dim) and (dim, dim); a row of x stands before them
+  CompactPart projected;  // (short_width - 1, (gates + 1) dim) a sequence: a ring
+  const void* short_taps; // (short_width, (gates + 1) dim), the largest lag first
+  const void* short_bias; // ((gates + 1) dim,)
+  bool is_compact;
+  const StepArgs* exact;       // one a filter, of one of the two kinds; x, gates and out are the kernel's own
+  const CompactArgs* compact;
+  int64_t* steps;              // events before this one, counted on
+};
+
 // Dropout of `count` adjacent elements with probability dropped / 256, or of their GELU; with `grad`, its gradient.
 struct DropoutArgs {
   int64_t count;
@@ -141,6 +164,7 @@ struct Kernels {
   void (*conv_last_backward)(const ConvArgs&, ParallelFor);
   void (*conv_step)(const StepArgs&, ParallelFor);
   void (*compact_step)(const CompactArgs&, ParallelFor);
+  void (*mixer_step)(const MixerArgs&, ParallelFor);
   void (*short_conv)(const ShortConvArgs&, bool backward, ParallelFor);
   void (*dropout)(const DropoutArgs&, ParallelFor);
   double (*peak)(int64_t steps, ParallelFor);  // multiply-adds done by a register-only loop

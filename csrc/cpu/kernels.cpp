@@ -4,9 +4,9 @@
 #include "compact.h"
 #include "dropout.h"
 #include "last.h"
+#include "mixer.h"
 #include "peak.h"
 #include "short_conv.h"
-#include "step.h"
 
 #define HYENAREC_QUOTED(name) #name
 #define HYENAREC_NAME_OF(isa) HYENAREC_QUOTED(isa)
@@ -32,12 +32,15 @@ void conv_step(const StepArgs& args, ParallelFor parallel) {
 void compact_step(const CompactArgs& args, ParallelFor parallel) {
   args.dtype == Dtype::f64 ? compact<double>(args, parallel) : compact<float>(args, parallel);
 }
+void mixer_step(const MixerArgs& args, ParallelFor parallel) {
+  args.dtype == Dtype::f64 ? mixer<double>(args, parallel) : mixer<float>(args, parallel);
+}
 
 }  // namespace
 
 const Kernels kernels = {
-    HYENAREC_NAME_OF(HYENAREC_ISA), conv_forward, conv_backward, conv_last, conv_last_backward, conv_step, compact_step,
-    short_conv_of_type,             dropout,      peak,
+    HYENAREC_NAME_OF(HYENAREC_ISA), conv_forward, conv_backward,      conv_last, conv_last_backward, conv_step,
+    compact_step,                   mixer_step,   short_conv_of_type, dropout,   peak,
 };
 
 }  // namespace hyenarec::HYENAREC_ISA

@@ -123,6 +123,9 @@ struct Operators {
     schemas.def(
         "compact_step(Tensor x, Tensor(a!) recent, Tensor(b!)[] levels, Tensor near, Tensor[] tables, Tensor steps, "
         "int number, Tensor? pre_gate, Tensor? post_gate) -> Tensor");
+    schemas.def(
+        "mixer_step(Tensor x, Tensor w_in, Tensor w_out, Tensor(a!) projected, Tensor short_taps, Tensor short_bias, "
+        "Tensor(b!)[] memory, Tensor[] tables, Tensor(c!) steps, str gate) -> Tensor");
     schemas.def("segments(Tensor? starts, Tensor ends, SymInt rows, bool packed, str op) -> (Tensor, Tensor)");
     schemas.def("runs(Tensor mask, str op) -> (Tensor, Tensor)");
     kernels.impl("long_conv", TORCH_BOX(&long_conv));
@@ -131,6 +134,7 @@ struct Operators {
     kernels.impl("gated_short_conv", TORCH_BOX(&gated_short_conv_of));
     kernels.impl("conv_step", TORCH_BOX(&conv_step));
     kernels.impl("compact_step", TORCH_BOX(&compact_step));
+    kernels.impl("mixer_step", TORCH_BOX(&mixer_step));
     kernels.impl("segments", TORCH_BOX(&segments));
     kernels.impl("runs", TORCH_BOX(&runs));
   }
@@ -154,7 +158,7 @@ void leave_operators_to_python() { operators.reset(); }
 // These stay. A loaded package points at torch's record of each operator, and the record lives as long as any kernel.
 STABLE_TORCH_LIBRARY_IMPL(hyenarec, QuantizedCPU, m) {
   for (const char* name : {"long_conv", "legendre_conv", "short_conv", "gated_short_conv", "conv_step", "compact_step",
-                           "segments", "runs"})
+                           "mixer_step", "segments", "runs"})
     m.impl(name, refuse_quantized);
 }
 

@@ -40,6 +40,15 @@ Tensor compact_step(const Tensor& x, const Tensor& recent, std::vector<Tensor> l
                     std::vector<Tensor> tables, const Tensor& steps, int64_t number, const MaybeTensor& pre_gate,
                     const MaybeTensor& post_gate);
 
+// x (B, E), the newest row of each sequence, to (B, D), through a mixer. Matrices are multiplied with rows from the left:
+// `w_in` (E, C) and `w_out` (D, D), with any strides. The state of hyenarec_kernels/nn, written to: `projected`
+// (B, W-1, C), `steps` (B,) and `memory`: compact_step's `recent` and then its levels. Shared: `short_taps` (W, C), the
+// largest lag first, `short_bias` (C,), and `tables`: compact_step's `near` and then its tables. With no levels, `memory`
+// is a ring (B, F, K-1, D) and `tables` are taps (F, K, D). float32 or float64.
+Tensor mixer_step(const Tensor& x, const Tensor& w_in, const Tensor& w_out, const Tensor& projected,
+                  const Tensor& short_taps, const Tensor& short_bias, std::vector<Tensor> memory,
+                  std::vector<Tensor> tables, const Tensor& steps, std::string gate);
+
 // `weight` is (width, C), lag 0 first.
 Tensor short_conv(const Tensor& x, const Tensor& weight, const MaybeTensor& bias, const MaybeTensor& starts,
                   const MaybeTensor& ends, bool silu);

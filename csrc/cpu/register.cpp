@@ -89,6 +89,9 @@ STABLE_TORCH_LIBRARY(hyenarec_cpu, m) {
   m.def(
       "compact_step(Tensor x, Tensor(a!) recent, Tensor(b!)[] levels, Tensor near, Tensor[] tables, Tensor steps, "
       "int number, Tensor? pre_gate, Tensor? post_gate) -> Tensor");
+  m.def(
+      "mixer_step(Tensor x, Tensor w_in, Tensor w_out, Tensor(a!) projected, Tensor short_taps, Tensor short_bias, "
+      "Tensor(b!)[] memory, Tensor[] tables, Tensor(c!) steps, str gate) -> Tensor");
   m.def("short_conv(Tensor x, Tensor weight, Tensor? bias, Tensor? starts, Tensor? ends, bool silu) -> Tensor");
   m.def(
       "short_conv_backward(Tensor grad, Tensor x, Tensor weight, Tensor? bias, Tensor? starts, Tensor? ends, "
@@ -114,6 +117,7 @@ STABLE_TORCH_LIBRARY_IMPL(hyenarec_cpu, CPU, m) {
   m.impl("conv_last_backward", TORCH_BOX(&cpu::conv_last_backward));
   m.impl("conv_step", TORCH_BOX(&cpu::conv_step));
   m.impl("compact_step", TORCH_BOX(&cpu::compact_step));
+  m.impl("mixer_step", TORCH_BOX(&cpu::mixer_step));
   m.impl("short_conv", TORCH_BOX(&cpu::short_conv));
   m.impl("short_conv_backward", TORCH_BOX(&cpu::short_conv_backward));
   m.impl("gated_short_conv", TORCH_BOX(&cpu::gated_short_conv));

@@ -182,12 +182,13 @@ class CompactState(StreamingState):
         slot = (row % max(chunk - 1, 1))[:, :-1, None][:, None].expand_as(rows[:, :, :-1])
         return ring.scatter_(2, slot, rows[:, :, :-1])
 
+    def memory(self) -> tuple[list[Tensor], list[Tensor]]:
+        levels, tables = ([v for level in part for v in vars(level).values()] for part in (self.levels, self.tables))
+        return [self.recent, *levels], [self.near, *tables]
+
     def convolve(self, number: int, x: Tensor, pre_gate: Tensor | None, post_gate: Tensor | None) -> Tensor:
-        levels = [values for level in self.levels for values in vars(level).values()]
-        tables = [values for level in self.tables for values in vars(level).values()]
-        return compact_step(
-            x, self.recent, levels, self.near, tables, self.steps, number, pre_gate=pre_gate, post_gate=post_gate
-        )
+        (recent, *levels), (near, *tables) = self.memory()
+        return compact_step(x, recent, levels, near, tables, self.steps, number, pre_gate=pre_gate, post_gate=post_gate)
 
 
 torch.serialization.add_safe_globals([CompactState, LevelState, LevelTables])  # so `torch.load` need not trust anyone

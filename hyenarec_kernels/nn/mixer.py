@@ -8,8 +8,9 @@ from typing import Any, Literal, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import silu
 
+from hyenarec_kernels.dtypes import wide
+from hyenarec_kernels.gates import GATES
 from hyenarec_kernels.integers import integer
 from hyenarec_kernels.nn.filters import ConvOptions, Filter
 from hyenarec_kernels.nn.named_filters import make_filter
@@ -19,13 +20,14 @@ from hyenarec_kernels.nn.streaming import StreamingState, check_fits, check_stat
 from hyenarec_kernels.ops.checks import DTYPES, check_tensor
 from hyenarec_kernels.ops.conv_step import conv_step, refuse_gradients
 from hyenarec_kernels.ops.gated_short_conv import gated_short_conv
+from hyenarec_kernels.ops.mixer_step import mixer_step
 from hyenarec_kernels.ops.short_conv import short_conv
 from hyenarec_kernels.segments import Index, Segments, inside, last_rows, spans, zero_padding
+from hyenarec_kernels.sharding import is_distributed
 from hyenarec_kernels.tracing import jit_tracing
 
 State = TypeVar("State", bound=StreamingState)
 Factors = tuple[Tensor | None, Tensor]  # (q_i, v) of a long convolution's input; None where v is the product
-GATES: dict[str, Callable[[Tensor], Tensor]] = {"identity": lambda q: q, "sigmoid": torch.sigmoid, "silu": silu}
 
 
 class HyenaMixer(Projections):
@@ -260,6 +262,9 @@ class HyenaMixer(Projections):
             return self._step(x, state)
 
     def _step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
+        if (matrices := self._matrices_for(x)) is not None:
+            short = state.projected, state.short_taps, state.short_bias
+            return mixer_step(x, *matrices, *short, *state.memory(), state.steps, state.gate), state
         new = self.project_in(x)  # (B, (gates+1) D)
         z = conv_step(new.to(state.short_taps.dtype), state.projected, state.short_taps, state.steps)
         *gates, v = (z + state.short_bias).to(new.dtype).chunk(self.gates + 1, -1)
@@ -269,6 +274,14 @@ class HyenaMixer(Projections):
             v = state.convolve(i, v, q[i], gate if i == self.order - 2 else None)
         state.steps.add_(1)
         return self.project_out(v if self.filters else _product(gate, v)), state
+
+    def _matrices_for(self, x: Tensor) -> tuple[Tensor, Tensor] | None:
+        """What the operator needs that does a whole step; None where its parts are called one by one: on accelerators
+        and in half precision, which has no kernel for it, and where it is for others to multiply by the weights."""
+        weight = self.short_weight
+        if x.device.type != "cpu" or x.dtype != wide(weight.dtype) or torch.is_autocast_enabled("cpu"):
+            return None
+        return None if is_distributed(x) or is_distributed(weight) else self.matrices()
 
     def __prepare_scriptable__(self) -> HyenaMixer:
         raise NotImplementedError("HyenaMixer: torch.jit.script cannot read it; use torch.export or torch.jit.trace")

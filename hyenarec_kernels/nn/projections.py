@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
@@ -53,6 +55,7 @@ class Projections(nn.Module):
     ) -> None:
         super().__init__()
         self.dim, self.gates, self.short_width, self.gate_dim = dim, gates, short_width, gate_dim
+        self.frozen: tuple[Tensor, Tensor] | None = None  # what `matrices` gives, where `freeze` has been called
         channels = (gates + 1) * dim
         # Without biases padding stays exactly 0 from end to end; the short convolution has one where it matters.
         self.in_proj = nn.Linear(dim, dim if gate_dim else channels, bias=False, device=device, dtype=dtype)
@@ -86,8 +89,32 @@ class Projections(nn.Module):
             between = (gate > 0) & (gate < self.gates - 1)
             weight.div_(beside(weight, torch.where(between, SMALL, 1.0).to(weight.dtype)[:, None]))
 
+    def matrices(self) -> tuple[Tensor, Tensor] | None:
+        """``W_in`` (D + gate_dim, C) and ``W_out`` (D, D), which rows are multiplied with from the left; None where a
+        host put something else in a layer's place."""
+        if self.frozen is not None:
+            return self.frozen
+        if not (is_plain(self.in_proj) and is_plain(self.out_proj)):
+            return None
+        w_in, w_out = _whole(self.in_proj).t(), _whole(self.out_proj).t()
+        if self.gate_proj is not None:
+            if not is_plain(self.gate_proj):
+                return None
+            gates = SCALE * self.gate_proj.weight.t()  # (gate_dim, gates * D)
+            none = w_in.new_zeros(self.dim, gates.shape[1]), w_in.new_zeros(self.gate_dim, self.dim)
+            w_in = torch.cat((torch.cat((none[0], w_in), 1), torch.cat((gates, none[1]), 1)))
+        return w_in, w_out
+
+    @torch.no_grad()
+    def freeze(self) -> None:
+        """Keeps both matrices as they are now, instead of making them anew for every call."""
+        eye = partial(torch.eye, dtype=self.short_weight.dtype, device=self.short_weight.device)
+        self.frozen = self.project_in(eye(self.width)).contiguous(), self.project_out(eye(self.dim)).contiguous()
+
     def project_in(self, x: Tensor) -> Tensor:
         """``x`` (..., D + gate_dim) times ``W_in``: (..., C)."""
+        if self.frozen is not None:
+            return x @ self.frozen[0]
         if self.gate_proj is None:
             return _times(self.in_proj, x)
         values, gates = x[..., : self.dim], x[..., self.dim :]
@@ -95,6 +122,8 @@ class Projections(nn.Module):
 
     def project_out(self, v: Tensor) -> Tensor:
         """``v`` (..., D) times ``W_out``: (..., D)."""
+        if self.frozen is not None:
+            return v @ self.frozen[1]
         return _times(self.out_proj, v)
 
     def short_taps(self) -> Tensor:
@@ -113,12 +142,16 @@ class Projections(nn.Module):
 def _times(layer: nn.Module, x: Tensor) -> Tensor:
     """``x`` times the identity in the last D channels and ``SCALE`` times what ``layer`` has."""
     if is_plain(layer):
-        weight = layer.weight
-        last = last_identity(layer.out_features, layer.in_features, weight.dtype, weight.device)
-        start = beside(weight, last)
-        # One operation. torch.compile makes one of two, and would trace alpha and then compile the graph once more.
-        whole = torch.add(start, weight, alpha=SCALE) if plain() else start + SCALE * weight
-        return fast_product(x, whole)
+        return fast_product(x, _whole(layer))
     # Whatever a host put in the layer's place, quantised or adapted, is called as it is.
     projected: Tensor = SCALE * layer(x)
     return projected + pad(x.to(projected.dtype), (projected.shape[-1] - x.shape[-1], 0))
+
+
+def _whole(layer: nn.Linear) -> Tensor:
+    """The identity in the last rows and ``SCALE`` times the layer's weight: (out_features, in_features)."""
+    weight = layer.weight
+    last = last_identity(layer.out_features, layer.in_features, weight.dtype, weight.device)
+    start = beside(weight, last)
+    # One operation. torch.compile makes one of two, and would trace alpha and then compile the graph once more.
+    return torch.add(start, weight, alpha=SCALE) if plain() else start + SCALE * weight

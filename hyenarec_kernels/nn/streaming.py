@@ -53,6 +53,11 @@ class StreamingState(ABC):
         ``reach`` of the long ones (B, F, reach, D), zeros before the first event; None where there are no long ones."""
 
     @abstractmethod
+    def memory(self) -> tuple[list[Tensor], list[Tensor]]:
+        """What the long convolutions remember, and their tables, as
+        :func:`hyenarec_kernels.ops.mixer_step.mixer_step` takes them."""
+
+    @abstractmethod
     def convolve(self, number: int, x: Tensor, pre_gate: Tensor | None, post_gate: Tensor | None) -> Tensor:
         """The event's value ``x`` (B, D) through long convolution ``number``, gates as in
         :func:`hyenarec_kernels.conv_step`."""
@@ -156,6 +161,9 @@ class MixerState(StreamingState):
 
     def filled(self, projected: Tensor, inputs: Tensor | None, length: Tensor) -> MixerState:
         return replace(self, projected=projected, gated=self.gated if inputs is None else inputs)
+
+    def memory(self) -> tuple[list[Tensor], list[Tensor]]:
+        return [self.gated], [self.taps]
 
     def convolve(self, number: int, x: Tensor, pre_gate: Tensor | None, post_gate: Tensor | None) -> Tensor:
         history, taps = self.gated[:, number], self.taps[number]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -89,8 +90,9 @@ def refuse_gradients(op: str, instead: str, *arguments: Any) -> None:
         )
 
 
-def define_step(name: str, schema: str) -> None:
-    """Defines an operator that writes to a state, and returns values of the shape of its first argument, ``x``."""
+def define_step(name: str, schema: str, width: Callable[..., int] = lambda x, *rest: x.shape[-1]) -> None:
+    """Defines an operator that writes to a state. It returns a row for each of its first argument, ``x``, with as many
+    channels as ``width`` finds in its arguments."""
 
     def dispatch(*arguments: Any) -> Tensor:
         out: Tensor = backends.implementation(backends.Call(name, name, arguments))(*arguments)
@@ -108,7 +110,7 @@ def define_step(name: str, schema: str) -> None:
     define(name, schema, dispatch)
     LIBRARY.impl(name, without_gradients, "Autograd")  # type: ignore[no-untyped-call]
     LIBRARY.impl(name, without_vmap, "FuncTorchBatched")  # type: ignore[no-untyped-call]
-    torch.library.register_fake(f"{NAMESPACE}::{name}", lambda x, *rest: x.new_empty(x.shape))
+    torch.library.register_fake(f"{NAMESPACE}::{name}", lambda x, *rest: x.new_empty(x.shape[0], width(x, *rest)))
 
 
 define_step(

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn.functional import embedding, linear
 
 from hyenarec.model import SequenceModel
-from hyenarec.programs import PROJECTIONS
+from hyenarec_kernels.nn import HyenaMixer
 
 
 class Rounded(nn.Module):
@@ -44,8 +44,8 @@ class RoundedLinear(Rounded):
 def round_weights(model: SequenceModel) -> SequenceModel:
     """``model``, an inference copy, itself, with embeddings and linear layers in 8 bits; the rest stays as it is."""
     for module in list(model.modules()):
-        for name in PROJECTIONS:
-            vars(module).pop(name, None)  # by the stored matrices again, which are what is rounded
+        if isinstance(module, HyenaMixer):
+            module.frozen = None  # by the stored matrices again, which are what is rounded
         for name, layer in list(module.named_children()):
             if type(layer) is nn.Linear:
                 setattr(module, name, RoundedLinear(layer))

@@ -9,14 +9,12 @@ from __future__ import annotations
 import copy
 import warnings
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
-from torch.nn.functional import linear
 
 from hyenarec.data.batches import Batch
 from hyenarec.errors import UserError
@@ -26,7 +24,6 @@ from hyenarec.packing import Rectangle
 from hyenarec_kernels.native import use_native
 from hyenarec_kernels.nn import HyenaMixer
 
-PROJECTIONS = ("project_in", "project_out")  # of a hyena mixer; an inference copy has their matrices whole
 # Weights are not known while a program is compiled, so that what depends on them alone is computed when it is loaded.
 COMPILER = {"aot_inductor.use_runtime_constant_folding": True}
 
@@ -40,9 +37,7 @@ def inference_copy(model: SequenceModel) -> SequenceModel:
     made = copy.deepcopy(model).cpu().float().eval().requires_grad_(False)
     for module in made.modules():
         if isinstance(module, HyenaMixer):  # else every call would add the identity to what is stored
-            for name, width in zip(PROJECTIONS, (module.width, module.dim), strict=True):
-                weight = getattr(module, name)(torch.eye(width)).T.contiguous()
-                setattr(module, name, partial(linear, weight=weight))
+            module.freeze()
     return made
 
 

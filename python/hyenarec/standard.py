@@ -8,8 +8,8 @@ from torch.nn.functional import conv1d, linear, pad
 
 from hyenarec.mixers.hyena import HyenaRecMixer
 from hyenarec.model import SequenceModel
+from hyenarec_kernels.gates import GATES
 from hyenarec_kernels.nn import HyenaMixer
-from hyenarec_kernels.nn.mixer import GATES
 
 
 class StandardHyena(nn.Module):

@@ -16,7 +16,7 @@ from hyenarec_kernels.backends.cpu.short_conv import (
     short_conv,
     short_conv_backward,
 )
-from hyenarec_kernels.backends.cpu.steps import compact_step, conv_step
+from hyenarec_kernels.backends.cpu.steps import compact_step, conv_step, mixer_step
 
 __all__ = [
     "accepts",
@@ -31,6 +31,7 @@ __all__ = [
     "legendre_conv_backward",
     "long_conv",
     "long_conv_backward",
+    "mixer_step",
     "probe",
     "short_conv",
     "short_conv_backward",

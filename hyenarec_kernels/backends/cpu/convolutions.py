@@ -57,6 +57,9 @@ def accepts(call: Call) -> str | None:
     elif call.operator == "legendre_conv":
         x, coefficients, decay, *_, starts, ends, horizon, last_only = call.arguments
         taps = 1 if last_only else horizon
+    elif call.operator == "mixer_step":
+        x = call.arguments[0]
+        return None if x.dtype == wide(x.dtype) else "its steps of whole mixers are in float32 and float64"
     else:
         return None
     # Lengths are read only where the shape leaves it open.

@@ -30,3 +30,21 @@ def compact_step(
         x, recent, levels, near, tables, steps, number, pre_gate, post_gate
     )
     return out
+
+
+def mixer_step(
+    x: Tensor,
+    w_in: Tensor,
+    w_out: Tensor,
+    projected: Tensor,
+    short_taps: Tensor,
+    short_bias: Tensor,
+    memory: Sequence[Tensor],
+    tables: Sequence[Tensor],
+    steps: Tensor,
+    gate: str,
+) -> Tensor:
+    out: Tensor = torch.ops.hyenarec_cpu.mixer_step(
+        x, w_in, w_out, projected, short_taps, short_bias, memory, tables, steps, gate
+    )
+    return out

@@ -1,0 +1,74 @@
+// The step of a whole mixer as a function of tensors.
+#include "ops.h"
+#include "state_tensors.h"
+
+namespace hyenarec::cpu {
+namespace {
+
+Gate gate_of(const std::string& name) {
+  if (name == "none") return Gate::none;
+  if (name == "identity") return Gate::identity;
+  if (name == "sigmoid") return Gate::sigmoid;
+  STD_TORCH_CHECK(name == "silu", "gate: expected identity, sigmoid, silu or none, got ", name);
+  return Gate::silu;
+}
+
+}  // namespace
+
+Tensor mixer_step(const Tensor& x_, const Tensor& w_in, const Tensor& w_out, const Tensor& projected,
+                  const Tensor& short_taps, const Tensor& short_bias, std::vector<Tensor> memory,
+                  std::vector<Tensor> tables, const Tensor& steps_, std::string gate) {
+  STD_TORCH_CHECK(x_.dim() == 2 && w_in.dim() == 2 && w_in.size(0) == x_.size(1),
+                  "x: expected (B, E) beside w_in (E, C), got ", x_.dim(), " dimensions or others");
+  Tensor x = unit_stride(x_);
+  const Dtype dtype = dtype_of(x);
+  STD_TORCH_CHECK(dtype == Dtype::f32 || dtype == Dtype::f64, "x: expected float32 or float64");
+  const int64_t batch = x.size(0), width = x.size(1), channels = w_in.size(1);
+  STD_TORCH_CHECK(w_out.dim() == 2 && w_out.size(0) > 0 && w_out.size(0) == w_out.size(1) &&
+                      channels % w_out.size(0) == 0 && channels > 0,
+                  "w_out: expected (D, D) with D a divisor of the ", channels, " columns of w_in");
+  for (const Tensor* w : {&w_in, &w_out})
+    STD_TORCH_CHECK(w->scalar_type() == x.scalar_type(), "w_in and w_out: expected the dtype of x");
+  const int64_t dim = w_out.size(0), gates = channels / dim - 1;
+  STD_TORCH_CHECK(!memory.empty() && !tables.empty(), "memory and tables: expected recent and near, then the levels'");
+  const bool is_compact = memory.size() > 1 || tables.size() > 1;
+  const Tensor recent = memory[0], near = tables[0];
+  memory.erase(memory.begin()), tables.erase(tables.begin());
+  STD_TORCH_CHECK(near.dim() == 3 && near.size(1) > 0 && near.size(2) == dim, "near: expected (F, C, D) with C >= 1");
+  const int64_t filters = near.size(0), taps = near.size(1);
+  STD_TORCH_CHECK(short_taps.dim() == 2 && short_taps.size(0) > 0, "short_taps: expected (W, C) with W >= 1");
+  StateTensors state(dtype);
+  MixerArgs args{};
+  args.num_sequences = batch, args.width = width, args.dim = dim, args.gates = gates, args.filters = filters;
+  args.short_width = short_taps.size(0), args.dtype = dtype, args.gate = gate_of(gate);
+  STD_TORCH_CHECK(args.gate == Gate::none ? gates == 0 : gates == filters + 1, "gate: ", gate, " with ", gates,
+                  " gates beside ", filters, " filters");
+  Tensor steps = adjacent(steps_);
+  state.steps(steps, batch);
+  args.steps = static_cast<int64_t*>(state.written(steps_));
+  args.projected = state.arithmetic_part(projected, {batch, args.short_width - 1, channels}, 0, "projected");
+  args.short_taps = state.table(short_taps, {args.short_width, channels}, 0, "short_taps");
+  args.short_bias = state.table(short_bias, {channels}, 0, "short_bias");
+  std::vector<CompactArgs> compact;
+  std::vector<StepArgs> exact;
+  for (int64_t i = 0; i < filters; ++i) {
+    if (is_compact) {
+      compact.push_back(state.compact(dtype, batch, dim, recent, memory, near, tables, args.steps, i));
+      continue;
+    }
+    CompactPart history = state.arithmetic_part(recent, {batch, filters, taps - 1, dim}, i, "recent");
+    const void* filter = state.table(near, {filters, taps, dim}, i * taps * dim, "near");
+    exact.push_back({batch, dim, taps - 1, dtype, {}, {}, {}, {}, {history.data, history.stride, dim}, filter,
+                     args.steps});
+  }
+  args.compact = compact.data(), args.exact = exact.data(), args.is_compact = is_compact;
+  Tensor out = empty(x, {batch, dim}, x.scalar_type());
+  args.x = rows_of(x), args.out = rows_of(out);
+  args.w_in = {w_in.data_ptr(), w_in.stride(0), w_in.stride(1)};
+  args.w_out = {w_out.data_ptr(), w_out.stride(0), w_out.stride(1)};
+  kernels().mixer_step(args, parallel);
+  state.copy_back();
+  return out;
+}
+
+}  // namespace hyenarec::cpu

@@ -1,0 +1,69 @@
+// Tensors of a streaming state as the kernels of a step take them.
+#pragma once
+#include "inputs.h"
+
+#include <functional>
+#include <numeric>
+
+namespace hyenarec::cpu {
+
+using Sizes = std::initializer_list<int64_t>;
+
+// By themselves these ask nothing of torch's dispatcher, which would take as long as the kernel for 20 tensors.
+inline Tensor adjacent(const Tensor& t) { return t.is_contiguous() ? t : torch::stable::contiguous(t); }
+inline bool has_sizes(const Tensor& t, Sizes sizes) {
+  return t.dim() == int64_t(sizes.size()) && std::equal(sizes.begin(), sizes.end(), t.sizes().begin());
+}
+inline int64_t product(Sizes sizes, size_t from) {
+  return std::accumulate(sizes.begin() + from, sizes.end(), int64_t(1), std::multiplies<int64_t>());
+}
+
+// Holds whatever had to be copied for a kernel: what it writes to is copied back at the end.
+class StateTensors {
+ public:
+  explicit StateTensors(Dtype dtype) : type_(arithmetic(dtype)) {}
+
+  void* written(const Tensor& t) {
+    for (const auto& [to, from] : copies_)  // of another filter
+      if (to.get() == t.get()) return from.data_ptr();
+    Tensor flat = adjacent(t);
+    if (flat.get() != t.get()) copies_.emplace_back(t, flat);
+    return flat.data_ptr();
+  }
+  // Of `t`, whose sizes are those of sequences, filters and what a filter has, the part of filter `number`.
+  CompactPart part(const Tensor& t, Sizes sizes, int64_t number, const char* name) {
+    STD_TORCH_CHECK(has_sizes(t, sizes), name, ": its sizes do not fit the other tensors of the state");
+    const int64_t first = number * product(sizes, 2) * int64_t(t.element_size());
+    return {static_cast<char*>(written(t)) + first, product(sizes, 1)};
+  }
+  CompactPart arithmetic_part(const Tensor& t, Sizes sizes, int64_t number, const char* name) {
+    STD_TORCH_CHECK(t.scalar_type() == type_, name, ": expected the arithmetic type");
+    return part(t, sizes, number, name);
+  }
+  // What is only read, from element `first` on.
+  const void* table(const Tensor& t, Sizes sizes, int64_t first, const char* name) {
+    STD_TORCH_CHECK(has_sizes(t, sizes) && t.scalar_type() == type_, name, ": expected ", product(sizes, 0),
+                    " values of the arithmetic type");
+    kept_.push_back(adjacent(t));
+    return static_cast<const char*>(kept_.back().data_ptr()) + first * int64_t(t.element_size());
+  }
+  const int64_t* steps(const Tensor& t, int64_t batch) {
+    STD_TORCH_CHECK(t.scalar_type() == ScalarType::Long && t.numel() == batch, "steps: expected ", batch, " int64");
+    kept_.push_back(adjacent(t));
+    return static_cast<const int64_t*>(kept_.back().data_ptr());
+  }
+  // A compact state's filter `number`; x, gates and out are left to the caller.
+  CompactArgs compact(Dtype dtype, int64_t batch, int64_t channels, const Tensor& recent,
+                      const std::vector<Tensor>& levels, const Tensor& near, const std::vector<Tensor>& tables,
+                      const int64_t* steps, int64_t number);
+  void copy_back() {
+    for (auto& [to, from] : copies_) torch::stable::copy_(to, from);
+  }
+
+ private:
+  ScalarType type_;
+  std::vector<std::pair<Tensor, Tensor>> copies_;
+  std::vector<Tensor> kept_;
+};
+
+}  // namespace hyenarec::cpu

@@ -1,0 +1,42 @@
+"""One event more of a whole Hyena mixer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from hyenarec_kernels.backends.reference.compact_step import compact_step
+from hyenarec_kernels.backends.reference.conv_step import conv_step
+from hyenarec_kernels.gates import GATES
+
+
+def mixer_step(
+    x: Tensor,
+    w_in: Tensor,
+    w_out: Tensor,
+    projected: Tensor,
+    short_taps: Tensor,
+    short_bias: Tensor,
+    memory: Sequence[Tensor],
+    tables: Sequence[Tensor],
+    steps: Tensor,
+    gate: str,
+) -> Tensor:
+    new = x @ w_in  # (B, C)
+    z = conv_step(new.to(short_taps.dtype), projected, short_taps, steps, None, None)
+    *q, v = (z + short_bias).to(new.dtype).split(w_out.shape[0], -1)
+    last = GATES[gate](q[-1]) if q else None
+    recent, *levels = memory
+    near, *of_levels = tables
+    filters = near.shape[0]
+    for i in range(filters):
+        gates = q[i] if q else None, last if i == filters - 1 else None
+        if levels:
+            v = compact_step(v, recent, levels, near, of_levels, steps, i, *gates)
+        else:
+            v = conv_step(v, recent[:, i], near[i], steps, *gates)
+    if not filters and last is not None:
+        v = last * v
+    steps.add_(1)
+    return v @ w_out
