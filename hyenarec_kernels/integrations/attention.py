@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from hyenarec_kernels.nn import HyenaMixer, key_mask
 from hyenarec_kernels.nn.masks import NEGLIGIBLE, require
+from hyenarec_kernels.ops.checks import check_tensor
 
 
 class HyenaAttention(nn.Module):
@@ -17,7 +18,8 @@ class HyenaAttention(nn.Module):
 
     Its calls must be causal, by ``attn_mask`` or ``is_causal``, as calls of ``nn.MultiheadAttention`` are for next-item
     prediction; if it is bidirectional, they must hide nothing. What a convolution cannot honour is refused: attention
-    weights, cross-attention, other masks.
+    weights, cross-attention, other masks. Put into an ``nn.TransformerEncoder`` by hand, it also needs the encoder's
+    ``use_nested_tensor`` to be False, which :func:`hyenarec_kernels.integrations.replace_attention` sets.
 
     Args:
         embed_dim: D, channels in and out.
@@ -50,7 +52,16 @@ class HyenaAttention(nn.Module):
 
     @classmethod
     def like(cls, attention: nn.MultiheadAttention, horizon: int, **options: Any) -> HyenaAttention:
-        """One to stand where ``attention`` stood: its size, layout, dropout, device, dtype and mode."""
+        """One to stand where ``attention`` stood: its size, layout, dropout, device, dtype and mode.
+
+        Raises:
+            ValueError: its keys or values have another size than its queries: it is cross-attention.
+        """
+        if (attention.kdim, attention.vdim) != (attention.embed_dim, attention.embed_dim):
+            raise ValueError(
+                f"HyenaAttention: queries, keys and values must be of one size, got {attention.embed_dim}, "
+                f"{attention.kdim} and {attention.vdim}: it cannot stand for cross-attention"
+            )
         weight = attention.out_proj.weight
         options = {
             "batch_first": attention.batch_first, "dropout": attention.dropout,
@@ -105,8 +116,12 @@ class HyenaAttention(nn.Module):
     def _check(
         self, query: Tensor, key: Tensor, value: Tensor, need_weights: bool, attn_mask: Tensor | None, is_causal: bool
     ) -> None:
-        if query.is_nested:
+        if isinstance(query, Tensor) and query.is_nested:
             raise ValueError("HyenaAttention: nested tensors are not taken; pass nested_tensor.values() to HyenaMixer")
+        check_tensor("HyenaAttention", "query", query)
+        if query.dim() not in (2, 3):
+            shape = "(B, L, D)" if self.batch_first else "(L, B, D)"
+            raise ValueError(f"HyenaAttention: query must be {shape} or (L, D), got {tuple(query.shape)}")
         if need_weights:
             raise ValueError("HyenaAttention: a convolution has no attention weights; pass need_weights=False")
         if self.query_only:
@@ -118,7 +133,7 @@ class HyenaAttention(nn.Module):
         elif not (key is query and value is query):
             raise ValueError(
                 "HyenaAttention: query, key and value must be one tensor: it cannot stand for cross-attention. Where "
-                "the query is a normalised key, as in SASRec, construct it with query_only=True"
+                "they are copies, or the query is a normalised key, as in SASRec, construct it with query_only=True"
             )
         if attn_mask is not None:
             length = query.shape[0 if query.dim() == 2 or not self.batch_first else 1]
@@ -135,12 +150,14 @@ class HyenaAttention(nn.Module):
 
 def _check_mask(mask: Tensor, length: int, bidirectional: bool) -> None:
     """Refuses all masks (L, L) or (B * heads, L, L) but the causal one, or the empty one of a bidirectional mixer."""
+    check_tensor("HyenaAttention", "attn_mask", mask)
     if mask.shape[-2:] != (length, length):
         raise ValueError(
             f"HyenaAttention: attn_mask must be ({length}, {length}), got {tuple(mask.shape)}: it cannot stand for "
             "cross-attention"
         )
-    hidden = torch.ones(length, length, dtype=torch.bool, device=mask.device).triu(1) & (not bidirectional)
+    fill = torch.zeros if bidirectional else torch.ones
+    hidden = fill(length, length, dtype=torch.bool, device=mask.device).triu(1)
     right = mask == hidden if mask.dtype is torch.bool else torch.where(hidden, mask <= NEGLIGIBLE, mask == 0)
     message = (
         "HyenaAttention: its mixer is bidirectional, and attn_mask hides something; a causal call needs one that is not"

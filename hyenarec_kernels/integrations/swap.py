@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from hyenarec_kernels.integrations.attention import HyenaAttention
 from hyenarec_kernels.nn import HyenaMixer
+from hyenarec_kernels.ops.checks import check_tensor
 
 Make = Callable[..., nn.Module]
 
@@ -19,10 +20,14 @@ def replace_attention(
     model: nn.Module, horizon: int, makers: Mapping[type[nn.Module], Make] | None = None, **options: Any
 ) -> dict[str, str]:
     """Puts a :class:`hyenarec_kernels.integrations.HyenaAttention` where each ``nn.MultiheadAttention`` of ``model``
-    stands.
+    stands, in its mode, on its device and in its dtype.
+
+    The cross-attention of an ``nn.TransformerDecoderLayer`` stays. Hooks and parametrizations of what is replaced are
+    gone with it.
 
     Args:
-        model: changed in place. Its optimizer must be made afterwards: the old parameters are gone.
+        model: changed in place, or not at all if something is wrong. Its optimizer must be made afterwards: the old
+            parameters are gone. Whatever wraps it for several devices comes afterwards, too.
         horizon: K, how many events back the filters reach; the longest history that the model takes is a good value.
         makers: for attention classes of a library's own, a function ``make(attention, horizon, **options)`` that
             returns the module to stand there.
@@ -32,30 +37,54 @@ def replace_attention(
         What was replaced: for each module's name, its old class and its new one.
 
     Raises:
-        ValueError: nothing in ``model`` could be replaced.
+        ValueError: nothing in ``model`` could be replaced, or what would be replaced is cross-attention.
     """
     makers = {nn.MultiheadAttention: HyenaAttention.like, **(makers or {})}
-    replaced, made = {}, {}
-    for name, module in list(model.named_modules(remove_duplicate=False)):
+    _refuse_wrappers(model)
+    replaced: dict[str, nn.Module] = {}
+    made: dict[nn.Module, nn.Module] = {}
+    for name, module in model.named_modules(remove_duplicate=False):
         make = next((makers[kind] for kind in type(module).__mro__ if kind in makers), None)
-        if make is None or not name:
-            continue
-        if id(module) not in made:  # a module that is used twice is replaced by one
-            made[id(module)] = make(module, horizon, **options)
         parent, _, attribute = name.rpartition(".")
-        setattr(model.get_submodule(parent), attribute, made[id(module)])
-        replaced[name] = f"{type(module).__name__} -> {type(made[id(module)]).__name__}"
+        crossed = isinstance(model.get_submodule(parent), nn.TransformerDecoderLayer) and attribute == "multihead_attn"
+        inside = any(name.startswith(f"{outer}.") for outer in replaced)  # of attention that is replaced as a whole
+        if make is None or not name or crossed or inside:
+            continue
+        if module not in made:  # a module that is used twice is replaced by one
+            made[module] = _settled(make(module, horizon, **options), module, options)
+        replaced[name] = module
     if not replaced:
-        seen = sorted({type(m).__name__ for m in model.modules() if "attention" in type(m).__name__.lower()})
         wanted = ", ".join(kind.__name__ for kind in makers)
+        seen = sorted({type(m).__name__ for m in model.modules() if "attention" in type(m).__name__.lower()})
+        seen = [name for name in seen if name != type(model).__name__]
         raise ValueError(
             f"replace_attention: found no {wanted} inside the model"
             + (f"; makers= can name a function for its {', '.join(seen)}" if seen else "")
         )
+    for name, module in replaced.items():
+        parent, _, attribute = name.rpartition(".")
+        setattr(model.get_submodule(parent), attribute, made[module])
     for module in model.modules():
         if isinstance(module, nn.TransformerEncoder):
             module.use_nested_tensor = False  # for its own attention alone
-    return replaced
+    return {name: f"{type(old).__name__} -> {type(made[old]).__name__}" for name, old in replaced.items()}
+
+
+def _refuse_wrappers(model: nn.Module) -> None:
+    """New parameters would be unknown to what synchronises the old ones, and each process would learn its own."""
+    for module in model.modules():
+        for kind in type(module).__mro__:
+            if kind.__name__ in ("DistributedDataParallel", "FullyShardedDataParallel", "FSDPModule"):
+                raise ValueError(
+                    f"replace_attention: {kind.__name__} wraps the model already, and would not know the new "
+                    "parameters; replace attention first, and wrap the model then"
+                )
+
+
+def _settled(new: nn.Module, old: nn.Module, options: Mapping[str, Any]) -> nn.Module:
+    """``new`` in the mode of ``old``, on its device and in its dtype, unless ``options`` name others."""
+    place = next(({"device": p.device, "dtype": p.dtype} for p in old.parameters() if p.is_floating_point()), {})
+    return new.to(**{name: value for name, value in place.items() if name not in options}).train(old.training)
 
 
 Forward = Callable[[nn.Module, Tensor], Tensor]
@@ -78,10 +107,10 @@ def check_swap(
     Args:
         model: with :class:`hyenarec_kernels.nn.HyenaMixer` inside, before it is trained; used in evaluation mode, and
             left as it was.
-        events: (B, L) histories of item numbers, as the model takes them, padded with ``padding``. At least one row
-            should hold padding.
-        forward: ``forward(model, events)`` returns the outputs of every position, (B, L, ...); ``model(events)`` by
-            default.
+        events: (B, L) integers, histories of item numbers as the model takes them, padded with ``padding``. At least
+            one row should hold padding.
+        forward: ``forward(model, events)`` returns the outputs of every position, (B, L, ...), without a cache;
+            ``model(events)`` by default. What is compiled in it runs uncompiled.
         padding: the number that stands for no event.
         other: an item number that may stand in place of any; the largest in ``events`` by default.
 
@@ -89,8 +118,11 @@ def check_swap(
         What is wrong, a line for each fault; empty where all is well.
 
     Raises:
-        ValueError: there is no mixer in ``model``, or ``forward`` returns something else.
+        ValueError: there is no mixer in ``model``, ``events`` are something else, or what ``forward`` returns.
     """
+    check_tensor("check_swap", "events", events)
+    if events.dim() != 2 or not events.numel() or events.is_floating_point():
+        raise ValueError(f"check_swap: events must be (B, L) integers, got {tuple(events.shape)} {events.dtype}")
     forward = forward or (lambda model, events: model(events))
     mixers = {name: module for name, module in model.named_modules() if isinstance(module, HyenaMixer)}
     if not mixers:
@@ -101,12 +133,17 @@ def check_swap(
     training = {module: module.training for module in model.modules()}
     model.eval()
     try:
-        with torch.no_grad(), torch.random.fork_rng(devices=[events.device] if events.is_cuda else []):
+        with (
+            torch.no_grad(),
+            torch.random.fork_rng(devices=[events.device] if events.is_cuda else []),
+            torch.compiler.set_stance("force_eager"),  # compiled programs run no hooks
+        ):
             want = forward(model, events)
-            if want.shape[:2] != events.shape:
+            if not isinstance(want, Tensor) or want.shape[:2] != events.shape:
+                got = tuple(want.shape) if isinstance(want, Tensor) else type(want).__name__
                 raise ValueError(
-                    f"check_swap: forward must return outputs of every position, ({events.shape[0]}, "
-                    f"{events.shape[1]}, ...), got {tuple(want.shape)}"
+                    f"check_swap: forward must return a tensor, outputs of every position, ({events.shape[0]}, "
+                    f"{events.shape[1]}, ...), got {got}"
                 )
             faults = [
                 *([] if both_ways else _future(model, events, forward, want, real, exchange)),
@@ -153,12 +190,12 @@ def _padding(
         def add_noise(
             module: nn.Module, inputs: tuple[Tensor, ...], options: dict[str, Any], unknown: list[str] = unknown
         ) -> tuple[tuple[Tensor, ...], dict[str, Any]]:
-            x = inputs[0]
+            x = inputs[0] if inputs else options["x"]
             packed = options.get("cu_seqlens") is not None  # there is no padding
             fits = packed or x.shape[:2] == events.shape
             unknown[:] = [] if fits else [f"its input is {tuple(x.shape)}, not (B, L, D)"]
             noise = 0 if packed or not fits else torch.where(real[..., None], 0, torch.randn_like(x))
-            return (x + noise, *inputs[1:]), options
+            return (), options | {"x": x + noise}
 
         hook = mixer.register_forward_pre_hook(add_noise, with_kwargs=True)
         try:

@@ -146,6 +146,8 @@ def test_like_takes_over_what_attention_had() -> None:
     new = HyenaAttention.like(old, K, terms=5)
     assert (new.embed_dim, new.batch_first, new.dropout.p, new.training) == (D, True, 0.3, False)
     assert new.mixer.short_weight.dtype == torch.bfloat16 and new.mixer.filters[0].terms == 5
+    with pytest.raises(ValueError, match=r"of one size, got 8, 4 and 5: it cannot stand for cross-attention"):
+        HyenaAttention.like(nn.MultiheadAttention(D, 2, kdim=4, vdim=5), K)
     with torch.device("meta"):
         assert HyenaAttention.like(nn.MultiheadAttention(D, 2), K).mixer.short_weight.is_meta
 
@@ -182,6 +184,10 @@ X = torch.randn(B, L, D)
         ({}, {"attn_mask": CAUSAL[:5, :5]}, r"attn_mask must be \(9, 9\), got \(5, 5\)"),
         ({"bidirectional": True}, {"attn_mask": CAUSAL}, "its mixer is bidirectional"),
         ({"bidirectional": True}, {"is_causal": True}, "its mixer is bidirectional"),
+        ({}, {"query": X[0, 0], "is_causal": True}, r"query must be \(B, L, D\) or \(L, D\), got \(8,\)"),
+        ({}, {"query": X[None], "is_causal": True}, r"query must be \(B, L, D\) or \(L, D\), got \(1, 3, 9, 8\)"),
+        ({}, {"query": X.numpy()}, "query must be a tensor, got numpy.ndarray"),
+        ({}, {"attn_mask": CAUSAL.numpy()}, "attn_mask must be a tensor, got numpy.ndarray"),
         (
             {},
             {"query": torch.nested.nested_tensor([X[0], X[1, :4]], layout=torch.jagged)},
@@ -213,6 +219,30 @@ def test_compiled_refusals() -> None:
         compiled(X, X, X, attn_mask=CAUSAL.T)
     with pytest.raises(RuntimeError, match="pass need_weights=False"):
         compiled(X, X, X, need_weights=True, attn_mask=CAUSAL)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")
+@pytest.mark.parametrize("bidirectional", [False, True])
+@torch.no_grad()
+def test_traced(bidirectional: bool) -> None:
+    attention = HyenaAttention(D, K, batch_first=True, bidirectional=bidirectional).requires_grad_(False)
+
+    def mixed(x: Tensor, mask: Tensor, padding: Tensor) -> Tensor:
+        return attention(x, x, x, key_padding_mask=padding, attn_mask=mask)[0]
+
+    causal = CAUSAL & (not bidirectional)
+    traced = torch.jit.trace(mixed, (X, causal, PADDED), check_trace=False)
+    shorter = (X[:2, :5], causal[:5, :5], torch.arange(5) >= torch.tensor([[3], [5]]))
+    torch.testing.assert_close(traced(*shorter), mixed(*shorter))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_what_cannot_trace_it_is_refused_in_one_line() -> None:
+    attention = HyenaAttention(D, K)
+    with pytest.raises(ValueError, match=r"^HyenaAttention: query must be a tensor, got torch\.fx\.proxy\.Proxy$"):
+        torch.fx.symbolic_trace(attention)
+    with pytest.raises(NotImplementedError, match=r"^HyenaMixer: torch\.jit\.script cannot read it; .*$"):
+        torch.jit.script(attention)
 
 
 @pytest.mark.parametrize("layers", [0, 2])

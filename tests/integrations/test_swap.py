@@ -88,6 +88,70 @@ def test_makers_name_attention_of_a_librarys_own() -> None:
     assert replaced == {"0": "OwnAttention -> HyenaMixer", "1.0": "MultiheadAttention -> HyenaAttention"}
 
 
+def test_attention_is_replaced_with_what_is_inside_it() -> None:
+    class Wrapper(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.attention, self.spare = nn.MultiheadAttention(D, 2), nn.MultiheadAttention(D, 2)
+
+    model = nn.ModuleDict({"block": Wrapper(), "blocks": nn.MultiheadAttention(D, 2)})
+    replaced = replace_attention(model, K, {Wrapper: lambda old, horizon: HyenaMixer(D, horizon)})
+    assert replaced == {"block": "Wrapper -> HyenaMixer", "blocks": "MultiheadAttention -> HyenaAttention"}
+    assert dict(model.block.named_children()).keys() == dict(HyenaMixer(D, K).named_children()).keys()
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_what_a_maker_makes_is_put_where_the_old_was(dtype: torch.dtype, device: str) -> None:
+    def make(attention: OwnAttention, horizon: int, **options: Any) -> HyenaMixer:
+        return HyenaMixer(D, horizon)
+
+    model = nn.Sequential(OwnAttention(), nn.Sequential(OwnAttention().eval())).to(device, dtype)
+    replace_attention(model, K, {OwnAttention: make})
+    assert {(p.device.type, p.dtype) for p in model.parameters()} == {(device, dtype)}
+    assert model[0].training and not model[1][0].training
+    other = nn.Sequential(OwnAttention())
+    replace_attention(other, K, {OwnAttention: make}, dtype=dtype)
+    assert {p.dtype for p in other.parameters()} == {torch.float32}  # `make` was asked, and did not listen
+    plain = nn.Sequential(nn.MultiheadAttention(D, 2))
+    replace_attention(plain, K, dtype=dtype)
+    assert {p.dtype for p in plain.parameters()} == {dtype}
+
+
+def test_a_decoder_keeps_its_cross_attention() -> None:
+    model = nn.TransformerDecoder(nn.TransformerDecoderLayer(D, 2, 32, batch_first=True), 2)
+    assert list(replace_attention(model, K)) == ["layers.0.self_attn", "layers.1.self_attn"]
+    x, memory, causal = torch.randn(2, L, D), torch.randn(2, 5, D), torch.ones(L, L).triu(1).bool()
+    assert model(x, memory, tgt_mask=causal).shape == x.shape
+
+
+def test_nothing_is_replaced_if_anything_cannot_be() -> None:
+    model = nn.ModuleList([nn.MultiheadAttention(8, 2), nn.MultiheadAttention(6, 2)])
+    with pytest.raises(ValueError, match="groups must be a divisor of dim 6, got 8"):
+        replace_attention(model, K, groups=8)
+    assert all(type(m) is nn.MultiheadAttention for m in model)
+
+
+def test_what_wraps_for_several_devices_comes_afterwards() -> None:
+    class Wrapped(nn.parallel.DistributedDataParallel):
+        def __init__(self, module: nn.Module) -> None:  # without processes
+            nn.Module.__init__(self)
+            self.module = module
+
+    model = NextItem()
+    with pytest.raises(ValueError, match=r"^replace_attention: DistributedDataParallel wraps the model already"):
+        replace_attention(Wrapped(model), K)
+    assert type(model.encoder.layers[0].self_attn) is nn.MultiheadAttention
+
+
+def test_a_parametrized_module_is_replaced() -> None:
+    model = NextItem()
+    nn.utils.parametrizations.weight_norm(model.encoder.layers[0].self_attn, "in_proj_weight")
+    nn.utils.parametrizations.weight_norm(model.encoder.layers[1].self_attn.out_proj)
+    assert len(replace_attention(model, K)) == 2
+    assert check_swap(model, EVENTS) == []
+
+
 @pytest.mark.parametrize("right", [False, True])
 def test_a_sound_model_is_left_as_it_was(right: bool, capsys: pytest.CaptureFixture[str]) -> None:
     model = swapped().train()
@@ -167,8 +231,40 @@ def test_what_cannot_be_checked_is_said() -> None:
     assert "forward gives the same outputs for other weights" in check_swap(model, EVENTS, lambda *_: fixed)[-1]
     with pytest.raises(ValueError, match=r"outputs of every position, \(2, 12, ...\), got \(2, 20\)"):
         check_swap(model, EVENTS, lambda model, events: model(events)[:, -1])
+    with pytest.raises(ValueError, match=r"forward must return a tensor, .*, got tuple$"):
+        check_swap(model, EVENTS, lambda model, events: (model(events), None))  # type: ignore[arg-type, return-value]
     with pytest.raises(ValueError, match="no HyenaMixer"):
         check_swap(NextItem(), EVENTS)
+    for wrong in (EVENTS[0], EVENTS.float(), EVENTS[:0]):
+        with pytest.raises(ValueError, match=r"^check_swap: events must be \(B, L\) integers, got "):
+            check_swap(model, wrong)
+    with pytest.raises(ValueError, match=r"events must be a tensor, got builtins\.list$"):
+        check_swap(model, EVENTS.tolist())
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_faults_are_found_however_the_mixer_is_called(masked: bool) -> None:
+    """In a compiled model, by name, in other dtypes."""
+
+    class ByName(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.items, self.mixer = nn.Embedding(ITEMS, D), HyenaMixer(D, K)
+
+        def forward(self, events: Tensor) -> Tensor:
+            return self.mixer(x=self.items(events), mask=events != 0 if masked else None)
+
+    def faults(*names: str) -> list[str]:
+        return [] if masked else [f"padding: {name} reads padding; hand it a mask or lengths" for name in names]
+
+    assert check_swap(ByName(), EVENTS) == faults("mixer")
+    model = swapped(NextItem if masked else NoPaddingMask)
+    names = [f"encoder.layers.{i}.self_attn.mixer" for i in range(2)]
+    compiled = torch.compile(model, backend="eager")
+    compiled(EVENTS)
+    assert check_swap(compiled, EVENTS) == faults(*(f"_orig_mod.{name}" for name in names))
+    for dtype in (torch.float64, torch.bfloat16):
+        assert check_swap(model.to(dtype), EVENTS) == faults(*names)
 
 
 def test_both_ways_is_no_fault_where_it_is_meant() -> None:

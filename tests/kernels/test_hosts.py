@@ -137,6 +137,47 @@ def test_a_mask_in_any_form(mask: torch.Tensor) -> None:
     torch.testing.assert_close(mixer(x, mask=key_mask(mask)), mixer(x, lengths=[4, 2, 3], starts=[0, 0, 2]))
 
 
+CAUSAL = torch.ones(5, 5).tril().bool()
+RIGHT = torch.arange(5) < torch.tensor([[4], [2], [5]])
+LEFT = RIGHT.flip(1)
+
+
+@pytest.mark.parametrize("real", [RIGHT, LEFT], ids=["right", "left"])
+def test_a_mask_of_queries_by_keys(real: torch.Tensor) -> None:
+    """Causal or not; padding's queries may see every key, as libraries have it whose softmax must see one."""
+    keys = real[:, None, None].expand(3, 2, 5, 5)
+    for mask in (keys, keys & CAUSAL):
+        assert key_mask(mask).equal(real)
+        assert key_mask(mask | ~mask.any(-1, keepdim=True)).equal(real)
+    assert not key_mask(torch.zeros(2, 1, 5, 5, dtype=torch.bool)).any()
+
+
+def test_queries_of_padding_on_the_left_may_see_nothing() -> None:
+    assert key_mask(LEFT[:, None, :, None] & LEFT[:, None, None] & CAUSAL).equal(LEFT)
+
+
+@pytest.mark.parametrize(
+    "mask",
+    [
+        CAUSAL & ~CAUSAL.tril(-3),  # a window of three events
+        CAUSAL & (torch.arange(5)[:, None] // 3 == torch.arange(5) // 3),  # two sequences in a row
+        CAUSAL.T,
+        torch.stack([CAUSAL, torch.eye(5).bool() & CAUSAL]),  # heads that differ
+        RIGHT[:, None, :, None] & RIGHT[:, None, None] & CAUSAL,  # the last query is of padding and sees nothing
+        (RIGHT[:, None, :, None] & RIGHT[:, None, None] & CAUSAL) | torch.eye(5).bool(),
+        RIGHT[:, None, :, None] & RIGHT[:, None, None],
+    ],
+    ids=["window", "packed", "anti-causal", "heads", "hidden", "itself", "hidden both ways"],
+)
+@pytest.mark.parametrize("dtype", [torch.bool, torch.float32])
+def test_a_mask_of_queries_by_keys_that_no_mixer_follows(mask: torch.Tensor, dtype: torch.dtype) -> None:
+    if dtype is torch.float32:
+        mask = torch.zeros(mask.shape).masked_fill(~mask, -torch.inf)
+    square = mask if mask.dim() == 4 else mask.expand(1, -1, 5, 5) if mask.dim() == 3 else mask.expand(2, 1, 5, 5)
+    with pytest.raises(ValueError, match=r"^key_mask: a mask \(B, H, L, L\) must let every real query see"):
+        key_mask(square)
+
+
 def test_a_key_padding_mask_is_the_other_way_round() -> None:
     assert key_mask(key_padding_mask=~REAL).equal(REAL)
     assert key_mask(key_padding_mask=ADDITIVE).equal(REAL)  # what torch's encoder makes of it
