@@ -31,7 +31,7 @@ def style(system: str) -> dict[str, Any]:
     }
 
 
-def values(axes: Axes, system: str, x: Sequence[float], y: Sequence[float], **other: Any) -> None:
+def values(axes: Axes, system: str, x: Sequence[float] | Sequence[str], y: Sequence[float], **other: Any) -> None:
     """A line in the system's colour."""
     axes.plot(x, y, **style(system) | other)
 

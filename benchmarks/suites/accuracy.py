@@ -1,13 +1,15 @@
-"""Accuracy of systems on one log: test metrics over seeds and lengths of history, beside baselines without training.
+"""Accuracy of systems on one log: test metrics over seeds and lengths of history, beside baselines without training;
+by kind of target, and what the systems show.
 
     python -m benchmarks accuracy ../shared/data/ml-100k.parquet runs/accuracy
     python -m benchmarks accuracy ../shared/data/email-eu-core.parquet runs/accuracy --mixers hyena --seeds 0
+    python -m benchmarks accuracy ../shared/data/ml-100k.parquet runs/accuracy --split temporal
 
 Logs named in ``PROTOCOLS`` have settings of their own, any other log the default ones; the options choose a part of a
 protocol to train now. Each run has its own folder and resumes, so an interrupted table goes on where it stopped. Writes
-benchmarks/results/accuracy-LOG.json and .png from every run of the protocol that is finished by then, here or in an
-earlier result of the same log and settings: one stays until its system, length and seed are trained again, and says by
-its ``environment`` where and at which revision it began.
+benchmarks/results/accuracy-LOG.json and .png, or accuracy-LOG-temporal where the log is split in time, from every run
+of the protocol that is finished by then, here or in an earlier result of the same log and settings: one stays until its
+system, length and seed are trained again, and says by its ``environment`` where and at which revision it began.
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ import tyro
 from benchmarks.harness import plots
 from benchmarks.harness.recording import METRICS, RESULTS, read, write
 from benchmarks.harness.registry import MAIN, OURS, SYSTEMS, check_names
+from hyenarec.breakdown import KINDS, MEANING, averaged, seen_and_unseen
 from hyenarec.config import ModelConfig, TrainingConfig
 from hyenarec.data.batches import TrainingWindows
 from hyenarec.data.splits import Split
@@ -35,6 +38,7 @@ from hyenarec.experiments import baseline_rows, train
 from hyenarec.mixers import MIXERS
 from hyenarec.source import Source, load_source
 
+SPLITS = {"leave-one-out": "leave-one-out", "temporal": "the first event of each user after a moment"}
 CLOZE_EPOCHS = 4  # times the epochs for systems that learn from masked items: they predict a fifth of the events
 
 
@@ -111,6 +115,7 @@ PROTOCOLS = {
 }
 
 Rows = Sequence[Mapping[str, Any]]
+BEYOND = ("seen before", "new to the user", "coverage@10", "novelty@10")  # the first two are METRICS[0] of such targets
 
 
 @dataclass(frozen=True)
@@ -129,10 +134,13 @@ class Accuracy:
     """Seeds to train now; default: the protocol's."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to train: auto takes a GPU where there is one."""
+    split: Literal["leave-one-out", "temporal"] = "leave-one-out"
+    """Last event of each user for testing and the one before for validation, or the first ones after cuts in time for
+    everyone."""
 
     def run(self) -> None:
-        log = self.data.stem
-        protocol = PROTOCOLS.get(log, DEFAULT)
+        protocol = PROTOCOLS.get(self.data.stem, DEFAULT)
+        log = self.data.stem + ("-temporal" if self.split == "temporal" else "")
         check_names(self.mixers or protocol.systems)
         protocol = replace(
             protocol,
@@ -140,7 +148,7 @@ class Accuracy:
             lengths=tuple(dict.fromkeys((*protocol.lengths, *(self.lengths or ())))),
             seeds=tuple(dict.fromkeys((*protocol.seeds, *(self.seeds or ())))),
         )
-        source = Source(str(self.data), timestamp=protocol.timestamp)
+        source = Source(str(self.data), self.split, timestamp=protocol.timestamp)
         store, split = load_source(source)
         windows = {length: protocol.windows(store, split, length) for length in protocol.lengths}
 
@@ -169,16 +177,18 @@ class Accuracy:
             for length in protocol.lengths
             for row in baseline_rows(store, split, SYSTEMS[OURS].model(length), protocol.training)
         ]
-        title = f"test on {log}, leave-one-out, all items ranked"
-        show_table(f"{title}; mean ± s.d.", ("read", "system", "seeds", *METRICS), table(runs, baselines))
+        title = f"test on {self.data.stem}, {SPLITS[self.split]}, all items ranked"
+        rows = table(runs, baselines)
+        show_table(f"{title}; mean ± s.d.", ("read", "system", "seeds", *METRICS), rows)
+        show_table("by what the target is, and what the best ten items are like", ("read", "system", *BEYOND), rows)
         write(path, "accuracy", title, {"settings": settings, "runs": runs, "baselines": baselines})
         picture(title, runs, baselines, path.with_suffix(".png"))
 
 
 def outcome(result: Mapping[str, Any]) -> dict[str, Any]:
     """What the table keeps of a run's ``result.json``."""
-    kept = ("parameters", "epochs", "best_epoch", "seconds_per_epoch", "validation", "test", "test_by_history_length")
-    return {name: result[name] for name in (*kept, "environment")}
+    kept = ("parameters", "epochs", "best_epoch", "seconds_per_epoch", "validation", "test", "environment")
+    return {name: result[name] for name in (*kept, *(f"test_{kind}" for kind in KINDS))}
 
 
 def key(run: Mapping[str, Any]) -> tuple[Any, ...]:
@@ -214,18 +224,30 @@ def table(runs: Rows, baselines: Rows) -> list[dict[str, Any]]:
     for length, name in spreads[METRICS[0]]:
         cells = {metric: spreads[metric][length, name] for metric in METRICS}
         shown = {metric: f"{m:.4f}" + (f" ±{sd:.4f}" if n > 1 else "") for metric, (m, sd, n) in cells.items()}
-        found.append({"read": length, "system": name, "seeds": cells[METRICS[0]][2], **shown})
-    return found + [{"read": row["length"], "system": row["name"], **row} for row in baselines]
+        same = [run for run in runs if (run["length"], run["mixer"]) == (length, name)]
+        found.append({"read": length, "system": name, "seeds": cells[METRICS[0]][2], **shown, **beyond(same)})
+    return found + [{"read": row["length"], "system": row["name"], **row, **beyond([row])} for row in baselines]
+
+
+def beyond(runs: Rows) -> dict[str, float]:
+    """The columns ``BEYOND``, means over those of ``runs`` that have them: results of before have not."""
+    known = [
+        {**run.get("test", run), **seen_and_unseen(run, METRICS[0])}
+        for run in runs
+        if all(f"test_{kind}" in run for kind in KINDS)
+    ]
+    values = {name: [run[name] for run in known if run[name] is not None] for name in BEYOND}
+    return {name: mean(found) for name, found in values.items() if found}
 
 
 def picture(title: str, runs: Rows, baselines: Rows, path: Path) -> None:
-    """The first metric by system or, where there are several lengths, by length; and by how long a user's history is,
-    at the shortest and the longest length."""
+    """The first metric by system or, where there are several lengths, by length; and by kind of target at the
+    shortest and the longest length."""
     metric = METRICS[0]
     lengths = sorted({run["length"] for run in runs})
     values = spread(runs, metric)
     systems = list(dict.fromkeys(name for _, name in values))
-    figure, (left, right) = plots.new_figure(2)
+    figure, (left, *kinds) = plots.new_figure(1 + len(KINDS))
     if len(lengths) > 1:
         for name in systems:
             read = [length for length in lengths if (length, name) in values]
@@ -246,16 +268,17 @@ def picture(title: str, runs: Rows, baselines: Rows, path: Path) -> None:
         for row, line in zip(baselines, ("--", ":", "-."), strict=False):
             left.axvline(row[metric], color="black", linestyle=line, label=row["name"])
         left.set(xlabel=f"{metric}, mean and s.d. over seeds")
-    for length, name in product(sorted({lengths[0], lengths[-1]}), systems[:4]):
-        by_history = [run["test_by_history_length"] for run in runs if (run["length"], run["mixer"]) == (length, name)]
-        if by_history:
-            means = [mean(bucket[metric] for bucket in same) for same in zip(*by_history, strict=True)]
-            look = {
-                "label": f"{SYSTEMS[name].title}, {length:,} read",
-                "linestyle": "-" if length == lengths[-1] else ":",
-            }
-            plots.values(right, name, [bucket["history"] for bucket in by_history[0]], means, **look)
-    right.set(xlabel="events in a user's history", ylabel=metric)
+    for kind, axes in zip(KINDS, kinds, strict=True):
+        for length, name in product(sorted({lengths[0], lengths[-1]}), systems[:4]):
+            same = [run for run in runs if (run["length"], run["mixer"]) == (length, name) and f"test_{kind}" in run]
+            if same:
+                parts = averaged(same, kind, METRICS[0])
+                look = {
+                    "label": f"{SYSTEMS[name].title}, {length:,} read",
+                    "linestyle": "-" if length == lengths[-1] else ":",
+                }
+                plots.values(axes, name, list(parts), list(parts.values()), **look)
+        axes.set(xlabel=MEANING[kind], ylabel=metric)
     plots.finish(figure, title, path)
 
 

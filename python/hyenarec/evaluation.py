@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -18,7 +18,9 @@ from hyenarec.data.ids import Ids
 from hyenarec.data.store import SequenceStore
 from hyenarec.errors import ScoreError, UserError
 
-LENGTH_BUCKETS = (10, 20, 50, 100, 200, 500, 1000)  # upper bounds of history length, the last bucket is open
+# Upper bounds of buckets, after which one more is open.
+LENGTH_BUCKETS = (10, 20, 50, 100, 200, 500, 1000)  # events in a history
+SHOWN = 10  # best items of each target that coverage and novelty are of
 DEFAULT_KS = (5, 10, 20)
 SCORES_AT_A_TIME = 1 << 26  # 256 MiB of float32
 
@@ -60,10 +62,12 @@ def target_ranks(scores: Tensor, targets: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Ranking:
-    """Ranks of the targets (0-based) and the full lengths of the histories before them, both (n,)."""
+    """Ranks of the targets (0-based) and the full lengths of the histories before them, both (n,); and how often each
+    item was among the best ten, (V,), where that was asked for."""
 
     ranks: NDArray[np.int64]
     history_lengths: NDArray[np.int64]
+    shown: NDArray[np.int64] | None = None
 
     def metrics(self, ks: Sequence[int] = DEFAULT_KS) -> dict[str, float]:
         """NDCG, Recall and HR at each k, and MRR over the whole catalogue.
@@ -87,16 +91,30 @@ class Ranking:
     def by_history_length(self, ks: Sequence[int] = DEFAULT_KS) -> list[dict[str, Any]]:
         """The same metrics for users of each length bucket that has any; each entry also has ``history`` and
         ``targets``."""
-        bucket = np.searchsorted(LENGTH_BUCKETS, self.history_lengths)
+        return self.by("history", self.history_lengths, LENGTH_BUCKETS, ks)
+
+    def by(
+        self, name: str, values: NDArray[np.int64], bounds: Sequence[int], ks: Sequence[int] = DEFAULT_KS
+    ) -> list[dict[str, Any]]:
+        """The same metrics for targets of each bucket of ``values`` (n,) that has any, ascending.
+
+        Bucket ``i`` is ``bounds[i-1] < value <= bounds[i]``, the last one open. Each entry also has ``targets`` and,
+        under ``name``, which values its bucket holds.
+        """
+        bucket = np.searchsorted(bounds, values)
         rows: list[dict[str, Any]] = []
-        for index in range(len(LENGTH_BUCKETS) + 1):
+        for index in np.unique(bucket).tolist():
             chosen = bucket == index
-            if chosen.any():
-                low = LENGTH_BUCKETS[index - 1] + 1 if index else 1
-                name = f"{low}-{LENGTH_BUCKETS[index]}" if index < len(LENGTH_BUCKETS) else f"{low}+"
-                part = Ranking(self.ranks[chosen], self.history_lengths[chosen])
-                rows.append({"history": name, "targets": int(chosen.sum()), **part.metrics(ks)})
+            part = Ranking(self.ranks[chosen], self.history_lengths[chosen])
+            rows.append({name: _bucket_name(bounds, index), "targets": int(chosen.sum()), **part.metrics(ks)})
         return rows
+
+
+def _bucket_name(bounds: Sequence[int], index: int) -> str:
+    low = bounds[index - 1] + 1 if index else min(1, bounds[0])
+    if index == len(bounds):
+        return f"{low}+"
+    return f"{low}-{bounds[index]}" if low < bounds[index] else f"{low}"
 
 
 def rank_targets(
@@ -108,16 +126,18 @@ def rank_targets(
     exclude_seen: bool = True,
     seen: Seen = "history",
     device: torch.device | None = None,
+    count_shown: bool = False,
 ) -> Ranking:
     """Rank every target event among all items, given the history before it cut to ``max_length`` events.
 
     ``targets`` (n,) absolute event indices of ``store``. With ``exclude_seen`` the items that ``seen`` names are never
-    recommended; a target that is one of them counts as missed. Raises :class:`UserError` where there are no targets
-    and :class:`ScoreError` for scores that rank nothing.
+    recommended; a target that is one of them counts as missed. ``count_shown`` asks for the ranking's ``shown``.
+    Raises :class:`UserError` where there are no targets and :class:`ScoreError` for scores that rank nothing.
     """
     if not len(targets):
         raise UserError("nothing to evaluate: the split has no targets (every user has too few events)")
     ranks = np.zeros(len(targets), dtype=np.int64)
+    shown = np.zeros(store.n_items if count_shown else 0, dtype=np.int64)
     starts = store.offsets[store.users_of(targets)]
     lengths = targets - starts
     with torch.inference_mode():
@@ -136,15 +156,31 @@ def rank_targets(
                     read = pack_histories(rows, longest).to(scores.device)
                 scores = exclude_history(scores, read)
             ranks[places] = target_ranks(scores, moved.targets).cpu().numpy()
+            if count_shown:
+                best = scores.topk(min(SHOWN, store.n_items))
+                np.add.at(shown, best.indices[best.values > float("-inf")].cpu().numpy(), 1)
     distributed.add_up_ranks(ranks)
-    return Ranking(ranks, lengths)
+    if not count_shown:
+        return Ranking(ranks, lengths)
+    distributed.add_up_ranks(shown)
+    return Ranking(ranks, lengths, shown)
+
+
+def ages(store: SequenceStore, targets: NDArray[np.int64]) -> NDArray[np.int64]:
+    """How many events ago each target's item occurred last in its user's history: 1 is the event just before, 0 none;
+    (n,)."""
+    starts = store.offsets[store.users_of(targets)]
+    found = np.zeros(len(targets), dtype=np.int64)
+    for place, (start, target) in enumerate(zip(starts.tolist(), targets.tolist(), strict=True)):
+        same = np.flatnonzero(store.items[start:target] == store.items[target])
+        if len(same):
+            found[place] = target - start - same[-1]
+    return found
 
 
 def repeats(store: SequenceStore, targets: NDArray[np.int64]) -> int:
     """How many of the target events are of an item that their user has had before."""
-    starts = store.offsets[store.users_of(targets)]
-    pairs = zip(starts.tolist(), targets.tolist(), strict=True)
-    return sum(bool((store.items[start:target] == store.items[target]).any()) for start, target in pairs)
+    return int((ages(store, targets) > 0).sum())
 
 
 def repeats_line(store: SequenceStore, targets: NDArray[np.int64], exclude_seen: bool) -> str | None:
@@ -166,38 +202,50 @@ class KnownPart:
     """The log's users, with the model's items."""
     targets: NDArray[np.int64]
     """The targets that are left, as event indices of ``store``, (m,)."""
-    lost_history_lengths: NDArray[np.int64]
-    """History lengths of the targets that are new items, or have nothing but new items before them, (n - m,)."""
-    new_items: int
-    """Items of the log that the model does not know."""
+    kept: NDArray[np.bool_]
+    """Which of all targets these are, (n,): the others are new items, or have nothing but new items before them."""
+    history_lengths: NDArray[np.int64]
+    """Events before each of all targets, (n,)."""
+    places: NDArray[np.int64]
+    """The model's index of each of the log's items, (V,), -1 for a new one."""
+
+    @property
+    def new_items(self) -> int:
+        """Items of the log that the model does not know."""
+        return int((self.places < 0).sum())
+
+    def counts(self, counts: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Counts of the log's items as counts of the model's."""
+        found = np.zeros(self.store.n_items, dtype=np.int64)
+        found[self.places[self.places >= 0]] = counts[self.places >= 0]
+        return found
 
     def describe(self) -> str | None:
         """One line for people where the log has new items; None where it has none."""
         if not self.new_items:
             return None
-        lost, total = len(self.lost_history_lengths), len(self.lost_history_lengths) + len(self.targets)
+        lost, total = int((~self.kept).sum()), len(self.kept)
         return (
             f"{self.new_items:,} of the log's items are newer than the model and left out of histories; {lost:,} of "
             f"{total:,} targets are new, or have nothing else before them, and count as missed"
         )
 
     def with_lost(self, ranking: Ranking) -> Ranking:
-        """``ranking`` of ``targets``, and the lost ones as missed."""
-        missed = np.full(len(self.lost_history_lengths), self.store.n_items, dtype=np.int64)
-        return Ranking(
-            np.concatenate((ranking.ranks, missed)),
-            np.concatenate((ranking.history_lengths, self.lost_history_lengths)),
-        )
+        """``ranking`` of ``targets`` as one of all targets, of which the lost ones are missed."""
+        ranks, lengths = np.full(len(self.kept), self.store.n_items, dtype=np.int64), self.history_lengths.copy()
+        ranks[self.kept], lengths[self.kept] = ranking.ranks, ranking.history_lengths
+        return replace(ranking, ranks=ranks, history_lengths=lengths)
 
 
 def known_part(store: SequenceStore, item_ids: Ids, targets: NDArray[np.int64], absent: int = 0) -> KnownPart | None:
     """``store`` as a model of ``item_ids`` sees it; None where the log lacks more items of the model than the
     ``absent`` ones that the log of its training lacked, so is another one."""
-    nothing = np.empty(0, dtype=np.int64)
+    lengths = targets - store.offsets[store.users_of(targets)]
     mine, theirs = item_ids.to_arrays(), store.item_ids.to_arrays()
     if mine.keys() == theirs.keys() and all(np.array_equal(mine[key], theirs[key]) for key in mine):
-        return KnownPart(store, targets, nothing, 0)
-    places = item_ids.find(store.item_ids.decode(np.arange(store.n_items)))  # (V,), -1 for a new item
+        return KnownPart(store, targets, np.ones(len(targets), dtype=np.bool_), lengths, np.arange(store.n_items))
+    found = item_ids.find(store.item_ids.decode(np.arange(store.n_items)))
+    places = found.astype(np.int64)  # (V,), -1 for a new item
     if len(np.unique(places[places >= 0])) < len(item_ids) - absent:
         return None
     kept = places[store.items] >= 0  # (E,)
@@ -205,11 +253,10 @@ def known_part(store: SequenceStore, item_ids: Ids, targets: NDArray[np.int64], 
     np.cumsum(kept, out=before[1:])
     known = SequenceStore(
         before[store.offsets],
-        places[store.items[kept]],
+        places[store.items[kept]].astype(np.int32),
         None if store.timestamps is None else store.timestamps[kept],
         store.user_ids,
         item_ids,
     )
-    starts = store.offsets[store.users_of(targets)]
-    rankable = kept[targets] & (before[targets] > before[starts])
-    return KnownPart(known, before[targets[rankable]], (targets - starts)[~rankable], int((places < 0).sum()))
+    rankable = kept[targets] & (before[targets] > before[targets - lengths])
+    return KnownPart(known, before[targets[rankable]], rankable, lengths, places)

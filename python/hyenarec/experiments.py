@@ -8,6 +8,7 @@ from typing import Any
 
 from hyenarec import distributed
 from hyenarec.baselines import baselines
+from hyenarec.breakdown import report_of
 from hyenarec.config import FULL_LOSS_ITEMS, ModelConfig, TrainingConfig
 from hyenarec.continuing import Start
 from hyenarec.data.splits import Split
@@ -45,7 +46,7 @@ def train(
 def baseline_rows(
     store: SequenceStore, split: Split, model: ModelConfig, training: TrainingConfig
 ) -> list[dict[str, Any]]:
-    """Test metrics of the baselines that need no training, as table rows."""
+    """Test metrics of the baselines that need no training, as table rows; each also has its breakdowns."""
     rows = []
     for name, scorer in baselines(store, split).items():
         ranking = rank_targets(
@@ -55,8 +56,10 @@ def baseline_rows(
             max_length=model.max_length,
             exclude_seen=training.exclude_seen,
             seen=training.seen,
+            count_shown=True,
         )
-        rows.append({"model": name, **ranking.metrics()})
+        report = report_of(store, split, ranking)
+        rows.append({"model": name, **report.pop("test"), **report})
     return rows
 
 
@@ -71,6 +74,17 @@ def summarise(results: dict[str, list[dict[str, Any]]]) -> dict[str, dict[str, d
             for metric, v in values.items()
         }
     return summary
+
+
+def mean_and_spread(summary: dict[str, dict[str, float]], seeds: int) -> dict[str, str]:
+    """A system's part of :func:`summarise` as cells: mean and spread, narrow enough for four columns on an 80-column
+    terminal; the mean alone of a single seed."""
+    cells = {}
+    for metric, value in summary.items():
+        digits = 1 if metric == "s/epoch" else 4
+        spread = f"{value['sd']:.{digits}f}".removeprefix("0")
+        cells[metric] = f"{value['mean']:.{digits}f}" + (f" ±{spread}" if seeds > 1 else "")
+    return cells
 
 
 def result_cells(result: dict[str, Any]) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
+from hyenarec.breakdown import KINDS, MEANING
 from hyenarec.errors import UserError
 from hyenarec.files import PNG, WRITTEN_BY, refuse_foreign, write_atomically
 from hyenarec.mixers.hyena import HyenaRecMixer
@@ -72,6 +73,33 @@ def learned_filters(model: SequenceModel, path: Path, channels: int = 6) -> None
         curve_axes.set(xlabel="lag (events)", ylabel="tap", title="some channels, short to long memory")
         curve_axes.axhline(0, color="black", linewidth=0.5)
         curve_axes.legend(frameon=False, fontsize=8)
+    save_figure(figure, path)
+
+
+def breakdowns(values: Mapping[str, Mapping[str, Mapping[str, float]]], metric: str, path: Path) -> None:
+    """``metric`` by kind of target, a plot for each breakdown: ``values`` maps a system to the
+    buckets of each breakdown, as :func:`hyenarec.breakdown.averaged` has them."""
+    figure = Figure(figsize=(6 * len(KINDS), 4.5), layout="constrained")
+    for kind, axes in zip(KINDS, figure.subplots(1, len(KINDS)), strict=True):
+        for number, (name, parts) in enumerate(values.items()):
+            axes.plot(list(parts[kind]), list(parts[kind].values()), f"C{number % 10}.-", label=name)
+        axes.set(xlabel=MEANING[kind], ylabel=metric)
+        axes.grid(alpha=0.3)
+    figure.legend(*axes.get_legend_handles_labels(), frameon=False, loc="outside right upper")
+    save_figure(figure, path)
+
+
+def lines(x: Sequence[float], y: Mapping[str, Sequence[float]], names: tuple[str, str], path: Path) -> None:
+    """A line for each label of ``y`` over ``x``, on a logarithmic axis; ``names`` of the two axes."""
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.subplots()
+    for label, values in y.items():
+        axes.plot(x, values, marker=".", label=label)
+    axes.set(xscale="log", xlabel=names[0], ylabel=names[1], ylim=(0, None))
+    axes.set_xticks(x, [f"{value:,}" for value in x])
+    axes.minorticks_off()
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False)
     save_figure(figure, path)
 
 

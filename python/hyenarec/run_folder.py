@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from hyenarec import checkpoint, distributed, environment
+from hyenarec.breakdown import report_of
 from hyenarec.config import ModelConfig, TrainingConfig, from_json
 from hyenarec.continuing import Start, trained_until
 from hyenarec.data.splits import Split
@@ -255,7 +256,7 @@ class Run:
                 f"{MADE_AGAIN}"
             )
         checkpoint.fill(trainer.model, checkpoint.without_prefix("model", tensors), path)
-        test = trainer.validate(trainer.split.test)
+        test = trainer.validate(trainer.split.test, count_shown=True)
         validation = progress.history[progress.best_epoch - 1]["validation"]
         self._say_ties(validation)
         result = {
@@ -266,8 +267,7 @@ class Run:
             "best_epoch": progress.best_epoch,
             "seconds_per_epoch": trainer.timing.median(),
             "validation": validation,
-            "test": test.metrics(),
-            "test_by_history_length": test.by_history_length(),
+            **report_of(self.store, trainer.split, test),
         }
         self._write(RESULT, json.dumps(result, indent=2) + "\n")
         return result

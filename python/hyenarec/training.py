@@ -179,8 +179,8 @@ class Trainer:
             self.rows.optimizer.step(read.rows, rate)
         return distributed.add_up(loss.detach() * share)
 
-    def validate(self, targets: Any, scorer: Scorer | None = None) -> Ranking:
-        """Rank ``targets`` by the model, or by what stands in for it."""
+    def validate(self, targets: Any, scorer: Scorer | None = None, *, count_shown: bool = False) -> Ranking:
+        """Rank ``targets`` by the model, or by what stands in for it; ``count_shown`` as in :func:`rank_targets`."""
         self.model.eval()
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.bf16):
             return rank_targets(
@@ -191,6 +191,7 @@ class Trainer:
                 exclude_seen=self.config.exclude_seen,
                 seen=self.config.seen,
                 device=self.device,
+                count_shown=count_shown,
             )
 
     def measure(self) -> None:

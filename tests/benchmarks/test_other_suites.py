@@ -155,8 +155,25 @@ def test_accuracy(run: Any, log: str, tmp_path: Path) -> None:
         ("small", "hyena", 0),
         ("small", "gru", 0),
     }
-    assert {"popularity", "repeat-last"} <= {row["name"] for row in result["baselines"]}
+    assert {"popularity", "repeat-last", "item-to-item"} <= {row["name"] for row in result["baselines"]}
+    rows = accuracy.table(result["runs"], result["baselines"])
+    assert all({"new to the user", "coverage@10", "novelty@10"} <= row.keys() for row in rows)
     assert (tmp_path / "benchmarks/results/accuracy-small.png").exists()
+
+
+def test_accuracy_after_a_moment(run: Any, log: str, tmp_path: Path) -> None:
+    result = run(accuracy, log, "runs", "--mixers", "gru", "--seeds", "0", "--split", "temporal")
+    assert {row["log"] for row in (*result["runs"], *result["baselines"])} == {"small-temporal"}
+    assert "after a moment" in result["title"]
+    assert (tmp_path / "benchmarks/results/accuracy-small-temporal.png").exists()
+
+
+def test_results_of_before_the_breakdowns_are_shown(run: Any, log: str, tmp_path: Path) -> None:
+    result = run(accuracy, log, "runs", "--mixers", "gru", "--seeds", "0")
+    old = [{name: value for name, value in row.items() if "test_by" not in name} for row in result["runs"]]
+    assert not {"seen before", "coverage@10"} & accuracy.table(old, [])[0].keys()
+    accuracy.picture("old", old, result["baselines"], tmp_path / "old.png")
+    assert (tmp_path / "old.png").exists()
 
 
 def test_a_system_brings_its_blocks_and_its_loss() -> None:

@@ -14,6 +14,7 @@ from generated import TRAIN, make_store, write_csv
 
 from hyenarec.cli import main
 from hyenarec.mixers import MIXERS
+from hyenarec.source import Source, load_source
 
 
 def test_train_prints_the_table_and_fills_the_folder(
@@ -81,7 +82,29 @@ def test_compare_writes_mean_and_spread(log: Path, tmp_path: Path, capsys: pytes
     values = [run["test"]["NDCG@10"] for run in report["results"]["hyena"]]
     assert report["summary"]["hyena"]["NDCG@10"]["mean"] == pytest.approx(sum(values) / 2)
     assert report["summary"]["hyena"]["NDCG@10"]["sd"] == pytest.approx(abs(values[0] - values[1]) / 2**0.5)
-    assert "±" in capsys.readouterr().out
+    out_text = capsys.readouterr().out
+    assert "±" in out_text
+    for baseline in report["baselines"]:
+        assert {"coverage@10", "novelty@10", "test_by_age", "test_by_popularity"} <= baseline.keys()
+    assert {row["model"] for row in report["baselines"]} >= {"item-to-item", "popularity, 7 days"}
+    (header,) = [line for line in out_text.splitlines() if "seen before" in line]
+    assert "new to the user" in header and "coverage@10" in header
+    assert (out / "compare.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("command", ["train", "compare"])
+def test_a_split_in_time_beside_the_baselines(
+    command: str, log: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mixers = ["--mixers", "gru", "--seeds", "0"] if command == "compare" else ["--mixer", "gru"]
+    main([command, str(log), "--out", str(tmp_path), "--split", "temporal", *mixers, *TRAIN])
+    text = capsys.readouterr().out
+    assert "item-to-item" in text and "popularity, 7 days" in text and "repeat-last" in text
+    result = json.loads(next(tmp_path.rglob("result.json")).read_text())
+    assert result["source"]["split"] == "temporal"
+    _, split = load_source(Source(str(log), "temporal"))
+    assert sum(row["targets"] for row in result["test_by_age"]) == len(split.test)
+    assert 0 < result["test"]["coverage@10"] <= 1
 
 
 def test_inspect_draws_the_filters(run: Path, tmp_path: Path) -> None:

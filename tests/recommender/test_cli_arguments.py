@@ -148,6 +148,7 @@ def test_only_our_own_files_are_replaced(
         "x.json": ["evaluate", run, "--json-out", tmp_path / "x.json"],
         "curve.png": ["train", log, "--out", tmp_path, *TRAIN],
         "compare.json": ["compare", log, "--out", tmp_path, "--mixers", "gru", "--seeds", "0", *TRAIN],
+        "compare.png": ["compare", log, "--out", tmp_path, "--mixers", "gru", "--seeds", "0", *TRAIN],
     }
     for name, command in commands.items():
         own = tmp_path / name

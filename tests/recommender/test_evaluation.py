@@ -153,7 +153,7 @@ def test_repeat_last_ranks_the_history_backwards_then_by_popularity() -> None:
 def test_recent_popularity_needs_timestamps() -> None:
     store = make_store()
     split = leave_one_out(store)
-    assert set(baselines(store, split)) == {"popularity", "repeat-last", "popularity, 7 days"}
+    assert set(baselines(store, split)) == {"popularity", "repeat-last", "item-to-item", "popularity, 7 days"}
 
 
 def test_what_counts_as_seen_does_not_depend_on_what_the_model_reads() -> None:
@@ -213,7 +213,7 @@ def test_a_log_that_grew_is_ranked_as_its_known_part() -> None:
     assert known is not None
     assert [known.store.history(user).tolist() for user in range(3)] == [[0, 1, 2], [2, 1], [0]]
     assert known.store.timestamps is not None and known.store.timestamps.tolist() == [1, 3, 4, 1, 2, 2]
-    assert known.targets.tolist() == [2] and known.lost_history_lengths.tolist() == [2, 1]
+    assert known.targets.tolist() == [2] and known.history_lengths[~known.kept].tolist() == [2, 1]
     ranking = known.with_lost(Ranking(np.array([0]), np.array([2])))
     assert ranking.ranks.tolist() == [0, 3, 3] and ranking.history_lengths.tolist() == [2, 2, 1]
     assert ranking.metrics((1,))["HR@1"] == pytest.approx(1 / 3)

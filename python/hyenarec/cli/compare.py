@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import shlex
+import statistics
 import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -15,7 +17,7 @@ from hyenarec.cli.options import Columns, DataPath, refuse_options_of_logs
 from hyenarec.config import ModelConfig, TrainingConfig, refuse_unused
 from hyenarec.errors import UserError
 
-REPORT = "compare.json"
+REPORT, PICTURE = "compare.json", "compare.png"
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,7 @@ class Compare:
     data: DataPath
     """Log (Parquet, CSV, TSV, RecBole .inter) or store."""
     out: Path
-    """Folder for the runs and compare.json."""
+    """Folder for the runs, compare.json and compare.png."""
     mixers: tuple[str, ...] = ("hyena", "attention", "gru")
     """Mixers to compare."""
     seeds: tuple[int, ...] = (0, 1, 2)
@@ -54,15 +56,27 @@ class Compare:
     columns: Annotated[Columns, tyro.conf.arg(name="")] = field(default_factory=Columns)
 
     def run(self) -> None:
+        from hyenarec.breakdown import KINDS, averaged
         from hyenarec.display import console, show_table
-        from hyenarec.experiments import COLUMNS, announce_repeats, baseline_rows, show_log, show_loss, summarise, train
-        from hyenarec.files import JSON, refuse_foreign, write_report
+        from hyenarec.experiments import (
+            COLUMNS,
+            announce_repeats,
+            baseline_rows,
+            mean_and_spread,
+            show_log,
+            show_loss,
+            summarise,
+            train,
+        )
+        from hyenarec.files import JSON, PNG, refuse_foreign, write_report
+        from hyenarec.plots import breakdowns
         from hyenarec.run_folder import check_folder
         from hyenarec.source import Source, load_source
 
         cells = self._cells()
         check_folder(self.out)
         refuse_foreign(self.out / REPORT, JSON)
+        refuse_foreign(self.out / PICTURE, PNG)
         refuse_options_of_logs(self.data, self.columns)
         source = Source(str(self.data), self.split, **asdict(self.columns))
         store, split = load_source(source)
@@ -81,9 +95,14 @@ class Compare:
         command = shlex.join(["hyenarec", *sys.argv[1:]])
         report = {"command": command, "summary": summary, "baselines": baseline, "results": results}
         write_report(self.out / REPORT, "compare", report)
-        rows = [{"model": name, **_mean_cells(values, len(self.seeds))} for name, values in summary.items()]
+        rows = [{"model": name, **mean_and_spread(values, len(self.seeds))} for name, values in summary.items()]
         title = f"test, {self.data.name}, mean ± s.d. of seeds {', '.join(map(str, self.seeds))}"
         show_table(title, ("model", *COLUMNS), rows + baseline)
+        reports = results | {row["model"]: [{"test": row, **row}] for row in baseline}
+        show_table("test, by what the target is, and what the best ten items are like", *kinds_table(reports))
+        by_kind = {name: {kind: averaged(runs, kind) for kind in KINDS} for name, runs in reports.items()}
+        breakdowns(by_kind, "NDCG@10", self.out / PICTURE)
+        console.print(f"written to {self.out}: {REPORT}, {PICTURE}")
 
     def _cells(self) -> list[tuple[ModelConfig, TrainingConfig]]:
         """Model and training of every run, all of them checked before the first begins."""
@@ -104,11 +123,17 @@ class Compare:
         return [(model, training) for training in trainings for model in models]
 
 
-def _mean_cells(summary: dict[str, dict[str, float]], seeds: int) -> dict[str, str]:
-    """Mean and spread, narrow enough for four columns on an 80-column terminal; the mean alone of a single seed."""
-    cells = {}
-    for metric, value in summary.items():
-        digits = 1 if metric == "s/epoch" else 4
-        spread = f"{value['sd']:.{digits}f}".removeprefix("0")
-        cells[metric] = f"{value['mean']:.{digits}f}" + (f" ±{spread}" if seeds > 1 else "")
-    return cells
+def kinds_table(reports: Mapping[str, Sequence[Mapping[str, Any]]]) -> tuple[Sequence[str], list[dict[str, Any]]]:
+    """Columns and rows: each system's NDCG@10, mean over its runs, for targets that their user has had before and for
+    others, and coverage and novelty of what it shows."""
+    from hyenarec.breakdown import seen_and_unseen
+
+    rows: list[dict[str, Any]] = []
+    for name, runs in reports.items():
+        found: dict[str, Any] = {"model": name}
+        parts = [seen_and_unseen(run) | {m: run["test"][m] for m in ("coverage@10", "novelty@10")} for run in runs]
+        for column in parts[0]:
+            values = [part[column] for part in parts]
+            found[column] = None if None in values else statistics.mean(values)
+        rows.append(found)
+    return tuple(rows[0]), rows

@@ -24,7 +24,7 @@ EXAMPLE_ITEMS = 5
 
 @dataclass(frozen=True)
 class Evaluate:
-    """Rank every target of a split among all items and print the metrics, whole and by history length."""
+    """Rank every target of a split among all items and print the metrics, whole and by what kind of target it is."""
 
     run_path: RunPath
     """Run folder or checkpoint file."""
@@ -50,7 +50,9 @@ class Evaluate:
     """Also write the metrics here."""
 
     def run(self) -> None:
+        from hyenarec.breakdown import KINDS, MEANING, breakdown, metrics_of
         from hyenarec.config import TrainingConfig
+        from hyenarec.data.splits import training_counts
         from hyenarec.display import console
         from hyenarec.evaluation import known_part, rank_targets, repeats, repeats_line
         from hyenarec.files import JSON, refuse_foreign, write_report
@@ -91,25 +93,31 @@ class Evaluate:
             exclude_seen=exclude_seen,
             seen=seen,
             device=recommender.device,
+            count_shown=True,
         )
         ranking = known.with_lost(found)
         shown = known.targets[: self.examples]
         for target, rank in zip(shown.tolist(), found.ranks[: self.examples].tolist(), strict=True):
             show_example(recommender, known.store, target, rank, exclude_seen, names)
-        metrics, rows = ranking.metrics(), ranking.by_history_length()
-        columns = ("history", "targets", "NDCG@10", "Recall@10", "HR@10", "MRR")
-        everyone = {"history": "all", "targets": len(ranking.ranks), **metrics}
-        show_table(f"{self.part}, {Path(source.data).name}, by history length", columns, [*rows, everyone])
+        counts = training_counts(store, split)
+        metrics, parts = metrics_of(ranking, known.counts(counts)), breakdown(store, targets, ranking, counts)
+        everyone = {"targets": len(ranking.ranks), **metrics}
+        for kind, what in KINDS.items():
+            rows = [*parts[kind], {what: "all", **everyone}]
+            title = f"{self.part}, {Path(source.data).name}, by {MEANING[kind]}"
+            show_table(title, (what, "targets", "NDCG@10", "Recall@10", "HR@10", "MRR"), rows)
+        coverage, novelty = metrics["coverage@10"], metrics["novelty@10"]
+        console.print(f"the best ten for everyone: {coverage:.1%} of the catalogue, {novelty:.1f} bits of novelty")
         if self.json_out:
             report = {
                 "part": self.part,
                 "exclude_seen": exclude_seen,
                 "seen": seen,
                 "new_items": known.new_items,
-                "targets_lost_to_new_items": len(known.lost_history_lengths),
+                "targets_lost_to_new_items": int((~known.kept).sum()),
                 "repeats": repeats(known.store, known.targets),
                 "metrics": metrics,
-                "by_history_length": rows,
+                **parts,
             }
             write_report(self.json_out, "evaluate", report)
 

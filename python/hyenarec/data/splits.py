@@ -24,6 +24,16 @@ class Split:
     test: NDArray[np.int64]
 
 
+def training_events(store: SequenceStore, split: Split) -> NDArray[np.bool_]:
+    """Which of a store's events train, (E,)."""
+    return np.arange(store.n_events) < np.repeat(split.train_ends, np.diff(store.offsets))
+
+
+def training_counts(store: SequenceStore, split: Split) -> NDArray[np.int64]:
+    """Training events of each item, (V,)."""
+    return np.bincount(store.items[training_events(store, split)], minlength=store.n_items)
+
+
 def leave_one_out(store: SequenceStore) -> Split:
     """Each user's last event tests and the one before validates; users with fewer than three events only train.
 

@@ -1,0 +1,74 @@
+"""What a ranking says beyond its averages: metrics by kind of target, and what the items shown are like."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from statistics import mean
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hyenarec.data.splits import Split, training_counts
+from hyenarec.data.store import SequenceStore
+from hyenarec.evaluation import Ranking, ages
+
+# Upper bounds of buckets, after which one more is open.
+AGE_BUCKETS = (0, 1, 5, 20, 100, 500)  # events since a target's last occurrence; 0 is none
+POPULARITY_BUCKETS = (0, 5, 20, 100, 500)  # training events of a target's item
+KINDS = {"by_history_length": "history", "by_age": "age", "by_popularity": "popularity"}  # breakdowns, and their column
+MEANING = {
+    "by_history_length": "events in the user's history",
+    "by_age": "events since the item occurred last (0: never)",
+    "by_popularity": "training events of the item",
+}
+
+
+def metrics_of(ranking: Ranking, counts: NDArray[np.int64]) -> dict[str, float]:
+    """A ranking's metrics and, where it has counted what it shows, what its best ten items are like.
+
+    ``counts`` (V,) are training events. ``coverage@10`` is the share of the catalogue that is among the best ten for
+    any target; ``novelty@10`` the mean over all that is shown of ``log2(N / (count + 1))`` bits, N being all events
+    that ``counts`` hold and one more an item: how surprising it is that a random event is of this item.
+    """
+    found = ranking.metrics()
+    if ranking.shown is not None:
+        bits = np.log2((counts.sum() + len(counts)) / (counts + 1))
+        found["coverage@10"] = float((ranking.shown > 0).mean())
+        found["novelty@10"] = float((bits * ranking.shown).sum() / max(1, ranking.shown.sum()))
+    return found
+
+
+def breakdown(
+    store: SequenceStore, targets: NDArray[np.int64], ranking: Ranking, counts: NDArray[np.int64]
+) -> dict[str, list[dict[str, Any]]]:
+    """Metrics by history length, by how many events ago the target's item occurred last (``age``, 0 for never), and by
+    its training events, ``counts`` (V,): rows as :meth:`Ranking.by` gives them."""
+    return {
+        "by_history_length": ranking.by_history_length(),
+        "by_age": ranking.by("age", ages(store, targets), AGE_BUCKETS),
+        "by_popularity": ranking.by("popularity", counts[store.items[targets]], POPULARITY_BUCKETS),
+    }
+
+
+def averaged(reports: Sequence[Mapping[str, Any]], kind: str, metric: str = "NDCG@10") -> dict[str, float]:
+    """By bucket of a breakdown, the mean of ``metric`` over results of several seeds, which share their targets."""
+    same = zip(*(report[f"test_{kind}"] for report in reports), strict=True)
+    return {rows[0][KINDS[kind]]: mean(row[metric] for row in rows) for rows in same}
+
+
+def seen_and_unseen(report: Mapping[str, Any], metric: str = "NDCG@10") -> dict[str, float | None]:
+    """``metric`` for targets that their user has had before, and for the others; None where there are none."""
+    found: dict[str, float | None] = {}
+    for name, is_new in (("seen before", False), ("new to the user", True)):
+        rows = [row for row in report["test_by_age"] if (row["age"] == "0") == is_new]
+        many = sum(row["targets"] for row in rows)
+        found[name] = sum(row[metric] * row["targets"] for row in rows) / many if many else None
+    return found
+
+
+def report_of(store: SequenceStore, split: Split, ranking: Ranking) -> dict[str, Any]:
+    """What a result says of a ranking of the test targets: the metrics as ``test``, and each breakdown by its name."""
+    counts = training_counts(store, split)
+    parts = breakdown(store, split.test, ranking, counts)
+    return {"test": metrics_of(ranking, counts)} | {f"test_{name}": rows for name, rows in parts.items()}
