@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from hyenarec_kernels.dtypes import wide
 from hyenarec_kernels.gates import GATES
 from hyenarec_kernels.integers import integer
+from hyenarec_kernels.nn import joint
 from hyenarec_kernels.nn.filters import ConvOptions, Filter
 from hyenarec_kernels.nn.named_filters import make_filter
 from hyenarec_kernels.nn.projections import Projections
@@ -176,7 +177,8 @@ class HyenaMixer(Projections):
             return y if last_only else y[None]
         where = self._where(x, lengths, starts, mask, cu_seqlens)
         if not last_only:
-            return self._mix(x, where)[0]
+            learned = joint.learned(self, x)
+            return self._mix(x, where)[0] if learned is None else joint.mix(self, learned, x, where)
         if self.bidirectional:  # the last position's inputs may depend on all of its sequence
             return last_rows(self._mix(x, where)[0].reshape(-1, self.dim), *spans(x, inside(x, where)), 1)[:, 0]
         return self._mix_last(x, where)
@@ -224,7 +226,12 @@ class HyenaMixer(Projections):
             y, after = self.prefill(x[0], **given, state=state, moments=moments)
             return y[None], after
         where = self._where(x, lengths, starts, mask, cu_seqlens)
-        y, projected, gated = self._mix(x, where)
+        learned = None if torch.is_grad_enabled() else joint.learned(self, x)
+        if learned is None:
+            y, projected, gated = self._mix(x, where)
+        else:
+            y, kept = joint.mix_and_keep(self, learned, x, where)
+            projected, gated = kept.projected, [(None, kept.u)]
         first, length = spans(x, inside(x, where))
         empty = self.init_state(first.shape[0], state=state, moments=moments)
 

@@ -63,10 +63,15 @@ def autocast(x: Tensor) -> Tensor:
     """``x`` in the dtype autocast asks for; autocast leaves float64 alone."""
     if not isinstance(x, Tensor):
         return x  # type: ignore[unreachable]  # the argument's own check refuses it by name
+    return x.to(autocast_dtype(x))
+
+
+def autocast_dtype(x: Tensor) -> torch.dtype:
+    """The dtype of products with ``x``: its own, unless autocast asks for another."""
     device = x.device.type
     if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device) and x.dtype != torch.float64:
-        return x.to(torch.get_autocast_dtype(device))
-    return x
+        return torch.get_autocast_dtype(device)
+    return x.dtype
 
 
 def _check(op: str, name: str, t: Tensor | None, shape: Sequence[int], dtypes: set[torch.dtype], x: Tensor) -> None:

@@ -77,7 +77,7 @@ def register(
 
     def double_backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         create_graph = torch.is_grad_enabled()
-        with torch.enable_grad(), _no_autocast(grads[0].device.type):
+        with torch.enable_grad(), without_autocast(grads[0].device.type):
             # Views, so that a tensor given for two arguments gets each one's gradient and not twice their sum.
             inputs = [None if t is None else t.view_as(t) for t in ctx.saved_tensors]
             outputs = _all(getattr(reference, backward_name)(*inputs, *ctx.options))
@@ -198,7 +198,7 @@ def _define(name: str, schema: str, call: Callable[..., backends.Call]) -> Calla
 
     def dispatch(*arguments: Any) -> Any:
         made = call(*arguments)
-        with _no_autocast(made.arguments[0].device.type):
+        with without_autocast(made.arguments[0].device.type):
             results = backends.implementation(made)(*arguments)
         # The fakes promise this. A backend's own operations may keep the strides of x where a result is all zeros.
         if isinstance(results, Tensor):
@@ -209,7 +209,7 @@ def _define(name: str, schema: str, call: Callable[..., backends.Call]) -> Calla
     return dispatch
 
 
-def _no_autocast(device: str) -> AbstractContextManager[Any]:
+def without_autocast(device: str) -> AbstractContextManager[Any]:
     """Backends choose their own precision: autocast must not reach the matrix products inside."""
     on = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)  # "meta" has none
     return torch.autocast(device, enabled=False) if on else nullcontext()

@@ -24,7 +24,8 @@ Chunk = Callable[[slice, Tensor, Tensor], Tensor]
 
 def _matmul_dtype(tensor: Tensor) -> torch.dtype:
     device = tensor.device.type
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else tensor.dtype
+    cast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)  # "meta" has none
+    return torch.get_autocast_dtype(device) if cast else tensor.dtype
 
 
 def _loss_and_gradients(

@@ -150,7 +150,7 @@ class SmallEmbedding(nn.Module):
         if self.positions is not None:
             nn.init.normal_(self.positions.weight, std=config.small_dim**-0.5)
 
-    def forward(self, items: Tensor, positions: Tensor) -> Tensor:
+    def forward(self, items: Tensor, positions: Tensor | None) -> Tensor:
         x: Tensor = self.items(items)
         return x if self.positions is None else x + self.positions(positions)
 
@@ -223,14 +223,19 @@ class SequenceModel(nn.Module):
         self.norm = nn.LayerNorm(config.dim)
 
     def forward(self, batch: Batch, *, last_only: bool = False, table: Tensor | None = None) -> Tensor:
-        x = self._embed(batch.items, batch.packing.positions, batch.masked, table)
-        small = self._embed_small(batch.items, batch.packing.positions)
+        positions = self._positions(batch.packing)
+        x = self._embed(batch.items, positions, batch.masked, table)
+        small = self._embed_small(batch.items, positions)
         for index, block in enumerate(self.blocks):
             x = block(x, batch, last_only and index == len(self.blocks) - 1, small)
         return self.norm(x)  # type: ignore[no-any-return]
 
+    def _positions(self, packing: Packing) -> Tensor | None:
+        """The place of every event (T,), where the model looks it up: to find it, the host waits for a GPU."""
+        return None if self.positions is None else packing.positions
+
     def _embed(
-        self, items: Tensor, positions: Tensor, masked: Tensor | None = None, table: Tensor | None = None
+        self, items: Tensor, positions: Tensor | None, masked: Tensor | None = None, table: Tensor | None = None
     ) -> Tensor:
         x = (
             self.items(items) if table is None else embedding(items, table)
@@ -242,7 +247,7 @@ class SequenceModel(nn.Module):
             x = x + self.positions(positions)
         return self.dropout(x)  # type: ignore[no-any-return]
 
-    def _embed_small(self, items: Tensor, positions: Tensor) -> Tensor | None:
+    def _embed_small(self, items: Tensor, positions: Tensor | None) -> Tensor | None:
         return None if self.small is None else self.dropout(self.small(items, positions))
 
     def scores(self, batch: Batch) -> Tensor:
@@ -275,8 +280,9 @@ class SequenceModel(nn.Module):
     def prefill(self, batch: Batch, *, compact: bool = False) -> tuple[Tensor, ModelState]:
         """The hidden states after whole histories, none of them empty, (S, D), and the state for :meth:`step`."""
         self._check_causal()
-        x, states = self._embed(batch.items, batch.packing.positions), []
-        small = self._embed_small(batch.items, batch.packing.positions)
+        positions = self._positions(batch.packing)
+        x, states = self._embed(batch.items, positions), []
+        small = self._embed_small(batch.items, positions)
         for block in self._blocks():
             x, state = block.prefill(x, batch.packing, batch.timestamps, compact, small)
             states.append(state)

@@ -1,6 +1,5 @@
 """What a CUDA graph can capture: a whole training step and a serving step ask nothing of the device, on meta tensors.
 
-A meta tensor has no values: an operation that reads one on the host, or whose result's shape depends on one, raises.
 What the operators do inside, tests/benchmarks/test_host.py counts.
 """
 
@@ -10,27 +9,11 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from hyenarec_kernels.nn import HyenaMixer
+from tests.capture import Recorder, keep_bases
 
 DIM, HORIZON = 16, 40
-
-
-class Recorder(TorchDispatchMode):
-    """The operations of a step; values of the host, which a graph would keep as they were, may not go to the device."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.names: list[str] = []
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        self.names.append(str(func))
-        if isinstance(out, Tensor) and out.is_meta and func is torch.ops.aten._to_copy.default:
-            assert args[0].is_meta, f"{func} from the host"
-        return out
 
 
 @pytest.mark.parametrize("layout", ["padded", "lengths", "packed"])
@@ -69,6 +52,23 @@ def test_serving_step(order: int) -> None:
             out, state = mixer.step(x, state)
         last = mixer(packed, cu_seqlens=cu_seqlens, last_only=True)
     assert out.shape == last.shape == (3, DIM) and recorder.names.count("hyenarec.conv_step.default") == 2 * order
+
+
+@pytest.mark.parametrize("layout", ["padded", "lengths", "packed"])
+@pytest.mark.parametrize("order", [1, 2, 3])
+def test_prefill(layout: str, order: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    keep_bases(monkeypatch)
+    with torch.device("meta"):
+        mixer = HyenaMixer(DIM, HORIZON, order=order)
+        x = torch.empty((60, DIM) if layout == "packed" else (3, 20, DIM))
+        where: dict[str, Any] = {"cu_seqlens": torch.empty(4, dtype=torch.int32)} if layout == "packed" else {}
+        if layout == "lengths":
+            where = {"lengths": torch.empty(3, dtype=torch.int64)}
+    with Recorder() as recorder, torch.no_grad():
+        y, state = mixer.prefill(x, **where)
+        after, state = mixer.step(x.reshape(3, 20, DIM)[:, 0], state)
+    assert y.shape == x.shape and after.shape == (3, DIM)
+    assert recorder.names.count("hyenarec.legendre_conv.default") == order - 1
 
 
 def test_what_waits_for_the_device_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,264 @@
+"""A mixer's whole pass as one function of autograd, for calls that nothing traces or transforms.
+
+Small batches on a GPU wait for the host, and `HyenaMixer`, operation by operation with a node of autograd's for each,
+takes four times as long there (`python -m benchmarks host`). This computes the same, by the same backends, for the
+mixers that most people train: of order 2, with Legendre filters and the identity as the gate. A second derivative goes
+operation by operation too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.functional import linear
+
+from hyenarec_kernels import backends
+from hyenarec_kernels.dtypes import wide
+from hyenarec_kernels.nn.filters import LegendreFilter
+from hyenarec_kernels.nn.linear import is_plain
+from hyenarec_kernels.nn.projections import SCALE
+from hyenarec_kernels.nn.starts import first, gate_starts, last_identity, log_rates
+from hyenarec_kernels.ops.checks import autocast_dtype
+from hyenarec_kernels.ops.gated_short_conv import gated_short_conv
+from hyenarec_kernels.ops.legendre_conv import legendre_conv
+from hyenarec_kernels.ops.registration import without_autocast
+from hyenarec_kernels.segments import Segments, zero_padding
+from hyenarec_kernels.tracing import direct
+
+if TYPE_CHECKING:
+    from hyenarec_kernels.nn.mixer import HyenaMixer
+
+
+class Learned(NamedTuple):
+    """A mixer's parameters, as they are stored."""
+
+    w_in: Tensor  # (3 D, D)
+    taps: Tensor  # (3 D, W)
+    offset: Tensor  # (3 D,)
+    terms: Tensor  # (G * N,)
+    log_rate: Tensor | None  # (G,)
+    skip: Tensor  # (1, D)
+    w_out: Tensor  # (D, D)
+
+
+class Settings(NamedTuple):
+    """The rest of a call."""
+
+    starts: Tensor | None
+    ends: Tensor | None
+    scale: Tensor  # (G,) of the filter
+    horizon: int
+    dtype: torch.dtype  # of activations
+
+
+class Kept(NamedTuple):
+    """What a backward pass reads of the forward one: activations, (..., D) each, and parameters as they act."""
+
+    projected: Tensor  # (..., 3 D)
+    u: Tensor  # the values times the first gate
+    q: Tensor  # the last gate
+    v: Tensor
+    x: Tensor  # zeros in padding
+    w_in: Tensor
+    w_out: Tensor
+    taps: Tensor
+    offset: Tensor
+    coefficients: Tensor  # (G, N)
+    decay: Tensor | None  # (G,)
+
+
+def learned(mixer: HyenaMixer, x: Tensor) -> Learned | None:
+    """The parameters of ``mixer``; None where a pass of ``x`` must go operation by operation."""
+    if mixer.order != 2 or mixer.gate != "identity" or mixer.bidirectional or mixer.gate_dim:
+        return None
+    # Read where modules keep them, for their attributes take ten times as long. What is computed, by a parametrization
+    # or a hook, is not there; and a host may have put something else in the place of a layer or of a method.
+    modules: dict[str, Any] = mixer._modules
+    own, w_in, w_out, filter = mixer._parameters, modules["in_proj"], modules["out_proj"], modules["filters"][0]
+    if type(filter) is not LegendreFilter or not is_plain(w_in) or not is_plain(w_out) or "project_in" in vars(mixer):
+        return None
+    weights = filter._parameters
+    given = Learned(
+        w_in._parameters.get("weight"), own.get("short_weight"), own.get("short_bias"), weights.get("weight"),
+        weights.get("log_rate"), own.get("skip"), w_out._parameters.get("weight"),
+    )  # fmt: skip
+    missing = given.count(None) - (filter.log_rate is None)
+    return None if missing or not direct((x, *given)) else given
+
+
+def mix(mixer: HyenaMixer, given: Learned, x: Tensor, where: Segments) -> Tensor:
+    """The mixer's output, with gradients."""
+    settings = _settings(mixer, x, where)
+    if torch.is_grad_enabled() and (x.requires_grad or any(t is not None and t.requires_grad for t in given)):
+        y: Tensor = _Mix.apply(settings, x, *given)  # type: ignore[no-untyped-call]
+        return y
+    return _forward(settings, x, given)[0]
+
+
+def mix_and_keep(mixer: HyenaMixer, given: Learned, x: Tensor, where: Segments) -> tuple[Tensor, Kept]:
+    """The output and what it was made of, without gradients."""
+    return _forward(_settings(mixer, x, where), x, given)
+
+
+def _settings(mixer: HyenaMixer, x: Tensor, where: Segments) -> Settings:
+    filter: Any = mixer.filters[0]
+    return Settings(*where, filter.scale, filter.horizon, autocast_dtype(x))
+
+
+class _Mix(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, settings: Settings, x: Tensor, *parameters: Any) -> Tensor:
+        y, kept = _forward(settings, x, Learned(*parameters))
+        ctx.save_for_backward(*settings[:TENSORS], x, *parameters, *kept)
+        ctx.options = settings[TENSORS:]
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        saved = ctx.saved_tensors
+        settings, x = Settings(*saved[:TENSORS], *ctx.options), saved[TENSORS]
+        given, kept = Learned(*saved[TENSORS + 1 : ARGUMENTS]), Kept(*saved[ARGUMENTS:])
+        needs = ctx.needs_input_grad[1:]
+        with without_autocast(grad.device.type):
+            if torch.is_grad_enabled():
+                return None, *_differentiable_backward(settings, x, given, needs, grad)
+            with torch._C._AutoDispatchBelowAutograd():
+                return None, *_backward(settings, given, kept, needs, grad)
+
+
+TENSORS = 3  # among the settings
+ARGUMENTS = TENSORS + 1 + len(Learned._fields)
+
+
+def _forward(settings: Settings, x: Tensor, given: Learned) -> tuple[Tensor, Kept]:
+    with without_autocast(x.device.type), torch._C._AutoDispatchBelowAutograd():
+        return _compute(settings, x, given, _short, _long)
+
+
+def _compute(
+    settings: Settings, x: Tensor, given: Learned, short: Callable[..., Any], long: Callable[..., Any]
+) -> tuple[Tensor, Kept]:
+    """The output and what it was made of; ``short`` and ``long`` are the two convolutions."""
+    starts, ends, scale, horizon, dtype = settings
+    channels, width = given.taps.shape
+    dim, groups, windowed = channels // 3, scale.shape[0], given.log_rate is not None
+    identities, vectors = _starts(
+        dim, width, groups, given.terms.shape[0] // groups, horizon if windowed else 0, scale.dtype, scale.device
+    )
+    w_in, w_out = torch._foreach_add(identities, (given.w_in, given.w_out), alpha=SCALE)
+    stored: list[Any] = [given.taps, given.offset, given.terms]
+    stored += [given.log_rate] if windowed else []
+    precise = wide(scale.dtype)
+    if scale.dtype != precise:
+        stored, scale = [t.to(precise) for t in stored], scale.to(precise)
+    taps, offset, terms, *log_rates = torch._foreach_add(vectors, stored)
+    coefficients = scale[:, None] * terms.view(groups, -1)  # (G, N)
+    decay = log_rates[0].exp() if windowed else None
+    if x.dtype != dtype or w_in.dtype != dtype:
+        x, w_in, w_out = x.to(dtype), w_in.to(dtype), w_out.to(dtype)
+    x = zero_padding(x, Segments(starts, ends))
+    projected = linear(x, w_in)  # (..., 3 D)
+    u, q = short(projected, taps, offset, starts, ends, dim)
+    v = long(u, coefficients, decay, given.skip[0], None, q, starts, ends, horizon, False)
+    return linear(v, w_out), Kept(projected, u, q, v, x, w_in, w_out, taps, offset, coefficients, decay)
+
+
+def _backward(
+    settings: Settings, given: Learned, kept: Kept, needs: Sequence[bool], grad: Tensor
+) -> tuple[Tensor | None, ...]:
+    """The gradients of x and of the parameters; those not needed may be anything."""
+    starts, ends, scale, horizon, _ = settings
+    need_x, need_w_in, need_taps, need_offset, need_terms, need_rate, need_skip, need_w_out = needs
+    projected, u, q, v, x, w_in, w_out, taps, offset, coefficients, decay = kept
+    channels, dim = w_in.shape
+    grad = grad.reshape(-1, dim)
+    dw_out = _stored_gradient(w_out, grad, v) if need_w_out else None
+    dv = torch.mm(grad, w_out).view(u.shape)
+    du, dcoefficients, ddecay, dskip, _, dq = _served(
+        "legendre_conv", "legendre_conv_backward", (dv,),
+        (u, coefficients, decay, given.skip[0], None, q, starts, ends, horizon, False),
+        [True, need_terms, need_rate, need_skip, False, True],
+    )  # fmt: skip
+    dprojected, dtaps, doffset = _served(
+        "gated_short_conv", "gated_short_conv_backward", (du, dq),
+        (projected, taps, offset, starts, ends, dim),
+        [need_x or need_w_in, need_taps, need_offset],
+    )  # fmt: skip
+    return (
+        torch.mm(dprojected.view(-1, channels), w_in).view(x.shape) if need_x else None,
+        _stored_gradient(w_in, dprojected, x) if need_w_in else None,
+        dtaps,
+        doffset,
+        (dcoefficients * scale[:, None]).view(-1) if need_terms else None,
+        ddecay * decay if need_rate else None,
+        dskip[None] if need_skip else None,
+        dw_out,
+    )
+
+
+def _stored_gradient(whole: Tensor, grad: Tensor, x: Tensor) -> Tensor:
+    """Of the matrix stored for ``whole`` (O, I), by which x (..., I) was multiplied; `grad` (..., O) of the product."""
+    outputs, inputs = whole.shape
+    grad, x = grad.reshape(-1, outputs), x.reshape(-1, inputs)
+    if outputs > inputs and x.device.type == "cpu":  # the wider side should be the columns: hyenarec_kernels.nn.linear
+        return torch.addmm(whole.t(), x.t(), grad, beta=0, alpha=SCALE).t()
+    return torch.addmm(whole, grad.t(), x, beta=0, alpha=SCALE)  # beta 0: `whole` is not read
+
+
+def _differentiable_backward(
+    settings: Settings, x: Tensor, given: Learned, needs: Sequence[bool], grad: Tensor
+) -> tuple[Tensor | None, ...]:
+    # Views, so that a tensor given for two arguments gets each one's gradient and not twice their sum.
+    inputs = [None if t is None else t.view_as(t) for t in (x, *given)]
+    y, _ = _compute(settings, inputs[0], Learned(*inputs[1:]), _differentiable_short, _differentiable_long)  # type: ignore[arg-type]
+    wanted = [t for t, need in zip(inputs, needs, strict=True) if need and t is not None]
+    found = iter(torch.autograd.grad(y, wanted, grad, create_graph=True))
+    return tuple(next(found) if need else None for need in needs)
+
+
+def _served(operator: str, function: str, grads: tuple[Tensor, ...], arguments: tuple[Any, ...], *needs: Any) -> Any:
+    """What the backend that takes the call gives."""
+    return backends.implementation(backends.Call(function, operator, arguments))(*grads, *arguments, *needs)
+
+
+def _short(*arguments: Any) -> Any:
+    return _served("gated_short_conv", "gated_short_conv", (), arguments)
+
+
+def _long(*arguments: Any) -> Any:
+    return _served("legendre_conv", "legendre_conv", (), arguments)
+
+
+def _differentiable_short(
+    x: Tensor, taps: Tensor, offset: Tensor, starts: Tensor | None, ends: Tensor | None, dim: int
+) -> Any:
+    return gated_short_conv(x, taps, offset, dim, segments=Segments(starts, ends))
+
+
+def _differentiable_long(
+    x: Tensor, coefficients: Tensor, decay: Tensor | None, skip: Tensor, _: None, gate: Tensor, *rest: Any
+) -> Any:
+    starts, ends, horizon, _ = rest
+    where = Segments(starts, ends)
+    return legendre_conv(x, coefficients, skip, horizon=horizon, decay=decay, post_gate=gate, segments=where)
+
+
+@lru_cache(maxsize=64)
+def _starts(
+    dim: int, width: int, groups: int, terms: int, horizon: int, dtype: torch.dtype, device: torch.device
+) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, ...]]:
+    """What is added to the stored matrices, and to the vectors after them; horizon 0 is no window. Do not write to
+    them."""
+    precise = wide(dtype)
+    with torch.inference_mode(False), torch.no_grad():
+        matrices = (last_identity(3 * dim, dim, dtype, device), last_identity(dim, dim, dtype, device))
+        vectors = (
+            first(width, precise, device).repeat(3 * dim, 1),
+            gate_starts(2, dim, precise, device),
+            first(terms, precise, device).repeat(groups),
+        )
+        return matrices, (*vectors, log_rates(groups, horizon, precise, device)) if horizon else vectors
