@@ -15,7 +15,7 @@ struct ConvolveTilesBackward {
   TileConvolution<T, kEdges> with;
   Product u, dy;
   Product of_u[2], of_dy[2];  // outputs and their factors, or null: the post-gate's gradient; those of x and pre-gate
-  const float *nu, *xi;       // from earlier tiles; from later ones
+  TilesBetween<T> earlier, later;
   float* lags;                // (shares, channels, 256) or null
 
   HYENAREC_DEVICE int64_t grid() const { return with.pass.grid(); }
@@ -53,13 +53,13 @@ struct ConvolveTilesBackward {
                                 lags + (int64_t(share) * tile.channels + tile.first + c) * kTile, kTile, round != share);
         });
       if (of_u[0].value.data) {
-        with.template convolve<false>(block, shared, tile, inputs, round, nu,
+        with.template convolve<false>(block, shared, tile, inputs, round, earlier,
                                       [&](int distance) { load(distance, inputs, u); });
         if (kEdges) place(0);
         block.phase([&](int thread) { drain(thread, kThreads, tile, columns, inputs, of_u); });
       }
       if (of_dy[0].value.data || of_dy[1].value.data) {
-        with.template convolve<true>(block, shared, tile, gradients, round, xi,
+        with.template convolve<true>(block, shared, tile, gradients, round, later,
                                      [&](int distance) { load(-distance, gradients, dy); });
         if (kEdges) place(0);
         block.phase([&](int thread) { drain(thread, kThreads, tile, columns, gradients, of_dy); });

@@ -54,6 +54,19 @@ struct TilePass {
     columns.span[column] = {tiles.per_sequence ? slot.sequence : 0, slot.start, slot.length, written, number,
                             number * kColumnRows};
     columns.before[column] = place, columns.after[column] = kReach - place;
+    if (column == 0) find_most(columns, round);
+  }
+
+  // How many tiles of its sequence any of the round's tiles has before it, and behind it.
+  HYENAREC_DEVICE void find_most(Columns& columns, int round) const {
+    columns.most_before = columns.most_after = 0;
+    for (int at = round * kRoundTiles; at < (round + 1) * kRoundTiles && at < tiles.count; ++at) {
+      Slot slot = tiles.slots[at];
+      int behind = int(ceil_div(slot.length, kTile)) - 1 - slot.index;
+      if (behind < 0) continue;
+      if (slot.index > columns.most_before) columns.most_before = slot.index;
+      if (behind > columns.most_after) columns.most_after = behind;
+    }
   }
 
   HYENAREC_DEVICE bool has(const Tile& tile, int c) const {  // of the tile's channels

@@ -1,6 +1,6 @@
 // The second pass: the part inside each tile, what comes from other tiles, the filter's end, and the gates.
 #pragma once
-#include "block_moments.h"
+#include "block_between.h"
 
 namespace hyenarec::cuda {
 
@@ -53,35 +53,34 @@ struct TileConvolution {
     if (kEdges) copy(shared.edge, taps.edge, Products::table_words(TapTables::kEdgeTaps));
   }
 
-  // y = T u of the pool's tiles; then y += the edges' products with the tiles that `load(distance)` puts into the pool,
+  // nu from `between`; y = T u of the pool's tiles; then y += the edges' products with the tiles that `load(distance)` puts into the pool,
   // += the far field, and into the pool.
   template <bool kTransposed, class Block, class Load>
   HYENAREC_DEVICE void convolve(Block& block, const Shared& shared, const Tile& tile, const Pool<T>& pool, int round,
-                                const float* nu, const Load& load) const {
-    if (nu)
+                                const TilesBetween<T>& between, const Load& load) const {
+    if (between.above)
       block.phase([&](int thread) {
-        shared.nu.each_value(thread, Shape::kThreads, [&](int number, int rank, int channel) {
-          int64_t slot = round * kRoundTiles + number;
-          bool real = rank < basis.rank && tile.first + channel < tile.channels && slot < pass.tiles.count &&
-                      Nodes::exists(pass.tiles.slots[slot], kTile);
-          shared.nu.at(number, rank, channel) =
-              real ? nu[(slot * basis.rank + rank) * tile.channels + tile.first + channel] : 0.f;
-        });
+        between.come_down(thread, Shape::kThreads, pass, tile, round, kTransposed, shared.nu);
       });
     using Output = typename Products::Output;
     const Columns& columns = *shared.columns;
+    auto meet = [&](const Warp& warp, int c) {
+      if (between.moments) between.meet(warp, pass, columns, tile.first + c, c, round, kTransposed, shared.nu);
+    };
     auto products = [&](const Warp& warp, Output& y, int c, const uint32_t* table, int count, int ahead) {
       const int *reach = kTransposed ? columns.after : columns.before, *other = kTransposed ? columns.before : columns.after;
       Products::template convolve<kTransposed>(warp, y, {pool.slot(c, 0), reach, other, shared.zeros}, kReach, ahead,
                                                table + c * Products::table_words(count), count);
     };
     auto finish = [&](const Warp& warp, Output& y, int c) {
-      if (nu) TileProducts<T>::far(warp, y, c, basis, rates ? rates + tile.first : nullptr, kTransposed, shared.nu);
+      if (between.moments)
+        TileProducts<T>::far(warp, y, c, basis, rates ? rates + tile.first : nullptr, kTransposed, shared.nu);
       Products::put(warp, y, pool.slot(c, 0), 0.f);
     };
     if constexpr (!kEdges) {
       block.warps([&](const Warp& warp) {
         for (int c = warp.number; pass.has(tile, c); c += Shape::kWarps) {
+          meet(warp, c);
           Output y{};
           products(warp, y, c, shared.near, kTile, 0);
           finish(warp, y, c);
@@ -97,7 +96,10 @@ struct TileConvolution {
       });
     };
     block.warps([&](const Warp& warp) {
-      each_channel(warp, [&](Output& y, int c) { products(warp, y, c, shared.near, kTile, 0); });
+      each_channel(warp, [&](Output& y, int c) {
+        meet(warp, c);
+        products(warp, y, c, shared.near, kTile, 0);
+      });
     });
     for (int edge = 0; edge < taps.edges; ++edge) {
       load(taps.distance + edge);
@@ -118,7 +120,7 @@ struct ConvolveTiles {
   TileConvolution<T, kEdges> with;
   Product source;
   Product output[2];  // the second is null
-  const float* nu;
+  TilesBetween<T> between;
 
   HYENAREC_DEVICE int64_t grid() const { return with.pass.grid(); }
   HYENAREC_DEVICE int shared_bytes() const { return with.shared_bytes(1); }
@@ -138,7 +140,7 @@ struct ConvolveTiles {
         block.phase([&](int thread) { fill(thread, kThreads, tile, *shared.columns, pool, source); });
       };
       load(0);
-      with.template convolve<false>(block, shared, tile, pool, round, nu, load);
+      with.template convolve<false>(block, shared, tile, pool, round, between, load);
       if (kEdges)
         block.phase([&](int thread) {
           if (thread < kRoundColumns) pass.place(*shared.columns, thread, round, 0);

@@ -15,6 +15,10 @@ namespace hyenarec::cuda {
 template <class T>
 constexpr int kFinePlanes = sizeof(T) == 4 ? 1 : 2;
 
+// What moments are multiplied in: float16 has no room for them, which may be 16 times as large as the rows.
+template <class T>
+using MomentType = std::conditional_t<std::is_same_v<T, Bfloat16>, Bfloat16, Float32>;
+
 // Q (256, rank) as operands of products, a lane's words side by side; ranks in steps of 16.
 //     in     Q^T (ranks, rows): [kDepth rows][16 ranks][plane][lane][4]
 //     out    Q^T (ranks, rows): [kDepth ranks][8 rows][lane][2]
@@ -28,7 +32,7 @@ struct Basis {
   }
   template <class T>
   HYENAREC_DEVICE int64_t out_words() const {
-    return int64_t(steps * 16 / TensorCore<T>::kDepth) * (kTile / 8) * 32 * 2;
+    return int64_t(steps * 16 / TensorCore<MomentType<T>>::kDepth) * (kTile / 8) * 32 * 2;
   }
 };
 
@@ -53,6 +57,7 @@ struct RoundMoments {
 template <class T>
 struct TileProducts {
   using Core = TensorCore<T>;
+  using Far = TensorCore<MomentType<T>>;
   using Products = Toeplitz<T>;
   using Shape = TileBlock<T>;
   static constexpr int kEach = Shape::kEach, kInWord = Core::kInWord, kDepth = Core::kDepth;
@@ -124,14 +129,14 @@ struct TileProducts {
   static HYENAREC_DEVICE void far(const Warp& warp, typename Products::Output& y, int channel, const Basis& basis,
                                   const float* rates, bool reversed, const RoundMoments& nu) {
     const float rate = rates ? rates[channel] : 0.f;
-    HYENAREC_ONE_BY_ONE for (int step = 0; step < basis.steps * 16 / kDepth; ++step) {
+    HYENAREC_ONE_BY_ONE for (int step = 0; step < basis.steps * 16 / Far::kDepth; ++step) {
       PerLane<Words<4>> held;
       warp.lanes([&](int lane) {
         each<4>([&](auto w) {
-          int rank = step * kDepth + lane % 4 * kInWord + w.value / 2 * (kDepth / 2);
+          int rank = step * Far::kDepth + lane % 4 * Far::kInWord + w.value / 2 * (Far::kDepth / 2);
           int tile = lane / 4 / kTileColumns + w.value % 2 * 2;
           auto value = [&](int beside) { return nu.at(tile, rank + beside, channel); };
-          held[lane].word[w.value] = word(value(0), kInWord == 2 ? value(1) : 0.f);
+          held[lane].word[w.value] = word(value(0), Far::kInWord == 2 ? value(1) : 0.f);
         });
       });
       HYENAREC_ONE_BY_ONE for (int place = 0; place < kTileColumns; ++place) {
@@ -149,9 +154,9 @@ struct TileProducts {
             b[lane] = {{v.word[0], v.word[1]}};
           });
           auto& sum = y[eight.value];
-          if (!rates) return Core::multiply(sum, a, b);
+          if (!rates) return Far::multiply(sum, a, b);
           PerLane<Accumulator> c{};
-          Core::multiply(c, a, b);
+          Far::multiply(c, a, b);
           warp.lanes([&](int lane) {
             each<2>([&](auto beside) {
               int row = place * kColumnRows + eight.value * 8 + lane % 4 * 2 + beside.value;
@@ -168,7 +173,7 @@ struct TileProducts {
 
  private:
   static HYENAREC_DEVICE uint32_t word(float low, float high) {
-    if constexpr (kInWord == 2) return packed<T>(low, high);
+    if constexpr (Far::kInWord == 2) return packed<MomentType<T>>(low, high);
     else return float_to_bits(low);
   }
 
@@ -184,10 +189,29 @@ struct TileProducts {
   }
 };
 
+// Moments as the right operands of products between tiles: (channels, slots, ranks in steps of 16), a tile's in the order
+// in which a lane has both of its words side by side.
+template <class T>
+struct MomentWords {
+  using Core = TensorCore<MomentType<T>>;
+  static constexpr int kInWord = Core::kInWord, kDepth = Core::kDepth;
+  uint32_t* words;
+
+  static HYENAREC_DEVICE int count(int steps) { return steps * 16 / kInWord; }  // of a tile
+  HYENAREC_DEVICE void put(int64_t tile, int steps, int number, const float* of_ranks) const {
+    int lane = number / 2 % 4, step = number / 8, rank = step * kDepth + number % 2 * (kDepth / 2) + lane * kInWord;
+    uint32_t& word = words[tile * count(steps) + number];
+    if constexpr (kInWord == 2) word = packed<MomentType<T>>(of_ranks[rank], of_ranks[rank + 1]);
+    else word = float_to_bits(of_ranks[rank]);
+  }
+};
+
+template <class T>
 struct MomentsInput {
   Product source;
-  bool reversed;   // scaled as the transposed operator's input
-  float* moments;  // (slots, rank, channels)
+  bool reversed;         // scaled as the transposed operator's input
+  float* moments;        // (slots, rank, channels), or null
+  MomentWords<T> words;  // or of null
 };
 
 // The first pass: moments of every tile. kFine: the planes of Q that are used.
@@ -199,7 +223,7 @@ struct TileMoments {
   int inputs;
   Basis basis;
   const float* rates;  // (channels,) or null
-  MomentsInput input[2];
+  MomentsInput<T> input[2];
 
   HYENAREC_DEVICE int64_t grid() const { return pass.grid() * inputs; }
   HYENAREC_DEVICE int held_bytes() const {
@@ -213,7 +237,7 @@ struct TileMoments {
     auto& columns = *reinterpret_cast<Columns*>(shared + Shape::kZeros);
     RoundMoments held{reinterpret_cast<float*>(&columns + 1), basis.steps * 16, pass.tile_channels()};
     const Pool<T> pool = pass.pool(reinterpret_cast<char*>(held.values) + held_bytes());
-    const MomentsInput& from = input[index / pass.groups() % inputs];
+    const MomentsInput<T>& from = input[index / pass.groups() % inputs];
     const Tile tile = pass.tile(index);
     for (int round = int(index / pass.groups() / inputs); round < pass.rounds(); round += pass.shares) {
       block.phase([&](int thread) {
@@ -226,6 +250,15 @@ struct TileMoments {
                                                  from.reversed, held);
       });
       block.phase([&](int thread) {
+        int each = MomentWords<T>::count(basis.steps), all = kRoundTiles * each * held.channels;
+        for (int i = thread; from.words.words && i < all; i += kThreads) {
+          int word = i % each, number = i / each % kRoundTiles, channel = i / each / kRoundTiles;
+          int64_t slot = round * kRoundTiles + number;
+          if (tile.first + channel < tile.channels && slot < pass.tiles.count)
+            from.words.put((tile.first + channel) * int64_t(pass.tiles.count) + slot, basis.steps, word,
+                           &held.at(number, 0, channel));
+        }
+        if (!from.moments) return;
         held.each_value(thread, kThreads, [&](int number, int rank, int channel) {
           int64_t slot = round * kRoundTiles + number;
           if (rank < basis.rank && tile.first + channel < tile.channels && slot < pass.tiles.count)

@@ -1,6 +1,6 @@
 // From coefficients and decays to what the tiles read, in one launch, and the gradients back.
 #pragma once
-#include "block_levels.h"
+#include "block_between.h"
 
 namespace hyenarec::cuda {
 
@@ -35,14 +35,17 @@ template <class T>
 struct PrepareBlocks {
   using Products = Toeplitz<T>;
   using Core = TensorCore<T>;
+  using Far = TensorCore<MomentType<T>>;
 
   static constexpr int kThreads = 256, kSharedBytes = 0, kBlocks = 1;
   Samples samples;
   Channels channels;
   const float* skip;  // or null
   TapWords near, edge;
-  int64_t table_rows;
-  float* tables;  // (table rows, groups)
+  int64_t first_row, table_rows;  // of the tables of levels above the first, behind those of taps
+  float* tables;                  // (table rows, groups)
+  LevelShape shape;               // of the first level, whose tables are operands of products
+  uint32_t* between[2];           // of TilesBetween: M, and transposed; or null
   float* rates;   // (channels,) or null
   const float* basis;
   Basis made;
@@ -55,7 +58,7 @@ struct PrepareBlocks {
   }
   HYENAREC_DEVICE int64_t threads() const {
     int64_t sum = taps(near) + taps(edge) + table_rows * samples.groups + (rates ? channels.count : 0) +
-                  made.in_words<T>() + made.out_words<T>();
+                  made.in_words<T>() + made.out_words<T>() + between_words(0) + between_words(1);
     for (int i = 0; i < levels; ++i) sum += slots[i].count;
     return sum;
   }
@@ -73,7 +76,7 @@ struct PrepareBlocks {
     if (mine(taps(near))) return tap_word(near, i);
     if (mine(taps(edge))) return tap_word(edge, i);
     if (mine(table_rows * samples.groups)) {
-      tables[i] = samples.value(kTapRows + i / samples.groups, int(i % samples.groups));
+      tables[i] = samples.value(first_row + i / samples.groups, int(i % samples.groups));
       return;
     }
     if (mine(rates ? channels.count : 0)) {
@@ -82,6 +85,8 @@ struct PrepareBlocks {
     }
     if (mine(made.in_words<T>())) return in_word(i);
     if (mine(made.out_words<T>())) return out_word(i);
+    for (int transposed = 0; transposed < 2; ++transposed)
+      if (mine(between_words(transposed))) return between_word(transposed, i);
     for (int level = 0; level < levels; ++level)
       if (mine(slots[level].count)) return slots[level].one(i);
   }
@@ -94,11 +99,12 @@ struct PrepareBlocks {
 
   HYENAREC_DEVICE void tap_word(const TapWords& to, int64_t i) const {
     int size = Products::table_words(to.rows), channel = int(i / size), lag = int(i % size) - Products::kBefore;
-    to.words[i] = word(tap(to, channel, lag), Core::kInWord == 2 ? tap(to, channel, lag - 1) : 0.f);
+    to.words[i] = word<T>(tap(to, channel, lag), Core::kInWord == 2 ? tap(to, channel, lag - 1) : 0.f);
   }
 
+  template <class As>
   static HYENAREC_DEVICE uint32_t word(float low, float high) {
-    if constexpr (Core::kInWord == 2) return packed<T>(low, high);
+    if constexpr (sizeof(As) == 2) return packed<As>(low, high);
     else return float_to_bits(low);
   }
   HYENAREC_DEVICE float q(int row, int rank) const { return basis[row * made.steps * 16 + rank]; }
@@ -112,14 +118,31 @@ struct PrepareBlocks {
       float all = beside < Core::kInWord ? q(row + beside, rank) : 0.f;
       return plane ? all - float(T::of(all)) : all;
     };
-    in[i] = word(part(0), part(1));
+    in[i] = word<T>(part(0), part(1));
   }
 
   HYENAREC_DEVICE void out_word(int64_t i) const {
-    constexpr int D = Core::kDepth;
+    constexpr int D = Far::kDepth;
     int lane = int(i / 2 % 32), row = int(i / 64 % (kTile / 8)) * 8 + lane / 4;
-    int rank = int(i / 64 / (kTile / 8)) * D + lane % 4 * Core::kInWord + int(i % 2) * (D / 2);
-    out[i] = word(q(row, rank), Core::kInWord == 2 ? q(row, rank + 1) : 0.f);
+    int rank = int(i / 64 / (kTile / 8)) * D + lane % 4 * Far::kInWord + int(i % 2) * (D / 2);
+    out[i] = word<MomentType<T>>(q(row, rank), Far::kInWord == 2 ? q(row, rank + 1) : 0.f);
+  }
+
+  HYENAREC_DEVICE int64_t between_words(int transposed) const {
+    return between[transposed] ? int64_t(shape.distances()) * samples.groups * TilesBetween<T>::table_words(made.steps) : 0;
+  }
+  HYENAREC_DEVICE void between_word(int transposed, int64_t i) const {
+    constexpr int D = Far::kDepth;
+    int depths = made.steps * 16 / D, w = int(i % 4), lane = int(i / 4 % 32), depth = int(i / 128 % depths);
+    int row = int(i / 128 / depths % made.steps) * 16 + lane / 4 + w % 2 * 8;
+    int64_t table = i / 128 / depths / made.steps;
+    int column = depth * D + lane % 4 * Far::kInWord + w / 2 * (D / 2), group = int(table % samples.groups);
+    auto entry = [&](int beside) {
+      int r = transposed ? column + beside : row, s = transposed ? row : column + beside;
+      if (r >= shape.rank || s >= shape.rank || beside >= Far::kInWord) return 0.f;
+      return samples.value(kTapRows + (table / samples.groups * shape.rank + r) * shape.rank + s, group);
+    };
+    between[transposed][i] = word<MomentType<T>>(entry(0), entry(1));
   }
 };
 

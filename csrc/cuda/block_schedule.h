@@ -52,15 +52,17 @@ class BlockRun {
   void forward() {
     prepare();
     Product source{a_.x, a_.pre_gate};
-    float* nu = nullptr;
+    TilesBetween<T> between{};
     if (levels_) {
-      Moments mu = moments();
-      tile_moments<1>({{source, false, mu[0]}}, 1);
+      Moments mu = moments(levels_ > 1);
+      MomentWords<T> words = moment_words();
+      tile_moments<1>({{source, false, mu[0], words}}, 1);
       up(mu, false);
-      nu = across(mu, false);
+      between = tiles_between(words, across(mu, false), false);
     }
     with_edges([&](auto edges) {
-      ConvolveTiles<T, edges.value> program{convolution<edges.value>(), source, {{a_.out, a_.post_gate}, {}}, nu};
+      ConvolveTiles<T, edges.value> program{convolution<edges.value>(), source, {{a_.out, a_.post_gate}, {}},
+                                             between};
       start(program, program.with.pass);
     });
     zero_rest({a_.out, {}, {}});
@@ -71,21 +73,27 @@ class BlockRun {
     Product u{a_.x, a_.pre_gate}, dy{a_.grad, a_.post_gate};
     bool need_filter = a_.dcoefficients || a_.ddecay, need_lags = need_filter || a_.dskip;
     bool need_input = a_.dx.data || a_.dpre_gate.data, need_post = a_.dpost_gate.data;
-    float *nu = nullptr, *xi = nullptr, *tables = nullptr;
+    float* tables = nullptr;
+    TilesBetween<T> earlier{}, later{};
     if (levels_ && need_filter) tables = workspace_.take<float>(table_rows() * channels_.count);
     if (levels_) {
-      Moments mu = moments(), eta = moments();
-      tile_moments<kFinePlanes<T>>({{u, false, mu[0]}, {dy, true, eta[0]}}, 2);
-      up(mu, false);
-      up(eta, true);
+      bool up_and_down = levels_ > 1;
+      Moments mu = moments(need_filter || (need_post && up_and_down));
+      Moments eta = moments(need_filter || (need_input && up_and_down));
+      MomentWords<T> mu_words{}, eta_words{};
+      if (need_post) mu_words = moment_words();
+      if (need_input) eta_words = moment_words();
+      tile_moments<kFinePlanes<T>>({{u, false, mu[0], mu_words}, {dy, true, eta[0], eta_words}}, 2);
+      if (mu[0]) up(mu, false);
+      if (eta[0]) up(eta, true);
       if (need_filter) tables_gradient(mu, eta, tables);
-      if (need_post) nu = across(mu, false);
-      if (need_input) xi = across(eta, true);
+      if (need_post) earlier = tiles_between(mu_words, across(mu, false), false);
+      if (need_input) later = tiles_between(eta_words, across(eta, true), true);
     }
     float* near = nullptr;
     with_edges([&](auto edges) {
       ConvolveTilesBackward<T, edges.value> program{convolution<edges.value>(), u, dy, {{a_.dpost_gate, a_.grad}, {}},
-                                                    {{a_.dx, a_.pre_gate}, {a_.dpre_gate, a_.x}}, nu, xi, nullptr};
+                                                    {{a_.dx, a_.pre_gate}, {a_.dpre_gate, a_.x}}, earlier, later, nullptr};
       near = sums(program, program.with.pass, need_lags ? kTile : 0);
       if (need_input || need_post || need_lags) start(program, program.with.pass);
       zero_rest({a_.dx, a_.dpre_gate, a_.dpost_gate});
@@ -107,9 +115,10 @@ class BlockRun {
   static constexpr int kPassBlocks = 528;
   using Moments = std::vector<float*>;
 
-  int64_t table_rows() const {
+  // Of the levels from `first` on.
+  int64_t table_rows(int first = 0) const {
     int64_t rows = 0;
-    for (int i = 0; i < levels_; ++i) rows += int64_t(shapes_[i].distances()) * shapes_[i].rank * shapes_[i].rank;
+    for (int i = first; i < levels_; ++i) rows += int64_t(shapes_[i].distances()) * shapes_[i].rank * shapes_[i].rank;
     return rows;
   }
 
@@ -182,25 +191,42 @@ class BlockRun {
       return workspace_.take<uint32_t>(int64_t(channels_.count) * Toeplitz<T>::table_words(taps));
     };
     near_ = words(kTile), edge_ = edges_ ? words(TapTables::kEdgeTaps) : nullptr;
-    tables_ = workspace_.take<float>(table_rows() * a_.groups);
+    tables_ = workspace_.take<float>(table_rows(1) * a_.groups);
+    bool outwards = a_.out.data || a_.dpost_gate.data, inwards = a_.dx.data || a_.dpre_gate.data;
+    auto between = [&](bool needed) {
+      int64_t tables = int64_t(shapes_[0].distances()) * a_.groups;
+      return levels_ && needed ? workspace_.take<uint32_t>(tables * TilesBetween<T>::table_words(basis_.steps)) : nullptr;
+    };
+    between_[0] = between(outwards), between_[1] = between(inwards);
     rates_ = a_.decay ? workspace_.take<float>(channels_.count) : nullptr;
     auto *in = workspace_.take<uint32_t>(basis_.in_words<T>()), *out = workspace_.take<uint32_t>(basis_.out_words<T>());
     basis_.in = in, basis_.out = out;
     PrepareBlocks<T> program{samples_, channels_, a_.skip, {near_, 0, kTile}, {edge_, kTile, TapTables::kEdgeTaps},
-                             table_rows(), tables_, rates_, basis, basis_, in, out, std::max(levels_, 1), {}};
+                             kTapRows + table_rows() - table_rows(1), table_rows(1), tables_, shapes_[0],
+                             {between_[0], between_[1]}, rates_, basis, basis_, in, out, std::max(levels_, 1), {}};
     std::copy(locate_, locate_ + kMostBlockLevels, program.slots);
     machine_.start(program, program.grid());
   }
 
-  Moments moments() {
-    Moments held;
-    for (int i = 0; i < levels_; ++i)
-      held.push_back(workspace_.take<float>(int64_t(nodes_[i].count) * shapes_[i].rank * channels_.count));
+  // Of every level, (slots, rank, channels); null where not needed.
+  Moments moments(bool needed) {
+    Moments held(size_t(levels_), nullptr);
+    for (int i = 0; i < levels_ && needed; ++i)
+      held[size_t(i)] = workspace_.take<float>(int64_t(nodes_[i].count) * shapes_[i].rank * channels_.count);
     return held;
+  }
+  MomentWords<T> moment_words() {
+    int64_t tiles = int64_t(nodes_[0].count) * channels_.count;
+    return {workspace_.take<uint32_t>(tiles * MomentWords<T>::count(basis_.steps))};
+  }
+  TilesBetween<T> tiles_between(const MomentWords<T>& moments, const float* above, bool reversed) const {
+    bool top = levels_ == 1;
+    return {moments.words, between_[reversed], shapes_[0], basis_.steps, top ? Nodes{} : nodes_[1],
+            top ? 0 : shapes_[1].rank, above, transfers_[0], rates_};
   }
 
   template <int kFine>
-  void tile_moments(const std::vector<MomentsInput>& inputs, int count) {
+  void tile_moments(const std::vector<MomentsInput<T>>& inputs, int count) {
     TileMoments<T, kFine> program{pass(), count, basis_, rates_, {}};
     std::copy(inputs.begin(), inputs.end(), program.input);
     start(program, program.pass);
@@ -214,10 +240,11 @@ class BlockRun {
     }
   }
 
+  // Through the levels above the first: what its tiles' parents have. Null: there are none.
   float* across(const Moments& held, bool reversed) {
     float* above = nullptr;
-    int64_t row = table_rows();
-    for (int i = levels_ - 1; i >= 0; --i) {
+    int64_t row = table_rows(1);
+    for (int i = levels_ - 1; i > 0; --i) {
       row -= int64_t(shapes_[i].distances()) * shapes_[i].rank * shapes_[i].rank;
       bool top = i + 1 == levels_;
       float* nu = workspace_.take<float>(int64_t(nodes_[i].count) * shapes_[i].rank * channels_.count);
@@ -288,6 +315,7 @@ class BlockRun {
   Samples samples_{};
   Basis basis_{};
   uint32_t *near_ = nullptr, *edge_ = nullptr;
+  uint32_t* between_[2] = {};
   float *tables_ = nullptr, *rates_ = nullptr;
   const float* transfers_[kMostBlockLevels] = {};
 };
