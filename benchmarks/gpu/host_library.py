@@ -138,8 +138,8 @@ def toeplitz_host(target: Path, blocks: int = 4, shared: int = FULL_SHARED, sour
     return ToeplitzHost(target)
 
 
-def block_host(target: Path, source: Path = SOURCE) -> BlockHost:
-    _compile("host_blocks.cpp", target, source)
+def block_host(target: Path, shared: int = FULL_SHARED, source: Path = SOURCE) -> BlockHost:
+    _compile("host_blocks.cpp", target, source, f"-DHYENAREC_SHARED={shared}")
     return BlockHost(target)
 
 

@@ -1,194 +1,117 @@
 // The second pass backward: all row gradients of a tile from one reading, and the gradient of the taps inside tiles.
 //
 // y is computed again for the post-gate's gradient, du = H^T dy for those of x and pre-gate; the taps' gradient is the
-// correlation of dy with u, which a block keeps in registers while it takes one tile after the other. What of that
-// belongs to the filter's end is a launch of its own, for few tiles have it.
+// correlation of dy with u. What of that belongs to the filter's end is a launch of its own, for few tiles have it.
 #pragma once
-#include "block_output.h"
+#include "block_forward.h"
 
 namespace hyenarec::cuda {
 
-// The sums of a warp's correlations: c[m, k] is lag 16 k + m.
-template <class S>
-struct LagSums {
-  PerLane<Accumulator> of[S::kEach][2];
-
-  HYENAREC_DEVICE void store(const Warp& warp, int channel, int count, float* partial) const {
-    each<S::kEach>([&](auto i) {
-      int c = channel + warp.number * S::kEach + i.value;
-      if (c >= count) return;
-      warp.lanes([&](int lane) {
-        each<2>([&](auto half) {
-          each<4>([&](auto v) {
-            int lag = 16 * (half.value * 8 + lane % 4 * 2 + v.value % 2) + lane / 4 + v.value / 2 * 8;
-            partial[int64_t(c) * kTile + lag] = of[i.value][half.value][lane].value[v.value];
-          });
-        });
-      });
-    });
-  }
-};
-
-template <class T>
+template <class T, bool kEdges>
 struct ConvolveTilesBackward {
-  using S = NarrowTile<T>;
-  static constexpr int kThreads = S::kThreads, kBlocks = 2;
-  // A channel: u; its floats, later y; dy; du.
-  static constexpr int kY = S::kInput, kDy = kY + S::kResult, kDu = kDy + S::kInput;
-  static constexpr int kStride = kDu + S::kResult + S::kSkewed, kSharedBytes = S::kChannels * kStride;
-  static_assert(S::kPlain <= S::kResult && kSharedBytes <= 99 * 1024);
+  using Shape = TileBlock<T>;
+  using Products = Toeplitz<T>;
+  static constexpr int kThreads = Shape::kThreads, kBlocks = kEdges || sizeof(T) == 4 ? 1 : 2;
+  TileConvolution<T, kEdges> with;
+  Product u, dy;
+  Product of_u[2], of_dy[2];  // outputs and their factors, or null: the post-gate's gradient; those of x and pre-gate
+  TilesBetween<T> earlier, later;
+  float* lags;                // (shares, channels, 256) or null
 
-  Nodes tiles;
-  Channels channels;
-  int groups, shares, rows;
-  Product u, dy, to_post, to_x, to_pre;  // the last three: an output and its factor, or null
-  AllTaps taps;
-  FarField far, far_transposed;
-  float* lags;  // (shares, channels, 256) or null
-
-  int64_t grid() const { return int64_t(shares) * groups; }
+  HYENAREC_DEVICE int64_t grid() const { return with.pass.grid(); }
+  HYENAREC_DEVICE int shared_bytes() const { return with.shared_bytes(2); }
 
   template <class Block>
   HYENAREC_DEVICE void operator()(Block& block, int64_t index, void* memory) const {
-    auto* shared = static_cast<char*>(memory);
-    int channel = int(index % groups) * S::kChannels, share = int(index / groups);
-    bool need_post = to_post.value.data, need_input = to_x.value.data || to_pre.value.data;
-    Kept<LagSums<S>, S::kWarps> kept{};
-    for (int number = share; number < tiles.count; number += shares) {
-      Slot slot = tiles.slots[number];
-      bool exists = Nodes::exists(slot, kTile);
-      if (!exists && !tiles.per_sequence) continue;
-      for (int round = 0; exists && round <= taps.edges; ++round) {
-        EdgePair pair = taps.pair(round);
-        bool before = slot.index >= pair.distance;
-        bool behind = (int64_t(slot.index) + pair.distance) * kTile < slot.length;
-        if (!before && !behind) continue;
-        load(block, shared, slot, channel, pair.distance);
-        block.warps([&](const Warp& warp) {
-          if (round == 0 && lags) {
-            each<S::kEach>([&](auto i) {
-              char* at = S::at(shared, kStride, warp.number * S::kEach + i.value);
-              correlate_blocks<true, S::kPlanes>(warp, kept[warp.number].of[i.value], at + kY, at + kDy, 0);
-            });
-            warp.sync();
-          }
-          HYENAREC_ONE_BY_ONE
-          for (int i = 0; i < S::kEach; ++i) {
-            int c = warp.number * S::kEach + i;
-            char* at = S::at(shared, kStride, c);
-            if (channel + c >= channels.count) {
-              clear_channel(warp, at + kY);
-              clear_channel(warp, at + kDu);
-            } else if (round == 0) {
-              if (need_post)
-                convolve_channel<false, true, S::kPlanes>(warp, taps.near, channel + c, pair.blocks, at, at + kY);
-              if (need_input)
-                convolve_channel<true, true, S::kPlanes>(warp, taps.near, channel + c, pair.blocks, at + kDy, at + kDu);
-            } else {
-              if (before && need_post)
-                convolve_channel<false, false, S::kPlanes>(warp, taps.edge, channel + c, pair.blocks, at, at + kY);
-              if (behind && need_input)
-                convolve_channel<true, false, S::kPlanes>(warp, taps.edge, channel + c, pair.blocks, at + kDy, at + kDu);
-            }
-          }
+    const auto shared = with.layout(memory);
+    const TilePass<T>& pass = with.pass;
+    const Tile tile = pass.tile(index);
+    const int share = int(index / pass.groups());
+    Columns& columns = *shared.columns;
+    const Pool<T> inputs = pass.pool(shared.pools), gradients = pass.pool(shared.pools + pass.pool_bytes());
+    block.phase([&](int thread) { with.begin(thread, shared, tile); });
+    for (int round = share; round < pass.rounds(); round += pass.shares) {
+      auto place = [&](int distance) {
+        block.phase([&](int thread) {
+          if (thread < kRoundColumns) pass.place(columns, thread, round, distance);
         });
+      };
+      auto load = [&](int distance, const Pool<T>& pool, const Product& from) {
+        place(distance);
+        block.phase([&](int thread) { fill(thread, kThreads, tile, columns, pool, from); });
+      };
+      place(0);
+      block.phase([&](int thread) {
+        fill(thread, kThreads, tile, columns, inputs, u);
+        fill(thread, kThreads, tile, columns, gradients, dy);
+      });
+      if (lags)
+        block.warps([&](const Warp& warp) {
+          for (int c = warp.number; pass.has(tile, c); c += Shape::kWarps)
+            Products::correlate(warp, {gradients.slot(c, 0), columns.after, columns.before, shared.zeros},
+                                {inputs.slot(c, 0), columns.before, columns.after, shared.zeros}, 0,
+                                lags + (int64_t(share) * tile.channels + tile.first + c) * kTile, kTile, round != share);
+        });
+      if (of_u[0].value.data) {
+        with.template convolve<false>(block, shared, tile, inputs, round, earlier,
+                                      [&](int distance) { load(distance, inputs, u); });
+        if (kEdges) place(0);
+        block.phase([&](int thread) { drain(thread, kThreads, tile, columns, inputs, of_u); });
       }
-      block.warps([&](const Warp& warp) {
-        OutputTile<T, S> tile{tiles, channels, number, slot, channel, rows};
-        if (need_post)
-          tile.each_row(warp, shared + kY, kStride, far,
-                        [&](const Place& place, const float(&y)[S::kVector], bool real) {
-                          tile.put(to_post, place, y, real);
-                        });
-        if (need_input)
-          tile.each_row(warp, shared + kDu, kStride, far_transposed,
-                        [&](const Place& place, const float(&du)[S::kVector], bool real) {
-                          tile.put(to_x, place, du, real);
-                          tile.put(to_pre, place, du, real);
-                        });
-      });
+      if (of_dy[0].value.data || of_dy[1].value.data) {
+        with.template convolve<true>(block, shared, tile, gradients, round, later,
+                                     [&](int distance) { load(-distance, gradients, dy); });
+        if (kEdges) place(0);
+        block.phase([&](int thread) { drain(thread, kThreads, tile, columns, gradients, of_dy); });
+      }
     }
-    if (lags)
-      block.warps([&](const Warp& warp) {
-        kept[warp.number].store(warp, channel, channels.count, lags + int64_t(share) * channels.count * kTile);
-      });
-  }
-
- private:
-  // Puts u of the tile `distance` before the slot's, and dy of that behind it, into shared memory.
-  template <class Block>
-  HYENAREC_DEVICE void load(Block& block, char* shared, const Slot& slot, int channel, int distance) const {
-    block.phase([&](int thread) {
-      Piece piece(thread);
-      int64_t batch = tiles.per_sequence ? slot.sequence : 0;
-      int at = channel + piece.column * S::kVector;
-      float values[4][S::kVector];
-      read_piece<T>(values, u, TileRows(slot, -distance), piece, batch, at, channels.count);
-      store_piece<S>(values, shared, kStride, piece);
-      if (distance == 0 && lags) store_plain<S>(values, shared + kY, kStride, piece, false);
-      read_piece<T>(values, dy, TileRows(slot, distance), piece, batch, at, channels.count);
-      store_piece<S>(values, shared + kDy, kStride, piece);
-      clear_zeros<S>(shared, kStride, thread);
-      clear_zeros<S>(shared + kDy, kStride, thread);
-    });
+    if (lags && share >= pass.rounds()) pass.clear(block, tile, lags, share, kTile);
   }
 };
 
-// The gradient of 256 taps, from pairs of tiles `distance` apart: of rows 16 (k + shift) + m apart in their tiles.
+// The gradient of the 512 taps of the filter's end, from the pairs of tiles that it cuts.
 template <class T>
 struct CorrelateTiles {
-  using S = NarrowTile<T>;
-  static constexpr int kThreads = S::kThreads, kBlocks = 2;
-  static constexpr int kDy = S::kPlain + 16 * int(sizeof(float));  // a channel: the floats of u; dy
-  static constexpr int kStride = kDy + S::kInput + S::kSkewed, kSharedBytes = S::kChannels * kStride;
-
-  struct Pair {
-    int distance, shift;
-  };
-
-  Nodes tiles;
-  Channels channels;
-  int groups, shares;
+  using Shape = TileBlock<T>;
+  using Products = Toeplitz<T>;
+  static constexpr int kThreads = Shape::kThreads, kBlocks = sizeof(T) == 4 ? 1 : 2;
+  TilePass<T> pass;
+  int edges, distance;  // as in TapTables
   Product u, dy;
-  int count;
-  Pair pairs[kMostEdges];
-  float* lags;  // (shares, channels, 256)
+  float* lags;  // (shares, channels, 512)
 
-  int64_t grid() const { return int64_t(shares) * groups; }
+  HYENAREC_DEVICE int64_t grid() const { return pass.grid(); }
+  HYENAREC_DEVICE int shared_bytes() const { return Shape::kZeros + Shape::kColumns + 2 * pass.pool_bytes(); }
 
   template <class Block>
   HYENAREC_DEVICE void operator()(Block& block, int64_t index, void* memory) const {
     auto* shared = static_cast<char*>(memory);
-    int channel = int(index % groups) * S::kChannels, share = int(index / groups);
-    Kept<LagSums<S>, S::kWarps> kept{};
-    for (int number = share; number < tiles.count; number += shares) {
-      Slot slot = tiles.slots[number];
-      if (!Nodes::exists(slot, kTile)) continue;
-      for (int which = 0; which < count; ++which) {
-        Pair pair = pairs[which];
-        if (slot.index < pair.distance) continue;
-        block.phase([&](int thread) {
-          Piece piece(thread);
-          int64_t batch = tiles.per_sequence ? slot.sequence : 0;
-          int at = channel + piece.column * S::kVector;
-          float values[4][S::kVector];
-          read_piece<T>(values, u, TileRows(slot, -pair.distance), piece, batch, at, channels.count);
-          store_plain<S>(values, shared, kStride, piece, true);
-          read_piece<T>(values, dy, TileRows(slot, 0), piece, batch, at, channels.count);
-          store_piece<S>(values, shared + kDy, kStride, piece);
-          clear_zeros<S>(shared + kDy, kStride, thread);
-        });
+    auto& columns = *reinterpret_cast<Columns*>(shared + Shape::kZeros);
+    char* pools = reinterpret_cast<char*>(&columns + 1);
+    const Pool<T> inputs = pass.pool(pools), gradients = pass.pool(pools + pass.pool_bytes());
+    const Tile tile = pass.tile(index);
+    const int share = int(index / pass.groups());
+    auto load = [&](int round, int before, const Pool<T>& pool, const Product& from) {
+      block.phase([&](int thread) {
+        if (thread < kRoundColumns) pass.place(columns, thread, round, before);
+        if (thread < Shape::kZeros / 4) reinterpret_cast<uint32_t*>(shared)[thread] = 0;
+      });
+      block.phase([&](int thread) { fill(thread, kThreads, tile, columns, pool, from); });
+    };
+    for (int round = share; round < pass.rounds(); round += pass.shares) {
+      load(round, 0, gradients, dy);
+      for (int edge = 0; edge < edges; ++edge) {
+        load(round, distance + edge, inputs, u);
         block.warps([&](const Warp& warp) {
-          each<S::kEach>([&](auto i) {
-            char* at = S::at(shared, kStride, warp.number * S::kEach + i.value);
-            correlate_blocks<false, S::kPlanes>(warp, kept[warp.number].of[i.value], at, at + kDy, pair.shift);
-          });
+          for (int c = warp.number; pass.has(tile, c); c += Shape::kWarps)
+            Products::correlate(warp, {gradients.slot(c, 0), columns.after, columns.before, shared},
+                                {inputs.slot(c, 0), columns.before, columns.after, shared}, TapTables::ahead(edge),
+                                lags + (int64_t(share) * tile.channels + tile.first + c) * TapTables::kEdgeTaps,
+                                TapTables::kEdgeTaps, edge > 0 || round != share);
         });
       }
     }
-    block.warps([&](const Warp& warp) {
-      kept[warp.number].store(warp, channel, channels.count, lags + int64_t(share) * channels.count * kTile);
-    });
+    if (share >= pass.rounds()) pass.clear(block, tile, lags, share, TapTables::kEdgeTaps);
   }
 };
 

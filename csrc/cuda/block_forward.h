@@ -1,64 +1,152 @@
 // The second pass: the part inside each tile, what comes from other tiles, the filter's end, and the gates.
 #pragma once
-#include "block_output.h"
+#include "block_between.h"
 
 namespace hyenarec::cuda {
 
-template <class T>
+// A pass of Toeplitz products: what a block has in shared memory, and the products themselves. kEdges: the filter's end
+// cuts pairs of tiles, whose products are added in registers.
+template <class T, bool kEdges>
+struct TileConvolution {
+  using Shape = TileBlock<T>;
+  using Products = Toeplitz<T>;
+  TilePass<T> pass;
+  TapTables taps;
+  Basis basis;
+  const float* rates;
+
+  HYENAREC_DEVICE int near_words() const { return pass.tile_channels() * Products::table_words(kTile); }
+  HYENAREC_DEVICE int edge_words() const {
+    return kEdges ? pass.tile_channels() * Products::table_words(TapTables::kEdgeTaps) : 0;
+  }
+  HYENAREC_DEVICE int nu_count() const { return RoundMoments::size(basis.steps * 16, pass.tile_channels()); }
+  HYENAREC_DEVICE int shared_bytes(int pools) const {
+    return Shape::kZeros + Shape::kColumns + 4 * (near_words() + edge_words() + nu_count()) + pools * pass.pool_bytes();
+  }
+
+  struct Shared {
+    char* zeros;
+    Columns* columns;
+    uint32_t *near, *edge;
+    RoundMoments nu;
+    char* pools;
+  };
+  HYENAREC_DEVICE Shared layout(void* memory) const {
+    Shared shared;
+    shared.zeros = static_cast<char*>(memory);
+    shared.columns = reinterpret_cast<Columns*>(shared.zeros + Shape::kZeros);
+    shared.near = reinterpret_cast<uint32_t*>(shared.columns + 1);
+    shared.edge = shared.near + near_words();
+    shared.nu = {reinterpret_cast<float*>(shared.edge + edge_words()), basis.steps * 16, pass.tile_channels()};
+    shared.pools = reinterpret_cast<char*>(shared.nu.values + nu_count());
+    return shared;
+  }
+
+  // Zeros and tables, once a block.
+  HYENAREC_DEVICE void begin(int thread, const Shared& shared, const Tile& tile) const {
+    if (thread < Shape::kZeros / 4) reinterpret_cast<uint32_t*>(shared.zeros)[thread] = 0;
+    int real = tile.channels - tile.first < pass.tile_channels() ? tile.channels - tile.first : pass.tile_channels();
+    auto copy = [&](uint32_t* to, const uint32_t* from, int words) {
+      copy_words(to, from + int64_t(tile.first) * words, int64_t(real) * words, thread, Shape::kThreads);
+    };
+    copy(shared.near, taps.near, Products::table_words(kTile));
+    if (kEdges) copy(shared.edge, taps.edge, Products::table_words(TapTables::kEdgeTaps));
+  }
+
+  // nu from `between`; y = T u of the pool's tiles; then y += the edges' products with the tiles that `load(distance)` puts into the pool,
+  // += the far field, and into the pool.
+  template <bool kTransposed, class Block, class Load>
+  HYENAREC_DEVICE void convolve(Block& block, const Shared& shared, const Tile& tile, const Pool<T>& pool, int round,
+                                const TilesBetween<T>& between, const Load& load) const {
+    if (between.above)
+      block.phase([&](int thread) {
+        between.come_down(thread, Shape::kThreads, pass, tile, round, kTransposed, shared.nu);
+      });
+    using Output = typename Products::Output;
+    const Columns& columns = *shared.columns;
+    auto meet = [&](const Warp& warp, int c) {
+      if (between.moments) between.meet(warp, pass, columns, tile.first + c, c, round, kTransposed, shared.nu);
+    };
+    auto products = [&](const Warp& warp, Output& y, int c, const uint32_t* table, int count, int ahead) {
+      const int *reach = kTransposed ? columns.after : columns.before, *other = kTransposed ? columns.before : columns.after;
+      Products::template convolve<kTransposed>(warp, y, {pool.slot(c, 0), reach, other, shared.zeros}, kReach, ahead,
+                                               table + c * Products::table_words(count), count);
+    };
+    auto finish = [&](const Warp& warp, Output& y, int c) {
+      if (between.moments)
+        TileProducts<T>::far(warp, y, c, basis, rates ? rates + tile.first : nullptr, kTransposed, shared.nu);
+      Products::put(warp, y, pool.slot(c, 0), 0.f);
+    };
+    if constexpr (!kEdges) {
+      block.warps([&](const Warp& warp) {
+        for (int c = warp.number; pass.has(tile, c); c += Shape::kWarps) {
+          meet(warp, c);
+          Output y{};
+          products(warp, y, c, shared.near, kTile, 0);
+          finish(warp, y, c);
+        }
+      });
+      return;
+    }
+    Kept<Output[Shape::kEach], Shape::kWarps> kept{};
+    auto each_channel = [&](const Warp& warp, const auto& f) {
+      each<Shape::kEach>([&](auto i) {
+        int c = warp.number + i.value * Shape::kWarps;
+        if (pass.has(tile, c)) f(kept[warp.number][i.value], c);
+      });
+    };
+    block.warps([&](const Warp& warp) {
+      each_channel(warp, [&](Output& y, int c) {
+        meet(warp, c);
+        products(warp, y, c, shared.near, kTile, 0);
+      });
+    });
+    for (int edge = 0; edge < taps.edges; ++edge) {
+      load(taps.distance + edge);
+      block.warps([&](const Warp& warp) {
+        each_channel(warp, [&](Output& y, int c) {
+          products(warp, y, c, shared.edge, TapTables::kEdgeTaps, TapTables::ahead(edge));
+        });
+      });
+    }
+    block.warps([&](const Warp& warp) { each_channel(warp, [&](Output& y, int c) { finish(warp, y, c); }); });
+  }
+};
+
+template <class T, bool kEdges>
 struct ConvolveTiles {
-  using S = WideTile<T>;
-  static constexpr int kThreads = S::kThreads, kBlocks = 2;
-  // A channel: u, then y.
-  static constexpr int kStride = S::kInput + S::kResult + S::kSkewed, kSharedBytes = S::kChannels * kStride;
+  using Shape = TileBlock<T>;
+  static constexpr int kThreads = Shape::kThreads, kBlocks = 2;
+  TileConvolution<T, kEdges> with;
+  Product source;
+  Product output[2];  // the second is null
+  TilesBetween<T> between;
 
-  Nodes tiles;
-  Channels channels;
-  int groups, rows;  // groups of kChannels; rows of a batch row
-  Product source, output;
-  AllTaps taps;
-  FarField far;
-
-  int64_t grid() const { return int64_t(tiles.count) * groups; }
+  HYENAREC_DEVICE int64_t grid() const { return with.pass.grid(); }
+  HYENAREC_DEVICE int shared_bytes() const { return with.shared_bytes(1); }
 
   template <class Block>
   HYENAREC_DEVICE void operator()(Block& block, int64_t index, void* memory) const {
-    auto* shared = static_cast<char*>(memory);
-    Slot slot = tiles.slots[index / groups];
-    int channel = int(index % groups) * S::kChannels;
-    bool exists = Nodes::exists(slot, kTile);
-    if (!exists && !tiles.per_sequence) return;
-    for (int round = 0; exists && round <= taps.edges; ++round) {
-      EdgePair pair = taps.pair(round);
-      if (slot.index < pair.distance) continue;
-      block.phase([&](int thread) {
-        Piece piece(thread);
-        float u[4][S::kVector];
-        read_piece<T>(u, source, TileRows(slot, -pair.distance), piece, tiles.per_sequence ? slot.sequence : 0,
-                      channel + piece.column * S::kVector, channels.count);
-        store_piece<S>(u, shared, kStride, piece);
-        clear_zeros<S>(shared, kStride, thread);
-      });
-      block.warps([&](const Warp& warp) {
-        HYENAREC_ONE_BY_ONE
-        for (int i = 0; i < S::kEach; ++i) {
-          int c = warp.number * S::kEach + i;
-          char* at = S::at(shared, kStride, c);
-          if (channel + c >= channels.count)
-            clear_channel(warp, at + S::kInput);
-          else if (round == 0)
-            convolve_channel<false, true, S::kPlanes>(warp, taps.near, channel + c, pair.blocks, at, at + S::kInput);
-          else
-            convolve_channel<false, false, S::kPlanes>(warp, taps.edge, channel + c, pair.blocks, at, at + S::kInput);
-        }
-      });
+    const auto shared = with.layout(memory);
+    const TilePass<T>& pass = with.pass;
+    const Tile tile = pass.tile(index);
+    const Pool<T> pool = pass.pool(shared.pools);
+    block.phase([&](int thread) { with.begin(thread, shared, tile); });
+    for (int round = int(index / pass.groups()); round < pass.rounds(); round += pass.shares) {
+      auto load = [&](int distance) {
+        block.phase([&](int thread) {
+          if (thread < kRoundColumns) pass.place(*shared.columns, thread, round, distance);
+        });
+        block.phase([&](int thread) { fill(thread, kThreads, tile, *shared.columns, pool, source); });
+      };
+      load(0);
+      with.template convolve<false>(block, shared, tile, pool, round, between, load);
+      if (kEdges)
+        block.phase([&](int thread) {
+          if (thread < kRoundColumns) pass.place(*shared.columns, thread, round, 0);
+        });
+      block.phase([&](int thread) { drain(thread, kThreads, tile, *shared.columns, pool, output); });
     }
-    block.warps([&](const Warp& warp) {
-      OutputTile<T, S> tile{tiles, channels, int(index / groups), slot, channel, rows};
-      tile.each_row(warp, shared + S::kInput, kStride, far,
-                    [&](const Place& place, const float(&y)[S::kVector], bool real) {
-                      tile.put(output, place, y, real);
-                    });
-    });
   }
 };
 

@@ -1,148 +1,271 @@
-// The first pass: moments of every tile, mu = Q^T (alpha u), a product that all channels share.
+// Between a tile's rows and its moments: mu = Q^T (alpha u) on the way in, y += beta (Q nu) on the way out, with local
+// polynomials Q that all channels share.
 //
 // The window exp(-a lag) between two tiles falls apart: alpha = exp(-a (256 - t)) on the way in, exp(-a t) on the way
 // out, the rest is in the tables between tiles. Transposed, the two change places.
 #pragma once
-#include "block_tile.h"
+#include "block_columns.h"
 
 namespace hyenarec::cuda {
 
-// Planes in which Q lies for the moments of rows of P planes. In the gradient of a fast decay only the last rows of a tile
-// and the first of the next count, where lags, which it is weighed by, are least: what moments give of it is left over
-// when larger terms cancel. With Q in bfloat16 2e-3 to 3e-2 of the whole gradient were wrong at a rate of .4 and more an
-// event (600 to 1,024 taps, 8 to 32 terms). Moments for gradients take Q in two planes, which left 2e-4 to 3e-3.
-template <int P>
-constexpr int kBasisPlanes = P == 1 ? 2 : P;
+// Planes in which Q lies for moments of 16-bit rows. In the gradient of a fast decay only the last rows of a tile and the
+// first of the next count, where lags, which it is weighed by, are least: what moments give of it is left over when larger
+// terms cancel. With Q in bfloat16 2e-3 to 3e-2 of the whole gradient were wrong at a rate of .4 and more an event (600
+// to 1,024 taps, 8 to 32 terms). Moments for gradients take Q in two planes, which left 2e-4 to 3e-3.
+template <class T>
+constexpr int kFinePlanes = sizeof(T) == 4 ? 1 : 2;
 
-// Local polynomials Q (256, rank), as left operands of products: lane by lane, plane by plane. Ranks are in steps of 16.
+// What moments are multiplied in: float16 has no room for them, which may be 16 times as large as the rows.
+template <class T>
+using MomentType = std::conditional_t<std::is_same_v<T, Bfloat16>, Bfloat16, Float32>;
+
+// Q (256, rank) as operands of products, a lane's words side by side; ranks in steps of 16.
+//     in     Q^T (ranks, rows): [kDepth rows][16 ranks][plane][lane][4]
+//     out    Q^T (ranks, rows): [kDepth ranks][8 rows][lane][2]
 struct Basis {
-  const uint32_t *in, *out;  // of Q^T (rank, 256): [16 rows][rank / 16]; of Q: likewise; then [plane][lane][4]
-  int rank, steps;           // steps: of 16 ranks
+  const uint32_t *in, *out;
+  int rank, steps;  // steps: of 16 ranks
 
-  // The first P of the kStored planes that there are.
-  template <int P, int kStored>
-  HYENAREC_DEVICE Diagonals<P> operand(const Warp& warp, const uint32_t* words, int block, int step) const {
-    Diagonals<P> a;
-    warp.lanes([&](int lane) {
-      each<P>([&](auto p) {
-        const uint32_t* from = words + ((int64_t(block * steps + step) * kStored + p.value) * 32 + lane) * 4;
-        Aligned<4> four = *reinterpret_cast<const Aligned<4>*>(from);
-        each<4>([&](auto w) { a.plane[p.value][lane].word[w.value] = four.word[w.value]; });
-      });
-    });
-    return a;
+  template <class T>
+  HYENAREC_DEVICE int64_t in_words() const {
+    return int64_t(kTile / TensorCore<T>::kDepth) * steps * kFinePlanes<T> * 32 * 4;
+  }
+  template <class T>
+  HYENAREC_DEVICE int64_t out_words() const {
+    return int64_t(steps * 16 / TensorCore<MomentType<T>>::kDepth) * (kTile / 8) * 32 * 2;
   }
 };
 
-// Channels [first, first + count) of a call, which has `total`.
-struct Channels {
-  int first, count, total, groups;
-  HYENAREC_DEVICE int group(int c) const { return (first + c) / (total / groups); }
+// A round's moments in shared memory, ranks side by side. One float is empty after them, so that neighbouring channels
+// are in different banks.
+struct RoundMoments {
+  float* values;
+  int ranks, channels;
+  HYENAREC_DEVICE float& at(int tile, int rank, int channel) const {
+    return values[(tile * channels + channel) * (ranks + 1) + rank];
+  }
+  static HYENAREC_DEVICE int size(int ranks, int channels) { return kRoundTiles * channels * (ranks + 1); }
+
+  // f(tile, rank, channel), channels side by side, for those that fall to a thread.
+  template <class F>
+  HYENAREC_DEVICE void each_value(int thread, int threads, const F& f) const {
+    for (int i = thread; i < kRoundTiles * ranks * channels; i += threads)
+      f(i / channels / ranks, i / channels % ranks, i % channels);
+  }
 };
 
-constexpr int kMostRank = 32;
+template <class T>
+struct TileProducts {
+  using Core = TensorCore<T>;
+  using Far = TensorCore<MomentType<T>>;
+  using Products = Toeplitz<T>;
+  using Shape = TileBlock<T>;
+  static constexpr int kEach = Shape::kEach, kInWord = Core::kInWord, kDepth = Core::kDepth;
+  static constexpr int kUnitRows = 16 / int(sizeof(T));      // of 16 bytes
+  static constexpr int kSteps = kColumnRows / kDepth;        // of a column's rows
 
-struct MomentsInput {
-  Product source;
-  bool reversed;   // scaled as the transposed operator's input
-  float* moments;  // (slots, rank, channels)
-};
-
-// kFine: the planes of Q that are used.
-template <class T, int kFine>
-struct TileMoments {
-  using S = WideTile<T>;
-  static constexpr int kThreads = S::kThreads, kBlocks = 3;
-  // An odd number of 16 bytes, so that rows of adjacent channels are in different banks.
-  static constexpr int kChannelBytes = S::kInput + S::kSkewed;
-  static constexpr int kStride = kChannelBytes + (kChannelBytes / 16 % 2 ? 0 : 16);
-  static_assert(kStride / 16 % 2 == 1);
-  static constexpr int kParts = S::kWarps / S::kColumns;  // of the tile's rows, a warp each
-  static constexpr int kSums = kParts * kMostRank * S::kChannels;
-  static constexpr int kSharedBytes = S::kChannels * kStride + kSums * int(sizeof(float));
-
-  Nodes tiles;
-  Channels channels;
-  int groups, inputs;  // groups of kChannels
-  Basis basis;
-  const float* rates;  // (channels,) or null
-  MomentsInput input[2];
-
-  int64_t grid() const { return int64_t(tiles.count) * groups * inputs; }
-
-  template <class Block>
-  HYENAREC_DEVICE void operator()(Block& block, int64_t index, void* memory) const {
-    const MomentsInput& from = input[index / groups % inputs];
-    Slot slot = tiles.slots[index / groups / inputs];
-    if (!Nodes::exists(slot, kTile)) return;
-    auto* shared = static_cast<char*>(memory);
-    auto* sums = reinterpret_cast<float*>(shared + S::kChannels * kStride);
-    int channel = int(index % groups) * S::kChannels;
-    block.phase([&](int thread) {
-      Piece piece(thread);
-      float u[4][S::kVector];
-      int at = channel + piece.column * S::kVector;
-      read_piece<T>(u, from.source, TileRows(slot, 0), piece, tiles.per_sequence ? slot.sequence : 0, at,
-                    channels.count);
-      if (rates) scale(u, piece.first, at, from.reversed);
-      store_piece<S>(u, shared, kStride, piece);
-    });
-    block.warps([&](const Warp& warp) {
-      int column = warp.number % S::kColumns, part = warp.number / S::kColumns;
-      PerLane<Accumulator> c[kMostRank / 16]{};
-      HYENAREC_ONE_BY_ONE
-      for (int rows = part * (16 / kParts); rows < (part + 1) * (16 / kParts); ++rows) {
-        PerLane<Words<2>> b[S::kPlanes];
-        each<S::kPlanes>([&](auto p) {
-          auto words = load_matrices<false>(warp, [&](int lane) {
-            char* row = S::at(shared, kStride, column * 8 + lane % 8);
-            return row + (p.value * S::kPlane + 16) + lane / 8 % 2 * S::kHalf + rows * 16;
+  // Moments of the warp's channels, all of a round's tiles: a product whose columns are (channel, tile). `rates`: of the
+  // tile's channels, or null.
+  template <int kFine>
+  static HYENAREC_DEVICE void moments(const Warp& warp, const Pool<T>& pool, const char* zeros, const Tile& tile,
+                                      const Basis& basis, const float* rates, bool reversed, const RoundMoments& to) {
+    constexpr int kMostSteps = kMostRank / 16;
+    PerLane<Accumulator> c[kMostSteps]{};
+    auto channel = [&](int column) { return warp.number + column / kRoundTiles * Shape::kWarps; };
+    auto there = [&](int column) {
+      return channel(column) < to.channels && tile.first + channel(column) < tile.channels;
+    };
+    PerLane<float> rate;
+    warp.lanes([&](int lane) { rate[lane] = rates && there(lane / 4) ? rates[channel(lane / 4)] : 0.f; });
+    HYENAREC_ONE_BY_ONE for (int place = 0; place < kTileColumns; ++place) {
+      PerLane<const char*> rows;
+      warp.lanes([&](int lane) {
+        int column = lane % 8;
+        const char* at = there(column) ? pool.slot(channel(column), column % kRoundTiles * kTileColumns + place) : zeros;
+        rows[lane] = at + lane / 8 * 16;
+      });
+      each<kSteps / 2>([&](auto pair) {
+        auto four = load_matrices<false>(warp, [&](int lane) { return rows[lane] + pair.value * 64; });
+        if (rates)
+          warp.lanes([&](int lane) {
+            each<4>([&](auto unit) {
+              int row = place * kColumnRows + (pair.value * 4 + unit.value) * kUnitRows + lane % 4 * kInWord;
+              scale(four[lane].word[unit.value], rate[lane], row, reversed);
+            });
           });
-          warp.lanes([&](int lane) { b[p.value][lane] = {{words[lane].word[0], words[lane].word[1]}}; });
+        each<2>([&](auto half) {
+          PerLane<Words<2>> b;
+          warp.lanes([&](int lane) {
+            b[lane] = {{four[lane].word[2 * half.value], four[lane].word[2 * half.value + 1]}};
+          });
+          int step = place * kSteps + pair.value * 2 + half.value;
+          each<kMostSteps>([&](auto s) {
+            if (s.value >= basis.steps) return;
+            each<kFine>([&](auto plane) {
+              PerLane<Words<4>> a;
+              warp.lanes([&](int lane) {
+                int64_t at = (int64_t(step * basis.steps + s.value) * kFinePlanes<T> + plane.value) * 32 + lane;
+                auto v = reinterpret_cast<const Vector*>(basis.in)[at];
+                a[lane] = {{v.word[0], v.word[1], v.word[2], v.word[3]}};
+              });
+              Core::multiply(c[s.value], a, b);
+            });
+          });
         });
-        each<kMostRank / 16>([&](auto step) {
-          if (step.value >= basis.steps) return;
-          auto a = basis.operand<kFine, kBasisPlanes<S::kPlanes>>(warp, basis.in, rows, step.value);
-          each<kFine>([&](auto p) {
-            each<(S::kPlanes < kFine - p.value ? S::kPlanes : kFine - p.value)>([&](auto q) {
-              TensorCore<Bfloat16>::multiply(c[step.value], a.plane[p.value], b[q.value]);
+      });
+    }
+    warp.lanes([&](int lane) {
+      each<kMostSteps>([&](auto s) {
+        each<4>([&](auto v) {
+          int rank = s.value * 16 + lane / 4 + v.value / 2 * 8, column = lane % 4 * 2 + v.value % 2;
+          if (s.value < basis.steps && column / kRoundTiles < kEach && there(column))
+            to.at(column % kRoundTiles, rank, channel(column)) = c[s.value][lane].value[v.value];
+        });
+      });
+    });
+  }
+
+  // y += beta (Q nu) of one channel. Four columns of a round have the same place in their tiles, and the same rows of Q.
+  static HYENAREC_DEVICE void far(const Warp& warp, typename Products::Output& y, int channel, const Basis& basis,
+                                  const float* rates, bool reversed, const RoundMoments& nu) {
+    const float rate = rates ? rates[channel] : 0.f;
+    HYENAREC_ONE_BY_ONE for (int step = 0; step < basis.steps * 16 / Far::kDepth; ++step) {
+      PerLane<Words<4>> held;
+      warp.lanes([&](int lane) {
+        each<4>([&](auto w) {
+          int rank = step * Far::kDepth + lane % 4 * Far::kInWord + w.value / 2 * (Far::kDepth / 2);
+          int tile = lane / 4 / kTileColumns + w.value % 2 * 2;
+          auto value = [&](int beside) { return nu.at(tile, rank + beside, channel); };
+          held[lane].word[w.value] = word(value(0), Far::kInWord == 2 ? value(1) : 0.f);
+        });
+      });
+      HYENAREC_ONE_BY_ONE for (int place = 0; place < kTileColumns; ++place) {
+        PerLane<Words<4>> a;
+        PerLane<const Aligned<2>*> q;
+        warp.lanes([&](int lane) {
+          bool mine = lane / 4 % kTileColumns == place;
+          each<4>([&](auto w) { a[lane].word[w.value] = mine ? held[lane].word[w.value] : 0; });
+          q[lane] = reinterpret_cast<const Aligned<2>*>(basis.out) + (step * kTileColumns + place) * Products::kTiles * 32 + lane;
+        });
+        each<Products::kTiles>([&](auto eight) {
+          PerLane<Words<2>> b;
+          warp.lanes([&](int lane) {
+            Aligned<2> v = q[lane][eight.value * 32];
+            b[lane] = {{v.word[0], v.word[1]}};
+          });
+          auto& sum = y[eight.value];
+          if (!rates) return Far::multiply(sum, a, b);
+          PerLane<Accumulator> c{};
+          Far::multiply(c, a, b);
+          warp.lanes([&](int lane) {
+            each<2>([&](auto beside) {
+              int row = place * kColumnRows + eight.value * 8 + lane % 4 * 2 + beside.value;
+              float factor = expf(-rate * float(reversed ? kTile - row : row));
+              each<2>([&](auto half) {
+                sum[lane].value[2 * half.value + beside.value] += factor * c[lane].value[2 * half.value + beside.value];
+              });
             });
           });
         });
       }
-      warp.lanes([&](int lane) {
-        each<kMostRank / 16>([&](auto step) {
-          each<4>([&](auto v) {
-            int rank = step.value * 16 + lane / 4 + v.value / 2 * 8, at = column * 8 + lane % 4 * 2 + v.value % 2;
-            sums[(part * kMostRank + rank) * S::kChannels + at] = c[step.value][lane].value[v.value];
-          });
-        });
-      });
-    });
-    block.phase([&](int thread) {
-      for (int i = thread; i < basis.rank * S::kChannels; i += kThreads) {
-        int rank = i / S::kChannels, c = channel + i % S::kChannels;
-        if (c >= channels.count) continue;
-        float sum = 0.f;
-        each<kParts>([&](auto part) { sum += sums[part.value * kMostRank * S::kChannels + i]; });
-        from.moments[(int64_t(index / groups / inputs) * basis.rank + rank) * channels.count + c] = sum;
-      }
-    });
+    }
   }
 
  private:
-  HYENAREC_DEVICE void scale(float (&u)[4][S::kVector], int first, int channel, bool reversed) const {
-    each<S::kVector>([&](auto v) {
-      if (channel + v.value >= channels.count) return;
-      float rate = rates[channel + v.value], step = expf(-rate);
-      // From the row with the largest exponent on, so that no factor is infinite.
-      float factor = expf(-rate * (reversed ? first : kTile - first - 3));
-      each<4>([&](auto r) {
-        u[r.value][v.value] *= reversed ? factor : 1.f;
-        u[3 - r.value][v.value] *= reversed ? 1.f : factor;
-        factor *= step;
+  static HYENAREC_DEVICE uint32_t word(float low, float high) {
+    if constexpr (Far::kInWord == 2) return packed<MomentType<T>>(low, high);
+    else return float_to_bits(low);
+  }
+
+  // A word's rows, `row` and the next, times alpha.
+  static HYENAREC_DEVICE void scale(uint32_t& bits, float rate, int row, bool reversed) {
+    auto factor = [&](int beside) {
+      return expf(-rate * float(reversed ? row + beside : kTile - row - beside));
+    };
+    if constexpr (kInWord == 2)
+      bits = packed<T>(unpacked<T>(bits, 0) * factor(0), unpacked<T>(bits, 1) * factor(1));
+    else
+      bits = float_to_bits(bits_to_float(bits) * factor(0));
+  }
+};
+
+// Moments as the right operands of products between tiles: (channels, slots, ranks in steps of 16), a tile's in the order
+// in which a lane has both of its words side by side.
+template <class T>
+struct MomentWords {
+  using Core = TensorCore<MomentType<T>>;
+  static constexpr int kInWord = Core::kInWord, kDepth = Core::kDepth;
+  uint32_t* words;
+
+  static HYENAREC_DEVICE int count(int steps) { return steps * 16 / kInWord; }  // of a tile
+  HYENAREC_DEVICE void put(int64_t tile, int steps, int number, const float* of_ranks) const {
+    int lane = number / 2 % 4, step = number / 8, rank = step * kDepth + number % 2 * (kDepth / 2) + lane * kInWord;
+    uint32_t& word = words[tile * count(steps) + number];
+    if constexpr (kInWord == 2) word = packed<MomentType<T>>(of_ranks[rank], of_ranks[rank + 1]);
+    else word = float_to_bits(of_ranks[rank]);
+  }
+};
+
+template <class T>
+struct MomentsInput {
+  Product source;
+  bool reversed;         // scaled as the transposed operator's input
+  float* moments;        // (slots, rank, channels), or null
+  MomentWords<T> words;  // or of null
+};
+
+// The first pass: moments of every tile. kFine: the planes of Q that are used.
+template <class T, int kFine>
+struct TileMoments {
+  using Shape = TileBlock<T>;
+  static constexpr int kThreads = Shape::kThreads, kBlocks = sizeof(T) == 4 ? 2 : 3;
+  TilePass<T> pass;
+  int inputs;
+  Basis basis;
+  const float* rates;  // (channels,) or null
+  MomentsInput<T> input[2];
+
+  HYENAREC_DEVICE int64_t grid() const { return pass.grid() * inputs; }
+  HYENAREC_DEVICE int held_bytes() const {
+    return RoundMoments::size(basis.steps * 16, pass.tile_channels()) * int(sizeof(float));
+  }
+  HYENAREC_DEVICE int shared_bytes() const { return Shape::kZeros + Shape::kColumns + held_bytes() + pass.pool_bytes(); }
+
+  template <class Block>
+  HYENAREC_DEVICE void operator()(Block& block, int64_t index, void* memory) const {
+    auto* shared = static_cast<char*>(memory);
+    auto& columns = *reinterpret_cast<Columns*>(shared + Shape::kZeros);
+    RoundMoments held{reinterpret_cast<float*>(&columns + 1), basis.steps * 16, pass.tile_channels()};
+    const Pool<T> pool = pass.pool(reinterpret_cast<char*>(held.values) + held_bytes());
+    const MomentsInput<T>& from = input[index / pass.groups() % inputs];
+    const Tile tile = pass.tile(index);
+    for (int round = int(index / pass.groups() / inputs); round < pass.rounds(); round += pass.shares) {
+      block.phase([&](int thread) {
+        if (thread < kRoundColumns) pass.place(columns, thread, round, 0);
+        if (thread < Shape::kZeros / 4) reinterpret_cast<uint32_t*>(shared)[thread] = 0;
       });
-    });
+      block.phase([&](int thread) { fill(thread, kThreads, tile, columns, pool, from.source); });
+      block.warps([&](const Warp& warp) {
+        TileProducts<T>::template moments<kFine>(warp, pool, shared, tile, basis, rates ? rates + tile.first : nullptr,
+                                                 from.reversed, held);
+      });
+      block.phase([&](int thread) {
+        int each = MomentWords<T>::count(basis.steps), all = kRoundTiles * each * held.channels;
+        for (int i = thread; from.words.words && i < all; i += kThreads) {
+          int word = i % each, number = i / each % kRoundTiles, channel = i / each / kRoundTiles;
+          int64_t slot = round * kRoundTiles + number;
+          if (tile.first + channel < tile.channels && slot < pass.tiles.count)
+            from.words.put((tile.first + channel) * int64_t(pass.tiles.count) + slot, basis.steps, word,
+                           &held.at(number, 0, channel));
+        }
+        if (!from.moments) return;
+        held.each_value(thread, kThreads, [&](int number, int rank, int channel) {
+          int64_t slot = round * kRoundTiles + number;
+          if (rank < basis.rank && tile.first + channel < tile.channels && slot < pass.tiles.count)
+            from.moments[(slot * basis.rank + rank) * tile.channels + tile.first + channel] = held.at(number, rank, channel);
+        });
+      });
+    }
   }
 };
 

@@ -1,6 +1,6 @@
 // From coefficients and decays to what the tiles read, in one launch, and the gradients back.
 #pragma once
-#include "block_levels.h"
+#include "block_between.h"
 
 namespace hyenarec::cuda {
 
@@ -25,33 +25,40 @@ struct Samples {
   }
 };
 
-// Taps in the form that tiles read them: `before` and `size` as in `Taps`, from row `first` of the samples on.
+// A table of taps for every channel, from row `first` of the samples on.
 struct TapWords {
-  uint32_t* words;  // (channels, planes, size)
-  int first, before, size, rows;
+  uint32_t* words;  // (channels, Toeplitz::table_words(rows)), or null
+  int first, rows;
 };
 
-template <int P>
+template <class T>
 struct PrepareBlocks {
+  using Products = Toeplitz<T>;
+  using Core = TensorCore<T>;
+  using Far = TensorCore<MomentType<T>>;
+
   static constexpr int kThreads = 256, kSharedBytes = 0, kBlocks = 1;
   Samples samples;
   Channels channels;
   const float* skip;  // or null
   TapWords near, edge;
-  int64_t table_rows;
-  float* tables;  // (table rows, groups)
+  int64_t first_row, table_rows;  // of the tables of levels above the first, behind those of taps
+  float* tables;                  // (table rows, groups)
+  LevelShape shape;               // of the first level, whose tables are operands of products
+  uint32_t* between[2];           // of TilesBetween: M, and transposed; or null
   float* rates;   // (channels,) or null
   const float* basis;
-  int steps;
-  uint32_t *in, *out;  // of Basis
+  Basis made;
+  uint32_t *in, *out;  // of `made`
   int levels;
   LocateSlots slots[kMostBlockLevels];
 
-  HYENAREC_DEVICE int64_t taps(const TapWords& of) const { return of.words ? int64_t(channels.count) * of.size : 0; }
-  HYENAREC_DEVICE int64_t basis_words() const { return int64_t(16) * steps * 32 * 4; }
+  HYENAREC_DEVICE int64_t taps(const TapWords& of) const {
+    return of.words ? int64_t(channels.count) * Products::table_words(of.rows) : 0;
+  }
   HYENAREC_DEVICE int64_t threads() const {
     int64_t sum = taps(near) + taps(edge) + table_rows * samples.groups + (rates ? channels.count : 0) +
-                  2 * basis_words();
+                  made.in_words<T>() + made.out_words<T>() + between_words(0) + between_words(1);
     for (int i = 0; i < levels; ++i) sum += slots[i].count;
     return sum;
   }
@@ -69,15 +76,17 @@ struct PrepareBlocks {
     if (mine(taps(near))) return tap_word(near, i);
     if (mine(taps(edge))) return tap_word(edge, i);
     if (mine(table_rows * samples.groups)) {
-      tables[i] = samples.value(kTapRows + i / samples.groups, int(i % samples.groups));
+      tables[i] = samples.value(first_row + i / samples.groups, int(i % samples.groups));
       return;
     }
     if (mine(rates ? channels.count : 0)) {
       rates[i] = samples.rate(channels.group(int(i)));
       return;
     }
-    if (mine(basis_words())) return basis_word<true>(in, i);
-    if (mine(basis_words())) return basis_word<false>(out, i);
+    if (mine(made.in_words<T>())) return in_word(i);
+    if (mine(made.out_words<T>())) return out_word(i);
+    for (int transposed = 0; transposed < 2; ++transposed)
+      if (mine(between_words(transposed))) return between_word(transposed, i);
     for (int level = 0; level < levels; ++level)
       if (mine(slots[level].count)) return slots[level].one(i);
   }
@@ -89,25 +98,51 @@ struct PrepareBlocks {
   }
 
   HYENAREC_DEVICE void tap_word(const TapWords& to, int64_t i) const {
-    int channel = int(i / to.size), at = int(i % to.size), lag = at - to.before + (to.first ? kTile : 0);
-    uint32_t words[P];
-    split(words, tap(to, channel, lag), tap(to, channel, lag - 1));
-    each<P>([&](auto p) { to.words[(int64_t(channel) * P + p.value) * to.size + at] = words[p.value]; });
+    int size = Products::table_words(to.rows), channel = int(i / size), lag = int(i % size) - Products::kBefore;
+    to.words[i] = word<T>(tap(to, channel, lag), Core::kInWord == 2 ? tap(to, channel, lag - 1) : 0.f);
   }
 
-  // Word `w` of `lane` of the left operand (16, 16) at `rows` and `step`: of Q^T its rows are ranks, of Q of the tile.
-  template <bool transposed>
-  HYENAREC_DEVICE void basis_word(uint32_t* to, int64_t i) const {
-    constexpr int kStored = transposed ? kBasisPlanes<P> : P;
-    int w = int(i % 4), lane = int(i / 4 % 32), step = int(i / 128 % steps), rows = int(i / 128 / steps);
-    int row = lane / 4 + w % 2 * 8, column = lane % 4 * 2 + w / 2 * 8;
-    auto q = [&](int beside) {
-      int t = rows * 16 + (transposed ? column + beside : row), rank = step * 16 + (transposed ? row : column + beside);
-      return basis[t * steps * 16 + rank];
+  template <class As>
+  static HYENAREC_DEVICE uint32_t word(float low, float high) {
+    if constexpr (sizeof(As) == 2) return packed<As>(low, high);
+    else return float_to_bits(low);
+  }
+  HYENAREC_DEVICE float q(int row, int rank) const { return basis[row * made.steps * 16 + rank]; }
+
+  HYENAREC_DEVICE void in_word(int64_t i) const {
+    constexpr int P = kFinePlanes<T>, D = Core::kDepth;
+    int w = int(i % 4), lane = int(i / 4 % 32), plane = int(i / 128 % P);
+    int step = int(i / 128 / P / made.steps), rank = int(i / 128 / P % made.steps) * 16 + lane / 4 + w % 2 * 8;
+    int row = step * D + lane % 4 * Core::kInWord + w / 2 * (D / 2);
+    auto part = [&](int beside) {
+      float all = beside < Core::kInWord ? q(row + beside, rank) : 0.f;
+      return plane ? all - float(T::of(all)) : all;
     };
-    uint32_t words[kStored];
-    split(words, q(0), q(1));
-    each<kStored>([&](auto p) { to[((i / 128 * kStored + p.value) * 32 + lane) * 4 + w] = words[p.value]; });
+    in[i] = word<T>(part(0), part(1));
+  }
+
+  HYENAREC_DEVICE void out_word(int64_t i) const {
+    constexpr int D = Far::kDepth;
+    int lane = int(i / 2 % 32), row = int(i / 64 % (kTile / 8)) * 8 + lane / 4;
+    int rank = int(i / 64 / (kTile / 8)) * D + lane % 4 * Far::kInWord + int(i % 2) * (D / 2);
+    out[i] = word<MomentType<T>>(q(row, rank), Far::kInWord == 2 ? q(row, rank + 1) : 0.f);
+  }
+
+  HYENAREC_DEVICE int64_t between_words(int transposed) const {
+    return between[transposed] ? int64_t(shape.distances()) * samples.groups * TilesBetween<T>::table_words(made.steps) : 0;
+  }
+  HYENAREC_DEVICE void between_word(int transposed, int64_t i) const {
+    constexpr int D = Far::kDepth;
+    int depths = made.steps * 16 / D, w = int(i % 4), lane = int(i / 4 % 32), depth = int(i / 128 % depths);
+    int row = int(i / 128 / depths % made.steps) * 16 + lane / 4 + w % 2 * 8;
+    int64_t table = i / 128 / depths / made.steps;
+    int column = depth * D + lane % 4 * Far::kInWord + w / 2 * (D / 2), group = int(table % samples.groups);
+    auto entry = [&](int beside) {
+      int r = transposed ? column + beside : row, s = transposed ? row : column + beside;
+      if (r >= shape.rank || s >= shape.rank || beside >= Far::kInWord) return 0.f;
+      return samples.value(kTapRows + (table / samples.groups * shape.rank + r) * shape.rank + s, group);
+    };
+    between[transposed][i] = word<MomentType<T>>(entry(0), entry(1));
   }
 };
 
@@ -119,7 +154,7 @@ struct ParametersGradient {
   Channels channels;
   int64_t rows;         // tap rows and those of tables
   const float* near;    // (channels, 256)
-  const float* edge;    // (2, channels, 256) or null
+  const float* edge;    // (channels, 512) or null
   const float* tables;  // (table rows, channels)
   float *dcoefficients, *ddecay;  // (shares, groups, terms), (shares, groups) or null
   float* dskip;                   // (channels,) or null
@@ -179,7 +214,7 @@ struct ParametersGradient {
   HYENAREC_DEVICE float value(int64_t row, int c) const {
     if (row >= kTapRows) return tables[(row - kTapRows) * channels.count + c];
     if (row < kTile) return near[int64_t(c) * kTile + row];
-    return edge ? edge[((row / kTile - 1) * channels.count + c) * kTile + row % kTile] : 0.f;
+    return edge ? edge[int64_t(c) * TapTables::kEdgeTaps + row - kTile] : 0.f;
   }
 };
 

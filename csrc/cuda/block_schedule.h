@@ -32,14 +32,11 @@ namespace hyenarec::cuda {
 // One run: a call whose channels are `count` of the call's from `first` on, and all of its sequences.
 template <class T, class Machine>
 class BlockRun {
-  using Wide = WideTile<T>;
-  using Narrow = NarrowTile<T>;
-
  public:
-  BlockRun(const LegendreBlocksArgs& args, Channels channels, bool add, bool add_skip, Machine& machine)
-      : a_(args), channels_(channels), add_(add), add_skip_(add_skip), machine_(machine), workspace_(args.workspace),
-        groups_(int(ceil_div(channels.count, Wide::kChannels))),
-        narrow_groups_(int(ceil_div(channels.count, Narrow::kChannels))) {
+  // `shared`: bytes of shared memory that a block can have.
+  BlockRun(const LegendreBlocksArgs& args, Channels channels, bool add, bool add_skip, int shared, Machine& machine)
+      : a_(args), channels_(channels), add_(add), add_skip_(add_skip), shared_(shared), machine_(machine),
+        workspace_(args.workspace) {
     while (levels_ < a_.num_levels && a_.levels[levels_].chunk < a_.max_length) ++levels_;
     for (int i = 0; i < levels_; ++i) static_cast<BlockLevel&>(shapes_[i]) = a_.levels[i];
     edge_first_ = int(std::max<int64_t>(a_.horizon / kTile, 1));
@@ -55,16 +52,19 @@ class BlockRun {
   void forward() {
     prepare();
     Product source{a_.x, a_.pre_gate};
-    float* nu = nullptr;
+    TilesBetween<T> between{};
     if (levels_) {
-      Moments mu = moments();
-      tile_moments<kPlanes>({{source, false, mu[0]}}, 1);
+      Moments mu = moments(levels_ > 1);
+      MomentWords<T> words = moment_words();
+      tile_moments<1>({{source, false, mu[0], words}}, 1);
       up(mu, false);
-      nu = across(mu, false);
+      between = tiles_between(words, across(mu, false), false);
     }
-    ConvolveTiles<T> program{nodes_[0], channels_, groups_, int(a_.rows), source, {a_.out, a_.post_gate}, taps(),
-                             {basis_, nu, rates_, false}};
-    machine_.start(program, program.grid());
+    with_edges([&](auto edges) {
+      ConvolveTiles<T, edges.value> program{convolution<edges.value>(), source, {{a_.out, a_.post_gate}, {}},
+                                             between};
+      start(program, program.with.pass);
+    });
     zero_rest({a_.out, {}, {}});
   }
 
@@ -73,51 +73,88 @@ class BlockRun {
     Product u{a_.x, a_.pre_gate}, dy{a_.grad, a_.post_gate};
     bool need_filter = a_.dcoefficients || a_.ddecay, need_lags = need_filter || a_.dskip;
     bool need_input = a_.dx.data || a_.dpre_gate.data, need_post = a_.dpost_gate.data;
-    float *nu = nullptr, *xi = nullptr, *tables = nullptr;
+    float* tables = nullptr;
+    TilesBetween<T> earlier{}, later{};
     if (levels_ && need_filter) tables = workspace_.take<float>(table_rows() * channels_.count);
     if (levels_) {
-      Moments mu = moments(), eta = moments();
-      tile_moments<kBasisPlanes<kPlanes>>({{u, false, mu[0]}, {dy, true, eta[0]}}, 2);
-      up(mu, false);
-      up(eta, true);
+      bool up_and_down = levels_ > 1;
+      Moments mu = moments(need_filter || (need_post && up_and_down));
+      Moments eta = moments(need_filter || (need_input && up_and_down));
+      MomentWords<T> mu_words{}, eta_words{};
+      if (need_post) mu_words = moment_words();
+      if (need_input) eta_words = moment_words();
+      tile_moments<kFinePlanes<T>>({{u, false, mu[0], mu_words}, {dy, true, eta[0], eta_words}}, 2);
+      if (mu[0]) up(mu, false);
+      if (eta[0]) up(eta, true);
       if (need_filter) tables_gradient(mu, eta, tables);
-      if (need_post) nu = across(mu, false);
-      if (need_input) xi = across(eta, true);
+      if (need_post) earlier = tiles_between(mu_words, across(mu, false), false);
+      if (need_input) later = tiles_between(eta_words, across(eta, true), true);
     }
-    int64_t shares = std::clamp<int64_t>(kWaveBlocks / std::max(narrow_groups_, 1), 1, std::max(nodes_[0].count, 1));
-    int64_t lag_count = int64_t(channels_.count) * kTile;
-    float* near = need_lags ? workspace_.take<float>(shares * lag_count) : nullptr;
-    ConvolveTilesBackward<T> program{
-        nodes_[0], channels_, narrow_groups_, int(shares), int(a_.rows), u, dy, {a_.dpost_gate, a_.grad},
-        {a_.dx, a_.pre_gate}, {a_.dpre_gate, a_.x}, taps(), {basis_, nu, rates_, false}, {basis_, xi, rates_, true},
-        near};
-    if (need_input || need_post || need_lags) machine_.start(program, program.grid());
-    zero_rest({a_.dx, a_.dpre_gate, a_.dpost_gate});
+    float* near = nullptr;
+    with_edges([&](auto edges) {
+      ConvolveTilesBackward<T, edges.value> program{convolution<edges.value>(), u, dy, {{a_.dpost_gate, a_.grad}, {}},
+                                                    {{a_.dx, a_.pre_gate}, {a_.dpre_gate, a_.x}}, earlier, later, nullptr};
+      near = sums(program, program.with.pass, need_lags ? kTile : 0);
+      if (need_input || need_post || need_lags) start(program, program.with.pass);
+      zero_rest({a_.dx, a_.dpre_gate, a_.dpost_gate});
+      if (need_lags) sum(near, program.with.pass.shares, int64_t(channels_.count) * kTile);
+    });
     if (!need_lags) return;
-    sum(near, shares, lag_count);
     float* edge = nullptr;
     if (edges_ && need_filter) {
-      edge = workspace_.take<float>(2 * lag_count);
-      float* partial = workspace_.take<float>(shares * lag_count);
-      correlate({{edge_first_, -16}}, 1, shares, partial);
-      sum(partial, shares, lag_count, edge);
-      correlate({{edge_first_, 0}, {edge_first_ + 1, -16}}, edges_, shares, partial);
-      sum(partial, shares, lag_count, edge + lag_count);
+      CorrelateTiles<T> ends{pass(), edges_, edge_first_, u, dy, nullptr};
+      edge = sums(ends, ends.pass, TapTables::kEdgeTaps);
+      start(ends, ends.pass);
+      sum(edge, ends.pass.shares, int64_t(channels_.count) * TapTables::kEdgeTaps);
     }
     parameters_gradient(near, edge, tables);
   }
 
  private:
-  // Two blocks of a pass with sums on each of 128 multiprocessors: a constant, so that no result depends on how many a
-  // device has.
-  static constexpr int kWaveBlocks = 256;
-  static constexpr int kPlanes = kPlanesOf<T>;
+  // Blocks of a pass, four on each of 132 multiprocessors: a constant, so that no sum depends on how many a device has.
+  static constexpr int kPassBlocks = 528;
   using Moments = std::vector<float*>;
 
-  int64_t table_rows() const {
+  // Of the levels from `first` on.
+  int64_t table_rows(int first = 0) const {
     int64_t rows = 0;
-    for (int i = 0; i < levels_; ++i) rows += int64_t(shapes_[i].distances()) * shapes_[i].rank * shapes_[i].rank;
+    for (int i = first; i < levels_; ++i) rows += int64_t(shapes_[i].distances()) * shapes_[i].rank * shapes_[i].rank;
     return rows;
+  }
+
+  TilePass<T> pass() const {
+    bool aligned = true;
+    for (const Rows* t : {&a_.x, &a_.pre_gate, &a_.post_gate, &a_.out, &a_.grad, &a_.dx, &a_.dpre_gate, &a_.dpost_gate})
+      aligned &= (reinterpret_cast<uintptr_t>(t->data) | uint64_t(t->batch_stride) * sizeof(T) |
+                  uint64_t(t->row_stride) * sizeof(T)) % sizeof(Vector) == 0;
+    return {nodes_[0], channels_, int(a_.rows), TileBlock<T>::kVectors, 1, aligned};
+  }
+  template <bool kEdges>
+  TileConvolution<T, kEdges> convolution() const {
+    return {pass(), {near_, edge_, edges_, edge_first_}, basis_, rates_};
+  }
+
+  template <class F>
+  void with_edges(const F& f) const {
+    edges_ ? f(std::true_type{}) : f(std::false_type{});
+  }
+
+  // As many channels a block as its shared memory holds, and shares of the rounds.
+  template <class Program>
+  void divide(const Program& program, TilePass<T>& pass) const {
+    if (program.shared_bytes() > shared_) pass.vectors = 1;
+    pass.shares = int(std::clamp<int64_t>(kPassBlocks / std::max(pass.groups(), 1), 1, std::max(pass.rounds(), 1)));
+  }
+  template <class Program>
+  void start(Program& program, TilePass<T>& pass) {
+    divide(program, pass);
+    machine_.start(program, program.grid());
+  }
+  // The program's sums (shares, channels, taps); null of no taps.
+  template <class Program>
+  float* sums(Program& program, TilePass<T>& pass, int taps) {
+    divide(program, pass);
+    return program.lags = taps ? workspace_.take<float>(int64_t(pass.shares) * channels_.count * taps) : nullptr;
   }
 
   void locate() {
@@ -137,7 +174,6 @@ class BlockRun {
   }
 
   void prepare() {
-    constexpr int P = kPlanes, kNear = 16 + kTile, kEdge = kTile + kTile + 16;
     int64_t rows = legendre_blocks_samples(a_);
     basis_.steps = levels_ ? int(ceil_div(shapes_[0].rank, 16)) : 0;
     basis_.rank = levels_ ? shapes_[0].rank : 0;
@@ -151,33 +187,49 @@ class BlockRun {
       transfers_[i] = at;
       at += int64_t(a_.levels[i].fan) * a_.levels[i].rank * a_.levels[i + 1].rank;
     }
-    auto words = [&](int size) { return workspace_.take<uint32_t>(int64_t(channels_.count) * P * size); };
-    uint32_t *near = words(kNear), *edge = edges_ ? words(kEdge) : nullptr;
-    near_ = {near, P, kNear, 16}, edge_ = {edge, P, kEdge, kTile};
-    tables_ = workspace_.take<float>(table_rows() * a_.groups);
+    auto words = [&](int taps) {
+      return workspace_.take<uint32_t>(int64_t(channels_.count) * Toeplitz<T>::table_words(taps));
+    };
+    near_ = words(kTile), edge_ = edges_ ? words(TapTables::kEdgeTaps) : nullptr;
+    tables_ = workspace_.take<float>(table_rows(1) * a_.groups);
+    bool outwards = a_.out.data || a_.dpost_gate.data, inwards = a_.dx.data || a_.dpre_gate.data;
+    auto between = [&](bool needed) {
+      int64_t tables = int64_t(shapes_[0].distances()) * a_.groups;
+      return levels_ && needed ? workspace_.take<uint32_t>(tables * TilesBetween<T>::table_words(basis_.steps)) : nullptr;
+    };
+    between_[0] = between(outwards), between_[1] = between(inwards);
     rates_ = a_.decay ? workspace_.take<float>(channels_.count) : nullptr;
-    int64_t plane = int64_t(16) * basis_.steps * 32 * 4;
-    auto *in = workspace_.take<uint32_t>(kBasisPlanes<P> * plane), *out = workspace_.take<uint32_t>(P * plane);
+    auto *in = workspace_.take<uint32_t>(basis_.in_words<T>()), *out = workspace_.take<uint32_t>(basis_.out_words<T>());
     basis_.in = in, basis_.out = out;
-    PrepareBlocks<P> program{samples_, channels_, a_.skip, {near, 0, 16, kNear, kTile},
-                             {edge, kTile, kTile, kEdge, 2 * kTile}, table_rows(), tables_, rates_, basis, basis_.steps,
-                             in, out, std::max(levels_, 1), {}};
+    PrepareBlocks<T> program{samples_, channels_, a_.skip, {near_, 0, kTile}, {edge_, kTile, TapTables::kEdgeTaps},
+                             kTapRows + table_rows() - table_rows(1), table_rows(1), tables_, shapes_[0],
+                             {between_[0], between_[1]}, rates_, basis, basis_, in, out, std::max(levels_, 1), {}};
     std::copy(locate_, locate_ + kMostBlockLevels, program.slots);
     machine_.start(program, program.grid());
   }
 
-  Moments moments() {
-    Moments held;
-    for (int i = 0; i < levels_; ++i)
-      held.push_back(workspace_.take<float>(int64_t(nodes_[i].count) * shapes_[i].rank * channels_.count));
+  // Of every level, (slots, rank, channels); null where not needed.
+  Moments moments(bool needed) {
+    Moments held(size_t(levels_), nullptr);
+    for (int i = 0; i < levels_ && needed; ++i)
+      held[size_t(i)] = workspace_.take<float>(int64_t(nodes_[i].count) * shapes_[i].rank * channels_.count);
     return held;
+  }
+  MomentWords<T> moment_words() {
+    int64_t tiles = int64_t(nodes_[0].count) * channels_.count;
+    return {workspace_.take<uint32_t>(tiles * MomentWords<T>::count(basis_.steps))};
+  }
+  TilesBetween<T> tiles_between(const MomentWords<T>& moments, const float* above, bool reversed) const {
+    bool top = levels_ == 1;
+    return {moments.words, between_[reversed], shapes_[0], basis_.steps, top ? Nodes{} : nodes_[1],
+            top ? 0 : shapes_[1].rank, above, transfers_[0], rates_};
   }
 
   template <int kFine>
-  void tile_moments(const std::vector<MomentsInput>& inputs, int count) {
-    TileMoments<T, kFine> program{nodes_[0], channels_, groups_, count, basis_, rates_, {}};
+  void tile_moments(const std::vector<MomentsInput<T>>& inputs, int count) {
+    TileMoments<T, kFine> program{pass(), count, basis_, rates_, {}};
     std::copy(inputs.begin(), inputs.end(), program.input);
-    machine_.start(program, program.grid());
+    start(program, program.pass);
   }
 
   void up(const Moments& held, bool reversed) {
@@ -188,10 +240,11 @@ class BlockRun {
     }
   }
 
+  // Through the levels above the first: what its tiles' parents have. Null: there are none.
   float* across(const Moments& held, bool reversed) {
     float* above = nullptr;
-    int64_t row = table_rows();
-    for (int i = levels_ - 1; i >= 0; --i) {
+    int64_t row = table_rows(1);
+    for (int i = levels_ - 1; i > 0; --i) {
       row -= int64_t(shapes_[i].distances()) * shapes_[i].rank * shapes_[i].rank;
       bool top = i + 1 == levels_;
       float* nu = workspace_.take<float>(int64_t(nodes_[i].count) * shapes_[i].rank * channels_.count);
@@ -221,13 +274,6 @@ class BlockRun {
     }
   }
 
-  void correlate(const std::vector<typename CorrelateTiles<T>::Pair>& pairs, int count, int64_t shares, float* out) {
-    CorrelateTiles<T> program{nodes_[0], channels_, narrow_groups_, int(shares), {a_.x, a_.pre_gate}, {a_.grad, a_.post_gate},
-                              count, {}, out};
-    std::copy(pairs.begin(), pairs.begin() + count, program.pairs);
-    machine_.start(program, program.grid());
-  }
-
   void parameters_gradient(const float* near, const float* edge, const float* tables) {
     int64_t rows = a_.dcoefficients || a_.ddecay ? kTapRows + table_rows() : kTile;
     ParametersGradient program{samples_, channels_, rows, near, edge, tables, nullptr, nullptr, a_.dskip,
@@ -253,25 +299,23 @@ class BlockRun {
     machine_.start(program, ZeroRest<T>::kGrid);
   }
 
-  AllTaps taps() const {
-    return {near_, edge_, edges_, {{edge_first_, {0, -15, 15}}, {edge_first_ + 1, {16, -15, 0}}}};
-  }
-
   static constexpr int kTableShares = 16;
 
   const LegendreBlocksArgs& a_;
   Channels channels_;
   bool add_, add_skip_;  // to what earlier runs wrote to the gradients of parameters
+  int shared_;
   Machine& machine_;
   Workspace workspace_;
-  int groups_, narrow_groups_, levels_ = 0, edge_first_ = 1, edges_ = 0;
+  int levels_ = 0, edge_first_ = 1, edges_ = 0;
   LevelShape shapes_[kMostBlockLevels];
   Nodes nodes_[kMostBlockLevels];
   LocateSlots locate_[kMostBlockLevels];
   Borders borders_{};
   Samples samples_{};
   Basis basis_{};
-  Taps near_{}, edge_{};
+  uint32_t *near_ = nullptr, *edge_ = nullptr;
+  uint32_t* between_[2] = {};
   float *tables_ = nullptr, *rates_ = nullptr;
   const float* transfers_[kMostBlockLevels] = {};
 };
@@ -297,8 +341,8 @@ constexpr double kRunShare = 0.14;
 constexpr int64_t kRunLeast = int64_t(1) << 24, kRunChannels = 64;
 
 template <class Machine>
-int64_t run_blocks(const LegendreBlocksArgs& args, bool backward, Machine& machine, int64_t least = kRunLeast,
-                   int64_t slice = kRunChannels) {
+int64_t run_blocks(const LegendreBlocksArgs& args, bool backward, int shared, Machine& machine,
+                   int64_t least = kRunLeast, int64_t slice = kRunChannels) {
   int64_t size = args.dtype == Dtype::f32 ? 4 : 2, sequences = args.packed ? 1 : args.sequences;
   int64_t elements = (args.packed ? 1 : args.sequences) * args.rows * args.channels;
   double moments = args.num_levels ? (backward ? 4.0 : 2.0) * 1.15 * args.levels[0].rank * 4 / kTile : 0;
@@ -335,7 +379,7 @@ int64_t run_blocks(const LegendreBlocksArgs& args, bool backward, Machine& machi
       Channels channels{int(channel), int(std::min(width, args.channels - channel)), int(args.channels),
                         int(args.groups)};
       auto go = [&](auto type) {
-        BlockRun<decltype(type), Machine> run(part, channels, !start, first > 0, machine);
+        BlockRun<decltype(type), Machine> run(part, channels, !start, first > 0, shared, machine);
         backward ? run.backward() : run.forward();
         bytes = std::max(bytes, run.workspace());
       };

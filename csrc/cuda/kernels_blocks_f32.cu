@@ -4,11 +4,13 @@
 
 namespace hyenarec::cuda {
 
-template cudaError_t launch(const TileMoments<Float32, kPlanesOf<Float32>>&, unsigned, cudaStream_t);
-template cudaError_t launch(const ConvolveTiles<Float32>&, unsigned, cudaStream_t);
-template cudaError_t launch(const ConvolveTilesBackward<Float32>&, unsigned, cudaStream_t);
+template cudaError_t launch(const TileMoments<Float32, 1>&, unsigned, cudaStream_t);
+template cudaError_t launch(const ConvolveTiles<Float32, false>&, unsigned, cudaStream_t);
+template cudaError_t launch(const ConvolveTiles<Float32, true>&, unsigned, cudaStream_t);
+template cudaError_t launch(const ConvolveTilesBackward<Float32, false>&, unsigned, cudaStream_t);
+template cudaError_t launch(const ConvolveTilesBackward<Float32, true>&, unsigned, cudaStream_t);
 template cudaError_t launch(const CorrelateTiles<Float32>&, unsigned, cudaStream_t);
 template cudaError_t launch(const ZeroRest<Float32>&, unsigned, cudaStream_t);
-template cudaError_t launch(const PrepareBlocks<kPlanesOf<Float32>>&, unsigned, cudaStream_t);
+template cudaError_t launch(const PrepareBlocks<Float32>&, unsigned, cudaStream_t);
 
 }  // namespace hyenarec::cuda

@@ -11,7 +11,9 @@ using namespace cuda;
 const char* run(const LegendreBlocksArgs& args, bool backward, void* stream) {
   if (const char* wrong = wrong_blocks(args)) return wrong;
   Device device{static_cast<cudaStream_t>(stream)};
-  run_blocks(args, backward, device);
+  int shared;
+  device.status = attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, &shared);
+  if (device.status == cudaSuccess) run_blocks(args, backward, shared, device);
   return device.status == cudaSuccess ? nullptr : told(cudaGetErrorString(device.status));
 }
 
@@ -22,7 +24,9 @@ int64_t legendre_blocks_workspace(const LegendreBlocksArgs& args, bool backward)
   DryRun dry;
   LegendreBlocksArgs sizes = args;
   sizes.workspace = nullptr;
-  return run_blocks(sizes, backward, dry);
+  int shared;
+  bool asked = attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, &shared) == cudaSuccess;
+  return asked ? run_blocks(sizes, backward, shared, dry) : 0;  // the call asks again, and says what is wrong
 }
 
 const char* legendre_blocks_forward(const LegendreBlocksArgs& args, void* stream) { return run(args, false, stream); }

@@ -19,7 +19,10 @@ namespace hyenarec::cuda {
 struct ColumnView {
   const char* first;   // the round's first column
   const int* reach;    // of every column: how many more there are of its sequence, backwards or forwards
+  const int* other;    // and on the side where products begin that begin `ahead`
   const char* zeros;   // a column of them
+
+  HYENAREC_DEVICE bool holds(int column, int apart) const { return apart <= reach[column] && -apart <= other[column]; }
 };
 
 template <class T>
@@ -43,11 +46,14 @@ struct Toeplitz {
     else return packed<T>(tap(lag), tap(lag - 1));
   }
 
-  // The channel's rows become y + skip u, in place. Transposed: lags reach forwards.
+  // A channel's output, 64 rows of 16 columns.
+  using Output = PerLane<Accumulator>[kTiles];
+
+  // y += the products with columns up to `reach` before; transposed, behind. The table's first lag lies between columns
+  // that are the other way round, `ahead` columns apart: as many of these are looked at too, up to `reach`.
   template <bool kTransposed>
-  static HYENAREC_DEVICE void convolve(const Warp& warp, const ColumnView& view, char* out, int reach,
-                                       const uint32_t* table, int taps, float skip) {
-    PerLane<Accumulator> y[kTiles]{};
+  static HYENAREC_DEVICE void convolve(const Warp& warp, Output& y, const ColumnView& view, int reach, int ahead,
+                                       const uint32_t* table, int taps) {
     PerLane<Words<kHeld>> window;
     PerLane<const uint32_t*> words;  // the first that a lane takes for the next column
     auto word = [&](int lane, int number) {
@@ -61,29 +67,34 @@ struct Toeplitz {
       window[lane].word[kWindow - 3] = word(lane, -1);
     });
     int last = columns(taps) - 1;
-    HYENAREC_ONE_BY_ONE for (int apart = 0; apart <= last && apart <= reach; ++apart) {
+    HYENAREC_ONE_BY_ONE for (int number = 0; number <= last && number - ahead <= reach; ++number) {
+      const int apart = number - ahead;
       PerLane<const char*> rows;
       warp.lanes([&](int lane) {
         each<2 * kSteps>([&](auto j) { window[lane].word[kWindow - 2 + j.value] = word(lane, j.value); });
-        rows[lane] = column_of(view, lane, kTransposed ? apart : -apart) + lane / 16 * 16;
+        rows[lane] = column_of(view, lane, apart, kTransposed) + lane / 16 * 16;
       });
-      each<kSteps>([&](auto s) {
-        constexpr int step = decltype(s)::value, row = kStep * (kTransposed ? step : kSteps - 1 - step);
-        auto u = load_matrices<false>(warp, [&](int lane) { return rows[lane] + row * int(sizeof(T)); });
-        each<kTiles>([&](auto i) {
-          constexpr int at = 2 * step + kPerTile * decltype(i)::value;
-          constexpr int low = at + (kTransposed ? kPerTile - 1 : 1), high = at + (kTransposed ? kPerTile : 0);
-          PerLane<Words<2>> h;
-          warp.lanes([&](int lane) { h[lane] = {window[lane].word[low], window[lane].word[high]}; });
-          Core::multiply(y[kTransposed ? kTiles - 1 - i.value : i.value], u, h);
+      if (apart >= -reach)
+        each<kSteps>([&](auto s) {
+          constexpr int step = decltype(s)::value, row = kStep * (kTransposed ? step : kSteps - 1 - step);
+          auto u = load_matrices<false>(warp, [&](int lane) { return rows[lane] + row * int(sizeof(T)); });
+          each<kTiles>([&](auto i) {
+            constexpr int at = 2 * step + kPerTile * decltype(i)::value;
+            constexpr int low = at + (kTransposed ? kPerTile - 1 : 1), high = at + (kTransposed ? kPerTile : 0);
+            PerLane<Words<2>> h;
+            warp.lanes([&](int lane) { h[lane] = {window[lane].word[low], window[lane].word[high]}; });
+            Core::multiply(y[kTransposed ? kTiles - 1 - i.value : i.value], u, h);
+          });
         });
-      });
       warp.lanes([&](int lane) {
         each<kWindow - 2>([&](auto j) { window[lane].word[j.value] = window[lane].word[j.value + 2 * kSteps]; });
         words[lane] += kColumnRows;
       });
     }
+  }
 
+  // The channel's rows become y + skip u, in place.
+  static HYENAREC_DEVICE void put(const Warp& warp, const Output& y, char* out, float skip) {
     warp.sync();  // every lane has read what is overwritten now
     warp.lanes([&](int lane) {
       each<kTiles>([&](auto i) {
@@ -97,9 +108,10 @@ struct Toeplitz {
     });
   }
 
-  // sums[lag] (+)= sum over the columns' rows of dy[t] u[t - lag], for each lag below `taps`.
-  static HYENAREC_DEVICE void correlate(const Warp& warp, const ColumnView& dy, const ColumnView& u, float* sums,
-                                        int taps, bool add) {
+  // sums[lag] (+)= sum over the columns' rows of dy[t] u[t - lag], for each lag below `taps`; lag 0 is that of columns
+  // the other way round, `ahead` columns apart.
+  static HYENAREC_DEVICE void correlate(const Warp& warp, const ColumnView& dy, const ColumnView& u, int ahead,
+                                        float* sums, int taps, bool add) {
     Rows16 gradient[kTiles / 2];
     each<kTiles / 2>([&](auto p) { load_rows(warp, dy, 16 * p.value, gradient[p.value]); });
     constexpr int kUnderWay = 2 * kTiles - 2, kPast = kTiles;  // G of a column, of which so many end with it
@@ -109,7 +121,7 @@ struct Toeplitz {
       each<kColumnRows / 16>([&](auto s) {
         constexpr int step = decltype(s)::value;
         PerLane<Words<kTileWords>> even, odd;
-        load_tiles(warp, u, -apart, kColumnRows - 16 * (step + 1), even, odd);
+        load_tiles(warp, u, apart - ahead, kColumnRows - 16 * (step + 1), even, odd);
         each<kTiles / 2>([&](auto p) {
           add_product(g[2 * (step + p.value)], gradient[p.value], odd);
           add_product(g[2 * (step + p.value) + 1], gradient[p.value], even);
@@ -125,19 +137,18 @@ struct Toeplitz {
   // Words of a lane for 8 rows of all columns: of 16-bit types column 2q, 2q + 1 (and 8 on) of row g, else one column.
   static constexpr int kTileWords = kRoundColumns / (4 * kInWord);
 
-  // The column that lies `apart` from column lane % 16, or zeros.
-  static HYENAREC_DEVICE const char* column_of(const ColumnView& view, int lane, int apart) {
+  // The column that lies `apart` before column lane % 16, or behind it, or zeros.
+  static HYENAREC_DEVICE const char* column_of(const ColumnView& view, int lane, int apart, bool behind) {
     int column = lane % kRoundColumns;
-    bool there = (apart < 0 ? -apart : apart) <= view.reach[column];
-    return there ? view.first + (column + apart) * kSlotBytes : view.zeros;
+    return view.holds(column, apart) ? view.first + (column + (behind ? apart : -apart)) * kSlotBytes : view.zeros;
   }
 
-  // Of 8 rows from `row` on of the columns `apart` from all, and of the next 8.
+  // Of 8 rows from `row` on of the columns `apart` before all, and of the next 8.
   static HYENAREC_DEVICE void load_tiles(const Warp& warp, const ColumnView& view, int apart, int row,
                                          PerLane<Words<kTileWords>>& low, PerLane<Words<kTileWords>>& high) {
     if constexpr (kInWord == 2) {
       auto both = load_matrices<true>(warp, [&](int lane) { 
-        return column_of(view, lane, apart) + row * int(sizeof(T)) + lane / 16 * 16;
+        return column_of(view, lane, apart, false) + row * int(sizeof(T)) + lane / 16 * 16;
       });
       warp.lanes([&](int lane) {
         low[lane] = {both[lane].word[0], both[lane].word[1]};
@@ -145,9 +156,9 @@ struct Toeplitz {
       });
     } else {
       warp.lanes([&](int lane) {
-        const char* at = view.first + (apart + lane % 4) * kSlotBytes + (row + lane / 4) * int(sizeof(T));
+        const char* at = view.first + (lane % 4 - apart) * kSlotBytes + (row + lane / 4) * int(sizeof(T));
         each<kTileWords>([&](auto w) {
-          bool there = apart == 0 || -apart <= view.reach[4 * w.value + lane % 4];
+          bool there = apart == 0 || view.holds(4 * w.value + lane % 4, apart);
           auto* words = reinterpret_cast<const uint32_t*>(at + 4 * w.value * kSlotBytes);
           low[lane].word[w.value] = there ? words[0] : 0;
           high[lane].word[w.value] = there ? words[8] : 0;

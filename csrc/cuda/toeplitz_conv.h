@@ -112,14 +112,20 @@ struct ToeplitzConv {
     float at_zero = 0.f;
     if (skip)
       with_dtype(skip_dtype, [&](auto type) { at_zero = static_cast<const decltype(type)*>(skip)[channel]; });
+    const ColumnView inputs{u, columns.before, columns.after, zeros}, gradients{dy, columns.after, columns.before, zeros};
     if (kBackward && sums)
-      Products::correlate(warp, {dy, columns.after, zeros}, {u, columns.before, zeros}, sums_of(share, channel), taps,
-                          !first_round);
+      Products::correlate(warp, gradients, inputs, 0, sums_of(share, channel), taps, !first_round);
     warp.sync();
-    if (!kBackward || of_input[0].value.data)
-      Products::template convolve<false>(warp, {u, columns.before, zeros}, u, columns.most_before, table, taps, at_zero);
-    if (kBackward && (of_gradient[0].value.data || of_gradient[1].value.data))
-      Products::template convolve<true>(warp, {dy, columns.after, zeros}, dy, columns.most_after, table, taps, at_zero);
+    if (!kBackward || of_input[0].value.data) {
+      typename Products::Output y{};
+      Products::template convolve<false>(warp, y, inputs, columns.most_before, 0, table, taps);
+      Products::put(warp, y, u, at_zero);
+    }
+    if (kBackward && (of_gradient[0].value.data || of_gradient[1].value.data)) {
+      typename Products::Output du{};
+      Products::template convolve<true>(warp, du, gradients, columns.most_after, 0, table, taps);
+      Products::put(warp, du, dy, at_zero);
+    }
   }
 };
 

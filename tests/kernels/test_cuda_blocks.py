@@ -3,6 +3,7 @@ float64, and what nvcc makes of them."""
 
 from __future__ import annotations
 
+import re
 import subprocess
 from collections.abc import Callable
 from importlib.util import find_spec
@@ -224,7 +225,8 @@ def test_a_dropped_barrier_is_a_race(barrier: int, race: Callable[..., bool]) ->
 @pytest.mark.parametrize("architecture", [80, 86, 89, 90, 100, 120])
 @pytest.mark.parametrize("part", ["", "_bf16", "_f16", "_f32"])
 def test_compiled_for_the_device_without_spills(part: str, architecture: int, tmp_path: Path) -> None:
-    """A register that is spilled needs a stack frame. Two blocks of a multiprocessor fit into its registers."""
+    """A register that is spilled needs a stack frame. Two blocks of a multiprocessor fit into its registers; one, where the
+    program says so (kBlocks): sums of pairs that the filter's end cuts stay in them, and float32 takes twice as many."""
     needs("nvcc")
     binary = tmp_path / "blocks.o"
     command = [
@@ -237,28 +239,30 @@ def test_compiled_for_the_device_without_spills(part: str, architecture: int, tm
     ]
     subprocess.run([*command, "-o", str(binary)], check=True)
     used = resources(binary)
-    assert len(used) == (7 if part == "_bf16" else 6 if part else 5)
+    assert len(used) == {"": 5, "_f32": 8}.get(part, 9)
     assert not {name: usage for name, usage in used.items() if usage["STACK"] or usage["LOCAL"]}
-    assert all(usage["REG"] <= 128 for usage in used.values())
+    alone = ("ConvolveTilesBackward", "CorrelateTiles") if part == "_f32" else ("ConvolveTilesBackward.*Lb1E",)
+    for (name, _), usage in used.items():
+        assert usage["REG"] <= (255 if re.search("|".join(alone), name) else 128), name
 
 
 # One wrong place each in the shipped source: file, what stands there, what to put.
 MUTATIONS = {
-    "the tile's last block": ("block_tile.h", "first < half.value * 8 + 8; first", "first < half.value * 8 + 7; first"),
-    "the edge's second pair": ("block_schedule.h", "{16, -15, 0}", "{16, -15, -1}"),
+    "the tile's last column": ("block_columns.h", "kReach = kTileColumns - 1", "kReach = kTileColumns - 2"),
+    "the edge's second pair": ("block_columns.h", "(edge + 1) * kTileColumns", "(edge + 1) * kTileColumns - edge"),
     "the end of the horizon": ("block_parameters.h", "at >= to.rows) return 0.f", "at > to.rows) return 0.f"),
-    "a plane": ("block_tile.h", "each<P - q.value>", "each<P - q.value - (q.value > 0)>"),
-    "the window on the way out": ("block_output.h", "kTile - row : row", "kTile - row : row + 1"),
+    "the second plane": ("block_parameters.h", "plane ? all - float(T::of(all)) : all", "all"),
+    "the window on the way out": ("block_moments.h", "kTile - row : row)", "kTile - row : row + 1)"),
     "the window on the way up": (
         "block_levels.h",
         "? j : below.fan - 1 - j",
         "? below.fan - 1 - j : j",
     ),
     "a pair at the filter's end": ("block_levels.h", "distance >= far_first + place", "distance > far_first + place"),
-    "the correlation's margin": ("block_tile.h", "shift ? 17 : 16", "shift ? 16 : 16"),
-    "rows past the end": ("block_tile.h", "first + row < slot.length", "first + row <= slot.length"),
+    "the second pair's gradient": ("block_backward.h", "edge > 0 || round != share", "round != share"),
+    "rows past the end": ("block_columns.h", "slot.length, written", "slot.length + 1, written"),
     "a share's later tiles": ("block_levels.h", "i += shares) {", "i += 2 * shares) {"),
-    "a rounded basis": ("block_schedule.h", "tile_moments<kBasisPlanes<kPlanes>>", "tile_moments<kPlanes>"),
+    "a rounded basis": ("block_schedule.h", "tile_moments<kFinePlanes<T>>", "tile_moments<1>"),
     "a later run's sums": ("block_schedule.h", "a_.dcoefficients, add_)", "a_.dcoefficients, false)"),
 }
 
@@ -268,7 +272,7 @@ MUTATIONS = {
 def test_a_broken_kernel_shows(mutation: str, tmp_path: Path) -> None:
     needs("g++")
     source = mutated(tmp_path, *MUTATIONS[mutation])
-    broken = block_host(tmp_path / "broken.so", source)
+    broken = block_host(tmp_path / "broken.so", source=source)
     cases: list[Callable[[], BlockCase]] = [
         lambda: borders(511),
         lambda: whole(4500, 3000, channels=1, groups=1, chunks=(256, 1024), decay=2.0),

@@ -12,6 +12,7 @@ int main(int count, char** words) {
   using namespace hyenarec::cuda;
   const bool packed = std::strcmp(words[1], "packed") == 0;
   if (count > 3) dropped = std::atoi(words[3]);
+  constexpr int kShared = 227 << 10;
   constexpr int64_t kRows = 1100, kChannels = 18, kGroups = 9, kTerms = 4;
   std::vector<float> input(kRows * kChannels, 0.5f), coefficients(kGroups * kTerms, 0.1f), decay(kGroups, 1.f);
   std::vector<float> skip(kChannels, 1.f), dcoefficients(coefficients.size()), ddecay(kGroups), dskip(kChannels);
@@ -41,9 +42,9 @@ int main(int count, char** words) {
   for (bool backward : {false, true}) {
     args.workspace = nullptr;
     DryRun dry;
-    std::vector<Aligned<4>> workspace(size_t(run_blocks(args, backward, dry)) / sizeof(Aligned<4>) + 1);
+    std::vector<Aligned<4>> workspace(size_t(run_blocks(args, backward, kShared, dry)) / sizeof(Aligned<4>) + 1);
     args.workspace = workspace.data();
     ThreadMachine machine;
-    run_blocks(args, backward, machine);
+    run_blocks(args, backward, kShared, machine);
   }
 }

@@ -14,12 +14,12 @@ int64_t blocks_workspace(const LegendreBlocksArgs* args, bool backward, int64_t 
   DryRun dry;
   LegendreBlocksArgs sizes = *args;
   sizes.workspace = nullptr;
-  return run_blocks(sizes, backward, dry, least, least < kRunLeast ? 3 : kRunChannels);
+  return run_blocks(sizes, backward, HYENAREC_SHARED, dry, least, least < kRunLeast ? 3 : kRunChannels);
 }
 
 void blocks_run(const LegendreBlocksArgs* args, bool backward, bool reversed, int64_t least) {
   HostMachine machine{reversed};
-  run_blocks(*args, backward, machine, least, least < kRunLeast ? 3 : kRunChannels);
+  run_blocks(*args, backward, HYENAREC_SHARED, machine, least, least < kRunLeast ? 3 : kRunChannels);
 }
 
 }  // extern "C"

@@ -1,0 +1,123 @@
+// Between tiles: a round's nu, from the moments of the tiles that its own ones meet and from what their parents have.
+//
+//     nu_i = sum_k M^(k) mu_{i - k} + w S nu above
+//
+// A warp has one channel: the ranks are a product's rows, the round's tiles its columns, and M^(k) is read once for all
+// of them. Transposed, tiles meet later ones, by M^(k) transposed.
+#pragma once
+#include "block_levels.h"
+
+namespace hyenarec::cuda {
+
+template <class T>
+struct TilesBetween {
+  using Core = TensorCore<MomentType<T>>;
+  static constexpr int kDepth = Core::kDepth, kInWord = Core::kInWord, kMostSteps = kMostRank / 16;
+
+  const uint32_t* moments;  // (channels, slots, ranks in steps of 16) as operands (`MomentWords`); null: no levels
+  const uint32_t* tables;   // (distances, groups), each [16 ranks][kDepth ranks][lane][4]
+  LevelShape shape;
+  int steps;                // of 16 ranks
+  Nodes parents;
+  int rank_above;
+  const float* above;       // (parents, rank above, channels), or null: there is no level above
+  const float* transfer;    // (fan, rank, rank above)
+  const float* rates;       // (channels,) or null
+
+  static HYENAREC_DEVICE int table_words(int steps) { return steps * (steps * 16 / kDepth) * 128; }
+
+  // What comes from above, into `nu`.
+  HYENAREC_DEVICE void come_down(int thread, int threads, const TilePass<T>& pass, const Tile& tile, int round,
+                                 bool reversed, const RoundMoments& nu) const {
+    nu.each_value(thread, threads, [&](int number, int rank, int channel) {
+      int64_t slot = int64_t(round) * kRoundTiles + number;
+      float sum = 0.f;
+      if (above && rank < shape.rank && tile.first + channel < tile.channels && slot < pass.tiles.count) {
+        Slot at = pass.tiles.slots[slot];
+        if (Nodes::exists(at, kTile)) {
+          int place = at.index % shape.fan;
+          int64_t parent = parents.first(at) + at.index / shape.fan;
+          const float *from = above + parent * rank_above * tile.channels + tile.first + channel;
+          const float *weights = transfer + (place * shape.rank + rank) * rank_above;
+          for (int s = 0; s < rank_above; ++s) sum += weights[s] * from[int64_t(s) * tile.channels];
+          if (rates)
+            sum *= expf(-rates[tile.first + channel] * float(shape.chunk * (reversed ? shape.fan - 1 - place : place)));
+        }
+      }
+      nu.at(number, rank, channel) = sum;
+    });
+  }
+
+  // nu += what comes from the tiles that those of the round meet, of one channel.
+  HYENAREC_DEVICE void meet(const Warp& warp, const TilePass<T>& pass, const Columns& columns, int channel, int of_tile,
+                            int round, bool reversed, const RoundMoments& nu) const {
+    PerLane<Accumulator> c[kMostSteps]{};
+    PerLane<int> index, tiles;              // of the tile of a lane's column, and of its sequence
+    PerLane<const Aligned<2>*> from;  // the tile's moments
+    const int ranks = steps * 16, tile_vectors = ranks / kInWord / 2;
+    warp.lanes([&](int lane) {
+      const Span& span = columns.span[lane / 4 % kRoundTiles * kTileColumns];
+      index[lane] = span.number / kTileColumns;
+      tiles[lane] = lane / 4 < kRoundTiles ? int(ceil_div(span.length, kTile)) : 0;
+      from[lane] = reinterpret_cast<const Aligned<2>*>(moments) + lane % 4 +
+                   (int64_t(channel) * pass.tiles.count + round * kRoundTiles + lane / 4) * tile_vectors;
+      if (above) each_rank(lane, [&](int tile, int rank, int step, int v) { c[step][lane].value[v] = nu.at(tile, rank, of_tile); });
+    });
+    const Vector* table = reinterpret_cast<const Vector*>(tables) +
+                          int64_t(pass.channels.group(channel)) * (table_words(steps) / 4);
+    const int64_t next = int64_t(pass.channels.groups) * (table_words(steps) / 4);
+    const int reach = reversed ? columns.most_after : columns.most_before;  // no tile of the round has more partners
+    HYENAREC_ONE_BY_ONE for (int number = 0; number < shape.distances(); ++number) {
+      int distance = shape.distance(number);
+      if (distance > reach) {
+        if (number >= shape.near_pairs) break;
+        number = shape.near_pairs - 1;  // on with the far ones
+        continue;
+      }
+      PerLane<bool> meets;
+      warp.lanes([&](int lane) {
+        int later = reversed ? index[lane] + distance : index[lane];
+        meets[lane] = later < tiles[lane] && shape.meet(later, distance);
+      });
+      const int64_t moved = int64_t(reversed ? distance : -distance) * tile_vectors;
+      HYENAREC_ONE_BY_ONE for (int step = 0; step < ranks / kDepth; ++step) {
+        PerLane<Words<2>> b;
+        warp.lanes([&](int lane) {
+          b[lane] = {};
+          if (meets[lane]) {
+            Aligned<2> v = from[lane][moved + step * 4];
+            b[lane] = {{v.word[0], v.word[1]}};
+          }
+        });
+        each<kMostSteps>([&](auto s) {
+          if (s.value >= steps) return;
+          PerLane<Words<4>> a;
+          warp.lanes([&](int lane) {
+            Vector v = table[number * next + (s.value * (ranks / kDepth) + step) * 32 + lane];
+            a[lane] = {{v.word[0], v.word[1], v.word[2], v.word[3]}};
+          });
+          Core::multiply(c[s.value], a, b);
+        });
+      }
+    }
+    warp.sync();
+    warp.lanes([&](int lane) {
+      each_rank(lane, [&](int tile, int rank, int step, int v) { nu.at(tile, rank, of_tile) = c[step][lane].value[v]; });
+    });
+    warp.sync();
+  }
+
+ private:
+  // f(tile, rank, Index of a step, Index of a value) for what a lane has of a product.
+  template <class F>
+  HYENAREC_DEVICE void each_rank(int lane, const F& f) const {
+    each<kMostSteps>([&](auto s) {
+      each<4>([&](auto v) {
+        int tile = lane % 4 * 2 + v.value % 2, rank = s.value * 16 + lane / 4 + v.value / 2 * 8;
+        if (tile < kRoundTiles && s.value < steps) f(tile, rank, s.value, v.value);
+      });
+    });
+  }
+};
+
+}  // namespace hyenarec::cuda
