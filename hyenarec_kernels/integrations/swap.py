@@ -83,8 +83,12 @@ def _refuse_wrappers(model: nn.Module) -> None:
 
 def _settled(new: nn.Module, old: nn.Module, options: Mapping[str, Any]) -> nn.Module:
     """``new`` in the mode of ``old``, on its device and in its dtype, unless ``options`` name others."""
-    place = next(({"device": p.device, "dtype": p.dtype} for p in old.parameters() if p.is_floating_point()), {})
-    return new.to(**{name: value for name, value in place.items() if name not in options}).train(old.training)
+    weight = next((p for p in old.parameters() if p.is_floating_point()), None)
+    if weight is not None and "device" not in options:
+        new.to(weight.device)
+    if weight is not None and "dtype" not in options:
+        new.to(weight.dtype)
+    return new.train(old.training)
 
 
 Forward = Callable[[nn.Module, Tensor], Tensor]

@@ -223,6 +223,21 @@ def test_each_fault_is_found(make: Any, faults: list[str], capsys: pytest.Captur
     assert capsys.readouterr().out == "".join(f"check_swap: {fault}\n" for fault in faults)
 
 
+def test_draws_that_are_too_large_are_found_and_put_right() -> None:
+    """Kaiming's count a short filter's few taps alone as what comes in."""
+    model = swapped()
+    for p in model.parameters():
+        if p.dim() > 1:
+            nn.init.kaiming_normal_(p)
+    faults = check_swap(model, EVENTS)
+    assert [fault.split(" is ")[0] for fault in faults] == [
+        f"start: encoder.layers.{i}.self_attn.mixer.short_weight" for i in range(2)
+    ]
+    for layer in model.encoder.layers:
+        layer.self_attn.reset_parameters()
+    assert check_swap(model, EVENTS) == []
+
+
 def test_what_cannot_be_checked_is_said() -> None:
     model = swapped()
     assert check_swap(model, EVENTS[1:]) == ["padding: not checked, no row of events is padded"]
