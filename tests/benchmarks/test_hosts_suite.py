@@ -97,3 +97,9 @@ def test_the_report_has_a_row_for_each_library() -> None:
     rows.append(rows[0] | {"seed": 7, "NDCG@10": 0.9})
     text = json.dumps(rankings.hosts({"hosts": rows}), ensure_ascii=False)
     assert "| a | .1100 ± .0141 → .2100 ± .0141 | 2.00 → 2.00 | 500 → 500 | 3, 3+ → 3, 3+ | 2 |" in text
+
+
+def test_the_guide_has_the_table_of_the_results() -> None:
+    guide = (ROOT / "docs/guide/replace-attention.md").read_text(encoding="utf-8")
+    rows = rankings.hosts(read(ROOT / "benchmarks/results/hosts-ml-100k.json"))
+    assert "\n".join(rows).strip() in guide
