@@ -165,8 +165,8 @@ def rank_targets(
                 if shard:
                     values, best = shard.best(values, best, min(SHOWN, store.n_items))
                 np.add.at(shown, best[values > float("-inf")].cpu().numpy(), 1)
-    for found_here in (ranks, shown) if shard is None else ():
-        distributed.add_up_ranks(found_here)
+    for counts in (ranks, shown)[: 1 + count_shown] if shard is None else ():
+        distributed.add_up_ranks(counts)
     return Ranking(ranks, lengths, shown if count_shown else None)
 
 

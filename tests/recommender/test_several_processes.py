@@ -136,7 +136,8 @@ def test_losses_are_those_of_one_process(processes: int, loss: str, mixer: str, 
         assert ours["loss"] == pytest.approx(theirs["loss"], rel=LOSS_TOLERANCE)
     recommender = Recommender.load(tmp_path / "many")
     ranking = rank_targets(recommender, STORE, leave_one_out(STORE).test, max_length=8)
-    assert ranking.metrics() == json.loads((tmp_path / "many" / "result.json").read_text())["test"]
+    test = json.loads((tmp_path / "many" / "result.json").read_text())["test"]
+    assert ranking.metrics().items() <= test.items()
     assert {path.name for path in (tmp_path / "many").iterdir()} == {path.name for path in (tmp_path / "one").iterdir()}
 
 
@@ -170,7 +171,8 @@ def test_shards_of_the_items_train_as_the_whole_table(processes: int, mixer: str
     for name in checkpoint.OF_ITEMS:
         torch.testing.assert_close(tables[1][name], tables[0][name], rtol=1e-3, atol=1e-4)
     ranking = rank_targets(Recommender.load(tmp_path / "many"), STORE, leave_one_out(STORE).test, max_length=8)
-    assert ranking.metrics() == json.loads((tmp_path / "many" / "result.json").read_text())["test"]
+    test = json.loads((tmp_path / "many" / "result.json").read_text())["test"]
+    assert ranking.metrics().items() <= test.items()
 
 
 @pytest.fixture(scope="module")
