@@ -72,16 +72,16 @@ def is_main() -> bool:
     return rank() == 0
 
 
-def wrap(model: nn.Module, trained: Collection[Tensor]) -> nn.Module:
-    """``model``, whose parameters ``trained`` get gradients that are means over the processes. All have drawn the same
-    ones."""
+def wrap(model: nn.Module, trained: Collection[Tensor], *, shards: bool = False) -> nn.Module:
+    """``model``, whose parameters ``trained`` get gradients that are means over the processes. It begins as process 0
+    has it, but with ``shards``, which differ, as each has drawn it."""
     if size() == 1:
         return model
     apart = [parameter for parameter in model.parameters() if not any(parameter is other for other in trained)]
     for parameter in apart:
         parameter.requires_grad_(False)  # which is how it is told what it need not wait for
     with peers():
-        wrapped = DistributedDataParallel(model, init_sync=False)  # shards of a table differ
+        wrapped = DistributedDataParallel(model, init_sync=not shards)
     for parameter in apart:
         parameter.requires_grad_(True)
     return wrapped

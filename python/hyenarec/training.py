@@ -124,7 +124,7 @@ class Trainer:
         tables = {"items.weight", "bias"} if self.rows else set()  # whose rows have an optimiser of their own
         self._dense = [parameter for name, parameter in self.model.named_parameters() if name not in tables]
         self.optimizer = _optimizer(self._dense, config)
-        self._forward = distributed.wrap(self.model, self._dense)
+        self._forward = distributed.wrap(self.model, self._dense, shards=sharded)
         self.progress, self.timing = Progress(), Timing()
         self._loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
         self._finite = torch.zeros((), dtype=torch.int64, device=self.device)  # steps of the epoch with finite sums

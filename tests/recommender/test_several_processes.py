@@ -270,10 +270,19 @@ def test_shards_begin_as_the_whole_table(items: int, dim: int, monkeypatch: pyte
     assert torch.equal(torch.cat(rows), whole.weight)
 
 
-@pytest.mark.parametrize("victim", [pytest.param(0, marks=pytest.mark.slow), 1])
-def test_a_killed_process_ends_the_job_and_the_same_command_goes_on(victim: int, store: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("victim", "more"),
+    [
+        pytest.param(0, (), marks=pytest.mark.slow),
+        (1, ()),
+        pytest.param(1, ("--shard-items",), marks=pytest.mark.slow),
+    ],
+)
+def test_a_killed_process_ends_the_job_and_the_same_command_goes_on(
+    victim: int, more: tuple[str, ...], store: Path, tmp_path: Path
+) -> None:
     """With as many processes to the same bits, and with another number of them to the same losses."""
-    options = ("--epochs", "3", "--dropout", "0", "--loss", "sampled", "--negatives", "64")
+    options = ("--epochs", "3", "--dropout", "0", "--loss", "sampled", "--negatives", "64", *more)
     job = Job(2, store, tmp_path / "killed", *options, "--checkpoint-minutes", "0")
     while job.workers[1].is_alive() and not (tmp_path / "killed" / LAST).exists():
         time.sleep(0.01)
