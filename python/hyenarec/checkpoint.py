@@ -6,27 +6,70 @@ Tensors carry their role as a prefix (``model.``, ``optimizer.``, ``user_ids.``,
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from hyenarec import tensor_file
+from hyenarec import distributed, tensor_file
 from hyenarec.errors import DamagedError
+from hyenarec.item_shards import ItemShard
+
+T = TypeVar("T")
 
 KIND = tensor_file.Kind("checkpoint", version=2)
 
 
-def save(path: Path, tensors: dict[str, Tensor], header: dict[str, Any]) -> None:
-    """Write ``tensors`` and the JSON-serialisable ``header`` to ``path`` atomically."""
-    tensor_file.save(path, KIND, {name: tensor.detach().cpu().numpy() for name, tensor in tensors.items()}, header)
+# Tensors that have a row an item.
+OF_ITEMS = {
+    *("model.items.weight", "model.bias", "rows.rows/read"),
+    *(f"rows.{table}/{key}" for table in ("items.weight", "bias") for key in ("exp_avg", "exp_avg_sq")),
+}
 
 
-def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Read what :func:`save` wrote, onto the CPU. Raises as :func:`hyenarec.tensor_file.load` does."""
-    arrays, header = tensor_file.load(path, KIND)
-    return {name: torch.from_numpy(array.copy()) for name, array in arrays.items()}, header
+def save(path: Path, tensors: dict[str, Tensor], header: dict[str, Any], shard: ItemShard | None = None) -> None:
+    """Write ``tensors`` and the JSON-serialisable ``header`` to ``path`` atomically.
+
+    With a ``shard`` of the items all processes call this, and the first writes; the file is that of whole tensors.
+    """
+    if shard is None:
+        arrays: dict[str, Any] = {name: tensor.detach().cpu().numpy() for name, tensor in tensors.items()}
+        tensor_file.save(path, KIND, arrays, header)
+    elif distributed.is_main():
+        arrays = {
+            name: shard.streamed(tensor) if name in OF_ITEMS else tensor.detach().cpu().numpy()
+            for name, tensor in tensors.items()
+        }
+        tensor_file.save(path, KIND, arrays, header)
+    else:
+        for name in sorted(tensors.keys() & OF_ITEMS):  # as they are written
+            shard.send(tensors[name])
+
+
+def load(path: Path, shard: ItemShard | None = None) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read what :func:`save` wrote, onto the CPU; with a ``shard`` only its rows of tensors that have one an item.
+    Raises as :func:`hyenarec.tensor_file.load` does."""
+    arrays, header = load_mapped(path)
+    return copied(arrays, path, shard), header
+
+
+def load_mapped(path: Path) -> tuple[tensor_file.Arrays, dict[str, Any]]:
+    """The same, verified, but with its arrays still on the disk, for :func:`copied`."""
+    return tensor_file.load(path, KIND)
+
+
+def copied(arrays: tensor_file.Arrays, path: Path, shard: ItemShard | None = None) -> dict[str, Tensor]:
+    """The tensors of the file ``path``, or of those of items the rows of ``shard``."""
+    found = {}
+    for name, array in arrays.items():
+        if shard is not None and name in OF_ITEMS:
+            if len(array) != shard.n_items:
+                raise DamagedError(f"{path}: {name} has {len(array):,} rows, but there are {shard.n_items:,} items")
+            array = array[shard.first : shard.last]
+        found[name] = torch.from_numpy(array.copy())
+    return found
 
 
 def fill(module: torch.nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
@@ -61,7 +104,7 @@ def with_prefix(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {f"{prefix}.{name}": tensor for name, tensor in tensors.items()}
 
 
-def without_prefix(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+def without_prefix(prefix: str, tensors: Mapping[str, T]) -> dict[str, T]:
     """The tensors under ``prefix``, with it taken off."""
     start = len(prefix) + 1
     return {name[start:]: tensor for name, tensor in tensors.items() if name.startswith(f"{prefix}.")}

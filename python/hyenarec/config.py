@@ -217,6 +217,9 @@ class TrainingConfig:
     items and sampled beyond."""
     negatives: int = 1024
     """Negatives a step of the sampled softmax, drawn by training frequency."""
+    shard_items: bool = False
+    """Divide the item table among the processes that torchrun starts, for tables that one of them cannot hold; with the
+    sampled softmax alone."""
     bf16: bool = False
     """Compute matrix products in bfloat16 (autocast)."""
     metric: Literal["NDCG@5", "NDCG@10", "NDCG@20", "Recall@5", "Recall@10", "Recall@20", "MRR"] = "Recall@10"
@@ -291,7 +294,9 @@ def refuse_unused(model: ModelConfig, training: TrainingConfig, mixers: Sequence
         readers = f"{', '.join(MIXERS_WITH_HEADS)} and hyena with hyena.local"
         refuse("attention.", model.attention, ("heads",), f"by {named}; only by {readers}")
     if training.loss == "full":
-        refuse("", training, ("negatives",), "by loss full; only by loss sampled")
+        refuse("", training, ("negatives", "shard_items"), "by loss full; only by loss sampled")
+    if model.embedding == "decoupled":
+        refuse("", training, ("shard_items",), "with embedding decoupled, whose second table is not divided")
     if not training.exclude_seen:
         refuse("", training, ("seen",), "with --no-exclude-seen, which ranks seen items too")
 

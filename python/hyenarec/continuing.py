@@ -85,7 +85,8 @@ def take_over(model: SequenceModel, start: Trained, item_ids: Ids) -> None:
     weights = {name: tensor.detach().cpu() for name, tensor in start.model.state_dict().items()}
     for name in ROWS_OF_ITEMS:
         mean = weights[name].mean(0, keepdim=True)
-        weights[name] = torch.cat([weights[name], mean])[places]  # -1 is the last row
+        own = places if model.shard is None else model.shard.of_own(places)
+        weights[name] = torch.cat([weights[name], mean])[own]  # -1 is the last row
     model.load_state_dict(weights)
 
 

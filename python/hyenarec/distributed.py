@@ -1,6 +1,7 @@
 """Training by several processes, as ``torchrun`` starts them: what is distributed, and how.
 
-Every process holds the whole model and the whole log, and goes through the same batches in the same order. Of each
+Every process holds the whole model, or with ``--shard-items`` a part of the item table
+(:mod:`hyenarec.item_shards`), and the whole log, and goes through the same batches in the same order. Of each
 batch it trains on its own sequences (:func:`part`), and gradients are added up (:func:`backward`), so that a step is
 that of one process on the whole batch: with the same loss up to rounding, but for dropout, whose masks are drawn by
 every process for its own part. Evaluation deals its batches out (:func:`mine`) and puts the ranks together
@@ -71,15 +72,16 @@ def is_main() -> bool:
     return rank() == 0
 
 
-def wrap(model: nn.Module, trained: Collection[Tensor]) -> nn.Module:
-    """``model``, whose parameters ``trained`` get gradients that are means over the processes."""
+def wrap(model: nn.Module, trained: Collection[Tensor], *, shards: bool = False) -> nn.Module:
+    """``model``, whose parameters ``trained`` get gradients that are means over the processes. It begins as process 0
+    has it, but with ``shards``, which differ, as each has drawn it."""
     if size() == 1:
         return model
     apart = [parameter for parameter in model.parameters() if not any(parameter is other for other in trained)]
     for parameter in apart:
         parameter.requires_grad_(False)  # which is how it is told what it need not wait for
     with peers():
-        wrapped = DistributedDataParallel(model)
+        wrapped = DistributedDataParallel(model, init_sync=not shards)
     for parameter in apart:
         parameter.requires_grad_(True)
     return wrapped
@@ -132,17 +134,25 @@ def own_seed(seed: int) -> None:
         torch.manual_seed(seed ^ ((rank() + 1) * 0x9E3779B9 % 2**32))
 
 
-def backward(loss: Tensor, share: float, apart: Collection[Tensor] = ()) -> None:
+def backward(loss: Tensor, share: float) -> None:
     """Gradients of the mean over the whole batch, from each process's mean over its share of it.
 
-    Those of a wrapped model are added up by it; those of the tensors ``apart``, which are the same rows of a table in
-    all processes, here.
+    Those of a wrapped model become means over the processes in here; of others they still have to.
     """
     with peers():
         (loss * (share * size())).backward() if size() > 1 else loss.backward()  # type: ignore[no-untyped-call]
-        for tensor in apart if size() > 1 else ():
-            assert tensor.grad is not None
-            dist.all_reduce(tensor.grad.div_(size()))
+
+
+def clip(parameters: Collection[Tensor], rows: Collection[Tensor], most: float, *, shards: bool) -> None:
+    """Scale the gradients down so that the norm of all is at most ``most``. Processes have the same gradients, but with
+    ``shards`` each has ``rows`` of its own."""
+    if not shards:
+        nn.utils.clip_grad_norm_((*parameters, *rows), most)
+        return
+    gradients = [tensor.grad for tensor in parameters if tensor.grad is not None]
+    squares = sum((tensor.grad.square().sum() for tensor in rows if tensor.grad is not None), torch.zeros(()))
+    norm = (nn.utils.get_total_norm(gradients).square() + add_up(squares)).sqrt()
+    nn.utils.clip_grads_with_norm_((*parameters, *rows), most, norm)
 
 
 def add_up(value: Tensor) -> Tensor:
@@ -151,6 +161,38 @@ def add_up(value: Tensor) -> Tensor:
         with peers():
             dist.all_reduce(value)
     return value
+
+
+def exchange(values: Tensor, sent: list[int], received: list[int]) -> Tensor:
+    """What the processes send this one of their ``values`` (n, ...), one process after another: each sends the first
+    ``sent[0]`` to process 0, the next ``sent[1]`` to process 1, and so on, and gets ``received``."""
+    if size() == 1:
+        return values
+    found = values.new_empty(sum(received), *values.shape[1:])
+    with peers():
+        dist.all_to_all_single(found, values.contiguous(), received, sent)
+    return found
+
+
+def gather(values: Tensor) -> list[Tensor]:
+    """The processes' values, all of one shape."""
+    if size() == 1:
+        return [values]
+    found = [torch.empty_like(values) for _ in range(size())]
+    with peers():
+        dist.all_gather(found, values.contiguous())
+    return found
+
+
+def send(values: Tensor, process: int) -> None:
+    with peers():
+        dist.send(values, process)
+
+
+def receive(values: Tensor, process: int) -> None:
+    """Fill ``values`` with what ``process`` sends."""
+    with peers():
+        dist.recv(values, process)
 
 
 def add_up_ranks(ranks: NDArray[np.int64]) -> None:

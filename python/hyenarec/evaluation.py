@@ -17,6 +17,7 @@ from hyenarec.data.batches import Batch, evaluation_batches, pack_histories
 from hyenarec.data.ids import Ids
 from hyenarec.data.store import SequenceStore
 from hyenarec.errors import ScoreError, UserError
+from hyenarec.item_shards import ItemShard
 
 # Upper bounds of buckets, after which one more is open.
 LENGTH_BUCKETS = (10, 20, 50, 100, 200, 500, 1000)  # events in a history
@@ -127,11 +128,13 @@ def rank_targets(
     seen: Seen = "history",
     device: torch.device | None = None,
     count_shown: bool = False,
+    shard: ItemShard | None = None,
 ) -> Ranking:
     """Rank every target event among all items, given the history before it cut to ``max_length`` events.
 
     ``targets`` (n,) absolute event indices of ``store``. With ``exclude_seen`` the items that ``seen`` names are never
-    recommended; a target that is one of them counts as missed. ``count_shown`` asks for the ranking's ``shown``.
+    recommended; a target that is one of them counts as missed. ``count_shown`` asks for the ranking's ``shown``. The
+    scores of a model with a ``shard`` of the item table are of its items alone, and all processes rank the same.
     Raises :class:`UserError` where there are no targets and :class:`ScoreError` for scores that rank nothing.
     """
     if not len(targets):
@@ -143,7 +146,7 @@ def rank_targets(
     with torch.inference_mode():
         batches = evaluation_batches(store, targets, max_length, scored_at_a_time(store.n_items))
         for number, (places, batch) in enumerate(batches):
-            if not distributed.mine(number):
+            if shard is None and not distributed.mine(number):
                 continue
             moved = batch if device is None else batch.to(device)
             assert moved.targets is not None
@@ -154,16 +157,17 @@ def rank_targets(
                 if seen == "history" and longest > max_length:
                     rows = [store.items[start:end] for start, end in zip(starts[places], targets[places], strict=True)]
                     read = pack_histories(rows, longest).to(scores.device)
-                scores = exclude_history(scores, read)
-            ranks[places] = target_ranks(scores, moved.targets).cpu().numpy()
+                scores = (shard.exclude if shard else exclude_history)(scores, read)
+            found = (shard.target_ranks if shard else target_ranks)(scores, moved.targets)
+            ranks[places] = found.cpu().numpy()
             if count_shown:
-                best = scores.topk(min(SHOWN, store.n_items))
-                np.add.at(shown, best.indices[best.values > float("-inf")].cpu().numpy(), 1)
-    distributed.add_up_ranks(ranks)
-    if not count_shown:
-        return Ranking(ranks, lengths)
-    distributed.add_up_ranks(shown)
-    return Ranking(ranks, lengths, shown)
+                values, best = scores.topk(min(SHOWN, scores.shape[1]))
+                if shard:
+                    values, best = shard.best(values, best, min(SHOWN, store.n_items))
+                np.add.at(shown, best[values > float("-inf")].cpu().numpy(), 1)
+    for counts in (ranks, shown)[: 1 + count_shown] if shard is None else ():
+        distributed.add_up_ranks(counts)
+    return Ranking(ranks, lengths, shown if count_shown else None)
 
 
 def ages(store: SequenceStore, targets: NDArray[np.int64]) -> NDArray[np.int64]:

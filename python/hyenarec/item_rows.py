@@ -13,7 +13,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from hyenarec import distributed
 from hyenarec.data.batches import Batch
+from hyenarec.item_shards import Exchange, ItemShard
 from hyenarec.losses import sampled_softmax
 
 BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8  # as torch.optim.AdamW has them by default
@@ -166,38 +168,94 @@ class RowAdamW:
 
 
 class SampledRows:
-    """The sampled softmax of a catalogue: its negatives, its rows, and their optimiser."""
+    """The sampled softmax of a catalogue: its negatives, its rows, and their optimiser, which with a ``shard`` of the
+    table has the rows of that alone."""
 
-    def __init__(self, weight: Tensor, bias: Tensor, counts: Tensor, negatives: int, weight_decay: float) -> None:
+    def __init__(
+        self,
+        weight: Tensor,
+        bias: Tensor,
+        counts: Tensor,
+        negatives: int,
+        weight_decay: float,
+        shard: ItemShard | None = None,
+    ) -> None:
         """Negatives are drawn in proportion to ``counts`` (V,), whole numbers of which each counts one more."""
+        self._shard = shard
         self.optimizer = RowAdamW(weight, bias, weight_decay)
         self._negatives = negatives
         # One pseudo-count, so that items seen only in evaluation can be drawn too.
         counts = counts.to(weight.device).round().long() + 1
         self._up_to = counts.cumsum(0)  # (V,) whole numbers, so that every item has exactly its share of the draws
-        self._log_q = counts.double().log().sub_(float(self._up_to[-1].log())).float()  # (V,)
+        self._log_q = counts.double().log_().sub_(float(self._up_to[-1].log())).float()  # (V,)
 
     def read(self, batch: Batch) -> SampledStep:
-        """What a step on ``batch`` reads, negatives drawn by torch's own generator included."""
-        assert batch.targets is not None
+        """What a step on this process's part of ``batch`` reads, negatives drawn by torch's own generator included.
+
+        Without shards all processes read the rows of the whole batch, so that they all make the same step.
+        """
         draws = torch.randint(int(self._up_to[-1]), (self._negatives,), device=self._up_to.device)
         drawn = torch.searchsorted(self._up_to, draws, right=True)  # (M,)
-        everything = torch.cat((batch.items, batch.targets, drawn))
-        places, local = torch.unique(everything, return_inverse=True)
-        items, targets, negatives = local.split((len(batch.items), len(batch.targets), len(drawn)))
-        rows = self.optimizer.read(places)
-        return SampledStep(rows, replace(batch, items=items, targets=targets), negatives, self._log_q[places])
+        if self._shard is None:
+            places, batch, negatives = _local(batch, drawn)
+            rows = self.optimizer.read(places)
+            return SampledStep(rows, *distributed.part(batch), negatives, self._log_q[places])
+        batch, share = distributed.part(batch)
+        places, batch, negatives = _local(batch, drawn)
+        exchange = Exchange(places, self._shard)
+        asked, where = torch.unique(exchange.asked, return_inverse=True)
+        held = self.optimizer.read(asked)
+        with torch.no_grad():
+            table = exchange.fetch(torch.cat((held.weight, held.bias[:, None]), 1)[where])  # (R, D+1)
+        weight, bias = table[:, :-1].contiguous(), table[:, -1].contiguous()
+        rows = Rows(places, weight.requires_grad_(), bias.requires_grad_())
+        return ShardedStep(rows, batch, share, negatives, self._log_q[places], held, exchange, where)
+
+
+def _local(batch: Batch, drawn: Tensor) -> tuple[Tensor, Batch, Tensor]:
+    """The rows (R,) that a batch and negatives (M,) read, sorted, and both with places among them for items."""
+    assert batch.targets is not None
+    everything = torch.cat((batch.items, batch.targets, drawn))
+    places, local = torch.unique(everything, return_inverse=True)
+    items, targets, negatives = local.split((len(batch.items), len(batch.targets), len(drawn)))
+    return places, replace(batch, items=items, targets=targets), negatives
 
 
 @dataclass(frozen=True)
 class SampledStep:
-    """A step's ``rows``, its ``batch`` whose items and targets are places among them, and so are its ``negatives``
-    (M,); ``log_q`` (R,) of the rows."""
+    """A step's ``rows``, its ``batch`` whose items and targets are places among them, that part's ``share`` of all
+    predictions, ``negatives`` (M,), places too, and ``log_q`` (R,) of the rows."""
 
     rows: Rows
     batch: Batch
+    share: float
     negatives: Tensor
     log_q: Tensor
 
+    def added_up(self) -> Rows:
+        """The rows that this process has an optimiser for, with gradients that are means over the processes."""
+        for tensor in (self.rows.weight, self.rows.bias) if distributed.size() > 1 else ():
+            assert tensor.grad is not None
+            distributed.add_up(tensor.grad.div_(distributed.size()))
+        return self.rows
+
     def loss(self, hidden: Tensor, targets: Tensor) -> Tensor:
         return sampled_softmax(hidden, self.rows.weight, self.rows.bias, targets, self.negatives, self.log_q)
+
+
+@dataclass(frozen=True)
+class ShardedStep(SampledStep):
+    """The same where ``rows`` came from the processes that hold them: ``held`` (H,) are those of this one that any
+    reads, and ``where`` (A,) each that was asked for is among them."""
+
+    held: Rows
+    exchange: Exchange
+    where: Tensor
+
+    def added_up(self) -> Rows:
+        weight, bias = self.rows.weight.grad, self.rows.bias.grad
+        assert weight is not None and bias is not None
+        gradients = torch.cat((weight, bias[:, None]), 1).div_(distributed.size())  # (R, D+1)
+        total = self.exchange.add_up(gradients, len(self.held.places), self.where)  # (H, D+1)
+        self.held.weight.grad, self.held.bias.grad = total[:, :-1], total[:, -1]
+        return self.held

@@ -14,6 +14,7 @@ from hyenarec.cloze import hide_next
 from hyenarec.config import ModelConfig
 from hyenarec.data.batches import Batch
 from hyenarec.errors import UserError
+from hyenarec.item_shards import ItemShard
 from hyenarec.mixers import MIXERS, State
 from hyenarec.packing import Packing
 from hyenarec_kernels.nn import fast_linear
@@ -197,18 +198,26 @@ class SequenceModel(nn.Module):
     them into scores over the catalogue, (S, V). A model whose mixer is not causal has a ``mask``
     that stands for the batch's masked items, and is asked for the next item by a masked one after the history.
 
+    With ``shard_items`` each of the processes that train together holds a :attr:`shard` of the table, all ask for the
+    same batches, and scores are of its items alone, (S, v).
+
     A model whose mixer is causal also reads events one at a time: :meth:`prefill` and :meth:`step` give the hidden
     states of ``forward`` over everything that each sequence has read so far.
     """
 
-    def __init__(self, config: ModelConfig, n_items: int) -> None:
+    def __init__(self, config: ModelConfig, n_items: int, *, shard_items: bool = False) -> None:
         super().__init__()
         if config.mixer not in MIXERS:
             raise UserError(f"option mixer: {config.mixer!r} is none of {', '.join(MIXERS)}")
         self.config = config
-        self.items = nn.Embedding(n_items, config.dim)
-        nn.init.normal_(self.items.weight, std=config.dim**-0.5)
-        self.bias = nn.Parameter(torch.zeros(n_items))
+        self.items: nn.Embedding
+        if shard_items:
+            self.items = shard = ItemShard(n_items, config.dim)
+            shard.draw(config.dim**-0.5)
+        else:
+            self.items = nn.Embedding(n_items, config.dim)
+            nn.init.normal_(self.items.weight, std=config.dim**-0.5)
+        self.bias = nn.Parameter(torch.zeros(self.items.num_embeddings))
         mixer = MIXERS[config.mixer]
         self.mask = None if mixer.causal else nn.Parameter(torch.randn(config.dim))
         length = config.max_length if mixer.causal else config.max_length + 1  # the history and the masked item
@@ -249,6 +258,17 @@ class SequenceModel(nn.Module):
 
     def _embed_small(self, items: Tensor, positions: Tensor | None) -> Tensor | None:
         return None if self.small is None else self.dropout(self.small(items, positions))
+
+    @property
+    def shard(self) -> ItemShard | None:
+        """The part of the item table that this process holds, where it is cut into parts."""
+        return self.items if isinstance(self.items, ItemShard) else None
+
+    def parameter_count(self) -> int:
+        """Of all processes together where the item table is cut into parts."""
+        own = sum(parameter.numel() for parameter in self.parameters())
+        elsewhere = self.shard.n_items - self.shard.num_embeddings if self.shard else 0
+        return own + elsewhere * (self.config.dim + 1)
 
     def scores(self, batch: Batch) -> Tensor:
         """Scores of every item as the next one after each sequence, (S, V) float32."""

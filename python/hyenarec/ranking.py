@@ -9,9 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from hyenarec import distributed
 from hyenarec.catalogue import finite_rows
 from hyenarec.data.batches import pack_histories
 from hyenarec.evaluation import exclude_history
+from hyenarec.item_shards import ItemShard
 
 NOT_FINITE = "the model's scores are NaN or infinite: damaged weights, or times too large"
 
@@ -27,14 +29,25 @@ class Top:
     finite: NDArray[np.bool_]
 
 
-def best_items(scores: Tensor, seen: Sequence[NDArray[np.int32]] | None, k: int, allowed: Tensor | None = None) -> Top:
+def best_items(
+    scores: Tensor,
+    seen: Sequence[NDArray[np.int32]] | None,
+    k: int,
+    allowed: Tensor | None = None,
+    shard: ItemShard | None = None,
+) -> Top:
     """The best ``k`` items by ``scores`` (S, V), which this writes to, or as many as there are left: by what was
-    ``seen`` in each of the S histories, and by ``allowed`` (S, V) or (V,) bool."""
+    ``seen`` in each of the S histories, and by ``allowed`` (S, V) or (V,) bool. Where ``scores`` are of a ``shard`` of
+    the items alone, all processes call this, and find the same: the best of the best of each."""
     finite = finite_rows(scores)
     if seen is not None:
-        exclude_history(scores, pack_histories(seen, max(map(len, seen))).to(scores.device))
+        histories = pack_histories(seen, max(map(len, seen))).to(scores.device)
+        (shard.exclude if shard else exclude_history)(scores, histories)
     if allowed is not None:
-        scores.masked_fill_(~allowed, float("-inf"))
-    best = scores.topk(min(k, scores.shape[1]))
-    left = (best.values > float("-inf")).sum(1)
-    return Top(*(found.cpu().numpy() for found in (best.indices, best.values, left, finite)))
+        scores.masked_fill_(~(shard.of_own(allowed, -1) if shard else allowed), float("-inf"))
+    values, places = scores.topk(min(k, scores.shape[1]))
+    if shard:
+        values, places = shard.best(values, places, min(k, shard.n_items))
+        finite = distributed.add_up((~finite).long()) == 0
+    left = (values > float("-inf")).sum(1)
+    return Top(*(found.cpu().numpy() for found in (places, values, left, finite)))

@@ -51,12 +51,14 @@ class Recommender:
         self._compiled: CompiledModel | None = None
 
     @classmethod
-    def load(cls, path: str | Path, device: str | torch.device = "cpu") -> Recommender:
+    def load(cls, path: str | Path, device: str | torch.device = "cpu", *, shard_items: bool = False) -> Recommender:
         """From a run's folder (its best checkpoint) or one checkpoint file.
 
+        With ``shard_items`` each of the processes that :func:`hyenarec.distributed.start` joined holds a part of the
+        item table: all ask the same questions, score their own items, and get the same answers.
         Raises :class:`UserError` where there is none, or it is damaged or of another version.
         """
-        trained = load_trained(as_path(path, "run"))
+        trained = load_trained(as_path(path, "run"), shard_items=shard_items)
         try:
             place = torch.device(device)
             if place.type == "meta":
@@ -73,6 +75,7 @@ class Recommender:
 
         Raises :class:`UserError` where faiss, of the extra ``hyenarec[ann]``, is not installed.
         """
+        self._refuse_shard("an approximate index")
         self._index = NearestItems(self.model)
 
     def scores(self, batch: Batch) -> Tensor:
@@ -99,6 +102,7 @@ class Recommender:
         """
         from hyenarec.compiled import CompiledModel  # it takes half a second to import what compiles
 
+        self._refuse_shard("compile")
         expect(compact, (bool, np.bool_), "option compact", "True or False")
         if self.device.type != "cpu":
             raise UserError(f"compile: it is for the CPU, and the model is on {self.device}")
@@ -120,6 +124,7 @@ class Recommender:
 
         Raises :class:`UserError` for unknown items, wrong timestamps, and a mixer that is not causal.
         """
+        self._refuse_shard("a session")
         expect(compact, (bool, np.bool_), "option compact", "True or False")
         return Session(self, self.requests(histories, timestamps), compact=bool(compact))
 
@@ -196,6 +201,7 @@ class Recommender:
         Embeddings are what the model reads items by: similar are those that mean the same for what comes next. Raises
         :class:`UserError` for an unknown item, and for ``k`` below 1 or above the number of other items.
         """
+        self._refuse_shard("similar")
         self.check_k(k)
         if k == len(self.item_ids):
             raise UserError(f"option k: {k} items asked for, but the catalogue has {k - 1} others")
@@ -217,6 +223,10 @@ class Recommender:
             if request.error:
                 raise UserError(f"history {number}: {request.error}")
         return found
+
+    def _refuse_shard(self, what: str) -> None:
+        if self.model.shard:
+            raise UserError(f"{what}: needs the whole item table, and this process holds a part; load the model whole")
 
     def check_k(self, k: int) -> None:
         expect(k, (int, np.integer), "option k", "a whole number")
@@ -351,7 +361,8 @@ class Recommender:
     ) -> list[Answer]:
         """:func:`hyenarec.ranking.best_items` as answers."""
         histories = [request.items for request in requests]
-        top, answers = best_items(scores, histories if exclude_seen else None, k, allowed), []
+        top = best_items(scores, histories if exclude_seen else None, k, allowed, self.model.shard)
+        answers = []
         for row, request in enumerate(requests):
             items, error = self.item_ids.decode(top.places[row, : top.left[row]]), None
             if not top.finite[row]:

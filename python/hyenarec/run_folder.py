@@ -40,7 +40,7 @@ LOCK = ".lock"
 LOCK_MARK = "hyenarec "  # before the process, so that nobody else's lock is taken for one of ours
 
 # Options that change nothing about the epochs trained so far; a cosine schedule is laid out over its epochs.
-FREE_OPTIONS = ("epochs", "patience", "checkpoint_minutes", "device")
+FREE_OPTIONS = ("epochs", "patience", "checkpoint_minutes", "device", "shard_items")
 MADE_AGAIN = "remove it, and the same command makes it again"
 SLOW_HOURS = 1.0  # of an epoch's loss, from which a warning is due
 
@@ -116,7 +116,7 @@ class Run:
     def save_last(self) -> None:
         trainer = self.trainer
         trainer.measure()
-        if not distributed.is_main():
+        if not self._writes:
             return
         optimizer = checkpoint.optimizer_tensors(trainer.model, trainer.optimizer)
         tensors = checkpoint.with_prefix("model", trainer.model.state_dict())
@@ -129,11 +129,16 @@ class Run:
             "environment": self.environment,
         }
         self._write(TIMING, json.dumps(asdict(trainer.timing)) + "\n")
-        checkpoint.save(self.folder / LAST, tensors, header)
+        checkpoint.save(self.folder / LAST, tensors, header, trainer.model.shard)
         self._write_metrics()
 
+    @property
+    def _writes(self) -> bool:
+        """Whether checkpoints are made here: by process 0, or by all, each with its shard of the items."""
+        return distributed.is_main() or self.trainer.model.shard is not None
+
     def _write_best(self, trainer: Trainer) -> None:
-        if not distributed.is_main():
+        if not self._writes:
             return
         ids = self.store.user_ids, self.store.item_ids
         trained = Trained(trainer.model, *ids, self.description, trained_until(self.store, trainer.split))
@@ -184,7 +189,7 @@ class Run:
             raise UserError(f"{self.folder / others[0]} is not of a training run: choose another folder")
 
     def _read_last(self, last: Path) -> None:
-        tensors, header = checkpoint.load(last)
+        tensors, header = checkpoint.load(last, self.trainer.model.shard)
         differing = _differences(header.get("config", {}), self.description)
         if differing:
             raise UserError(
@@ -214,7 +219,7 @@ class Run:
     def _refuse_other_best(self, path: Path) -> None:
         """A ``best`` that this run did not write would be tested and served as its own."""
         try:
-            config = checkpoint.load(path)[1].get("config", {})
+            config = checkpoint.load_mapped(path)[1].get("config", {})
         except DamagedError as error:
             raise DamagedError(f"{error}; {MADE_AGAIN}") from error
         differing = _differences(config, self.description)
@@ -249,7 +254,7 @@ class Run:
         self._write_metrics()
         distributed.wait()  # until the best epoch is written
         path = self.folder / BEST
-        tensors, header = checkpoint.load(path)
+        tensors, header = checkpoint.load(path, trainer.model.shard)
         if header.get("epoch") != progress.best_epoch:
             raise UserError(
                 f"{path} is of epoch {header.get('epoch')}, but the best of this run is epoch {progress.best_epoch}: "
@@ -262,7 +267,7 @@ class Run:
         result = {
             **self.description,
             "environment": self.environment,
-            "parameters": sum(p.numel() for p in trainer.model.parameters()),
+            "parameters": trainer.model.parameter_count(),
             "epochs": progress.epoch,
             "best_epoch": progress.best_epoch,
             "seconds_per_epoch": trainer.timing.median(),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from hyenarec.data.ids import Ids
 from hyenarec.errors import DamagedError, UserError
 from hyenarec.model import SequenceModel
 from hyenarec.source import Source
-from hyenarec.tensor_file import digest
+from hyenarec.tensor_file import Arrays, digest
 
 BEST = "best.safetensors"  # its name in a run's folder
 NEVER = np.iinfo(np.int64).min
@@ -50,26 +49,27 @@ def save_trained(path: Path, trained: Trained, epoch: int) -> None:
         tensors |= checkpoint.with_prefix(role, arrays)
     if trained.trained_until is not None:
         tensors["trained_until"] = torch.from_numpy(trained.trained_until)
-    checkpoint.save(path, tensors, {"config": trained.config, "epoch": epoch})
+    checkpoint.save(path, tensors, {"config": trained.config, "epoch": epoch}, trained.model.shard)
 
 
-def load_trained(path: Path) -> Trained:
-    """The model of a run's folder (its best epoch) or of one checkpoint file, on the CPU.
+def load_trained(path: Path, *, shard_items: bool = False) -> Trained:
+    """The model of a run's folder (its best epoch) or of one checkpoint file, on the CPU; with ``shard_items`` this
+    process's part of it.
 
     Raises :class:`UserError` where there is none, or it is damaged, foreign or of another version. Nothing is allocated
     that the file's own tensors do not bear out.
     """
     in_folder = os.path.isdir(path)  # not is_dir(), which raises where it may not look
     try:
-        return _load(path / BEST if in_folder else path)
+        return _load(path / BEST if in_folder else path, shard_items)
     except DamagedError as error:
         if not in_folder:
             raise
         raise DamagedError(f"{error}; remove it, and the command that trained this run makes it again") from error
 
 
-def _load(path: Path) -> Trained:
-    tensors, header = checkpoint.load(path)
+def _load(path: Path, shard_items: bool) -> Trained:
+    arrays, header = checkpoint.load_mapped(path)
     config = header.get("config")
     if not isinstance(config, dict):
         raise UserError(f"{path}: no configuration in this checkpoint")
@@ -78,22 +78,21 @@ def _load(path: Path) -> Trained:
     from_json(Source, config.get("source"), f"{path}: source")
     try:
         user_ids, item_ids = (
-            Ids.from_arrays({name: tensor.numpy() for name, tensor in checkpoint.without_prefix(role, tensors).items()})
+            Ids.from_arrays({name: array.copy() for name, array in checkpoint.without_prefix(role, arrays).items()})
             for role in ("user_ids", "item_ids")
         )
     except ValueError as error:
         raise UserError(f"{path}: {error}") from error
-    weights = checkpoint.without_prefix("model", tensors)
-    _check_size(weights, options, len(item_ids), path)
-    model = SequenceModel(options, len(item_ids))
-    checkpoint.fill(model, weights, path)
-    until = tensors.get("trained_until")
-    if until is not None and (until.shape, until.dtype) != ((len(user_ids),), torch.int64):
+    _check_size(checkpoint.without_prefix("model", arrays), options, len(item_ids), path)
+    model = SequenceModel(options, len(item_ids), shard_items=shard_items)
+    checkpoint.fill(model, checkpoint.without_prefix("model", checkpoint.copied(arrays, path, model.shard)), path)
+    until = arrays.get("trained_until")
+    if until is not None and (until.shape, until.dtype.type) != ((len(user_ids),), np.int64):
         raise DamagedError(f"{path}: trained_until is not one int64 for each of {len(user_ids)} users")
-    return Trained(model, user_ids, item_ids, config, None if until is None else until.numpy())
+    return Trained(model, user_ids, item_ids, config, None if until is None else until.copy())
 
 
-def _check_size(weights: Mapping[str, torch.Tensor], options: ModelConfig, n_items: int, path: Path) -> None:
+def _check_size(weights: Arrays, options: ModelConfig, n_items: int, path: Path) -> None:
     """The options' sizes are those of the file's tensors: a few bytes of JSON can ask for any amount of memory."""
     blocks = {name.split(".")[1] for name in weights if name.startswith("blocks.")}
     expected = {"items.weight": (n_items, options.dim)}

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -113,16 +114,17 @@ class Trainer:
         if not self.windows.tokens:
             new = "" if start is None else ", of which the last is later than what the model was trained on"
             raise UserError(f"nothing to train on: no user has two training events{new}")
-        check_memory(model_config, store.n_items, self.device)
+        sharded = config.shard_items and distributed.size() > 1
+        check_memory(model_config, -(-store.n_items // distributed.size()) if sharded else store.n_items, self.device)
         torch.manual_seed(config.seed)
-        self.model = SequenceModel(model_config, store.n_items).to(self.device)
+        self.model = SequenceModel(model_config, store.n_items, shard_items=sharded).to(self.device)
         if start is not None:
             take_over(self.model, start, store.item_ids)
         self.rows = self._sampled_rows() if config.loss == "sampled" else None
         tables = {"items.weight", "bias"} if self.rows else set()  # whose rows have an optimiser of their own
         self._dense = [parameter for name, parameter in self.model.named_parameters() if name not in tables]
         self.optimizer = _optimizer(self._dense, config)
-        self._forward = distributed.wrap(self.model, self._dense)
+        self._forward = distributed.wrap(self.model, self._dense, shards=sharded)
         self.progress, self.timing = Progress(), Timing()
         self._loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
         self._finite = torch.zeros((), dtype=torch.int64, device=self.device)  # steps of the epoch with finite sums
@@ -159,9 +161,7 @@ class Trainer:
             if self.model.mask is not None:
                 batch = hide_events(batch)
             read = self.rows.read(batch) if self.rows else None
-            if read is not None:
-                batch = read.batch
-            batch, share = distributed.part(batch)
+            batch, share = distributed.part(batch) if read is None else (read.batch, read.share)
             distributed.own_seed(seed)
             with distributed.peers():
                 hidden = self._forward(batch, table=read and read.rows.weight)  # (T, D)
@@ -170,13 +170,14 @@ class Trainer:
             assert batch.targets is not None
             loss = read.loss(hidden, batch.targets) if read is not None else self._full_loss(hidden, batch.targets)
         self.optimizer.zero_grad(set_to_none=True)
-        tables = () if read is None else (read.rows.weight, read.rows.bias)
-        distributed.backward(loss, share, tables)
+        distributed.backward(loss, share)
+        rows = None if read is None else read.added_up()
         if self.config.clip_norm:
-            torch.nn.utils.clip_grad_norm_((*self._dense, *tables), self.config.clip_norm)
+            tables = (rows.weight, rows.bias) if rows else ()
+            distributed.clip(self._dense, tables, self.config.clip_norm, shards=self.model.shard is not None)
         self.optimizer.step()
-        if self.rows and read is not None:
-            self.rows.optimizer.step(read.rows, rate)
+        if self.rows and rows:
+            self.rows.optimizer.step(rows, rate)
         return distributed.add_up(loss.detach() * share)
 
     def validate(self, targets: Any, scorer: Scorer | None = None, *, count_shown: bool = False) -> Ranking:
@@ -192,6 +193,7 @@ class Trainer:
                 seen=self.config.seen,
                 device=self.device,
                 count_shown=count_shown,
+                shard=self.model.shard,
             )
 
     def measure(self) -> None:
@@ -210,7 +212,7 @@ class Trainer:
         progress, finite = self.progress, int(self._finite)
         if finite < progress.batch:
             raise self._diverged(f"the loss is no number from step {progress.step - progress.batch + finite + 1} on")
-        if weights and not all(bool(p.isfinite().all()) for p in self.model.parameters()):
+        if weights and distributed.any_of(not all(map(_finite, self.model.parameters())), self.device):
             raise self._diverged(f"weights are no numbers after step {progress.step}")
 
     def _diverged(self, what: str) -> DivergedError:
@@ -265,6 +267,8 @@ class Trainer:
                 self._estimated = True
                 self._tell_time(display, pace)
             save = saver is not None and time.perf_counter() - saved > 60 * config.checkpoint_minutes
+            if self.model.shard:  # all write their parts at once, when the first of them would
+                save = distributed.any_of(save, self.device)
             if save or progress.step % CHECKED_EVERY == 0:
                 self.refuse_divergence(weights=save)
             if saver is not None and save:
@@ -284,7 +288,10 @@ class Trainer:
         rank = None
         if progress.epoch + 1 >= config.epochs or (progress.epoch + 1) % config.evaluate_every == 0:
             try:
-                metrics = self.validate(self.split.validation, _Interruptible(self.model, check_stop)).metrics()
+                scorer = _Interruptible(
+                    self.model, partial(check_stop, self.device) if self.model.shard else check_stop
+                )
+                metrics = self.validate(self.split.validation, scorer).metrics()
             except ScoreError as error:
                 raise self._diverged(f"the model's scores are no numbers after step {progress.step}") from error
             row["validation"] = metrics
@@ -336,7 +343,8 @@ class Trainer:
     def _sampled_rows(self) -> SampledRows:
         counts = Popularity(self.store, self.split).counts
         config = self.config
-        return SampledRows(self.model.items.weight, self.model.bias, counts, config.negatives, config.weight_decay)
+        model = self.model
+        return SampledRows(model.items.weight, model.bias, counts, config.negatives, config.weight_decay, model.shard)
 
 
 class _Interruptible:
@@ -389,6 +397,10 @@ def _optimizer(parameters: list[torch.nn.Parameter], config: TrainingConfig) -> 
     free = [p for p in parameters if p.ndim < 2]
     groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": free, "weight_decay": 0.0}]
     return torch.optim.AdamW(groups, lr=config.learning_rate, fused=True)
+
+
+def _finite(tensor: Tensor) -> bool:
+    return bool(tensor.isfinite().all())
 
 
 def _epoch_line(row: dict[str, Any], config: TrainingConfig, seconds: float) -> str:

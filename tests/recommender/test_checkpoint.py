@@ -2,15 +2,18 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
-from hyenarec import checkpoint
-from hyenarec.errors import UserError
+from hyenarec import checkpoint, distributed, tensor_file
+from hyenarec.errors import DamagedError, UserError
 from hyenarec.files import write_text
+from hyenarec.item_shards import ItemShard
 from tests.interpreter import python
 
 
@@ -152,3 +155,31 @@ def test_optimizer_state_round_trip() -> None:
         assert optimizer.state[parameter].keys() == other.state[parameter].keys() == {"step", "exp_avg", "exp_avg_sq"}
         for key, value in optimizer.state[parameter].items():
             assert torch.equal(value, other.state[parameter][key])
+
+
+def test_a_file_of_parts_is_that_of_the_whole(tmp_path: Path) -> None:
+    """A table that comes in blocks is never whole, and is written to the same bytes."""
+    whole = np.arange(50_000, dtype=np.float32).reshape(-1, 5)
+    others = {"b": np.arange(3, dtype=np.int64), "c": np.zeros(0, np.float32)}
+
+    def blocks() -> Iterator[bytes]:
+        for first in range(0, len(whole), 777):
+            yield whole[first : first + 777].tobytes()
+
+    streamed = tensor_file.Streamed(whole.shape, whole.dtype, blocks)
+    for name, table in (("whole", whole), ("parts", streamed)):
+        tensor_file.save(tmp_path / name, checkpoint.KIND, {"a": table, **others}, {"n": 1})
+    assert (tmp_path / "whole").read_bytes() == (tmp_path / "parts").read_bytes()
+    assert torch.equal(load_file(tmp_path / "parts")["a"], torch.from_numpy(whole))
+    arrays, header = tensor_file.load(tmp_path / "parts", checkpoint.KIND)
+    assert header == {"n": 1} and np.array_equal(arrays["a"], whole)
+
+
+def test_a_table_of_other_items_has_no_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoint.save(tmp_path / "x", {"model.bias": torch.zeros(7), "other": torch.ones(2)}, {})
+    monkeypatch.setattr(distributed, "size", lambda: 2)
+    monkeypatch.setattr(distributed, "rank", lambda: 1)
+    found, _ = checkpoint.load(tmp_path / "x", ItemShard(7, 4))
+    assert found["model.bias"].shape == (4,) and found["other"].shape == (2,)
+    with pytest.raises(DamagedError, match=r"x: model.bias has 7 rows, but there are 8 items"):
+        checkpoint.load(tmp_path / "x", ItemShard(8, 4))

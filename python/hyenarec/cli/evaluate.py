@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from hyenarec.answers import Item, item_cells
-from hyenarec.cli.options import RunPath, names_of, source_of
+from hyenarec.cli.options import RunPath, join_shards, names_of, source_of
 from hyenarec.cli.recommend import Switch, seen_choice
 from hyenarec.display import show_table
 from hyenarec.errors import UserError
@@ -46,10 +46,13 @@ class Evaluate:
     names: Path | None = None
     """Catalogue for --examples: a table with item ids (as in the log, or in a column item_id or id) and their name or
     title."""
+    shard_items: Switch = False
+    """Divide the item table among the processes that torchrun starts, for tables that one of them cannot hold."""
     json_out: Path | None = None
     """Also write the metrics here."""
 
     def run(self) -> None:
+        from hyenarec import distributed
         from hyenarec.breakdown import KINDS, MEANING, breakdown, metrics_of
         from hyenarec.config import TrainingConfig
         from hyenarec.data.splits import training_counts
@@ -65,7 +68,9 @@ class Evaluate:
         chosen = seen_choice(self.exclude_seen, self.no_exclude_seen)
         if self.json_out:
             refuse_foreign(self.json_out, JSON)
-        recommender = Recommender.load(self.run_path, TrainingConfig(device=self.device).torch_device())
+        sharded = join_shards(self.shard_items)
+        device = TrainingConfig(device=self.device).torch_device()
+        recommender = Recommender.load(self.run_path, device, shard_items=sharded)
         training = recommender.config["training"]
         exclude_seen = training["exclude_seen"] if chosen is None else chosen
         seen = self.seen or training["seen"]
@@ -94,6 +99,7 @@ class Evaluate:
             seen=seen,
             device=recommender.device,
             count_shown=True,
+            shard=recommender.model.shard,
         )
         ranking = known.with_lost(found)
         shown = known.targets[: self.examples]
@@ -108,7 +114,7 @@ class Evaluate:
             show_table(title, (what, "targets", "NDCG@10", "Recall@10", "HR@10", "MRR"), rows)
         coverage, novelty = metrics["coverage@10"], metrics["novelty@10"]
         console.print(f"the best ten for everyone: {coverage:.1%} of the catalogue, {novelty:.1f} bits of novelty")
-        if self.json_out:
+        if self.json_out and distributed.is_main():
             report = {
                 "part": self.part,
                 "exclude_seen": exclude_seen,
@@ -120,6 +126,7 @@ class Evaluate:
                 **parts,
             }
             write_report(self.json_out, "evaluate", report)
+        distributed.stop()
 
 
 def show_example(

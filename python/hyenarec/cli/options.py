@@ -12,7 +12,7 @@ import tyro
 from hyenarec.data.places import STANDARD_INPUT, LogFormat
 from hyenarec.data.store import is_store
 from hyenarec.data.times import TimeUnit
-from hyenarec.display import complain
+from hyenarec.display import complain, console
 from hyenarec.errors import UserError
 from hyenarec.source import Source
 
@@ -99,3 +99,13 @@ def names_of(recommender: Recommender, path: Path | None) -> Mapping[Item, str] 
     from hyenarec.data.names import read_names
 
     return None if path is None else read_names(path, recommender.item_ids, recommender.config["source"]["item"])
+
+
+def join_shards(shard_items: bool) -> bool:
+    """Join the other processes where the item table is to be divided among several; process 0 alone speaks."""
+    from hyenarec import distributed
+
+    if shard_items:
+        distributed.start()
+        console.quiet = not distributed.is_main()
+    return shard_items and distributed.size() > 1

@@ -17,7 +17,7 @@ import tyro
 
 from hyenarec.answers import item_cells
 from hyenarec.cli.identifiers import IdArgument
-from hyenarec.cli.options import ItemFilters, RunPath, names_of, source_of
+from hyenarec.cli.options import ItemFilters, RunPath, join_shards, names_of, source_of
 from hyenarec.display import complain, console, show_table
 from hyenarec.errors import UserError
 
@@ -79,6 +79,8 @@ class Recommend:
     """Items of a history that the model does not know: leave them out and say so, or give that history no answer."""
     approximate: Switch = False
     """Find nearly the best items through an index of the catalogue, which is made first; needs hyenarec[ann]."""
+    shard_items: Switch = False
+    """Divide the item table among the processes that torchrun starts, for tables that one of them cannot hold."""
     filters: Annotated[ItemFilters, tyro.conf.arg(name="")] = field(default_factory=ItemFilters)
     names: Path | None = None
     """Catalogue: a table with item ids (as in the log, or in a column item_id or id) and their name or title."""
@@ -88,6 +90,7 @@ class Recommend:
     """Where to compute: auto takes a GPU where there is one."""
 
     def run(self) -> None:
+        from hyenarec import distributed
         from hyenarec.answers import Answer
         from hyenarec.config import TrainingConfig
         from hyenarec.recommendation import Recommender
@@ -99,6 +102,7 @@ class Recommend:
         if bool(self.out) != self.all_users:
             raise UserError("options all-users and out: each needs the other")
         unused = {"json": self.json, "unknown": self.unknown != "skip", "approximate": self.approximate}
+        unused["shard_items"] = self.shard_items
         for option, given in unused.items():
             if self.all_users and given:
                 raise UserError(f"option {option}: not used with --all-users")
@@ -107,7 +111,11 @@ class Recommend:
             from hyenarec.all_users import check_place
 
             check_place(self.out)
-        recommender = Recommender.load(self.run_path, TrainingConfig(device=self.device).torch_device())
+        sharded = join_shards(self.shard_items)
+        if sharded and str(self.histories) == "-":
+            raise UserError("option histories: standard input is read by one process; with --shard-items name a file")
+        device = TrainingConfig(device=self.device).torch_device()
+        recommender = Recommender.load(self.run_path, device, shard_items=sharded)
         if self.approximate:
             recommender.approximate()
         allowed, names = self.filters.of(recommender), names_of(recommender, self.names)
@@ -129,9 +137,11 @@ class Recommend:
             )
             for question in block:
                 answer = next(found) if question.error is None else Answer([], [], question.error)
-                self._show(question, answer, names)
+                if distributed.is_main():
+                    self._show(question, answer, names)
                 answered += answer.error is None
                 failed += answer.error is not None
+        distributed.stop()
         if not answered and not failed:
             raise UserError(f"{self.histories}: no history in it")
         if failed:
@@ -157,6 +167,7 @@ class Recommend:
 
         recommender.check_k(self.k)
         store = source_of(recommender, self.data).open()
+        store.verify()
         if recommender.knows_time and store.timestamps is None:
             console.print(
                 f"{recommender.config['model']['mixer']}: the log has no timestamps; positions take their place"

@@ -188,7 +188,7 @@ def _order(rows: NDArray[Any], drop_duplicates: bool) -> NDArray[np.int64]:
     """The places of events by user and time; where both are equal they stay in the order of the log."""
     user = rows["user"] - rows["user"].min()
     keys: tuple[NDArray[Any], ...] = (user,)
-    if "time" in rows.dtype.names:
+    if "time" in (rows.dtype.names or ()):
         time = rows["time"] - rows["time"].min()
         keys = (time, user)
         bits = int(time.max()).bit_length()
@@ -218,7 +218,8 @@ class _Places:
         import polars as pl
 
         if self._by_value is not None:
-            return self._by_value[column.to_numpy().astype(np.int64) - self._least]
+            found: NDArray[np.int32] = self._by_value[column.to_numpy().astype(np.int64) - self._least]
+            return found
         return column.replace_strict(self._known, self._places, return_dtype=pl.Int32).to_numpy()
 
 
