@@ -18,6 +18,13 @@ from hyenarec_kernels.backends import compiled
 from hyenarec_kernels.library import NAMESPACE
 
 NATIVE = "hyenarec_native"
+# Those that the compiled library also has as C functions, in AOTInductor's words (csrc/cpu/shims.cpp).
+C_FUNCTIONS = {
+    "mixer_step": "AOTITorchError aoti_torch_cpu_mixer_step(AtenTensorHandle x, AtenTensorHandle w_in, "
+    "AtenTensorHandle w_out, AtenTensorHandle projected, AtenTensorHandle short_taps, AtenTensorHandle short_bias, "
+    "const AtenTensorHandle* memory, int64_t memory_count, const AtenTensorHandle* tables, int64_t tables_count, "
+    "AtenTensorHandle steps, const char* gate, AtenTensorHandle* out)"
+}
 
 
 def library() -> str:
@@ -46,6 +53,16 @@ def use_native(program: ExportedProgram) -> ExportedProgram:
             node.target = _native(node.target._schema.name.removeprefix(f"{NAMESPACE}::"))
     program.graph_module.recompile()
     return program
+
+
+def called_directly() -> dict[str, dict[torch._ops.OpOverload, list[str]]]:
+    """A setting for AOTInductor: of a program after :func:`use_native`, the operators that its package calls as C
+    functions, without torch's dispatcher."""
+    return {
+        "aot_inductor.custom_ops_to_c_shims": {
+            _native(name): [declaration] for name, declaration in C_FUNCTIONS.items()
+        }
+    }
 
 
 @cache

@@ -1,6 +1,8 @@
 // One event more of each sequence through a whole mixer: both projections, the short convolution between, gates, and the
 // steps of the long convolutions. Between them each sequence has one row of scratch: the gates, then the values.
 #pragma once
+#include <memory>
+
 #include "compact.h"
 #include "scratch.h"
 #include "short_conv.h"
@@ -8,58 +10,77 @@
 
 namespace hyenarec::HYENAREC_ISA {
 
-// A matrix as whole vectors of columns; the last ones are filled up with zeros.
+// A matrix by whole vectors of columns, which need not be aligned; the last ones are filled up with zeros.
 template <class A>
-struct VectorMatrix {
-  const Vec<A>* data;
-  int64_t rows, columns, vectors;  // vectors of a row
+struct WholeVectors {
+  const A* data;
+  int64_t rows, columns, stride;  // elements between rows
 };
 
-// As it lies where that is in whole aligned vectors, otherwise copied to `room`.
+// As it lies where that is in whole vectors; otherwise copied, into memory that `room` takes.
 template <class A>
-VectorMatrix<A> vectors_of(const MixerArgs::Matrix& m, int64_t rows, int64_t columns, Vec<A>* room) {
-  const int64_t vectors = ceil_div(columns, kWidth<A>);
+WholeVectors<A> whole_vectors(const MixerArgs::Matrix& m, int64_t rows, int64_t columns, std::unique_ptr<Arena>& room) {
   const A* from = static_cast<const A*>(m.data);
-  const bool whole = columns % kWidth<A> == 0 && uintptr_t(from) % sizeof(Vec<A>) == 0;
-  if (whole && m.column_stride == 1 && m.row_stride == columns)
-    return {reinterpret_cast<const Vec<A>*>(from), rows, columns, vectors};
-  for (int64_t v = 0; v < vectors; ++v) {
-    const int64_t valid = columns - v * kWidth<A> < kWidth<A> ? columns - v * kWidth<A> : kWidth<A>;
+  if (columns % kWidth<A> == 0 && m.column_stride == 1) return {from, rows, columns, m.row_stride};
+  const int64_t stride = ceil_div(columns, kWidth<A>) * kWidth<A>;
+  room = std::make_unique<Arena>(rows * stride * int64_t(sizeof(A)));
+  A* to = room->template base<A>();
+  for (int64_t first = 0; first < stride; first += kWidth<A>) {
+    const int64_t valid = columns - first < kWidth<A> ? columns - first : kWidth<A>;
     for (int64_t r = 0; r < rows; ++r) {
-      const A* p = from + r * m.row_stride + v * kWidth<A> * m.column_stride;
       Vec<A> values{};
-      for (int64_t c = 0; c < valid; ++c) values[c] = p[c * m.column_stride];
-      room[r * vectors + v] = values;
+      for (int64_t c = 0; c < valid; ++c) values[c] = from[r * m.row_stride + (first + c) * m.column_stride];
+      store_full<A>(to + r * stride + first, values);
     }
   }
-  return {room, rows, columns, vectors};
+  return {to, rows, columns, stride};
 }
 
 // out(row, column, valid, product) for every vector of `count` rows times a matrix.
 template <class A, class Out>
-void times(const A* rows, int64_t stride, int64_t count, const VectorMatrix<A>& matrix, const Out& out) {
-  for (int64_t v = 0; v < matrix.vectors; v += kLanes)
-    with_count<kLanes>(matrix.vectors - v, [&](auto lanes) __attribute__((always_inline)) {
+void times(const A* rows, int64_t row_stride, int64_t count, const WholeVectors<A>& matrix, const Out& out) {
+  constexpr int64_t kMany = kLanes * kWidth<A>;
+  for (int64_t c0 = 0; c0 < matrix.columns; c0 += kMany)
+    with_count<kLanes>(ceil_div(matrix.columns - c0, kWidth<A>), [&](auto lanes) __attribute__((always_inline)) {
       constexpr int X = decltype(lanes)::value;
-      const Vec<A>* in[X];
-      for (int x = 0; x < X; ++x) in[x] = matrix.data + v + x;
-      multiply_rows<A, X>(count, {rows, stride, 1}, matrix.rows, in, matrix.vectors, [&](int64_t r, int x, Vec<A> sum) {
-        const int64_t c = (v + x) * kWidth<A>, left = matrix.columns - c;
-        out(r, c, left < kWidth<A> ? left : kWidth<A>, sum);
-      });
+      for (int64_t r0 = 0; r0 < count; r0 += kRows)
+        with_count<kRows>(count - r0, [&](auto tile) __attribute__((always_inline)) {
+          constexpr int R = decltype(tile)::value;
+          const A* left = rows + r0 * row_stride;
+          Vec<A> sum[R][X] = {};
+          for (int64_t k = 0; k < matrix.rows; ++k) {
+            Vec<A> v[X];
+            for (int x = 0; x < X; ++x) v[x] = load_full<A>(matrix.data + k * matrix.stride + c0 + x * kWidth<A>);
+            for (int r = 0; r < R; ++r)
+              for (int x = 0; x < X; ++x) sum[r][x] += splat(left[r * row_stride + k]) * v[x];
+          }
+          for (int r = 0; r < R; ++r)
+            for (int x = 0; x < X; ++x) {
+              const int64_t c = c0 + x * kWidth<A>, valid = matrix.columns - c;
+              out(r0 + r, c, valid < kWidth<A> ? valid : kWidth<A>, sum[r][x]);
+            }
+        });
     });
 }
 
 template <class A>
 struct MixerCall {
+  static constexpr int64_t kSmall = 4096 / sizeof(A);
   const MixerArgs& args;
   const int64_t channels = (args.gates + 1) * args.dim, values = args.gates * args.dim;
-  A* z;  // (num_sequences, channels)
-  VectorMatrix<A> w_in, w_out;
+  std::unique_ptr<Arena> rooms[3];
+  A small[kSmall];  // of one sequence: to ask for memory takes as long as to work in it
+  A* z = small;     // (num_sequences, channels)
+  WholeVectors<A> w_in, w_out;
 
-  MixerCall(const MixerArgs& args, A* z, Vec<A>* w_in, Vec<A>* w_out)
-      : args(args), z(z), w_in(vectors_of<A>(args.w_in, args.width, channels, w_in)),
-        w_out(vectors_of<A>(args.w_out, args.dim, args.dim, w_out)) {}
+  explicit MixerCall(const MixerArgs& args)
+      : args(args), w_in(whole_vectors<A>(args.w_in, args.width, channels, rooms[0])),
+        w_out(whole_vectors<A>(args.w_out, args.dim, args.dim, rooms[1])) {
+    const int64_t values = args.num_sequences * channels;
+    if (values <= kSmall) return;
+    rooms[2] = std::make_unique<Arena>(values * int64_t(sizeof(A)));
+    z = rooms[2]->template base<A>();
+  }
 
   Rows part(int64_t channel) const { return {z + channel, 0, channels}; }
 
@@ -138,25 +159,13 @@ struct MixerCall {
 
 template <class A>
 void mixer(const MixerArgs& args, ParallelFor parallel) {
-  const int64_t channels = (args.gates + 1) * args.dim;
-  Vec<A>*w_in, *w_out;
-  A* z;
-  auto layout = [&](Arena& arena) {
-    w_in = arena.take<Vec<A>>(args.width * ceil_div(channels, kWidth<A>));
-    w_out = arena.take<Vec<A>>(args.dim * ceil_div(args.dim, kWidth<A>));
-    z = arena.take<A>(args.num_sequences * channels);
-  };
-  Arena count;
-  layout(count);
-  Arena arena(count.used());
-  layout(arena);
-  const MixerCall<A> call(args, z, w_in, w_out);
+  MixerCall<A> call(args);
   auto divided = [&](int64_t multiplications, Body body) {
     // Waking a second thread costs as much as 400,000 multiply-adds of a matrix product.
-    if (args.num_sequences * multiplications < 400000) body(const_cast<MixerCall<A>*>(&call), 0, args.num_sequences);
-    else parallel(args.num_sequences, body, const_cast<MixerCall<A>*>(&call));
+    if (args.num_sequences * multiplications < 400000) body(&call, 0, args.num_sequences);
+    else parallel(args.num_sequences, body, &call);
   };
-  divided(args.width * channels, [](void* self, int64_t begin, int64_t end) {
+  divided(args.width * call.channels, [](void* self, int64_t begin, int64_t end) {
     static_cast<const MixerCall<A>*>(self)->read(begin, end);
   });
   for (int64_t i = 0; i < args.filters; ++i)

@@ -19,8 +19,9 @@ from hyenarec_kernels.backends.registry import (
     available,
     forced,
     implementation,
+    lacks,
     under_transforms,
     use,
 )
 
-__all__ = ["BACKENDS", "Backend", "Call", "available", "forced", "implementation", "under_transforms", "use"]
+__all__ = ["BACKENDS", "Backend", "Call", "available", "forced", "implementation", "lacks", "under_transforms", "use"]

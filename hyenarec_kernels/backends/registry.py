@@ -95,6 +95,12 @@ def forced() -> str | None:
     return _forced or os.environ.get(ENVIRONMENT_VARIABLE) or None
 
 
+def lacks(operator: str) -> bool:
+    """Whether the forced backend does not have this operator at all, so that a call of it would be refused."""
+    name = forced()
+    return name in BACKENDS and BACKENDS[name].probe() is None and not hasattr(BACKENDS[name].load(), operator)
+
+
 def implementation(call: Call) -> Callable[..., Any]:
     """The function that serves a call now.
 

@@ -9,6 +9,7 @@ from typing import Any, Literal, TypeVar, cast
 import torch
 from torch import Tensor, nn
 
+from hyenarec_kernels import backends
 from hyenarec_kernels.dtypes import wide
 from hyenarec_kernels.gates import GATES
 from hyenarec_kernels.integers import integer
@@ -284,11 +285,13 @@ class HyenaMixer(Projections):
 
     def _matrices_for(self, x: Tensor) -> tuple[Tensor, Tensor] | None:
         """What the operator needs that does a whole step; None where its parts are called one by one: on accelerators
-        and in half precision, which has no kernel for it, and where it is for others to multiply by the weights."""
+        and in half precision, which has no kernel for it, and where others than this mixer multiply by the weights."""
         weight = self.short_weight
         if x.device.type != "cpu" or x.dtype != wide(weight.dtype) or torch.is_autocast_enabled("cpu"):
             return None
-        return None if is_distributed(x) or is_distributed(weight) else self.matrices()
+        if is_distributed(x) or is_distributed(weight) or backends.lacks("mixer_step"):
+            return None
+        return self.matrices()
 
     def __prepare_scriptable__(self) -> HyenaMixer:
         raise NotImplementedError("HyenaMixer: torch.jit.script cannot read it; use torch.export or torch.jit.trace")

@@ -21,7 +21,7 @@ from hyenarec.errors import UserError
 from hyenarec.mixers import MIXERS
 from hyenarec.model import SequenceModel
 from hyenarec.packing import Rectangle
-from hyenarec_kernels.native import use_native
+from hyenarec_kernels.native import called_directly, use_native
 from hyenarec_kernels.nn import HyenaMixer
 
 # Weights are not known while a program is compiled, so that what depends on them alone is computed when it is loaded.
@@ -140,7 +140,8 @@ def package(program: ExportedProgram, path: Path) -> None:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch's own, about its own insides
-            torch._inductor.aoti_compile_and_package(program, package_path=str(path), inductor_configs=dict(COMPILER))
+            settings = COMPILER | called_directly()
+            torch._inductor.aoti_compile_and_package(program, package_path=str(path), inductor_configs=settings)
     except Exception as error:
         if not isinstance(error, FileNotFoundError | RuntimeError) and "compiler" not in str(error).lower():
             raise

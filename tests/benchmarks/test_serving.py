@@ -56,8 +56,9 @@ def test_slow_calls_are_left_out(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(cpu.probe() is not None or shutil.which("g++") is None, reason="takes the compiled library and g++")
-def test_compiled_alike(tmp_path: Path) -> None:
-    settings = replace(TINY, compile=True)
+@pytest.mark.parametrize("alone", [False, True])
+def test_compiled_alike(alone: bool, tmp_path: Path) -> None:
+    settings = replace(TINY, compile=True, alone=alone)
     cases = serving.measure(("hyena", "gru", "bert4rec"), 512, 2, settings, [], tmp_path)
     both = [(name, what) for name in ("hyena", "gru") for what in ("forward", "step")]
     assert {(case["mixer"], case["what"]) for case in cases} == {*both, ("hyena", "compact step")}
@@ -101,3 +102,5 @@ def test_check_is_red_for_a_wrong_forward(monkeypatch: pytest.MonkeyPatch) -> No
 def test_bad_options() -> None:
     with pytest.raises(UserError, match="lengths over 4"):
         serving.Serving(lengths=(4,)).run()
+    with pytest.raises(UserError, match="option alone: it is for --compile"):
+        serving.Serving(settings=serving.ServingSettings(alone=True)).run()

@@ -25,7 +25,7 @@ def mixer_step(
 ) -> Tensor:
     new = x @ w_in  # (B, C)
     z = conv_step(new.to(short_taps.dtype), projected, short_taps, steps, None, None)
-    *q, v = (z + short_bias).to(new.dtype).split(w_out.shape[0], -1)
+    *q, v = (z + short_bias).to(new.dtype).chunk(w_in.shape[1] // w_out.shape[0], -1)
     last = GATES[gate](q[-1]) if q else None
     recent, *levels = memory
     near, *of_levels = tables
