@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from hyenarec.data.batches import Batch
@@ -14,11 +13,12 @@ from hyenarec.evaluation import Scorer
 
 DAY = 86_400  # seconds
 RECENT_DAYS = 7
-# Of item-to-item: chosen by validation NDCG@10 on ml-100k, online-retail and email-eu-core.
+# Of item-to-item:
 FOLLOWING = 10  # events after an item that count as following it
 NEIGHBOURS = 100  # items that are kept as an item's followers
 LAST = 20  # events of a history that say what follows
-EVENTS_AT_A_TIME = 1 << 18
+FOLLOWERS_AT_A_TIME = 1 << 18
+MOST_EVENTS = 2_000_000  # that are counted; of larger logs, those of every second, third, ... user
 
 
 class Popularity:
@@ -61,19 +61,21 @@ class ItemToItem:
     ``C[i, j]`` adds up ``1 / lag`` over all training events of ``j`` that come ``lag`` events after one of ``i``, up to
     ten, and is divided by ``sqrt(n_i n_j)``, so that items do not win by being popular. The score of ``j`` adds up
     ``C[i, j] / age`` over the last 20 events ``i`` of a history. Items that follow none of them come last, by
-    popularity.
+    popularity. Of more than two million training events, those of every second, third, ... user count.
     """
 
     def __init__(self, store: SequenceStore, split: Split, popularity: Popularity) -> None:
         training = np.flatnonzero(training_events(store, split))
-        users, items = store.users_of(training), store.items[training].astype(np.int64)
-        keys = np.empty(0, np.int64)  # before x V + after, of every pair so far, and what they add up to
-        weights: NDArray[np.float64] = np.empty(0)
+        users = store.users_of(training)
+        counted = users % max(1, -(-len(training) // MOST_EVENTS)) == 0
+        users, items = users[counted], store.items[training[counted]].astype(np.int64)
+        pairs, parts = [], []  # before x V + after, and 1 / lag, of every pair
         for lag in range(1, FOLLOWING + 1):
             same = users[lag:] == users[:-lag]
-            pairs = items[:-lag][same] * store.n_items + items[lag:][same]
-            keys, places = np.unique(np.concatenate((keys, pairs)), return_inverse=True)
-            weights = np.bincount(places, np.concatenate((weights, np.full(len(pairs), 1 / lag)))).astype(np.float64)
+            pairs.append(items[:-lag][same] * store.n_items + items[lag:][same])
+            parts.append(np.full(len(pairs[-1]), 1 / lag, dtype=np.float32))
+        keys, places = np.unique(np.concatenate(pairs), return_inverse=True)
+        weights = np.bincount(places, np.concatenate(parts))
         before, after = np.divmod(keys, store.n_items)
         counts = np.maximum(popularity.counts.numpy(), 1)
         weights = weights / np.sqrt(counts[before] * counts[after])
@@ -92,7 +94,7 @@ class ItemToItem:
         starts, after, weights = (table.to(device) for table in (self.starts, self.after, self.weights))
         scores = torch.zeros(packing.sequences, len(self.fallback), device=device)
         ages = packing.lengths[packing.rows] - packing.positions  # (T,), 1 for the last event
-        for event in torch.split(torch.nonzero(ages <= LAST)[:, 0], EVENTS_AT_A_TIME // NEIGHBOURS):
+        for event in torch.split(torch.nonzero(ages <= LAST)[:, 0], FOLLOWERS_AT_A_TIME // NEIGHBOURS):
             first = starts[batch.items[event]]
             many = starts[batch.items[event] + 1] - first  # (t,)
             of = torch.repeat_interleave(torch.arange(len(event), device=device), many)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from statistics import mean
 from typing import Any
 
@@ -39,16 +40,33 @@ def metrics_of(ranking: Ranking, counts: NDArray[np.int64]) -> dict[str, float]:
     return found
 
 
-def breakdown(
-    store: SequenceStore, targets: NDArray[np.int64], ranking: Ranking, counts: NDArray[np.int64]
-) -> dict[str, list[dict[str, Any]]]:
-    """Metrics by history length, by how many events ago the target's item occurred last (``age``, 0 for never), and by
-    its training events, ``counts`` (V,): rows as :meth:`Ranking.by` gives them."""
-    return {
-        "by_history_length": ranking.by_history_length(),
-        "by_age": ranking.by("age", ages(store, targets), AGE_BUCKETS),
-        "by_popularity": ranking.by("popularity", counts[store.items[targets]], POPULARITY_BUCKETS),
-    }
+@dataclass(frozen=True)
+class TargetKinds:
+    """What kind of target each of n is: ``ages`` (n,), how many events ago its item occurred last (0: never), and
+    ``popularity`` (n,), the training events of its item, which for all items are ``counts`` (V,)."""
+
+    ages: NDArray[np.int64]
+    popularity: NDArray[np.int64]
+    counts: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, store: SequenceStore, split: Split, targets: NDArray[np.int64]) -> TargetKinds:
+        counts = training_counts(store, split)
+        return cls(ages(store, targets), counts[store.items[targets]], counts)
+
+    def breakdown(self, ranking: Ranking) -> dict[str, list[dict[str, Any]]]:
+        """Metrics by history length, age and popularity: rows as :meth:`Ranking.by` gives them."""
+        return {
+            "by_history_length": ranking.by_history_length(),
+            "by_age": ranking.by("age", self.ages, AGE_BUCKETS),
+            "by_popularity": ranking.by("popularity", self.popularity, POPULARITY_BUCKETS),
+        }
+
+    def report(self, ranking: Ranking) -> dict[str, Any]:
+        """What a result says of a ranking of the test targets: the metrics as ``test``, and each breakdown by its
+        name."""
+        parts = self.breakdown(ranking)
+        return {"test": metrics_of(ranking, self.counts)} | {f"test_{name}": rows for name, rows in parts.items()}
 
 
 def averaged(reports: Sequence[Mapping[str, Any]], kind: str, metric: str = "NDCG@10") -> dict[str, float]:
@@ -65,10 +83,3 @@ def seen_and_unseen(report: Mapping[str, Any], metric: str = "NDCG@10") -> dict[
         many = sum(row["targets"] for row in rows)
         found[name] = sum(row[metric] * row["targets"] for row in rows) / many if many else None
     return found
-
-
-def report_of(store: SequenceStore, split: Split, ranking: Ranking) -> dict[str, Any]:
-    """What a result says of a ranking of the test targets: the metrics as ``test``, and each breakdown by its name."""
-    counts = training_counts(store, split)
-    parts = breakdown(store, split.test, ranking, counts)
-    return {"test": metrics_of(ranking, counts)} | {f"test_{name}": rows for name, rows in parts.items()}

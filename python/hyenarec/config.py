@@ -222,7 +222,7 @@ class TrainingConfig:
     sampled softmax alone."""
     bf16: bool = False
     """Compute matrix products in bfloat16 (autocast)."""
-    metric: Literal["NDCG@5", "NDCG@10", "NDCG@20", "Recall@5", "Recall@10", "Recall@20", "MRR"] = "Recall@10"
+    metric: Literal["NDCG@5", "NDCG@10", "NDCG@20", "Recall@5", "Recall@10", "Recall@20", "MRR"] = "NDCG@10"
     """Validation metric that chooses the best epoch."""
     patience: int = 10
     """Stop after this many evaluations without a better one."""

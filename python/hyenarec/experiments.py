@@ -8,7 +8,7 @@ from typing import Any
 
 from hyenarec import distributed
 from hyenarec.baselines import baselines
-from hyenarec.breakdown import report_of
+from hyenarec.breakdown import TargetKinds
 from hyenarec.config import FULL_LOSS_ITEMS, ModelConfig, TrainingConfig
 from hyenarec.continuing import Start
 from hyenarec.data.splits import Split
@@ -47,7 +47,7 @@ def baseline_rows(
     store: SequenceStore, split: Split, model: ModelConfig, training: TrainingConfig
 ) -> list[dict[str, Any]]:
     """Test metrics of the baselines that need no training, as table rows; each also has its breakdowns."""
-    rows = []
+    rows, kinds = [], TargetKinds.of(store, split, split.test)
     for name, scorer in baselines(store, split).items():
         ranking = rank_targets(
             scorer,
@@ -58,7 +58,7 @@ def baseline_rows(
             seen=training.seen,
             count_shown=True,
         )
-        report = report_of(store, split, ranking)
+        report = kinds.report(ranking)
         rows.append({"model": name, **report.pop("test"), **report})
     return rows
 

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from hyenarec import checkpoint, distributed, environment
-from hyenarec.breakdown import report_of
+from hyenarec.breakdown import TargetKinds
 from hyenarec.config import ModelConfig, TrainingConfig, from_json
 from hyenarec.continuing import Start, trained_until
 from hyenarec.data.splits import Split
@@ -272,7 +272,7 @@ class Run:
             "best_epoch": progress.best_epoch,
             "seconds_per_epoch": trainer.timing.median(),
             "validation": validation,
-            **report_of(self.store, trainer.split, test),
+            **TargetKinds.of(self.store, trainer.split, trainer.split.test).report(test),
         }
         self._write(RESULT, json.dumps(result, indent=2) + "\n")
         return result

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from hyenarec.baselines import FOLLOWING, LAST, NEIGHBOURS, ItemToItem, Popularity
-from hyenarec.breakdown import averaged, breakdown, metrics_of, report_of, seen_and_unseen
+from hyenarec.breakdown import TargetKinds, averaged, metrics_of, seen_and_unseen
 from hyenarec.data import Ids, SequenceStore, Split, leave_one_out
 from hyenarec.data.batches import Batch, pack_histories
 from hyenarec.data.splits import training_counts
@@ -85,8 +85,8 @@ def test_breakdowns_partition_the_targets() -> None:
     store = make_store()
     split = leave_one_out(store)
     ranking = rank_targets(Fixed(12), store, split.test, max_length=9, exclude_seen=False, count_shown=True)
-    counts = training_counts(store, split)
-    parts = breakdown(store, split.test, ranking, counts)
+    kinds, counts = TargetKinds.of(store, split, split.test), training_counts(store, split)
+    parts = kinds.breakdown(ranking)
     assert set(parts) == {"by_history_length", "by_age", "by_popularity"}
     for rows in parts.values():
         assert sum(row["targets"] for row in rows) == len(split.test)
@@ -94,7 +94,7 @@ def test_breakdowns_partition_the_targets() -> None:
         assert average == pytest.approx(ranking.metrics()["MRR"])
     popular = next(row for row in parts["by_popularity"] if row["popularity"] == "21-100")
     assert popular["targets"] == sum(20 < counts[item] <= 100 for item in store.items[split.test])
-    report = report_of(store, split, ranking)
+    report = kinds.report(ranking)
     halves = seen_and_unseen(report)
     new = ages(store, split.test) == 0
     gains = np.where(ranking.ranks < 10, 1 / np.log2(ranking.ranks + 2), 0)
@@ -105,13 +105,18 @@ def test_breakdowns_partition_the_targets() -> None:
     assert both["0"] == pytest.approx(halves["new to the user"] + 0.05)
 
 
-def test_item_to_item_against_a_loop() -> None:
+@pytest.mark.parametrize("every", [1, 3])
+def test_item_to_item_against_a_loop(every: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a large log, every third user's events say what follows what."""
     store = make_store(n_items=12)
+    monkeypatch.setattr(
+        "hyenarec.baselines.MOST_EVENTS", int(training_counts(store, leave_one_out(store)).sum()) // every + 1
+    )
     split = leave_one_out(store)
     popularity = Popularity(store, split)
     scorer = ItemToItem(store, split, popularity)
     follows: dict[tuple[int, int], float] = defaultdict(float)
-    for user in range(store.n_users):
+    for user in range(0, store.n_users, every):
         events = store.items[store.offsets[user] : split.train_ends[user]].tolist()
         for place, item in enumerate(events):
             for lag, later in enumerate(events[place + 1 : place + 1 + FOLLOWING], 1):

@@ -84,7 +84,7 @@ def test_somebody_elses_lock_is_left_alone(tmp_path: Path) -> None:
 
 def test_saturated_metrics_are_told_apart(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Of eight items all are among the first ten: Recall@10 is 1 from the first epoch on, and MRR decides."""
-    result = train(tmp_path, make_store(n_items=8), epochs=6)
+    result = train(tmp_path, make_store(n_items=8), epochs=6, metric="Recall@10")
     history = read_history(tmp_path)
     assert {row["validation"]["Recall@10"] for row in history} == {1.0}
     found = [row["validation"]["MRR"] for row in history]
@@ -97,8 +97,7 @@ def test_saturated_metrics_are_told_apart(tmp_path: Path, capsys: pytest.Capture
 
 def test_the_loss_decides_last_and_does_not_prolong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where every metric is the same the epoch of the least loss is kept, and patience ends the run all the same."""
-    monkeypatch.setattr("hyenarec.evaluation.Ranking.metrics", lambda self: {"Recall@10": 1.0, "MRR": 1.0})
-    monkeypatch.setattr("hyenarec.evaluation.Ranking.by_history_length", lambda self: [])
+    monkeypatch.setattr("hyenarec.evaluation.Ranking.metrics", lambda self, ks=(): {"NDCG@10": 1.0, "MRR": 1.0})
     result = train(tmp_path, make_store(), epochs=50, patience=3)
     losses = [row["loss"] for row in read_history(tmp_path)]
     assert len(losses) == 4 and losses[result["best_epoch"] - 1] == min(losses) < losses[0]

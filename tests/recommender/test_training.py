@@ -67,7 +67,7 @@ def test_training_lowers_the_loss_and_writes_its_folder(mixer: str, options: dic
     assert json.loads((tmp_path / "run" / "result.json").read_text()) == result
     assert result["test"]["HR@10"] == result["test"]["Recall@10"] > 0
     validation = [row["validation"] for row in history]
-    best = max(range(len(history)), key=lambda row: (validation[row]["Recall@10"], validation[row]["MRR"]))
+    best = max(range(len(history)), key=lambda row: (validation[row]["NDCG@10"], validation[row]["MRR"]))
     assert result["best_epoch"] == best + 1
     timing = json.loads((tmp_path / "run" / "timing.json").read_text())
     assert len(timing["epochs"]) == len(history) and min(timing["epochs"]) > 0 == timing["current"]
@@ -170,9 +170,9 @@ def test_another_configuration_in_the_same_folder_is_refused(tmp_path: Path) -> 
 def test_early_stopping_keeps_the_best(tmp_path: Path) -> None:
     result = train(tmp_path, make_store(), epochs=60, learning_rate=0.05, patience=2)
     history = read_history(tmp_path)
-    values = [row["validation"]["Recall@10"] for row in history]
+    values = [row["validation"]["NDCG@10"] for row in history]
     assert len(history) < 60 and result["best_epoch"] == len(history) - 2
-    assert max(values) == values[result["best_epoch"] - 1] == result["validation"]["Recall@10"]
+    assert max(values) == values[result["best_epoch"] - 1] == result["validation"]["NDCG@10"]
 
 
 def test_schedules() -> None:

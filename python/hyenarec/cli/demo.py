@@ -4,14 +4,24 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+if TYPE_CHECKING:  # --help needs no torch
+    from hyenarec.config import ModelConfig
+
+SEEDS = (0, 1)
+EPOCHS = 12
+NAMES = {"hyena": "HyenaRec", "attention": "SASRec"}
 HISTORY_SHOWN = 12
+SHOWN_LAST = (1, 2, 5, 10, 20, 50, 100, 200)  # events of a history, to see what more of them add
+TIMED_LENGTHS = (50, 200, 800, 3200)  # events of a history
+TIMED_EVENTS = 12_800  # of a training step that is timed
 
 
 @dataclass(frozen=True)
 class Demo:
     """Generate a synthetic log of slow drifts and short bursts, train HyenaRec and SASRec on it, and show what they
-    do."""
+    do: how well, how fast, what a longer history adds and what the filters have learned."""
 
     out: Path = Path("demo")
     """Folder for the log, the runs and the pictures."""
@@ -21,17 +31,19 @@ class Demo:
         from hyenarec.config import ModelConfig, TrainingConfig
         from hyenarec.data.synthetic import write_synthetic_log
         from hyenarec.display import console, show_table
-        from hyenarec.experiments import COLUMNS, baseline_rows, result_cells, train
+        from hyenarec.evaluation import rank_targets
+        from hyenarec.experiments import COLUMNS, baseline_rows, mean_and_spread, summarise, train
         from hyenarec.files import PNG, refuse_foreign
-        from hyenarec.plots import learned_filters, training_curves
+        from hyenarec.plots import learned_filters, lines, training_curves
         from hyenarec.recommendation import Recommender
         from hyenarec.run_folder import check_folder, read_history
         from hyenarec.source import Source, load_source
 
         check_folder(self.out)
         self.out.mkdir(parents=True, exist_ok=True)
-        log, pictures = self.out / "log.csv", [self.out / name for name in ("curve.png", "filters.png")]
-        for picture in pictures:
+        log = self.out / "log.csv"
+        pictures = {name: self.out / f"{name}.png" for name in ("curve", "filters", "history", "time")}
+        for picture in pictures.values():
             refuse_foreign(picture, PNG)
         write_synthetic_log(log)
         source = Source(str(log))
@@ -40,25 +52,77 @@ class Demo:
             f"{log}: {store.n_users:,} users, {store.n_items:,} items, {store.n_events:,} events", highlight=False
         )
         # People come back to the same items here, as in music or shopping, so seen items stay eligible.
-        training = TrainingConfig(epochs=15, batch_size=32, schedule="cosine", learning_rate=3e-3, exclude_seen=False)
+        training = TrainingConfig(
+            epochs=EPOCHS, batch_size=32, schedule="cosine", learning_rate=3e-3, exclude_seen=False
+        )
         base = ModelConfig(max_length=200)
-        rows, histories = [], {}
-        for mixer, name in (("hyena", "HyenaRec"), ("attention", "SASRec")):
-            console.rule(name)
-            model = replace(base, mixer=mixer)
-            result = train(store, split, model, training, source, self.out / mixer)
-            rows.append({"model": name, **result_cells(result)})
-            histories[name] = read_history(self.out / mixer)
+        results: dict[str, list[dict[str, Any]]] = {name: [] for name in NAMES.values()}
+        histories = {}
+        for mixer, name in NAMES.items():
+            for seed in SEEDS:
+                console.rule(f"{name}, seed {seed}")
+                folder = self.out / f"{mixer}-{seed}"
+                configs = replace(base, mixer=mixer), replace(training, seed=seed)
+                results[name].append(train(store, split, *configs, source, folder))
+            histories[name] = read_history(self.out / f"{mixer}-{SEEDS[0]}")
         console.rule("results")
+        rows = [{"model": name, **mean_and_spread(cells, len(SEEDS))} for name, cells in summarise(results).items()]
         rows += baseline_rows(store, split, base, training)
-        show_table("test: the last event of each user, ranked among all items", ("model", *COLUMNS), rows)
-        recommender = Recommender.load(self.out / "hyena")
+        seeds = ", ".join(map(str, SEEDS))
+        title = f"test: the last event of each user, ranked among all items; mean ± s.d. of seeds {seeds}"
+        show_table(title, ("model", *COLUMNS), rows)
+        recommenders = {name: Recommender.load(self.out / f"{mixer}-{SEEDS[0]}") for mixer, name in NAMES.items()}
+        ours = recommenders["HyenaRec"]
         history = store.item_ids.decode(store.history(0))
         console.print(
             f"user {store.user_ids.decode([0])[0]}, last {HISTORY_SHOWN} of {len(history)} events:", highlight=False
         )
         console.print("  " + " ".join(map(str, history[-HISTORY_SHOWN:])), highlight=False)
-        show_recommendations("next, by HyenaRec", recommender.recommend([history], exclude_seen=False)[0])
-        training_curves(histories, training.metric, pictures[0])
-        learned_filters(recommender.model, pictures[1])
-        console.print(f"pictures: {', '.join(map(str, pictures))}", highlight=False)
+        show_recommendations("next, by HyenaRec", ours.recommend([history], exclude_seen=False)[0])
+        training_curves(histories, training.metric, pictures["curve"])
+        learned_filters(ours.model, pictures["filters"])
+        added = {
+            name: [
+                rank_targets(recommender, store, split.test, max_length=last, exclude_seen=False).metrics()["NDCG@10"]
+                for last in SHOWN_LAST
+            ]
+            for name, recommender in recommenders.items()
+        }
+        axes = "last events of a history that the model is shown", "test NDCG@10"
+        lines(SHOWN_LAST, added, axes, pictures["history"])
+        seconds = {
+            name: [1e6 * seconds_per_event(replace(base, mixer=mixer, max_length=length)) for length in TIMED_LENGTHS]
+            for mixer, name in NAMES.items()
+        }
+        axes = "events of a history", "microseconds of training per event"
+        lines(TIMED_LENGTHS, seconds, axes, pictures["time"])
+        ratio = seconds["SASRec"][-1] / seconds["HyenaRec"][-1]
+        console.print(
+            f"training at {TIMED_LENGTHS[-1]:,} events of history: HyenaRec {seconds['HyenaRec'][-1]:.1f} microseconds "
+            f"per event, SASRec {seconds['SASRec'][-1]:.1f}, {ratio:.1f} times as many"
+        )
+        console.print(f"pictures: {', '.join(map(str, pictures.values()))}", highlight=False)
+
+
+def seconds_per_event(model: ModelConfig) -> float:
+    """The time of a training step, forward and backward, of histories of ``max_length`` events, per event."""
+    import time
+
+    import torch
+
+    from hyenarec.data.batches import Batch
+    from hyenarec.model import SequenceModel
+    from hyenarec.packing import Packing
+
+    sequences = TIMED_EVENTS // model.max_length
+    batch = Batch(
+        torch.randint(100, (sequences * model.max_length,)),
+        Packing.from_lengths(torch.full((sequences,), model.max_length)),
+    )
+    timed = SequenceModel(model, n_items=100)
+    best = float("inf")
+    for _ in range(3):  # the first also pays for fresh memory
+        began = time.perf_counter()
+        timed(batch).square().mean().backward()
+        best = min(best, time.perf_counter() - began)
+    return best / len(batch.items)

@@ -53,9 +53,8 @@ class Evaluate:
 
     def run(self) -> None:
         from hyenarec import distributed
-        from hyenarec.breakdown import KINDS, MEANING, breakdown, metrics_of
+        from hyenarec.breakdown import KINDS, MEANING, TargetKinds, metrics_of
         from hyenarec.config import TrainingConfig
-        from hyenarec.data.splits import training_counts
         from hyenarec.display import console
         from hyenarec.evaluation import known_part, rank_targets, repeats, repeats_line
         from hyenarec.files import JSON, refuse_foreign, write_report
@@ -105,8 +104,8 @@ class Evaluate:
         shown = known.targets[: self.examples]
         for target, rank in zip(shown.tolist(), found.ranks[: self.examples].tolist(), strict=True):
             show_example(recommender, known.store, target, rank, exclude_seen, names)
-        counts = training_counts(store, split)
-        metrics, parts = metrics_of(ranking, known.counts(counts)), breakdown(store, targets, ranking, counts)
+        kinds = TargetKinds.of(store, split, targets)
+        metrics, parts = metrics_of(ranking, known.counts(kinds.counts)), kinds.breakdown(ranking)
         everyone = {"targets": len(ranking.ranks), **metrics}
         for kind, what in KINDS.items():
             rows = [*parts[kind], {what: "all", **everyone}]
