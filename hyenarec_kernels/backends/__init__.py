@@ -21,6 +21,7 @@ from hyenarec_kernels.backends.registry import (
     implementation,
     under_transforms,
     use,
+    whole,
 )
 
-__all__ = ["BACKENDS", "Backend", "Call", "available", "forced", "implementation", "under_transforms", "use"]
+__all__ = ["BACKENDS", "Backend", "Call", "available", "forced", "implementation", "under_transforms", "use", "whole"]

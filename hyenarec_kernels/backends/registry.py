@@ -109,6 +109,22 @@ def implementation(call: Call) -> Callable[..., Any]:
     return function
 
 
+def whole(call: Call) -> Callable[..., Any] | None:
+    """The function that serves a call of several operators as one, of the first backend that has it and takes the
+    call; None where there is none, and each operator is to be called by itself."""
+    name, device = forced(), call.arguments[0].device.type
+    for candidate in BACKENDS if name is None else BACKENDS.keys() & {name}:
+        if not _works(candidate, device):
+            continue
+        backend = BACKENDS[candidate].load()
+        function: Callable[..., Any] | None = getattr(backend, call.function, None)
+        if function is not None and _reason(backend, call) is None:
+            if log.enabled():
+                log.report_whole(call, candidate)
+            return function
+    return None
+
+
 def under_transforms(call: Call) -> Callable[..., Any]:
     """The function that serves a call inside a transform of ``torch.func`` or in forward mode: the reference's.
 
