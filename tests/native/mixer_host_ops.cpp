@@ -22,7 +22,7 @@ int64_t run(const LegendreConvArgs& args, bool backward, AnyMachine&& machine) {
 
 template <class AnyMachine>
 int64_t run(const LegendreBlocksArgs& args, bool backward, AnyMachine&& machine) {
-  return run_blocks(args, backward, machine, kRunLeast, kRunChannels);
+  return run_blocks(args, backward, kShared, machine);
 }
 
 template <class Args>
