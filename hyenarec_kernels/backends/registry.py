@@ -5,6 +5,7 @@ A backend is an object, usually a module, with functions named as the operators 
 
     accepts(call) -> None, or in one plain line the reason why it does not take this call    (all calls without it)
     algorithm(call) -> how it computes a call that it accepts, in a word or two, for the log
+    mixer, mixer_backward: a mixer's whole pass in one call, instead of one for each operator (`whole`)
 
 This module alone chooses: the first backend of the table that works on the tensors' device, has the operator and
 accepts the call serves it. No backend hands a call on to another. ``use("reference")``, or the environment variable

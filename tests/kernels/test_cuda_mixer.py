@@ -14,7 +14,7 @@ from test_joint import DIM, HORIZON, LAYOUTS, NAMES, answer, draw, make
 from torch import Tensor
 
 from hyenarec_kernels import backends
-from hyenarec_kernels.backends import cuda
+from hyenarec_kernels.backends import cuda, log
 from hyenarec_kernels.nn import HyenaMixer, joint
 from hyenarec_kernels.segments import Segments
 
@@ -105,6 +105,15 @@ def test_one_gradient_fewer(answers: Callable[..., tuple[Answers, Answers]], fro
     mixer, (x, where) = make(), draw("packed")
     {"x": x, **dict(mixer.named_parameters())}[frozen].requires_grad_(False)
     assert_close(*answers(mixer, x, where), 1e-5)
+
+
+def test_the_log_names_one_call(device: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.setattr(log, "enabled", lambda: True)
+    caplog.set_level("INFO", logger="hyenarec_kernels")
+    x, where = draw("packed")
+    for _ in range(2):
+        make().to(device)(x.to(device), cu_seqlens=where["cu_seqlens"].to(device))
+    assert caplog.messages == [f"mixer: {device}, float32, packed: served by cuda, all operators in one call"]
 
 
 def test_what_the_kernels_do_not_take(device: str) -> None:
