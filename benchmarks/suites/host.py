@@ -1,10 +1,10 @@
-"""What a packed mixer call takes of the host, with nothing on a device: no launch is made (harness.null_machine).
+"""What a mixer call takes of the host, with nothing on a device: no launch is made (harness.null_machine).
 
-    python -m benchmarks host
+    python -m benchmarks host [--out runs/host.json]
 
-Prints, for a forward pass, one without gradients and a training step of the mixer, the least time in units of
-`torch.add` of the same process, and what it does: operations of torch that launch a kernel each, and our launches. It
-is a CPU's `torch.add`; a GPU's takes longer on the host, for it launches a kernel.
+Prints and writes, for passes of the mixer, packed and padded, and of the operators, forward alone and with gradients,
+the least time, also in units of `torch.add` of the same process, and what a call does: operations of torch that launch
+a kernel each, and our launches. It is a CPU's `torch.add`; a GPU's takes longer on the host, for it launches a kernel.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
 from time import process_time
 from typing import Any
 
@@ -20,7 +21,9 @@ from torch import Tensor
 
 from benchmarks.harness.measuring import take_turns
 from benchmarks.harness.null_machine import null_machine
+from benchmarks.harness.recording import write
 from hyenarec.display import show_table
+from hyenarec_kernels import gated_short_conv, legendre_conv, long_conv, short_conv
 from hyenarec_kernels.nn import HyenaMixer
 
 DIM, HORIZON, ROWS = 16, 50, 40  # little enough for torch's own operations to take no time but the host's
@@ -46,7 +49,7 @@ FREE = frozenset(
 
 
 def passes() -> dict[str, Callable[[], Any]]:
-    """The calls, by name: a packed, windowed mixer of order 2."""
+    """The calls, by name: a windowed mixer of order 2, packed and padded, and the packed operators."""
     mixer = HyenaMixer(DIM, HORIZON)
     x, grad = torch.randn(ROWS, DIM, requires_grad=True), torch.randn(ROWS, DIM)
     cu_seqlens = torch.tensor(CUTS, dtype=torch.int32)
@@ -63,7 +66,35 @@ def passes() -> dict[str, Callable[[], Any]]:
     def step() -> None:
         torch.autograd.grad(forward(), leaves, grad)
 
-    return {"forward": forward, "forward, no gradients": without_gradients, "forward and backward": step}
+    rectangle = torch.randn(4, ROWS // 4, DIM, requires_grad=True)
+    lengths, rectangle_grad = torch.tensor([10, 3, 1, 10]), torch.randn_like(rectangle)
+
+    def padded(**where: Tensor) -> Callable[[], Any]:
+        return lambda: torch.autograd.grad(mixer(rectangle, **where), [rectangle, *leaves[1:]], rectangle_grad)
+
+    def leaf(*shape: int) -> Tensor:
+        return torch.randn(shape, requires_grad=True)
+
+    def operator(function: Callable[..., Any], *tensors: Tensor, **options: Any) -> Callable[[], Any]:
+        def run() -> None:
+            outputs = function(*tensors, **options, cu_seqlens=cu_seqlens)
+            outputs = (outputs,) if isinstance(outputs, Tensor) else outputs
+            torch.autograd.grad(outputs, tensors, [grad] * len(outputs))
+
+        return run
+
+    wide, taps, skip = leaf(ROWS, 3 * DIM), leaf(DIM, HORIZON), leaf(DIM)
+    return {
+        "forward": forward,
+        "forward, no gradients": without_gradients,
+        "forward and backward": step,
+        "padded, both": padded(),
+        "padded with lengths, both": padded(lengths=lengths),
+        "short_conv, both": operator(short_conv, x, leaf(DIM, 3), leaf(DIM)),
+        "gated_short_conv, both": operator(gated_short_conv, wide, leaf(3 * DIM, 3), leaf(3 * DIM), dim=DIM),
+        "long_conv, both": operator(long_conv, x, taps, skip),
+        "legendre_conv, both": operator(legendre_conv, x, leaf(DIM, 16), skip, horizon=HORIZON),
+    }
 
 
 def operations(run: Callable[[], Any]) -> Counter[str]:
@@ -85,27 +116,36 @@ def _clock(run: Callable[[], Any]) -> float:
 
 
 def main() -> None:
-    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("runs/host.json"))
+    out = parser.parse_args().out
     torch.set_num_threads(1)
     a, b = torch.randn(ROWS, DIM), torch.randn(ROWS, DIM)
     with null_machine() as launches:
         calls = passes()
-        times = take_turns({"add": lambda: torch.add(a, b), **calls}, 5, 25, _clock)
-        rows = []
+        times = take_turns({"add": lambda: torch.add(a, b), **calls}, 10, 40, _clock)
+        rows, cases = [], []
         for name, run in calls.items():
             found, before = operations(run), launches()
             run()
-            taken = times[name]["min"]
-            rows.append(
-                {
-                    "call": name,
-                    "us": round(taken, 1),
-                    "torch.add": round(taken / times["add"]["min"], 1),
-                    "torch's launches": found.total(),
-                    "ours, without the long convolution's": launches() - before,
-                }
+            row = {
+                "call": name,
+                "us": round(times[name]["min"], 1),
+                "torch.add": round(times[name]["min"] / times["add"]["min"], 1),
+                "torch's launches": found.total(),
+                "our launches": launches() - before,
+            }
+            rows.append(row)
+            cases.append(
+                {**row, "ms": _milliseconds(times[name]), "rivals": {"torch.add": _milliseconds(times["add"])}}
             )
-    show_table("A packed mixer call on the host, as if its tensors were a GPU's", list(rows[0]), rows)
+    show_table("A mixer call on the host, as if its tensors were a GPU's", list(rows[0]), rows)
+    settings = {"dim": DIM, "horizon": HORIZON, "rows": ROWS, "cuts": CUTS, "clock": "processor seconds"}
+    write(out, "host", "what a mixer call takes of the host", {"settings": settings, "cases": cases})
+
+
+def _milliseconds(times: dict[str, float]) -> dict[str, float]:
+    return {name: value if name == "rounds" else value / 1000 for name, value in times.items()}
 
 
 if __name__ == "__main__":

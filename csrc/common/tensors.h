@@ -35,6 +35,9 @@ inline Tensor unit_stride(const Tensor& t) {
 }
 inline MaybeTensor unit_stride(const MaybeTensor& t) { return t ? MaybeTensor(unit_stride(*t)) : t; }
 
+// torch's own `contiguous` takes as long as an addition to do nothing.
+inline Tensor dense(const Tensor& t) { return t.is_contiguous() ? t : torch::stable::contiguous(t); }
+
 inline Rows rows_of(const Tensor& t) {
   if (t.numel() == 0) return {};
   if (t.dim() == 3) return {t.data_ptr(), t.stride(0), t.stride(1)};

@@ -62,10 +62,10 @@ struct Share {
   }
 };
 
-// Taps and biases of a block's channels in shared memory, tap `width` being the bias. One lane's channels lie apart, so
+// ChannelTaps and biases of a block's channels in shared memory, tap `width` being the bias. One lane's channels lie apart, so
 // that lanes read neighbouring words.
 template <int kThreads, int kCount, int kWidth>
-struct Taps {
+struct ChannelTaps {
   using Mine = Share<kThreads, kCount>;
   static constexpr int kFactor = (kWidth + 1) * Mine::kMostChannels;
   static constexpr int kBytes = 2 * kFactor * int(sizeof(float));
@@ -98,7 +98,7 @@ struct ShortConv {
   static constexpr int kThreads = 128, kBlocks = 3, kRows = 4, kStrip = 16;
   static constexpr int kCount = kWidth > 4 || sizeof(T) == 4 ? 4 : 8;
   using Mine = Share<kThreads, kCount>;
-  using Weights = Taps<kThreads, kCount, kWidth>;
+  using Weights = ChannelTaps<kThreads, kCount, kWidth>;
   static constexpr int kSharedBytes = Weights::kBytes;
   using P = Pack<T, kCount>;
   Fir a;

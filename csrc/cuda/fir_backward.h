@@ -13,7 +13,7 @@ struct ShortConvBackward {
   static constexpr int kCount = kWidth > 4 ? 2 : 4, kStrip = 32;
   static constexpr int64_t kWave = 512;  // blocks; a constant, so that no result depends on how many run at once
   using Mine = Share<kThreads, kCount>;
-  using Weights = Taps<kThreads, kCount, kWidth>;
+  using Weights = ChannelTaps<kThreads, kCount, kWidth>;
   static constexpr int kSums = 2 * (kWidth + 1) * kCount;  // of one thread
   static constexpr int kSharedBytes = Weights::kBytes + kSums * kThreads * int(sizeof(float));
   using P = Pack<T, kCount>;

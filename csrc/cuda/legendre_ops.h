@@ -14,7 +14,7 @@ struct LegendreInputs {
   LegendreInputs(const Tensor& x_, const Tensor& filter_, const MaybeTensor& decay_, const MaybeTensor& skip_,
                  const MaybeTensor& pre, const MaybeTensor& post, const MaybeTensor& starts, const MaybeTensor& ends,
                  int64_t horizon, int64_t max_length, bool last_only)
-      : x(unit_stride(x_)), filter(torch::stable::contiguous(filter_)), decay(decay_), skip(skip_),
+      : x(unit_stride(x_)), filter(dense(filter_)), decay(decay_), skip(skip_),
         pre_gate(unit_stride(pre)), post_gate(unit_stride(post)) {
     LongConvArgs& rows = args.rows;
     rows.packed = x.dim() == 2;
@@ -66,7 +66,7 @@ struct LegendreInputs {
     return t ? t->data_ptr() : nullptr;
   }
   const void* parameter(MaybeTensor& t, int64_t count, const char* name) const {
-    if (t) t = torch::stable::contiguous(*t);
+    if (t) t = dense(*t);
     STD_TORCH_CHECK(!t || (t->device() == x.device() && t->numel() == count), "legendre_conv: ", name, ": expected ",
                     count, " values on x's device");
     return t ? t->data_ptr() : nullptr;

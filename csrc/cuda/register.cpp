@@ -5,6 +5,7 @@
 
 #include "block_ops.h"
 #include "legendre_ops.h"
+#include "mixer_ops.h"
 #include "ops.h"
 #include "short_ops.h"
 
@@ -49,6 +50,7 @@ STABLE_TORCH_LIBRARY(hyenarec_cuda, m) {
   hyenarec::cuda_ops::define_blocks(m);
   m.def("unsupported() -> str");
   hyenarec::cuda_ops::define_short(m);
+  hyenarec::cuda_ops::define_mixer(m);
 }
 STABLE_TORCH_LIBRARY_IMPL(hyenarec_cuda, CUDA, m) {
   m.impl("long_conv", TORCH_BOX(&hyenarec::cuda_ops::conv<Current>));
@@ -56,6 +58,7 @@ STABLE_TORCH_LIBRARY_IMPL(hyenarec_cuda, CUDA, m) {
   hyenarec::cuda_ops::implement_legendre<Current>(m);
   hyenarec::cuda_ops::implement_blocks<Current>(m);
   hyenarec::cuda_ops::implement_short<Current>(m);
+  hyenarec::cuda_ops::implement_mixer<Current>(m);
 }
 STABLE_TORCH_LIBRARY_IMPL(hyenarec_cuda, CompositeExplicitAutograd, m) {
   m.impl("unsupported", TORCH_BOX(&unsupported));

@@ -9,8 +9,6 @@ namespace hyenarec::cuda_ops {
 
 using cuda::ConvStepArgs, cuda::ShortConvArgs, cuda::Values;
 
-inline Tensor dense(const Tensor& t) { return t.is_contiguous() ? t : torch::stable::contiguous(t); }
-
 // `t`, copied where kernels could not read it, beside x in its type and with these sizes.
 inline Tensor beside(const Tensor& x, const Tensor& t, const std::vector<int64_t>& sizes, const char* name) {
   STD_TORCH_CHECK(t.device() == x.device() && t.scalar_type() == x.scalar_type() && sizes_of(t) == sizes, name,

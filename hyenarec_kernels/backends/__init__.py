@@ -22,6 +22,18 @@ from hyenarec_kernels.backends.registry import (
     lacks,
     under_transforms,
     use,
+    whole,
 )
 
-__all__ = ["BACKENDS", "Backend", "Call", "available", "forced", "implementation", "lacks", "under_transforms", "use"]
+__all__ = [
+    "BACKENDS",
+    "Backend",
+    "Call",
+    "available",
+    "forced",
+    "implementation",
+    "lacks",
+    "under_transforms",
+    "use",
+    "whole",
+]

@@ -37,7 +37,18 @@ def report(
     """Logs the choice of ``backend``, whose ``algorithm`` says how it computes, unless the same line was logged."""
     how = f" ({algorithm(call)})" if algorithm else ""
     line = f"{call.function}: {describe(call)}: served by {backend}{how}"
-    line += "".join(f"; not by {name}: {reason}" for name, reason in others)
+    _say(line + "".join(f"; not by {name}: {reason}" for name, reason in others))
+
+
+def report_whole(call: Call, backend: str) -> None:
+    """Logs that ``backend`` serves several operators in one call."""
+    x = call.arguments[0]
+    layout = "packed" if x.dim() == 2 else "padded"
+    dtype = str(x.dtype).removeprefix("torch.")
+    _say(f"{call.function}: {x.device.type}, {dtype}, {layout}: served by {backend}, all operators in one call")
+
+
+def _say(line: str) -> None:
     if line not in _reported:
         _reported.add(line)
         logger.info(line)

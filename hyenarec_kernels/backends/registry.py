@@ -5,6 +5,7 @@ A backend is an object, usually a module, with functions named as the operators 
 
     accepts(call) -> None, or in one plain line the reason why it does not take this call    (all calls without it)
     algorithm(call) -> how it computes a call that it accepts, in a word or two, for the log
+    mixer, mixer_backward: a mixer's whole pass in one call, instead of one for each operator (`whole`)
 
 This module alone chooses: the first backend of the table that works on the tensors' device, has the operator and
 accepts the call serves it. No backend hands a call on to another. ``use("reference")``, or the environment variable
@@ -113,6 +114,22 @@ def implementation(call: Call) -> Callable[..., Any]:
     if log.enabled():
         log.report(call, chosen, getattr(BACKENDS[chosen].load(), "algorithm", None), _others(call, device, chosen))
     return function
+
+
+def whole(call: Call) -> Callable[..., Any] | None:
+    """The function that serves a call of several operators as one, of the first backend that has it and takes the
+    call; None where there is none, and each operator is to be called by itself."""
+    name, device = forced(), call.arguments[0].device.type
+    for candidate in BACKENDS if name is None else BACKENDS.keys() & {name}:
+        if not _works(candidate, device):
+            continue
+        backend = BACKENDS[candidate].load()
+        function: Callable[..., Any] | None = getattr(backend, call.function, None)
+        if function is not None and _reason(backend, call) is None:
+            if log.enabled():
+                log.report_whole(call, candidate)
+            return function
+    return None
 
 
 def under_transforms(call: Call) -> Callable[..., Any]:

@@ -9,8 +9,9 @@ operation by operation too.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
@@ -33,6 +34,9 @@ if TYPE_CHECKING:
     from hyenarec_kernels.nn.mixer import HyenaMixer
 
 
+Origins: TypeAlias = tuple[tuple[Tensor, ...], list[Tensor], Tensor]
+
+
 class Learned(NamedTuple):
     """A mixer's parameters, as they are stored."""
 
@@ -48,27 +52,28 @@ class Learned(NamedTuple):
 class Settings(NamedTuple):
     """The rest of a call."""
 
+    scale: Tensor  # (G,) of the filter
     starts: Tensor | None
     ends: Tensor | None
-    scale: Tensor  # (G,) of the filter
     horizon: int
     dtype: torch.dtype  # of activations
 
 
 class Kept(NamedTuple):
-    """What a backward pass reads of the forward one: activations, (..., D) each, and parameters as they act."""
+    """What a backward pass reads of the forward one besides ``x``: activations, (..., D) each, and parameters as they
+    act."""
 
     projected: Tensor  # (..., 3 D)
     u: Tensor  # the values times the first gate
     q: Tensor  # the last gate
     v: Tensor
-    x: Tensor  # zeros in padding
     w_in: Tensor
     w_out: Tensor
     taps: Tensor
     offset: Tensor
     coefficients: Tensor  # (G, N)
     decay: Tensor | None  # (G,)
+    skip: Tensor  # (D,)
 
 
 def learned(mixer: HyenaMixer, x: Tensor) -> Learned | None:
@@ -78,16 +83,20 @@ def learned(mixer: HyenaMixer, x: Tensor) -> Learned | None:
     # Read where modules keep them, for their attributes take ten times as long. What is computed, by a parametrization
     # or a hook, is not there; and a host may have put something else in the place of a layer or of a method.
     modules: dict[str, Any] = mixer._modules
-    own, w_in, w_out, filter = mixer._parameters, modules["in_proj"], modules["out_proj"], modules["filters"][0]
-    if type(filter) is not LegendreFilter or not is_plain(w_in) or not is_plain(w_out) or "project_in" in vars(mixer):
+    into, out, filter = modules["in_proj"], modules["out_proj"], modules["filters"]._modules["0"]
+    if type(filter) is not LegendreFilter or not is_plain(into) or not is_plain(out) or "project_in" in mixer.__dict__:
         return None
-    weights = filter._parameters
-    given = Learned(
-        w_in._parameters.get("weight"), own.get("short_weight"), own.get("short_bias"), weights.get("weight"),
-        weights.get("log_rate"), own.get("skip"), w_out._parameters.get("weight"),
+    own, weights = mixer._parameters, filter._parameters
+    log_rate = weights.get("log_rate")
+    if log_rate is None and filter.log_rate is not None:
+        return None
+    found: tuple[Any, ...] = (
+        into._parameters.get("weight"), own.get("short_weight"), own.get("short_bias"), weights.get("weight"),
+        log_rate, own.get("skip"), out._parameters.get("weight"),
     )  # fmt: skip
-    missing = given.count(None) - (filter.log_rate is None)
-    return None if missing or not direct((x, *given)) else given
+    if any(t is None for t in found if t is not log_rate) or not direct((x, *found)):
+        return None
+    return Learned(*found)
 
 
 def mix(mixer: HyenaMixer, given: Learned, x: Tensor, where: Segments) -> Tensor:
@@ -96,24 +105,30 @@ def mix(mixer: HyenaMixer, given: Learned, x: Tensor, where: Segments) -> Tensor
     if torch.is_grad_enabled() and (x.requires_grad or any(t is not None and t.requires_grad for t in given)):
         y: Tensor = _Mix.apply(settings, x, *given)  # type: ignore[no-untyped-call]
         return y
-    return _forward(settings, x, given)[0]
+    return _forward(settings, x, given)[1]
 
 
 def mix_and_keep(mixer: HyenaMixer, given: Learned, x: Tensor, where: Segments) -> tuple[Tensor, Kept]:
     """The output and what it was made of, without gradients."""
-    return _forward(_settings(mixer, x, where), x, given)
+    return _forward(_settings(mixer, x, where), x, given)[1:]
 
 
 def _settings(mixer: HyenaMixer, x: Tensor, where: Segments) -> Settings:
-    filter: Any = mixer.filters[0]
-    return Settings(*where, filter.scale, filter.horizon, autocast_dtype(x))
+    filter: Any = mixer.filters._modules["0"]  # type: ignore[attr-defined]
+    dtype = autocast_dtype(x) if torch._C._is_any_autocast_enabled() else x.dtype
+    return Settings(filter._buffers["scale"], *where, filter.horizon, dtype)
+
+
+def _own_precision(x: Tensor) -> AbstractContextManager[Any]:
+    """Products in the dtype of their factors."""
+    return without_autocast(x.device.type) if torch._C._is_any_autocast_enabled() else nullcontext()
 
 
 class _Mix(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, settings: Settings, x: Tensor, *parameters: Any) -> Tensor:
-        y, kept = _forward(settings, x, Learned(*parameters))
-        ctx.save_for_backward(*settings[:TENSORS], x, *parameters, *kept)
+        read, y, kept = _forward(settings, x, Learned(*parameters))
+        ctx.save_for_backward(*settings[:TENSORS], x, *parameters, read, *kept)
         ctx.options = settings[TENSORS:]
         return y
 
@@ -121,71 +136,91 @@ class _Mix(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         saved = ctx.saved_tensors
         settings, x = Settings(*saved[:TENSORS], *ctx.options), saved[TENSORS]
-        given, kept = Learned(*saved[TENSORS + 1 : ARGUMENTS]), Kept(*saved[ARGUMENTS:])
+        given, read, kept = Learned(*saved[TENSORS + 1 : ARGUMENTS]), saved[ARGUMENTS], Kept(*saved[ARGUMENTS + 1 :])
         needs = ctx.needs_input_grad[1:]
-        with without_autocast(grad.device.type):
+        with _own_precision(grad):
             if torch.is_grad_enabled():
                 return None, *_differentiable_backward(settings, x, given, needs, grad)
             with torch._C._AutoDispatchBelowAutograd():
-                return None, *_backward(settings, given, kept, needs, grad)
+                found = _backward(settings, read, given, kept, needs, grad)
+        return None, *(gradient if need else None for gradient, need in zip(found, needs, strict=True))
 
 
 TENSORS = 3  # among the settings
 ARGUMENTS = TENSORS + 1 + len(Learned._fields)
 
 
-def _forward(settings: Settings, x: Tensor, given: Learned) -> tuple[Tensor, Kept]:
-    with without_autocast(x.device.type), torch._C._AutoDispatchBelowAutograd():
-        return _compute(settings, x, given, _short, _long)
+def _forward(settings: Settings, x: Tensor, given: Learned) -> tuple[Tensor, Tensor, Kept]:
+    """``x`` in the dtype to compute in and with zeros in padding, the output, and what it was made of."""
+    with _own_precision(x), torch._C._AutoDispatchBelowAutograd():
+        read = _read(settings, x)
+        whole = _whole("mixer", settings, read, given)
+        if whole is None:
+            return read, *_compute(settings, read, given, _short, _long)
+        function, arguments = whole
+        y, *kept = function(*arguments)
+        return read, y, Kept(*kept)
+
+
+def _read(settings: Settings, x: Tensor) -> Tensor:
+    x = x if x.dtype == settings.dtype else x.to(settings.dtype)
+    return x if x.dim() == 2 else zero_padding(x, Segments(settings.starts, settings.ends))
+
+
+def _whole(
+    function: str, settings: Settings, x: Tensor, given: Learned
+) -> tuple[Callable[..., Any], tuple[Any, ...]] | None:
+    """The function of a backend that computes all of it, if one does, and its arguments."""
+    origins = _origins_of(settings, given)[2]
+    arguments = (x, *given, *settings[:4], origins, SCALE)
+    served = backends.whole(backends.Call(function, "mixer", arguments))
+    return None if served is None else (served, arguments)
 
 
 def _compute(
     settings: Settings, x: Tensor, given: Learned, short: Callable[..., Any], long: Callable[..., Any]
 ) -> tuple[Tensor, Kept]:
     """The output and what it was made of; ``short`` and ``long`` are the two convolutions."""
-    starts, ends, scale, horizon, dtype = settings
-    channels, width = given.taps.shape
-    dim, groups, windowed = channels // 3, scale.shape[0], given.log_rate is not None
-    identities, vectors = _starts(
-        dim, width, groups, given.terms.shape[0] // groups, horizon if windowed else 0, scale.dtype, scale.device
-    )
-    w_in, w_out = torch._foreach_add(identities, (given.w_in, given.w_out), alpha=SCALE)
-    stored: list[Any] = [given.taps, given.offset, given.terms]
-    stored += [given.log_rate] if windowed else []
-    precise = wide(scale.dtype)
+    scale, starts, ends, horizon, dtype = settings
+    channels, groups = given.taps.shape[0], scale.shape[0]
+    matrices, vectors, _ = _origins_of(settings, given)
+    w_in, w_out = torch._foreach_add(matrices, (given.w_in, given.w_out), alpha=SCALE)
+    if w_in.dtype != dtype:
+        w_in, w_out = w_in.to(dtype), w_out.to(dtype)
+    stored, precise = [t for t in given[1:5] if t is not None], wide(scale.dtype)
     if scale.dtype != precise:
         stored, scale = [t.to(precise) for t in stored], scale.to(precise)
     taps, offset, terms, *log_rates = torch._foreach_add(vectors, stored)
     coefficients = scale[:, None] * terms.view(groups, -1)  # (G, N)
-    decay = log_rates[0].exp() if windowed else None
-    if x.dtype != dtype or w_in.dtype != dtype:
-        x, w_in, w_out = x.to(dtype), w_in.to(dtype), w_out.to(dtype)
-    x = zero_padding(x, Segments(starts, ends))
+    decay, skip = log_rates[0].exp() if log_rates else None, given.skip[0]
     projected = linear(x, w_in)  # (..., 3 D)
-    u, q = short(projected, taps, offset, starts, ends, dim)
-    v = long(u, coefficients, decay, given.skip[0], None, q, starts, ends, horizon, False)
-    return linear(v, w_out), Kept(projected, u, q, v, x, w_in, w_out, taps, offset, coefficients, decay)
+    u, q = short(projected, taps, offset, starts, ends, channels // 3)
+    v = long(u, coefficients, decay, skip, None, q, starts, ends, horizon, False)
+    return linear(v, w_out), Kept(projected, u, q, v, w_in, w_out, taps, offset, coefficients, decay, skip)
 
 
 def _backward(
-    settings: Settings, given: Learned, kept: Kept, needs: Sequence[bool], grad: Tensor
+    settings: Settings, x: Tensor, given: Learned, kept: Kept, needs: Sequence[bool], grad: Tensor
 ) -> tuple[Tensor | None, ...]:
     """The gradients of x and of the parameters; those not needed may be anything."""
-    starts, ends, scale, horizon, _ = settings
+    whole = _whole("mixer_backward", settings, x, given)
+    if whole is not None:
+        function, arguments = whole
+        dx, dw_in, dtaps, doffset, dterms, drate, dskip, dw_out = function(grad, kept, *arguments, needs)
+        return dx, dw_in, dtaps, doffset, dterms, drate, dskip[None], dw_out
+    scale, starts, ends, horizon, _ = settings
     need_x, need_w_in, need_taps, need_offset, need_terms, need_rate, need_skip, need_w_out = needs
-    projected, u, q, v, x, w_in, w_out, taps, offset, coefficients, decay = kept
+    projected, u, q, v, w_in, w_out, taps, offset, coefficients, decay, skip = kept
     channels, dim = w_in.shape
     grad = grad.reshape(-1, dim)
-    dw_out = _stored_gradient(w_out, grad, v) if need_w_out else None
     dv = torch.mm(grad, w_out).view(u.shape)
     du, dcoefficients, ddecay, dskip, _, dq = _served(
         "legendre_conv", "legendre_conv_backward", (dv,),
-        (u, coefficients, decay, given.skip[0], None, q, starts, ends, horizon, False),
+        (u, coefficients, decay, skip, None, q, starts, ends, horizon, False),
         [True, need_terms, need_rate, need_skip, False, True],
     )  # fmt: skip
     dprojected, dtaps, doffset = _served(
-        "gated_short_conv", "gated_short_conv_backward", (du, dq),
-        (projected, taps, offset, starts, ends, dim),
+        "gated_short_conv", "gated_short_conv_backward", (du, dq), (projected, taps, offset, starts, ends, dim),
         [need_x or need_w_in, need_taps, need_offset],
     )  # fmt: skip
     return (
@@ -195,8 +230,8 @@ def _backward(
         doffset,
         (dcoefficients * scale[:, None]).view(-1) if need_terms else None,
         ddecay * decay if need_rate else None,
-        dskip[None] if need_skip else None,
-        dw_out,
+        dskip[None],
+        _stored_gradient(w_out, grad, v) if need_w_out else None,
     )
 
 
@@ -214,7 +249,8 @@ def _differentiable_backward(
 ) -> tuple[Tensor | None, ...]:
     # Views, so that a tensor given for two arguments gets each one's gradient and not twice their sum.
     inputs = [None if t is None else t.view_as(t) for t in (x, *given)]
-    y, _ = _compute(settings, inputs[0], Learned(*inputs[1:]), _differentiable_short, _differentiable_long)  # type: ignore[arg-type]
+    read: Any = _read(settings, inputs[0])  # type: ignore[arg-type]
+    y, _ = _compute(settings, read, Learned(*inputs[1:]), _differentiable_short, _differentiable_long)  # type: ignore[arg-type]
     wanted = [t for t, need in zip(inputs, needs, strict=True) if need and t is not None]
     found = iter(torch.autograd.grad(y, wanted, grad, create_graph=True))
     return tuple(next(found) if need else None for need in needs)
@@ -247,18 +283,23 @@ def _differentiable_long(
     return legendre_conv(x, coefficients, skip, horizon=horizon, decay=decay, post_gate=gate, segments=where)
 
 
+def _origins_of(settings: Settings, given: Learned) -> Origins:
+    scale, windowed = settings.scale, given.log_rate is not None
+    (channels, width), groups = given.taps.shape, scale.shape[0]
+    terms, horizon = given.terms.shape[0] // groups, settings.horizon if windowed else 0
+    return _origins(channels // 3, width, groups, terms, horizon, scale.dtype, scale.device)
+
+
 @lru_cache(maxsize=64)
-def _starts(
+def _origins(
     dim: int, width: int, groups: int, terms: int, horizon: int, dtype: torch.dtype, device: torch.device
-) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, ...]]:
-    """What is added to the stored matrices, and to the vectors after them; horizon 0 is no window. Do not write to
-    them."""
+) -> Origins:
+    """What is added to the stored matrices, and to taps, offset, terms and log_rate (none for a horizon of 0); and all
+    of these, one after the other. Do not write to them."""
     precise = wide(dtype)
     with torch.inference_mode(False), torch.no_grad():
         matrices = (last_identity(3 * dim, dim, dtype, device), last_identity(dim, dim, dtype, device))
-        vectors = (
-            first(width, precise, device).repeat(3 * dim, 1),
-            gate_starts(2, dim, precise, device),
-            first(terms, precise, device).repeat(groups),
-        )
-        return matrices, (*vectors, log_rates(groups, horizon, precise, device)) if horizon else vectors
+        vectors = [first(width, precise, device).repeat(3 * dim, 1), gate_starts(2, dim, precise, device)]
+        vectors += [first(terms, precise, device).repeat(groups)]
+        vectors += [log_rates(groups, horizon, precise, device)] if horizon else []
+        return matrices, vectors, torch.cat([t.flatten().to(precise) for t in (*matrices, *vectors)])

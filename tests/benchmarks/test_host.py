@@ -5,22 +5,27 @@ from __future__ import annotations
 import shutil
 import sys
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
 from benchmarks.harness.null_machine import null_machine
+from benchmarks.harness.recording import read
 from benchmarks.suites import host
 from hyenarec_kernels import segments
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="g++ is not installed")
 
-# Two matrix products; the two projections, taps and offset of the short convolution, and coefficients (also multiplied)
-# each an addition to where they start; the decay's exponential too.
-FORWARD = Counter(mm=2, add=6, mul=1, exp=1)
-# Each projection gives two more products, of which its parameter's is scaled; coefficients and decay a factor each.
-BACKWARD = Counter(mm=2, addmm=2, mul=2)
+# Two matrix products; ours make the parameters, and run the short and the long convolution: its taps, where sequences
+# lie, and the products.
+FORWARD, OUR_FORWARD = Counter(mm=2), 5
+# Each projection gives two more products. Ours: the long convolution's taps, places, products, and the sums and
+# gradients of its parameters; the short one's rows and sums; and the stored parameters' gradients.
+BACKWARD, OUR_BACKWARD = Counter(mm=4), 8
+# Zeros in the padding: positions (`arange` resizes), which of them are real, and a choice, which is counted twice.
+PADDING = Counter(resize_=1, lt=1, where=2)
 
 
 def test_nothing_is_hidden_around_the_launches() -> None:
@@ -29,11 +34,15 @@ def test_nothing_is_hidden_around_the_launches() -> None:
         assert host.operations(calls["forward"]) == FORWARD
         assert host.operations(calls["forward, no gradients"]) == FORWARD
         assert host.operations(calls["forward and backward"]) == FORWARD + BACKWARD
+        assert host.operations(calls["padded, both"]) == FORWARD + BACKWARD
+        assert host.operations(calls["padded with lengths, both"]) == FORWARD + BACKWARD + PADDING
+        for name in ("short_conv", "gated_short_conv", "long_conv", "legendre_conv"):
+            assert host.operations(calls[f"{name}, both"]) == Counter(), name
         before = launches()
         calls["forward"]()
-        assert launches() - before == 1
+        assert launches() - before == OUR_FORWARD
         calls["forward and backward"]()
-        assert launches() - before == 1 + 1 + 2
+        assert launches() - before == 2 * OUR_FORWARD + OUR_BACKWARD
 
 
 def test_a_hidden_operation_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -44,14 +53,17 @@ def test_a_hidden_operation_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
         assert host.operations(calls["forward"]) == FORWARD + Counter(clamp=1)
 
 
-def test_the_suite_has_a_line_for_each_call(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_suite_has_a_line_for_each_call(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     tables: list[list[dict[str, Any]]] = []
-    monkeypatch.setattr(sys, "argv", ["host"])
-    monkeypatch.setattr(host, "take_turns", lambda calls, *rest: {name: {"min": 2.0} for name in calls})
+    monkeypatch.setattr(sys, "argv", ["host", "--out", str(tmp_path / "host.json")])
+    times = {"min": 2.0, "median": 3.0, "rounds": 4}
+    monkeypatch.setattr(host, "take_turns", lambda calls, *rest: dict.fromkeys(calls, times))
     monkeypatch.setattr(host, "show_table", lambda title, columns, rows: tables.append(rows))
     threads = torch.get_num_threads()
     host.main()
     torch.set_num_threads(threads)
-    ((first, second, last),) = tables
-    assert [row["call"] for row in (first, second, last)] == list(host.passes())
-    assert last["torch.add"] == 1 and last["torch's launches"] == (FORWARD + BACKWARD).total() == 16
+    (rows,) = tables
+    assert [row["call"] for row in rows] == list(host.passes())
+    assert rows[2]["torch.add"] == 1 and rows[2]["torch's launches"] == (FORWARD + BACKWARD).total() == 6
+    assert rows[2]["our launches"] == OUR_FORWARD + OUR_BACKWARD
+    assert [case["ms"]["min"] for case in read(tmp_path / "host.json")["cases"]] == [0.002] * len(rows)

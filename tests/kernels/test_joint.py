@@ -27,7 +27,7 @@ Run = Callable[[HyenaMixer, Tensor, dict[str, Any]], dict[str, Tensor]]
 
 def make(dtype: torch.dtype = torch.float32, **options: Any) -> HyenaMixer:
     torch.manual_seed(0)
-    mixer = HyenaMixer(DIM, HORIZON, **{"terms": 4, **options}).to(dtype)
+    mixer = HyenaMixer(DIM, **{"horizon": HORIZON, "terms": 4, **options}).to(dtype)
     for p in mixer.parameters():
         nn.init.normal_(p, std=0.3)
     return mixer

@@ -1,52 +1,7 @@
-// The ops of short_ops.h for CPU tensors, for tests: the shipped kernels run on the host, thread by thread, or, with
-// HYENAREC_NOTHING defined, not at all, so that a call takes the host's part of its time alone: then namespace
-// hyenarec_nothing has them, beside `short_launches`. They are defined too where the extension was compiled without
-// them (HYENAREC_DEFINE).
-#include <cstdlib>
-
+// The ops of short_ops.h for CPU tensors, for tests. They are defined too where the extension was compiled without them
+// (HYENAREC_DEFINE).
 #include "cuda/short_ops.h"
-#include "cuda/short_schedule.h"
-#include "host_machine.h"
-
-namespace hyenarec::cuda {
-namespace {
-
-#ifdef HYENAREC_NOTHING
-int64_t launches = 0;
-struct Machine {
-  template <class Program>
-  void start(const Program&, int64_t grid) {
-    launches += grid > 0;
-  }
-};
-#else
-struct Machine : HostMachine {
-  Machine() : HostMachine{std::getenv("HYENAREC_REVERSED") != nullptr} {}
-};
-#endif
-
-template <class Args, class Start>
-const char* run(const Args& args, const Start& start) {
-  const char* wrong = refuse(args);
-  Machine machine;
-  if (!wrong) start(machine);
-  return wrong;
-}
-
-}  // namespace
-
-int64_t short_conv_workspace(const ShortConvArgs& args) { return refuse(args) ? 0 : short_conv_sums(args); }
-const char* short_conv_forward(const ShortConvArgs& args, void*) {
-  return run(args, [&](Machine& machine) { start_short_conv(args, machine); });
-}
-const char* short_conv_backward(const ShortConvArgs& args, void*) {
-  return run(args, [&](Machine& machine) { start_short_conv_backward(args, machine); });
-}
-const char* conv_step(const ConvStepArgs& args, void*) {
-  return run(args, [&](Machine& machine) { start_conv_step(args, machine); });
-}
-
-}  // namespace hyenarec::cuda
+#include "short_host.cpp"
 
 namespace {
 
@@ -57,13 +12,7 @@ struct Current {
 
 }  // namespace
 
-#ifdef HYENAREC_NOTHING
-extern "C" int64_t short_launches() { return hyenarec::cuda::launches; }
-STABLE_TORCH_LIBRARY(hyenarec_nothing, m) { hyenarec::cuda_ops::define_short(m); }
-STABLE_TORCH_LIBRARY_IMPL(hyenarec_nothing, CPU, m) { hyenarec::cuda_ops::implement_short<Current>(m); }
-#else
 #ifdef HYENAREC_DEFINE
 STABLE_TORCH_LIBRARY_FRAGMENT(hyenarec_cuda, m) { hyenarec::cuda_ops::define_short(m); }
 #endif
 STABLE_TORCH_LIBRARY_IMPL(hyenarec_cuda, CPU, m) { hyenarec::cuda_ops::implement_short<Current>(m); }
-#endif

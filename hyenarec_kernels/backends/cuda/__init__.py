@@ -15,6 +15,8 @@ from hyenarec_kernels.backends.cuda.short_convolutions import (
     short_conv,
     short_conv_backward,
 )
+from hyenarec_kernels.backends.cuda.whole_mixer import accepts as accepts_mixer
+from hyenarec_kernels.backends.cuda.whole_mixer import mixer, mixer_backward
 
 __all__ = [
     "accepts",
@@ -26,6 +28,8 @@ __all__ = [
     "legendre_conv_backward",
     "long_conv",
     "long_conv_backward",
+    "mixer",
+    "mixer_backward",
     "probe",
     "short_conv",
     "short_conv_backward",
@@ -36,6 +40,7 @@ ACCEPTS = {
     "gated_short_conv": short_convolutions.accepts,
     "legendre_conv": legendre.accepts,
     "long_conv": fft_conv.accepts,
+    "mixer": accepts_mixer,
     "short_conv": short_convolutions.accepts,
 }
 ALGORITHMS = {"legendre_conv": legendre.algorithm, "long_conv": fft_conv.algorithm}

@@ -21,7 +21,7 @@ from hyenarec_kernels.backends.cuda.block_plan import constants, plan_for
 
 def serves(x: Tensor, coefficients: Tensor, decay: Tensor | None, horizon: int) -> bool:
     """Whether there is a plan whose bound is within the tolerance of the dtype."""
-    return _prepared(*_key(x, coefficients, decay, horizon)) is not None
+    return prepared(*_key(x, coefficients, decay, horizon)) is not None
 
 
 def convolve(
@@ -36,11 +36,11 @@ def convolve(
     horizon: int,
     last_only: bool,
 ) -> Tensor:
-    prepared = _prepared(*_key(x, coefficients, decay, horizon))
-    assert prepared is not None
+    plan = prepared(*_key(x, coefficients, decay, horizon))
+    assert plan is not None
     parameters = (values(coefficients), values(decay), values(skip))
     rows = (pre_gate, post_gate, *where(starts, ends), horizon, x.shape[-2])
-    out: Tensor = torch.ops.hyenarec_cuda.legendre_blocks(x, *parameters, *rows, *prepared)
+    out: Tensor = torch.ops.hyenarec_cuda.legendre_blocks(x, *parameters, *rows, *plan)
     return out
 
 
@@ -58,12 +58,12 @@ def convolve_backward(
     last_only: bool,
     needs: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    prepared = _prepared(*_key(x, coefficients, decay, horizon))
-    assert prepared is not None
+    plan = prepared(*_key(x, coefficients, decay, horizon))
+    assert plan is not None
     parameters = (coefficients, decay, skip)
     rows = (pre_gate, post_gate, *where(starts, ends), horizon, x.shape[-2])
     dx, *found, dpre, dpost = torch.ops.hyenarec_cuda.legendre_blocks_backward(
-        grad, x, *map(values, parameters), *rows, *prepared, needs
+        grad, x, *map(values, parameters), *rows, *plan, needs
     )
     dcoefficients, ddecay, dskip = (
         gradient.to(parameter.dtype) if needed and parameter is not None else gradient
@@ -79,7 +79,7 @@ def _key(
 
 
 @cache  # nothing is dropped: a captured CUDA graph may read it as long as the process lives
-def _prepared(
+def prepared(
     terms: int, horizon: int, windowed: bool, beyond: bool, dtype: torch.dtype, device: torch.device
 ) -> tuple[list[int], Tensor] | None:
     """The plan as the operator takes it; None where none is precise enough."""

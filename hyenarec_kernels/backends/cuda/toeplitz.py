@@ -18,6 +18,8 @@ from torch import Tensor
 from hyenarec_kernels.backends.crossovers import CUDA_TOEPLITZ
 from hyenarec_kernels.backends.cuda.arguments import where
 
+COMPILED = torch.ops.hyenarec_cuda
+
 
 def few_taps(taps: int, x: Tensor) -> bool:
     """Whether those of a filter's ``taps`` that meet anything are few enough for these products."""
@@ -37,7 +39,7 @@ def convolve(
     last_only: bool,
 ) -> Tensor:
     """``filter`` (G, N) are a Legendre filter's coefficients, or with ``horizon`` 0 the taps themselves."""
-    out: Tensor = torch.ops.hyenarec_cuda.legendre_conv(
+    out: Tensor = COMPILED.legendre_conv(
         x, filter, decay, skip, pre_gate, post_gate, *where(starts, ends), horizon, x.shape[-2], last_only
     )
     return out
@@ -57,7 +59,7 @@ def convolve_backward(
     last_only: bool,
     needs: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    dx, dfilter, ddecay, dskip, dpre, dpost = torch.ops.hyenarec_cuda.legendre_conv_backward(
+    dx, dfilter, ddecay, dskip, dpre, dpost = COMPILED.legendre_conv_backward(
         grad, x, filter, decay, skip, pre_gate, post_gate, *where(starts, ends), horizon, x.shape[-2], last_only, needs
     )
     return dx, dfilter, ddecay, dskip, dpre, dpost
