@@ -52,53 +52,62 @@ struct TilesBetween {
   HYENAREC_DEVICE void meet(const Warp& warp, const TilePass<T>& pass, const Columns& columns, int channel, int of_tile,
                             int round, bool reversed, const RoundMoments& nu) const {
     PerLane<Accumulator> c[kMostSteps]{};
-    PerLane<int> index, tiles;              // of the tile of a lane's column, and of its sequence
-    PerLane<const Aligned<2>*> from;  // the tile's moments
-    const int ranks = steps * 16, tile_vectors = ranks / kInWord / 2;
+    PerLane<int> index, tiles, most;  // of the tile of a lane's column; of its sequence; near distances at which it meets
+    PerLane<const Aligned<2>*> from, at;  // the tile's moments
+    PerLane<const Vector*> table;
+    const int ranks = steps * 16, tile_vectors = ranks / kInWord / 2, step_vectors = table_words(steps) / 4;
+    const int64_t next_table = int64_t(pass.channels.groups) * step_vectors;
+    const Vector* tables_of = reinterpret_cast<const Vector*>(tables) + int64_t(pass.channels.group(channel)) * step_vectors;
     warp.lanes([&](int lane) {
       const Span& span = columns.span[lane / 4 % kRoundTiles * kTileColumns];
-      index[lane] = span.number / kTileColumns;
-      tiles[lane] = lane / 4 < kRoundTiles ? int(ceil_div(span.length, kTile)) : 0;
+      int i = span.number / kTileColumns, count = int(ceil_div(span.length, kTile));
+      index[lane] = i, tiles[lane] = lane / 4 < kRoundTiles ? count : 0;
+      int earlier = shape.fan ? i % shape.fan : i, later = shape.fan ? shape.fan - 1 - earlier : shape.near_pairs;
+      int reach = !reversed ? earlier : later < count - 1 - i ? later : count - 1 - i;
+      most[lane] = i >= tiles[lane] ? 0 : reach < shape.near_pairs ? reach : shape.near_pairs;
       from[lane] = reinterpret_cast<const Aligned<2>*>(moments) + lane % 4 +
                    (int64_t(channel) * pass.tiles.count + round * kRoundTiles + lane / 4) * tile_vectors;
+      at[lane] = from[lane], table[lane] = tables_of + lane;
       if (above) each_rank(lane, [&](int tile, int rank, int step, int v) { c[step][lane].value[v] = nu.at(tile, rank, of_tile); });
     });
-    const Vector* table = reinterpret_cast<const Vector*>(tables) +
-                          int64_t(pass.channels.group(channel)) * (table_words(steps) / 4);
-    const int64_t next = int64_t(pass.channels.groups) * (table_words(steps) / 4);
-    const int reach = reversed ? columns.most_after : columns.most_before;  // no tile of the round has more partners
-    HYENAREC_ONE_BY_ONE for (int number = 0; number < shape.distances(); ++number) {
-      int distance = shape.distance(number);
-      if (distance > reach) {
-        if (number >= shape.near_pairs) break;
-        number = shape.near_pairs - 1;  // on with the far ones
-        continue;
-      }
-      PerLane<bool> meets;
-      warp.lanes([&](int lane) {
-        int later = reversed ? index[lane] + distance : index[lane];
-        meets[lane] = later < tiles[lane] && shape.meet(later, distance);
-      });
-      const int64_t moved = int64_t(reversed ? distance : -distance) * tile_vectors;
-      HYENAREC_ONE_BY_ONE for (int step = 0; step < ranks / kDepth; ++step) {
+    auto products = [&](const auto& meets) {
+      each<kMostRank / kDepth>([&](auto step) {
+        if (step.value >= ranks / kDepth) return;
         PerLane<Words<2>> b;
         warp.lanes([&](int lane) {
           b[lane] = {};
-          if (meets[lane]) {
-            Aligned<2> v = from[lane][moved + step * 4];
-            b[lane] = {{v.word[0], v.word[1]}};
-          }
+          if (!meets(lane)) return;
+          Aligned<2> v = at[lane][step.value * 4];
+          b[lane] = {{v.word[0], v.word[1]}};
         });
         each<kMostSteps>([&](auto s) {
           if (s.value >= steps) return;
           PerLane<Words<4>> a;
           warp.lanes([&](int lane) {
-            Vector v = table[number * next + (s.value * (ranks / kDepth) + step) * 32 + lane];
+            Vector v = table[lane][(s.value * (ranks / kDepth) + step.value) * 32];
             a[lane] = {{v.word[0], v.word[1], v.word[2], v.word[3]}};
           });
           Core::multiply(c[s.value], a, b);
         });
-      }
+      });
+    };
+    const int reach = reversed ? columns.most_after : columns.most_before;  // no tile of the round has more partners
+    const int side = reversed ? tile_vectors : -tile_vectors;
+    HYENAREC_SOME_AT_ONCE for (int distance = 1; distance <= shape.near_pairs && distance <= reach; ++distance) {
+      warp.lanes([&](int lane) { at[lane] += side; });
+      products([&](int lane) { return distance <= most[lane]; });
+      warp.lanes([&](int lane) { table[lane] += next_table; });
+    }
+    HYENAREC_ONE_BY_ONE for (int number = shape.near_pairs; number < shape.distances(); ++number) {
+      const int distance = shape.distance(number);
+      if (distance > reach) break;
+      warp.lanes([&](int lane) {
+        at[lane] = from[lane] + int64_t(distance) * side, table[lane] = tables_of + lane + number * next_table;
+      });
+      products([&](int lane) {
+        int later = reversed ? index[lane] + distance : index[lane];
+        return later < tiles[lane] && shape.meet(later, distance);
+      });
     }
     warp.sync();
     warp.lanes([&](int lane) {

@@ -17,9 +17,11 @@
 #define HYENAREC_DEVICE inline
 #endif
 #ifdef __CUDA_ARCH__
-#define HYENAREC_ONE_BY_ONE _Pragma("unroll 1")  // a loop whose body fills the registers
+#define HYENAREC_ONE_BY_ONE _Pragma("unroll 1")      // a loop whose body fills the registers
+#define HYENAREC_SOME_AT_ONCE _Pragma("unroll 4")  // a loop that waits for what it reads
 #else
 #define HYENAREC_ONE_BY_ONE
+#define HYENAREC_SOME_AT_ONCE
 #endif
 
 namespace hyenarec::cuda {
