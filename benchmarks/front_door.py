@@ -28,6 +28,7 @@ SUITES: dict[str, Suite] = {
     "serving": Suite("suites.serving", "latency of scoring one more event: full forward, streaming step, top-k"),
     "service": Suite("suites.service", "hyenarec serve under load: requests a second and latency by users at once"),
     "accuracy": Suite("suites.accuracy", "ranking metrics of every system on a log, over seeds, beside the baselines"),
+    "capability": Suite("suites.capability", "how much of a known long memory each system learns, by length and cost"),
     "cache": Suite("suites.cache", "SASRec's key-value caches: ranking, memory and time by policy and room"),
     "hosts": Suite("suites.hosts", "attention replaced in other libraries on a log: accuracy, time, memory"),
     "ablation": Suite("suites.ablation", "accuracy of the hyena mixer with each of its options changed alone"),

@@ -45,6 +45,14 @@ SECTIONS = {
         rankings.accuracy,
         (),
     ),
+    "capability": Section(
+        "What a long memory is worth",
+        "How near does each system come to the best possible ranking, where that is known? Generated histories whose "
+        "seasons come back after 500 to 2,000 events; few epochs for everyone. Metrics are means over everything that "
+        "may come next.",
+        rankings.accuracy,
+        (),
+    ),
     "scaling": Section(
         "Training steps against history length",
         "What does a training step cost as histories grow, the events of a batch kept the same? Milliseconds of a "

@@ -31,6 +31,7 @@ def accuracy(result: Result) -> list[str]:
 
 def _for_whom(runs: Sequence[Case]) -> list[str]:
     """The first metric by how long a user's history is and how much of it is read, where runs differ in that."""
+    runs = [run for run in runs if "test_by_history_length" in run]
     lengths = sorted({run["length"] for run in runs})
     if len(lengths) < 2:
         return []

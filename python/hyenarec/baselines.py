@@ -13,7 +13,8 @@ from hyenarec.evaluation import Scorer
 
 DAY = 86_400  # seconds
 RECENT_DAYS = 7
-# Of item-to-item:
+# Of item-to-item. Of six settings, these are within .002 of the best validation NDCG@10 on ml-100k (.106; .034 by
+# popularity) and within .007 on online-retail (.192; .028 by repeat-last) and email-eu-core (.471; .497).
 FOLLOWING = 10  # events after an item that count as following it
 NEIGHBOURS = 100  # items that are kept as an item's followers
 LAST = 20  # events of a history that say what follows

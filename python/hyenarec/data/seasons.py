@@ -1,0 +1,154 @@
+"""Histories with a long memory whose best possible prediction is known exactly.
+
+Every user lives in three seasons that take turns, and has other favourites in each: a distribution over all songs,
+drawn from a Dirichlet distribution around the songs' popularity. A season lasts some hundreds of events, always as many
+for one user, so its favourites come back after hundreds or thousands of events. An event is a song of the season at
+hand, or one of a short burst: after a song, some people go on with its topic's live recordings, in their order.
+
+Who knows the process and has read a history, but not the user's favourites, season length and place in the first
+season, can do no better than Bayes' rule, and :meth:`Seasons.predict` is that: under each of the possible season
+lengths and places, a song's probability follows from its count in the season at hand (the Dirichlet distribution is
+conjugate to draws), and each of them is weighed by how well it has predicted the history so far. So a model's ranking
+can be measured against the best one there is, for whole histories and for their last events alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hyenarec.data.synthetic import TOPICS
+
+SEASONS = 3
+PLACES = 5  # possible places in the first season at which a history begins, evenly apart
+
+FloatArray = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Seasons:
+    """The process. ``songs`` and ``lives`` are a topic's; items are numbered topic by topic, its songs first."""
+
+    season_lengths: tuple[int, ...] = (250, 500, 1000, 1500)
+    """Possible lengths of a season, in events, all equally likely; multiples of 5."""
+    concentration: float = 100.0
+    """Of the Dirichlet distribution: the smaller, the fewer favourites."""
+    songs: int = 10
+    lives: int = 3
+    burst: float = 0.15
+    """Chance that a song is followed by its topic's first live recording."""
+    going_on: float = 0.9
+    """Chance that a live recording is followed by the next, where there is one."""
+
+    @property
+    def n_items(self) -> int:
+        return len(TOPICS) * (self.songs + self.lives)
+
+    def names(self) -> list[str]:
+        """What each item is called, (V,)."""
+        return [
+            f"{topic}-{number:02}" if number <= self.songs else f"{topic}-live-{number - self.songs}"
+            for topic in TOPICS
+            for number in range(1, self.songs + self.lives + 1)
+        ]
+
+    @cached_property
+    def popularity(self) -> FloatArray:
+        """Of every song, adding up to 1; 0 for live recordings; (V,)."""
+        ranks = np.random.default_rng(0).permutation(len(TOPICS) * self.songs) + 1
+        found = np.zeros((len(TOPICS), self.songs + self.lives))
+        found[:, : self.songs] = (1 / ranks**0.3).reshape(len(TOPICS), self.songs)
+        shares: FloatArray = (found / found.sum()).ravel()
+        return shares
+
+    @cached_property
+    def follower(self) -> tuple[NDArray[np.int64], FloatArray]:
+        """The live recording that may follow each item, and its chance, 0 where none does; (V,) each."""
+        size = self.songs + self.lives
+        place = np.arange(self.n_items) % size
+        live = place >= self.songs
+        after = np.where(live, np.arange(self.n_items) + 1, np.arange(self.n_items) - place + self.songs)
+        chance = np.where(live, np.where(place == size - 1, 0.0, self.going_on), self.burst)
+        return np.minimum(after, self.n_items - 1), chance
+
+    def draw(self, events: Sequence[int], seed: int = 0) -> list[NDArray[np.int64]]:
+        """A history for each number of events: items, oldest first."""
+        return [self._history(np.random.default_rng((seed, user)), many) for user, many in enumerate(events)]
+
+    def _history(self, rng: np.random.Generator, events: int) -> NDArray[np.int64]:
+        length = int(rng.choice(self.season_lengths))
+        season = (np.arange(events) + length // PLACES * rng.integers(PLACES)) // length % SEASONS
+        is_song = self.popularity > 0
+        favourites = np.zeros((SEASONS, self.n_items))
+        favourites[:, is_song] = rng.dirichlet(self.concentration * self.popularity[is_song], SEASONS)
+        songs = [rng.choice(self.n_items, events, p=own) for own in favourites]
+        after, chance = self.follower
+        goes_on = rng.random(events)
+        items = np.empty(events, dtype=np.int64)
+        items[0] = songs[season[0]][0]
+        for t in range(1, events):
+            before = items[t - 1]
+            items[t] = after[before] if goes_on[t] < chance[before] else songs[season[t]][t]
+        return items
+
+    def predict(self, histories: Sequence[NDArray[np.int64]], cut: Sequence[int] | None = None) -> FloatArray:
+        """The probability of every item to be the next one after each history, (n, V): no better prediction exists.
+
+        ``cut`` (n,) says how many events of each history were left out before what is given: the prediction is then
+        the best for whoever has read the rest alone.
+        """
+        many, longest = len(histories), max(map(len, histories))
+        skipped = np.zeros(many, dtype=np.int64) if cut is None else np.asarray(cut)
+        lengths, places = (
+            a.ravel() for a in np.meshgrid(self.season_lengths, np.arange(PLACES), indexing="ij")
+        )  # (H,) hypotheses
+        row, hypothesis = np.arange(many)[:, None], np.arange(len(lengths))
+        first = np.array([longest - len(history) for history in histories])  # the column of each one's first event
+        items = np.zeros((many, longest), dtype=np.int64)
+        for place, history in enumerate(histories):
+            items[place, first[place] :] = history
+        # So that a season's songs have (concentration x popularity + counts) / (concentration + their sum).
+        counts = np.zeros((many, len(lengths), SEASONS, self.n_items), dtype=np.float32)
+        sums = np.zeros((many, len(lengths), SEASONS))
+        evidence = np.zeros((many, len(lengths)))  # logarithms
+        prior = self.concentration * self.popularity  # (V,)
+
+        def season(column: int) -> NDArray[np.int64]:
+            event = (column - first + skipped)[:, None]
+            now: NDArray[np.int64] = (event + lengths // PLACES * places) // lengths % SEASONS  # (n, H)
+            return now
+
+        for column in range(longest):
+            item, now = items[:, column, None], season(column)  # (n, 1), (n, H)
+            song = ((column >= first) & (self.popularity[item[:, 0]] > 0))[:, None]  # (n, 1)
+            known, total = counts[row, hypothesis, now, item], sums[row, hypothesis, now]
+            chance = (prior[item] + known) / (self.concentration + total)
+            evidence += np.log(np.where(song, chance, 1.0))
+            counts[row, hypothesis, now, item] += song
+            sums[row, hypothesis, now] += song
+        weight = np.exp(evidence - evidence.max(1, keepdims=True))
+        weight /= weight.sum(1, keepdims=True)  # (n, H)
+        now = season(longest)
+        weight /= self.concentration + sums[row, hypothesis, now]
+        songs = prior * weight.sum(1, keepdims=True)  # (n, V)
+        for one in hypothesis:
+            songs += weight[:, one, None] * counts[np.arange(many), one, now[:, one]]
+        after, chance = self.follower
+        last = items[:, -1]
+        found: FloatArray = songs * (1 - chance[last])[:, None]
+        found[np.arange(many), after[last]] += chance[last]
+        return found
+
+
+def expected_metrics(predicted: FloatArray, scores: FloatArray) -> dict[str, float]:
+    """NDCG@10, Recall@10 and MRR of ranking items by ``scores`` (n, V), on average over everything that may come next
+    when that is distributed as ``predicted`` (n, V): what many draws of what comes next would give, without their
+    noise. Best are the ``scores`` that are ``predicted`` themselves."""
+    chances = np.take_along_axis(predicted, np.argsort(-scores, axis=1, kind="stable"), 1)  # (n, V), best first
+    place = np.arange(predicted.shape[1])
+    gains = {"NDCG@10": (place < 10) / np.log2(place + 2), "Recall@10": place < 10, "MRR": 1 / (place + 1)}
+    return {name: float((chances @ gain).mean()) for name, gain in gains.items()}
