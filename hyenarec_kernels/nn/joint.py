@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
@@ -21,7 +21,7 @@ from hyenarec_kernels import backends
 from hyenarec_kernels.dtypes import wide
 from hyenarec_kernels.nn.filters import LegendreFilter
 from hyenarec_kernels.nn.linear import is_plain
-from hyenarec_kernels.nn.projections import SCALE
+from hyenarec_kernels.nn.projections import SCALE, Projections
 from hyenarec_kernels.nn.starts import first, gate_starts, last_identity, log_rates
 from hyenarec_kernels.ops.checks import autocast_dtype
 from hyenarec_kernels.ops.gated_short_conv import gated_short_conv
@@ -29,10 +29,6 @@ from hyenarec_kernels.ops.legendre_conv import legendre_conv
 from hyenarec_kernels.ops.registration import without_autocast
 from hyenarec_kernels.segments import Segments, zero_padding
 from hyenarec_kernels.tracing import direct
-
-if TYPE_CHECKING:
-    from hyenarec_kernels.nn.mixer import HyenaMixer
-
 
 Origins: TypeAlias = tuple[tuple[Tensor, ...], list[Tensor], Tensor]
 
@@ -76,7 +72,7 @@ class Kept(NamedTuple):
     skip: Tensor  # (D,)
 
 
-def learned(mixer: HyenaMixer, x: Tensor) -> Learned | None:
+def learned(mixer: Projections, x: Tensor) -> Learned | None:
     """The parameters of ``mixer``; None where a pass of ``x`` must go operation by operation."""
     if mixer.order != 2 or mixer.gate != "identity" or mixer.bidirectional or mixer.gate_dim:
         return None
@@ -99,7 +95,7 @@ def learned(mixer: HyenaMixer, x: Tensor) -> Learned | None:
     return Learned(*found)
 
 
-def mix(mixer: HyenaMixer, given: Learned, x: Tensor, where: Segments) -> Tensor:
+def mix(mixer: Projections, given: Learned, x: Tensor, where: Segments) -> Tensor:
     """The mixer's output, with gradients."""
     settings = _settings(mixer, x, where)
     if torch.is_grad_enabled() and (x.requires_grad or any(t is not None and t.requires_grad for t in given)):
@@ -108,13 +104,14 @@ def mix(mixer: HyenaMixer, given: Learned, x: Tensor, where: Segments) -> Tensor
     return _forward(settings, x, given)[1]
 
 
-def mix_and_keep(mixer: HyenaMixer, given: Learned, x: Tensor, where: Segments) -> tuple[Tensor, Kept]:
+def mix_and_keep(mixer: Projections, given: Learned, x: Tensor, where: Segments) -> tuple[Tensor, Kept]:
     """The output and what it was made of, without gradients."""
     return _forward(_settings(mixer, x, where), x, given)[1:]
 
 
-def _settings(mixer: HyenaMixer, x: Tensor, where: Segments) -> Settings:
-    filter: Any = mixer.filters._modules["0"]  # type: ignore[attr-defined]
+def _settings(mixer: Projections, x: Tensor, where: Segments) -> Settings:
+    modules: dict[str, Any] = mixer._modules
+    filter = modules["filters"]._modules["0"]
     dtype = autocast_dtype(x) if torch._C._is_any_autocast_enabled() else x.dtype
     return Settings(filter._buffers["scale"], *where, filter.horizon, dtype)
 

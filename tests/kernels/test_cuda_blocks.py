@@ -225,8 +225,9 @@ def test_a_dropped_barrier_is_a_race(barrier: int, race: Callable[..., bool]) ->
 @pytest.mark.parametrize("architecture", [80, 86, 89, 90, 100, 120])
 @pytest.mark.parametrize("part", ["", "_bf16", "_f16", "_f32"])
 def test_compiled_for_the_device_without_spills(part: str, architecture: int, tmp_path: Path) -> None:
-    """A register that is spilled needs a stack frame. Two blocks of a multiprocessor fit into its registers; one, where the
-    program says so (kBlocks): sums of pairs that the filter's end cuts stay in them, and float32 takes twice as many."""
+    """A register that is spilled needs a stack frame. Two blocks of a multiprocessor fit into its registers; one, where
+    the program says so (kBlocks): sums of pairs that the filter's end cuts stay in them, and float32 takes twice as
+    many."""
     needs("nvcc")
     binary = tmp_path / "blocks.o"
     command = [

@@ -7,6 +7,10 @@
 #include "cuda/tensor_core.h"
 #include "emulation.h"
 
+#ifndef HYENAREC_SHARED  // the shared memory that a block can have
+#define HYENAREC_SHARED (227 << 10)
+#endif
+
 namespace hyenarec::cuda {
 
 // One thread block. In which order a phase's threads run may not change results; thread_machine.h has them run at once.

@@ -6,7 +6,6 @@
 
 #ifndef HYENAREC_BLOCKS
 #define HYENAREC_BLOCKS 4
-#define HYENAREC_SHARED (227 << 10)
 #endif
 
 namespace {

@@ -36,7 +36,7 @@ def test_a_store_trains_to_the_same_weights_as_its_log(log: Path, run: Path, tmp
 
 def test_evaluate_repeats_the_runs_own_test(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     main(["evaluate", str(run), "--json-out", str(tmp_path / "metrics.json")])
-    assert "by history length" in capsys.readouterr().out
+    assert "by events in the user's history" in capsys.readouterr().out
     report = json.loads((tmp_path / "metrics.json").read_text())
     assert report["metrics"] == json.loads((run / "result.json").read_text())["test"]
 
