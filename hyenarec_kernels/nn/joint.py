@@ -74,13 +74,13 @@ class Kept(NamedTuple):
 
 def learned(mixer: Projections, x: Tensor) -> Learned | None:
     """The parameters of ``mixer``; None where a pass of ``x`` must go operation by operation."""
-    if mixer.order != 2 or mixer.gate != "identity" or mixer.bidirectional or mixer.gate_dim:
+    if mixer.order != 2 or mixer.gate != "identity" or mixer.bidirectional or mixer.gate_dim or mixer.frozen:
         return None
     # Read where modules keep them, for their attributes take ten times as long. What is computed, by a parametrization
     # or a hook, is not there; and a host may have put something else in the place of a layer or of a method.
     modules: dict[str, Any] = mixer._modules
     into, out, filter = modules["in_proj"], modules["out_proj"], modules["filters"]._modules["0"]
-    if type(filter) is not LegendreFilter or not is_plain(into) or not is_plain(out) or "project_in" in mixer.__dict__:
+    if type(filter) is not LegendreFilter or not is_plain(into) or not is_plain(out) or mixer.replaced():
         return None
     own, weights = mixer._parameters, filter._parameters
     log_rate = weights.get("log_rate")

@@ -91,10 +91,10 @@ class Projections(nn.Module):
 
     def matrices(self) -> tuple[Tensor, Tensor] | None:
         """``W_in`` (D + gate_dim, C) and ``W_out`` (D, D), which rows are multiplied with from the left; None where a
-        host put something else in a layer's place."""
+        host put something else in the place of a layer or a method."""
         if self.frozen is not None:
             return self.frozen
-        if not (is_plain(self.in_proj) and is_plain(self.out_proj)):
+        if self.replaced() or not (is_plain(self.in_proj) and is_plain(self.out_proj)):
             return None
         w_in, w_out = _whole(self.in_proj).t(), _whole(self.out_proj).t()
         if self.gate_proj is not None:
@@ -104,6 +104,10 @@ class Projections(nn.Module):
             none = w_in.new_zeros(self.dim, gates.shape[1]), w_in.new_zeros(self.gate_dim, self.dim)
             w_in = torch.cat((torch.cat((none[0], w_in), 1), torch.cat((gates, none[1]), 1)))
         return w_in, w_out
+
+    def replaced(self) -> bool:
+        """Whether a host has put something else in the place of a projection's method."""
+        return not vars(self).keys().isdisjoint(("project_in", "project_out"))
 
     @torch.no_grad()
     def freeze(self) -> None:

@@ -270,7 +270,7 @@ class Doubled(torch.nn.Module):
         return 2 * weight
 
 
-@pytest.mark.parametrize("case", ["autocast", "half", "hook", "parametrised", "other layer"])
+@pytest.mark.parametrize("case", ["autocast", "half", "hook", "parametrised", "other layer", "other method"])
 def test_its_parts_serve_where_it_cannot(case: str, calls: list[str]) -> None:
     """Whatever a host has put in a layer's place is called."""
     torch.manual_seed(0)
@@ -283,6 +283,9 @@ def test_its_parts_serve_where_it_cannot(case: str, calls: list[str]) -> None:
         parametrize.register_parametrization(mixer.in_proj, "weight", Doubled())
     if case == "other layer":
         mixer.in_proj = torch.nn.Sequential(mixer.in_proj)  # type: ignore[assignment]
+    if case == "other method":
+        out = mixer.project_out
+        mixer.project_out = lambda v: 2 * out(v)  # type: ignore[method-assign]
     with torch.no_grad(), torch.autocast("cpu", enabled=case == "autocast"):
         want = mixer(x[:, None])[:, 0]
         calls.clear()
