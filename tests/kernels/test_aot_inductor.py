@@ -191,11 +191,13 @@ def call_all(dtype: torch.dtype) -> None:
     for order, gate in ((1, "identity"), (2, "silu"), (3, "none")):
         call_mixer(order, gate, dtype)
     mixer = HyenaMixer(6, 1024, order=3, terms=4).to(dtype)
-    _, state = mixer.prefill(torch.randn(2, 255, 6).to(dtype), state="compact")
-    assert isinstance(state, CompactState)
+    x = torch.randn(2, 255, 6).to(dtype)
+    (_, state), (_, parts) = (mixer.prefill(x, state="compact") for _ in range(2))
+    assert isinstance(parts, CompactState)
     for row in torch.randn(3, 2, 6).to(dtype):
         mixer.step(row, state)
-        state.convolve(1, row, row, None)
+        parts.convolve(1, parts.convolve(0, row, None, None), row, None)
+        parts.steps.add_(1)
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
