@@ -159,7 +159,7 @@ def call_mixer(order: int, gate: Any, dtype: torch.dtype) -> None:
     for row in x.unbind(1)[:3]:
         mixer.step(row, state)
         if order > 1:
-            state.convolve(0, row, None, row)
+            state.index(slice(None)).convolve(0, row, None, row)
 
 
 Replayed = tuple[Recorder, list[Any]]
@@ -195,7 +195,7 @@ def call_all(dtype: torch.dtype) -> None:
     assert isinstance(state, CompactState)
     for row in torch.randn(3, 2, 6).to(dtype):
         mixer.step(row, state)
-        state.convolve(1, row, row, None)
+        state.index(slice(None)).convolve(1, row, row, None)
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
