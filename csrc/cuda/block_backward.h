@@ -48,8 +48,8 @@ struct ConvolveTilesBackward {
       if (lags)
         block.warps([&](const Warp& warp) {
           for (int c = warp.number; pass.has(tile, c); c += Shape::kWarps)
-            Products::correlate(warp, {gradients.slot(c, 0), columns.after, columns.before, shared.zeros},
-                                {inputs.slot(c, 0), columns.before, columns.after, shared.zeros}, 0,
+            Products::correlate(warp, {gradients.slot(c, 0), columns.after, nullptr, shared.zeros},
+                                {inputs.slot(c, 0), columns.before, nullptr, shared.zeros}, 0,
                                 lags + (int64_t(share) * tile.channels + tile.first + c) * kTile, kTile, round != share);
         });
       if (of_u[0].value.data) {
@@ -104,7 +104,7 @@ struct CorrelateTiles {
         load(round, distance + edge, inputs, u);
         block.warps([&](const Warp& warp) {
           for (int c = warp.number; pass.has(tile, c); c += Shape::kWarps)
-            Products::correlate(warp, {gradients.slot(c, 0), columns.after, columns.before, shared},
+            Products::correlate(warp, {gradients.slot(c, 0), columns.after, nullptr, shared},
                                 {inputs.slot(c, 0), columns.before, columns.after, shared}, TapTables::ahead(edge),
                                 lags + (int64_t(share) * tile.channels + tile.first + c) * TapTables::kEdgeTaps,
                                 TapTables::kEdgeTaps, edge > 0 || round != share);

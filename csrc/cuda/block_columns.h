@@ -1,5 +1,5 @@
 // Tiles of the block form as columns of Toeplitz products (columns.h, toeplitz.h): a tile of 256 rows is four columns, a
-// round the tiles of four slots. A column has partners in its own tile only.
+// round the tiles of four slots. A column has partners in its own tile only; at the filter's end, in one tile before it.
 #pragma once
 #include "block_rows.h"
 #include "toeplitz.h"
@@ -19,9 +19,8 @@ struct Channels {
 template <class T>
 struct TileBlock {
   static constexpr int kThreads = 256, kWarps = kThreads / 32;
-  static constexpr int kVectors = 2;                                     // of 16 bytes, at most: a sector of memory
-  static constexpr int kMost = kVectors * Pool<T>::kVector;              // channels
-  static constexpr int kEach = kMost / kWarps;                           // of a warp: number, number + kWarps
+  static constexpr int kVectors = 2;  // of 16 bytes, at most: a sector of memory
+  static constexpr int kEach = kVectors * Pool<T>::kVector / kWarps;  // channels of a warp: number, number + kWarps
   static constexpr int kZeros = Pool<T>::kSlotBytes, kColumns = int(sizeof(Columns));
 };
 
@@ -31,9 +30,9 @@ struct TilePass {
   using Shape = TileBlock<T>;
   Nodes tiles;
   Channels channels;
-  int rows;            // of a batch row
-  int vectors, shares;
-  bool wide;           // the tensors' rows are aligned to 16 bytes
+  int rows;             // of a batch row
+  int vectors, shares;  // of a tile of channels; of the rounds
+  bool wide;            // the tensors' rows are aligned to 16 bytes
 
   HYENAREC_DEVICE int tile_channels() const { return vectors * Pool<T>::kVector; }
   HYENAREC_DEVICE int groups() const { return int(ceil_div(channels.count, tile_channels())); }

@@ -53,8 +53,8 @@ struct TileConvolution {
     if (kEdges) copy(shared.edge, taps.edge, Products::table_words(TapTables::kEdgeTaps));
   }
 
-  // nu from `between`; y = T u of the pool's tiles; then y += the edges' products with the tiles that `load(distance)` puts into the pool,
-  // += the far field, and into the pool.
+  // The pool's tiles become T u, plus the edges' products with the tiles that `load(distance)` puts into the pool, plus
+  // what comes from the other tiles.
   template <bool kTransposed, class Block, class Load>
   HYENAREC_DEVICE void convolve(Block& block, const Shared& shared, const Tile& tile, const Pool<T>& pool, int round,
                                 const TilesBetween<T>& between, const Load& load) const {
@@ -67,8 +67,8 @@ struct TileConvolution {
     auto meet = [&](const Warp& warp, int c) {
       if (between.moments) between.meet(warp, pass, columns, tile.first + c, c, round, kTransposed, shared.nu);
     };
-    auto products = [&](const Warp& warp, Output& y, int c, const uint32_t* table, int count, int ahead) {
-      const int *reach = kTransposed ? columns.after : columns.before, *other = kTransposed ? columns.before : columns.after;
+    auto products = [&](const Warp& warp, Output& y, int c, const uint32_t* table, int count, const int* other, int ahead) {
+      const int* reach = kTransposed ? columns.after : columns.before;
       Products::template convolve<kTransposed>(warp, y, {pool.slot(c, 0), reach, other, shared.zeros}, kReach, ahead,
                                                table + c * Products::table_words(count), count);
     };
@@ -82,7 +82,7 @@ struct TileConvolution {
         for (int c = warp.number; pass.has(tile, c); c += Shape::kWarps) {
           meet(warp, c);
           Output y{};
-          products(warp, y, c, shared.near, kTile, 0);
+          products(warp, y, c, shared.near, kTile, nullptr, 0);
           finish(warp, y, c);
         }
       });
@@ -98,14 +98,15 @@ struct TileConvolution {
     block.warps([&](const Warp& warp) {
       each_channel(warp, [&](Output& y, int c) {
         meet(warp, c);
-        products(warp, y, c, shared.near, kTile, 0);
+        products(warp, y, c, shared.near, kTile, nullptr, 0);
       });
     });
     for (int edge = 0; edge < taps.edges; ++edge) {
       load(taps.distance + edge);
       block.warps([&](const Warp& warp) {
         each_channel(warp, [&](Output& y, int c) {
-          products(warp, y, c, shared.edge, TapTables::kEdgeTaps, TapTables::ahead(edge));
+          products(warp, y, c, shared.edge, TapTables::kEdgeTaps, kTransposed ? columns.before : columns.after,
+                   TapTables::ahead(edge));
         });
       });
     }

@@ -1,11 +1,12 @@
-// From tile to tile: moments go up to nodes of 4 or 8, meet earlier nodes at each level, and come down.
+// Levels above the tiles: moments go up to nodes of 4 or 8, meet earlier nodes at each level, and come down.
 //
 //     mu above = sum_j w_j S_j^T mu_j              up: from a node's children j
 //     nu = sum_k M^(k) mu[-k] + w S_j nu above     across: from the earlier nodes under one parent, and the parent's nu
 //
-// Transposed, across looks at later nodes and transposes M. These are small arrays (slots, rank, channels) of floats, a
-// 256th of the rows: no tensor cores. A lane has a channel, so that tables are read in whole lines, and several ranks and
-// slots, so that a table's entry serves several slots and a moment several ranks.
+// Transposed, across looks at later nodes and transposes M. Tiles meet in the pass over rows (block_between.h). These are
+// small arrays (slots, rank, channels) of floats, a thousandth of the rows: no tensor cores. A lane has a channel, so that
+// tables are read in whole lines, and several ranks and slots, so that a table's entry serves several slots and a moment
+// several ranks.
 #pragma once
 #include "block_moments.h"
 #include "legendre_blocks.h"

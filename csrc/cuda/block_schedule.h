@@ -1,23 +1,23 @@
 // What a call of legendre_blocks.h launches, in which order, and where its workspace lies: the same for the device and
 // for the host's test. `Machine` has start(program, grid).
 //
-//     forward    [borders of packed sequences,] prepare, moments of tiles, up a level each, across a level each, tiles
-//     backward   likewise with the moments of u and dy, both ways across, the gradients of tables, and the sums
+//     forward    [borders of packed sequences,] prepare, moments of tiles, up and across a level each above them, tiles
+//     backward   likewise with the moments of u and dy, both ways, the gradients of tables, and the sums
 //
-// Estimates, not measured: picoseconds an element of bfloat16, both gates, no window, as `python -m benchmarks model`
-// counts them in the code compiled for sm_90, each launch by its busiest unit at full rate (benchmarks/results/
-// gpu-model.json has the rest). A copy takes 2.67 ps.
+// Estimates, not measured: picoseconds an element of bfloat16, 4,096 taps and 16 terms, both gates, no window, as
+// `python -m benchmarks model` counts them in the code compiled for sm_90, each launch by its busiest unit, at full rate
+// and at the share of it that good kernels reach. A copy takes 2.67 ps.
 //
-//                                            1,024 taps, 16 terms     4,096, 16     16,384, 16 (one level)
-//     forward                                5.4                      5.6           9.4
-//         moments of tiles                   1.5                      1.4           1.4
-//         across                             0.6                      1.0           4.9
-//         tiles, by the load-store unit      3.3                      3.1           3.0
-//     forward and backward                   23                       24            37
-//         tiles backward, load-store unit    13                       13            12
+//                                            at least    likely
+//     forward                                4.3         5.7
+//         moments of tiles                   1.4         1.7     by memory, by the load-store unit
+//         tiles                              2.8         3.8     likewise
+//     forward and backward                   15.2        20.8
+//         moments of u and dy                3.2         3.8     likewise
+//         gradients of tables                0.7         1.2     by instructions
+//         tiles backward                     6.8         9.7     by the load-store unit
 //
-// The passes over tiles wait for shared memory and not for memory, which is where to look next. So is `block_plan._cost`:
-// it counts the products of a pair of nodes alone, a quarter of what one of 63 distances takes at rank 6.
+// The floor is 8 bytes an element forward and 14 backward, 7.3 ps: a call reads its inputs twice, 12 and 22 bytes.
 //
 // Moments live for one call. A large batch is therefore cut into runs, of sequences and of channels, which use the same
 // memory one after the other.

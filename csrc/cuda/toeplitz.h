@@ -19,10 +19,12 @@ namespace hyenarec::cuda {
 struct ColumnView {
   const char* first;   // the round's first column
   const int* reach;    // of every column: how many more there are of its sequence, backwards or forwards
-  const int* other;    // and on the side where products begin that begin `ahead`
+  const int* other;    // and on the other side; null, unless products begin `ahead`
   const char* zeros;   // a column of them
 
-  HYENAREC_DEVICE bool holds(int column, int apart) const { return apart <= reach[column] && -apart <= other[column]; }
+  HYENAREC_DEVICE bool holds(int column, int apart) const {
+    return apart <= reach[column] && (other == nullptr || -apart <= other[column]);
+  }
 };
 
 template <class T>

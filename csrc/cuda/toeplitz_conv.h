@@ -112,7 +112,7 @@ struct ToeplitzConv {
     float at_zero = 0.f;
     if (skip)
       with_dtype(skip_dtype, [&](auto type) { at_zero = static_cast<const decltype(type)*>(skip)[channel]; });
-    const ColumnView inputs{u, columns.before, columns.after, zeros}, gradients{dy, columns.after, columns.before, zeros};
+    const ColumnView inputs{u, columns.before, nullptr, zeros}, gradients{dy, columns.after, nullptr, zeros};
     if (kBackward && sums)
       Products::correlate(warp, gradients, inputs, 0, sums_of(share, channel), taps, !first_round);
     warp.sync();

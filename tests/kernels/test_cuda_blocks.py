@@ -199,6 +199,14 @@ def test_plans(horizon: int, dtype: torch.dtype) -> None:
         assert all(level.rank <= 32 for level in plan.levels) and len(plan.levels) <= 8
 
 
+@pytest.mark.parametrize(("horizon", "levels"), [(4096, 1), (16_384, 2), (65_536, 2)])
+def test_a_plan_has_few_distances(horizon: int, levels: int) -> None:
+    """A pair costs more than its products: at rank 6, 63 distances of one level would take longer than a level more."""
+    plan = plan_for(16, horizon, False, False, torch.bfloat16)
+    assert plan is not None and len(plan.levels) == levels
+    assert max(len(level.distances) for level in plan.levels) < 32
+
+
 @pytest.fixture(scope="session")
 def race(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., bool]:
     """Calls of tests/native/blocks_race_test.cpp."""
@@ -225,9 +233,8 @@ def test_a_dropped_barrier_is_a_race(barrier: int, race: Callable[..., bool]) ->
 @pytest.mark.parametrize("architecture", [80, 86, 89, 90, 100, 120])
 @pytest.mark.parametrize("part", ["", "_bf16", "_f16", "_f32"])
 def test_compiled_for_the_device_without_spills(part: str, architecture: int, tmp_path: Path) -> None:
-    """A register that is spilled needs a stack frame. Two blocks of a multiprocessor fit into its registers; one, where
-    the program says so (kBlocks): sums of pairs that the filter's end cuts stay in them, and float32 takes twice as
-    many."""
+    """A register that is spilled needs a stack frame. Two blocks of a multiprocessor fit into its registers; one where
+    sums of pairs that the filter's end cuts stay in them, and of float32, which takes twice as many (kBlocks)."""
     needs("nvcc")
     binary = tmp_path / "blocks.o"
     command = [

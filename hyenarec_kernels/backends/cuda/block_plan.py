@@ -33,6 +33,9 @@ FANS = (4, 8)
 MOST_RANK = 32  # of a level: what a kernel's registers hold
 # What a level costs besides its products, in multiply-adds an element: two launches. Not measured.
 LEVEL = 4.0
+# What a pair of nodes costs besides its products, in multiply-adds of a channel: to find it, and to read its table and
+# moments. Counted in the compiled kernels, forward and backward together, at 15 and 63 distances; not measured.
+PAIR = 128
 
 
 @dataclass(frozen=True)
@@ -105,11 +108,11 @@ def _cheapest_levels(windows: Windows, length: int, tolerance: float) -> tuple[L
 
 
 def _cost(levels: tuple[Level, ...]) -> float:
-    """Multiply-adds an element between tiles."""
+    """Multiply-adds an element between tiles, and what else takes as long."""
     total = 0.0
     for index, level in enumerate(levels):
         pairs = (level.fan - 1) / 2 if level.fan else level.near_pairs / 2
-        total += pairs * level.rank**2 / level.chunk + LEVEL
+        total += pairs * (level.rank**2 + PAIR) / level.chunk + LEVEL
         if index + 1 < len(levels):
             total += 2 * level.rank * levels[index + 1].rank / level.chunk
     return total

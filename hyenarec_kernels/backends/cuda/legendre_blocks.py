@@ -1,11 +1,12 @@
 """Legendre convolutions of long filters in block low-rank form (``csrc/cuda/legendre_blocks.h``).
 
 A call reads its inputs twice and writes its output once: a pass for the moments of tiles of 256 rows, small launches
-that carry them from tile to tile, and a pass that does the rest. The work an element does not grow with the horizon.
-Gradients are sums in a fixed order, the same run to run. Matrix products take bfloat16 values as they are, float16
-values as the sum of two bfloat16 and float32 values as the sum of three, so that no digit is lost; sums are float32.
-NaN and Inf stay within their channel and sequence; they may reach up to 255 rows back in time. The first call of a
-horizon makes its plan; later ones wait for nothing. Not measured; predicted in ``csrc/cuda/block_schedule.h``.
+for levels of tiles, and a pass that does the rest. The work an element does not grow with the horizon. Gradients are
+sums in a fixed order, the same run to run. float16 and bfloat16 rows are multiplied as they are, with the products of
+gates rounded to their dtype; float32 goes as three products of TF32; moments of float16 are float32, those of bfloat16
+rounded to it. Sums are float32. NaN and Inf stay within their channel and sequence; they may reach up to 63 rows back
+in time. The first call of a horizon makes its plan; later ones wait for nothing. Not measured; predicted in
+``csrc/cuda/block_schedule.h``.
 """
 
 from __future__ import annotations
