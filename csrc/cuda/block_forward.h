@@ -67,7 +67,8 @@ struct TileConvolution {
     auto meet = [&](const Warp& warp, int c) {
       if (between.moments) between.meet(warp, pass, columns, tile.first + c, c, round, kTransposed, shared.nu);
     };
-    auto products = [&](const Warp& warp, Output& y, int c, const uint32_t* table, int count, const int* other, int ahead) {
+    auto products = [&](const Warp& warp, Output& y, int c, const uint32_t* table, int count, const int* other,
+                        int ahead) HYENAREC_INLINE {
       const int* reach = kTransposed ? columns.after : columns.before;
       Products::template convolve<kTransposed>(warp, y, {pool.slot(c, 0), reach, other, shared.zeros}, kReach, ahead,
                                                table + c * Products::table_words(count), count);
@@ -89,35 +90,37 @@ struct TileConvolution {
       return;
     }
     Kept<Output[Shape::kEach], Shape::kWarps> kept{};
-    auto each_channel = [&](const Warp& warp, const auto& f) {
-      each<Shape::kEach>([&](auto i) {
+    auto each_channel = [&](const Warp& warp, const auto& f) HYENAREC_INLINE {
+      each<Shape::kEach>([&](auto i) HYENAREC_INLINE {
         int c = warp.number + i.value * Shape::kWarps;
         if (pass.has(tile, c)) f(kept[warp.number][i.value], c);
       });
     };
-    block.warps([&](const Warp& warp) {
-      each_channel(warp, [&](Output& y, int c) {
+    block.warps([&](const Warp& warp) HYENAREC_INLINE {
+      each_channel(warp, [&](Output& y, int c) HYENAREC_INLINE {
         meet(warp, c);
         products(warp, y, c, shared.near, kTile, nullptr, 0);
       });
     });
     for (int edge = 0; edge < taps.edges; ++edge) {
       load(taps.distance + edge);
-      block.warps([&](const Warp& warp) {
-        each_channel(warp, [&](Output& y, int c) {
+      block.warps([&](const Warp& warp) HYENAREC_INLINE {
+        each_channel(warp, [&](Output& y, int c) HYENAREC_INLINE {
           products(warp, y, c, shared.edge, TapTables::kEdgeTaps, kTransposed ? columns.before : columns.after,
                    TapTables::ahead(edge));
         });
       });
     }
-    block.warps([&](const Warp& warp) { each_channel(warp, [&](Output& y, int c) { finish(warp, y, c); }); });
+    block.warps([&](const Warp& warp) HYENAREC_INLINE {
+      each_channel(warp, [&](Output& y, int c) HYENAREC_INLINE { finish(warp, y, c); });
+    });
   }
 };
 
 template <class T, bool kEdges>
 struct ConvolveTiles {
   using Shape = TileBlock<T>;
-  static constexpr int kThreads = Shape::kThreads, kBlocks = 2;
+  static constexpr int kThreads = Shape::kThreads, kBlocks = kEdges ? 1 : 2;
   TileConvolution<T, kEdges> with;
   Product source;
   Product output[2];  // the second is null

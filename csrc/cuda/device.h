@@ -16,6 +16,7 @@
 #else
 #define HYENAREC_DEVICE inline
 #endif
+#define HYENAREC_INLINE __attribute__((always_inline))  // lambdas: what is called gets a stack for what it refers to
 #ifdef __CUDA_ARCH__
 #define HYENAREC_ONE_BY_ONE _Pragma("unroll 1")      // a loop whose body fills the registers
 #define HYENAREC_SOME_AT_ONCE _Pragma("unroll 4")  // a loop that waits for what it reads
