@@ -31,8 +31,9 @@ from hyenarec.errors import DamagedError, UserError
 from hyenarec.files import as_path, remove_unfinished, write_text
 from hyenarec.mixers import MIXERS
 from hyenarec.source import Source
+from hyenarec.stopping import Interrupted
 from hyenarec.trained import BEST, Trained, save_trained
-from hyenarec.training import Interrupted, Progress, Timing, Trainer
+from hyenarec.training import Progress, Timing, Trainer
 
 LAST, CONFIG, METRICS = "last.safetensors", "config.json", "metrics.jsonl"
 RESULT, TIMING = "result.json", "timing.json"

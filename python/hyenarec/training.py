@@ -8,11 +8,8 @@ weights, its optimiser and a few counters: one that was stopped between two step
 from __future__ import annotations
 
 import math
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Protocol
@@ -36,6 +33,7 @@ from hyenarec.item_rows import SampledRows
 from hyenarec.losses import full_cross_entropy, sampled_softmax
 from hyenarec.model import SequenceModel
 from hyenarec.pace import TOLD_FROM, Pace, duration
+from hyenarec.stopping import CheckStop, Interruptible, stop_requests
 from hyenarec.trained import Trained
 
 # Scores an epoch from which the full loss is timed beforehand: on one core of a Sapphire Rapids Xeon 1e11 take about
@@ -43,14 +41,6 @@ from hyenarec.trained import Trained
 TIMED_FROM_SCORES = 1e11
 WORTH_SAYING = 0.8  # of the time of an epoch, below which another loss is named
 CHECKED_EVERY = 100  # steps, after which it is seen whether the loss is still a number: a GPU waits for that
-
-
-class Interrupted(KeyboardInterrupt):
-    """A signal asked to stop, and training did so between two steps. ``exit_code`` is what a shell expects."""
-
-    def __init__(self, number: int, message: str = "interrupted") -> None:
-        super().__init__(message)
-        self.number, self.exit_code = number, 128 + number
 
 
 @dataclass
@@ -76,9 +66,6 @@ class Timing:
 
     def median(self) -> float:
         return sorted(self.epochs)[len(self.epochs) // 2] if self.epochs else 0.0
-
-
-CheckStop = Callable[..., None]
 
 
 class Saver(Protocol):
@@ -288,9 +275,7 @@ class Trainer:
         rank = None
         if progress.epoch + 1 >= config.epochs or (progress.epoch + 1) % config.evaluate_every == 0:
             try:
-                scorer = _Interruptible(
-                    self.model, partial(check_stop, self.device) if self.model.shard else check_stop
-                )
+                scorer = Interruptible(self.model, partial(check_stop, self.device) if self.model.shard else check_stop)
                 metrics = self.validate(self.split.validation, scorer).metrics()
             except ScoreError as error:
                 raise self._diverged(f"the model's scores are no numbers after step {progress.step}") from error
@@ -345,51 +330,6 @@ class Trainer:
         config = self.config
         model = self.model
         return SampledRows(model.items.weight, model.bias, counts, config.negatives, config.weight_decay, model.shard)
-
-
-class _Interruptible:
-    """The model's scores, between whose batches training may stop."""
-
-    def __init__(self, model: SequenceModel, check_stop: CheckStop) -> None:
-        self._model, self._check_stop = model, check_stop
-
-    def scores(self, batch: Batch) -> Tensor:
-        self._check_stop()
-        return self._model.scores(batch)
-
-
-@contextmanager
-def stop_requests() -> Iterator[CheckStop]:
-    """Inside, SIGINT and SIGTERM only leave a note, and the function that this yields raises :class:`Interrupted` when
-    there is one: call it where the state is whole. Of several processes all have to call it with their device for one
-    to stop them all, and without one each asks for itself. A second signal acts at once.
-
-    Signals that the process ignores stay ignored; outside the main thread, which alone gets signals, nothing changes.
-    """
-    received: list[int] = []
-    previous: dict[int, Any] = {}
-
-    def restore() -> None:
-        while previous:
-            number, handler = previous.popitem()
-            signal.signal(number, signal.SIG_DFL if handler is None else handler)
-
-    def note(number: int, frame: Any) -> None:
-        received.append(number)
-        restore()
-
-    def check(together: torch.device | None = None) -> None:
-        if distributed.any_of(bool(received), together) if together else received:
-            raise Interrupted(received[0] if received else signal.SIGTERM)
-
-    if threading.current_thread() is threading.main_thread():
-        for number in (signal.SIGINT, signal.SIGTERM):
-            if signal.getsignal(number) is not signal.SIG_IGN:
-                previous[number] = signal.signal(number, note)
-    try:
-        yield check
-    finally:
-        restore()
 
 
 def _optimizer(parameters: list[torch.nn.Parameter], config: TrainingConfig) -> torch.optim.AdamW:

@@ -26,8 +26,9 @@ from hyenarec.errors import DamagedError, UserError
 from hyenarec.model import SequenceModel
 from hyenarec.recommendation import Recommender
 from hyenarec.run_folder import LAST, Run, read_history
+from hyenarec.stopping import Interrupted
 from hyenarec.trained import BEST, NEVER, Trained, load_trained
-from hyenarec.training import Interrupted, Trainer
+from hyenarec.training import Trainer
 
 Fails = Callable[..., str]
 Logs = tuple[SequenceStore, SequenceStore, SequenceStore]

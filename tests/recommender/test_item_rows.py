@@ -18,7 +18,8 @@ from hyenarec.errors import DamagedError
 from hyenarec.item_rows import RowAdamW, SampledRows
 from hyenarec.losses import sampled_softmax
 from hyenarec.run_folder import LAST, Run
-from hyenarec.training import Interrupted, Trainer
+from hyenarec.stopping import Interrupted
+from hyenarec.training import Trainer
 
 WRITES_OF_ROWS = (torch.ops.aten.index_copy_.default, torch.ops.aten.index_put_.default)
 SAMPLED: dict[str, Any] = {"loss": "sampled", "negatives": 8, "weight_decay": 0.3}

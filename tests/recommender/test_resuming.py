@@ -21,8 +21,9 @@ from hyenarec.data.splits import leave_one_out
 from hyenarec.data.store import SequenceStore
 from hyenarec.errors import UserError
 from hyenarec.run_folder import LAST, LOCK, Run, read_history
+from hyenarec.stopping import Interrupted
 from hyenarec.trained import BEST
-from hyenarec.training import Interrupted, Trainer
+from hyenarec.training import Trainer
 from tests.interpreter import start
 
 TESTS = str(Path(__file__).parent)
@@ -115,7 +116,7 @@ STOPPED = """
 import sys
 sys.path.insert(0, {tests!r})
 from pathlib import Path
-from hyenarec.training import Interrupted
+from hyenarec.stopping import Interrupted
 from generated import make_store
 
 from tests.interpreter import start
