@@ -107,7 +107,7 @@ class Projections(nn.Module):
 
     def replaced(self) -> bool:
         """Whether a host has put something else in the place of a projection's method."""
-        return not vars(self).keys().isdisjoint(("project_in", "project_out"))
+        return "project_in" in self.__dict__ or "project_out" in self.__dict__
 
     @torch.no_grad()
     def freeze(self) -> None:

@@ -185,19 +185,19 @@ def test_a_run_in_another_thread_gets_no_signals(tmp_path: Path) -> None:
 
 
 def test_interrupted_rebuild_leaves_last_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    first = train(tmp_path, make_store(), epochs=12, learning_rate=0.05)
+    first = train(tmp_path, make_store(), epochs=9, learning_rate=0.05)
     (tmp_path / BEST).unlink()
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(Trainer, "_next_epoch", interrupt_after_one_epoch(Trainer._next_epoch))
-        train(tmp_path, make_store(), epochs=12, learning_rate=0.05)
+        train(tmp_path, make_store(), epochs=9, learning_rate=0.05)
     assert checkpoint.load(tmp_path / LAST)[1]["progress"]["epoch"] == first["epochs"]
-    assert train(tmp_path, make_store(), epochs=12, learning_rate=0.05)["test"] == first["test"]
+    assert train(tmp_path, make_store(), epochs=9, learning_rate=0.05)["test"] == first["test"]
     assert np.isfinite(first["test"]["MRR"])
 
 
 @pytest.mark.parametrize("best_is_last", [False, True])
 def test_a_lost_best_is_made_again(best_is_last: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    first = train(tmp_path, make_store(), epochs=2 if best_is_last else 12, learning_rate=0.05)
+    first = train(tmp_path, make_store(), epochs=2 if best_is_last else 9, learning_rate=0.05)
     assert (first["best_epoch"] == first["epochs"]) == best_is_last
     best = (tmp_path / BEST).read_bytes()
     (tmp_path / BEST).unlink()
