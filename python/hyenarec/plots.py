@@ -95,7 +95,7 @@ def lines(x: Sequence[float], y: Mapping[str, Sequence[float]], names: tuple[str
     axes = figure.subplots()
     for label, values in y.items():
         axes.plot(x, values, marker=".", label=label)
-    axes.set(xscale="log", xlabel=names[0], ylabel=names[1], ylim=(0, None))
+    axes.set(xscale="log", xlabel=names[0], ylabel=names[1], ylim=(0, 1.1 * max(map(max, y.values()))))
     axes.set_xticks(x, [f"{value:,}" for value in x])
     axes.minorticks_off()
     axes.grid(alpha=0.3)
