@@ -26,8 +26,8 @@ napoleon_use_ivar = True
 # Every reference must be found, except those to other projects' objects.
 nitpicky = True
 nitpick_ignore_regex = [
-    (r"py:class", r"(torch|numpy|np|pathlib|collections)\..+"),
-    (r"py:class", r"(Tensor|Path|NDArray|Index|ConvOptions|State|Answer)(\[.+\])?"),
+    (r"py:class", r"(torch|numpy|np|pathlib|collections|dataclasses)\..+"),
+    (r"py:class", r"(Tensor|Path|NDArray|Index|ConvOptions|LogOptions|State|Answer)(\[.+\])?"),
     (r"py:class", r"hyenarec(_kernels\.nn)?\.[a-z_.]+\.[A-Z]\w+"),  # annotations name classes by where they are defined
 ]
 

@@ -54,7 +54,7 @@ class Recommender:
     def load(cls, path: str | Path, device: str | torch.device = "cpu", *, shard_items: bool = False) -> Recommender:
         """From a run's folder (its best checkpoint) or one checkpoint file.
 
-        With ``shard_items`` each of the processes that :func:`hyenarec.distributed.start` joined holds a part of the
+        With ``shard_items`` each of the processes that ``hyenarec.distributed.start`` joined holds a part of the
         item table: all ask the same questions, score their own items, and get the same answers.
         Raises :class:`UserError` where there is none, or it is damaged or of another version.
         """
@@ -359,7 +359,7 @@ class Recommender:
         exclude_seen: bool,
         allowed: Tensor | None = None,
     ) -> list[Answer]:
-        """:func:`hyenarec.ranking.best_items` as answers."""
+        """``hyenarec.ranking.best_items`` as answers."""
         histories = [request.items for request in requests]
         top = best_items(scores, histories if exclude_seen else None, k, allowed, self.model.shard)
         answers = []
