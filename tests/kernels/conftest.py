@@ -15,6 +15,8 @@ import torch
 if find_spec("triton") is not None and not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 
+from cuda_ops import forced, with_device, without_device
+
 from hyenarec_kernels import backends
 
 
@@ -35,6 +37,15 @@ def backend(request: pytest.FixtureRequest) -> Iterator[str]:
 def compiled_backend(request: pytest.FixtureRequest) -> Iterator[str]:
     """As `backend`, without the interpreter: for tests of hundreds of calls, which test_triton makes with fewer."""
     with backends.use(request.param):
+        yield request.param
+
+
+@pytest.fixture(params=[pytest.param("cpu", marks=without_device), pytest.param("cuda", marks=with_device)])
+def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The cuda backend on a device, or on a "cpu" by what a file's own ``host_kernels`` has compiled for the host."""
+    if request.param == "cpu":
+        request.getfixturevalue("host_kernels")
+    with forced(request.param, monkeypatch):
         yield request.param
 
 

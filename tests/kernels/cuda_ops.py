@@ -18,6 +18,8 @@ from hyenarec_kernels.backends import cuda
 from hyenarec_kernels.backends.cuda import device as cuda_device
 
 ROOT = Path(__file__).parents[2]
+with_device = pytest.mark.skipif(cuda.probe() is not None, reason=f"cuda backend: {cuda.probe()}")
+without_device = pytest.mark.skipif(cuda.probe() is None, reason="a device runs the kernels")
 SOURCES = "HYENAREC_TEST_SOURCES"  # compile what lies below this folder
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from itertools import product
 from typing import Any
 
@@ -11,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from cuda_host import host_library
-from cuda_ops import forced, load
+from cuda_ops import load, with_device
 from operator_cases import LAYOUTS, TOLERANCE, Case, assert_close, on_device
 from torch import Tensor
 from torch.library import opcheck
@@ -25,8 +24,6 @@ from hyenarec_kernels.ops.dropout import dropout
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 HAS_OPS = compiled.probe() is None and compiled.has_cuda()
-with_device = pytest.mark.skipif(cuda.probe() is not None, reason=f"cuda backend: {cuda.probe()}")
-without_device = pytest.mark.skipif(cuda.probe() is None, reason="a device runs the kernels")
 
 
 @pytest.fixture(scope="session")
@@ -38,14 +35,6 @@ def host_kernels(tmp_path_factory: pytest.TempPathFactory) -> None:
     defined = hasattr(torch.ops.hyenarec_cuda, "legendre_conv")
     flags = [] if defined else ["-DHYENAREC_DEFINE"]
     load("host_ops.cpp", tmp_path_factory.mktemp("cuda") / "host_ops.so", *flags, beside=programs)
-
-
-@pytest.fixture(params=[pytest.param("cpu", marks=without_device), pytest.param("cuda", marks=with_device)])
-def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    if request.param == "cpu":
-        request.getfixturevalue("host_kernels")
-    with forced(request.param, monkeypatch):
-        yield request.param
 
 
 Call = tuple[dict[str, Tensor], dict[str, Tensor], Tensor]  # leaves, where sequences lie, the output's gradient

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from cuda_host import needs
-from cuda_ops import forced, load
+from cuda_ops import load
 from test_joint import DIM, HORIZON, LAYOUTS, NAMES, answer, draw, make
 from torch import Tensor
 
@@ -19,8 +19,6 @@ from hyenarec_kernels.nn import HyenaMixer, joint
 from hyenarec_kernels.segments import Segments
 
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 3e-2, torch.float16: 6e-3}
-without_device = pytest.mark.skipif(cuda.probe() is None, reason="a device runs the kernels")
-with_device = pytest.mark.skipif(cuda.probe() is not None, reason=f"cuda backend: {cuda.probe()}")
 
 
 @pytest.fixture(scope="session")
@@ -28,14 +26,6 @@ def host_kernels(tmp_path_factory: pytest.TempPathFactory) -> None:
     needs("g++")
     flags = [] if hasattr(torch.ops.hyenarec_cuda, "mixer") else ["-DHYENAREC_DEFINE"]
     load("mixer_host_ops.cpp", tmp_path_factory.mktemp("cuda") / "mixer.so", *flags)
-
-
-@pytest.fixture(params=[pytest.param("cpu", marks=without_device), pytest.param("cuda", marks=with_device)])
-def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    if request.param == "cpu":
-        request.getfixturevalue("host_kernels")
-    with forced(request.param, monkeypatch):
-        yield request.param
 
 
 Answers = dict[str, Tensor]

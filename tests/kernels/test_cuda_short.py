@@ -6,7 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ import operator_oracle as oracle
 import pytest
 import torch
 from cuda_host import error, mutated, ragged
-from cuda_ops import ROOT, SOURCES, forced, load_short, race_program
+from cuda_ops import ROOT, SOURCES, load_short, race_program, without_device
 from operator_cases import TOLERANCE
 from operator_checks import check_step
 from test_hostile_segments import CASES, PACKED, PADDED
@@ -26,8 +26,6 @@ from hyenarec_kernels.backends import cuda
 from hyenarec_kernels.ops.conv_step import conv_step
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-with_device = pytest.mark.skipif(cuda.probe() is not None, reason=f"cuda backend: {cuda.probe()}")
-without_device = pytest.mark.skipif(cuda.probe() is None, reason="a device runs the kernels")
 
 
 @pytest.fixture(scope="session")
@@ -35,14 +33,6 @@ def host_kernels(tmp_path_factory: pytest.TempPathFactory) -> None:
     if shutil.which("g++") is None:
         pytest.skip("g++ is not installed")
     load_short(tmp_path_factory.mktemp("cuda") / "short.so")
-
-
-@pytest.fixture(params=[pytest.param("cpu", marks=without_device), pytest.param("cuda", marks=with_device)])
-def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    if request.param == "cpu":
-        request.getfixturevalue("host_kernels")
-    with forced(request.param, monkeypatch):
-        yield request.param
 
 
 class Call:

@@ -5,6 +5,7 @@
 #include "cuda/ops.h"
 #include "host_blocks.cpp"
 #include "legendre_host.cpp"
+#include "no_device.h"
 
 extern "C" {
 int64_t host_workspace(const hyenarec::LongConvArgs* args, int top, bool backward);
@@ -52,15 +53,6 @@ const char* legendre_blocks_backward(const LegendreBlocksArgs& args, void*) {
 }
 
 }  // namespace hyenarec
-
-namespace {
-
-struct Current {
-  explicit Current(const hyenarec::Tensor&) {}
-  void* stream = nullptr;
-};
-
-}  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(hyenarec_cuda, CPU, m) {
   m.impl("long_conv", TORCH_BOX(&hyenarec::cuda_ops::conv<Current>));

@@ -3,6 +3,7 @@
 #include "cuda/block_schedule.h"
 #include "cuda/legendre_schedule.h"
 #include "cuda/mixer_ops.h"
+#include "no_device.h"
 #include "short_host.cpp"
 
 namespace hyenarec {
@@ -50,15 +51,6 @@ const char* legendre_blocks_forward(const LegendreBlocksArgs& args, void*) { ret
 const char* legendre_blocks_backward(const LegendreBlocksArgs& args, void*) { return call(args, true); }
 
 }  // namespace hyenarec
-
-namespace {
-
-struct Current {
-  explicit Current(const hyenarec::Tensor&) {}
-  void* stream = nullptr;
-};
-
-}  // namespace
 
 #ifdef HYENAREC_NOTHING
 extern "C" int64_t host_launches() { return hyenarec::cuda::launches; }

@@ -1,16 +1,8 @@
 // The ops of short_ops.h for CPU tensors, for tests. They are defined too where the extension was compiled without them
 // (HYENAREC_DEFINE).
 #include "cuda/short_ops.h"
+#include "no_device.h"
 #include "short_host.cpp"
-
-namespace {
-
-struct Current {
-  explicit Current(const hyenarec::Tensor&) {}
-  void* stream = nullptr;
-};
-
-}  // namespace
 
 #ifdef HYENAREC_DEFINE
 STABLE_TORCH_LIBRARY_FRAGMENT(hyenarec_cuda, m) { hyenarec::cuda_ops::define_short(m); }

@@ -33,6 +33,16 @@ def run(log: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def job_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The log of commands in several processes."""
+    from jobs import STORE  # which imports what only these need
+
+    path = tmp_path_factory.mktemp("log") / "store"
+    STORE.save(path)
+    return path
+
+
 @pytest.fixture
 def fails(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
     """Run a command that must fail with code 2 and one line; returns the line."""

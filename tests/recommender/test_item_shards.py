@@ -23,31 +23,26 @@ from hyenarec.run_folder import LAST, read_history
 from hyenarec.trained import BEST
 
 
-@pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("log") / "store"
-    STORE.save(path)
-    return path
-
-
 @pytest.mark.parametrize(
     ("processes", "mixer"),
     [(2, "hyena"), (3, "gru"), pytest.param(3, "bert4rec", marks=pytest.mark.slow)],
 )
-def test_shards_of_the_items_train_as_the_whole_table(processes: int, mixer: str, store: Path, tmp_path: Path) -> None:
+def test_shards_of_the_items_train_as_the_whole_table(
+    processes: int, mixer: str, job_store: Path, tmp_path: Path
+) -> None:
     """To the same losses; the checkpoints are files of whole tables, from which any number of processes goes on."""
     options = ("--dropout", "0", "--loss", "sampled", "--negatives", "64", "--mixer", mixer, "--clip-norm", "0.1")
     sharded = (*options, "--shard-items")
-    run(processes, store, tmp_path / "many", *sharded, "--epochs", "1")
-    run(1, store, tmp_path / "one", *options, "--epochs", "2")
+    run(processes, job_store, tmp_path / "many", *sharded, "--epochs", "1")
+    run(1, job_store, tmp_path / "one", *options, "--epochs", "2")
     many, one = (checkpoint.load(tmp_path / name / BEST)[0] for name in ("many", "one"))
     assert {name: tensor.shape for name, tensor in many.items()} == {name: tensor.shape for name, tensor in one.items()}
     for name, number, more in (("fewer", processes - 1, ()), ("more", processes + 1, sharded[-1:])):
         shutil.copytree(tmp_path / "many", tmp_path / name)
-        run(number, store, tmp_path / name, *options, *more, "--epochs", "2")
-    run(processes, store, tmp_path / "many", *sharded, "--epochs", "2")
+        run(number, job_store, tmp_path / name, *options, *more, "--epochs", "2")
+    run(processes, job_store, tmp_path / "many", *sharded, "--epochs", "2")
     if processes == 2:  # of more, sums have another order after a stop
-        run(2, store, tmp_path / "again", *sharded, "--epochs", "2")
+        run(2, job_store, tmp_path / "again", *sharded, "--epochs", "2")
         assert same(weights(tmp_path / "many"), weights(tmp_path / "again"))
     results = [json.loads((tmp_path / "one" / "result.json").read_text())]
     for name in ("many", "fewer", "more"):
@@ -65,9 +60,9 @@ def test_shards_of_the_items_train_as_the_whole_table(processes: int, mixer: str
 
 
 @pytest.fixture(scope="module")
-def model(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def model(job_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("model") / "run"
-    run(1, store, out, "--epochs", "1")
+    run(1, job_store, out, "--epochs", "1")
     return out
 
 
@@ -126,10 +121,10 @@ def test_one_shard_is_the_whole_table(model: Path) -> None:
     ],
 )
 def test_where_shards_cannot_work_a_line_says_so(
-    options: tuple[str, ...], message: str, store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    options: tuple[str, ...], message: str, job_store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit):
-        main(["train", str(store), "--out", str(tmp_path / "run"), "--shard-items", *options])
+        main(["train", str(job_store), "--out", str(tmp_path / "run"), "--shard-items", *options])
     assert message in capsys.readouterr().err and not (tmp_path / "run").exists()
 
 

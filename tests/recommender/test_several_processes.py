@@ -38,13 +38,6 @@ from hyenarec.training import Trainer
 LOST = "another process of this training has ended or cannot be reached; the same command goes on from the last"
 
 
-@pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("log") / "store"
-    STORE.save(path)
-    return path
-
-
 @pytest.mark.parametrize(
     ("processes", "loss", "mixer"),
     [
@@ -54,12 +47,14 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
         pytest.param(2, "sampled", "bert4rec", marks=pytest.mark.slow),
     ],
 )
-def test_losses_are_those_of_one_process(processes: int, loss: str, mixer: str, store: Path, tmp_path: Path) -> None:
+def test_losses_are_those_of_one_process(
+    processes: int, loss: str, mixer: str, job_store: Path, tmp_path: Path
+) -> None:
     """Without dropout, whose masks are each process's own; and evaluation finds the very same ranks."""
     options = ("--epochs", "2", "--dropout", "0", "--loss", loss, "--mixer", mixer)
-    job = run(processes, store, tmp_path / "many", *options)
+    job = run(processes, job_store, tmp_path / "many", *options)
     assert "written to" in job.said() and not any(job.said(rank) for rank in range(1, processes))  # one speaks
-    run(1, store, tmp_path / "one", *options)
+    run(1, job_store, tmp_path / "one", *options)
     many, one = (read_history(tmp_path / name) for name in ("many", "one"))
     assert len(many) == 2 and one[0]["loss"] != pytest.approx(one[1]["loss"], rel=1e-3)
     for ours, theirs in zip(many, one, strict=True):
@@ -80,11 +75,11 @@ def test_losses_are_those_of_one_process(processes: int, loss: str, mixer: str, 
     ],
 )
 def test_a_killed_process_ends_the_job_and_the_same_command_goes_on(
-    victim: int, more: tuple[str, ...], store: Path, tmp_path: Path
+    victim: int, more: tuple[str, ...], job_store: Path, tmp_path: Path
 ) -> None:
     """With as many processes to the same bits, and with another number of them to the same losses."""
     options = ("--epochs", "3", "--dropout", "0", "--loss", "sampled", "--negatives", "64", *more)
-    job = Job(2, store, tmp_path / "killed", *options, "--checkpoint-minutes", "0")
+    job = Job(2, job_store, tmp_path / "killed", *options, "--checkpoint-minutes", "0")
     while job.workers[1].is_alive() and not (tmp_path / "killed" / LAST).exists():
         time.sleep(0.01)
     job.workers[victim].kill()
@@ -95,29 +90,29 @@ def test_a_killed_process_ends_the_job_and_the_same_command_goes_on(
     assert f"error: process {1 - victim} of 2: {LOST}" in job.said(1 - victim)
     shutil.copytree(tmp_path / "killed", tmp_path / "three")
     for processes, name in ((2, "killed"), (2, "whole"), (3, "three")):
-        run(processes, store, tmp_path / name, *options)
+        run(processes, job_store, tmp_path / name, *options)
     for name in (LAST, BEST):
         assert same(weights(tmp_path / "killed", name), weights(tmp_path / "whole", name))
     whole, three = ([row["loss"] for row in read_history(tmp_path / name)] for name in ("whole", "three"))
     assert len(whole) == 3 and three == pytest.approx(whole, rel=LOSS_TOLERANCE)
 
 
-def test_a_signal_stops_all_after_the_same_step(store: Path, tmp_path: Path) -> None:
+def test_a_signal_stops_all_after_the_same_step(job_store: Path, tmp_path: Path) -> None:
     """Whichever process gets it; with dropout the run then ends with the bits of one that was not stopped."""
     options = ("--epochs", "3", "--patience", "50")
-    job = Job(2, store, tmp_path / "stopped", *options, "--checkpoint-minutes", "0")
+    job = Job(2, job_store, tmp_path / "stopped", *options, "--checkpoint-minutes", "0")
     while job.workers[1].is_alive() and not (tmp_path / "stopped" / LAST).exists():
         time.sleep(0.01)
     job.workers[1].terminate()
     assert set(job.wait(60)) <= {0, 143, 2}, job.said()
-    run(2, store, tmp_path / "stopped", *options)
-    run(2, store, tmp_path / "whole", *options)
+    run(2, job_store, tmp_path / "stopped", *options)
+    run(2, job_store, tmp_path / "whole", *options)
     assert same(weights(tmp_path / "stopped"), weights(tmp_path / "whole"))
 
 
-def test_torchruns_agent_starts_it(store: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_torchruns_agent_starts_it(job_store: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """It forks here, where the command below starts three interpreters."""
-    arguments = ["train", str(store), "--out", str(tmp_path / "run"), "--epochs", "1", *OPTIONS]
+    arguments = ["train", str(job_store), "--out", str(tmp_path / "run"), "--epochs", "1", *OPTIONS]
     agent = LaunchConfig(1, 1, 2, rdzv_backend="c10d", rdzv_endpoint="localhost:0", start_method="fork")
     handlers = {number: signal.getsignal(number) for number in signal.valid_signals()}
     try:
@@ -130,8 +125,8 @@ def test_torchruns_agent_starts_it(store: Path, tmp_path: Path, capfd: pytest.Ca
 
 
 @pytest.mark.slow
-def test_torchrun_starts_it(store: Path, tmp_path: Path) -> None:
-    train = ["-m", "hyenarec", "train", str(store), "--out", str(tmp_path / "run"), "--epochs", "1", *OPTIONS]
+def test_torchrun_starts_it(job_store: Path, tmp_path: Path) -> None:
+    train = ["-m", "hyenarec", "train", str(job_store), "--out", str(tmp_path / "run"), "--epochs", "1", *OPTIONS]
     program = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *train]
     done = subprocess.run(
         program, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=300
