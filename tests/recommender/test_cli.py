@@ -190,9 +190,10 @@ def test_compare_takes_mixers_and_seeds_alone(
     fails: Callable[..., str], log: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "comparison"
-    for option in (["--mixer", "gru"], ["--mixer", "hyena"], ["--seed", "0"]):
+    own = [["compare", *option] for option in (["--mixer", "gru"], ["--mixer", "hyena"], ["--seed", "0"])]
+    for command, *option in (*own, ["compare", "--shard-items"], ["tune", "--shard-items"]):  # they train in one process
         with pytest.raises(SystemExit) as stopped:
-            main(["compare", str(log), "--out", str(out), *option])
+            main([command, str(log), "--out", str(out), *option])
         assert stopped.value.code == 2 and option[0] in capsys.readouterr().err
     assert fails("compare", log, "--out", out, "--seeds", "0", "-1") == "option seed: -1 is below 0"
     assert fails("compare", log, "--out", out, "--seeds", "0", "0").startswith("option seeds: one is named twice")

@@ -29,9 +29,10 @@ class SharedModel(ModelConfig):
 
 @dataclass(frozen=True)
 class SharedTraining(TrainingConfig):
-    """How to train all of them; ``--seeds`` has their seeds."""
+    """How to train all of them, in one process; ``--seeds`` has their seeds."""
 
     seed: tyro.conf.Suppress[tyro.conf.Fixed[int]] = 0
+    shard_items: tyro.conf.Suppress[tyro.conf.Fixed[bool]] = False
 
 
 @dataclass(frozen=True)

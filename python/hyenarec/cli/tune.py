@@ -26,11 +26,12 @@ class TunedModel(ModelConfig):
 
 @dataclass(frozen=True)
 class TunedTraining(TrainingConfig):
-    """How to train all of them."""
+    """How to train all of them, in one process."""
 
     learning_rate: tyro.conf.Suppress[tyro.conf.Fixed[float]] = TrainingConfig.learning_rate
     weight_decay: tyro.conf.Suppress[tyro.conf.Fixed[float]] = TrainingConfig.weight_decay
     loss: tyro.conf.Suppress[tyro.conf.Fixed[Literal["auto", "full", "sampled"]]] = TrainingConfig.loss
+    shard_items: tyro.conf.Suppress[tyro.conf.Fixed[bool]] = False
 
 
 @dataclass(frozen=True)
