@@ -29,7 +29,7 @@ from hyenarec.display import TrainingDisplay, training_display
 from hyenarec.environment import check_backend, check_memory
 from hyenarec.errors import DivergedError, ScoreError, UserError, expect
 from hyenarec.evaluation import Ranking, Scorer, rank_targets
-from hyenarec.item_rows import SampledRows
+from hyenarec.item_rows import SampledRows, SampledStep
 from hyenarec.losses import full_cross_entropy, sampled_softmax
 from hyenarec.model import SequenceModel
 from hyenarec.pace import TOLD_FROM, Pace, duration
@@ -112,6 +112,7 @@ class Trainer:
         self._dense = [parameter for name, parameter in self.model.named_parameters() if name not in tables]
         self.optimizer = _optimizer(self._dense, config)
         self._forward = distributed.wrap(self.model, self._dense, shards=sharded)
+        self._laid_out = distributed.size() == 1  # whether there was a step since
         self.progress, self.timing = Progress(), Timing()
         self._loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
         self._finite = torch.zeros((), dtype=torch.int64, device=self.device)  # steps of the epoch with finite sums
@@ -140,10 +141,27 @@ class Trainer:
 
     def step(self, batch: Batch, rate: float) -> Tensor:
         """One optimiser step at learning rate ``rate``; the batch's mean loss."""
-        seed = self.config.seed * 1_000_000_007 + self.progress.step
-        torch.manual_seed(seed)  # dropout and negatives of this step
         for group in self.optimizer.param_groups:
             group["lr"] = rate
+        if not self._laid_out:
+            # DDP lays gradients out anew after its first step, and of three processes or more the order of the sums
+            # follows the layout: a run that had been stopped would go on to other bits.
+            self._gradients(batch)
+            self._laid_out = True
+        loss, read = self._gradients(batch)
+        rows = None if read is None else read.added_up()
+        if self.config.clip_norm:
+            tables = (rows.weight, rows.bias) if rows else ()
+            distributed.clip(self._dense, tables, self.config.clip_norm, shards=self.model.shard is not None)
+        self.optimizer.step()
+        if self.rows and rows:
+            self.rows.optimizer.step(rows, rate)
+        return distributed.add_up(loss)
+
+    def _gradients(self, batch: Batch) -> tuple[Tensor, SampledStep | None]:
+        """This process's share of the mean loss, and the rows of the item table that it was computed from."""
+        seed = self.config.seed * 1_000_000_007 + self.progress.step
+        torch.manual_seed(seed)  # dropout and negatives of this step
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.bf16):
             if self.model.mask is not None:
                 batch = hide_events(batch)
@@ -158,14 +176,7 @@ class Trainer:
             loss = read.loss(hidden, batch.targets) if read is not None else self._full_loss(hidden, batch.targets)
         self.optimizer.zero_grad(set_to_none=True)
         distributed.backward(loss, share)
-        rows = None if read is None else read.added_up()
-        if self.config.clip_norm:
-            tables = (rows.weight, rows.bias) if rows else ()
-            distributed.clip(self._dense, tables, self.config.clip_norm, shards=self.model.shard is not None)
-        self.optimizer.step()
-        if self.rows and rows:
-            self.rows.optimizer.step(rows, rate)
-        return distributed.add_up(loss.detach() * share)
+        return loss.detach() * share, read
 
     def validate(self, targets: Any, scorer: Scorer | None = None, *, count_shown: bool = False) -> Ranking:
         """Rank ``targets`` by the model, or by what stands in for it; ``count_shown`` as in :func:`rank_targets`."""

@@ -191,7 +191,7 @@ def test_compare_takes_mixers_and_seeds_alone(
 ) -> None:
     out = tmp_path / "comparison"
     own = [["compare", *option] for option in (["--mixer", "gru"], ["--mixer", "hyena"], ["--seed", "0"])]
-    for command, *option in (*own, ["compare", "--shard-items"], ["tune", "--shard-items"]):  # they train in one process
+    for command, *option in (*own, ["compare", "--shard-items"], ["tune", "--shard-items"]):  # trained in one process
         with pytest.raises(SystemExit) as stopped:
             main([command, str(log), "--out", str(out), *option])
         assert stopped.value.code == 2 and option[0] in capsys.readouterr().err

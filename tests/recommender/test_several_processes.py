@@ -79,34 +79,35 @@ def test_a_killed_process_ends_the_job_and_the_same_command_goes_on(
 ) -> None:
     """With as many processes to the same bits, and with another number of them to the same losses."""
     options = ("--epochs", "3", "--dropout", "0", "--loss", "sampled", "--negatives", "64", *more)
-    job = Job(2, job_store, tmp_path / "killed", *options, "--checkpoint-minutes", "0")
-    while job.workers[1].is_alive() and not (tmp_path / "killed" / LAST).exists():
+    job = Job(3, job_store, tmp_path / "killed", *options, "--checkpoint-minutes", "0")
+    while job.workers[2].is_alive() and not (tmp_path / "killed" / LAST).exists():
         time.sleep(0.01)
     job.workers[victim].kill()
     began = time.monotonic()
     codes = job.wait(30)
     assert time.monotonic() - began < 20
-    assert codes[victim] == -signal.SIGKILL and codes[1 - victim] == 2, job.said(1 - victim)
-    assert f"error: process {1 - victim} of 2: {LOST}" in job.said(1 - victim)
-    shutil.copytree(tmp_path / "killed", tmp_path / "three")
-    for processes, name in ((2, "killed"), (2, "whole"), (3, "three")):
+    assert codes[victim] == -signal.SIGKILL
+    for survivor in {0, 1, 2} - {victim}:
+        assert codes[survivor] == 2 and f"error: process {survivor} of 3: {LOST}" in job.said(survivor)
+    shutil.copytree(tmp_path / "killed", tmp_path / "two")
+    for processes, name in ((3, "killed"), (3, "whole"), (2, "two")):
         run(processes, job_store, tmp_path / name, *options)
     for name in (LAST, BEST):
         assert same(weights(tmp_path / "killed", name), weights(tmp_path / "whole", name))
-    whole, three = ([row["loss"] for row in read_history(tmp_path / name)] for name in ("whole", "three"))
-    assert len(whole) == 3 and three == pytest.approx(whole, rel=LOSS_TOLERANCE)
+    whole, two = ([row["loss"] for row in read_history(tmp_path / name)] for name in ("whole", "two"))
+    assert len(whole) == 3 and two == pytest.approx(whole, rel=LOSS_TOLERANCE)
 
 
 def test_a_signal_stops_all_after_the_same_step(job_store: Path, tmp_path: Path) -> None:
     """Whichever process gets it; with dropout the run then ends with the bits of one that was not stopped."""
     options = ("--epochs", "3", "--patience", "50")
-    job = Job(2, job_store, tmp_path / "stopped", *options, "--checkpoint-minutes", "0")
+    job = Job(3, job_store, tmp_path / "stopped", *options, "--checkpoint-minutes", "0")
     while job.workers[1].is_alive() and not (tmp_path / "stopped" / LAST).exists():
         time.sleep(0.01)
     job.workers[1].terminate()
     assert set(job.wait(60)) <= {0, 143, 2}, job.said()
-    run(2, job_store, tmp_path / "stopped", *options)
-    run(2, job_store, tmp_path / "whole", *options)
+    run(3, job_store, tmp_path / "stopped", *options)
+    run(3, job_store, tmp_path / "whole", *options)
     assert same(weights(tmp_path / "stopped"), weights(tmp_path / "whole"))
 
 
