@@ -22,11 +22,11 @@ struct ConvolveTilesBackward {
   HYENAREC_DEVICE int shared_bytes() const { return with.shared_bytes(2); }
 
   template <class Block>
-  HYENAREC_DEVICE void operator()(Block& block, int64_t index, void* memory) const {
+  HYENAREC_DEVICE void operator()(Block& block, int index, void* memory) const {
     const auto shared = with.layout(memory);
     const TilePass<T>& pass = with.pass;
     const Tile tile = pass.tile(index);
-    const int share = int(index / pass.groups());
+    const int share = index / pass.groups();
     Columns& columns = *shared.columns;
     const Pool<T> inputs = pass.pool(shared.pools), gradients = pass.pool(shared.pools + pass.pool_bytes());
     block.phase([&](int thread) { with.begin(thread, shared, tile); });
@@ -84,13 +84,13 @@ struct CorrelateTiles {
   HYENAREC_DEVICE int shared_bytes() const { return Shape::kZeros + Shape::kColumns + 2 * pass.pool_bytes(); }
 
   template <class Block>
-  HYENAREC_DEVICE void operator()(Block& block, int64_t index, void* memory) const {
+  HYENAREC_DEVICE void operator()(Block& block, int index, void* memory) const {
     auto* shared = static_cast<char*>(memory);
     auto& columns = *reinterpret_cast<Columns*>(shared + Shape::kZeros);
     char* pools = reinterpret_cast<char*>(&columns + 1);
     const Pool<T> inputs = pass.pool(pools), gradients = pass.pool(pools + pass.pool_bytes());
     const Tile tile = pass.tile(index);
-    const int share = int(index / pass.groups());
+    const int share = index / pass.groups();
     auto load = [&](int round, int before, const Pool<T>& pool, const Product& from) {
       block.phase([&](int thread) {
         if (thread < kRoundColumns) pass.place(columns, thread, round, before);

@@ -60,18 +60,20 @@ struct TileProducts {
   using Far = TensorCore<MomentType<T>>;
   using Products = Toeplitz<T>;
   using Shape = TileBlock<T>;
-  static constexpr int kEach = Shape::kEach, kInWord = Core::kInWord, kDepth = Core::kDepth;
+  static constexpr int kInWord = Core::kInWord, kDepth = Core::kDepth;
   static constexpr int kUnitRows = 16 / int(sizeof(T));      // of 16 bytes
   static constexpr int kSteps = kColumnRows / kDepth;        // of a column's rows
 
-  // Moments of the warp's channels, all of a round's tiles: a product whose columns are (channel, tile). `rates`: of the
-  // tile's channels, or null.
+  // Moments of some tiles of a round: a product whose columns are two neighbouring tiles of four neighbouring channels,
+  // whose rows lie in different banks. `rates`: of the tile's channels, or null.
   template <int kFine>
   static HYENAREC_DEVICE void moments(const Warp& warp, const Pool<T>& pool, const char* zeros, const Tile& tile,
                                       const Basis& basis, const float* rates, bool reversed, const RoundMoments& to) {
     constexpr int kMostSteps = kMostRank / 16;
     PerLane<Accumulator> c[kMostSteps]{};
-    auto channel = [&](int column) { return warp.number + column / kRoundTiles * Shape::kWarps; };
+    static_assert(Shape::kWarps * 8 >= kRoundTiles * Shape::kVectors * Pool<T>::kVector && kRoundTiles == 4);
+    auto channel = [&](int column) { return warp.number / 2 * 4 + column / 2; };
+    auto tile_of = [&](int column) { return warp.number % 2 * 2 + column % 2; };
     auto there = [&](int column) {
       return channel(column) < to.channels && tile.first + channel(column) < tile.channels;
     };
@@ -81,7 +83,7 @@ struct TileProducts {
       PerLane<const char*> rows;
       warp.lanes([&](int lane) {
         int column = lane % 8;
-        const char* at = there(column) ? pool.slot(channel(column), column % kRoundTiles * kTileColumns + place) : zeros;
+        const char* at = there(column) ? pool.slot(channel(column), tile_of(column) * kTileColumns + place) : zeros;
         rows[lane] = at + lane / 8 * 16;
       });
       each<kSteps / 2>([&](auto pair) {
@@ -118,8 +120,8 @@ struct TileProducts {
       each<kMostSteps>([&](auto s) {
         each<4>([&](auto v) {
           int rank = s.value * 16 + lane / 4 + v.value / 2 * 8, column = lane % 4 * 2 + v.value % 2;
-          if (s.value < basis.steps && column / kRoundTiles < kEach && there(column))
-            to.at(column % kRoundTiles, rank, channel(column)) = c[s.value][lane].value[v.value];
+          if (s.value < basis.steps && there(column))
+            to.at(tile_of(column), rank, channel(column)) = c[s.value][lane].value[v.value];
         });
       });
     });
@@ -232,14 +234,14 @@ struct TileMoments {
   HYENAREC_DEVICE int shared_bytes() const { return Shape::kZeros + Shape::kColumns + held_bytes() + pass.pool_bytes(); }
 
   template <class Block>
-  HYENAREC_DEVICE void operator()(Block& block, int64_t index, void* memory) const {
+  HYENAREC_DEVICE void operator()(Block& block, int index, void* memory) const {
     auto* shared = static_cast<char*>(memory);
     auto& columns = *reinterpret_cast<Columns*>(shared + Shape::kZeros);
     RoundMoments held{reinterpret_cast<float*>(&columns + 1), basis.steps * 16, pass.tile_channels()};
     const Pool<T> pool = pass.pool(reinterpret_cast<char*>(held.values) + held_bytes());
     const MomentsInput<T>& from = input[index / pass.groups() % inputs];
     const Tile tile = pass.tile(index);
-    for (int round = int(index / pass.groups() / inputs); round < pass.rounds(); round += pass.shares) {
+    for (int round = index / pass.groups() / inputs; round < pass.rounds(); round += pass.shares) {
       block.phase([&](int thread) {
         if (thread < kRoundColumns) pass.place(columns, thread, round, 0);
         if (thread < Shape::kZeros / 4) reinterpret_cast<uint32_t*>(shared)[thread] = 0;

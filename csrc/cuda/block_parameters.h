@@ -7,10 +7,12 @@ namespace hyenarec::cuda {
 constexpr int kTapRows = 3 * kTile;  // of samples: taps inside a tile, then those of the filter's end
 constexpr float kFastest = 1000.f;   // decay an event at which exp(-decay) is 0
 
-// A filter's parameters, and the samples that turn them into values.
+// A filter's parameters, and the samples that turn them into values. Rows lie side by side in memory: neighbouring lanes
+// have neighbouring rows.
 struct Samples {
-  const float *coefficients, *decay;     // (groups, terms), (groups,) or null
-  const float *rows, *aged, *offsets;    // (rows, terms), likewise or null, (rows,)
+  const float *coefficients, *decay;       // (groups, terms), (groups,) or null
+  const float *values, *aged, *offsets;    // (terms, rows), likewise or null, (rows,)
+  int64_t rows;
   int groups, terms, horizon;
 
   HYENAREC_DEVICE float rate(int group) const {  // NaN stays NaN
@@ -20,7 +22,7 @@ struct Samples {
   HYENAREC_DEVICE float window(int64_t row, int group) const { return decay ? expf(-rate(group) * offsets[row]) : 1.f; }
   HYENAREC_DEVICE float value(int64_t row, int group) const {
     float sum = 0.f;
-    for (int n = 0; n < terms; ++n) sum += rows[row * terms + n] * coefficients[int64_t(group) * terms + n];
+    for (int n = 0; n < terms; ++n) sum += values[n * rows + row] * coefficients[int64_t(group) * terms + n];
     return sum * window(row, group);
   }
 };
@@ -76,7 +78,8 @@ struct PrepareBlocks {
     if (mine(taps(near))) return tap_word(near, i);
     if (mine(taps(edge))) return tap_word(edge, i);
     if (mine(table_rows * samples.groups)) {
-      tables[i] = samples.value(first_row + i / samples.groups, int(i % samples.groups));
+      int64_t row = i % table_rows, group = i / table_rows;
+      tables[row * samples.groups + group] = samples.value(first_row + row, int(group));
       return;
     }
     if (mine(rates ? channels.count : 0)) {
@@ -148,7 +151,7 @@ struct PrepareBlocks {
 
 // Gradients of one group's parameters from a share of the samples' rows.
 struct ParametersGradient {
-  static constexpr int kThreads = 256, kRows = 1024, kStrips = 8, kBlocks = 1;
+  static constexpr int kThreads = 256, kRows = 1024, kTerms = 8, kStrips = kThreads / kTerms, kBlocks = 1;
   static constexpr int kSharedBytes = (kRows + 2 * kThreads) * int(sizeof(float));
   Samples samples;
   Channels channels;
@@ -182,29 +185,30 @@ struct ParametersGradient {
       if (share == 0 && dskip)
         for (int c = from + thread; c < to; c += kThreads) dskip[c] = value(0, c) + (add_skip ? dskip[c] : 0.f);
     });
-    for (int first = 0; first < samples.terms; first += 32) {
+    for (int first = 0; first < samples.terms; first += kTerms) {
       block.phase([&](int thread) {
-        int n = first + thread % 32;
+        int n = first + thread / kStrips;
         float sum = 0.f, aged = 0.f;
-        for (int i = thread / 32; n < samples.terms && i < kRows && share * kRows + i < rows; i += kStrips) {
-          int64_t at = (share * kRows + i) * samples.terms + n;
-          sum += values[i] * samples.rows[at];
+        for (int i = thread % kStrips; n < samples.terms && i < kRows && share * kRows + i < rows; i += kStrips) {
+          int64_t at = n * samples.rows + share * kRows + i;
+          sum += values[i] * samples.values[at];
           if (ddecay) aged += values[i] * samples.aged[at];
         }
         sums[thread] = sum, aged_sums[thread] = aged;
       });
       block.phase([&](int thread) {
         int n = first + thread;
-        if (thread >= 32 || n >= samples.terms) return;
+        if (thread >= kTerms || n >= samples.terms) return;
         float sum = 0.f, aged = 0.f;
-        for (int s = 0; s < kStrips; ++s) sum += sums[s * 32 + thread], aged += aged_sums[s * 32 + thread];
+        int at = thread * kStrips;
+        for (int s = 0; s < kStrips; ++s) sum += sums[at + s], aged += aged_sums[at + s];
         if (dcoefficients) dcoefficients[index * samples.terms + n] = sum;
-        aged_sums[thread] = aged * samples.coefficients[int64_t(group) * samples.terms + n];
+        aged_sums[at] = aged * samples.coefficients[int64_t(group) * samples.terms + n];
       });
       block.phase([&](int thread) {
         if (thread > 0 || !ddecay) return;
         float sum = first ? ddecay[index] : 0.f;
-        for (int n = 0; n < 32 && first + n < samples.terms; ++n) sum -= aged_sums[n];
+        for (int n = 0; n < kTerms && first + n < samples.terms; ++n) sum -= aged_sums[n * kStrips];
         ddecay[index] = sum;
       });
     }

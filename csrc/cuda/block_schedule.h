@@ -179,8 +179,8 @@ class BlockRun {
     basis_.rank = levels_ ? shapes_[0].rank : 0;
     const float* basis = a_.constants;
     samples_ = {a_.coefficients, a_.decay, basis + (a_.num_levels ? ceil_div(a_.levels[0].rank, 16) * 16 * kTile : 0),
-                nullptr, nullptr, int(a_.groups), int(a_.terms), int(a_.horizon)};
-    const float* at = samples_.rows + rows * a_.terms;
+                nullptr, nullptr, rows, int(a_.groups), int(a_.terms), int(a_.horizon)};
+    const float* at = samples_.values + rows * a_.terms;
     if (a_.decay) samples_.aged = at, at += rows * a_.terms;
     samples_.offsets = at, at += rows;
     for (int i = 0; i + 1 < a_.num_levels; ++i) {
@@ -263,7 +263,7 @@ class BlockRun {
       const LevelShape& shape = shapes_[i];
       int64_t columns = int64_t(shape.distances()) * shape.rank * shape.rank * channels_.count;
       TablesGradient program{nodes_[i], shape, channels_, 1, mu[i], eta[i], nullptr};
-      int64_t blocks = std::max<int64_t>(program.grid(), 1), shares = std::min<int64_t>(kTableShares, 1024 / blocks);
+      int64_t blocks = std::max<int64_t>(program.grid(), 1), shares = std::min<int64_t>(kTableShares, kPassBlocks / blocks);
       program.shares = int(std::clamp<int64_t>(shares, 1, ceil_div(std::max(nodes_[i].count, 1), 16)));
       int64_t mark = workspace_.used();
       program.out = workspace_.take<float>(program.shares * columns);

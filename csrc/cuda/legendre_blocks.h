@@ -35,7 +35,7 @@ struct LegendreBlocksArgs {
   const float* skip = nullptr;                    // (channels,) or null
   // The plan (backends/cuda/block_plan.py): levels, the first of tiles, and on the device, one after the other:
   //     basis (256, ranks of the first level in steps of 16)      local polynomials, zero beyond the rank; with levels
-  //     samples (tap rows + table rows, terms)                    from coefficients to taps and tables
+  //     samples (terms, tap rows + table rows)                    from coefficients to taps and tables
   //     aged, likewise, where there is a decay                    of the filter times lag / K
   //     offsets (tap rows + table rows,)                          a row is multiplied by exp(-decay offset / K)
   //     transfers (fan, rank, rank above) of each level but the last

@@ -20,7 +20,7 @@ struct ColumnView {
   const char* first;   // the round's first column
   const int* reach;    // of every column: how many more there are of its sequence, backwards or forwards
   const int* other;    // and on the other side; null, unless products begin `ahead`
-  const char* zeros;   // a column of them
+  const char* zeros;   // `Toeplitz::kZeros` bytes
 
   HYENAREC_DEVICE bool holds(int column, int apart) const {
     return apart <= reach[column] && (other == nullptr || -apart <= other[column]);
@@ -37,6 +37,7 @@ struct Toeplitz {
   static constexpr int kWindow = kTiles * kPerTile + 1, kHeld = kWindow + 2 * (kSteps - 1);
   static constexpr int kBefore = 16;
   static constexpr int kSlotBytes = Pool<T>::kSlotBytes;
+  static constexpr int kZeros = kSlotBytes + 112;  // a column of zeros from any bank on
 
   // Columns that the taps reach, a column's own among them: from the last row of one, 63 rows further than its length.
   static HYENAREC_DEVICE int columns(int taps) { return (taps + kColumnRows - 2) / kColumnRows + 1; }
@@ -95,8 +96,9 @@ struct Toeplitz {
     }
   }
 
-  // The channel's rows become y + skip u, in place.
-  static HYENAREC_DEVICE void put(const Warp& warp, const Output& y, char* out, float skip) {
+  // The channel's rows become y, or y + skip u, in place.
+  template <bool kSkip>
+  static HYENAREC_DEVICE void put(const Warp& warp, const Output& y, char* out, float skip = 0.f) {
     warp.sync();  // every lane has read what is overwritten now
     warp.lanes([&](int lane) {
       each<kTiles>([&](auto i) {
@@ -104,7 +106,7 @@ struct Toeplitz {
           int column = lane / 4 + 8 * half.value, row = 8 * i.value + 2 * (lane % 4);
           char* at = out + column * kSlotBytes + row * int(sizeof(T));
           const float* sum = &y[i.value][lane].value[2 * half.value];
-          store(at, sum[0], sum[1], skip);
+          store<kSkip>(at, sum[0], sum[1], skip);
         });
       });
     });
@@ -139,10 +141,11 @@ struct Toeplitz {
   // Words of a lane for 8 rows of all columns: of 16-bit types column 2q, 2q + 1 (and 8 on) of row g, else one column.
   static constexpr int kTileWords = kRoundColumns / (4 * kInWord);
 
-  // The column that lies `apart` before column lane % 16, or behind it, or zeros.
+  // The column that lies `apart` before column lane % 16, or behind it, or zeros in the banks where it would be.
   static HYENAREC_DEVICE const char* column_of(const ColumnView& view, int lane, int apart, bool behind) {
     int column = lane % kRoundColumns;
-    return view.holds(column, apart) ? view.first + (column + (behind ? apart : -apart)) * kSlotBytes : view.zeros;
+    const char* at = view.first + (column + (behind ? apart : -apart)) * kSlotBytes;
+    return view.holds(column, apart) ? at : view.zeros + (int(at - view.zeros) & 112);
   }
 
   // Of 8 rows from `row` on of the columns `apart` before all, and of the next 8.
@@ -254,14 +257,16 @@ struct Toeplitz {
     ended.last = last;
   }
 
+  template <bool kSkip>
   static HYENAREC_DEVICE void store(char* at, float first, float second, float skip) {
     if constexpr (kInWord == 2) {
       auto* word = reinterpret_cast<uint32_t*>(at);
-      *word = packed<T>(first + skip * unpacked<T>(*word, 0), second + skip * unpacked<T>(*word, 1));
+      if constexpr (kSkip) first += skip * unpacked<T>(*word, 0), second += skip * unpacked<T>(*word, 1);
+      *word = packed<T>(first, second);
     } else {
       auto* value = reinterpret_cast<float*>(at);
-      float a = first + skip * value[0], b = second + skip * value[1];
-      value[0] = a, value[1] = b;
+      if constexpr (kSkip) first += skip * value[0], second += skip * value[1];
+      value[0] = first, value[1] = second;
     }
   }
 };

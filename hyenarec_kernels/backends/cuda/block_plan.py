@@ -149,7 +149,7 @@ def _parts(plan: BlockPlan, windowed: bool) -> list[Array]:
         basis = np.zeros((TILE, -(-rank // 16) * 16))
         basis[:, :rank] = local_basis(TILE, rank)
         parts.append(basis)
-    parts += rows
-    parts += aged if windowed else []
+    parts.append(np.concatenate(rows).T)
+    parts += [np.concatenate(aged).T] if windowed else []
     parts += offsets
     return parts + [transfer(below, above) for below, above in zip(plan.levels, plan.levels[1:], strict=False)]
