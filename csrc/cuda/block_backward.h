@@ -49,7 +49,7 @@ struct ConvolveTilesBackward {
         block.warps([&](const Warp& warp) {
           for (int c = warp.number; pass.has(tile, c); c += Shape::kWarps)
             Products::correlate(warp, {gradients.slot(c, 0), columns.after, nullptr, shared.zeros},
-                                {inputs.slot(c, 0), columns.before, nullptr, shared.zeros}, 0,
+                                {inputs.slot(c, 0), columns.before, nullptr, shared.zeros}, kReach, 0,
                                 lags + (int64_t(share) * tile.channels + tile.first + c) * kTile, kTile, round != share);
         });
       if (of_u[0].value.data) {
@@ -105,7 +105,8 @@ struct CorrelateTiles {
         block.warps([&](const Warp& warp) {
           for (int c = warp.number; pass.has(tile, c); c += Shape::kWarps)
             Products::correlate(warp, {gradients.slot(c, 0), columns.after, nullptr, shared},
-                                {inputs.slot(c, 0), columns.before, columns.after, shared}, TapTables::ahead(edge),
+                                {inputs.slot(c, 0), columns.before, columns.after, shared}, kReach,
+                                TapTables::ahead(edge),
                                 lags + (int64_t(share) * tile.channels + tile.first + c) * TapTables::kEdgeTaps,
                                 TapTables::kEdgeTaps, edge > 0 || round != share);
         });

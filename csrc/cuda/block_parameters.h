@@ -49,9 +49,9 @@ struct PrepareBlocks {
   LevelShape shape;               // of the first level, whose tables are operands of products
   uint32_t* between[2];           // of TilesBetween: M, and transposed; or null
   float* rates;   // (channels,) or null
-  const float* basis;
+  const float *basis, *down, *columns;  // of tiles; from tiles to columns; of columns
   Basis made;
-  uint32_t *in, *out;  // of `made`
+  uint32_t *in_words, *down_words, *out_words;  // of `made`
   int levels;
   LocateSlots slots[kMostBlockLevels];
 
@@ -60,7 +60,7 @@ struct PrepareBlocks {
   }
   HYENAREC_DEVICE int64_t threads() const {
     int64_t sum = taps(near) + taps(edge) + table_rows * samples.groups + (rates ? channels.count : 0) +
-                  made.in_words<T>() + made.out_words<T>() + between_words(0) + between_words(1);
+                  made.in_words<T>() + made.down_words<T>() + made.out_words<T>() + between_words(0) + between_words(1);
     for (int i = 0; i < levels; ++i) sum += slots[i].count;
     return sum;
   }
@@ -87,7 +87,8 @@ struct PrepareBlocks {
       return;
     }
     if (mine(made.in_words<T>())) return in_word(i);
-    if (mine(made.out_words<T>())) return out_word(i);
+    if (mine(made.down_words<T>())) return down_word(int(i));
+    if (mine(made.out_words<T>())) return out_word(int(i));
     for (int transposed = 0; transposed < 2; ++transposed)
       if (mine(between_words(transposed))) return between_word(transposed, i);
     for (int level = 0; level < levels; ++level)
@@ -110,7 +111,6 @@ struct PrepareBlocks {
     if constexpr (sizeof(As) == 2) return packed<As>(low, high);
     else return float_to_bits(low);
   }
-  HYENAREC_DEVICE float q(int row, int rank) const { return basis[row * made.steps * 16 + rank]; }
 
   HYENAREC_DEVICE void in_word(int64_t i) const {
     constexpr int P = kFinePlanes<T>, D = Core::kDepth;
@@ -118,17 +118,28 @@ struct PrepareBlocks {
     int step = int(i / 128 / P / made.steps), rank = int(i / 128 / P % made.steps) * 16 + lane / 4 + w % 2 * 8;
     int row = step * D + lane % 4 * Core::kInWord + w / 2 * (D / 2);
     auto part = [&](int beside) {
-      float all = beside < Core::kInWord ? q(row + beside, rank) : 0.f;
+      float all = beside < Core::kInWord ? basis[(row + beside) * made.steps * 16 + rank] : 0.f;
       return plane ? all - float(T::of(all)) : all;
     };
-    in[i] = word<T>(part(0), part(1));
+    in_words[i] = word<T>(part(0), part(1));
   }
 
-  HYENAREC_DEVICE void out_word(int64_t i) const {
+  HYENAREC_DEVICE void down_word(int i) const {
     constexpr int D = Far::kDepth;
-    int lane = int(i / 2 % 32), row = int(i / 64 % (kTile / 8)) * 8 + lane / 4;
-    int rank = int(i / 64 / (kTile / 8)) * D + lane % 4 * Far::kInWord + int(i % 2) * (D / 2);
-    out[i] = word<MomentType<T>>(q(row, rank), Far::kInWord == 2 ? q(row, rank + 1) : 0.f);
+    const int ranks = made.steps * 16;
+    int lane = i / 2 % 32, to = i / 64 % (made.steps * 2) * 8 + lane / 4;
+    int column = i / 64 / (made.steps * 2) % kTileColumns;
+    int from = i / 64 / (made.steps * 2) / kTileColumns * D + lane % 4 * Far::kInWord + i % 2 * (D / 2);
+    const float* at = down + (column * ranks + to) * ranks + from;
+    down_words[i] = word<MomentType<T>>(at[0], Far::kInWord == 2 ? at[1] : 0.f);
+  }
+
+  HYENAREC_DEVICE void out_word(int i) const {
+    constexpr int D = Far::kDepth, kRows = kColumnRows / 8;
+    int lane = i / 2 % 32, row = i / 64 % kRows * 8 + lane / 4;
+    int rank = i / 64 / kRows * D + lane % 4 * 2 + i % 2 * (Far::kInWord == 2 ? D / 2 : 1);
+    const float* at = columns + row * made.steps * 16 + rank;
+    out_words[i] = word<MomentType<T>>(at[0], Far::kInWord == 2 ? at[1] : 0.f);
   }
 
   HYENAREC_DEVICE int64_t between_words(int transposed) const {

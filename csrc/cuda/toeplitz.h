@@ -113,8 +113,8 @@ struct Toeplitz {
   }
 
   // sums[lag] (+)= sum over the columns' rows of dy[t] u[t - lag], for each lag below `taps`; lag 0 is that of columns
-  // the other way round, `ahead` columns apart.
-  static HYENAREC_DEVICE void correlate(const Warp& warp, const ColumnView& dy, const ColumnView& u, int ahead,
+  // the other way round, `ahead` columns apart. No columns are further apart than `reach`.
+  static HYENAREC_DEVICE void correlate(const Warp& warp, const ColumnView& dy, const ColumnView& u, int reach, int ahead,
                                         float* sums, int taps, bool add) {
     Rows16 gradient[kTiles / 2];
     each<kTiles / 2>([&](auto p) { load_rows(warp, dy, 16 * p.value, gradient[p.value]); });
@@ -125,11 +125,13 @@ struct Toeplitz {
       each<kColumnRows / 16>([&](auto s) {
         constexpr int step = decltype(s)::value;
         PerLane<Words<kTileWords>> even, odd;
-        load_tiles(warp, u, apart - ahead, kColumnRows - 16 * (step + 1), even, odd);
-        each<kTiles / 2>([&](auto p) {
-          add_product(g[2 * (step + p.value)], gradient[p.value], odd);
-          add_product(g[2 * (step + p.value) + 1], gradient[p.value], even);
-        });
+        if (apart - ahead <= reach && ahead - apart <= reach) {
+          load_tiles(warp, u, apart - ahead, kColumnRows - 16 * (step + 1), even, odd);
+          each<kTiles / 2>([&](auto p) {
+            add_product(g[2 * (step + p.value)], gradient[p.value], odd);
+            add_product(g[2 * (step + p.value) + 1], gradient[p.value], even);
+          });
+        }
         finish(warp, ended, g[2 * step], g[2 * step + 1], kColumnRows * (apart - 1) + 16 * step, sums, taps, add);
       });
       each<kUnderWay - kPast>([&](auto k) { g[k.value] = g[k.value + kPast]; });
@@ -242,16 +244,20 @@ struct Toeplitz {
             total[half.value][lane] = e.value == 0 ? moved[lane] : total[half.value][lane] + moved[lane];
           });
         });
-        each<2>([&](auto bit) {
-          auto other = warp.shuffle(total[half.value], [&](int lane) { return lane ^ (1 << bit.value); });
-          warp.lanes([&](int lane) { total[half.value][lane] += other[lane]; });
-        });
       });
+      PerLane<float> sum, sent;  // of the half that a lane's number is odd or even for; the other lane's
+      warp.lanes([&](int lane) {
+        float first = total[0][lane], second = total[1][lane];
+        sum[lane] = lane % 2 ? second : first, sent[lane] = lane % 2 ? first : second;
+      });
+      auto got = warp.shuffle(sent, [&](int lane) { return lane ^ 1; });
+      warp.lanes([&](int lane) { sum[lane] += got[lane]; });
+      got = warp.shuffle(sum, [&](int lane) { return lane ^ 2; });
       warp.lanes([&](int lane) {
         int half = lane % 4, at = lag + 8 * half + lane / 4;
         if (half > 1 || at >= taps) return;
-        float sum = half == 0 ? total[0][lane] : total[1][lane];
-        sums[at] = add ? sums[at] + sum : sum;
+        float all = sum[lane] + got[lane];
+        sums[at] = add ? sums[at] + all : all;
       });
     }
     ended.last = last;

@@ -114,7 +114,8 @@ struct ToeplitzConv {
       with_dtype(skip_dtype, [&](auto type) { at_zero = static_cast<const decltype(type)*>(skip)[channel]; });
     const ColumnView inputs{u, columns.before, nullptr, zeros}, gradients{dy, columns.after, nullptr, zeros};
     if (kBackward && sums)
-      Products::correlate(warp, gradients, inputs, 0, sums_of(share, channel), taps, !first_round);
+      Products::correlate(warp, gradients, inputs, columns.most_before, 0, sums_of(share, channel), taps,
+                          !first_round);
     warp.sync();
     if (!kBackward || of_input[0].value.data) {
       typename Products::Output y{};
