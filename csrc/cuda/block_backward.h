@@ -22,11 +22,11 @@ struct ConvolveTilesBackward {
   HYENAREC_DEVICE int shared_bytes() const { return with.shared_bytes(2); }
 
   template <class Block>
-  HYENAREC_DEVICE void operator()(Block& block, int64_t index, void* memory) const {
+  HYENAREC_DEVICE void operator()(Block& block, int index, void* memory) const {
     const auto shared = with.layout(memory);
     const TilePass<T>& pass = with.pass;
     const Tile tile = pass.tile(index);
-    const int share = int(index / pass.groups());
+    const int share = index / pass.groups();
     Columns& columns = *shared.columns;
     const Pool<T> inputs = pass.pool(shared.pools), gradients = pass.pool(shared.pools + pass.pool_bytes());
     block.phase([&](int thread) { with.begin(thread, shared, tile); });
@@ -49,7 +49,7 @@ struct ConvolveTilesBackward {
         block.warps([&](const Warp& warp) {
           for (int c = warp.number; pass.has(tile, c); c += Shape::kWarps)
             Products::correlate(warp, {gradients.slot(c, 0), columns.after, nullptr, shared.zeros},
-                                {inputs.slot(c, 0), columns.before, nullptr, shared.zeros}, 0,
+                                {inputs.slot(c, 0), columns.before, nullptr, shared.zeros}, kReach, 0,
                                 lags + (int64_t(share) * tile.channels + tile.first + c) * kTile, kTile, round != share);
         });
       if (of_u[0].value.data) {
@@ -84,13 +84,13 @@ struct CorrelateTiles {
   HYENAREC_DEVICE int shared_bytes() const { return Shape::kZeros + Shape::kColumns + 2 * pass.pool_bytes(); }
 
   template <class Block>
-  HYENAREC_DEVICE void operator()(Block& block, int64_t index, void* memory) const {
+  HYENAREC_DEVICE void operator()(Block& block, int index, void* memory) const {
     auto* shared = static_cast<char*>(memory);
     auto& columns = *reinterpret_cast<Columns*>(shared + Shape::kZeros);
     char* pools = reinterpret_cast<char*>(&columns + 1);
     const Pool<T> inputs = pass.pool(pools), gradients = pass.pool(pools + pass.pool_bytes());
     const Tile tile = pass.tile(index);
-    const int share = int(index / pass.groups());
+    const int share = index / pass.groups();
     auto load = [&](int round, int before, const Pool<T>& pool, const Product& from) {
       block.phase([&](int thread) {
         if (thread < kRoundColumns) pass.place(columns, thread, round, before);
@@ -105,7 +105,8 @@ struct CorrelateTiles {
         block.warps([&](const Warp& warp) {
           for (int c = warp.number; pass.has(tile, c); c += Shape::kWarps)
             Products::correlate(warp, {gradients.slot(c, 0), columns.after, nullptr, shared},
-                                {inputs.slot(c, 0), columns.before, columns.after, shared}, TapTables::ahead(edge),
+                                {inputs.slot(c, 0), columns.before, columns.after, shared}, kReach,
+                                TapTables::ahead(edge),
                                 lags + (int64_t(share) * tile.channels + tile.first + c) * TapTables::kEdgeTaps,
                                 TapTables::kEdgeTaps, edge > 0 || round != share);
         });

@@ -21,7 +21,7 @@ struct TileBlock {
   static constexpr int kThreads = 256, kWarps = kThreads / 32;
   static constexpr int kVectors = 2;  // of 16 bytes, at most: a sector of memory
   static constexpr int kEach = kVectors * Pool<T>::kVector / kWarps;  // channels of a warp: number, number + kWarps
-  static constexpr int kZeros = Pool<T>::kSlotBytes, kColumns = int(sizeof(Columns));
+  static constexpr int kZeros = Toeplitz<T>::kZeros, kColumns = int(sizeof(Columns));
 };
 
 // What the blocks of a pass over tiles share: block i has a tile of channels and every `shares`-th round.
@@ -35,13 +35,13 @@ struct TilePass {
   bool wide;            // the tensors' rows are aligned to 16 bytes
 
   HYENAREC_DEVICE int tile_channels() const { return vectors * Pool<T>::kVector; }
-  HYENAREC_DEVICE int groups() const { return int(ceil_div(channels.count, tile_channels())); }
+  HYENAREC_DEVICE int groups() const { return (channels.count - 1) / tile_channels() + 1; }
   HYENAREC_DEVICE int rounds() const { return int(ceil_div(tiles.count, kRoundTiles)); }
   HYENAREC_DEVICE int64_t grid() const { return int64_t(groups()) * shares; }
-  HYENAREC_DEVICE int pool_bytes() const { return tile_channels() * kRoundColumns * Pool<T>::kSlotBytes; }
+  HYENAREC_DEVICE int pool_bytes() const { return tile_channels() * Pool<T>::channel_bytes(kRoundColumns); }
   HYENAREC_DEVICE Pool<T> pool(char* data) const { return {data, kRoundColumns, 0}; }
-  HYENAREC_DEVICE Tile tile(int64_t index) const {
-    return {int(index % groups()) * tile_channels(), channels.count, vectors, wide};
+  HYENAREC_DEVICE Tile tile(int index) const {
+    return {index % groups() * tile_channels(), channels.count, vectors, wide};
   }
 
   // The round's columns, `distance` tiles before their slots.

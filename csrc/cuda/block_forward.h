@@ -76,7 +76,7 @@ struct TileConvolution {
     auto finish = [&](const Warp& warp, Output& y, int c) {
       if (between.moments)
         TileProducts<T>::far(warp, y, c, basis, rates ? rates + tile.first : nullptr, kTransposed, shared.nu);
-      Products::put(warp, y, pool.slot(c, 0), 0.f);
+      Products::template put<false>(warp, y, pool.slot(c, 0));
     };
     if constexpr (!kEdges) {
       block.warps([&](const Warp& warp) {
@@ -130,13 +130,13 @@ struct ConvolveTiles {
   HYENAREC_DEVICE int shared_bytes() const { return with.shared_bytes(1); }
 
   template <class Block>
-  HYENAREC_DEVICE void operator()(Block& block, int64_t index, void* memory) const {
+  HYENAREC_DEVICE void operator()(Block& block, int index, void* memory) const {
     const auto shared = with.layout(memory);
     const TilePass<T>& pass = with.pass;
     const Tile tile = pass.tile(index);
     const Pool<T> pool = pass.pool(shared.pools);
     block.phase([&](int thread) { with.begin(thread, shared, tile); });
-    for (int round = int(index / pass.groups()); round < pass.rounds(); round += pass.shares) {
+    for (int round = index / pass.groups(); round < pass.rounds(); round += pass.shares) {
       auto load = [&](int distance) {
         block.phase([&](int thread) {
           if (thread < kRoundColumns) pass.place(*shared.columns, thread, round, distance);

@@ -31,8 +31,8 @@ struct LevelShape : BlockLevel {
 struct LevelBlock {
   static constexpr int kThreads = 256, kWarps = 8, kChannels = 32, kRanks = kMostRank / kWarps;
   int channel, warp;  // the channel in the call's range
-  HYENAREC_DEVICE LevelBlock(int thread, int64_t tile)
-      : channel(int(tile) * kChannels + thread % 32), warp(thread / 32) {}
+  HYENAREC_DEVICE LevelBlock(int thread, int tile)
+      : channel(tile * kChannels + thread % 32), warp(thread / 32) {}
 };
 
 struct MomentsUp {
@@ -46,14 +46,14 @@ struct MomentsUp {
   const float* in;
   float* out;
 
-  HYENAREC_DEVICE int64_t tiles() const { return ceil_div(channels.count, LevelBlock::kChannels); }
+  HYENAREC_DEVICE int tiles() const { return int(ceil_div(channels.count, LevelBlock::kChannels)); }
   HYENAREC_DEVICE int64_t grid() const { return ceil_div(nodes.count, kSlots) * tiles(); }
 
   template <class Block>
-  HYENAREC_DEVICE void operator()(Block& block, int64_t index, void*) const {
+  HYENAREC_DEVICE void operator()(Block& block, int index, void*) const {
     block.phase([&](int thread) {
       LevelBlock mine(thread, index % tiles());
-      int64_t first = index / tiles() * kSlots;
+      int64_t first = int64_t(index / tiles()) * kSlots;
       if (mine.channel >= channels.count) return;
       float rate = rates ? rates[mine.channel] * below.chunk : 0.f;
       float sums[LevelBlock::kRanks][kSlots] = {};
@@ -107,14 +107,14 @@ struct MomentsAcross {
   bool has_above;
   float* out;
 
-  HYENAREC_DEVICE int64_t tiles() const { return ceil_div(channels.count, LevelBlock::kChannels); }
+  HYENAREC_DEVICE int tiles() const { return int(ceil_div(channels.count, LevelBlock::kChannels)); }
   HYENAREC_DEVICE int64_t grid() const { return ceil_div(nodes.count, kSlots) * tiles(); }
 
   template <class Block>
-  HYENAREC_DEVICE void operator()(Block& block, int64_t index, void*) const {
+  HYENAREC_DEVICE void operator()(Block& block, int index, void*) const {
     block.phase([&](int thread) {
       LevelBlock mine(thread, index % tiles());
-      int64_t first = index / tiles() * kSlots;
+      int64_t first = int64_t(index / tiles()) * kSlots;
       if (mine.channel >= channels.count) return;
       float sums[LevelBlock::kRanks][kSlots] = {};
       Slot slots[kSlots];
@@ -194,9 +194,11 @@ struct MomentsAcross {
   }
 };
 
-// The gradient of a level's tables, sum over pairs of eta (x) mu: a distance and a share of the slots each block.
+// The gradient of a level's tables, sum over pairs of eta (x) mu: a block has a distance, 8 x 8 entries of its table, and a
+// share of the slots, of which each warp has some.
 struct TablesGradient {
-  static constexpr int kThreads = LevelBlock::kThreads, kSharedBytes = 0, kBlocks = 2, kColumns = 8;
+  static constexpr int kThreads = LevelBlock::kThreads, kWarps = LevelBlock::kWarps, kBlocks = 2, kEach = 8;
+  static constexpr int kSharedBytes = kThreads * kEach * kEach * int(sizeof(float));
   Nodes nodes;
   LevelShape shape;
   Channels channels;
@@ -204,44 +206,60 @@ struct TablesGradient {
   const float *mu, *eta;  // eta: the moments of the output's gradient
   float* out;             // (shares, distances, rank, rank, channels)
 
-  HYENAREC_DEVICE int64_t tiles() const { return ceil_div(channels.count, LevelBlock::kChannels); }
-  HYENAREC_DEVICE int64_t parts() const { return ceil_div(shape.rank, kColumns); }
-  HYENAREC_DEVICE int64_t grid() const { return int64_t(shares) * shape.distances() * parts() * tiles(); }
+  HYENAREC_DEVICE int tiles() const { return int(ceil_div(channels.count, LevelBlock::kChannels)); }
+  HYENAREC_DEVICE int parts() const { return int(ceil_div(shape.rank, kEach)); }
+  HYENAREC_DEVICE int64_t grid() const { return int64_t(shares) * shape.distances() * parts() * parts() * tiles(); }
 
   template <class Block>
-  HYENAREC_DEVICE void operator()(Block& block, int64_t index, void*) const {
+  HYENAREC_DEVICE void operator()(Block& block, int index, void* memory) const {
+    auto* sums_of_warps = static_cast<float*>(memory);  // [warp][entry][lane]
+    const int tile = index % tiles(), part = index / tiles() % (parts() * parts());
+    const int rest = index / tiles() / (parts() * parts());
+    const int row = part / parts() * kEach, column = part % parts() * kEach;
+    const int number = rest % shape.distances(), share = rest / shape.distances();
     block.phase([&](int thread) {
-      LevelBlock mine(thread, index % tiles());
-      int64_t rest = index / tiles();
-      int column = int(rest % parts()) * kColumns;
-      rest /= parts();
-      int number = int(rest % shape.distances()), share = int(rest / shape.distances());
-      if (mine.channel >= channels.count) return;
-      int distance = shape.distance(number);
-      float sums[LevelBlock::kRanks][kColumns] = {};
-      for (int64_t i = share; i < nodes.count; i += shares) {
+      LevelBlock mine(thread, tile);
+      const int distance = shape.distance(number);
+      float sums[kEach][kEach] = {};
+      int64_t first = mine.channel < channels.count ? int64_t(share) * kWarps + mine.warp : nodes.count;
+      for (int64_t i = first; i < nodes.count; i += int64_t(shares) * kWarps) {
         Slot slot = nodes.slots[i];
         if (!Nodes::exists(slot, shape.chunk) || !shape.meet(slot.index, distance)) continue;
-        float right[kColumns];
-        each<kColumns>([&](auto s) {
-          int64_t at = (i - distance) * shape.rank + column + s.value;
-          right[s.value] = column + s.value < shape.rank ? mu[at * channels.count + mine.channel] : 0.f;
-        });
-        each<LevelBlock::kRanks>([&](auto r) {
-          int rank = mine.warp + r.value * LevelBlock::kWarps;
-          if (rank >= shape.rank) return;
-          float left = eta[(i * shape.rank + rank) * channels.count + mine.channel];
-          each<kColumns>([&](auto s) { sums[r.value][s.value] += left * right[s.value]; });
+        float left[kEach], right[kEach];
+        read(left, eta, i, row, mine.channel);
+        read(right, mu, i - distance, column, mine.channel);
+        each<kEach>([&](auto r) {
+          each<kEach>([&](auto s) { sums[r.value][s.value] += left[r.value] * right[s.value]; });
         });
       }
-      each<LevelBlock::kRanks>([&](auto r) {
-        int rank = mine.warp + r.value * LevelBlock::kWarps;
-        each<kColumns>([&](auto s) {
-          if (rank >= shape.rank || column + s.value >= shape.rank) return;
-          int64_t row = (int64_t(share) * shape.distances() + number) * shape.rank + rank;
-          out[(row * shape.rank + column + s.value) * channels.count + mine.channel] = sums[r.value][s.value];
-        });
+      float* to = sums_of_warps + mine.warp * kEach * kEach * 32 + thread % 32;
+      each<kEach>([&](auto r) {
+        each<kEach>([&](auto s) { to[(r.value * kEach + s.value) * 32] = sums[r.value][s.value]; });
       });
+    });
+    block.phase([&](int thread) {
+      static_assert(kEach == kWarps, "a warp sums one column of the entries");
+      LevelBlock mine(thread, tile);
+      const int s = column + mine.warp;
+      if (s >= shape.rank || mine.channel >= channels.count) return;
+      const float* from = sums_of_warps + mine.warp * 32 + thread % 32;
+      int64_t first = (int64_t(share) * shape.distances() + number) * shape.rank + row;
+      float* to = out + (first * shape.rank + s) * channels.count + mine.channel;
+      HYENAREC_ONE_BY_ONE for (int r = row; r < row + kEach && r < shape.rank; ++r) {
+        float sum = 0.f;
+        each<kWarps>([&](auto warp) { sum += from[warp.value * kEach * kEach * 32]; });
+        *to = sum;
+        from += kEach * 32, to += int64_t(shape.rank) * channels.count;
+      }
+    });
+  }
+
+ private:
+  HYENAREC_DEVICE void read(float (&values)[kEach], const float* moments, int64_t slot, int rank, int channel) const {
+    const float* at = moments + (slot * shape.rank + rank) * channels.count + channel;
+    each<kEach>([&](auto r) {
+      values[r.value] = rank + r.value < shape.rank ? *at : 0.f;
+      at += channels.count;
     });
   }
 };

@@ -1,5 +1,7 @@
 // Between a tile's rows and its moments: mu = Q^T (alpha u) on the way in, y += beta (Q nu) on the way out, with local
-// polynomials Q that all channels share.
+// polynomials Q that all channels share. On the way out Q is q S: from a tile's moments to those of its four columns, by
+// S, and on to their rows, by polynomials q of 64 rows. That is a quarter of the words, which are read for every channel,
+// and half of the products.
 //
 // The window exp(-a lag) between two tiles falls apart: alpha = exp(-a (256 - t)) on the way in, exp(-a t) on the way
 // out, the rest is in the tables between tiles. Transposed, the two change places.
@@ -19,11 +21,12 @@ constexpr int kFinePlanes = sizeof(T) == 4 ? 1 : 2;
 template <class T>
 using MomentType = std::conditional_t<std::is_same_v<T, Bfloat16>, Bfloat16, Float32>;
 
-// Q (256, rank) as operands of products, a lane's words side by side; ranks in steps of 16.
+// Q (256, rank), S and q (64, rank) as operands of products, a lane's words side by side; ranks in steps of 16.
 //     in     Q^T (ranks, rows): [kDepth rows][16 ranks][plane][lane][4]
-//     out    Q^T (ranks, rows): [kDepth ranks][8 rows][lane][2]
+//     down   S^T (ranks of a tile, of a column): [kDepth ranks][column][8 ranks][lane][2]
+//     out    q^T (ranks, rows): [kDepth ranks][8 rows][lane][2]; ranks in the order in which a lane has sums of them
 struct Basis {
-  const uint32_t *in, *out;
+  const uint32_t *in, *down, *out;
   int rank, steps;  // steps: of 16 ranks
 
   template <class T>
@@ -31,8 +34,12 @@ struct Basis {
     return int64_t(kTile / TensorCore<T>::kDepth) * steps * kFinePlanes<T> * 32 * 4;
   }
   template <class T>
+  HYENAREC_DEVICE int64_t down_words() const {
+    return int64_t(steps * 16 / TensorCore<MomentType<T>>::kDepth) * kTileColumns * (steps * 2) * 32 * 2;
+  }
+  template <class T>
   HYENAREC_DEVICE int64_t out_words() const {
-    return int64_t(steps * 16 / TensorCore<MomentType<T>>::kDepth) * (kTile / 8) * 32 * 2;
+    return int64_t(steps * 16 / TensorCore<MomentType<T>>::kDepth) * (kColumnRows / 8) * 32 * 2;
   }
 };
 
@@ -60,18 +67,20 @@ struct TileProducts {
   using Far = TensorCore<MomentType<T>>;
   using Products = Toeplitz<T>;
   using Shape = TileBlock<T>;
-  static constexpr int kEach = Shape::kEach, kInWord = Core::kInWord, kDepth = Core::kDepth;
+  static constexpr int kInWord = Core::kInWord, kDepth = Core::kDepth;
   static constexpr int kUnitRows = 16 / int(sizeof(T));      // of 16 bytes
   static constexpr int kSteps = kColumnRows / kDepth;        // of a column's rows
 
-  // Moments of the warp's channels, all of a round's tiles: a product whose columns are (channel, tile). `rates`: of the
-  // tile's channels, or null.
+  // Moments of some tiles of a round: a product whose columns are two neighbouring tiles of four neighbouring channels,
+  // whose rows lie in different banks. `rates`: of the tile's channels, or null.
   template <int kFine>
   static HYENAREC_DEVICE void moments(const Warp& warp, const Pool<T>& pool, const char* zeros, const Tile& tile,
                                       const Basis& basis, const float* rates, bool reversed, const RoundMoments& to) {
     constexpr int kMostSteps = kMostRank / 16;
     PerLane<Accumulator> c[kMostSteps]{};
-    auto channel = [&](int column) { return warp.number + column / kRoundTiles * Shape::kWarps; };
+    static_assert(Shape::kWarps * 8 >= kRoundTiles * Shape::kVectors * Pool<T>::kVector && kRoundTiles == 4);
+    auto channel = [&](int column) { return warp.number / 2 * 4 + column / 2; };
+    auto tile_of = [&](int column) { return warp.number % 2 * 2 + column % 2; };
     auto there = [&](int column) {
       return channel(column) < to.channels && tile.first + channel(column) < tile.channels;
     };
@@ -81,7 +90,7 @@ struct TileProducts {
       PerLane<const char*> rows;
       warp.lanes([&](int lane) {
         int column = lane % 8;
-        const char* at = there(column) ? pool.slot(channel(column), column % kRoundTiles * kTileColumns + place) : zeros;
+        const char* at = there(column) ? pool.slot(channel(column), tile_of(column) * kTileColumns + place) : zeros;
         rows[lane] = at + lane / 8 * 16;
       });
       each<kSteps / 2>([&](auto pair) {
@@ -118,60 +127,88 @@ struct TileProducts {
       each<kMostSteps>([&](auto s) {
         each<4>([&](auto v) {
           int rank = s.value * 16 + lane / 4 + v.value / 2 * 8, column = lane % 4 * 2 + v.value % 2;
-          if (s.value < basis.steps && column / kRoundTiles < kEach && there(column))
-            to.at(column % kRoundTiles, rank, channel(column)) = c[s.value][lane].value[v.value];
+          if (s.value < basis.steps && there(column))
+            to.at(tile_of(column), rank, channel(column)) = c[s.value][lane].value[v.value];
         });
       });
     });
   }
 
-  // y += beta (Q nu) of one channel. Four columns of a round have the same place in their tiles, and the same rows of Q.
+  // y += beta (Q nu) of one channel, some ranks of its columns at a time.
   static HYENAREC_DEVICE void far(const Warp& warp, typename Products::Output& y, int channel, const Basis& basis,
                                   const float* rates, bool reversed, const RoundMoments& nu) {
+    constexpr int kSums = Far::kDepth / 8;
     const float rate = rates ? rates[channel] : 0.f;
-    HYENAREC_ONE_BY_ONE for (int step = 0; step < basis.steps * 16 / Far::kDepth; ++step) {
-      PerLane<Words<4>> held;
+    const int depths = basis.steps * 16 / Far::kDepth;
+    HYENAREC_ONE_BY_ONE for (int step = 0; step < depths; ++step) {
+      PerLane<Accumulator> c[kSums]{};  // the moments of the columns, (columns, ranks)
+      HYENAREC_ONE_BY_ONE for (int from = 0; from < depths; ++from)
+        column_moments(warp, c, channel, basis, nu, from, step * kSums);
+      PerLane<Words<4>> a;
       warp.lanes([&](int lane) {
-        each<4>([&](auto w) {
-          int rank = step * Far::kDepth + lane % 4 * Far::kInWord + w.value / 2 * (Far::kDepth / 2);
-          int tile = lane / 4 / kTileColumns + w.value % 2 * 2;
-          auto value = [&](int beside) { return nu.at(tile, rank + beside, channel); };
-          held[lane].word[w.value] = word(value(0), Far::kInWord == 2 ? value(1) : 0.f);
-        });
+        auto value = [&](int v) { return c[v / 4][lane].value[v % 4]; };
+        if constexpr (Far::kInWord == 2)
+          a[lane] = {{word(value(0), value(1)), word(value(2), value(3)), word(value(4), value(5)), word(value(6), value(7))}};
+        else
+          a[lane] = {{word(value(0), 0.f), word(value(2), 0.f), word(value(1), 0.f), word(value(3), 0.f)}};
       });
-      HYENAREC_ONE_BY_ONE for (int place = 0; place < kTileColumns; ++place) {
-        PerLane<Words<4>> a;
-        PerLane<const Aligned<2>*> q;
+      each<Products::kTiles>([&](auto eight) {
+        auto b = operand(warp, basis.out, step * Products::kTiles + eight.value);
+        auto& sum = y[eight.value];
+        if (!rates) return Far::multiply(sum, a, b);
+        PerLane<Accumulator> far{};
+        Far::multiply(far, a, b);
         warp.lanes([&](int lane) {
-          bool mine = lane / 4 % kTileColumns == place;
-          each<4>([&](auto w) { a[lane].word[w.value] = mine ? held[lane].word[w.value] : 0; });
-          q[lane] = reinterpret_cast<const Aligned<2>*>(basis.out) + (step * kTileColumns + place) * Products::kTiles * 32 + lane;
-        });
-        each<Products::kTiles>([&](auto eight) {
-          PerLane<Words<2>> b;
-          warp.lanes([&](int lane) {
-            Aligned<2> v = q[lane][eight.value * 32];
-            b[lane] = {{v.word[0], v.word[1]}};
-          });
-          auto& sum = y[eight.value];
-          if (!rates) return Far::multiply(sum, a, b);
-          PerLane<Accumulator> c{};
-          Far::multiply(c, a, b);
-          warp.lanes([&](int lane) {
-            each<2>([&](auto beside) {
-              int row = place * kColumnRows + eight.value * 8 + lane % 4 * 2 + beside.value;
-              float factor = expf(-rate * float(reversed ? kTile - row : row));
-              each<2>([&](auto half) {
-                sum[lane].value[2 * half.value + beside.value] += factor * c[lane].value[2 * half.value + beside.value];
-              });
+          each<2>([&](auto beside) {
+            int row = lane / 4 % kTileColumns * kColumnRows + eight.value * 8 + lane % 4 * 2 + beside.value;
+            float factor = expf(-rate * float(reversed ? kTile - row : row));
+            each<2>([&](auto half) {
+              sum[lane].value[2 * half.value + beside.value] += factor * far[lane].value[2 * half.value + beside.value];
             });
           });
         });
-      }
+      });
     }
   }
 
  private:
+  // c += S nu, of the ranks of tiles in step `from` and 8 ranks of columns an accumulator, from number `to` on. A row of the
+  // left operand is a column's tile: of the four columns those of one place have the same S.
+  template <int N>
+  static HYENAREC_DEVICE void column_moments(const Warp& warp, PerLane<Accumulator> (&c)[N], int channel, const Basis& basis,
+                                             const RoundMoments& nu, int from, int to) {
+    PerLane<Words<4>> held;
+    warp.lanes([&](int lane) {
+      each<4>([&](auto w) {
+        int rank = from * Far::kDepth + lane % 4 * Far::kInWord + w.value / 2 * (Far::kDepth / 2);
+        int tile = lane / 4 / kTileColumns + w.value % 2 * 2;
+        auto value = [&](int beside) { return nu.at(tile, rank + beside, channel); };
+        held[lane].word[w.value] = word(value(0), Far::kInWord == 2 ? value(1) : 0.f);
+      });
+    });
+    HYENAREC_ONE_BY_ONE for (int place = 0; place < kTileColumns; ++place) {
+      PerLane<Words<4>> a;
+      warp.lanes([&](int lane) {
+        bool mine = lane / 4 % kTileColumns == place;
+        each<4>([&](auto w) { a[lane].word[w.value] = mine ? held[lane].word[w.value] : 0; });
+      });
+      each<N>([&](auto i) {
+        auto b = operand(warp, basis.down, (from * kTileColumns + place) * basis.steps * 2 + to + i.value);
+        Far::multiply(c[i.value], a, b);
+      });
+    }
+  }
+
+  // The lanes' two words each of a right operand.
+  static HYENAREC_DEVICE PerLane<Words<2>> operand(const Warp& warp, const uint32_t* words, int number) {
+    PerLane<Words<2>> b;
+    warp.lanes([&](int lane) {
+      Aligned<2> v = reinterpret_cast<const Aligned<2>*>(words)[number * 32 + lane];
+      b[lane] = {{v.word[0], v.word[1]}};
+    });
+    return b;
+  }
+
   static HYENAREC_DEVICE uint32_t word(float low, float high) {
     if constexpr (Far::kInWord == 2) return packed<MomentType<T>>(low, high);
     else return float_to_bits(low);
@@ -232,14 +269,14 @@ struct TileMoments {
   HYENAREC_DEVICE int shared_bytes() const { return Shape::kZeros + Shape::kColumns + held_bytes() + pass.pool_bytes(); }
 
   template <class Block>
-  HYENAREC_DEVICE void operator()(Block& block, int64_t index, void* memory) const {
+  HYENAREC_DEVICE void operator()(Block& block, int index, void* memory) const {
     auto* shared = static_cast<char*>(memory);
     auto& columns = *reinterpret_cast<Columns*>(shared + Shape::kZeros);
     RoundMoments held{reinterpret_cast<float*>(&columns + 1), basis.steps * 16, pass.tile_channels()};
     const Pool<T> pool = pass.pool(reinterpret_cast<char*>(held.values) + held_bytes());
     const MomentsInput<T>& from = input[index / pass.groups() % inputs];
     const Tile tile = pass.tile(index);
-    for (int round = int(index / pass.groups() / inputs); round < pass.rounds(); round += pass.shares) {
+    for (int round = index / pass.groups() / inputs; round < pass.rounds(); round += pass.shares) {
       block.phase([&](int thread) {
         if (thread < kRoundColumns) pass.place(columns, thread, round, 0);
         if (thread < Shape::kZeros / 4) reinterpret_cast<uint32_t*>(shared)[thread] = 0;

@@ -7,10 +7,12 @@ namespace hyenarec::cuda {
 constexpr int kTapRows = 3 * kTile;  // of samples: taps inside a tile, then those of the filter's end
 constexpr float kFastest = 1000.f;   // decay an event at which exp(-decay) is 0
 
-// A filter's parameters, and the samples that turn them into values.
+// A filter's parameters, and the samples that turn them into values. Rows lie side by side in memory: neighbouring lanes
+// have neighbouring rows.
 struct Samples {
-  const float *coefficients, *decay;     // (groups, terms), (groups,) or null
-  const float *rows, *aged, *offsets;    // (rows, terms), likewise or null, (rows,)
+  const float *coefficients, *decay;       // (groups, terms), (groups,) or null
+  const float *values, *aged, *offsets;    // (terms, rows), likewise or null, (rows,)
+  int64_t rows;
   int groups, terms, horizon;
 
   HYENAREC_DEVICE float rate(int group) const {  // NaN stays NaN
@@ -20,7 +22,7 @@ struct Samples {
   HYENAREC_DEVICE float window(int64_t row, int group) const { return decay ? expf(-rate(group) * offsets[row]) : 1.f; }
   HYENAREC_DEVICE float value(int64_t row, int group) const {
     float sum = 0.f;
-    for (int n = 0; n < terms; ++n) sum += rows[row * terms + n] * coefficients[int64_t(group) * terms + n];
+    for (int n = 0; n < terms; ++n) sum += values[n * rows + row] * coefficients[int64_t(group) * terms + n];
     return sum * window(row, group);
   }
 };
@@ -47,9 +49,9 @@ struct PrepareBlocks {
   LevelShape shape;               // of the first level, whose tables are operands of products
   uint32_t* between[2];           // of TilesBetween: M, and transposed; or null
   float* rates;   // (channels,) or null
-  const float* basis;
+  const float *basis, *down, *columns;  // of tiles; from tiles to columns; of columns
   Basis made;
-  uint32_t *in, *out;  // of `made`
+  uint32_t *in_words, *down_words, *out_words;  // of `made`
   int levels;
   LocateSlots slots[kMostBlockLevels];
 
@@ -58,7 +60,7 @@ struct PrepareBlocks {
   }
   HYENAREC_DEVICE int64_t threads() const {
     int64_t sum = taps(near) + taps(edge) + table_rows * samples.groups + (rates ? channels.count : 0) +
-                  made.in_words<T>() + made.out_words<T>() + between_words(0) + between_words(1);
+                  made.in_words<T>() + made.down_words<T>() + made.out_words<T>() + between_words(0) + between_words(1);
     for (int i = 0; i < levels; ++i) sum += slots[i].count;
     return sum;
   }
@@ -76,7 +78,8 @@ struct PrepareBlocks {
     if (mine(taps(near))) return tap_word(near, i);
     if (mine(taps(edge))) return tap_word(edge, i);
     if (mine(table_rows * samples.groups)) {
-      tables[i] = samples.value(first_row + i / samples.groups, int(i % samples.groups));
+      int64_t row = i % table_rows, group = i / table_rows;
+      tables[row * samples.groups + group] = samples.value(first_row + row, int(group));
       return;
     }
     if (mine(rates ? channels.count : 0)) {
@@ -84,7 +87,8 @@ struct PrepareBlocks {
       return;
     }
     if (mine(made.in_words<T>())) return in_word(i);
-    if (mine(made.out_words<T>())) return out_word(i);
+    if (mine(made.down_words<T>())) return down_word(int(i));
+    if (mine(made.out_words<T>())) return out_word(int(i));
     for (int transposed = 0; transposed < 2; ++transposed)
       if (mine(between_words(transposed))) return between_word(transposed, i);
     for (int level = 0; level < levels; ++level)
@@ -107,7 +111,6 @@ struct PrepareBlocks {
     if constexpr (sizeof(As) == 2) return packed<As>(low, high);
     else return float_to_bits(low);
   }
-  HYENAREC_DEVICE float q(int row, int rank) const { return basis[row * made.steps * 16 + rank]; }
 
   HYENAREC_DEVICE void in_word(int64_t i) const {
     constexpr int P = kFinePlanes<T>, D = Core::kDepth;
@@ -115,17 +118,28 @@ struct PrepareBlocks {
     int step = int(i / 128 / P / made.steps), rank = int(i / 128 / P % made.steps) * 16 + lane / 4 + w % 2 * 8;
     int row = step * D + lane % 4 * Core::kInWord + w / 2 * (D / 2);
     auto part = [&](int beside) {
-      float all = beside < Core::kInWord ? q(row + beside, rank) : 0.f;
+      float all = beside < Core::kInWord ? basis[(row + beside) * made.steps * 16 + rank] : 0.f;
       return plane ? all - float(T::of(all)) : all;
     };
-    in[i] = word<T>(part(0), part(1));
+    in_words[i] = word<T>(part(0), part(1));
   }
 
-  HYENAREC_DEVICE void out_word(int64_t i) const {
+  HYENAREC_DEVICE void down_word(int i) const {
     constexpr int D = Far::kDepth;
-    int lane = int(i / 2 % 32), row = int(i / 64 % (kTile / 8)) * 8 + lane / 4;
-    int rank = int(i / 64 / (kTile / 8)) * D + lane % 4 * Far::kInWord + int(i % 2) * (D / 2);
-    out[i] = word<MomentType<T>>(q(row, rank), Far::kInWord == 2 ? q(row, rank + 1) : 0.f);
+    const int ranks = made.steps * 16;
+    int lane = i / 2 % 32, to = i / 64 % (made.steps * 2) * 8 + lane / 4;
+    int column = i / 64 / (made.steps * 2) % kTileColumns;
+    int from = i / 64 / (made.steps * 2) / kTileColumns * D + lane % 4 * Far::kInWord + i % 2 * (D / 2);
+    const float* at = down + (column * ranks + to) * ranks + from;
+    down_words[i] = word<MomentType<T>>(at[0], Far::kInWord == 2 ? at[1] : 0.f);
+  }
+
+  HYENAREC_DEVICE void out_word(int i) const {
+    constexpr int D = Far::kDepth, kRows = kColumnRows / 8;
+    int lane = i / 2 % 32, row = i / 64 % kRows * 8 + lane / 4;
+    int rank = i / 64 / kRows * D + lane % 4 * 2 + i % 2 * (Far::kInWord == 2 ? D / 2 : 1);
+    const float* at = columns + row * made.steps * 16 + rank;
+    out_words[i] = word<MomentType<T>>(at[0], Far::kInWord == 2 ? at[1] : 0.f);
   }
 
   HYENAREC_DEVICE int64_t between_words(int transposed) const {
@@ -148,7 +162,7 @@ struct PrepareBlocks {
 
 // Gradients of one group's parameters from a share of the samples' rows.
 struct ParametersGradient {
-  static constexpr int kThreads = 256, kRows = 1024, kStrips = 8, kBlocks = 1;
+  static constexpr int kThreads = 256, kRows = 1024, kTerms = 8, kStrips = kThreads / kTerms, kBlocks = 1;
   static constexpr int kSharedBytes = (kRows + 2 * kThreads) * int(sizeof(float));
   Samples samples;
   Channels channels;
@@ -182,29 +196,30 @@ struct ParametersGradient {
       if (share == 0 && dskip)
         for (int c = from + thread; c < to; c += kThreads) dskip[c] = value(0, c) + (add_skip ? dskip[c] : 0.f);
     });
-    for (int first = 0; first < samples.terms; first += 32) {
+    for (int first = 0; first < samples.terms; first += kTerms) {
       block.phase([&](int thread) {
-        int n = first + thread % 32;
+        int n = first + thread / kStrips;
         float sum = 0.f, aged = 0.f;
-        for (int i = thread / 32; n < samples.terms && i < kRows && share * kRows + i < rows; i += kStrips) {
-          int64_t at = (share * kRows + i) * samples.terms + n;
-          sum += values[i] * samples.rows[at];
+        for (int i = thread % kStrips; n < samples.terms && i < kRows && share * kRows + i < rows; i += kStrips) {
+          int64_t at = n * samples.rows + share * kRows + i;
+          sum += values[i] * samples.values[at];
           if (ddecay) aged += values[i] * samples.aged[at];
         }
         sums[thread] = sum, aged_sums[thread] = aged;
       });
       block.phase([&](int thread) {
         int n = first + thread;
-        if (thread >= 32 || n >= samples.terms) return;
+        if (thread >= kTerms || n >= samples.terms) return;
         float sum = 0.f, aged = 0.f;
-        for (int s = 0; s < kStrips; ++s) sum += sums[s * 32 + thread], aged += aged_sums[s * 32 + thread];
+        int at = thread * kStrips;
+        for (int s = 0; s < kStrips; ++s) sum += sums[at + s], aged += aged_sums[at + s];
         if (dcoefficients) dcoefficients[index * samples.terms + n] = sum;
-        aged_sums[thread] = aged * samples.coefficients[int64_t(group) * samples.terms + n];
+        aged_sums[at] = aged * samples.coefficients[int64_t(group) * samples.terms + n];
       });
       block.phase([&](int thread) {
         if (thread > 0 || !ddecay) return;
         float sum = first ? ddecay[index] : 0.f;
-        for (int n = 0; n < 32 && first + n < samples.terms; ++n) sum -= aged_sums[n];
+        for (int n = 0; n < kTerms && first + n < samples.terms; ++n) sum -= aged_sums[n * kStrips];
         ddecay[index] = sum;
       });
     }

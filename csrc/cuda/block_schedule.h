@@ -177,10 +177,11 @@ class BlockRun {
     int64_t rows = legendre_blocks_samples(a_);
     basis_.steps = levels_ ? int(ceil_div(shapes_[0].rank, 16)) : 0;
     basis_.rank = levels_ ? shapes_[0].rank : 0;
-    const float* basis = a_.constants;
-    samples_ = {a_.coefficients, a_.decay, basis + (a_.num_levels ? ceil_div(a_.levels[0].rank, 16) * 16 * kTile : 0),
-                nullptr, nullptr, int(a_.groups), int(a_.terms), int(a_.horizon)};
-    const float* at = samples_.rows + rows * a_.terms;
+    const int64_t ranks = a_.num_levels ? ceil_div(a_.levels[0].rank, 16) * 16 : 0;
+    const float *basis = a_.constants, *down = basis + kTile * ranks, *columns = down + kTileColumns * ranks * ranks;
+    samples_ = {a_.coefficients, a_.decay, columns + kColumnRows * ranks, nullptr, nullptr,
+                rows, int(a_.groups), int(a_.terms), int(a_.horizon)};
+    const float* at = samples_.values + rows * a_.terms;
     if (a_.decay) samples_.aged = at, at += rows * a_.terms;
     samples_.offsets = at, at += rows;
     for (int i = 0; i + 1 < a_.num_levels; ++i) {
@@ -199,11 +200,13 @@ class BlockRun {
     };
     between_[0] = between(outwards), between_[1] = between(inwards);
     rates_ = a_.decay ? workspace_.take<float>(channels_.count) : nullptr;
-    auto *in = workspace_.take<uint32_t>(basis_.in_words<T>()), *out = workspace_.take<uint32_t>(basis_.out_words<T>());
-    basis_.in = in, basis_.out = out;
+    auto *in = workspace_.take<uint32_t>(basis_.in_words<T>()), *down_words = workspace_.take<uint32_t>(basis_.down_words<T>());
+    auto* out = workspace_.take<uint32_t>(basis_.out_words<T>());
+    basis_.in = in, basis_.down = down_words, basis_.out = out;
     PrepareBlocks<T> program{samples_, channels_, a_.skip, {near_, 0, kTile}, {edge_, kTile, TapTables::kEdgeTaps},
                              kTapRows + table_rows() - table_rows(1), table_rows(1), tables_, shapes_[0],
-                             {between_[0], between_[1]}, rates_, basis, basis_, in, out, std::max(levels_, 1), {}};
+                             {between_[0], between_[1]}, rates_, basis, down, columns, basis_, in, down_words, out,
+                             std::max(levels_, 1), {}};
     std::copy(locate_, locate_ + kMostBlockLevels, program.slots);
     machine_.start(program, program.grid());
   }
@@ -263,7 +266,7 @@ class BlockRun {
       const LevelShape& shape = shapes_[i];
       int64_t columns = int64_t(shape.distances()) * shape.rank * shape.rank * channels_.count;
       TablesGradient program{nodes_[i], shape, channels_, 1, mu[i], eta[i], nullptr};
-      int64_t blocks = std::max<int64_t>(program.grid(), 1), shares = std::min<int64_t>(kTableShares, 1024 / blocks);
+      int64_t blocks = std::max<int64_t>(program.grid(), 1), shares = std::min<int64_t>(kTableShares, kPassBlocks / blocks);
       program.shares = int(std::clamp<int64_t>(shares, 1, ceil_div(std::max(nodes_[i].count, 1), 16)));
       int64_t mark = workspace_.used();
       program.out = workspace_.take<float>(program.shares * columns);

@@ -6,10 +6,10 @@
 //
 //     pool[channel][slot][64 rows, and 16 bytes that nobody reads]
 //
-// with a slot for every column of the halo and of the round. Rows of one channel are neighbours there, in memory its
-// channels are: half a warp reads four rows of 16 bytes each, exchanges rows and channels in registers, and writes four
-// rows of every channel at once, 128 bytes of a slot together. The 16 bytes between slots let the 8 columns that one
-// ldmatrix reads lie in different banks.
+// with a slot for every column of the halo and of the round, and 16 bytes more a channel. Rows of one channel are
+// neighbours there, in memory its channels are: half a warp reads four rows of 16 bytes each, exchanges rows and channels
+// in registers, and writes four rows of every channel at once, 128 bytes of a slot together. The 16 bytes between slots
+// let the 8 columns that one ldmatrix reads lie in different banks, those between channels neighbouring channels.
 #pragma once
 #include "rows.h"
 #include "tensor_core.h"
@@ -92,8 +92,9 @@ struct Pool {
   char* data;
   int slots, shift;  // of a channel; how many of them come before the round's first column
 
+  static HYENAREC_DEVICE int channel_bytes(int slots) { return slots * kSlotBytes + 16; }
   HYENAREC_DEVICE char* slot(int channel, int column) const {
-    return data + (channel * slots + shift + column) * kSlotBytes;
+    return data + channel * channel_bytes(slots) + (shift + column) * kSlotBytes;
   }
   HYENAREC_DEVICE T* element(int channel, int column, int row) const {
     return reinterpret_cast<T*>(slot(channel, column)) + row;
@@ -102,7 +103,7 @@ struct Pool {
   // Four rows of 16 bytes, from `row` of the column on, to or from the pool, where they are four rows of a channel.
   HYENAREC_DEVICE void put(int channel, int column, int row, const Vector (&rows)[4]) const {
     char* at = slot(channel, column) + row * int(sizeof(T));
-    int step = slots * kSlotBytes;
+    int step = channel_bytes(slots);
     each<4>([&](auto w) {
       constexpr int j = decltype(w)::value;
       if constexpr (sizeof(T) == 4) {
@@ -117,7 +118,7 @@ struct Pool {
   }
   HYENAREC_DEVICE void get(int channel, int column, int row, Vector (&rows)[4]) const {
     const char* at = slot(channel, column) + row * int(sizeof(T));
-    int step = slots * kSlotBytes;
+    int step = channel_bytes(slots);
     each<4>([&](auto w) {
       constexpr int j = decltype(w)::value;
       if constexpr (sizeof(T) == 4) {

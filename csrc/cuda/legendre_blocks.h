@@ -35,7 +35,9 @@ struct LegendreBlocksArgs {
   const float* skip = nullptr;                    // (channels,) or null
   // The plan (backends/cuda/block_plan.py): levels, the first of tiles, and on the device, one after the other:
   //     basis (256, ranks of the first level in steps of 16)      local polynomials, zero beyond the rank; with levels
-  //     samples (tap rows + table rows, terms)                    from coefficients to taps and tables
+  //     down (4, ranks of columns, ranks)                         the same of 64 rows, from those of 256; with levels
+  //     columns (64, ranks)                                       local polynomials of 64 rows; with levels
+  //     samples (terms, tap rows + table rows)                    from coefficients to taps and tables
   //     aged, likewise, where there is a decay                    of the filter times lag / K
   //     offsets (tap rows + table rows,)                          a row is multiplied by exp(-decay offset / K)
   //     transfers (fan, rank, rank above) of each level but the last
@@ -63,7 +65,10 @@ inline int64_t legendre_blocks_samples(const LegendreBlocksArgs& args) {
 }
 inline int64_t legendre_blocks_constants(const LegendreBlocksArgs& args) {
   int64_t count = legendre_blocks_samples(args) * ((args.decay ? 2 : 1) * args.terms + 1);
-  if (args.num_levels) count += 256 * int64_t((args.levels[0].rank + 15) / 16 * 16);
+  if (args.num_levels) {
+    int64_t ranks = (args.levels[0].rank + 15) / 16 * 16;
+    count += (256 + 4 * ranks + 64) * ranks;
+  }
   for (int i = 0; i + 1 < args.num_levels; ++i)
     count += int64_t(args.levels[i].fan) * args.levels[i].rank * args.levels[i + 1].rank;
   return count;

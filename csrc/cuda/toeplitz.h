@@ -20,7 +20,7 @@ struct ColumnView {
   const char* first;   // the round's first column
   const int* reach;    // of every column: how many more there are of its sequence, backwards or forwards
   const int* other;    // and on the other side; null, unless products begin `ahead`
-  const char* zeros;   // a column of them
+  const char* zeros;   // `Toeplitz::kZeros` bytes
 
   HYENAREC_DEVICE bool holds(int column, int apart) const {
     return apart <= reach[column] && (other == nullptr || -apart <= other[column]);
@@ -37,6 +37,7 @@ struct Toeplitz {
   static constexpr int kWindow = kTiles * kPerTile + 1, kHeld = kWindow + 2 * (kSteps - 1);
   static constexpr int kBefore = 16;
   static constexpr int kSlotBytes = Pool<T>::kSlotBytes;
+  static constexpr int kZeros = kSlotBytes + 112;  // a column of zeros from any bank on
 
   // Columns that the taps reach, a column's own among them: from the last row of one, 63 rows further than its length.
   static HYENAREC_DEVICE int columns(int taps) { return (taps + kColumnRows - 2) / kColumnRows + 1; }
@@ -95,8 +96,9 @@ struct Toeplitz {
     }
   }
 
-  // The channel's rows become y + skip u, in place.
-  static HYENAREC_DEVICE void put(const Warp& warp, const Output& y, char* out, float skip) {
+  // The channel's rows become y, or y + skip u, in place.
+  template <bool kSkip>
+  static HYENAREC_DEVICE void put(const Warp& warp, const Output& y, char* out, float skip = 0.f) {
     warp.sync();  // every lane has read what is overwritten now
     warp.lanes([&](int lane) {
       each<kTiles>([&](auto i) {
@@ -104,15 +106,15 @@ struct Toeplitz {
           int column = lane / 4 + 8 * half.value, row = 8 * i.value + 2 * (lane % 4);
           char* at = out + column * kSlotBytes + row * int(sizeof(T));
           const float* sum = &y[i.value][lane].value[2 * half.value];
-          store(at, sum[0], sum[1], skip);
+          store<kSkip>(at, sum[0], sum[1], skip);
         });
       });
     });
   }
 
   // sums[lag] (+)= sum over the columns' rows of dy[t] u[t - lag], for each lag below `taps`; lag 0 is that of columns
-  // the other way round, `ahead` columns apart.
-  static HYENAREC_DEVICE void correlate(const Warp& warp, const ColumnView& dy, const ColumnView& u, int ahead,
+  // the other way round, `ahead` columns apart. No columns are further apart than `reach`.
+  static HYENAREC_DEVICE void correlate(const Warp& warp, const ColumnView& dy, const ColumnView& u, int reach, int ahead,
                                         float* sums, int taps, bool add) {
     Rows16 gradient[kTiles / 2];
     each<kTiles / 2>([&](auto p) { load_rows(warp, dy, 16 * p.value, gradient[p.value]); });
@@ -123,11 +125,13 @@ struct Toeplitz {
       each<kColumnRows / 16>([&](auto s) {
         constexpr int step = decltype(s)::value;
         PerLane<Words<kTileWords>> even, odd;
-        load_tiles(warp, u, apart - ahead, kColumnRows - 16 * (step + 1), even, odd);
-        each<kTiles / 2>([&](auto p) {
-          add_product(g[2 * (step + p.value)], gradient[p.value], odd);
-          add_product(g[2 * (step + p.value) + 1], gradient[p.value], even);
-        });
+        if (apart - ahead <= reach && ahead - apart <= reach) {
+          load_tiles(warp, u, apart - ahead, kColumnRows - 16 * (step + 1), even, odd);
+          each<kTiles / 2>([&](auto p) {
+            add_product(g[2 * (step + p.value)], gradient[p.value], odd);
+            add_product(g[2 * (step + p.value) + 1], gradient[p.value], even);
+          });
+        }
         finish(warp, ended, g[2 * step], g[2 * step + 1], kColumnRows * (apart - 1) + 16 * step, sums, taps, add);
       });
       each<kUnderWay - kPast>([&](auto k) { g[k.value] = g[k.value + kPast]; });
@@ -139,10 +143,11 @@ struct Toeplitz {
   // Words of a lane for 8 rows of all columns: of 16-bit types column 2q, 2q + 1 (and 8 on) of row g, else one column.
   static constexpr int kTileWords = kRoundColumns / (4 * kInWord);
 
-  // The column that lies `apart` before column lane % 16, or behind it, or zeros.
+  // The column that lies `apart` before column lane % 16, or behind it, or zeros in the banks where it would be.
   static HYENAREC_DEVICE const char* column_of(const ColumnView& view, int lane, int apart, bool behind) {
     int column = lane % kRoundColumns;
-    return view.holds(column, apart) ? view.first + (column + (behind ? apart : -apart)) * kSlotBytes : view.zeros;
+    const char* at = view.first + (column + (behind ? apart : -apart)) * kSlotBytes;
+    return view.holds(column, apart) ? at : view.zeros + (int(at - view.zeros) & 112);
   }
 
   // Of 8 rows from `row` on of the columns `apart` before all, and of the next 8.
@@ -239,29 +244,35 @@ struct Toeplitz {
             total[half.value][lane] = e.value == 0 ? moved[lane] : total[half.value][lane] + moved[lane];
           });
         });
-        each<2>([&](auto bit) {
-          auto other = warp.shuffle(total[half.value], [&](int lane) { return lane ^ (1 << bit.value); });
-          warp.lanes([&](int lane) { total[half.value][lane] += other[lane]; });
-        });
       });
+      PerLane<float> sum, sent;  // of the half that a lane's number is odd or even for; the other lane's
+      warp.lanes([&](int lane) {
+        float first = total[0][lane], second = total[1][lane];
+        sum[lane] = lane % 2 ? second : first, sent[lane] = lane % 2 ? first : second;
+      });
+      auto got = warp.shuffle(sent, [&](int lane) { return lane ^ 1; });
+      warp.lanes([&](int lane) { sum[lane] += got[lane]; });
+      got = warp.shuffle(sum, [&](int lane) { return lane ^ 2; });
       warp.lanes([&](int lane) {
         int half = lane % 4, at = lag + 8 * half + lane / 4;
         if (half > 1 || at >= taps) return;
-        float sum = half == 0 ? total[0][lane] : total[1][lane];
-        sums[at] = add ? sums[at] + sum : sum;
+        float all = sum[lane] + got[lane];
+        sums[at] = add ? sums[at] + all : all;
       });
     }
     ended.last = last;
   }
 
+  template <bool kSkip>
   static HYENAREC_DEVICE void store(char* at, float first, float second, float skip) {
     if constexpr (kInWord == 2) {
       auto* word = reinterpret_cast<uint32_t*>(at);
-      *word = packed<T>(first + skip * unpacked<T>(*word, 0), second + skip * unpacked<T>(*word, 1));
+      if constexpr (kSkip) first += skip * unpacked<T>(*word, 0), second += skip * unpacked<T>(*word, 1);
+      *word = packed<T>(first, second);
     } else {
       auto* value = reinterpret_cast<float*>(at);
-      float a = first + skip * value[0], b = second + skip * value[1];
-      value[0] = a, value[1] = b;
+      if constexpr (kSkip) first += skip * value[0], second += skip * value[1];
+      value[0] = first, value[1] = second;
     }
   }
 };

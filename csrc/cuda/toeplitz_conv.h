@@ -31,7 +31,7 @@ struct ToeplitzConv {
   using Products = Toeplitz<T>;
   static constexpr int kThreads = 256, kWarps = kThreads / 32;
   static constexpr int kBlocks = kBackward && sizeof(T) == 4 ? 1 : 2;  // of a multiprocessor: of 255 registers, or of 128
-  static constexpr int kZeros = Pool<T>::kSlotBytes;
+  static constexpr int kZeros = Products::kZeros;
 
   int channels, groups, taps;  // taps: those that meet anything
   int halo, width;             // columns before a round (columns.h), and columns of a round
@@ -52,7 +52,7 @@ struct ToeplitzConv {
   HYENAREC_DEVICE int64_t grid() const { return int64_t(tiles()) * shares; }
   HYENAREC_DEVICE int slots() const { return kRoundColumns + halo; }
   HYENAREC_DEVICE int table_bytes() const { return tile_channels() * Products::table_words(taps) * 4; }
-  HYENAREC_DEVICE int pool_bytes() const { return tile_channels() * slots() * Pool<T>::kSlotBytes; }
+  HYENAREC_DEVICE int pool_bytes() const { return tile_channels() * Pool<T>::channel_bytes(slots()); }
   HYENAREC_DEVICE int shared_bytes() const {
     return kZeros + int(sizeof(Columns)) + table_bytes() + (kBackward ? 2 : 1) * pool_bytes();
   }
@@ -114,17 +114,18 @@ struct ToeplitzConv {
       with_dtype(skip_dtype, [&](auto type) { at_zero = static_cast<const decltype(type)*>(skip)[channel]; });
     const ColumnView inputs{u, columns.before, nullptr, zeros}, gradients{dy, columns.after, nullptr, zeros};
     if (kBackward && sums)
-      Products::correlate(warp, gradients, inputs, 0, sums_of(share, channel), taps, !first_round);
+      Products::correlate(warp, gradients, inputs, columns.most_before, 0, sums_of(share, channel), taps,
+                          !first_round);
     warp.sync();
     if (!kBackward || of_input[0].value.data) {
       typename Products::Output y{};
       Products::template convolve<false>(warp, y, inputs, columns.most_before, 0, table, taps);
-      Products::put(warp, y, u, at_zero);
+      Products::template put<true>(warp, y, u, at_zero);
     }
     if (kBackward && (of_gradient[0].value.data || of_gradient[1].value.data)) {
       typename Products::Output du{};
       Products::template convolve<true>(warp, du, gradients, columns.most_after, 0, table, taps);
-      Products::put(warp, du, dy, at_zero);
+      Products::template put<true>(warp, du, dy, at_zero);
     }
   }
 };

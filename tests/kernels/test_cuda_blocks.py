@@ -161,15 +161,19 @@ def test_offsets_beyond_32_bits(host: BlockHost) -> None:
 
 
 # Where constants of a call with two levels and a window are wrong: part, and the result that shows it.
-@pytest.mark.parametrize("part", ["basis", "samples", "aged", "offsets", "transfers"])
+PARTS = ["basis", "down", "columns", "samples", "aged", "offsets", "transfers"]
+
+
+@pytest.mark.parametrize("part", PARTS)
 def test_wrong_constants_show(host: BlockHost, part: str) -> None:
     case = whole(2100, 2100, channels=1, groups=1, chunks=(256, 1024), decay=5.0)
     below, above = case.plan.levels
     held = constants(case.plan, True, torch.device("cpu")).clone()
     rows = 768 + sum(len(level.distances) * level.rank**2 for level in case.plan.levels)
-    sizes = [256 * 16, rows * case.terms, rows * case.terms, rows, below.fan * below.rank * above.rank]
+    sizes = [256 * 16, 4 * 16 * 16, 64 * 16, rows * case.terms, rows * case.terms, rows]
+    sizes.append(below.fan * below.rank * above.rank)
     assert sum(sizes) == held.numel()
-    parts = dict(zip(["basis", "samples", "aged", "offsets", "transfers"], held.split(sizes), strict=True))
+    parts = dict(zip(PARTS, held.split(sizes), strict=True))
     parts[part][parts[part].numel() // 2 :] *= 1.5
     case.held = held
     assert wrong(case, case.run(host))

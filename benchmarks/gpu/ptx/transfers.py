@@ -13,6 +13,7 @@ from benchmarks.gpu.ptx.memory import WORDS, Addresses, Array, Mask
 from benchmarks.gpu.ptx.parsing import Instruction
 
 SPACES = ("param", "global", "shared", "const")
+CACHED = ("param", "const")  # in a cache of their own: the load-store unit has nothing to do with them
 
 
 def address_of(lanes: Lanes, operand: str) -> Callable[[], Addresses]:
@@ -54,8 +55,8 @@ def _parts(lanes: Lanes, space: str, at: Addresses, mask: Mask) -> tuple[Mask, M
     return mask & window, mask & ~window
 
 
-def _count(lanes: Lanes, at: Addresses, size: int, shared: Mask, others: Mask) -> None:
-    if lanes.counts is None:
+def _count(lanes: Lanes, space: str, at: Addresses, size: int, shared: Mask, others: Mask) -> None:
+    if lanes.counts is None or space in CACHED:
         return
     if shared.any():
         lanes.counts.in_shared_memory(at & (SHARED_WINDOW - 1), size, shared)
@@ -67,7 +68,7 @@ def load_words(lanes: Lanes, space: str, at: Addresses, size: int, count: int, m
     """(lanes, count) words; of lanes outside the mask anything."""
     active = lanes.active(mask)
     shared, others = _parts(lanes, space, at, active)
-    _count(lanes, at, size * count, shared, others)
+    _count(lanes, space, at, size * count, shared, others)
     out = np.zeros((lanes.count, count), WORDS[size])
     if shared.any():
         offsets = at[shared] & (SHARED_WINDOW - 1)
@@ -80,7 +81,7 @@ def load_words(lanes: Lanes, space: str, at: Addresses, size: int, count: int, m
 def store_words(lanes: Lanes, space: str, at: Addresses, values: Array, mask: Any) -> None:
     active = lanes.active(mask)
     shared, others = _parts(lanes, space, at, active)
-    _count(lanes, at, values.itemsize * values.shape[1], shared, others)
+    _count(lanes, space, at, values.itemsize * values.shape[1], shared, others)
     if shared.any():
         offsets = at[shared] & (SHARED_WINDOW - 1)
         lanes.shared.store(offsets, values[shared], lanes.block[shared], lanes.stamps()[shared])

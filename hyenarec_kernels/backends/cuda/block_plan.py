@@ -28,7 +28,7 @@ from hyenarec_kernels.lowrank.levels import (
     transfer,
 )
 
-TILE = 256
+TILE, COLUMN = 256, 64  # rows
 FANS = (4, 8)
 MOST_RANK = 32  # of a level: what a kernel's registers hold
 # What a level costs besides its products, in multiply-adds an element: two launches. Not measured.
@@ -145,11 +145,11 @@ def _parts(plan: BlockPlan, windowed: bool) -> list[Array]:
         offsets.append(np.repeat((distances - 1) * level.chunk, level.rank**2))
     parts: list[Array] = []
     if plan.levels:
-        rank = plan.levels[0].rank
-        basis = np.zeros((TILE, -(-rank // 16) * 16))
-        basis[:, :rank] = local_basis(TILE, rank)
-        parts.append(basis)
-    parts += rows
-    parts += aged if windowed else []
+        tile, column = (local_basis(chunk, plan.levels[0].rank) for chunk in (TILE, COLUMN))
+        down = np.einsum("is,pir->psr", column, tile.reshape(-1, COLUMN, tile.shape[1]))
+        spare = (0, -tile.shape[1] % 16)
+        parts += [np.pad(tile, ((0, 0), spare)), np.pad(down, ((0, 0), spare, spare)), np.pad(column, ((0, 0), spare))]
+    parts.append(np.concatenate(rows).T)
+    parts += [np.concatenate(aged).T] if windowed else []
     parts += offsets
     return parts + [transfer(below, above) for below, above in zip(plan.levels, plan.levels[1:], strict=False)]
