@@ -26,6 +26,7 @@ struct Level {
 };
 
 constexpr int kMaxLevels = 8, kMaxRank = 40, kMaxNodes = 2 * kMaxRank + 4;
+constexpr int kMaxPage = 128;  // rows of a compact state's lowest chunk, and moments of a chunk
 
 struct Plan {
   int64_t horizon;    // K: taps of the filter
@@ -97,7 +98,7 @@ struct CompactLevel {
   const void* enter;   // (chunk, channels)
   const void* leave;   // (chunk, channels)
   const void* blocks;  // (slots, rank, rank, channels)
-  CompactPart sums, incoming;  // (rank, channels) a sequence
+  CompactPart sums, incoming;  // (rank, channels) a sequence; of levels above the lowest
   CompactPart moments;         // (slots, rank, channels) a sequence
 };
 
@@ -108,7 +109,7 @@ struct CompactArgs {
   int64_t num_sequences, channels;
   Dtype dtype;  // of x, gates and out
   Rows x, pre_gate, post_gate, out;
-  CompactPart recent;    // (levels[0].chunk - 1, channels) a sequence: a ring
+  CompactPart page;      // (levels[0].chunk, channels) a sequence
   const void* near;      // (levels[0].chunk, channels), the largest lag first
   const int64_t* steps;  // events before this one
   int64_t num_levels;    // at least 1

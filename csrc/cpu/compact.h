@@ -1,6 +1,8 @@
 // One event more of each sequence whose past is a compact state (hyenarec_kernels/nn/compact.py): the taps of the present
-// chunk over a ring of its rows, and for each level the local polynomials of what its finished chunks add. The first
-// event of a chunk files the finished one's moments and works out what all of them add to the new one.
+// chunk over the rows of its page that have come, and what the page says of the next row. The first event of a chunk
+// turns the full page into moments and fills it with what all that finished chunks add to the new chunk's rows: a step in
+// between reads and writes the page alone (256 users with horizons of 1,024 and 64 channels: 18 rows of each user, where
+// sums and polynomials of every level, kept up to date event by event, took 77).
 #pragma once
 #include "sequences.h"
 
@@ -28,29 +30,58 @@ struct CompactStep {
   A* own(const CompactArgs::Part& part) const { return static_cast<A*>(part.data) + sequence * part.stride + c0; }
   const A* shared(const void* table) const { return static_cast<const A*>(table) + c0; }
 
-  void begin_chunk() const {
-    const int64_t lowest = args.levels[0].chunk;
-    if (steps <= 0 || steps % lowest) return;
-    A* ring = own(args.recent);
-    for (int64_t row = 0; row + 1 < lowest; ++row)
-      for (int x = 0; x < X; ++x) store(ring + row * channels, Vec<A>{}, x);
-    for (int64_t l = 0; l < args.num_levels && steps % args.levels[l].chunk == 0; ++l)
-      args.half_moments ? begin_chunk_of<Bf16>(l) : begin_chunk_of<A>(l);
+  // Rows or moments of the channels at hand.
+  using Some = Vec<A>[kMaxPage * X];
+
+  // out(r, x, sum) for every row of a matrix times `depth` rows of `in`.
+  template <class Out>
+  static void times(int64_t rows, Scalars<A> matrix, int64_t depth, const Some& in, const Out& out) {
+    const Vec<A>* lanes[X];
+    for (int x = 0; x < X; ++x) lanes[x] = in + x;
+    multiply_rows<A, X>(rows, matrix, depth, lanes, X, out);
   }
 
+  void begin_chunk() const {
+    const int64_t rows = args.levels[0].chunk;
+    A* page = own(args.page);
+    Some far, entering, found;
+    for (int64_t l = 0; l < args.num_levels; ++l) {
+      const CompactLevel& level = args.levels[l];
+      const int64_t rank = level.rank, past = (steps - rows) % level.chunk, now = steps % level.chunk;
+      const A *basis = static_cast<const A*>(level.basis), *enter = shared(level.enter) + past * channels;
+      A *sums = l ? own(level.sums) : nullptr, *incoming = l ? own(level.incoming) : nullptr;
+      for (int64_t i = 0; i < rows; ++i)
+        for (int x = 0; x < X; ++x)
+          entering[i * X + x] = load(page + i * channels, x) * load(enter + i * channels, x);
+      times(rank, {basis + past * rank, 1, rank}, rows, entering, [&](int64_t r, int x, Vec<A> sum) {
+        found[r * X + x] = l ? load(sums + r * channels, x) + sum : sum;
+      });
+      if (now == 0) args.half_moments ? file<Bf16>(l, found) : file<A>(l, found);
+      for (int64_t i = 0; l && i < rank * X; ++i) {
+        const int64_t at = i / X * channels, x = i % X;
+        store(sums + at, now ? found[i] : Vec<A>{}, x);
+        now ? void(found[i] = load(incoming + at, x)) : store(incoming + at, found[i], x);
+      }
+      const A* leave = shared(level.leave) + now * channels;
+      times(rows, {basis + now * rank, rank, 1}, rank, found, [&](int64_t i, int x, Vec<A> sum) {
+        const Vec<A> adds = load(leave + i * channels, x) * sum;
+        far[i * X + x] = l ? far[i * X + x] + adds : adds;
+      });
+    }
+    for (int64_t i = 0; i < rows; ++i)
+      for (int x = 0; x < X; ++x) store(page + i * channels, far[i * X + x], x);
+  }
+
+  // Files the moments `found` of a chunk that has ended, and puts in their place what all finished ones add to the next.
   template <class M>  // moments of finished chunks are M
-  void begin_chunk_of(int64_t l) const {
+  void file(int64_t l, Some& found) const {
     const CompactLevel& level = args.levels[l];
     const int64_t rank = level.rank, slots = level.slots, finished = steps / level.chunk - 1;
     const bool top = l + 1 == args.num_levels;
     M* moments = static_cast<M*>(level.moments.data) + sequence * level.moments.stride + c0;
-    A *sums = own(level.sums), *incoming = own(level.incoming);
     M* filed = moments + finished % slots * rank * channels;
     for (int64_t r = 0; r < rank; ++r)
-      for (int x = 0; x < X; ++x) {
-        store(filed + r * channels, load(sums + r * channels, x), x);
-        store(sums + r * channels, Vec<A>{}, x);
-      }
+      for (int x = 0; x < X; ++x) store(filed + r * channels, found[r * X + x], x);
     // What lies before the parent is the levels' above; the top level reaches as far as its slots.
     const int64_t inside = top ? finished + 1 : steps % args.levels[l + 1].chunk / level.chunk;
     const int64_t distances = inside < slots ? inside : slots;
@@ -69,53 +100,32 @@ struct CompactStep {
         for (; s + 1 < rank; s += 2) add(sum[0], s), add(sum[1], s + 1);
         if (s < rank) add(sum[0], s);
       }
-      for (int x = 0; x < X; ++x) store(incoming + r * channels, sum[0][x] + sum[1][x], x);
+      for (int x = 0; x < X; ++x) found[r * X + x] = sum[0][x] + sum[1][x];
     }
   }
 
   void run() const {
-    begin_chunk();
     const Io<A>& io = io_of<A>(args.dtype);
     auto block = [&](Rows rows, int x) {
       return sequence_block(rows, {0, sequence, 1}, c0 + x * kWidth<A>, io.element_size);
     };
-    const int64_t lowest = args.levels[0].chunk, slots = lowest - 1, row = steps % lowest, slot = steps % slots;
-    A* ring = own(args.recent);
-    const A* taps = shared(args.near) + (slots - row) * channels;  // of the chunk's first row
+    const int64_t rows = args.levels[0].chunk, row = steps % rows;
+    if (row == 0 && steps > 0) begin_chunk();
+    A* page = own(args.page);
+    const A* taps = shared(args.near) + (rows - 1 - row) * channels;  // of the page's first row
     Vec<A> u[X], y[2][X] = {};
     for (int x = 0; x < X; ++x) io.load(&u[x], 0, block(args.x, x), block(args.pre_gate, x), 1, {1, valid});
-    // The chunk's rows in order of memory: those that the ring's end cuts off come first.
-    auto add = [&](const A* rows, const A* lags, int64_t count) __attribute__((always_inline)) {
-      auto one = [&](Vec<A>* into, int64_t t) __attribute__((always_inline)) {
-        for (int x = 0; x < X; ++x) into[x] += load(rows + t * channels, x) * load(lags + t * channels, x);
-      };
-      int64_t t = 0;
-      for (; t + 1 < count; t += 2) one(y[0], t), one(y[1], t + 1);
-      if (t < count) one(y[0], t);
+    auto add = [&](Vec<A>* into, int64_t t) __attribute__((always_inline)) {
+      for (int x = 0; x < X; ++x)
+        into[x] += load(page + t * channels, x) * load(taps + t * channels, x);
     };
-    const int64_t cut = row > slot ? row - slot : 0;
-    add(ring + (slots - cut) * channels, taps, cut);
-    add(ring + (slot - (row - cut)) * channels, taps + cut * channels, row - cut);
+    int64_t t = 0;
+    for (; t + 1 < row; t += 2) add(y[0], t), add(y[1], t + 1);
+    if (t < row) add(y[0], t);
+    A* here = page + row * channels;
     for (int x = 0; x < X; ++x) {
-      y[0][x] += u[x] * load(taps + row * channels, x);
-      store(ring + slot * channels, u[x], x);
-    }
-    for (int64_t l = 0; l < args.num_levels; ++l) {
-      const CompactLevel& level = args.levels[l];
-      const int64_t at = steps % level.chunk;
-      const A *basis = static_cast<const A*>(level.basis) + at * level.rank, *incoming = own(level.incoming);
-      A* sums = own(level.sums);
-      Vec<A> far[X] = {}, entering[X];
-      for (int x = 0; x < X; ++x) entering[x] = load(shared(level.enter) + at * channels, x) * u[x];
-      for (int64_t r = 0; r < level.rank; ++r)
-        for (int x = 0; x < X; ++x) {
-          far[x] += basis[r] * load(incoming + r * channels, x);
-          store(sums + r * channels, load(sums + r * channels, x) + basis[r] * entering[x], x);
-        }
-      for (int x = 0; x < X; ++x) y[1][x] += load(shared(level.leave) + at * channels, x) * far[x];
-    }
-    for (int x = 0; x < X; ++x) {
-      Vec<A> out = y[0][x] + y[1][x];
+      Vec<A> out = y[0][x] + y[1][x] + (load(here, x) + u[x] * load(taps + row * channels, x));
+      store(here, u[x], x);
       io.store(block(args.out, x), &out, 0, block(args.post_gate, x), 1, {1, valid});
     }
   }
@@ -123,8 +133,8 @@ struct CompactStep {
 
 template <class A>
 void compact(const CompactArgs& args, ParallelFor parallel) {
-  constexpr int64_t kValues = 100;  // about, of a channel
-  each_channel_group<A>(args.num_sequences, args.channels, kValues, parallel,
+  const int64_t values = args.levels[0].chunk;  // about, of a channel
+  each_channel_group<A>(args.num_sequences, args.channels, values, parallel,
                         [&args](auto count, int64_t sequence, int64_t c0, int64_t valid) {
                           CompactStep<A, decltype(count)::value>(args, sequence, c0, valid).run();
                         });

@@ -30,9 +30,9 @@ Tensor mixer_step(const Tensor& x_, const Tensor& w_in, const Tensor& w_out, con
   for (const Tensor* w : {&w_in, &w_out})
     STD_TORCH_CHECK(w->scalar_type() == x.scalar_type(), "w_in and w_out: expected the dtype of x");
   const int64_t dim = w_out.size(0), gates = channels / dim - 1;
-  STD_TORCH_CHECK(!memory.empty() && !tables.empty(), "memory and tables: expected recent and near, then the levels'");
+  STD_TORCH_CHECK(!memory.empty() && !tables.empty(), "memory and tables: expected page and near, then the levels'");
   const bool is_compact = memory.size() > 1 || tables.size() > 1;
-  const Tensor recent = memory[0], near = tables[0];
+  const Tensor page = memory[0], near = tables[0];
   memory.erase(memory.begin()), tables.erase(tables.begin());
   STD_TORCH_CHECK(near.dim() == 3 && near.size(1) > 0 && near.size(2) == dim, "near: expected (F, C, D) with C >= 1");
   const int64_t filters = near.size(0), taps = near.size(1);
@@ -53,10 +53,10 @@ Tensor mixer_step(const Tensor& x_, const Tensor& w_in, const Tensor& w_out, con
   std::vector<StepArgs> exact;
   for (int64_t i = 0; i < filters; ++i) {
     if (is_compact) {
-      compact.push_back(state.compact(dtype, batch, dim, recent, memory, near, tables, args.steps, i));
+      compact.push_back(state.compact(dtype, batch, dim, page, memory, near, tables, args.steps, i));
       continue;
     }
-    CompactPart history = state.arithmetic_part(recent, {batch, filters, taps - 1, dim}, i, "recent");
+    CompactPart history = state.arithmetic_part(page, {batch, filters, taps - 1, dim}, i, "gated");
     const void* filter = state.table(near, {filters, taps, dim}, i * taps * dim, "near");
     exact.push_back({batch, dim, taps - 1, dtype, {}, {}, {}, {}, {history.data, history.stride, dim}, filter,
                      args.steps});

@@ -33,16 +33,16 @@ Tensor conv_step(const Tensor& x, const Tensor& history, const Tensor& taps, con
                  const MaybeTensor& pre_gate, const MaybeTensor& post_gate);
 
 // x (B, D), the newest row of each sequence, to (B, D), through filter `number` of F. The state of hyenarec_kernels/nn/
-// compact.py, written to: `recent` (B, F, C-1, D); `levels`, of each level sums and incoming (B, F, R, D) and moments
-// (B, F, slots, R, D), which may be bfloat16. Shared: `near` (F, C, D); `tables`, of each level basis (C, R), enter and
+// compact.py, written to: `page` (B, F, C, D); `levels`, moments (B, F, slots, R, D), which may be bfloat16, of the lowest
+// level, and of each one above sums and incoming (B, F, R, D) and moments. Shared: `near` (F, C, D); `tables`, of each level basis (C, R), enter and
 // leave (F, C, D) and blocks (F, slots, R, R, D). What is not contiguous is copied, there and back.
-Tensor compact_step(const Tensor& x, const Tensor& recent, std::vector<Tensor> levels, const Tensor& near,
+Tensor compact_step(const Tensor& x, const Tensor& page, std::vector<Tensor> levels, const Tensor& near,
                     std::vector<Tensor> tables, const Tensor& steps, int64_t number, const MaybeTensor& pre_gate,
                     const MaybeTensor& post_gate);
 
 // x (B, E), the newest row of each sequence, to (B, D), through a mixer. Matrices are multiplied with rows from the left:
 // `w_in` (E, C) and `w_out` (D, D), with any strides. The state of hyenarec_kernels/nn, written to: `projected`
-// (B, W-1, C), `steps` (B,) and `memory`: compact_step's `recent` and then its levels. Shared: `short_taps` (W, C), the
+// (B, W-1, C), `steps` (B,) and `memory`: compact_step's `page` and then its levels. Shared: `short_taps` (W, C), the
 // largest lag first, `short_bias` (C,), and `tables`: compact_step's `near` and then its tables. With no levels, `memory`
 // is a ring (B, F, K-1, D) and `tables` are taps (F, K, D). float32 or float64.
 Tensor mixer_step(const Tensor& x, const Tensor& w_in, const Tensor& w_out, const Tensor& projected,

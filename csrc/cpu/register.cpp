@@ -87,7 +87,7 @@ STABLE_TORCH_LIBRARY(hyenarec_cpu, m) {
       "conv_step(Tensor x, Tensor(a!) history, Tensor taps, Tensor steps, Tensor? pre_gate, Tensor? post_gate) "
       "-> Tensor");
   m.def(
-      "compact_step(Tensor x, Tensor(a!) recent, Tensor(b!)[] levels, Tensor near, Tensor[] tables, Tensor steps, "
+      "compact_step(Tensor x, Tensor(a!) page, Tensor(b!)[] levels, Tensor near, Tensor[] tables, Tensor steps, "
       "int number, Tensor? pre_gate, Tensor? post_gate) -> Tensor");
   m.def(
       "mixer_step(Tensor x, Tensor w_in, Tensor w_out, Tensor(a!) projected, Tensor short_taps, Tensor short_bias, "

@@ -53,7 +53,7 @@ class StateTensors {
     return static_cast<const int64_t*>(kept_.back().data_ptr());
   }
   // A compact state's filter `number`; x, gates and out are left to the caller.
-  CompactArgs compact(Dtype dtype, int64_t batch, int64_t channels, const Tensor& recent,
+  CompactArgs compact(Dtype dtype, int64_t batch, int64_t channels, const Tensor& page,
                       const std::vector<Tensor>& levels, const Tensor& near, const std::vector<Tensor>& tables,
                       const int64_t* steps, int64_t number);
   void copy_back() {

@@ -49,7 +49,8 @@ class CompactLevel:
 
 @lru_cache(maxsize=64)
 def compact_levels(terms: int, horizon: int, dtype: torch.dtype) -> tuple[CompactLevel, ...]:
-    """The levels of the smallest state whose error is at most the dtype's tolerance (:class:`Windows`, ``bound``).
+    """The levels of the smallest state whose error is at most the dtype's tolerance (:class:`Windows`, ``bound``); half of
+    the lowest chunk, which is what a step reads, counts twice.
 
     Empty where none is less than half of the ``horizon - 1`` last inputs themselves.
     """
@@ -69,7 +70,8 @@ def compact_levels(terms: int, horizon: int, dtype: torch.dtype) -> tuple[Compac
             if rank is None:
                 return
             levels.append(CompactLevel(chunk, rank, slots))
-        size = chunks[0] - 1 + sum(level.rank * (level.slots + 2) for level in levels)
+        page, lowest, *above = chunks[0], *levels
+        size = page + page // 2 + lowest.rank * lowest.slots + sum(level.rank * (level.slots + 2) for level in above)
         if size < smallest:
             best, smallest = tuple(levels), size
         for fan in FANS:

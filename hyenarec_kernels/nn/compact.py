@@ -2,10 +2,12 @@
 
     y_t = sum over the present chunk of taps * inputs  +  sum over levels of  <local polynomials at t, what has come in>
 
-Each level (:mod:`hyenarec_kernels.lowrank.compact`) adds up the moments of its present chunk, event by event; keeps the
-moments of finished chunks; and knows what those add to the present chunk, as coefficients of local polynomials, which
-it works out once, when a chunk begins. A window ``exp(-a tau / K)`` splits into factors of the two chunks' rows and of
-the chunks between them, none above 1.
+The lowest level's present chunk is a page: rows that have come are inputs, those still to come hold what everything
+before the chunk adds to their outputs. A step reads the rows up to its own and writes that one. When a page is full,
+each level (:mod:`hyenarec_kernels.lowrank.compact`) adds the page's moments to those of its own present chunk; keeps
+the moments of finished chunks; and knows what those add to the present one, as coefficients of local polynomials. These
+fill the next page. A window ``exp(-a tau / K)`` splits into factors of the two chunks' rows and of the chunks between
+them, none above 1.
 """
 
 from __future__ import annotations
@@ -62,10 +64,10 @@ class LevelTables:
 
 @dataclass(frozen=True)
 class LevelState:
-    """One level's memory of B sequences and F filters.
+    """The memory that a level above the lowest has of B sequences and F filters.
 
     Attributes:
-        sums: (B, F, R, D) the moments of the present chunk so far.
+        sums: (B, F, R, D) the moments of the present chunk's full pages.
         incoming: (B, F, R, D) what finished chunks add to the present one.
         moments: (B, F, slots, R, D) of finished chunks, those of chunk n in slot ``n % slots``.
     """
@@ -85,14 +87,16 @@ class CompactState(StreamingState):
 
     Attributes:
         projected: as in :class:`MixerState`, like ``steps``, ``short_taps``, ``short_bias`` and ``gate``.
-        recent: (B, F, C-1, D) rings of the present chunk's inputs.
-        levels: the lowest first.
+        page: (B, F, C, D) the present chunk's inputs, and of rows to come what earlier chunks add to their outputs.
+        moments: (B, F, slots, R, D) of the lowest level's finished chunks, those of chunk n in slot ``n % slots``.
+        levels: those above, the lowest first.
         near: (F, C, D) the taps inside a chunk, skip included, largest lag first.
-        tables: of each level.
+        tables: of each level, the lowest too.
     """
 
     projected: Tensor
-    recent: Tensor
+    page: Tensor
+    moments: Tensor
     levels: tuple[LevelState, ...]
     steps: Tensor
     short_taps: Tensor
@@ -108,18 +112,18 @@ class CompactState(StreamingState):
         return (top.blocks.shape[1] + 1) * top.basis.shape[0]
 
     def tensors(self) -> dict[str, Tensor]:
-        named = {"projected": self.projected, "recent": self.recent, "steps": self.steps}
-        for number, level in enumerate(self.levels):
+        named = {"projected": self.projected, "page": self.page, "moments": self.moments, "steps": self.steps}
+        for number, level in enumerate(self.levels, 1):
             named |= {f"levels.{number}.{name}": values for name, values in vars(level).items()}
         return named
 
     def with_tensors(self, tensors: Mapping[str, Tensor]) -> CompactState:
         levels = tuple(
             LevelState(*(tensors[f"levels.{number}.{name}"] for name in vars(level)))
-            for number, level in enumerate(self.levels)
+            for number, level in enumerate(self.levels, 1)
         )
-        projected, recent, steps = (tensors[name] for name in ("projected", "recent", "steps"))
-        return replace(self, projected=projected, recent=recent, levels=levels, steps=steps)
+        own = {name: tensors[name] for name in ("projected", "page", "moments", "steps")}
+        return replace(self, levels=levels, **own)
 
     def shared(self) -> dict[str, Tensor]:
         named = {"short_taps": self.short_taps, "short_bias": self.short_bias, "near": self.near}
@@ -134,38 +138,53 @@ class CompactState(StreamingState):
     def shapes(self, filters: int, horizon: int, dim: int) -> dict[str, tuple[int, ...]]:
         (chunk, rank), near = self.tables[-1].basis.shape, self.near.shape[1]
         return {
-            "recent": (self.steps.shape[0], filters, near - 1, dim),
+            "page": (self.steps.shape[0], filters, near, dim),
             "near": (filters, near, dim),
             f"tables.{len(self.tables) - 1}.blocks": (filters, horizon // chunk - 1, rank, rank, dim),
         }
 
     def filled(self, projected: Tensor, inputs: Tensor | None, length: Tensor) -> CompactState:
         assert inputs is not None  # without long convolutions no state is compact
-        levels = []
-        for number, (level, tables) in enumerate(zip(self.levels, self.tables, strict=True)):
-            chunk, slots = tables.basis.shape[0], level.moments.shape[2]
-            present = (length.clamp(min=1) - 1) // chunk  # (B,)
-            chunks = present[:, None] + torch.arange(-slots, 1, device=length.device)  # (B, slots + 1)
-            rows = chunks[..., None] * chunk + torch.arange(chunk, device=length.device)  # (B, slots + 1, C)
-            place = rows - (length - inputs.shape[2])[:, None, None]
-            kept = (place >= 0) & (place < inputs.shape[2])
-            if number + 1 < len(self.levels):
-                fan = self.tables[number + 1].basis.shape[0] // chunk
-                kept &= (chunks // fan == present[:, None] // fan)[..., None]
-            place = place.clamp(0, inputs.shape[2] - 1).flatten(1)[:, None, :, None]  # (B, 1, (slots + 1) C, 1)
-            index = place.expand(-1, inputs.shape[1], -1, inputs.shape[3])
-            aligned = inputs.gather(2, index).view(*inputs.shape[:2], slots + 1, chunk, -1) * kept[:, None, ..., None]
-            found = torch.einsum("bfncd,cr,fcd->bfnrd", aligned, tables.basis, tables.enter)
-            moments = torch.zeros_like(level.moments)
-            slot = (chunks[:, :-1] % slots)[:, None, :, None, None].expand_as(found[:, :, :-1])
-            moments.scatter_(2, slot, found[:, :, :-1].to(moments.dtype))
-            by_distance = found[:, :, :-1].flip(2)
-            incoming = torch.einsum("fnrsd,bfnsd->bfrd", tables.blocks, by_distance)
-            levels.append(LevelState(found[:, :, -1].contiguous(), incoming, moments))
-            if number == 0:
-                recent = self._ring(aligned[:, :, -1], length, chunk)
+        rows = torch.arange(self.page.shape[2], device=length.device)  # of a page
+        first = (length.clamp(min=1) - 1) // len(rows) * len(rows)  # the page's first event, (B,)
+        found = [self._found(number, inputs, length, first) for number in range(len(self.tables))]
+        page = self._rows(inputs, length, first[:, None] + rows)  # (B, F, C, D), those to come are zeros
+        for tables, (_, incoming, _) in zip(self.tables, found, strict=True):
+            at = first[:, None] % len(tables.basis) + rows  # (B, C)
+            added = torch.einsum("bcr,fbcd,bfrd->bfcd", tables.basis[at], tables.leave[:, at], incoming)
+            page = page + added * (rows >= (length - first)[:, None])[:, None, :, None]
+        levels = tuple(LevelState(*parts) for parts in found[1:])
         steps, ring = length.to(torch.int64, copy=True), self._projected(projected, length)
-        return replace(self, projected=ring, recent=recent, levels=tuple(levels), steps=steps)
+        return replace(self, projected=ring, page=page, moments=found[0][2], levels=levels, steps=steps)
+
+    def _found(self, number: int, inputs: Tensor, length: Tensor, first: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """A level's sums, incoming and moments as of event ``first`` (B,), where the present page begins."""
+        tables, like = self.tables[number], self.moments if number == 0 else self.levels[number - 1].moments
+        chunk, slots = len(tables.basis), like.shape[2]
+        present = first // chunk  # (B,)
+        chunks = present[:, None] + torch.arange(-slots, 1, device=length.device)  # (B, slots + 1)
+        events = chunks[..., None] * chunk + torch.arange(chunk, device=length.device)  # (B, slots + 1, C)
+        kept = events < first[:, None, None]
+        if number + 1 < len(self.tables):  # what lies before the parent is the levels' above
+            fan = len(self.tables[number + 1].basis) // chunk
+            kept &= (chunks // fan == present[:, None] // fan)[..., None]
+        known = self._rows(inputs, length, events.flatten(1)) * kept.flatten(1)[:, None, :, None]
+        aligned = known.unflatten(2, (slots + 1, chunk))  # (B, F, slots + 1, C, D)
+        found = torch.einsum("bfncd,cr,fcd->bfnrd", aligned, tables.basis, tables.enter)
+        finished, moments = found[:, :, :-1], torch.zeros_like(like)
+        slot = (chunks[:, :-1] % slots)[:, None, :, None, None].expand_as(finished)
+        moments.scatter_(2, slot, finished.to(moments.dtype))
+        incoming = torch.einsum("fnrsd,bfnsd->bfrd", tables.blocks, finished.flip(2))  # by distance
+        return found[:, :, -1].contiguous(), incoming, moments
+
+    @staticmethod
+    def _rows(inputs: Tensor, length: Tensor, events: Tensor) -> Tensor:
+        """The rows of ``events`` (B, n) among the last inputs of ``length`` (B,), (B, F, n, D); 0 where there are
+        none."""
+        place = events - (length - inputs.shape[2])[:, None]
+        index = place.clamp(0, inputs.shape[2] - 1)[:, None, :, None].expand(-1, inputs.shape[1], -1, inputs.shape[3])
+        there = (place >= 0) & (place < inputs.shape[2])
+        return inputs.gather(2, index) * there[:, None, :, None]
 
     def _projected(self, newest: Tensor, length: Tensor) -> Tensor:
         """The short convolution's last inputs (B, W-1, C), oldest first, as a ring by the number of the event."""
@@ -173,22 +192,13 @@ class CompactState(StreamingState):
         order = (torch.arange(count, device=length.device) - length[:, None]) % max(count, 1)
         return newest.gather(1, order[..., None].expand_as(newest))
 
-    def _ring(self, rows: Tensor, length: Tensor, chunk: int) -> Tensor:
-        """The present chunk's rows (B, F, C, D) as a ring of the last C - 1, by the number of the event."""
-        first = (length.clamp(min=1) - 1) // chunk * chunk  # (B,)
-        ring = torch.zeros_like(self.recent)
-        row = first[:, None] + torch.arange(chunk, device=length.device)  # (B, C)
-        # The ring of a whole chunk is cleared before it is read: which of its rows is lost does not matter.
-        slot = (row % max(chunk - 1, 1))[:, :-1, None][:, None].expand_as(rows[:, :, :-1])
-        return ring.scatter_(2, slot, rows[:, :, :-1])
-
     def memory(self) -> tuple[list[Tensor], list[Tensor]]:
         levels, tables = ([v for level in part for v in vars(level).values()] for part in (self.levels, self.tables))
-        return [self.recent, *levels], [self.near, *tables]
+        return [self.page, self.moments, *levels], [self.near, *tables]
 
     def convolve(self, number: int, x: Tensor, pre_gate: Tensor | None, post_gate: Tensor | None) -> Tensor:
-        (recent, *levels), (near, *tables) = self.memory()
-        return compact_step(x, recent, levels, near, tables, self.steps, number, pre_gate=pre_gate, post_gate=post_gate)
+        (page, *levels), (near, *tables) = self.memory()
+        return compact_step(x, page, levels, near, tables, self.steps, number, pre_gate=pre_gate, post_gate=post_gate)
 
 
 torch.serialization.add_safe_globals([CompactState, LevelState, LevelTables])  # so `torch.load` need not trust anyone

@@ -48,17 +48,20 @@ def make_state(
     reach = levels[0].chunk if levels else horizon
     taps = torch.stack([f()[:, :reach].to(dtype).repeat_interleave(dim // f.groups, 0).flip(1).T for f in filters])
     taps = torch.cat([taps[:, :-1], taps[:, -1:] + skip[:, None].to(dtype)], 1)  # lag 0 stands last
-    past = taps.new_zeros(batch, len(filters), reach - 1, dim)
     if not levels:
+        past = taps.new_zeros(batch, len(filters), reach - 1, dim)
         return MixerState(projected, past, steps, *short, taps, gate)
+
+    def kept(level: CompactLevel) -> Tensor:
+        return taps.new_zeros(batch, len(filters), level.slots, level.rank, dim, dtype=moments)
 
     def memory(level: CompactLevel) -> LevelState:
         sums = taps.new_zeros(batch, len(filters), level.rank, dim)
-        kept = taps.new_zeros(batch, len(filters), level.slots, level.rank, dim, dtype=moments)
-        return LevelState(sums, sums.clone(), kept)
+        return LevelState(sums, sums.clone(), kept(level))
 
     tables = tuple(LevelTables.of(level, filters, dim, taps) for level in levels)
-    return CompactState(projected, past, tuple(map(memory, levels)), steps, *short, taps, tables, gate)
+    page, above = taps.new_zeros(batch, len(filters), reach, dim), tuple(map(memory, levels[1:]))
+    return CompactState(projected, page, kept(levels[0]), above, steps, *short, taps, tables, gate)
 
 
 def _levels(op: str, filters: Sequence[Filter], dtype: torch.dtype) -> tuple[CompactLevel, ...]:

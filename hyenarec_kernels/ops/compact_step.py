@@ -12,7 +12,7 @@ from hyenarec_kernels.ops.conv_step import define_step
 
 def compact_step(
     x: Tensor,
-    recent: Tensor,
+    page: Tensor,
     levels: Sequence[Tensor],
     near: Tensor,
     tables: Sequence[Tensor],
@@ -22,14 +22,15 @@ def compact_step(
     pre_gate: Tensor | None = None,
     post_gate: Tensor | None = None,
 ) -> Tensor:
-    """The next output of :func:`hyenarec_kernels.long_conv` for each of B sequences, about C/2 + R multiply-adds a
-    channel. It has no gradients, since it writes to the state.
+    """The next output of :func:`hyenarec_kernels.long_conv` for each of B sequences, about C/2 multiply-adds a
+    channel, and more at the first event of a chunk. It has no gradients, since it writes to the state.
 
     Args:
         x: (B, D), the newest event of each sequence.
-        recent: (B, F, C-1, D) as in :class:`hyenarec_kernels.nn.CompactState`, in float32 (float64 beside float64), as
+        page: (B, F, C, D) as in :class:`hyenarec_kernels.nn.CompactState`, in float32 (float64 beside float64), as
             everything below but moments, which may be bfloat16. Written to.
-        levels: of each level ``sums`` and ``incoming`` (B, F, R, D) and ``moments`` (B, F, slots, R, D). Written to.
+        levels: of the lowest level ``moments`` (B, F, slots, R, D) alone, of each level above ``sums`` and ``incoming``
+            (B, F, R, D) and ``moments``. Written to.
         near: (F, C, D).
         tables: of each level ``basis`` (C, R), ``enter`` and ``leave`` (F, C, D) and ``blocks`` (F, slots, R, R, D).
         steps: (B,) int64; the caller counts on, one a call.
@@ -43,13 +44,13 @@ def compact_step(
         NotImplementedError: a gradient of the output would be wanted, or a transform of `torch.func` calls it.
     """
     out: Tensor = torch.ops.hyenarec.compact_step(
-        x, recent, list(levels), near, list(tables), steps, number, pre_gate, post_gate
+        x, page, list(levels), near, list(tables), steps, number, pre_gate, post_gate
     )
     return out
 
 
 define_step(
     "compact_step",
-    "(Tensor x, Tensor(a!) recent, Tensor(b!)[] levels, Tensor near, Tensor[] tables, Tensor steps, int number, "
+    "(Tensor x, Tensor(a!) page, Tensor(b!)[] levels, Tensor near, Tensor[] tables, Tensor steps, int number, "
     "Tensor? pre_gate, Tensor? post_gate) -> Tensor",
 )

@@ -33,7 +33,7 @@ def mixer_step(
             beside float64) and written to.
         short_taps, short_bias: (W, C) and (C,) as there.
         memory: of an exact state ``gated`` (B, F, K-1, D) alone; of a :class:`hyenarec_kernels.nn.CompactState`
-            ``recent``, and then the levels as ``compact_step`` takes them.
+            ``page``, and then the levels as ``compact_step`` takes them.
         tables: of an exact state ``taps`` (F, K, D) alone; of a compact one ``near``, and then its tables as there.
         steps: (B,) int64, counted on.
         gate: "identity", "sigmoid", "silu" or "none", as the mixer has it.

@@ -107,8 +107,7 @@ def test_compact_states_equal_the_reference(dtype: torch.dtype, moments: Any, di
             assert error(got, want) < (1e-3 if moments else 1e-5 if dtype == torch.float32 else 1e-12)
     wanted = other.tensors()
     for name, values in state.tensors().items():
-        if name != "recent":  # which of a whole chunk's rows is lost does not matter
-            assert error(values, wanted[name]) < (1e-3 if moments else 1e-5), name
+        assert error(values, wanted[name]) < (1e-3 if moments else 1e-5), name
 
 
 @compiled
@@ -216,12 +215,12 @@ def test_gradients_are_refused() -> None:
         ({"projected": torch.zeros(2, 2, 12).double()}, "projected: expected the arithmetic type"),
         ({"short_taps": torch.zeros(3, 11)}, "short_taps: expected 36 values"),
         ({"short_bias": torch.zeros(11)}, "short_bias: expected 12 values"),
-        ({"memory": [torch.zeros(3, 1, 8, 4)]}, "recent: its sizes do not fit"),
-        ({"memory": []}, "memory and tables: expected recent and near"),
+        ({"memory": [torch.zeros(3, 1, 8, 4)]}, "gated: its sizes do not fit"),
+        ({"memory": []}, "memory and tables: expected page and near"),
         ({"memory": [torch.zeros(2, 1, 8, 4)] * 4}, "levels: expected 3 tensors a level"),
-        ({"tables": []}, "memory and tables: expected recent and near"),
+        ({"tables": []}, "memory and tables: expected page and near"),
         ({"tables": [torch.zeros(1, 9, 5)]}, r"near: expected \(F, C, D\)"),
-        ({"tables": [torch.zeros(1, 8, 4)]}, "recent: its sizes do not fit"),
+        ({"tables": [torch.zeros(1, 8, 4)]}, "gated: its sizes do not fit"),
         ({"steps": torch.zeros(3, dtype=torch.int64)}, "steps: expected 2 int64"),
         ({"steps": torch.zeros(2)}, "steps: expected 2 int64"),
         ({"gate": "tanh"}, "gate: expected identity, sigmoid, silu or none, got tanh"),

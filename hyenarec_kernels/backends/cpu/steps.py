@@ -17,7 +17,7 @@ def conv_step(
 
 def compact_step(
     x: Tensor,
-    recent: Tensor,
+    page: Tensor,
     levels: Sequence[Tensor],
     near: Tensor,
     tables: Sequence[Tensor],
@@ -26,9 +26,7 @@ def compact_step(
     pre_gate: Tensor | None,
     post_gate: Tensor | None,
 ) -> Tensor:
-    out: Tensor = torch.ops.hyenarec_cpu.compact_step(
-        x, recent, levels, near, tables, steps, number, pre_gate, post_gate
-    )
+    out: Tensor = torch.ops.hyenarec_cpu.compact_step(x, page, levels, near, tables, steps, number, pre_gate, post_gate)
     return out
 
 

@@ -7,12 +7,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from hyenarec_kernels.backends.reference.conv_step import conv_step
-
 
 def compact_step(
     x: Tensor,
-    recent: Tensor,
+    page: Tensor,
     levels: Sequence[Tensor],
     near: Tensor,
     tables: Sequence[Tensor],
@@ -21,43 +19,78 @@ def compact_step(
     pre_gate: Tensor | None,
     post_gate: Tensor | None,
 ) -> Tensor:
-    count = len(tables) // 4
-    states = [levels[3 * level : 3 * level + 3] for level in range(count)]  # sums, incoming, moments
-    shared = [tables[4 * level : 4 * level + 4] for level in range(count)]  # basis, enter, leave, blocks
-    _begin_chunks(recent[:, number], states, shared, steps, number)
-    u = x.to(recent.dtype)
+    shared = [tables[first : first + 4] for first in range(0, len(tables), 4)]  # basis, enter, leave, blocks
+    rows = page.shape[2]
+    starts = ((steps % rows == 0) & (steps > 0)).nonzero().flatten()
+    if len(starts):
+        page[starts, number] = _next_page(page[starts, number], levels, shared, steps[starts], starts, number)
+    users, row = torch.arange(len(x), device=x.device), steps % rows  # (B,)
+    u = x.to(page.dtype)
     if pre_gate is not None:
         u = pre_gate.to(u.dtype) * u
-    y = conv_step(u, recent[:, number], near[number], steps, None, None)
-    for (sums, incoming, _), (basis, enter, leave, _) in zip(states, shared, strict=True):
-        row = steps % basis.shape[0]  # (B,)
-        local = basis[row][..., None]  # (B, R, 1)
-        y = y + leave[number, row] * (local * incoming[:, number]).sum(1)
-        sums[:, number] += local * (enter[number, row] * u)[:, None]
+    y = page[users, number, row]  # what earlier chunks add
+    page[users, number, row] = u
+    lag = row[:, None] - torch.arange(rows, device=x.device)  # (B, C)
+    come = page[:, number].where((lag >= 0)[..., None], 0)  # rows of the chunk so far, (B, C, D)
+    y = y + (near[number].flip(0)[lag.clamp(min=0)] * come).sum(1)
     if post_gate is not None:
         y = y * post_gate.to(y.dtype)
     return y.to(x.dtype)
 
 
-def _begin_chunks(
-    recent: Tensor, states: Sequence[Sequence[Tensor]], shared: Sequence[Sequence[Tensor]], steps: Tensor, number: int
-) -> None:
-    """Of the sequences whose event is the first of a chunk: files the moments of the chunk before, and works out what
-    all finished chunks add to the new one."""
-    for level, ((sums, incoming, moments), (basis, *_, blocks)) in enumerate(zip(states, shared, strict=True)):
-        chunk, slots = basis.shape[0], moments.shape[2]
-        starts = ((steps % chunk == 0) & (steps > 0)).nonzero().flatten()
-        if not len(starts):
-            return  # nor does a chunk of a level above
+def _next_page(
+    page: Tensor,
+    levels: Sequence[Tensor],
+    shared: Sequence[Sequence[Tensor]],
+    steps: Tensor,
+    users: Tensor,
+    number: int,
+) -> Tensor:
+    """Of ``users`` whose event is the first of a chunk: files the moments of the full pages (S, C, D), and gives what all
+    finished chunks add to the rows of the new ones, likewise."""
+    rows = torch.arange(page.shape[1], device=page.device)
+    added = torch.zeros_like(page)
+    for level, (basis, enter, leave, blocks) in enumerate(shared):
+        chunk, moments = basis.shape[0], levels[3 * level]
+        past = ((steps - len(rows)) % chunk)[:, None] + rows  # (S, C)
+        found = torch.einsum("scr,scd->srd", basis[past], enter[number][past] * page)
         if level == 0:
-            recent[starts] = 0
-        finished = steps[starts] // chunk - 1  # the chunk that has just ended
-        moments[starts, number, finished % slots] = sums[starts, number].to(moments.dtype)
-        sums[starts, number] = 0
-        if level + 1 < len(states):  # what lies before the parent is the levels' above
-            parent = shared[level + 1][0].shape[0]
-            moments[starts[steps[starts] % parent == 0], number] = 0
-        # Distance d is slot (finished + 1 - d) % slots: roll the blocks, not the moments.
-        distance = (finished[:, None] - torch.arange(slots, device=finished.device)) % slots  # (S, slots)
-        found = moments[starts, number].to(blocks.dtype)  # (S, slots, R, D)
-        incoming[starts, number] = (blocks[number, distance] * found[:, :, None]).sum((1, 3))
+            incoming = _file(found, moments, blocks, number, steps, users, shared, level)
+        else:
+            sums, kept = levels[3 * level - 2], levels[3 * level - 1]
+            sums[users, number] += found
+            ends = steps % chunk == 0
+            over = users[ends]
+            if len(over):
+                kept[over, number] = _file(
+                    sums[over, number], moments, blocks, number, steps[ends], over, shared, level
+                )
+                sums[over, number] = 0
+            incoming = kept[users, number]
+        now = (steps % chunk)[:, None] + rows
+        added += leave[number][now] * torch.einsum("scr,srd->scd", basis[now], incoming)
+    return added
+
+
+def _file(
+    found: Tensor,
+    moments: Tensor,
+    blocks: Tensor,
+    number: int,
+    steps: Tensor,
+    users: Tensor,
+    shared: Sequence[Sequence[Tensor]],
+    level: int,
+) -> Tensor:
+    """Files the moments ``found`` (S, R, D) of chunks that have ended, and gives what all finished ones add to the
+    chunks that begin, likewise."""
+    chunk, slots = shared[level][0].shape[0], moments.shape[2]
+    finished = steps // chunk - 1
+    moments[users, number, finished % slots] = found.to(moments.dtype)
+    if level + 1 < len(shared):  # what lies before the parent is the levels' above
+        parent = shared[level + 1][0].shape[0]
+        moments[users[steps % parent == 0], number] = 0
+    # Distance d is slot (finished + 1 - d) % slots: roll the blocks, not the moments.
+    distance = (finished[:, None] - torch.arange(slots, device=users.device)) % slots  # (S, slots)
+    kept = moments[users, number].to(blocks.dtype)  # (S, slots, R, D)
+    return (blocks[number, distance] * kept[:, :, None]).sum((1, 3))

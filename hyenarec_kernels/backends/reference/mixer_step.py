@@ -27,15 +27,15 @@ def mixer_step(
     z = conv_step(new.to(short_taps.dtype), projected, short_taps, steps, None, None)
     *q, v = (z + short_bias).to(new.dtype).chunk(w_in.shape[1] // w_out.shape[0], -1)
     last = GATES[gate](q[-1]) if q else None
-    recent, *levels = memory
+    page, *levels = memory
     near, *of_levels = tables
     filters = near.shape[0]
     for i in range(filters):
         gates = q[i] if q else None, last if i == filters - 1 else None
         if levels:
-            v = compact_step(v, recent, levels, near, of_levels, steps, i, *gates)
+            v = compact_step(v, page, levels, near, of_levels, steps, i, *gates)
         else:
-            v = conv_step(v, recent[:, i], near[i], steps, *gates)
+            v = conv_step(v, page[:, i], near[i], steps, *gates)
     if not filters and last is not None:
         v = last * v
     steps.add_(1)
