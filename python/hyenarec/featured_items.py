@@ -11,7 +11,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.functional import embedding, embedding_bag
 
@@ -77,7 +79,8 @@ class LearnedFeatures:
     Attributes:
         encodings: how a table of items becomes features.
         projection: (K, D) float32.
-        base: (D,) float32, the mean of what was learned of each item alone.
+        base: (D,) float32, the mean over training events of what was learned of their items alone. Over items it would
+            be that of rare ones, which are learned to be hardly ever right: new items would be as far down.
     """
 
     encodings: list[Encoding]
@@ -85,13 +88,13 @@ class LearnedFeatures:
     base: Tensor
 
     @classmethod
-    def of(cls, items: nn.Embedding) -> LearnedFeatures | None:
-        """Those of a model's ``items``; None where they have none."""
+    def of(cls, items: nn.Embedding, counts: NDArray[np.int64]) -> LearnedFeatures | None:
+        """Those of a model's ``items``, which have ``counts`` (V,) training events; None where they have none."""
         if not isinstance(items, FeaturedItems):
             return None
-        return cls(
-            items.features.encodings, items.projection.detach().cpu().clone(), items.weight.detach().mean(0).cpu()
-        )
+        weight, projection = items.weight.detach().cpu(), items.projection.detach().cpu().clone()
+        base = torch.from_numpy(counts).double() @ weight.double() / int(counts.sum())
+        return cls(items.features.encodings, projection, base.float())
 
     def part(self, features: Features) -> Tensor:
         """What the ``features`` of V items say of them, (V, D)."""

@@ -278,7 +278,7 @@ class SequenceModel(nn.Module):
         plain = copy.copy(self)
         with torch.no_grad():
             table = self.table()
-        plain._modules = {**self._modules, "items": nn.Embedding.from_pretrained(table, freeze=False)}
+        plain._modules = {**self._modules, "items": nn.Embedding(len(table), table.shape[1], _weight=table)}
         return plain
 
     @property

@@ -25,7 +25,7 @@ from hyenarec.breakdown import TargetKinds
 from hyenarec.config import ModelConfig, TrainingConfig, from_json
 from hyenarec.continuing import Start, trained_until
 from hyenarec.data.item_features import Features
-from hyenarec.data.splits import Split
+from hyenarec.data.splits import Split, training_counts
 from hyenarec.data.store import SequenceStore
 from hyenarec.display import console
 from hyenarec.errors import DamagedError, UserError
@@ -146,8 +146,13 @@ class Run:
         if not self._writes:
             return
         ids = self.store.user_ids, self.store.item_ids
-        until, learned = trained_until(self.store, trainer.split), LearnedFeatures.of(trainer.model.items)
-        trained = Trained(trainer.model.folded(), *ids, self.description, until, learned)
+        trained = Trained(
+            trainer.model.folded(),
+            *ids,
+            self.description,
+            trained_until(self.store, trainer.split),
+            LearnedFeatures.of(trainer.model.items, training_counts(self.store, trainer.split)),
+        )
         save_trained(self.folder / BEST, trained, trainer.progress.epoch)
 
     def _write_metrics(self) -> None:

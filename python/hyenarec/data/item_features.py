@@ -188,8 +188,8 @@ def _learn(name: str, values: Values, known: NDArray[np.bool_]) -> Encoding:
 def encode(table: ItemTable, encodings: Sequence[Encoding], item_ids: Ids) -> Features:
     """The features of ``item_ids``: zeros for those that the table does not have, and where it has no value.
 
-    A column's part of an item is about 1 long: of ``n`` categories or words each is ``1 / sqrt(n)``. Those that are not
-    known count as none. Raises :class:`UserError` for the first column that is missing, or is not of its kind.
+    A column's part of an item is about 1 long: of ``n`` known categories or words each is ``1 / sqrt(n)``. Raises
+    :class:`UserError` for the first column that is missing, or is not of its kind.
     """
     rows = table.places(item_ids)
     here = rows >= 0
