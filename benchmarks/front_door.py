@@ -32,6 +32,7 @@ SUITES: dict[str, Suite] = {
     "cache": Suite("suites.cache", "SASRec's key-value caches: ranking, memory and time by policy and room"),
     "hosts": Suite("suites.hosts", "attention replaced in other libraries on a log: accuracy, time, memory"),
     "ablation": Suite("suites.ablation", "accuracy of the hyena mixer with each of its options changed alone"),
+    "features": Suite("suites.features", "item features on a log: for rare items, and for items never seen"),
     "losses": Suite("suites.losses", "losses over a catalogue, by chunk size"),
     "loading": Suite("suites.loading", "seconds and memory of reading a log of ten million events"),
     "host": Suite("suites.host", "what a mixer call takes of the host, with nothing on a device"),

@@ -1,7 +1,8 @@
 """Going on from a trained model with later events, new users and new items, instead of training from scratch.
 
 The catalogue of the new model is that of the old one and of the new log together. Rows of known items stay, and rows
-of new ones begin at the mean of the old catalogue's rows: of an item without events nothing better is known. Trained on
+of new ones begin at the mean of the old catalogue's rows: of an item without events nothing better is known, unless the
+old model has learned of features, from which new rows then begin. Trained on
 are the windows that hold something new to predict: where the log has times, what is later than the last event of the
 same user that the old model was trained on, and everything of new users. Old events in those windows are predicted
 again, which keeps the model from forgetting them.
@@ -19,13 +20,15 @@ from numpy.typing import NDArray
 
 from hyenarec.config import ModelConfig
 from hyenarec.data.ids import Ids
+from hyenarec.data.item_features import Features, encode, read_item_table
 from hyenarec.data.splits import Split
 from hyenarec.data.store import SequenceStore
 from hyenarec.errors import UserError
+from hyenarec.featured_items import FeaturedItems
 from hyenarec.model import SequenceModel
 from hyenarec.trained import NEVER, Trained, load_trained
 
-ROWS_OF_ITEMS = ("items.weight", "bias")  # of a model, one an item
+ROWS_OF_ITEMS = {"items.weight", "bias", "small.items.weight"}  # of a model, one an item
 FREE_OPTIONS = {"dropout"}  # of a model's, that change no shape
 
 
@@ -72,21 +75,50 @@ def _leaves(config: Any, prefix: str = "") -> Any:
 
 def with_items_of(store: SequenceStore, item_ids: Ids) -> SequenceStore:
     """``store`` with a catalogue that has ``item_ids`` too. Where one has strings for ids, so has the catalogue."""
-    own, others = (ids.decode(np.arange(len(ids))) for ids in (store.item_ids, item_ids))
-    if not (store.item_ids.integers and item_ids.integers):
-        own, others = [str(one) for one in own], [str(one) for one in others]
-    joined = Ids.from_values([*own, *others])
-    return replace(store, items=joined.encode(own)[store.items], item_ids=joined)
+    joined = _joined(store.item_ids, item_ids)
+    return replace(store, items=_find_all(joined, store.item_ids)[store.items], item_ids=joined)
 
 
-def take_over(model: SequenceModel, start: Trained, item_ids: Ids) -> None:
-    """Fill ``model``, whose items have ``item_ids``, with the weights of ``start``; rows of new items with the mean."""
+def _joined(one: Ids, other: Ids) -> Ids:
+    values = [*one.decode(np.arange(len(one))), *other.decode(np.arange(len(other)))]
+    return Ids.from_values(values if one.integers and other.integers else [str(value) for value in values])
+
+
+def with_new_items(trained: Trained, path: Path) -> Trained:
+    """``trained`` with the new items of the table of features at ``path``, in rows of their features alone.
+
+    Raises :class:`UserError` where ``trained`` knows no features, for what is wrong with the table, and where it has no
+    item that is new.
+    """
+    if trained.features is None:
+        raise UserError("option item-features: the model was trained without, so it has learned nothing of features")
+    table = read_item_table(path, trained.item_ids, trained.config["source"]["item"])
+    item_ids = _joined(trained.item_ids, table.ids)
+    if len(item_ids) == len(trained.item_ids):
+        raise UserError(f"{path}: has no new items: the model knows all {len(table.ids):,} of it")
+    model = SequenceModel(trained.model.config, len(item_ids))
+    take_over(model, trained, item_ids, encode(table, trained.features.encodings, item_ids))
+    return replace(trained, model=model, item_ids=item_ids)
+
+
+def take_over(model: SequenceModel, start: Trained, item_ids: Ids, features: Features | None = None) -> None:
+    """Fill ``model``, whose items have ``item_ids``, with the weights of ``start``; rows of new items with the mean, or
+    where ``start`` knows features with what it makes of theirs. Its bias of new items is the mean of all.
+    """
     places = torch.from_numpy(_find_all(start.item_ids, item_ids).astype(np.int64))  # (V,), -1 for new items
     weights = {name: tensor.detach().cpu() for name, tensor in start.model.state_dict().items()}
-    for name in ROWS_OF_ITEMS:
+    for name in ROWS_OF_ITEMS & weights.keys():
         mean = weights[name].mean(0, keepdim=True)
         own = places if model.shard is None else model.shard.of_own(places)
         weights[name] = torch.cat([weights[name], mean])[own]  # -1 is the last row
+    if features is not None and start.features is not None:
+        part = start.features.part(features)  # (V, D)
+        rows = torch.where(places[:, None] < 0, start.features.base + part, weights["items.weight"])
+        weights["items.weight"] = rows
+        if isinstance(model.items, FeaturedItems):
+            weights |= {"items.weight": rows - part, "items.projection": start.features.projection}
+    elif isinstance(model.items, FeaturedItems):
+        weights["items.projection"] = torch.zeros_like(model.items.projection, device="cpu")
     model.load_state_dict(weights)
 
 

@@ -11,6 +11,7 @@ from hyenarec.baselines import baselines
 from hyenarec.breakdown import TargetKinds
 from hyenarec.config import FULL_LOSS_ITEMS, ModelConfig, TrainingConfig
 from hyenarec.continuing import Start
+from hyenarec.data.item_features import Features
 from hyenarec.data.splits import Split
 from hyenarec.data.store import SequenceStore
 from hyenarec.display import console
@@ -31,12 +32,13 @@ def train(
     source: Source,
     out: Path,
     start: Start | None = None,
+    features: Features | None = None,
 ) -> dict[str, Any]:
     """Train (or finish) the run in ``out`` and draw its curve; returns the run's result."""
     from hyenarec.plots import training_curves  # matplotlib: a command that draws nothing does without it
 
     refuse_foreign(out / CURVE, PNG)
-    run = Run(out, store, split, model, training, source, start)
+    run = Run(out, store, split, model, training, source, start, features)
     result = run.train()
     if distributed.is_main():
         training_curves({model.mixer: run.trainer.progress.history}, training.metric, out / CURVE)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from hyenarec import distributed
 from hyenarec.data.batches import Batch
+from hyenarec.featured_items import FeaturedItems
 from hyenarec.item_shards import Exchange, ItemShard
 from hyenarec.losses import sampled_softmax
 
@@ -179,9 +180,13 @@ class SampledRows:
         negatives: int,
         weight_decay: float,
         shard: ItemShard | None = None,
+        featured: FeaturedItems | None = None,
     ) -> None:
-        """Negatives are drawn in proportion to ``counts`` (V,), whole numbers of which each counts one more."""
-        self._shard = shard
+        """Negatives are drawn in proportion to ``counts`` (V,), whole numbers of which each counts one more.
+
+        With ``featured`` items the model and the loss read rows with their features, and the rows here are without.
+        """
+        self._shard, self._featured = shard, featured
         self.optimizer = RowAdamW(weight, bias, weight_decay)
         self._negatives = negatives
         # One pseudo-count, so that items seen only in evaluation can be drawn too.
@@ -199,7 +204,8 @@ class SampledRows:
         if self._shard is None:
             places, batch, negatives = _local(batch, drawn)
             rows = self.optimizer.read(places)
-            return SampledStep(rows, *distributed.part(batch), negatives, self._log_q[places])
+            table = rows.weight if self._featured is None else self._featured.add_features(rows.weight, places)
+            return SampledStep(rows, table, *distributed.part(batch), negatives, self._log_q[places])
         batch, share = distributed.part(batch)
         places, batch, negatives = _local(batch, drawn)
         exchange = Exchange(places, self._shard)
@@ -209,7 +215,7 @@ class SampledRows:
             table = exchange.fetch(torch.cat((held.weight, held.bias[:, None]), 1)[where])  # (R, D+1)
         weight, bias = table[:, :-1].contiguous(), table[:, -1].contiguous()
         rows = Rows(places, weight.requires_grad_(), bias.requires_grad_())
-        return ShardedStep(rows, batch, share, negatives, self._log_q[places], held, exchange, where)
+        return ShardedStep(rows, rows.weight, batch, share, negatives, self._log_q[places], held, exchange, where)
 
 
 def _local(batch: Batch, drawn: Tensor) -> tuple[Tensor, Batch, Tensor]:
@@ -223,10 +229,12 @@ def _local(batch: Batch, drawn: Tensor) -> tuple[Tensor, Batch, Tensor]:
 
 @dataclass(frozen=True)
 class SampledStep:
-    """A step's ``rows``, its ``batch`` whose items and targets are places among them, that part's ``share`` of all
-    predictions, ``negatives`` (M,), places too, and ``log_q`` (R,) of the rows."""
+    """A step's ``rows``, the ``table`` (R, D) that the model and the loss read, its ``batch`` whose items and targets
+    are places among them, that part's ``share`` of all predictions, ``negatives`` (M,), places too, and ``log_q`` (R,)
+    of the rows."""
 
     rows: Rows
+    table: Tensor
     batch: Batch
     share: float
     negatives: Tensor
@@ -240,7 +248,7 @@ class SampledStep:
         return self.rows
 
     def loss(self, hidden: Tensor, targets: Tensor) -> Tensor:
-        return sampled_softmax(hidden, self.rows.weight, self.rows.bias, targets, self.negatives, self.log_q)
+        return sampled_softmax(hidden, self.table, self.rows.bias, targets, self.negatives, self.log_q)
 
 
 @dataclass(frozen=True)

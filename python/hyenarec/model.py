@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, cast
@@ -13,7 +14,9 @@ from torch.nn.functional import dropout, embedding, gelu, silu
 from hyenarec.cloze import hide_next
 from hyenarec.config import ModelConfig
 from hyenarec.data.batches import Batch
+from hyenarec.data.item_features import Features
 from hyenarec.errors import UserError
+from hyenarec.featured_items import FeaturedItems
 from hyenarec.item_shards import ItemShard
 from hyenarec.mixers import MIXERS, State
 from hyenarec.packing import Packing
@@ -201,11 +204,15 @@ class SequenceModel(nn.Module):
     With ``shard_items`` each of the processes that train together holds a :attr:`shard` of the table, all ask for the
     same batches, and scores are of its items alone, (S, v).
 
+    With ``features`` of the items the table is a sum (:mod:`hyenarec.featured_items`).
+
     A model whose mixer is causal also reads events one at a time: :meth:`prefill` and :meth:`step` give the hidden
     states of ``forward`` over everything that each sequence has read so far.
     """
 
-    def __init__(self, config: ModelConfig, n_items: int, *, shard_items: bool = False) -> None:
+    def __init__(
+        self, config: ModelConfig, n_items: int, *, shard_items: bool = False, features: Features | None = None
+    ) -> None:
         super().__init__()
         if config.mixer not in MIXERS:
             raise UserError(f"option mixer: {config.mixer!r} is none of {', '.join(MIXERS)}")
@@ -215,7 +222,7 @@ class SequenceModel(nn.Module):
             self.items = shard = ItemShard(n_items, config.dim)
             shard.draw(config.dim**-0.5)
         else:
-            self.items = nn.Embedding(n_items, config.dim)
+            self.items = nn.Embedding(n_items, config.dim) if features is None else FeaturedItems(features, config.dim)
             nn.init.normal_(self.items.weight, std=config.dim**-0.5)
         self.bias = nn.Parameter(torch.zeros(self.items.num_embeddings))
         mixer = MIXERS[config.mixer]
@@ -259,6 +266,21 @@ class SequenceModel(nn.Module):
     def _embed_small(self, items: Tensor, positions: Tensor | None) -> Tensor | None:
         return None if self.small is None else self.dropout(self.small(items, positions))
 
+    def table(self) -> Tensor:
+        """The rows of all items, (V, D), or of this process's shard."""
+        weight = self.items.weight
+        return self.items.add_features(weight) if isinstance(self.items, FeaturedItems) else weight
+
+    def folded(self) -> SequenceModel:
+        """The same model without features, in whose table they are: it shares all other weights with this one."""
+        if not isinstance(self.items, FeaturedItems):
+            return self
+        plain = copy.copy(self)
+        with torch.no_grad():
+            table = self.table()
+        plain._modules = {**self._modules, "items": nn.Embedding(len(table), table.shape[1], _weight=table)}
+        return plain
+
     @property
     def shard(self) -> ItemShard | None:
         """The part of the item table that this process holds, where it is cut into parts."""
@@ -281,7 +303,7 @@ class SequenceModel(nn.Module):
     def scores_of(self, hidden: Tensor) -> Tensor:
         """Scores of every item after hidden states (S, D), (S, V) float32."""
         with torch.autocast(hidden.device.type, enabled=False):  # half precision would tie scores that differ
-            return torch.addmm(self.bias, hidden.to(self.bias.dtype), self.items.weight.T)
+            return torch.addmm(self.bias, hidden.to(self.bias.dtype), self.table().T)
 
     @property
     def most_events(self) -> int | None:

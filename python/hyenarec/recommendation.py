@@ -15,19 +15,21 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hyenarec.answers import NOTHING, Answer, Item, Neighbour, Recommendation, Request
+from hyenarec.continuing import with_new_items
 from hyenarec.data.batches import Batch, pack_histories
 from hyenarec.data.ids import Ids
 from hyenarec.data.times import UNITS, caller_seconds
 from hyenarec.environment import check_backend
 from hyenarec.errors import UserError, expect, is_iterable, shortened
 from hyenarec.evaluation import scored_at_a_time
+from hyenarec.featured_items import LearnedFeatures
 from hyenarec.files import as_path
 from hyenarec.mixers import MIXERS
 from hyenarec.model import ModelState, SequenceModel
 from hyenarec.nearest import NearestItems
 from hyenarec.ranking import NOT_FINITE, best_items
 from hyenarec.session import Session
-from hyenarec.trained import load_trained
+from hyenarec.trained import Trained, load_trained
 
 if TYPE_CHECKING:
     from hyenarec.compiled import CompiledModel
@@ -43,9 +45,16 @@ class Recommender:
     """
 
     def __init__(
-        self, model: SequenceModel, user_ids: Ids, item_ids: Ids, config: dict[str, Any], device: torch.device
+        self,
+        model: SequenceModel,
+        user_ids: Ids,
+        item_ids: Ids,
+        config: dict[str, Any],
+        device: torch.device,
+        features: LearnedFeatures | None = None,
     ) -> None:
-        self.model = model.to(device).eval()
+        self.model = model.folded().to(device).eval()
+        self.features = features
         self.user_ids, self.item_ids, self.config, self.device = user_ids, item_ids, config, device
         self._index: NearestItems | None = None
         self._compiled: CompiledModel | None = None
@@ -64,10 +73,26 @@ class Recommender:
             if place.type == "meta":
                 raise RuntimeError("it computes no values")
             check_backend(place)
-            return cls(trained.model, trained.user_ids, trained.item_ids, trained.config, place)
+            return cls(trained.model, trained.user_ids, trained.item_ids, trained.config, place, trained.features)
         except (RuntimeError, TypeError, AssertionError) as error:  # whatever torch raises for this device
             reason = str(error).splitlines()[0]
             raise UserError(f"option device: {shortened(device)} cannot be used here: {reason}") from error
+
+    def with_items(self, path: str | Path) -> Recommender:
+        """The same with the new items of a table of features: those that the model does not know.
+
+        ``path`` is such a table as the model was trained with. A new item has a row made of its features alone, and the
+        mean of all items' biases; rows of known items stay as they were learned, whatever the table has for them.
+
+        Raises :class:`UserError` where the model was trained without features, for what is wrong with the table, and
+        where it has no new item.
+        """
+        self._refuse_shard("option item-features")
+        trained = Trained(self.model, self.user_ids, self.item_ids, self.config, features=self.features)
+        extended = with_new_items(trained, as_path(path, "option item-features"))
+        return Recommender(
+            extended.model, self.user_ids, extended.item_ids, self.config, self.device, extended.features
+        )
 
     def approximate(self) -> None:
         """From now on :meth:`recommend` and :meth:`answers` look items up in an index (faiss's), which is made

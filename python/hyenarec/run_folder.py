@@ -24,10 +24,12 @@ from hyenarec import checkpoint, distributed, environment
 from hyenarec.breakdown import TargetKinds
 from hyenarec.config import ModelConfig, TrainingConfig, from_json
 from hyenarec.continuing import Start, trained_until
-from hyenarec.data.splits import Split
+from hyenarec.data.item_features import Features
+from hyenarec.data.splits import Split, training_counts
 from hyenarec.data.store import SequenceStore
 from hyenarec.display import console
 from hyenarec.errors import DamagedError, UserError
+from hyenarec.featured_items import LearnedFeatures
 from hyenarec.files import as_path, remove_unfinished, write_text
 from hyenarec.mixers import MIXERS
 from hyenarec.source import Source
@@ -58,11 +60,12 @@ class Run:
         config: TrainingConfig,
         source: Source,
         start: Start | None = None,
+        features: Features | None = None,
     ) -> None:
         """Raises :class:`UserError` for a folder that cannot be used, is in use, or holds another run."""
         check_folder(folder)
         self.folder, self.store, self.start = folder, store, start
-        self.trainer = Trainer(store, split, model_config, config, start.trained if start else None)
+        self.trainer = Trainer(store, split, model_config, config, start.trained if start else None, features)
         self.description = json.loads(
             json.dumps(
                 {
@@ -71,6 +74,7 @@ class Run:
                     "source": asdict(source),
                     "data": {**store.describe(), "time_unit": store.time_unit, "fingerprint": store.fingerprint()},
                     **({"start": start.describe()} if start else {}),
+                    **({"item_features": features.describe()} if features else {}),
                 }
             )
         )
@@ -142,7 +146,13 @@ class Run:
         if not self._writes:
             return
         ids = self.store.user_ids, self.store.item_ids
-        trained = Trained(trainer.model, *ids, self.description, trained_until(self.store, trainer.split))
+        trained = Trained(
+            trainer.model.folded(),
+            *ids,
+            self.description,
+            trained_until(self.store, trainer.split),
+            LearnedFeatures.of(trainer.model.items, training_counts(self.store, trainer.split)),
+        )
         save_trained(self.folder / BEST, trained, trainer.progress.epoch)
 
     def _write_metrics(self) -> None:
@@ -237,7 +247,7 @@ class Run:
         if (trainer.progress.epoch, trainer.progress.batch) != (best_epoch, 0):
             console.print(f"{BEST} is missing: training up to its epoch, {best_epoch}, again", highlight=False)
             start = self.start.trained if self.start else None
-            trainer = Trainer(self.store, trainer.split, trainer.model.config, trainer.config, start)
+            trainer = Trainer(self.store, trainer.split, trainer.model.config, trainer.config, start, trainer.features)
             trainer.train_only(best_epoch)
         self._write_best(trainer)
 
@@ -261,6 +271,7 @@ class Run:
                 f"{path} is of epoch {header.get('epoch')}, but the best of this run is epoch {progress.best_epoch}: "
                 f"{MADE_AGAIN}"
             )
+        trainer.model = trainer.model.folded()
         checkpoint.fill(trainer.model, checkpoint.without_prefix("model", tensors), path)
         test = trainer.validate(trainer.split.test, count_shown=True)
         validation = progress.history[progress.best_epoch - 1]["validation"]

@@ -14,7 +14,9 @@ from numpy.typing import NDArray
 from hyenarec import checkpoint
 from hyenarec.config import ModelConfig, TrainingConfig, from_json
 from hyenarec.data.ids import Ids
+from hyenarec.data.item_features import from_header, to_json
 from hyenarec.errors import DamagedError, UserError
+from hyenarec.featured_items import LearnedFeatures
 from hyenarec.model import SequenceModel
 from hyenarec.source import Source
 from hyenarec.tensor_file import Arrays, digest
@@ -34,6 +36,8 @@ class Trained:
     trained_until: NDArray[np.int64] | None = None
     """When each user's last event that the model was trained on was, (U,), and ``NEVER`` for those without; None where
     the log has no times."""
+    features: LearnedFeatures | None = None
+    """What it has learned of features, which are in the model's table of items already, for rows of new items."""
 
     def digest(self) -> str:
         """Tells the weights, with the items that they are of, from others."""
@@ -49,7 +53,11 @@ def save_trained(path: Path, trained: Trained, epoch: int) -> None:
         tensors |= checkpoint.with_prefix(role, arrays)
     if trained.trained_until is not None:
         tensors["trained_until"] = torch.from_numpy(trained.trained_until)
-    checkpoint.save(path, tensors, {"config": trained.config, "epoch": epoch}, trained.model.shard)
+    header = {"config": trained.config, "epoch": epoch}
+    if trained.features is not None:
+        tensors |= {"features.projection": trained.features.projection, "features.base": trained.features.base}
+        header["features"] = to_json(trained.features.encodings)
+    checkpoint.save(path, tensors, header, trained.model.shard)
 
 
 def load_trained(path: Path, *, shard_items: bool = False) -> Trained:
@@ -89,7 +97,23 @@ def _load(path: Path, shard_items: bool) -> Trained:
     until = arrays.get("trained_until")
     if until is not None and (until.shape, until.dtype.type) != ((len(user_ids),), np.int64):
         raise DamagedError(f"{path}: trained_until is not one int64 for each of {len(user_ids)} users")
-    return Trained(model, user_ids, item_ids, config, None if until is None else until.copy())
+    features = None
+    if "features" in header:
+        features = _features(header["features"], checkpoint.without_prefix("features", arrays), options, path)
+    return Trained(model, user_ids, item_ids, config, None if until is None else until.copy(), features)
+
+
+def _features(columns: object, arrays: Arrays, options: ModelConfig, path: Path) -> LearnedFeatures:
+    encodings = from_header(columns, f"{path}: features")
+    width = sum(encoding.width for encoding in encodings)
+    shapes = {"projection": (width, options.dim), "base": (options.dim,)}
+    checkpoint.check_names(arrays.keys(), shapes.keys(), path)
+    for name, shape in shapes.items():
+        found = arrays[name]
+        if (found.shape, found.dtype.type) != (shape, np.float32) or not np.isfinite(found).all():
+            raise DamagedError(f"{path}: features.{name} is not {shape} finite float32 numbers, as its columns need")
+    projection, base = (torch.from_numpy(arrays[name].copy()) for name in shapes)
+    return LearnedFeatures(encodings, projection, base)
 
 
 def _check_size(weights: Arrays, options: ModelConfig, n_items: int, path: Path) -> None:

@@ -23,12 +23,14 @@ from hyenarec.cloze import hide_events
 from hyenarec.config import ModelConfig, TrainingConfig
 from hyenarec.continuing import known_until, take_over
 from hyenarec.data.batches import Batch, TrainingWindows
+from hyenarec.data.item_features import Features
 from hyenarec.data.splits import Split
 from hyenarec.data.store import SequenceStore
 from hyenarec.display import TrainingDisplay, training_display
 from hyenarec.environment import check_backend, check_memory
 from hyenarec.errors import DivergedError, ScoreError, UserError, expect
 from hyenarec.evaluation import Ranking, Scorer, rank_targets
+from hyenarec.featured_items import FeaturedItems
 from hyenarec.item_rows import SampledRows, SampledStep
 from hyenarec.losses import full_cross_entropy, sampled_softmax
 from hyenarec.model import SequenceModel
@@ -87,7 +89,9 @@ class Trainer:
         model_config: ModelConfig,
         config: TrainingConfig,
         start: Trained | None = None,
+        features: Features | None = None,
     ) -> None:
+        """``features`` are of the items of ``store``, and encoded as those of ``start`` where that has some."""
         expect(store, SequenceStore, "store", "a SequenceStore")
         expect(split, Split, "split", "a Split")
         expect(model_config, ModelConfig, "model_config", "a ModelConfig")
@@ -101,12 +105,15 @@ class Trainer:
         if not self.windows.tokens:
             new = "" if start is None else ", of which the last is later than what the model was trained on"
             raise UserError(f"nothing to train on: no user has two training events{new}")
+        if features is not None and config.shard_items:
+            raise UserError("option item_features: not used with --shard-items; every process needs the whole table")
         sharded = config.shard_items and distributed.size() > 1
         check_memory(model_config, -(-store.n_items // distributed.size()) if sharded else store.n_items, self.device)
         torch.manual_seed(config.seed)
-        self.model = SequenceModel(model_config, store.n_items, shard_items=sharded).to(self.device)
+        self.features = features
+        self.model = SequenceModel(model_config, store.n_items, shard_items=sharded, features=features).to(self.device)
         if start is not None:
-            take_over(self.model, start, store.item_ids)
+            take_over(self.model, start, store.item_ids, features)
         self.rows = self._sampled_rows() if config.loss == "sampled" else None
         tables = {"items.weight", "bias"} if self.rows else set()  # whose rows have an optimiser of their own
         self._dense = [parameter for name, parameter in self.model.named_parameters() if name not in tables]
@@ -168,12 +175,16 @@ class Trainer:
             read = self.rows.read(batch) if self.rows else None
             batch, share = distributed.part(batch) if read is None else (read.batch, read.share)
             distributed.own_seed(seed)
+            table = self.model.table() if read is None else read.table
             with distributed.peers():
-                hidden = self._forward(batch, table=read and read.rows.weight)  # (T, D)
+                hidden = self._forward(batch, table=table)  # (T, D)
             if batch.masked is not None:
                 hidden = hidden[batch.masked]  # (P, D)
             assert batch.targets is not None
-            loss = read.loss(hidden, batch.targets) if read is not None else self._full_loss(hidden, batch.targets)
+            if read is not None:
+                loss = read.loss(hidden, batch.targets)
+            else:
+                loss = full_cross_entropy(hidden, table, self.model.bias, batch.targets)
         self.optimizer.zero_grad(set_to_none=True)
         distributed.backward(loss, share)
         return loss.detach() * share, read
@@ -183,7 +194,7 @@ class Trainer:
         self.model.eval()
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.bf16):
             return rank_targets(
-                scorer or self.model,
+                scorer or self.model.folded(),
                 self.store,
                 targets,
                 max_length=self.model.config.max_length,
@@ -286,7 +297,8 @@ class Trainer:
         rank = None
         if progress.epoch + 1 >= config.epochs or (progress.epoch + 1) % config.evaluate_every == 0:
             try:
-                scorer = Interruptible(self.model, partial(check_stop, self.device) if self.model.shard else check_stop)
+                model = self.model.folded()
+                scorer = Interruptible(model, partial(check_stop, self.device) if model.shard else check_stop)
                 metrics = self.validate(self.split.validation, scorer).metrics()
             except ScoreError as error:
                 raise self._diverged(f"the model's scores are no numbers after step {progress.step}") from error
@@ -328,7 +340,7 @@ class Trainer:
         display.line(line)
 
     def _full_loss(self, hidden: Tensor, targets: Tensor) -> Tensor:
-        return full_cross_entropy(hidden, self.model.items.weight, self.model.bias, targets)
+        return full_cross_entropy(hidden, self.model.table(), self.model.bias, targets)
 
     def _sampled_loss(self, hidden: Tensor, targets: Tensor) -> Tensor:
         """What the sampled softmax costs, with the first items as negatives."""
@@ -340,7 +352,9 @@ class Trainer:
         counts = Popularity(self.store, self.split).counts
         config = self.config
         model = self.model
-        return SampledRows(model.items.weight, model.bias, counts, config.negatives, config.weight_decay, model.shard)
+        featured = model.items if isinstance(model.items, FeaturedItems) else None
+        tables = model.items.weight, model.bias
+        return SampledRows(*tables, counts, config.negatives, config.weight_decay, model.shard, featured)
 
 
 def _optimizer(parameters: list[torch.nn.Parameter], config: TrainingConfig) -> torch.optim.AdamW:

@@ -20,9 +20,9 @@ from benchmarks.harness import convolutions
 from benchmarks.harness.checks import refusal
 from benchmarks.harness.recording import Result, read
 from benchmarks.report import rankings
-from benchmarks.suites import ablation, accuracy, cache, loading, losses
+from benchmarks.suites import ablation, accuracy, cache, features, loading, losses
 from benchmarks.suites import operator as operator_cpu
-from hyenarec.data import big_logs
+from hyenarec.data import big_logs, read_log
 from hyenarec.data.synthetic import write_synthetic_log
 from hyenarec_kernels.backends import cpu
 
@@ -147,6 +147,20 @@ def test_cache(run: Any, log: str, monkeypatch: pytest.MonkeyPatch) -> None:
         assert case["us a step"] > 0 and refusal(case) is None
     page = "\n".join(rankings.cache(result))
     assert "history read at once" in page and f"{cases['full', 10]['bytes']:,}" in page
+
+
+def test_features(run: Any, log: str, tmp_path: Path) -> None:
+    ids = read_log(log).item_ids
+    lines = [f"{item},{item[-1]}\n" for item in map(str, ids.decode(range(len(ids))))]
+    (tmp_path / "items.csv").write_text("".join(["item_id,digit:token\n", *lines]))
+    result = run(features, log, "items.csv", "--seeds", "0", "--epochs", "1", "--share", "0.2")
+    plain, featured = result["runs"]
+    assert (plain["variant"], featured["variant"]) == ("plain", "features")
+    assert plain["hidden"].keys() == {"mean, among all", "mean, among hidden"}
+    among = featured["hidden"]["features, among hidden"]
+    assert among["median rank"] <= featured["hidden_items"] and among["targets"] > 0
+    # of equal rows, every target counts as the last
+    assert plain["hidden"]["mean, among hidden"]["MRR"] == pytest.approx(1 / plain["hidden_items"])
 
 
 def test_accuracy(run: Any, log: str, tmp_path: Path) -> None:

@@ -101,6 +101,16 @@ def names_of(recommender: Recommender, path: Path | None) -> Mapping[Item, str] 
     return None if path is None else read_names(path, recommender.item_ids, recommender.config["source"]["item"])
 
 
+def with_items(recommender: Recommender, path: Path | None) -> Recommender:
+    """``recommender`` with the new items of the table of features at ``path``, where there is one."""
+    if path is None:
+        return recommender
+    found = recommender.with_items(path)
+    new, known = len(found.item_ids) - len(recommender.item_ids), len(recommender.item_ids)
+    complain(f"{path}: {new:,} items are new, beside {known:,} that the model knows")
+    return found
+
+
 def join_shards(shard_items: bool) -> bool:
     """Join the other processes where the item table is to be divided among several; process 0 alone speaks."""
     from hyenarec import distributed

@@ -17,7 +17,7 @@ import tyro
 
 from hyenarec.answers import item_cells
 from hyenarec.cli.identifiers import IdArgument
-from hyenarec.cli.options import ItemFilters, RunPath, join_shards, names_of, source_of
+from hyenarec.cli.options import ItemFilters, RunPath, join_shards, names_of, source_of, with_items
 from hyenarec.display import complain, console, show_table
 from hyenarec.errors import UserError
 
@@ -82,6 +82,9 @@ class Recommend:
     shard_items: Switch = False
     """Divide the item table among the processes that torchrun starts, for tables that one of them cannot hold."""
     filters: Annotated[ItemFilters, tyro.conf.arg(name="")] = field(default_factory=ItemFilters)
+    item_features: Path | None = None
+    """Table of features, as train --item-features read them: its items that are new to the model are recommended too,
+    by their features alone."""
     names: Path | None = None
     """Catalogue: a table with item ids (as in the log, or in a column item_id or id) and their name or title."""
     json: bool = False
@@ -115,7 +118,7 @@ class Recommend:
         if sharded and str(self.histories) == "-":
             raise UserError("option histories: standard input is read by one process; with --shard-items name a file")
         device = TrainingConfig(device=self.device).torch_device()
-        recommender = Recommender.load(self.run_path, device, shard_items=sharded)
+        recommender = with_items(Recommender.load(self.run_path, device, shard_items=sharded), self.item_features)
         if self.approximate:
             recommender.approximate()
         allowed, names = self.filters.of(recommender), names_of(recommender, self.names)

@@ -10,6 +10,9 @@ if TYPE_CHECKING:
     import polars as pl
 
 
+OTHER = "column "  # begins the roles of columns that have no other
+
+
 class MissingColumn(UserError):
     """A table has no column of a name; ``header`` has those that it has."""
 
@@ -18,11 +21,24 @@ class MissingColumn(UserError):
         self.header = header
 
 
+class WithOthers(dict[str, str]):
+    """Columns ``{role: name}``, and beside them every other column of the table, under :data:`OTHER` and its name."""
+
+
+def complete(name: str, columns: dict[str, str], header: list[str]) -> dict[str, str]:
+    """``columns`` and, where it asks for them, all others of ``header``."""
+    if not isinstance(columns, WithOthers):
+        return columns
+    taken = {find_column(name, role, column, header) for role, column in columns.items()}
+    return columns | {OTHER + entry: entry for place, entry in enumerate(header) if place not in taken}
+
+
 def choose(name: str, scan: pl.LazyFrame, columns: dict[str, str]) -> pl.DataFrame:
     """The columns ``{role: name}`` of ``scan`` under their roles."""
     import polars as pl
 
     header = scan.collect_schema().names()
+    columns = complete(name, columns, header)
     chosen = {role: header[find_column(name, role, column, header)] for role, column in columns.items()}
     return scan.select(pl.col(column).alias(role) for role, column in chosen.items()).collect()
 

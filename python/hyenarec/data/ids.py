@@ -34,7 +34,7 @@ class Ids:
             raise TypeError("ids: expected all integers or all strings")
         distinct = set(given)
         if all(isinstance(value, int) for value in distinct):
-            if any(_as_integer(value) is None for value in distinct):
+            if any(as_integer(value) is None for value in distinct):
                 raise TypeError("ids: integers must fit 64 bits")
             return cls({"values": np.array(sorted(distinct), dtype=np.int64)})
         encoded = sorted(str(value).encode() for value in distinct)
@@ -96,7 +96,7 @@ class Ids:
         if not self.integers:
             return np.array([self._find_text(str(value)) for value in given], dtype=np.int32)
         known = self._arrays["values"]
-        wanted = [_as_integer(value) for value in given]
+        wanted = [as_integer(value) for value in given]
         numbers = np.array([0 if number is None else number for number in wanted], dtype=np.int64)
         places = np.searchsorted(known, numbers)
         hit = np.array([number is not None for number in wanted], dtype=bool) & (places < len(known))
@@ -129,7 +129,7 @@ class Ids:
         return f"the {len(self)} known ones are {kind} from {first!r} to {last!r}"
 
 
-def _as_integer(value: object) -> int | None:
+def as_integer(value: object) -> int | None:
     """``value`` as an int64, or None where it cannot be one."""
     if isinstance(value, str):
         if not _INTEGER.fullmatch(value):

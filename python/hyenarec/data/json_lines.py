@@ -12,7 +12,7 @@ from typing import Any
 
 import polars as pl
 
-from hyenarec.data.columns import choose, find_column
+from hyenarec.data.columns import WithOthers, choose, find_column
 from hyenarec.errors import UserError
 
 # An escaped high surrogate that no low one follows, behind escaped backslashes or none.
@@ -34,6 +34,8 @@ def read_json_lines(name: str, data: bytes, columns: dict[str, str]) -> tuple[pl
         raise UserError(f"{name}: line {row}: {half[1].decode()} is half of a surrogate pair, so no character")
     frame, lines = _read_fast(name, data, columns), data.count(b"\n") + (not data.endswith(b"\n"))
     if frame is None or frame.height not in (lines, _count_rows(data)):
+        if isinstance(columns, WithOthers):
+            raise UserError(f"{name}: cannot read it: its lines are not of one kind; write a Parquet file")
         frame = _read_slowly(name, data, columns)
     return frame, "blank lines" if frame.height < lines else ""
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from hyenarec.data.columns import MissingColumn
+from hyenarec.data.columns import MissingColumn, WithOthers
 from hyenarec.data.ids import Id, Ids
 from hyenarec.data.places import STANDARD_INPUT, SUFFIXES, Origin, read_columns
 from hyenarec.data.reading import ids_of_column
@@ -37,7 +37,7 @@ def read_names(path: str | Path, item_ids: Ids, item: str | None = None) -> dict
 
     path = as_path(path, "option names")
     ids = _read_ids(path, item)
-    names = _read_column(path, "name", NAME_COLUMNS).values.cast(pl.String)
+    names = read_table(path, "name", NAME_COLUMNS).frame["name"].cast(pl.String)
     places = item_ids.find([given for given, _ in ids])  # (n,), -1 where unknown
     found: dict[Id, str] = {}
     for known, name in zip(_decode_known(item_ids, places), names, strict=True):
@@ -100,32 +100,45 @@ def _read_lines(path: Path) -> list[tuple[Id, str]]:
 
 def _read_ids(path: Path, item: str | None, *, single: bool = False) -> list[tuple[Id, str]]:
     """The ids of a table, read as a log's are, and where each stands."""
-    column = _read_column(path, "item", tuple(dict.fromkeys((item or ITEM_COLUMNS[0], *ITEM_COLUMNS))), single=single)
-    if not len(column.values):
-        return []
-    indices, ids = ids_of_column(column.values, column.origin, column.name)
-    return [(one, column.origin.row(row)) for row, one in enumerate(ids.decode(indices))]
+    return ids_of_table(read_table(path, "item", columns_of_ids(item), single=single))
+
+
+def columns_of_ids(item: str | None) -> tuple[str, ...]:
+    """The names that a column of item ids may have where a log calls it ``item``."""
+    return tuple(dict.fromkeys((item or ITEM_COLUMNS[0], *ITEM_COLUMNS)))
 
 
 @dataclass(frozen=True)
-class _Column:
-    values: pl.Series
+class Table:
+    """Columns of a table by their roles, and ``name``, what it calls the one that was asked for."""
+
+    frame: pl.DataFrame
     origin: Origin
     name: str
 
 
-def _read_column(path: Path, role: str, names: Sequence[str], *, single: bool = False) -> _Column:
-    """The column of a table that is called the first of ``names`` that it has, or is ``single``."""
+def ids_of_table(table: Table) -> list[tuple[Id, str]]:
+    """The item ids of a table's rows, and where each stands."""
+    if not table.frame.height:
+        return []
+    indices, ids = ids_of_column(table.frame["item"], table.origin, table.name)
+    return [(one, table.origin.row(row)) for row, one in enumerate(ids.decode(indices))]
+
+
+def read_table(path: Path, role: str, names: Sequence[str], *, single: bool = False, others: bool = False) -> Table:
+    """The column of a table that is called the first of ``names`` that it has, or is ``single``; with ``others``, all
+    others too (:class:`WithOthers`)."""
     _refuse_standard_input(path)
     header: list[str] = []
     for name in names:
         try:
-            frame, origin = read_columns(path, {role: name}, None)
-            return _Column(frame[role], origin, name)
+            columns = WithOthers({role: name}) if others else {role: name}
+            frame, origin = read_columns(path, columns, None)
+            return Table(frame, origin, name)
         except MissingColumn as missing:
             header = missing.header
     if single and len(header) == 1:
-        return _read_column(path, role, header)
+        return read_table(path, role, header)
     raise UserError(f"{path}: {role}s must be in a column {' or '.join(names)}; it has {', '.join(header)}")
 
 

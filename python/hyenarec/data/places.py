@@ -198,7 +198,7 @@ def _read_parts(folder: Path, parts: list[Path], columns: dict[str, str]) -> tup
             first = frames[0].schema[role] if frames else kind
             if kind != first and not (kind.is_integer() and first.is_integer()):
                 raise UserError(
-                    f"{part}: column {columns[role]!r} holds {kind}, but {first} in {parts[0].name}; "
+                    f"{part}: column {columns.get(role, role)!r} holds {kind}, but {first} in {parts[0].name}; "
                     f"the parts of {name} must have columns of the same types"
                 )
         frames.append(frame)

@@ -12,7 +12,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from hyenarec.data.columns import find_column, matches
+from hyenarec.data.columns import complete, find_column, matches
 from hyenarec.errors import UserError
 
 SEPARATORS = {"csv": ",", "tsv": "\t", "inter": "\t"}
@@ -37,7 +37,8 @@ def read_text(name: str, data: bytes, kind: str, columns: dict[str, str]) -> tup
             if all(matches(column, _split(first_line, other, quoted)) for column in columns.values()):
                 separator, header = other, _split(first_line, other, quoted)
                 break
-    places = {role: find_column(name, role, column, header, is_text=True) for role, column in columns.items()}
+    chosen = complete(name, columns, header)
+    places = {role: find_column(name, role, column, header, is_text=True) for role, column in chosen.items()}
     uncounted = "header" if len(data) == len(whole) else "header and blank lines"
     rows = _count_rows(data, ord(separator), quoted)
     frame = None if rows is None else _read_fast(data, separator, quoted, sorted(set(places.values())))
