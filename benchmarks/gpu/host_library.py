@@ -17,6 +17,7 @@ DTYPES = {torch.float32: 0, torch.bfloat16: 2, torch.float16: 3}  # hyenarec::Dt
 MOST_LEVELS = 8
 FULL_SHARED, SCARCE_SHARED = 227 << 10, 99 << 10  # bytes a block: compute capability 9.0, and 8.6, 8.9, 12.0
 WHOLE = 1 << 24  # elements of a run of the block form, at least
+PASS_BLOCKS = 528  # of a pass of it, at most (kPassBlocks)
 
 
 class RowsArgument(ctypes.Structure):
@@ -112,10 +113,12 @@ class ToeplitzHost:
 
 
 class BlockHost:
-    """A library of tests/native/host_blocks.cpp. A call is cut into runs of at least ``least`` elements."""
+    """A library of tests/native/host_blocks.cpp. A call is cut into runs of at least ``least`` elements, a pass into
+    at most so many ``blocks``."""
 
-    def __init__(self, path: Path, least: int = WHOLE) -> None:
-        self.path, self.least, self.library = path, ctypes.c_int64(least), ctypes.CDLL(str(path))
+    def __init__(self, path: Path, least: int = WHOLE, blocks: int = PASS_BLOCKS) -> None:
+        self.path, self.library = path, ctypes.CDLL(str(path))
+        self.sizes = ctypes.c_int64(least), ctypes.c_int(blocks)
         self.library.blocks_args_size.restype = self.library.blocks_workspace.restype = ctypes.c_int64
         assert self.library.blocks_args_size() == ctypes.sizeof(BlockArguments)
 
@@ -123,13 +126,17 @@ class BlockHost:
         """The same, in runs of at least so many elements."""
         return BlockHost(self.path, least)
 
+    def in_blocks(self, count: int) -> BlockHost:
+        """The same, in passes of at most so many blocks: of few, each one has several rounds."""
+        return BlockHost(self.path, blocks=count)
+
     def workspace(self, args: BlockArguments, backward: bool) -> int:
-        size: int = self.library.blocks_workspace(ctypes.byref(args), backward, self.least)
+        size: int = self.library.blocks_workspace(ctypes.byref(args), backward, *self.sizes)
         return size
 
     def run(self, args: BlockArguments, backward: bool, reversed: bool, workspace: int) -> None:
         args.workspace = workspace
-        self.library.blocks_run(ctypes.byref(args), backward, reversed, self.least)
+        self.library.blocks_run(ctypes.byref(args), backward, reversed, *self.sizes)
 
 
 def toeplitz_host(target: Path, blocks: int = 4, shared: int = FULL_SHARED, source: Path = SOURCE) -> ToeplitzHost:

@@ -53,13 +53,13 @@ struct ConvolveTilesBackward {
                                 lags + (int64_t(share) * tile.channels + tile.first + c) * kTile, kTile, round != share);
         });
       if (of_u[0].value.data) {
-        with.template convolve<false>(block, shared, tile, inputs, round, earlier,
+        with.template convolve<false>(block, shared, tile, inputs, round, earlier, earlier.moments,
                                       [&](int distance) { load(distance, inputs, u); });
         if (kEdges) place(0);
         block.phase([&](int thread) { drain(thread, kThreads, tile, columns, inputs, of_u); });
       }
       if (of_dy[0].value.data || of_dy[1].value.data) {
-        with.template convolve<true>(block, shared, tile, gradients, round, later,
+        with.template convolve<true>(block, shared, tile, gradients, round, later, later.moments,
                                      [&](int distance) { load(-distance, gradients, dy); });
         if (kEdges) place(0);
         block.phase([&](int thread) { drain(thread, kThreads, tile, columns, gradients, of_dy); });

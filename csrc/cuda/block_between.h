@@ -14,7 +14,7 @@ struct TilesBetween {
   using Core = TensorCore<MomentType<T>>;
   static constexpr int kDepth = Core::kDepth, kInWord = Core::kInWord, kMostSteps = kMostRank / 16;
 
-  const uint32_t* moments;  // (channels, slots, ranks in steps of 16) as operands (`MomentWords`); null: no levels
+  MomentWords<T> moments;   // of null: no levels
   const uint32_t* tables;   // (distances, groups), each [16 ranks][kDepth ranks][lane][4]
   LevelShape shape;
   int steps;                // of 16 ranks
@@ -49,8 +49,8 @@ struct TilesBetween {
   }
 
   // nu += what comes from the tiles that those of the round meet, of one channel.
-  HYENAREC_DEVICE void meet(const Warp& warp, const TilePass<T>& pass, const Columns& columns, int channel, int of_tile,
-                            int round, bool reversed, const RoundMoments& nu) const {
+  HYENAREC_DEVICE void meet(const Warp& warp, const TilePass<T>& pass, const Columns& columns, const MomentWords<T>& moments,
+                            int channel, int of_tile, int round, bool reversed, const RoundMoments& nu) const {
     PerLane<Accumulator> c[kMostSteps]{};
     PerLane<int> index, tiles, most;  // of the tile of a lane's column; of its sequence; near distances at which it meets
     PerLane<const Aligned<2>*> from, at;  // the tile's moments
@@ -65,8 +65,8 @@ struct TilesBetween {
       int earlier = shape.fan ? i % shape.fan : i, later = shape.fan ? shape.fan - 1 - earlier : shape.near_pairs;
       int reach = !reversed ? earlier : later < count - 1 - i ? later : count - 1 - i;
       most[lane] = i >= tiles[lane] ? 0 : reach < shape.near_pairs ? reach : shape.near_pairs;
-      from[lane] = reinterpret_cast<const Aligned<2>*>(moments) + lane % 4 +
-                   (int64_t(channel) * pass.tiles.count + round * kRoundTiles + lane / 4) * tile_vectors;
+      int slot = round * kRoundTiles + lane / 4;
+      from[lane] = reinterpret_cast<const Aligned<2>*>(moments.of(channel, slot, steps)) + lane % 4;
       at[lane] = from[lane], table[lane] = tables_of + lane;
       if (above) each_rank(lane, [&](int tile, int rank, int step, int v) { c[step][lane].value[v] = nu.at(tile, rank, of_tile); });
     });

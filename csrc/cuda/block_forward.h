@@ -1,4 +1,7 @@
-// The second pass: the part inside each tile, what comes from other tiles, the filter's end, and the gates.
+// The second pass: the part inside each tile, what comes from other tiles, the filter's end, and the gates. Where tiles
+// have one level, and every share has the rounds of a whole sequence, it is the only pass: a block goes through its
+// rounds one after the other, from the first one that its first tile meets on, and makes their moments before it needs
+// them. No block waits for another one.
 #pragma once
 #include "block_between.h"
 
@@ -57,7 +60,7 @@ struct TileConvolution {
   // what comes from the other tiles.
   template <bool kTransposed, class Block, class Load>
   HYENAREC_DEVICE void convolve(Block& block, const Shared& shared, const Tile& tile, const Pool<T>& pool, int round,
-                                const TilesBetween<T>& between, const Load& load) const {
+                                const TilesBetween<T>& between, const MomentWords<T>& moments, const Load& load) const {
     if (between.above)
       block.phase([&](int thread) {
         between.come_down(thread, Shape::kThreads, pass, tile, round, kTransposed, shared.nu);
@@ -65,7 +68,8 @@ struct TileConvolution {
     using Output = typename Products::Output;
     const Columns& columns = *shared.columns;
     auto meet = [&](const Warp& warp, int c) {
-      if (between.moments) between.meet(warp, pass, columns, tile.first + c, c, round, kTransposed, shared.nu);
+      if (between.moments.words)
+        between.meet(warp, pass, columns, moments, tile.first + c, c, round, kTransposed, shared.nu);
     };
     auto products = [&](const Warp& warp, Output& y, int c, const uint32_t* table, int count, const int* other,
                         int ahead) HYENAREC_INLINE {
@@ -74,7 +78,7 @@ struct TileConvolution {
                                                table + c * Products::table_words(count), count);
     };
     auto finish = [&](const Warp& warp, Output& y, int c) {
-      if (between.moments)
+      if (between.moments.words)
         TileProducts<T>::far(warp, y, c, basis, rates ? rates + tile.first : nullptr, kTransposed, shared.nu);
       Products::template put<false>(warp, y, pool.slot(c, 0));
     };
@@ -125,6 +129,7 @@ struct ConvolveTiles {
   Product source;
   Product output[2];  // the second is null
   TilesBetween<T> between;
+  int in_order, before;  // rounds of a share that makes their moments, and those before them; or 0: the first pass has
 
   HYENAREC_DEVICE int64_t grid() const { return with.pass.grid(); }
   HYENAREC_DEVICE int shared_bytes() const { return with.shared_bytes(1); }
@@ -136,7 +141,17 @@ struct ConvolveTiles {
     const Tile tile = pass.tile(index);
     const Pool<T> pool = pass.pool(shared.pools);
     block.phase([&](int thread) { with.begin(thread, shared, tile); });
-    for (int round = index / pass.groups(); round < pass.rounds(); round += pass.shares) {
+    const int share = index / pass.groups();
+    int round = share, begin = 0, end = pass.rounds(), step = pass.shares;
+    MomentWords<T> moments = between.moments;
+    if (in_order) {
+      begin = share * in_order, step = 1;
+      if (begin + in_order < end) end = begin + in_order;
+      round = begin < end ? first_met(begin) : begin;
+      moments.slots = (before + in_order) * kRoundTiles, moments.first = round * kRoundTiles;
+      moments.words += int64_t(share) * tile.channels * moments.slots * MomentWords<T>::count(with.basis.steps);
+    }
+    for (; round < end; round += step) {
       auto load = [&](int distance) {
         block.phase([&](int thread) {
           if (thread < kRoundColumns) pass.place(*shared.columns, thread, round, distance);
@@ -144,13 +159,32 @@ struct ConvolveTiles {
         block.phase([&](int thread) { fill(thread, kThreads, tile, *shared.columns, pool, source); });
       };
       load(0);
-      with.template convolve<false>(block, shared, tile, pool, round, between, load);
+      if (in_order) {
+        block.warps([&](const Warp& warp) {
+          TileProducts<T>::template moments<1>(warp, pool, shared.zeros, tile, with.basis,
+                                               with.rates ? with.rates + tile.first : nullptr, false, shared.nu);
+        });
+        block.phase([&](int thread) {
+          moments.put(thread, kThreads, tile, round, pass.tiles.count, with.basis.steps, shared.nu);
+        });
+        if (round < begin) continue;
+      }
+      with.template convolve<false>(block, shared, tile, pool, round, between, moments, load);
       if (kEdges)
         block.phase([&](int thread) {
           if (thread < kRoundColumns) pass.place(*shared.columns, thread, round, 0);
         });
       block.phase([&](int thread) { drain(thread, kThreads, tile, *shared.columns, pool, output); });
     }
+  }
+
+ private:
+  // The round of the earliest tile that one of round `begin` or later ones meets: its first tile's sequence has it.
+  HYENAREC_DEVICE int first_met(int begin) const {
+    const Slot slot = with.pass.tiles.slots[begin * kRoundTiles];
+    const int most = between.shape.distance(between.shape.distances() - 1);
+    const int back = !Nodes::exists(slot, kTile) ? 0 : slot.index < most ? slot.index : most;
+    return (begin * kRoundTiles - back) / kRoundTiles;
   }
 };
 

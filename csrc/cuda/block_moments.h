@@ -227,19 +227,36 @@ struct TileProducts {
 };
 
 // Moments as the right operands of products between tiles: (channels, slots, ranks in steps of 16), a tile's in the order
-// in which a lane has both of its words side by side.
+// in which a lane has both of its words side by side. Of `slots` slots from `first` on.
 template <class T>
 struct MomentWords {
   using Core = TensorCore<MomentType<T>>;
   static constexpr int kInWord = Core::kInWord, kDepth = Core::kDepth;
   uint32_t* words;
+  int slots, first;
 
   static HYENAREC_DEVICE int count(int steps) { return steps * 16 / kInWord; }  // of a tile
-  HYENAREC_DEVICE void put(int64_t tile, int steps, int number, const float* of_ranks) const {
-    int lane = number / 2 % 4, step = number / 8, rank = step * kDepth + number % 2 * (kDepth / 2) + lane * kInWord;
-    uint32_t& word = words[tile * count(steps) + number];
-    if constexpr (kInWord == 2) word = packed<MomentType<T>>(of_ranks[rank], of_ranks[rank + 1]);
-    else word = float_to_bits(of_ranks[rank]);
+  HYENAREC_DEVICE uint32_t* of(int channel, int slot, int steps) const {
+    return words + (int64_t(channel) * slots + slot - first) * count(steps);
+  }
+
+  // A thread's part of a round's.
+  HYENAREC_DEVICE void put(int thread, int threads, const Tile& tile, int round, int tiles, int steps,
+                           const RoundMoments& held) const {
+    const int each = count(steps), all = kRoundTiles * each * held.channels;
+    for (int i = thread; i < all; i += threads) {
+      int word = i % each, number = i / each % kRoundTiles, channel = i / each / kRoundTiles;
+      int slot = round * kRoundTiles + number;
+      if (tile.first + channel < tile.channels && slot < tiles)
+        of(tile.first + channel, slot, steps)[word] = operand(word, &held.at(number, 0, channel));
+    }
+  }
+
+ private:
+  static HYENAREC_DEVICE uint32_t operand(int word, const float* of_ranks) {
+    int lane = word / 2 % 4, rank = word / 8 * kDepth + word % 2 * (kDepth / 2) + lane * kInWord;
+    if constexpr (kInWord == 2) return packed<MomentType<T>>(of_ranks[rank], of_ranks[rank + 1]);
+    else return float_to_bits(of_ranks[rank]);
   }
 };
 
@@ -287,14 +304,8 @@ struct TileMoments {
                                                  from.reversed, held);
       });
       block.phase([&](int thread) {
-        int each = MomentWords<T>::count(basis.steps), all = kRoundTiles * each * held.channels;
-        for (int i = thread; from.words.words && i < all; i += kThreads) {
-          int word = i % each, number = i / each % kRoundTiles, channel = i / each / kRoundTiles;
-          int64_t slot = round * kRoundTiles + number;
-          if (tile.first + channel < tile.channels && slot < pass.tiles.count)
-            from.words.put((tile.first + channel) * int64_t(pass.tiles.count) + slot, basis.steps, word,
-                           &held.at(number, 0, channel));
-        }
+        if (from.words.words)
+          from.words.put(thread, kThreads, tile, round, pass.tiles.count, basis.steps, held);
         if (!from.moments) return;
         held.each_value(thread, kThreads, [&](int number, int rank, int channel) {
           int64_t slot = round * kRoundTiles + number;

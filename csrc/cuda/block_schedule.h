@@ -34,9 +34,10 @@ template <class T, class Machine>
 class BlockRun {
  public:
   // `shared`: bytes of shared memory that a block can have.
-  BlockRun(const LegendreBlocksArgs& args, Channels channels, bool add, bool add_skip, int shared, Machine& machine)
-      : a_(args), channels_(channels), add_(add), add_skip_(add_skip), shared_(shared), machine_(machine),
-        workspace_(args.workspace) {
+  BlockRun(const LegendreBlocksArgs& args, Channels channels, bool add, bool add_skip, int shared, int blocks,
+           Machine& machine)
+      : a_(args), channels_(channels), add_(add), add_skip_(add_skip), shared_(shared), blocks_(blocks),
+        machine_(machine), workspace_(args.workspace) {
     while (levels_ < a_.num_levels && a_.levels[levels_].chunk < a_.max_length) ++levels_;
     for (int i = 0; i < levels_; ++i) static_cast<BlockLevel&>(shapes_[i]) = a_.levels[i];
     edge_first_ = int(std::max<int64_t>(a_.horizon / kTile, 1));
@@ -53,19 +54,38 @@ class BlockRun {
     prepare();
     Product source{a_.x, a_.pre_gate};
     TilesBetween<T> between{};
+    if (levels_ == 1 && with_edges([&](auto edges) { return forward_in_order<edges.value>(source); })) return;
     if (levels_) {
       Moments mu = moments(levels_ > 1);
-      MomentWords<T> words = moment_words();
+      MomentWords<T> words = moment_words(nodes_[0].count);
       tile_moments<1>({{source, false, mu[0], words}}, 1);
       up(mu, false);
       between = tiles_between(words, across(mu, false), false);
     }
     with_edges([&](auto edges) {
       ConvolveTiles<T, edges.value> program{convolution<edges.value>(), source, {{a_.out, a_.post_gate}, {}},
-                                             between};
+                                             between, 0, 0};
       start(program, program.with.pass);
     });
     zero_rest({a_.out, {}, {}});
+  }
+
+  // The one pass that makes moments as well; whether every share has as many rounds as a tile meets.
+  template <bool kEdges>
+  bool forward_in_order(const Product& source) {
+    ConvolveTiles<T, kEdges> program{convolution<kEdges>(), source, {{a_.out, a_.post_gate}, {}}, {}, 0, 0};
+    TilePass<T>& pass = program.with.pass;
+    divide(program, pass);
+    const LevelShape& shape = shapes_[0];
+    program.in_order = int(ceil_div(pass.rounds(), pass.shares));
+    int64_t most = std::min<int64_t>(shape.distance(shape.distances() - 1), ceil_div(a_.max_length, kTile) - 1);
+    program.before = int(ceil_div(most, kRoundTiles));
+    if (program.in_order < program.before) return false;
+    int64_t slots = int64_t(pass.shares) * (program.before + program.in_order) * kRoundTiles;
+    program.between = tiles_between(moment_words(slots), nullptr, false);
+    machine_.start(program, program.grid());
+    zero_rest({a_.out, {}, {}});
+    return true;
   }
 
   void backward() {
@@ -81,8 +101,8 @@ class BlockRun {
       Moments mu = moments(need_filter || (need_post && up_and_down));
       Moments eta = moments(need_filter || (need_input && up_and_down));
       MomentWords<T> mu_words{}, eta_words{};
-      if (need_post) mu_words = moment_words();
-      if (need_input) eta_words = moment_words();
+      if (need_post) mu_words = moment_words(nodes_[0].count);
+      if (need_input) eta_words = moment_words(nodes_[0].count);
       tile_moments<kFinePlanes<T>>({{u, false, mu[0], mu_words}, {dy, true, eta[0], eta_words}}, 2);
       if (mu[0]) up(mu, false);
       if (eta[0]) up(eta, true);
@@ -111,8 +131,6 @@ class BlockRun {
   }
 
  private:
-  // Blocks of a pass, four on each of 132 multiprocessors: a constant, so that no sum depends on how many a device has.
-  static constexpr int kPassBlocks = 528;
   using Moments = std::vector<float*>;
 
   // Of the levels from `first` on.
@@ -135,15 +153,15 @@ class BlockRun {
   }
 
   template <class F>
-  void with_edges(const F& f) const {
-    edges_ ? f(std::true_type{}) : f(std::false_type{});
+  auto with_edges(const F& f) const {
+    return edges_ ? f(std::true_type{}) : f(std::false_type{});
   }
 
   // As many channels a block as its shared memory holds, and shares of the rounds.
   template <class Program>
   void divide(const Program& program, TilePass<T>& pass) const {
     if (program.shared_bytes() > shared_) pass.vectors = 1;
-    pass.shares = int(std::clamp<int64_t>(kPassBlocks / std::max(pass.groups(), 1), 1, std::max(pass.rounds(), 1)));
+    pass.shares = int(std::clamp<int64_t>(blocks_ / pass.groups(), 1, std::max(pass.rounds(), 1)));
   }
   template <class Program>
   void start(Program& program, TilePass<T>& pass) {
@@ -218,13 +236,12 @@ class BlockRun {
       held[size_t(i)] = workspace_.take<float>(int64_t(nodes_[i].count) * shapes_[i].rank * channels_.count);
     return held;
   }
-  MomentWords<T> moment_words() {
-    int64_t tiles = int64_t(nodes_[0].count) * channels_.count;
-    return {workspace_.take<uint32_t>(tiles * MomentWords<T>::count(basis_.steps))};
+  MomentWords<T> moment_words(int64_t slots) {
+    return {workspace_.take<uint32_t>(slots * channels_.count * MomentWords<T>::count(basis_.steps)), int(slots), 0};
   }
   TilesBetween<T> tiles_between(const MomentWords<T>& moments, const float* above, bool reversed) const {
     bool top = levels_ == 1;
-    return {moments.words, between_[reversed], shapes_[0], basis_.steps, top ? Nodes{} : nodes_[1],
+    return {moments, between_[reversed], shapes_[0], basis_.steps, top ? Nodes{} : nodes_[1],
             top ? 0 : shapes_[1].rank, above, transfers_[0], rates_};
   }
 
@@ -266,7 +283,7 @@ class BlockRun {
       const LevelShape& shape = shapes_[i];
       int64_t columns = int64_t(shape.distances()) * shape.rank * shape.rank * channels_.count;
       TablesGradient program{nodes_[i], shape, channels_, 1, mu[i], eta[i], nullptr};
-      int64_t blocks = std::max<int64_t>(program.grid(), 1), shares = std::min<int64_t>(kTableShares, kPassBlocks / blocks);
+      int64_t blocks = std::max<int64_t>(program.grid(), 1), shares = std::min<int64_t>(kTableShares, blocks_ / blocks);
       program.shares = int(std::clamp<int64_t>(shares, 1, ceil_div(std::max(nodes_[i].count, 1), 16)));
       int64_t mark = workspace_.used();
       program.out = workspace_.take<float>(program.shares * columns);
@@ -307,7 +324,7 @@ class BlockRun {
   const LegendreBlocksArgs& a_;
   Channels channels_;
   bool add_, add_skip_;  // to what earlier runs wrote to the gradients of parameters
-  int shared_;
+  int shared_, blocks_;
   Machine& machine_;
   Workspace workspace_;
   int levels_ = 0, edge_first_ = 1, edges_ = 0;
@@ -342,10 +359,12 @@ inline const char* wrong_blocks(const LegendreBlocksArgs& args) {
 // than `kLeast` elements or 64 channels. Returns the bytes of workspace.
 constexpr double kRunShare = 0.14;
 constexpr int64_t kRunLeast = int64_t(1) << 24, kRunChannels = 64;
+// Blocks of a pass, four on each of 132 multiprocessors: a constant, so that no sum depends on how many a device has.
+constexpr int kPassBlocks = 528;
 
 template <class Machine>
 int64_t run_blocks(const LegendreBlocksArgs& args, bool backward, int shared, Machine& machine,
-                   int64_t least = kRunLeast, int64_t slice = kRunChannels) {
+                   int64_t least = kRunLeast, int64_t slice = kRunChannels, int blocks = kPassBlocks) {
   int64_t size = args.dtype == Dtype::f32 ? 4 : 2, sequences = args.packed ? 1 : args.sequences;
   int64_t elements = (args.packed ? 1 : args.sequences) * args.rows * args.channels;
   double moments = args.num_levels ? (backward ? 4.0 : 2.0) * 1.15 * args.levels[0].rank * 4 / kTile : 0;
@@ -382,7 +401,7 @@ int64_t run_blocks(const LegendreBlocksArgs& args, bool backward, int shared, Ma
       Channels channels{int(channel), int(std::min(width, args.channels - channel)), int(args.channels),
                         int(args.groups)};
       auto go = [&](auto type) {
-        BlockRun<decltype(type), Machine> run(part, channels, !start, first > 0, shared, machine);
+        BlockRun<decltype(type), Machine> run(part, channels, !start, first > 0, shared, blocks, machine);
         backward ? run.backward() : run.forward();
         bytes = std::max(bytes, run.workspace());
       };

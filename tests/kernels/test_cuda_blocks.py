@@ -3,12 +3,14 @@ float64, and what nvcc makes of them."""
 
 from __future__ import annotations
 
+import ctypes
 import re
 import subprocess
 from collections.abc import Callable
 from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -97,6 +99,42 @@ def test_a_call_in_runs(host: BlockHost, packed: bool, dtype: torch.dtype) -> No
     arguments = case.arguments(case.results())
     assert cut.workspace(arguments, True) < host.workspace(arguments, True)
     check(cut, case)
+
+
+def one_pass(packed: bool, horizon: int = 4000, dtype: torch.dtype = torch.float32, **options: Any) -> BlockCase:
+    """Four rounds of four tiles; of padded input a sequence begins inside of one."""
+    cuts = [0, 300, 300, 1900, 3100]
+    starts, ends = (cuts[:-1], cuts[1:]) if packed else ([0, 0], [1700, 1500])
+    options |= {"max_length": 1600} if packed else {}
+    return BlockCase(
+        packed, ends[-1] if packed else 1700, starts, ends, 3, 3, horizon, dtype, terms=16, decay=2.0, **options
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("horizon", [1600, 4000])  # the filter's end inside sequences, and behind them
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("blocks", [1, 2, 3])
+def test_a_block_that_makes_moments_itself(
+    blocks: int, packed: bool, horizon: int, dtype: torch.dtype, host: BlockHost
+) -> None:
+    """Bit for bit what two passes give."""
+    case, few = one_pass(packed, horizon, dtype, needs=frozenset({"out"})), host.in_blocks(blocks)
+    launched: list[bytes] = []
+    types = [ctypes.c_char_p, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64, ctypes.c_int, ctypes.c_int]
+    count = ctypes.CFUNCTYPE(ctypes.c_bool, *types)(lambda type, *_: bool(launched.append(type)))  # false: it runs here
+    host.library.host_emulate(count)
+    try:
+        expected, passes = case.run(host)["out"], len(launched)
+        assert torch.equal(case.run(few)["out"], expected)
+    finally:
+        host.library.host_emulate(None)
+    assert len(launched) - passes == passes - 1
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_gradients_of_a_few_blocks(packed: bool, host: BlockHost) -> None:
+    check(host.in_blocks(2), one_pass(packed, 1300, torch.bfloat16))
 
 
 @pytest.mark.parametrize("horizon", [600, 100])
@@ -220,16 +258,18 @@ def race(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., bool]:
 
 @pytest.mark.slow  # 20 s each
 @pytest.mark.parametrize("layout", ["padded", "packed"])
-@pytest.mark.parametrize("horizon", [300, 600])  # with the filter's end alone, and with levels
-def test_no_races(layout: str, horizon: int, race: Callable[..., bool]) -> None:
-    assert not race(layout, horizon)
+@pytest.mark.parametrize(
+    ("horizon", "levels"), [(300, 0), (600, 2), (600, 1)]
+)  # one level: blocks make moments themselves
+def test_no_races(layout: str, horizon: int, levels: int, race: Callable[..., bool]) -> None:
+    assert not race(layout, horizon, levels)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("barrier", [0, 1, 2])
-def test_a_dropped_barrier_is_a_race(barrier: int, race: Callable[..., bool]) -> None:
+@pytest.mark.parametrize(("barrier", "levels"), [(0, 2), (1, 2), (2, 2), (3, 1), (4, 1)])
+def test_a_dropped_barrier_is_a_race(barrier: int, levels: int, race: Callable[..., bool]) -> None:
     # the tool remembers a few accesses of each place, so that on a busy machine a run may miss one
-    assert any(race("packed", 600, dropped=barrier) for _ in range(5))
+    assert any(race("packed", 600, levels, dropped=barrier) for _ in range(5))
 
 
 @pytest.mark.slow
@@ -273,7 +313,9 @@ MUTATIONS = {
     "a pair at the filter's end": ("block_levels.h", "distance >= far_first + place", "distance > far_first + place"),
     "the second pair's gradient": ("block_backward.h", "edge > 0 || round != share", "round != share"),
     "rows past the end": ("block_columns.h", "slot.length, written", "slot.length + 1, written"),
-    "a share's later tiles": ("block_levels.h", "i += shares) {", "i += 2 * shares) {"),
+    "a share's later tiles": ("block_levels.h", "i += int64_t(shares)", "i += 2 * int64_t(shares)"),
+    "a half of a tap's sum": ("toeplitz.h", "lane % 2 ? second : first,", "first,"),
+    "the first tile that is met": ("block_forward.h", "(begin * kRoundTiles - back) / kRoundTiles", "begin"),
     "a rounded basis": ("block_schedule.h", "tile_moments<kFinePlanes<T>>", "tile_moments<1>"),
     "a later run's sums": ("block_schedule.h", "a_.dcoefficients, add_)", "a_.dcoefficients, false)"),
 }
@@ -290,7 +332,9 @@ def test_a_broken_kernel_shows(mutation: str, tmp_path: Path) -> None:
         lambda: whole(4500, 3000, channels=1, groups=1, chunks=(256, 1024), decay=2.0),
         *(lambda seed=seed: random_case(seed) for seed in (*range(20), FAST_WINDOW)),  # type: ignore[misc]
     ]
-    cut = in_runs(False, torch.float32)
-    assert any(wrong(case, case.run(broken)) for case in (make() for make in cases)) or wrong(
-        cut, cut.run(broken.cut(700))
+    cut, one = in_runs(False, torch.float32), one_pass(False)
+    assert (
+        any(wrong(case, case.run(broken)) for case in (make() for make in cases))
+        or wrong(cut, cut.run(broken.cut(700)))
+        or wrong(one, one.run(broken.in_blocks(3)))
     )

@@ -1,6 +1,6 @@
 // The block form's programs under ThreadSanitizer (thread_machine.h). tests/kernels/test_cuda_blocks.py runs it:
 //
-//     blocks_race_test padded|packed HORIZON [number of the barrier that every block leaves out]
+//     blocks_race_test padded|packed HORIZON LEVELS [number of the barrier that every block leaves out]
 #include <cstdlib>
 #include <cstring>
 
@@ -11,7 +11,7 @@ int main(int count, char** words) {
   using namespace hyenarec;
   using namespace hyenarec::cuda;
   const bool packed = std::strcmp(words[1], "packed") == 0;
-  if (count > 3) dropped = std::atoi(words[3]);
+  if (count > 4) dropped = std::atoi(words[4]);
   constexpr int kShared = 227 << 10;
   constexpr int64_t kRows = 1100, kChannels = 18, kGroups = 9, kTerms = 4;
   std::vector<float> input(kRows * kChannels, 0.5f), coefficients(kGroups * kTerms, 0.1f), decay(kGroups, 1.f);
@@ -26,11 +26,9 @@ int main(int count, char** words) {
   if (packed) args.starts = &bounds[0], args.ends = &bounds[1], args.wide_index = true;
   args.x = args.pre_gate = args.post_gate = args.grad = {input.data(), kRows * kChannels, kChannels};
   args.coefficients = coefficients.data(), args.decay = decay.data(), args.skip = skip.data();
-  if (args.horizon >= 512) {
-    args.num_levels = 2;
-    args.levels[0] = {256, 4, 5, 3, 4, 1};
-    args.levels[1] = {1024, 0, 6, 1, 2, 0};
-  }
+  args.num_levels = std::atoi(words[3]);
+  args.levels[0] = args.num_levels == 1 ? BlockLevel{256, 0, 5, 3, 4, 0} : BlockLevel{256, 4, 5, 3, 4, 1};
+  args.levels[1] = {1024, 0, 6, 1, 2, 0};
   std::vector<float> constants(size_t(legendre_blocks_constants(args)), 0.01f);
   args.constants = constants.data();
   Rows* written[] = {&args.out, &args.dx, &args.dpre_gate, &args.dpost_gate};

@@ -1,5 +1,6 @@
 // The block form's programs and schedule on the host, for tests/kernels/test_cuda_blocks.py. `least` is the least number
-// of elements of a run, so that small calls are cut too, into 3 channels or more.
+// of elements of a run, so that small calls are cut too, into 3 channels or more; `blocks` are those of a pass: of few,
+// each one has several rounds.
 #include "cuda/block_schedule.h"
 #include "host_machine.h"
 
@@ -10,16 +11,16 @@ extern "C" {
 
 int64_t blocks_args_size() { return sizeof(LegendreBlocksArgs); }
 
-int64_t blocks_workspace(const LegendreBlocksArgs* args, bool backward, int64_t least) {
+int64_t blocks_workspace(const LegendreBlocksArgs* args, bool backward, int64_t least, int blocks) {
   DryRun dry;
   LegendreBlocksArgs sizes = *args;
   sizes.workspace = nullptr;
-  return run_blocks(sizes, backward, HYENAREC_SHARED, dry, least, least < kRunLeast ? 3 : kRunChannels);
+  return run_blocks(sizes, backward, HYENAREC_SHARED, dry, least, least < kRunLeast ? 3 : kRunChannels, blocks);
 }
 
-void blocks_run(const LegendreBlocksArgs* args, bool backward, bool reversed, int64_t least) {
+void blocks_run(const LegendreBlocksArgs* args, bool backward, bool reversed, int64_t least, int blocks) {
   HostMachine machine{reversed};
-  run_blocks(*args, backward, HYENAREC_SHARED, machine, least, least < kRunLeast ? 3 : kRunChannels);
+  run_blocks(*args, backward, HYENAREC_SHARED, machine, least, least < kRunLeast ? 3 : kRunChannels, blocks);
 }
 
 }  // extern "C"

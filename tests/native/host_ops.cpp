@@ -39,16 +39,16 @@ const char* legendre_conv_backward(const LegendreConvArgs& args, void*) {
 }
 
 int64_t legendre_blocks_workspace(const LegendreBlocksArgs& args, bool backward) {
-  return blocks_workspace(&args, backward, kRunLeast);
+  return blocks_workspace(&args, backward, kRunLeast, kPassBlocks);
 }
 const char* legendre_blocks_forward(const LegendreBlocksArgs& args, void*) {
   const char* wrong = wrong_blocks(args);
-  if (!wrong) blocks_run(&args, false, false, kRunLeast);
+  if (!wrong) blocks_run(&args, false, false, kRunLeast, kPassBlocks);
   return wrong;
 }
 const char* legendre_blocks_backward(const LegendreBlocksArgs& args, void*) {
   const char* wrong = wrong_blocks(args);
-  if (!wrong) blocks_run(&args, true, false, kRunLeast);
+  if (!wrong) blocks_run(&args, true, false, kRunLeast, kPassBlocks);
   return wrong;
 }
 
