@@ -87,15 +87,12 @@ def _joined(one: Ids, other: Ids) -> Ids:
 def with_new_items(trained: Trained, path: Path) -> Trained:
     """``trained`` with the new items of the table of features at ``path``, in rows of their features alone.
 
-    Raises :class:`UserError` where ``trained`` knows no features, for what is wrong with the table, and where it has no
-    item that is new.
+    Raises :class:`UserError` where ``trained`` knows no features, and for what is wrong with the table.
     """
     if trained.features is None:
         raise UserError("option item-features: the model was trained without, so it has learned nothing of features")
     table = read_item_table(path, trained.item_ids, trained.config["source"]["item"])
     item_ids = _joined(trained.item_ids, table.ids)
-    if len(item_ids) == len(trained.item_ids):
-        raise UserError(f"{path}: has no new items: the model knows all {len(table.ids):,} of it")
     model = SequenceModel(trained.model.config, len(item_ids))
     take_over(model, trained, item_ids, encode(table, trained.features.encodings, item_ids))
     return replace(trained, model=model, item_ids=item_ids)
