@@ -109,6 +109,8 @@ def take_over(model: SequenceModel, start: Trained, item_ids: Ids, features: Fea
         own = places if model.shard is None else model.shard.of_own(places)
         weights[name] = torch.cat([weights[name], mean])[own]  # -1 is the last row
     if features is not None and start.features is not None:
+        if features.encodings != start.features.encodings:
+            raise UserError("item features: encoded otherwise than those of the model to go on from")
         part = start.features.part(features)  # (V, D)
         rows = torch.where(places[:, None] < 0, start.features.base + part, weights["items.weight"])
         weights["items.weight"] = rows

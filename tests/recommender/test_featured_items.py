@@ -386,6 +386,9 @@ def test_a_training_goes_on_with_new_items_from_their_features(featured: Path, i
         torch.testing.assert_close(begun[name], tensor, rtol=1e-5, atol=1e-5)
     assert torch.equal(trainer.model.items.projection, trained.features.projection)
     torch.testing.assert_close(trainer.model.items.weight[-1], trained.features.base)
+    other = replace(features, encodings=features.encodings[::-1])
+    with pytest.raises(UserError, match="encoded otherwise"):
+        Trainer(joined, leave_one_out(joined), trained.model.config, CONFIG, trained, other)
     # without what was learned, or without features, rows stay
     for given, features_now in ((replace(trained, features=None), features), (trained, None)):
         plain = Trainer(joined, leave_one_out(joined), trained.model.config, CONFIG, given, features_now)
