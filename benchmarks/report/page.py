@@ -119,6 +119,14 @@ SECTIONS = {
         rankings.hosts,
         ("cpu",),
     ),
+    "features": Section(
+        "Item features",
+        "What do features of items change for items with few training events, and for items that the model has never "
+        "seen? Hidden items are left out of the log of training and then ranked, with all items and among themselves, "
+        "by rows of their features alone, by random rows, and by the mean row, which is the same for all of them.",
+        rankings.features,
+        (),
+    ),
     "ablation": Section("The hyena mixer's options", "What is each option worth?", rankings.ablation, ()),
 }
 

@@ -65,6 +65,26 @@ def ablation(result: Result) -> list[str]:
     return [*table(["", "history", *METRICS, "seeds"], rows), ""]
 
 
+def features(result: Result) -> list[str]:
+    """NDCG@10 with and without features by the training events of the target's item; then of items never seen."""
+    of = {name: [run for run in result["runs"] if run["variant"] == name] for name in ("plain", "features")}
+    of = {name: runs for name, runs in of.items() if runs}
+    head = ["training events of the item", "targets", *of]
+    rows = [["all", "", *(mean([run["test"][METRICS[0]] for run in runs]) for runs in of.values())]]
+    for place, bucket in enumerate(result["runs"][0]["test_by_popularity"]):
+        means = [mean([run["test_by_popularity"][place][METRICS[0]] for run in runs]) for runs in of.values()]
+        rows.append([bucket["popularity"], f"{bucket['targets']:,}", *means])
+    lines = [f"{METRICS[0]} of items that were trained on:", "", *table(head, rows), ""]
+    rows = []
+    for name in sorted({name for run in result["runs"] for name in run["hidden"]}):
+        found = [run["hidden"][name] for run in result["runs"] if name in run["hidden"]]
+        metrics = [mean([one[metric] for one in found]) for metric in METRICS]
+        rows.append([name, *metrics, f"{statistics.mean(one['median rank'] for one in found):,.0f}"])
+    items, targets = result["runs"][0]["hidden_items"], next(iter(result["runs"][0]["hidden"].values()))["targets"]
+    lines += [f"{targets:,} targets that are among {items:,} hidden items, by what rows of these begin as:", ""]
+    return [*lines, *table(["", *METRICS, "median rank"], rows), ""]
+
+
 def _ranked(runs: Sequence[Case], by: str, title: Callable[[Case], str], length: int) -> list[list[str]]:
     """A row for each group of runs, best NDCG@10 first."""
     groups: dict[str, list[Case]] = {}

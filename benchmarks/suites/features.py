@@ -29,7 +29,8 @@ from torch import Tensor
 
 from benchmarks.harness.recording import RESULTS, read, write
 from benchmarks.harness.recording import describe as describe_machine
-from hyenarec.breakdown import TargetKinds, averaged
+from benchmarks.report import rankings
+from hyenarec.breakdown import TargetKinds
 from hyenarec.config import ModelConfig, TrainingConfig
 from hyenarec.continuing import take_over
 from hyenarec.data.batches import Batch
@@ -37,7 +38,7 @@ from hyenarec.data.ids import Ids
 from hyenarec.data.item_features import ItemTable, describe, encode, learn, read_item_table
 from hyenarec.data.splits import leave_one_out, training_counts
 from hyenarec.data.store import SequenceStore
-from hyenarec.display import show_table
+from hyenarec.display import console
 from hyenarec.evaluation import known_part, rank_targets
 from hyenarec.featured_items import LearnedFeatures
 from hyenarec.model import SequenceModel
@@ -98,7 +99,8 @@ class Features:
                 shared = {"log": self.data.stem, "mixer": model.mixer, "length": model.max_length}
                 runs.append({**shared, "variant": variant, "seed": seed, **found})
                 write(path, "features", title, {"settings": settings, "runs": runs})
-        show(runs, self.data.stem)
+        for line in rankings.features({"runs": runs}):
+            console.print(line)
 
 
 def earlier(path: Path, settings: dict[str, Any], title: str) -> list[dict[str, Any]]:
@@ -182,19 +184,6 @@ def questions(store: SequenceStore, hidden: NDArray[np.int64]) -> tuple[Sequence
     offsets = np.concatenate(([0], ends)).astype(np.int64)
     users = Ids.from_values(range(len(histories)))
     return SequenceStore(offsets, np.concatenate(histories), None, users, store.item_ids), ends - 1
-
-
-def show(runs: list[dict[str, Any]], log: str) -> None:
-    """Two tables: NDCG@10 by the training events of the target's item, and of hidden items."""
-    of = {name: [run for run in runs if run["variant"] == name] for name in ("plain", "features")}
-    kinds = {name: averaged(found, "by_popularity") for name, found in of.items()}
-    rows = [{"training events": bucket, **{name: kinds[name][bucket] for name in kinds}} for bucket in kinds["plain"]]
-    show_table(f"{log}: NDCG@10 by training events of the item", ("training events", *kinds), rows)
-    columns, rows = ("NDCG@10", "Recall@10", "MRR", "median rank"), []
-    for name in sorted({name for run in runs for name in run["hidden"]}):
-        found = [run["hidden"][name] for run in runs if name in run["hidden"]]
-        rows.append({"rows": name, **{column: float(np.mean([one[column] for one in found])) for column in columns}})
-    show_table(f"{log}: hidden items", ("rows", *columns), rows)
 
 
 def main() -> None:

@@ -87,15 +87,12 @@ def _joined(one: Ids, other: Ids) -> Ids:
 def with_new_items(trained: Trained, path: Path) -> Trained:
     """``trained`` with the new items of the table of features at ``path``, in rows of their features alone.
 
-    Raises :class:`UserError` where ``trained`` knows no features, for what is wrong with the table, and where it has no
-    item that is new.
+    Raises :class:`UserError` where ``trained`` knows no features, and for what is wrong with the table.
     """
     if trained.features is None:
         raise UserError("option item-features: the model was trained without, so it has learned nothing of features")
     table = read_item_table(path, trained.item_ids, trained.config["source"]["item"])
     item_ids = _joined(trained.item_ids, table.ids)
-    if len(item_ids) == len(trained.item_ids):
-        raise UserError(f"{path}: has no new items: the model knows all {len(table.ids):,} of it")
     model = SequenceModel(trained.model.config, len(item_ids))
     take_over(model, trained, item_ids, encode(table, trained.features.encodings, item_ids))
     return replace(trained, model=model, item_ids=item_ids)
@@ -112,6 +109,8 @@ def take_over(model: SequenceModel, start: Trained, item_ids: Ids, features: Fea
         own = places if model.shard is None else model.shard.of_own(places)
         weights[name] = torch.cat([weights[name], mean])[own]  # -1 is the last row
     if features is not None and start.features is not None:
+        if features.encodings != start.features.encodings:
+            raise UserError("item features: encoded otherwise than those of the model to go on from")
         part = start.features.part(features)  # (V, D)
         rows = torch.where(places[:, None] < 0, start.features.base + part, weights["items.weight"])
         weights["items.weight"] = rows

@@ -81,7 +81,8 @@ def wrap(model: nn.Module, trained: Collection[Tensor], *, shards: bool = False)
     for parameter in apart:
         parameter.requires_grad_(False)  # which is how it is told what it need not wait for
     with peers():
-        wrapped = DistributedDataParallel(model, init_sync=not shards)
+        # Buffers are constants, and those of item features are large: they need not be sent in every step.
+        wrapped = DistributedDataParallel(model, init_sync=not shards, broadcast_buffers=False)
     for parameter in apart:
         parameter.requires_grad_(True)
     return wrapped

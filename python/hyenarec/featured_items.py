@@ -93,8 +93,8 @@ class LearnedFeatures:
         if not isinstance(items, FeaturedItems):
             return None
         weight, projection = items.weight.detach().cpu(), items.projection.detach().cpu().clone()
-        base = torch.from_numpy(counts).double() @ weight.double() / int(counts.sum())
-        return cls(items.features.encodings, projection, base.float())
+        shares = torch.from_numpy(counts / counts.sum()).to(weight.dtype)
+        return cls(items.features.encodings, projection, shares @ weight)
 
     def part(self, features: Features) -> Tensor:
         """What the ``features`` of V items say of them, (V, D)."""

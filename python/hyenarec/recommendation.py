@@ -84,8 +84,7 @@ class Recommender:
         ``path`` is such a table as the model was trained with. A new item has a row made of its features alone, and the
         mean of all items' biases; rows of known items stay as they were learned, whatever the table has for them.
 
-        Raises :class:`UserError` where the model was trained without features, for what is wrong with the table, and
-        where it has no new item.
+        Raises :class:`UserError` where the model was trained without features, and for what is wrong with the table.
         """
         self._refuse_shard("option item-features")
         trained = Trained(self.model, self.user_ids, self.item_ids, self.config, features=self.features)

@@ -161,6 +161,10 @@ def test_features(run: Any, log: str, tmp_path: Path) -> None:
     assert among["median rank"] <= featured["hidden_items"] and among["targets"] > 0
     # of equal rows, every target counts as the last
     assert plain["hidden"]["mean, among hidden"]["MRR"] == pytest.approx(1 / plain["hidden_items"])
+    page = "\n".join(rankings.features(result))
+    assert "| random, among all |" in page and f"among {plain['hidden_items']} hidden items" in page
+    again = run(features, log, "items.csv", "--seeds", "0", "--epochs", "1", "--share", "0.2")
+    assert again["runs"] == result["runs"]  # with the seconds that they took: they were not trained again
 
 
 def test_accuracy(run: Any, log: str, tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from hyenarec import checkpoint
 from hyenarec.cli import main
+from hyenarec.cli.serve import load
 from hyenarec.cli.train import Train
 from hyenarec.continuing import Start, load_start, take_over, with_new_items
 from hyenarec.data.ids import Ids
@@ -324,6 +325,8 @@ def test_new_items_have_rows_of_their_features(featured: Path, items: Path) -> N
     assert {one.item for one in both} > {130, 131, 132, 133, 134}
     assert after.recommend([[130, 134]], k=3)  # which histories may have, too
     assert len(after.session([[133]]).recommend(k=2)[0]) == 2
+    again = after.with_items(items)  # of which nothing is new any more
+    assert same(again.model.state_dict(), after.model.state_dict()) and again.recommend(history, k=32) == [both]
 
 
 def test_the_command_recommends_new_items_by_their_ids(
@@ -342,11 +345,21 @@ def test_the_command_recommends_new_items_by_their_ids(
     assert {one["item"] for one in first["recommendations"]} == {131, 133}
 
 
+def test_other_commands_know_new_items(featured: Path, items: Path, tmp_path: Path, capsys: Any) -> None:
+    options = ["--item-features", str(items)]
+    main(["similar", str(featured), "133", "--json", *options])
+    near = json.loads(capsys.readouterr().out)["similar"]
+    own = Recommender.load(featured).with_items(items)
+    assert [one["item"] for one in near] == [one.item for one in own.similar(133)]
+    main(["export", str(featured), "--out", str(tmp_path / "out"), "--formats", "program", *options])
+    assert json.loads((tmp_path / "out" / "export.json").read_text())["items"][-5:] == [130, 131, 132, 133, 134]
+    served, _ = load(featured, torch.device("cpu"), None, items)
+    assert same(served.model.state_dict(), own.model.state_dict())
+
+
 def test_new_items_that_cannot_be(featured: Path, run: Path, items: Path, tmp_path: Path, fails: Fails) -> None:
     ask = ("--history", "100", "--item-features")
     assert "the model was trained without" in fails("recommend", run, *ask, items)
-    known = write_items(tmp_path / "known.parquet", 100, 120)
-    assert f"{known}: has no new items: the model knows all 19 of it" in fails("recommend", featured, *ask, known)
     pl.DataFrame({"item_id": [500], "kind": ["kind 1"]}).write_parquet(tmp_path / "other.parquet")
     assert "no column 'tags', which the model has" in fails("recommend", featured, *ask, tmp_path / "other.parquet")
     assert "feature_columns: not used without" in fails(
@@ -373,6 +386,9 @@ def test_a_training_goes_on_with_new_items_from_their_features(featured: Path, i
         torch.testing.assert_close(begun[name], tensor, rtol=1e-5, atol=1e-5)
     assert torch.equal(trainer.model.items.projection, trained.features.projection)
     torch.testing.assert_close(trainer.model.items.weight[-1], trained.features.base)
+    other = replace(features, encodings=features.encodings[::-1])
+    with pytest.raises(UserError, match="encoded otherwise"):
+        Trainer(joined, leave_one_out(joined), trained.model.config, CONFIG, trained, other)
     # without what was learned, or without features, rows stay
     for given, features_now in ((replace(trained, features=None), features), (trained, None)):
         plain = Trainer(joined, leave_one_out(joined), trained.model.config, CONFIG, given, features_now)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from hyenarec.cli.options import RunPath
+from hyenarec.cli.options import RunPath, with_items
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,9 @@ class Export:
     """Items that a program returns."""
     state: Literal["compact", "exact"] = "compact"
     """How a step remembers a user: compact is smaller where the mixer is hyena and its horizon long."""
+    item_features: Path | None = None
+    """Table of features, as train --item-features read them: its items that are new to the model join the catalogue, in
+    rows of their features alone."""
     int8: bool = False
     """Round matrices to 8 bits: files of about a quarter, and nearly the same recommendations."""
 
@@ -35,7 +38,7 @@ class Export:
         from hyenarec.exporting import TOLERANCE, export_model
         from hyenarec.recommendation import Recommender
 
-        recommender = Recommender.load(self.run_path)
+        recommender = with_items(Recommender.load(self.run_path), self.item_features)
         exported = export_model(
             recommender, self.out, formats=self.formats, top=self.k, compact=self.state == "compact", int8=self.int8
         )

@@ -83,8 +83,8 @@ class Recommend:
     """Divide the item table among the processes that torchrun starts, for tables that one of them cannot hold."""
     filters: Annotated[ItemFilters, tyro.conf.arg(name="")] = field(default_factory=ItemFilters)
     item_features: Path | None = None
-    """Table of features, as train --item-features read them: its items that are new to the model are recommended too,
-    by their features alone."""
+    """Table of features, as train --item-features read them: its items that are new to the model join the catalogue, in
+    rows of their features alone."""
     names: Path | None = None
     """Catalogue: a table with item ids (as in the log, or in a column item_id or id) and their name or title."""
     json: bool = False

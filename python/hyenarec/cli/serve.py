@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from hyenarec.cli.options import RunPath, names_of
+from hyenarec.cli.options import RunPath, names_of, with_items
 from hyenarec.display import complain, console
 from hyenarec.errors import UserError
 
@@ -40,6 +40,9 @@ class Serve:
     redis://host:6379/0; default: events.sqlite in the run's folder."""
     names: Path | None = None
     """Table of the items' names (columns item_id, id or item, and name or title): shown beside ids, and searched."""
+    item_features: Path | None = None
+    """Table of features, as train --item-features read them: its items that are new to the model join the catalogue, in
+    rows of their features alone."""
     host: str = "127.0.0.1"
     """Address to listen on. Who may reach it is for a proxy or a firewall to say: the service asks for no password."""
     port: int = 8000
@@ -67,13 +70,15 @@ class Serve:
         from hyenarec.serving.engine import Engine
         from hyenarec.serving.event_stores import open_events
 
-        recommender, names = load(self.run_path, TrainingConfig(device=self.device).torch_device(), self.names)
+        device = TrainingConfig(device=self.device).torch_device()
+        recommender, names = load(self.run_path, device, self.names, self.item_features)
         folder = self.run_path if self.run_path.is_dir() else self.run_path.parent
         listening = listen(self.host, self.port)
         events = open_events(self.events or str(folder / "events.sqlite"))
         engine = Engine(recommender, events, self.states, names)
         stopping = threading.Event()
-        watcher = threading.Thread(target=watch, args=(self.run_path, engine, stopping, self.names), daemon=True)
+        watched = self.run_path, engine, stopping, self.names, self.item_features
+        watcher = threading.Thread(target=watch, args=watched, daemon=True)
         watcher.start()
         console.print(f"listening on {url(listening)} (documentation: /docs, page: /, metrics: /metrics)")
         app = make_app(engine, body_bytes=1024 * self.body_kib, rate=self.rate)
@@ -82,12 +87,14 @@ class Serve:
         stopping.set()
 
 
-def load(run_path: Path, device: torch.device, names: Path | None) -> tuple[Recommender, Mapping[Item, str] | None]:
-    """A model that can be served, and its items' names. Raises :class:`UserError` where they cannot be read, or the
-    model keeps no states."""
+def load(
+    run_path: Path, device: torch.device, names: Path | None, item_features: Path | None = None
+) -> tuple[Recommender, Mapping[Item, str] | None]:
+    """A model that can be served, with new items where there are some, and its items' names. Raises
+    :class:`UserError` where they cannot be read, or the model keeps no states."""
     from hyenarec.recommendation import Recommender
 
-    recommender = Recommender.load(run_path, device)
+    recommender = with_items(Recommender.load(run_path, device), item_features)
     recommender.model.init_state(0)
     _ = recommender.time_unit
     return recommender, names_of(recommender, names)
@@ -111,7 +118,13 @@ def url(listening: socket.socket) -> str:
     return f"http://[{address}]:{port}" if ":" in address else f"http://{address}:{port}"
 
 
-def watch(run_path: Path, engine: Engine, stopping: threading.Event, names: Path | None = None) -> None:
+def watch(
+    run_path: Path,
+    engine: Engine,
+    stopping: threading.Event,
+    names: Path | None = None,
+    item_features: Path | None = None,
+) -> None:
     """Hands a new model of the run to the engine. One that cannot be read leaves the old one in place."""
     from hyenarec.trained import BEST
 
@@ -131,7 +144,7 @@ def watch(run_path: Path, engine: Engine, stopping: threading.Event, names: Path
             continue
         known = now
         try:
-            engine.use(*load(run_path, engine.recommender.device, names)).result()
+            engine.use(*load(run_path, engine.recommender.device, names, item_features)).result()
         except Exception as error:  # whatever is wrong with it, the next one may be right
             complain(f"the new model is not taken over: {error}")
         else:

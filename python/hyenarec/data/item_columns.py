@@ -4,7 +4,7 @@ that names its row."""
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,12 +27,13 @@ WORD = r"[\p{L}\p{N}]+"
 @dataclass(frozen=True)
 class Values:
     """A column's values: which rows have one, ``given`` (n,); of categories and words the pairs of ``row`` and
-    ``value``, each once; of numbers and vectors ``numbers`` (n, w), whose rows without a value hold anything."""
+    ``value``, each once; of numbers and vectors ``numbers`` (n, w), of vectors in float32,
+    whose rows without a value hold anything."""
 
     kind: Kind
     given: NDArray[np.bool_]
     pairs: pl.DataFrame | None = None
-    numbers: NDArray[np.float64] | None = None
+    numbers: NDArray[np.floating[Any]] | None = None
 
     def counts(self, rows: NDArray[np.bool_]) -> dict[str, int]:
         """How many of some ``rows`` (n,) have each category or word."""
@@ -173,7 +174,7 @@ def _vectors(column: pl.Series, place: _Place) -> Values:
     elif not isinstance(kind, pl.List):
         text = _text(column, place).str.strip_chars("[]() ").str.replace_all(r"[,;\s]+", " ")
         column = text.str.strip_chars().str.split(" ")
-    lists = column.cast(pl.List(pl.Float64), strict=False)
+    lists = column.cast(pl.List(pl.Float32), strict=False)
     given = column.is_not_null().to_numpy()
     lengths = column.list.len().fill_null(0).to_numpy()  # (n,)
     width = int(np.bincount(lengths[given]).argmax()) if given.any() else 0
@@ -182,8 +183,10 @@ def _vectors(column: pl.Series, place: _Place) -> Values:
         row = int(ragged[0])
         raise place.error(f"a vector of {lengths[row]:,} numbers, where most have {width:,}; all have as many", row)
     if not width:
-        return Values("vector", np.zeros(len(column), dtype=np.bool_), numbers=np.zeros((len(column), 0)))
-    whole = np.zeros((len(column), width))
+        return Values(
+            "vector", np.zeros(len(column), dtype=np.bool_), numbers=np.zeros((len(column), 0), dtype=np.float32)
+        )
+    whole = np.zeros((len(column), width), dtype=np.float32)
     whole[given] = lists.drop_nulls().explode().fill_null(float("nan")).to_numpy().reshape(-1, width)
     bad = np.flatnonzero(~np.isfinite(whole).all(1))
     if len(bad):

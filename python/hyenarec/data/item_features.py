@@ -95,6 +95,13 @@ class ItemTable:
     rows: NDArray[np.int32]  # (n,) the place of each row's id among ``ids``
     columns: dict[str, pl.Series]
     declared: dict[str, Kind]
+    _parsed: dict[tuple[str, Kind], Values] = field(default_factory=dict)
+
+    def values(self, name: str, kind: Kind) -> Values:
+        """The values of a column, which must be of this ``kind``."""
+        if (name, kind) not in self._parsed:
+            self._parsed[name, kind] = parse(name, self.columns[name], kind, self.origin)
+        return self._parsed[name, kind]
 
     def places(self, item_ids: Ids) -> NDArray[np.int64]:
         """Of each row the place of its item among ``item_ids``, (n,), -1 where it is none of them."""
@@ -156,8 +163,7 @@ def learn(table: ItemTable, item_ids: Ids) -> list[Encoding]:
     found = []
     for name, column in table.columns.items():
         kind = table.declared.get(name) or infer(name, column, table.origin)
-        values = parse(name, column, kind, table.origin)
-        encoding = _learn(name, values, known)
+        encoding = _learn(name, table.values(name, kind), known)
         if not encoding.width:
             what = "no word of it is in two of the log's items" if kind == "words" else "it is empty in the log's items"
             raise UserError(
@@ -180,8 +186,8 @@ def _learn(name: str, values: Values, known: NDArray[np.bool_]) -> Encoding:
     given = values.numbers[known & values.given]  # (m, w)
     if not len(given):
         return Encoding(name, values.kind)
-    mean = given.mean(0)
-    scale = float(np.sqrt(((given - mean) ** 2).sum(1).mean()))  # so that an item's is 1 long, in the mean
+    mean = given.mean(0, dtype=np.float64)
+    scale = float(np.sqrt(given.var(0, dtype=np.float64).sum()))  # so that the mean square of an item's length is 1
     return Encoding(name, values.kind, mean=mean.tolist(), scale=scale or 1.0)
 
 
@@ -202,7 +208,7 @@ def encode(table: ItemTable, encodings: Sequence[Encoding], item_ids: Ids) -> Fe
                 f"{table.path}: no column {encoding.name!r}, which the model has features of; "
                 f"there are {', '.join(table.columns)}"
             )
-        values = parse(encoding.name, table.columns[encoding.name], encoding.kind, table.origin)
+        values = table.values(encoding.name, encoding.kind)
         if values.numbers is None:
             of_row, places = values.find(encoding.known)
             each = (1 / np.sqrt(np.bincount(of_row, minlength=len(rows)).clip(1)))[of_row]
@@ -216,7 +222,8 @@ def encode(table: ItemTable, encodings: Sequence[Encoding], item_ids: Ids) -> Fe
                 f"those of the model have {encoding.width}"
             )
         kept = here & values.given
-        scaled = ((values.numbers[kept] - np.array(encoding.mean)) / encoding.scale).astype(np.float32)
+        mean = np.array(encoding.mean, dtype=values.numbers.dtype)
+        scaled = ((values.numbers[kept] - mean) / encoding.scale).astype(np.float32)
         if encoding.kind == "number":
             places = np.full(len(scaled), first)
             found.append((rows[kept], places, scaled[:, 0].clip(-FARTHEST, FARTHEST)))
@@ -240,7 +247,7 @@ def describe(table: ItemTable, encodings: Sequence[Encoding], item_ids: Ids) -> 
     here = rows >= 0
     columns = []
     for encoding in encodings:
-        values = parse(encoding.name, table.columns[encoding.name], encoding.kind, table.origin)
+        values = table.values(encoding.name, encoding.kind)
         missing = int((here & ~values.given).sum())
         what = {
             "category": f"one of {encoding.width:,} categories",
