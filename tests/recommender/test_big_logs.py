@@ -133,3 +133,107 @@ def test_a_date_without_a_zone_is_in_utc(tmp_path: Path) -> None:
     with opened_log(tmp_path / "log.parquet") as store:
         assert store.fingerprint() == read_log(tmp_path / "log.parquet").fingerprint()
         assert store.timestamps is not None and store.timestamps[0] == 1_577_836_800
+
+
+def folder_of(folder: Path, *parts: pl.DataFrame, names: tuple[str, ...] = ("0", "1")) -> Path:
+    for name, part in zip(names, parts, strict=False):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        part.write_parquet(folder / f"{name}.parquet")
+    return folder
+
+
+@pytest.mark.parametrize(
+    "second",
+    [
+        {"user_id": pl.col("user_id").cast(pl.Int32), "item_id": pl.col("item_id").cast(pl.UInt32)},
+        {"new": pl.lit(1)},
+        {"timestamp": pl.col("timestamp").cast(pl.Int32)},
+    ],
+)
+@pytest.mark.parametrize("turned", [False, True])
+def test_parts_that_differ_only_in_width_or_other_columns(
+    second: dict[str, Any], turned: bool, tmp_path: Path, small_groups: list[str]
+) -> None:
+    parts = [frame(), frame().with_columns(**second)]
+    log = folder_of(tmp_path / "log", *(parts[::-1] if turned else parts))
+    with opened_log(log, tmp_path, small_groups.append) as store:
+        assert store.fingerprint() == read_log(log).fingerprint()
+    assert small_groups  # and so in bounded memory
+
+
+def test_folders_of_partitions_are_read_in_bounded_memory(tmp_path: Path, small_groups: list[str]) -> None:
+    log = folder_of(tmp_path / "log", frame(), frame(), names=("day=1/0", "day=2/0"))
+    with opened_log(log, tmp_path, small_groups.append) as store:
+        assert store.fingerprint() == read_log(log).fingerprint()
+    assert small_groups
+    whole = read_log(log, user="day")  # whose names hold users: not so
+    with opened_log(log, tmp_path, user="day") as store:
+        assert store.fingerprint() == whole.fingerprint()
+
+
+@pytest.mark.parametrize(
+    "second",
+    [
+        {"user_id": pl.col("user_id").cast(pl.String)},
+        {"timestamp": pl.from_epoch("timestamp")},
+        {"user_id": pl.lit(1.5)},
+    ],
+)
+def test_a_part_unlike_the_others_is_refused_as_by_reading_it_whole(second: dict[str, Any], tmp_path: Path) -> None:
+    other = frame().with_columns(**second)
+    log = folder_of(tmp_path / "log", frame(), other)
+    with pytest.raises(UserError) as whole:
+        read_log(log)
+    with pytest.raises(UserError) as refused, opened_log(log, tmp_path):
+        pass
+    assert str(refused.value) == str(whole.value) and "1.parquet" in str(whole.value)
+
+
+def test_dates_with_and_without_a_zone_are_not_mixed(tmp_path: Path) -> None:
+    dates = frame().with_columns(pl.from_epoch("timestamp"))
+    log = folder_of(tmp_path / "log", dates.with_columns(pl.col("timestamp").dt.replace_time_zone("UTC")), dates)
+    with pytest.raises(UserError, match=r"1\.parquet: column 'timestamp' holds"), opened_log(log, tmp_path):
+        pass
+
+
+def test_a_damaged_part_is_named(tmp_path: Path) -> None:
+    log = folder_of(tmp_path / "log", frame(), frame())
+    damaged = bytearray((log / "1.parquet").read_bytes())
+    damaged[400:430] = b"\xff" * 30
+    (log / "1.parquet").write_bytes(damaged)
+    with pytest.raises(UserError, match=r"1\.parquet: cannot read it: [^\n]*$"), opened_log(log, tmp_path):
+        pass
+    assert not list(tmp_path.glob("hyenarec-*"))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda part: frame(user_id=[0, 1, 500] * 1_000).write_parquet(part), "log: has changed while it was read"),
+        (lambda part: frame(item_id=[1, 2, 4] * 1_000).write_parquet(part), "log: has changed while it was read"),
+        (Path.unlink, "1.parquet: has gone while the log was read"),
+    ],
+)
+def test_a_log_that_changes_while_it_is_read(change: Any, message: str, tmp_path: Path) -> None:
+    log = folder_of(tmp_path / "log", frame(), frame())
+
+    def told(line: str) -> None:
+        if line.startswith("dealing out events 1 "):  # users and items are found
+            change(log / "1.parquet")
+
+    with pytest.raises(UserError, match=message), opened_log(log, tmp_path, told):
+        pass
+    assert not list(tmp_path.glob("hyenarec-*"))
+
+
+def test_files_that_are_no_parts_are_named(tmp_path: Path) -> None:
+    log = folder_of(tmp_path / "log", frame())
+    (log / "more.csv").write_text("user_id,item_id\n")
+    with pytest.warns(UserWarning, match=r"only its Parquet files are read, not more\.csv"), opened_log(log):
+        pass
+
+
+def test_integers_of_128_bits_are_read_whole(tmp_path: Path) -> None:
+    frame().with_columns(pl.col("user_id").cast(pl.Int128)).write_parquet(tmp_path / "log.parquet")
+    with opened_log(tmp_path / "log.parquet") as store:
+        assert store.fingerprint() == read_log(tmp_path / "log.parquet").fingerprint()

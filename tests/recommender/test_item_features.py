@@ -228,3 +228,18 @@ def test_files_that_are_no_tables(tmp_path: Path) -> None:
 def test_a_damaged_encoding_is_refused(data: Any) -> None:
     with pytest.raises(UserError, match="file"):
         from_header(data, "file")
+
+
+@pytest.mark.parametrize(
+    ("second", "message"),
+    [
+        ({"item_id": [3]}, r"1\.parquet: 'genre': in this part or in 0\.parquet, but not in both"),
+        ({"item_id": [3], "genre": ["a"], "year": [1]}, r"1\.parquet: 'year': in this part"),
+        ({"item_id": [3], "genre": [1.5]}, r"1\.parquet: column 'genre' holds Float64, but String in 0\.parquet"),
+    ],
+)
+def test_parts_have_the_same_columns(second: dict[str, Any], message: str, tmp_path: Path) -> None:
+    pl.DataFrame({"item_id": [1, 2], "genre": ["a", "b"]}).write_parquet(tmp_path / "0.parquet")
+    pl.DataFrame(second).write_parquet(tmp_path / "1.parquet")
+    with pytest.raises(UserError, match=message):
+        read_item_table(tmp_path, LOG, "item_id")

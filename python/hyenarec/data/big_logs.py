@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hyenarec.data.columns import find_column
-from hyenarec.data.places import SUFFIXES, parquet_parts
+from hyenarec.data.places import SUFFIXES, parquet_parts, partition_of, parts_of, refuse_other_kinds
 from hyenarec.data.reading import LogOptions, columns_of, ids_of, read_log, repeats
 from hyenarec.data.store import SequenceStore
 from hyenarec.data.times import DATES, BadTime, TimeUnit, read_times
@@ -64,21 +64,22 @@ def opened_log(
 
 
 def _is_big(path: Path, columns: dict[str, str]) -> bool:
+    """Raises :class:`UserError`, as reading it whole does, where a part of a big log is not like its others."""
     try:
         import polars as pl
     except ImportError:
         return False  # reading it says what to install
+    parts = _parts(path, columns)
     try:
-        scan = _scan(path)
-        if scan is None or scan.select(pl.len()).collect().item() < BIG:
+        scans = [pl.scan_parquet(part, glob=False, hive_partitioning=False) for part in parts]
+        if not scans or sum(scan.select(pl.len()).collect().item() for scan in scans) < BIG:
             return False
-        schema = scan.collect_schema()
-        header = schema.names()
-        kinds = {role: schema[header[find_column("", role, name, header)]] for role, name in columns.items()}
-    except (pl.exceptions.PolarsError, UserError, OSError):
+        kinds = _scan(path, parts, columns).collect_schema()
+    except (pl.exceptions.PolarsError, OSError):
         return False  # reading it whole says what is wrong
+    integers = (pl.Int8, pl.Int16, pl.Int32, pl.Int64, pl.UInt8, pl.UInt16, pl.UInt32)
     return all(
-        (kind.is_integer() and kind != pl.UInt64) or (kind.is_temporal() if role == "timestamp" else kind == pl.String)
+        kind in integers or (kind.is_temporal() if role == "timestamp" else kind == pl.String)
         for role, kind in kinds.items()
     )
 
@@ -94,39 +95,39 @@ def _big_log(
 ) -> Iterator[SequenceStore]:
     import polars as pl
 
-    scan = _scan(path)
-    assert scan is not None
-    header = scan.collect_schema().names()
-    chosen = {role: header[find_column(str(path), role, name, header)] for role, name in columns.items()}
-    scan = scan.select(pl.col(name).alias(role) for role, name in chosen.items())
-    told("finding users and items")
-    users = scan.group_by("user").len("events").collect(engine="streaming").sort("user")
-    items = scan.select(pl.col("item").unique()).collect(engine="streaming")["item"].sort()
-    for role, known in (("user", users["user"]), ("item", items)):
-        if known.has_nulls() or (known.dtype == pl.String and (known == "").any()):
-            raise UserError(f"{path}: column {columns[role]!r}: the id is missing")
-    offsets = np.concatenate((np.zeros(1, np.int64), np.cumsum(users["events"].to_numpy(), dtype=np.int64)))
-    events = int(offsets[-1])
-    if events == len(users):
-        raise UserError(f"{path}: every user has a single event, so there is no sequence to learn from")
-    declared = _unit(path, columns["timestamp"], scan, time_unit) if "timestamp" in columns else None
-    groups = _groups(offsets)
+    parts = _parts(path, columns)
+    if path.is_dir():
+        parts_of(path)  # which warns of other files
     with tempfile.TemporaryDirectory(prefix="hyenarec-", dir=place) as name:
         folder = Path(name)
-        unit, per_second = "s", 1
-        with _Dealer(folder, groups, len(users), timed=declared is not None) as dealer:
-            user_places, item_places = _Places(users["user"]), _Places(items)
-            for first in range(0, events, EVENTS_AT_A_TIME):
-                told(f"dealing out events {first + 1:,} to {min(first + EVENTS_AT_A_TIME, events):,} of {events:,}")
-                frame = scan.slice(first, EVENTS_AT_A_TIME).collect(engine="streaming")
-                key = None
-                if declared is not None:
-                    try:
-                        times = read_times(frame["timestamp"], declared)
-                    except BadTime as error:
-                        raise UserError(f"{path}: column {columns['timestamp']!r}: {error}") from error
-                    (key,), unit, per_second = times.keys, times.unit, times.per_second
-                dealer.deal(user_places.of(frame["user"]), item_places.of(frame["item"]), key)
+        with _readable(path, parts):
+            scan = _scan(path, parts, columns)
+            told("finding users and items")
+            users = scan.group_by("user").len("events").collect(engine="streaming").sort("user")
+            items = scan.select(pl.col("item").unique()).collect(engine="streaming")["item"].sort()
+            for role, known in (("user", users["user"]), ("item", items)):
+                if known.has_nulls() or (known.dtype == pl.String and (known == "").any()):
+                    raise UserError(f"{path}: column {columns[role]!r}: the id is missing")
+            offsets = np.concatenate((np.zeros(1, np.int64), np.cumsum(users["events"].to_numpy(), dtype=np.int64)))
+            events = int(offsets[-1])
+            if events == len(users):
+                raise UserError(f"{path}: every user has a single event, so there is no sequence to learn from")
+            declared = _unit(path, columns["timestamp"], scan, time_unit) if "timestamp" in columns else None
+            groups = _groups(offsets)
+            unit, per_second = "s", 1
+            with _Dealer(folder, groups, len(users), timed=declared is not None) as dealer:
+                user_places, item_places = _Places(users["user"]), _Places(items)
+                for first in range(0, events, EVENTS_AT_A_TIME):
+                    told(f"dealing out events {first + 1:,} to {min(first + EVENTS_AT_A_TIME, events):,} of {events:,}")
+                    frame = scan.slice(first, EVENTS_AT_A_TIME).collect(engine="streaming")
+                    key = None
+                    if declared is not None:
+                        try:
+                            times = read_times(frame["timestamp"], declared)
+                        except BadTime as error:
+                            raise UserError(f"{path}: column {columns['timestamp']!r}: {error}") from error
+                        (key,), unit, per_second = times.keys, times.unit, times.per_second
+                    dealer.deal(user_places.of(frame["user"]), item_places.of(frame["item"]), key)
         lengths = np.zeros(len(users), dtype=np.int64)
         with (folder / "items").open("wb") as kept_items, (folder / "times").open("wb") as kept_times:
             for number, (begin, end) in enumerate(pairwise(groups)):
@@ -223,17 +224,69 @@ class _Places:
         return column.replace_strict(self._known, self._places, return_dtype=pl.Int32).to_numpy()
 
 
-def _scan(path: Path) -> pl.LazyFrame | None:
-    """The log's rows, in the order that reading it whole has them; None where it is no Parquet file or folder."""
+def _parts(path: Path, columns: dict[str, str]) -> list[Path]:
+    """The files of a log, in the order that reading it whole has them; none where it is no Parquet, or where a column
+    is in the names of its folders."""
+    if path.is_file():
+        return [path] if SUFFIXES.get(path.suffix.lower()) == "parquet" else []
+    parts = parquet_parts(path) if path.is_dir() else []
+    keys = {key for part in parts for key in partition_of(part.relative_to(path))}
+    return [] if keys & {*columns.values()} else parts
+
+
+def _scan(path: Path, parts: list[Path], columns: dict[str, str]) -> pl.LazyFrame:
+    """The columns of the log's rows under their roles. Raises :class:`UserError` for a part unlike the others."""
     import polars as pl
 
-    if path.is_dir():
-        parts = parquet_parts(path)
-        if parts and not any("=" in folder for part in parts for folder in part.relative_to(path).parts[:-1]):
-            return pl.scan_parquet(parts, glob=False, hive_partitioning=False)
-        return None
-    if path.is_file() and SUFFIXES.get(path.suffix.lower()) == "parquet":
-        return pl.scan_parquet(path, glob=False, hive_partitioning=False)
+    found = list[tuple[list[Path], pl.Schema]]()  # parts in a row that are alike, read as one
+    for part in parts:
+        schema = pl.scan_parquet(part, glob=False, hive_partitioning=False).collect_schema()
+        if found and found[-1][1] == schema:
+            found[-1][0].append(part)
+        else:
+            found.append(([part], schema))
+    scans = list[pl.LazyFrame]()
+    for alike, schema in found:
+        header = schema.names()
+        chosen = {role: header[find_column(str(alike[0]), role, name, header)] for role, name in columns.items()}
+        scan = pl.scan_parquet(alike, glob=False, hive_partitioning=False)
+        scans.append(scan.select(pl.col(name).alias(role) for role, name in chosen.items()))
+        kinds, first = scans[-1].collect_schema(), scans[0].collect_schema()
+        refuse_other_kinds(path, columns, (alike[0], kinds), (parts[0], first))
+    return scans[0] if len(scans) == 1 else pl.concat(scans, how="vertical_relaxed")
+
+
+@contextmanager
+def _readable(path: Path, parts: list[Path]) -> Iterator[None]:
+    """Inside, both passes have to read the same files, and what polars cannot read is one line."""
+    import polars as pl
+
+    def states() -> list[tuple[int, ...]]:
+        found = [part.stat() for part in parts]
+        return [(state.st_ino, state.st_size, state.st_mtime_ns) for state in found]
+
+    try:
+        before = states()
+        try:
+            yield
+        finally:
+            if states() != before:  # users and items would be others than those that were found
+                raise UserError(f"{path}: has changed while it was read; read it again when nobody writes there")
+    except pl.exceptions.PolarsError as error:
+        raise UserError(f"{_damaged(parts) or path}: cannot read it: {str(error).splitlines()[0]}") from error
+    except FileNotFoundError as error:
+        raise UserError(f"{error.filename}: has gone while the log was read") from error
+
+
+def _damaged(parts: list[Path]) -> Path | None:
+    """The first part that polars cannot read."""
+    import polars as pl
+
+    for part in parts:
+        try:
+            pl.scan_parquet(part, glob=False, hive_partitioning=False).select(pl.all().count()).collect()
+        except pl.exceptions.PolarsError:
+            return part
     return None
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 from urllib.parse import unquote
 
-from hyenarec.data.columns import choose
+from hyenarec.data.columns import OTHER, choose
 from hyenarec.errors import UserError
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ class Origin:
 def read_columns(path: Path, columns: dict[str, str], format: LogFormat | None) -> tuple[pl.DataFrame, Origin]:
     """The columns ``{role: name}`` under their roles, and where their rows are found."""
     name = "standard input" if str(path) == STANDARD_INPUT else str(path)
-    parts = _parts(path) if path.is_dir() else None
+    parts = parts_of(path) if path.is_dir() else None
     kind = "parquet" if parts else _kind(path, format)
     try:
         import polars as pl
@@ -104,7 +104,8 @@ def _files(folder: Path) -> list[Path]:
     return [file for file in found if not any(part[0] in "_." for part in file.relative_to(folder).parts)]
 
 
-def _parts(folder: Path) -> list[Path]:
+def parts_of(folder: Path) -> list[Path]:
+    """The Parquet files of a folder, of which there must be one; a warning names files that are none."""
     parts = parquet_parts(folder)
     if not parts:
         raise UserError(f"{folder}: is a folder, not a log, and has no Parquet files in it")
@@ -177,10 +178,27 @@ def _read_parquet(
     return choose(name, scan, columns)
 
 
-def _partition(file: Path) -> dict[str, str | None]:
+def partition_of(file: Path) -> dict[str, str | None]:
     """The columns that the folders of ``file``, a relative path, have in their names, as ``key=value``."""
     pairs = [folder.partition("=") for folder in file.parent.parts]
     return {unquote(key): None if value == NO_VALUE else unquote(value) for key, sign, value in pairs if sign}
+
+
+def refuse_other_kinds(
+    folder: Path, columns: dict[str, str], part: tuple[Path, pl.Schema], first: tuple[Path, pl.Schema]
+) -> None:
+    """Raises :class:`UserError` where a ``part`` of ``folder`` has other columns than the ``first``, or other types of
+    them, by their roles; any integers are alike."""
+    if others := part[1].keys() ^ first[1].keys():
+        names = ", ".join(sorted(repr(role.removeprefix(OTHER)) for role in others))
+        raise UserError(f"{part[0]}: {names}: in this part or in {first[0].name}, but not in both")
+    for role, kind in part[1].items():
+        other = first[1][role]
+        if kind != other and not (kind.is_integer() and other.is_integer()):
+            raise UserError(
+                f"{part[0]}: column {columns.get(role, role.removeprefix(OTHER))!r} holds {kind}, but {other} in "
+                f"{first[0].name}; the parts of {folder} must have columns of the same types"
+            )
 
 
 def _read_parts(folder: Path, parts: list[Path], columns: dict[str, str]) -> tuple[pl.DataFrame, Origin]:
@@ -190,18 +208,12 @@ def _read_parts(folder: Path, parts: list[Path], columns: dict[str, str]) -> tup
     name, frames, keys = str(folder), list[pl.DataFrame](), set[str]()
     for part in parts:
         try:
-            partition = _partition(part.relative_to(folder))
+            partition = partition_of(part.relative_to(folder))
             frame = _read_parquet(str(part), part, columns, partition)
         except pl.exceptions.PolarsError as error:
             raise UserError(f"{part}: cannot read it: {str(error).splitlines()[0]}") from error
-        for role, kind in frame.schema.items():
-            first = frames[0].schema[role] if frames else kind
-            if kind != first and not (kind.is_integer() and first.is_integer()):
-                raise UserError(
-                    f"{part}: column {columns.get(role, role)!r} holds {kind}, but {first} in {parts[0].name}; "
-                    f"the parts of {name} must have columns of the same types"
-                )
         frames.append(frame)
+        refuse_other_kinds(folder, columns, (part, frame.schema), (parts[0], frames[0].schema))
         keys |= partition.keys()
     counted = tuple((part, frame.height) for part, frame in zip(parts, frames, strict=True))
     return pl.concat(frames, how="vertical_relaxed"), Origin(name, parts=counted, partitions=frozenset(keys))
