@@ -49,7 +49,7 @@ class Values:
         assert self.pairs is not None
         schema = {"value": pl.String, "place": pl.Int64}
         table = pl.DataFrame({"value": known, "place": range(len(known))}, schema=schema)
-        found = self.pairs.join(table, on="value", how="inner", maintain_order="left")
+        found = self.pairs.join(table, on="value")
         return found["row"].to_numpy().astype(np.int64), found["place"].to_numpy()
 
 
