@@ -357,6 +357,19 @@ def test_other_commands_know_new_items(featured: Path, items: Path, tmp_path: Pa
     assert same(served.model.state_dict(), own.model.state_dict())
 
 
+def test_new_items_of_a_grown_log_are_ranked(featured: Path, log: Path, items: Path, tmp_path: Path) -> None:
+    """Of two targets that are new items, one is of an item without a row: that stays unknown, and counts as missed."""
+    extra = "user-001,131,99999999\nuser-002,999,99999999\n"
+    (tmp_path / "grown.csv").write_text(log.read_text() + extra)
+    found = {}
+    for name, options in (("without", []), ("with", ["--item-features", str(items)])):
+        json_out = ["--json-out", str(tmp_path / f"{name}.json")]
+        main(["evaluate", str(featured), "--data", str(tmp_path / "grown.csv"), *json_out, *options])
+        found[name] = json.loads((tmp_path / f"{name}.json").read_text())
+    assert [found[name]["new_items"] for name in ("without", "with")] == [2, 1]
+    assert [found[name]["targets_lost_to_new_items"] for name in ("without", "with")] == [2, 1]
+
+
 def test_new_items_that_cannot_be(featured: Path, run: Path, items: Path, tmp_path: Path, fails: Fails) -> None:
     ask = ("--history", "100", "--item-features")
     assert "the model was trained without" in fails("recommend", run, *ask, items)

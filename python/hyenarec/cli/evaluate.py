@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from hyenarec.answers import Item, item_cells
-from hyenarec.cli.options import RunPath, join_shards, names_of, source_of
+from hyenarec.cli.options import RunPath, join_shards, names_of, source_of, with_items
 from hyenarec.cli.recommend import Switch, seen_choice
 from hyenarec.display import show_table
 from hyenarec.errors import UserError
@@ -46,6 +46,9 @@ class Evaluate:
     names: Path | None = None
     """Catalogue for --examples: a table with item ids (as in the log, or in a column item_id or id) and their name or
     title."""
+    item_features: Path | None = None
+    """Table of features, as train --item-features read them: its items that are new to the model are ranked too, in
+    rows of their features alone."""
     shard_items: Switch = False
     """Divide the item table among the processes that torchrun starts, for tables that one of them cannot hold."""
     json_out: Path | None = None
@@ -69,7 +72,8 @@ class Evaluate:
             refuse_foreign(self.json_out, JSON)
         sharded = join_shards(self.shard_items)
         device = TrainingConfig(device=self.device).torch_device()
-        recommender = Recommender.load(self.run_path, device, shard_items=sharded)
+        trained = Recommender.load(self.run_path, device, shard_items=sharded)
+        recommender = with_items(trained, self.item_features)
         training = recommender.config["training"]
         exclude_seen = training["exclude_seen"] if chosen is None else chosen
         seen = self.seen or training["seen"]
@@ -80,6 +84,7 @@ class Evaluate:
         store, split = load_source(source)
         targets = getattr(split, self.part)
         absent = recommender.config.get("start", {}).get("absent_items", 0)
+        absent += len(recommender.item_ids) - len(trained.item_ids)
         known = known_part(store, recommender.item_ids, targets, absent)
         if known is None:
             raise UserError(f"{source.data}: its items are not those that the model was trained on")
