@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -237,3 +239,36 @@ def test_integers_of_128_bits_are_read_whole(tmp_path: Path) -> None:
     frame().with_columns(pl.col("user_id").cast(pl.Int128)).write_parquet(tmp_path / "log.parquet")
     with opened_log(tmp_path / "log.parquet") as store:
         assert store.fingerprint() == read_log(tmp_path / "log.parquet").fingerprint()
+
+
+@pytest.mark.parametrize("room", [1_000, 20_000])  # bytes: while events are dealt out, while they are put in order
+def test_a_full_disk_is_one_line(room: int, tmp_path: Path) -> None:
+    frame().write_parquet(tmp_path / "log.parquet")
+    program = f"""
+import resource
+from pathlib import Path
+from hyenarec.data import big_logs
+
+big_logs.BIG, big_logs.EVENTS_OF_A_GROUP, place = 0, 500, Path({str(tmp_path)!r})
+resource.setrlimit(resource.RLIMIT_FSIZE, ({room}, {room}))  # of every file
+with big_logs.opened_log(place / "log.parquet", place):
+    pass
+"""
+    found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert f"UserError: cannot write in {tmp_path}: File too large; " in found.stderr
+    assert {path.name for path in tmp_path.iterdir()} == {"log.parquet"}
+
+
+def test_what_a_killed_process_left_goes(tmp_path: Path) -> None:
+    frame().write_parquet(tmp_path / "log.parquet")
+    names = {"dead": ("group-0", "items"), "foreign": ("group-0", "mine")}
+    for folder, files in names.items():
+        (tmp_path / f"hyenarec-{folder}.tmp").mkdir()
+        for name in files:
+            (tmp_path / f"hyenarec-{folder}.tmp" / name).touch()
+    with opened_log(tmp_path / "log.parquet", tmp_path):
+        alive = list(tmp_path.glob("hyenarec-*"))
+        assert len(alive) == 2 and tmp_path / "hyenarec-dead.tmp" not in alive
+        with opened_log(tmp_path / "log.parquet", tmp_path):  # which leaves alone what is in use
+            assert all(folder.exists() for folder in alive)
+    assert list(tmp_path.glob("hyenarec-*")) == [tmp_path / "hyenarec-foreign.tmp"]

@@ -9,9 +9,12 @@ of the ids.
 
 from __future__ import annotations
 
+import re
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from io import FileIO
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -25,6 +28,7 @@ from hyenarec.data.reading import LogOptions, columns_of, ids_of, read_log, repe
 from hyenarec.data.store import SequenceStore
 from hyenarec.data.times import DATES, BadTime, TimeUnit, read_times
 from hyenarec.errors import UserError
+from hyenarec.files import alone_in
 
 if TYPE_CHECKING:
     import polars as pl
@@ -37,6 +41,7 @@ EVENTS_AT_A_TIME = 4_000_000  # read from the log
 # the processor's cache holds, and in 147 ns where there are 8,000,000.
 EVENTS_OF_A_GROUP = 1_000_000
 MOST_GROUPS = 200  # files that are open at a time
+SCRATCH = re.compile("group-[0-9]+|items|times")  # the names of files
 NARROW = 8  # an array of places by id may have so many entries for each id
 
 
@@ -98,8 +103,7 @@ def _big_log(
     parts = _parts(path, columns)
     if path.is_dir():
         parts_of(path)  # which warns of other files
-    with tempfile.TemporaryDirectory(prefix="hyenarec-", dir=place) as name:
-        folder = Path(name)
+    with _scratch(Path(tempfile.gettempdir()) if place is None else place) as folder:
         with _readable(path, parts):
             scan = _scan(path, parts, columns)
             told("finding users and items")
@@ -129,15 +133,15 @@ def _big_log(
                         (key,), unit, per_second = times.keys, times.unit, times.per_second
                     dealer.deal(user_places.of(frame["user"]), item_places.of(frame["item"]), key)
         lengths = np.zeros(len(users), dtype=np.int64)
-        with (folder / "items").open("wb") as kept_items, (folder / "times").open("wb") as kept_times:
+        with _written(folder / "items") as kept_items, _written(folder / "times") as kept_times:
             for number, (begin, end) in enumerate(pairwise(groups)):
                 told(f"group {number + 1:,} of {len(groups) - 1:,}: users {begin + 1:,} to {end:,} of {len(users):,}")
                 rows = dealer.take(number)
                 order = _order(rows, drop_duplicates)
                 lengths[begin:end] = np.bincount(rows["user"][order] - begin, minlength=end - begin)
-                rows["item"][order].tofile(kept_items)
+                _write(kept_items, rows["item"][order])
                 if declared is not None:
-                    np.floor_divide(rows["time"][order], per_second).tofile(kept_times)
+                    _write(kept_times, np.floor_divide(rows["time"][order], per_second))
         np.cumsum(lengths, out=offsets[1:])
         yield SequenceStore(
             offsets,
@@ -147,6 +151,38 @@ def _big_log(
             ids_of(items),
             unit,
         )
+
+
+@contextmanager
+def _scratch(place: Path) -> Iterator[Path]:
+    """A folder in ``place`` that goes in the end. Those of processes that were killed before their end go at once."""
+    begin, end = "hyenarec-", ".tmp"
+    for left in place.glob(f"{begin}*{end}"):
+        with suppress(OSError, UserError), alone_in(left):  # which nobody is
+            if all(SCRATCH.fullmatch(path.name) for path in left.iterdir()):
+                shutil.rmtree(left)
+    try:
+        folder = tempfile.TemporaryDirectory(prefix=begin, suffix=end, dir=place)
+    except OSError as error:
+        raise UserError(f"cannot write in {place}: {error.strerror or error}") from error
+    with folder as name, alone_in(Path(name)):
+        yield Path(name)
+
+
+def _written(path: Path) -> FileIO:
+    return path.open("wb", buffering=0)  # so that closing it has nothing left to write, and to fail at
+
+
+def _write(file: FileIO, values: NDArray[Any]) -> None:
+    left = values.view(np.uint8).data
+    try:
+        while left:
+            left = left[file.write(left) :]
+    except OSError as error:
+        place = Path(str(file.name)).parent.parent
+        raise UserError(
+            f"cannot write in {place}: {error.strerror or error}; a store needs its room there twice while it is made"
+        ) from error
 
 
 class _Dealer:
@@ -160,7 +196,7 @@ class _Dealer:
         self._row = np.dtype([("time", np.int64)] * timed + [("user", np.int32), ("item", np.int32)])
 
     def __enter__(self) -> _Dealer:
-        self._files = [path.open("wb") for path in self._paths]
+        self._files = [_written(path) for path in self._paths]
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -176,7 +212,7 @@ class _Dealer:
         rows = rows[np.argsort(group, kind="stable")]
         ends = np.bincount(group, minlength=len(self._files)).cumsum()
         for file, begin, end in zip(self._files, (0, *ends), ends, strict=False):
-            rows[begin:end].tofile(file)
+            _write(file, rows[begin:end])
 
     def take(self, number: int) -> NDArray[Any]:
         """The events of a group, as ``user``, ``item`` and, where there are times, ``time``. Its file goes."""
