@@ -27,6 +27,7 @@ struct Level {
 
 constexpr int kMaxLevels = 8, kMaxRank = 40, kMaxNodes = 2 * kMaxRank + 4;
 constexpr int kMaxPage = 128;  // rows of a compact state's lowest chunk, and moments of a chunk
+constexpr int kRingPage = 8;   // rows of a page in a ring of the inputs themselves
 
 struct Plan {
   int64_t horizon;    // K: taps of the filter
@@ -102,17 +103,20 @@ struct CompactLevel {
   CompactPart moments;         // (slots, rank, channels) a sequence
 };
 
-// One event more of each sequence with a compact state, through one filter. What has no dtype named is of the arithmetic
-// type.
+// One event more of each sequence, through one filter, whose present rows are a page: with a compact state's levels the
+// page of its lowest chunk, without levels one of a ring of pages of the inputs themselves. What has no dtype named is of
+// the arithmetic type.
 struct CompactArgs {
   using Part = CompactPart;
   int64_t num_sequences, channels;
   Dtype dtype;  // of x, gates and out
   Rows x, pre_gate, post_gate, out;
-  CompactPart page;      // (levels[0].chunk, channels) a sequence
-  const void* near;      // (levels[0].chunk, channels), the largest lag first
+  int64_t rows, slots;   // of a page; of all pages of a sequence, whole pages
+  CompactPart page;      // (slots, channels) a sequence
+  int64_t taps;          // with levels as many as rows; otherwise at most `slots`
+  const void* near;      // (taps, channels), the largest lag first
   const int64_t* steps;  // events before this one
-  int64_t num_levels;    // at least 1
+  int64_t num_levels;
   CompactLevel levels[kMaxLevels];
   bool half_moments;     // moments are bfloat16
 };

@@ -1,8 +1,9 @@
-// One event more of each sequence whose past is a compact state (hyenarec_kernels/nn/compact.py): the taps of the present
-// chunk over the rows of its page that have come, and what the page says of the next row. The first event of a chunk
-// turns the full page into moments and fills it with what all that finished chunks add to the new chunk's rows: a step in
-// between reads and writes the page alone (256 users with horizons of 1,024 and 64 channels: 18 rows of each user, where
-// sums and polynomials of every level, kept up to date event by event, took 77).
+// One event more of each sequence by pages (hyenarec_kernels/nn/streaming.py, compact.py): the taps over the rows of the
+// present page that have come, and what the page says of the next row. The first event of a page fills it with what all
+// events before add to its rows, so that a step in between reads and writes the page alone. With a compact state's levels
+// the full page becomes moments first (256 users with horizons of 1,024 and 64 channels: 18 rows of each user a step, where
+// sums and polynomials of every level, kept up to date event by event, took 77). Without levels it stays in a ring of
+// inputs, all of which are read once a page and not at every event.
 #pragma once
 #include "sequences.h"
 
@@ -41,9 +42,29 @@ struct CompactStep {
     multiply_rows<A, X>(rows, matrix, depth, lanes, X, out);
   }
 
-  void begin_chunk() const {
-    const int64_t rows = args.levels[0].chunk;
-    A* page = own(args.page);
+  // From the inputs themselves. The present page lies where the oldest was, whose last inputs may still be needed.
+  void begin_page(A* page) const {
+    const int64_t inputs = args.taps - 1, first = steps - inputs;  // of the page's first row
+    const A *ring = own(args.page), *taps = shared(args.near);
+    for (int x = 0; x < X; ++x) {
+      Vec<A> far[kRingPage] = {};
+      int64_t t = first < 0 ? -first : 0, slot = (first + t) % args.slots;
+      auto add = [&](auto rows) __attribute__((always_inline)) {  // of input t to as many rows
+        const Vec<A> u = load(ring + slot * channels, x);
+        repeat<decltype(rows)::value>([&](auto i) __attribute__((always_inline)) {
+          far[decltype(i)::value] += load(taps + (t - decltype(i)::value) * channels, x) * u;
+        });
+        if (++slot == args.slots) slot = 0;
+      };
+      for (; t < inputs && t + 1 < kRingPage; ++t) with_count<kRingPage>(t + 1, add);
+      for (; t < inputs; ++t) add(Int<kRingPage>{});
+      repeat<kRingPage>([&](auto i) { store(page + decltype(i)::value * channels, far[decltype(i)::value], x); });
+    }
+  }
+
+  // From moments.
+  void begin_chunk(A* page) const {
+    const int64_t rows = args.rows;
     Some far, entering, found;
     for (int64_t l = 0; l < args.num_levels; ++l) {
       const CompactLevel& level = args.levels[l];
@@ -109,10 +130,10 @@ struct CompactStep {
     auto block = [&](Rows rows, int x) {
       return sequence_block(rows, {0, sequence, 1}, c0 + x * kWidth<A>, io.element_size);
     };
-    const int64_t rows = args.levels[0].chunk, row = steps % rows;
-    if (row == 0 && steps > 0) begin_chunk();
-    A* page = own(args.page);
-    const A* taps = shared(args.near) + (rows - 1 - row) * channels;  // of the page's first row
+    const int64_t row = steps % args.rows;
+    A* page = own(args.page) + (steps - row) % args.slots * channels;
+    if (row == 0 && steps > 0) args.num_levels ? begin_chunk(page) : begin_page(page);
+    const A* taps = shared(args.near) + (args.taps - 1 - row) * channels;  // of the page's first row
     Vec<A> u[X], y[2][X] = {};
     for (int x = 0; x < X; ++x) io.load(&u[x], 0, block(args.x, x), block(args.pre_gate, x), 1, {1, valid});
     auto add = [&](Vec<A>* into, int64_t t) __attribute__((always_inline)) {
@@ -133,7 +154,7 @@ struct CompactStep {
 
 template <class A>
 void compact(const CompactArgs& args, ParallelFor parallel) {
-  const int64_t values = args.levels[0].chunk;  // about, of a channel
+  const int64_t values = args.taps;  // at most, of a channel
   each_channel_group<A>(args.num_sequences, args.channels, values, parallel,
                         [&args](auto count, int64_t sequence, int64_t c0, int64_t valid) {
                           CompactStep<A, decltype(count)::value>(args, sequence, c0, valid).run();

@@ -10,9 +10,9 @@ CompactArgs StateTensors::compact(Dtype dtype, int64_t batch, int64_t channels, 
   STD_TORCH_CHECK(near.dim() == 3 && 0 <= number && number < near.size(0) && near.size(1) > 1,
                   "near: expected (F, C, D) with C > 1 and F above the number ", number);
   const int64_t filters = near.size(0), lowest = near.size(1), count = int64_t(tables.size()) / 4;
-  STD_TORCH_CHECK(count >= 1 && count <= kMaxLevels && tables.size() == size_t(4 * count) &&
-                      levels.size() == size_t(3 * count - 2),
-                  "levels: expected 3 tensors a level, 1 of the lowest, and 4 tables, of 1 to ", kMaxLevels, " levels");
+  STD_TORCH_CHECK(count <= kMaxLevels && tables.size() == size_t(4 * count) &&
+                      levels.size() == size_t(count ? 3 * count - 2 : 0),
+                  "levels: expected 3 tensors a level, 1 of the lowest, and 4 tables, of up to ", kMaxLevels, " levels");
   for (int64_t b = 0; b < batch; ++b) STD_TORCH_CHECK(steps[b] >= 0, "steps: below 0");
   auto of_filter = [&](const Tensor& t, Sizes sizes, const char* name) {
     return table(t, sizes, product(sizes, 1) * number, name);
@@ -46,7 +46,9 @@ CompactArgs StateTensors::compact(Dtype dtype, int64_t batch, int64_t channels, 
                       part(moments, {batch, filters, slots, rank, channels}, number, "moments")};
   }
   args.near = of_filter(near, {filters, lowest, channels}, "near");
-  args.page = of_chunk(page, lowest, "page");
+  args.rows = count ? lowest : kRingPage, args.taps = lowest;
+  args.slots = (lowest + args.rows - 1) / args.rows * args.rows;
+  args.page = of_chunk(page, args.slots, "page");
   return args;
 }
 

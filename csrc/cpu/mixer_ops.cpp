@@ -31,11 +31,11 @@ Tensor mixer_step(const Tensor& x_, const Tensor& w_in, const Tensor& w_out, con
     STD_TORCH_CHECK(w->scalar_type() == x.scalar_type(), "w_in and w_out: expected the dtype of x");
   const int64_t dim = w_out.size(0), gates = channels / dim - 1;
   STD_TORCH_CHECK(!memory.empty() && !tables.empty(), "memory and tables: expected page and near, then the levels'");
-  const bool is_compact = memory.size() > 1 || tables.size() > 1;
   const Tensor page = memory[0], near = tables[0];
   memory.erase(memory.begin()), tables.erase(tables.begin());
   STD_TORCH_CHECK(near.dim() == 3 && near.size(1) > 0 && near.size(2) == dim, "near: expected (F, C, D) with C >= 1");
   const int64_t filters = near.size(0), taps = near.size(1);
+  const bool is_ring = memory.empty() && tables.empty() && page.dim() == 4 && page.size(2) == taps - 1;
   STD_TORCH_CHECK(short_taps.dim() == 2 && short_taps.size(0) > 0, "short_taps: expected (W, C) with W >= 1");
   StateTensors state(dtype);
   MixerArgs args{};
@@ -52,7 +52,7 @@ Tensor mixer_step(const Tensor& x_, const Tensor& w_in, const Tensor& w_out, con
   std::vector<CompactArgs> compact;
   std::vector<StepArgs> exact;
   for (int64_t i = 0; i < filters; ++i) {
-    if (is_compact) {
+    if (!is_ring) {
       compact.push_back(state.compact(dtype, batch, dim, page, memory, near, tables, args.steps, i));
       continue;
     }
@@ -61,7 +61,7 @@ Tensor mixer_step(const Tensor& x_, const Tensor& w_in, const Tensor& w_out, con
     exact.push_back({batch, dim, taps - 1, dtype, {}, {}, {}, {}, {history.data, history.stride, dim}, filter,
                      args.steps});
   }
-  args.compact = compact.data(), args.exact = exact.data(), args.is_compact = is_compact;
+  args.compact = compact.data(), args.exact = exact.data(), args.is_compact = !is_ring;
   Tensor out = empty(x, {batch, dim}, x.scalar_type());
   args.x = rows_of(x), args.out = rows_of(out);
   args.w_in = {w_in.data_ptr(), w_in.stride(0), w_in.stride(1)};

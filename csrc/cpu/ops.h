@@ -34,8 +34,10 @@ Tensor conv_step(const Tensor& x, const Tensor& history, const Tensor& taps, con
 
 // x (B, D), the newest row of each sequence, to (B, D), through filter `number` of F. The state of hyenarec_kernels/nn/
 // compact.py, written to: `page` (B, F, C, D); `levels`, moments (B, F, slots, R, D), which may be bfloat16, of the lowest
-// level, and of each one above sums and incoming (B, F, R, D) and moments. Shared: `near` (F, C, D); `tables`, of each level basis (C, R), enter and
-// leave (F, C, D) and blocks (F, slots, R, R, D). What is not contiguous is copied, there and back.
+// level, and of each one above sums and incoming (B, F, R, D) and moments. Shared: `near` (F, C, D); `tables`, of each
+// level basis (C, R), enter and leave (F, C, D) and blocks (F, slots, R, R, D). With no levels `page` is a ring of inputs by
+// pages of 8, (B, F, K rounded up to whole pages, D), and `near` all taps (F, K, D). What is not contiguous is copied, there
+// and back.
 Tensor compact_step(const Tensor& x, const Tensor& page, std::vector<Tensor> levels, const Tensor& near,
                     std::vector<Tensor> tables, const Tensor& steps, int64_t number, const MaybeTensor& pre_gate,
                     const MaybeTensor& post_gate);
@@ -44,7 +46,7 @@ Tensor compact_step(const Tensor& x, const Tensor& page, std::vector<Tensor> lev
 // `w_in` (E, C) and `w_out` (D, D), with any strides. The state of hyenarec_kernels/nn, written to: `projected`
 // (B, W-1, C), `steps` (B,) and `memory`: compact_step's `page` and then its levels. Shared: `short_taps` (W, C), the
 // largest lag first, `short_bias` (C,), and `tables`: compact_step's `near` and then its tables. With no levels, `memory`
-// is a ring (B, F, K-1, D) and `tables` are taps (F, K, D). float32 or float64.
+// may also be a ring by rows (B, F, K-1, D) beside taps (F, K, D). float32 or float64.
 Tensor mixer_step(const Tensor& x, const Tensor& w_in, const Tensor& w_out, const Tensor& projected,
                   const Tensor& short_taps, const Tensor& short_bias, std::vector<Tensor> memory,
                   std::vector<Tensor> tables, const Tensor& steps, std::string gate);

@@ -16,6 +16,7 @@ import torch
 from hyenarec_kernels.lowrank.blocks import Array, blocks_from_nodes, chebyshev_nodes, entries, local_basis
 from hyenarec_kernels.lowrank.levels import TOLERANCE, Level, Windows
 
+PAGE = 8  # rows of a page in a ring of the inputs themselves, as csrc/cpu/args.h has it
 CHUNKS = (16, 32, 64, 128)  # of the lowest level
 FANS = (4, 8)  # chunks in a parent
 # The oldest chunk of the top level leaves as a whole, so the horizon is shorter by up to one: at most an eighth.
@@ -49,8 +50,8 @@ class CompactLevel:
 
 @lru_cache(maxsize=64)
 def compact_levels(terms: int, horizon: int, dtype: torch.dtype) -> tuple[CompactLevel, ...]:
-    """The levels of the smallest state whose error is at most the dtype's tolerance (:class:`Windows`, ``bound``); half of
-    the lowest chunk, which is what a step reads, counts twice.
+    """The levels of the smallest state whose error is at most the dtype's tolerance (:class:`Windows`, ``bound``); half
+    of the lowest chunk, which is what a step reads, counts twice.
 
     Empty where none is less than half of the ``horizon - 1`` last inputs themselves.
     """

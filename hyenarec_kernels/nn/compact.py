@@ -21,7 +21,7 @@ from torch import Tensor
 from hyenarec_kernels.legendre import event_rate
 from hyenarec_kernels.lowrank.compact import CompactLevel
 from hyenarec_kernels.nn.filters import Filter
-from hyenarec_kernels.nn.streaming import StreamingState
+from hyenarec_kernels.nn.streaming import StreamingState, ring
 from hyenarec_kernels.ops.compact_step import compact_step
 
 
@@ -154,8 +154,8 @@ class CompactState(StreamingState):
             added = torch.einsum("bcr,fbcd,bfrd->bfcd", tables.basis[at], tables.leave[:, at], incoming)
             page = page + added * (rows >= (length - first)[:, None])[:, None, :, None]
         levels = tuple(LevelState(*parts) for parts in found[1:])
-        steps, ring = length.to(torch.int64, copy=True), self._projected(projected, length)
-        return replace(self, projected=ring, page=page, moments=found[0][2], levels=levels, steps=steps)
+        steps, newest = length.to(torch.int64, copy=True), ring(projected, length)
+        return replace(self, projected=newest, page=page, moments=found[0][2], levels=levels, steps=steps)
 
     def _found(self, number: int, inputs: Tensor, length: Tensor, first: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """A level's sums, incoming and moments as of event ``first`` (B,), where the present page begins."""
@@ -185,12 +185,6 @@ class CompactState(StreamingState):
         index = place.clamp(0, inputs.shape[2] - 1)[:, None, :, None].expand(-1, inputs.shape[1], -1, inputs.shape[3])
         there = (place >= 0) & (place < inputs.shape[2])
         return inputs.gather(2, index) * there[:, None, :, None]
-
-    def _projected(self, newest: Tensor, length: Tensor) -> Tensor:
-        """The short convolution's last inputs (B, W-1, C), oldest first, as a ring by the number of the event."""
-        count = newest.shape[1]
-        order = (torch.arange(count, device=length.device) - length[:, None]) % max(count, 1)
-        return newest.gather(1, order[..., None].expand_as(newest))
 
     def memory(self) -> tuple[list[Tensor], list[Tensor]]:
         levels, tables = ([v for level in part for v in vars(level).values()] for part in (self.levels, self.tables))

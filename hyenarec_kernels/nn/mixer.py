@@ -240,7 +240,7 @@ class HyenaMixer(Projections):
             rows = values.detach().reshape(-1, values.shape[-1])
             return last_rows(rows, first, length, count).to(empty.short_taps.dtype)
 
-        with torch.inference_mode(False), torch.no_grad():
+        with torch.inference_mode(False), torch.no_grad(), torch.autocast(x.device.type, enabled=False):
             count = empty.reach
             histories = [_product(None if q is None else newest(q, count), newest(v, count)) for q, v in gated]
             inputs = torch.stack(histories, 1) if histories else None

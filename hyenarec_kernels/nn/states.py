@@ -8,10 +8,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from hyenarec_kernels.lowrank.compact import CompactLevel, compact_levels
+from hyenarec_kernels import backends
+from hyenarec_kernels.lowrank.compact import PAGE, CompactLevel, compact_levels
 from hyenarec_kernels.nn.compact import CompactState, LevelState, LevelTables
 from hyenarec_kernels.nn.filters import Filter
-from hyenarec_kernels.nn.streaming import MixerState, StreamingState
+from hyenarec_kernels.nn.streaming import MixerState, StreamingState, in_pages
 
 
 def make_state(
@@ -49,7 +50,8 @@ def make_state(
     taps = torch.stack([f()[:, :reach].to(dtype).repeat_interleave(dim // f.groups, 0).flip(1).T for f in filters])
     taps = torch.cat([taps[:, :-1], taps[:, -1:] + skip[:, None].to(dtype)], 1)  # lag 0 stands last
     if not levels:
-        past = taps.new_zeros(batch, len(filters), reach - 1, dim)
+        paged = taps.device.type == "cpu" and horizon > 2 * PAGE and not backends.lacks("compact_step")
+        past = taps.new_zeros(batch, len(filters), in_pages(horizon) if paged else horizon - 1, dim)
         return MixerState(projected, past, steps, *short, taps, gate)
 
     def kept(level: CompactLevel) -> Tensor:

@@ -9,8 +9,11 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+from torch.nn.functional import conv1d
 
 from hyenarec_kernels.dtypes import wide
+from hyenarec_kernels.lowrank.compact import PAGE
+from hyenarec_kernels.ops.compact_step import compact_step
 from hyenarec_kernels.ops.conv_step import conv_step
 
 if TYPE_CHECKING:
@@ -123,10 +126,15 @@ class MixerState(StreamingState):
     joined and picked along the batch whatever their lengths. ``(W-1)*C + (order-1)*(K-1)*D`` values a sequence, in
     float32 (float64 for a float64 mixer); C is ``(order+1)*D``, or D without gates.
 
+    On a CPU histories of over 16 events are rings of pages of 8 rows, K rounded up to whole pages. Of the present page,
+    rows that have come are inputs, and those still to come hold what all events before the page add to their outputs.
+    That is worked out once a page, so that a step in between reads 8 rows and not K (256 users with 200 taps of 64
+    channels, one core: medians of .4 ms instead of 3.0, means of 1.2).
+
     Attributes:
         projected: (B, W-1, C) the last inputs of the short convolution.
-        gated: (B, order-1, K-1, D) the last inputs ``u`` of each long convolution.
-        steps: (B,) int64 steps taken since ``init_state`` or ``prefill``.
+        gated: (B, order-1, K-1, D) the last inputs ``u`` of each long convolution, or their pages.
+        steps: (B,) int64 steps taken since ``init_state`` or ``prefill``; beside pages all events.
         short_taps: (W, C) the short filter, largest lag first.
         short_bias: (C,) what it adds.
         taps: (order-1, K, D) the long filters, skip included, largest lag first. Like the short one captured by
@@ -156,18 +164,60 @@ class MixerState(StreamingState):
     def reach(self) -> int:
         return self.gated.shape[2]
 
+    @property
+    def paged(self) -> bool:
+        return self.gated.shape[2] >= self.taps.shape[1]
+
     def shapes(self, filters: int, horizon: int, dim: int) -> dict[str, tuple[int, ...]]:
-        return {"gated": (self.steps.shape[0], filters, horizon - 1, dim), "taps": (filters, horizon, dim)}
+        rows = in_pages(horizon) if self.paged else horizon - 1
+        return {"gated": (self.steps.shape[0], filters, rows, dim), "taps": (filters, horizon, dim)}
 
     def filled(self, projected: Tensor, inputs: Tensor | None, length: Tensor) -> MixerState:
-        return replace(self, projected=projected, gated=self.gated if inputs is None else inputs)
+        if inputs is None or not self.paged:
+            return replace(self, projected=projected, gated=self.gated if inputs is None else inputs)
+        steps = length.to(torch.int64, copy=True)
+        return replace(self, projected=ring(projected, length), gated=self._pages(inputs, length), steps=steps)
+
+    def _pages(self, inputs: Tensor, length: Tensor) -> Tensor:
+        """The last inputs (B, F, n, D) of sequences of ``length`` (B,) as a ring of pages."""
+        (_, filters, rows, dim), horizon = inputs.shape, self.taps.shape[1]
+        first = (length.clamp(min=1) - 1) // PAGE * PAGE  # the present page's first event, (B,)
+        page = torch.arange(PAGE, device=length.device)
+        seen = torch.arange(horizon + PAGE - 2, device=length.device) + (first - horizon + 1)[:, None]  # events
+        place = seen - (length - rows)[:, None]  # of each among the inputs
+        there = (place >= 0) & (seen < first[:, None])
+        index = place.clamp(0, rows - 1)[:, None, :, None].expand(-1, filters, -1, dim)
+        before = (inputs.gather(2, index) * there[:, None, :, None]).transpose(2, 3).flatten(1, 2)  # (B, F D, n)
+        past_taps = self.taps[:, :-1].transpose(1, 2).flatten(0, 1)[:, None]  # (F D, 1, K-1)
+        added = conv1d(before, past_taps, groups=filters * dim).unflatten(1, (filters, dim)).transpose(2, 3)
+        slot = ((first[:, None] + page) % rows)[:, None, :, None].expand_as(added)
+        known, come = ring(inputs, length, 2), page < (length - first)[:, None]  # (B, 8)
+        return known.scatter(2, slot, added.where(~come[:, None, :, None], known.gather(2, slot)))
 
     def memory(self) -> tuple[list[Tensor], list[Tensor]]:
         return [self.gated], [self.taps]
 
     def convolve(self, number: int, x: Tensor, pre_gate: Tensor | None, post_gate: Tensor | None) -> Tensor:
+        if self.paged:
+            given = (x, self.gated, (), self.taps, (), self.steps, number)
+            return compact_step(*given, pre_gate=pre_gate, post_gate=post_gate)
         history, taps = self.gated[:, number], self.taps[number]
         return conv_step(x, history, taps, self.steps, pre_gate=pre_gate, post_gate=post_gate)
+
+
+def in_pages(rows: int) -> int:
+    """Rows of whole pages that hold as many."""
+    return -(-rows // PAGE) * PAGE
+
+
+def ring(newest: Tensor, length: Tensor, dim: int = 1) -> Tensor:
+    """The last rows of sequences of ``length`` (B,) events, the oldest first along ``dim``, as a ring by the number of
+    the event."""
+    count = newest.shape[dim]
+    order = (torch.arange(count, device=length.device) - length[:, None]) % max(count, 1)  # (B, n)
+    shape = [1] * newest.dim()
+    shape[0], shape[dim] = order.shape
+    return newest.gather(dim, order.view(shape).expand_as(newest))
 
 
 def check_state(op: str, name: str, given: object, kind: type[StreamingState] | None = None) -> None:

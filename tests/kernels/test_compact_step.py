@@ -65,6 +65,28 @@ def test_kernel_equals_the_reference(dtype: torch.dtype, dim: int, moments: torc
 
 
 @compiled
+@pytest.mark.parametrize("dim", [64, 5, 37])
+@pytest.mark.parametrize("dtype", TOLERANCE)
+def test_rings_of_pages_equal_the_reference(dtype: torch.dtype, dim: int) -> None:
+    """Without levels: the inputs themselves, for users at different places, to beyond the horizon."""
+    torch.manual_seed(0)
+    mixer = HyenaMixer(dim, 27, order=3, terms=8).to(dtype)
+    x = torch.randn(3, 40, dim).to(dtype)
+    _, state = mixer.prefill(x, lengths=torch.tensor([0, 40, 3]))
+    other = state.index(slice(None))
+    for event in range(60):
+        x, gate = torch.randn(2, 3, dim).to(dtype)
+        for number in range(2):
+            got = state.convolve(number, x, gate, None if event % 3 else gate)
+            with backends.use("reference"):
+                want = other.convolve(number, x, gate, None if event % 3 else gate)
+            assert got.dtype == dtype and error(got, want) < TOLERANCE[dtype]
+        state.steps.add_(1), other.steps.add_(1)
+    for name, values in state.tensors().items():
+        assert error(values, other.tensors()[name]) < (1e-5 if dtype != torch.float64 else 1e-12), name
+
+
+@compiled
 def test_any_strides() -> None:
     """A state inside a larger tensor is written to where it lies; one with other strides is copied there and back."""
     state = state_of(8, torch.float32, [100, 127])

@@ -67,20 +67,21 @@ def threads(request: pytest.FixtureRequest) -> Iterator[int]:
 
 
 @compiled
+@pytest.mark.parametrize(("horizon", "events"), [(9, 14), (25, 60)])  # a ring by rows, and one by pages
 @pytest.mark.parametrize("dim", [1, 5, 16, 37, 64, 130])
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
-def test_equals_float64(options: dict[str, Any], dim: int) -> None:
+def test_equals_float64(options: dict[str, Any], dim: int, horizon: int, events: int) -> None:
     """Every output of a float32 mixer's steps, and every position of a float64 copy's forward, by the reference."""
     torch.manual_seed(0)
-    mixer = randomised(HyenaMixer(dim, 9, **options))
-    x = torch.randn(3, 14, mixer.width)
+    mixer = randomised(HyenaMixer(dim, horizon, **options))
+    x = torch.randn(3, events, mixer.width)
     with torch.no_grad():
         with backends.use("reference"):
             want = mixer.double()(x.double())
         state = mixer.float().init_state(3)
         got = torch.stack([mixer.step(row, state)[0] for row in x.unbind(1)], 1)
     assert error(got, want) < 1e-5
-    assert state.steps.tolist() == [14] * 3
+    assert state.steps.tolist() == [events] * 3
 
 
 @compiled

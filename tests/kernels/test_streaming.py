@@ -114,6 +114,38 @@ def test_contract_4_prefill_of_every_layout(layout: str, gate: str, backend: str
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("horizon", [17, 24, 25, 57])
+def test_contract_4_pages(horizon: int, compiled_backend: str) -> None:
+    """Rings of pages, of users at different places of theirs, one of them without events, to beyond the horizon."""
+    mixer = HyenaMixer(5, horizon, order=3, gate="silu", terms=4).double()
+    x, lengths = torch.randn(4, 130, 5, dtype=torch.float64), torch.tensor([61, 8, 0, 23])
+    want = mixer(x)
+    _, state = mixer.prefill(x[:, :61], lengths=lengths)
+    assert isinstance(state, MixerState) and state.paged and state.gated.shape[2] == -(-horizon // 8) * 8
+    users = torch.arange(4)
+    for event in range(69):
+        got = mixer.step(x[users, lengths + event], state)[0]
+        torch.testing.assert_close(got, want[users, lengths + event])
+    assert state.steps.tolist() == (lengths + 69).tolist()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("horizon", [20, 512])
+def test_contract_4_states_are_not_rounded_under_autocast(horizon: int) -> None:
+    """What a state is made of, beyond the projections that autocast rounds, is computed in float32."""
+    mixer = HyenaMixer(8, horizon, short_width=1)
+    for weight in (mixer.in_proj.weight, mixer.short_weight):  # so that bfloat16 holds what it projects
+        torch.nn.init.zeros_(weight)
+    x = torch.randint(-2, 3, (2, 61, 8)).float()
+    kind: Any = "compact" if horizon == 512 else "exact"
+    _, want = mixer.prefill(x, state=kind)
+    with torch.autocast("cpu", torch.bfloat16):
+        _, state = mixer.prefill(x, state=kind)
+    for name, values in state.tensors().items():
+        assert torch.equal(values, want.tensors()[name]), name
+
+
+@torch.no_grad()
 def test_contract_4_state_size_does_not_grow() -> None:
     mixer = HyenaMixer(6, 5, order=3, short_width=4)
     state = mixer.init_state(2)
@@ -147,10 +179,10 @@ def test_contract_4_step_has_no_matmul_over_history() -> None:
     with Largest() as seen:  # the operator seen from inside
         reference.mixer_step(*step.arguments)
     assert seen.products == 2  # in_proj and out_proj
-    assert seen.largest == 3 * 63 * 8
-    x = torch.randn(3, 8)
+    assert seen.largest == 3 * 64 * 8  # the state itself
+    x, rows = torch.randn(3, 8), state.gated[:, 0, :63]
     with Largest() as seen:
-        reference.conv_step(x, state.gated[:, 0], state.taps[0], state.steps, x, x)
+        reference.conv_step(x, rows, state.taps[0], state.steps, x, x)
     assert seen.products == 0
     assert seen.largest == 3 * 63 * 8  # one pass over K events a channel
 

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from hyenarec_kernels.lowrank.compact import PAGE
+
 
 def compact_step(
     x: Tensor,
@@ -20,22 +22,36 @@ def compact_step(
     post_gate: Tensor | None,
 ) -> Tensor:
     shared = [tables[first : first + 4] for first in range(0, len(tables), 4)]  # basis, enter, leave, blocks
-    rows = page.shape[2]
-    starts = ((steps % rows == 0) & (steps > 0)).nonzero().flatten()
-    if len(starts):
-        page[starts, number] = _next_page(page[starts, number], levels, shared, steps[starts], starts, number)
+    rows, slots = near.shape[1] if tables else PAGE, page.shape[2]
     users, row = torch.arange(len(x), device=x.device), steps % rows  # (B,)
+    place = ((steps - row)[:, None] + torch.arange(rows, device=x.device)) % slots  # of the page's rows, (B, C)
+    starts = ((row == 0) & (steps > 0)).nonzero().flatten()
+    if len(starts):
+        if tables:
+            new = _next_page(page[starts, number], levels, shared, steps[starts], starts, number)
+        else:
+            new = _next_of_ring(page[starts, number], near[number], steps[starts])
+        page[starts[:, None], number, place[starts]] = new
     u = x.to(page.dtype)
     if pre_gate is not None:
         u = pre_gate.to(u.dtype) * u
-    y = page[users, number, row]  # what earlier chunks add
-    page[users, number, row] = u
+    here = (steps % slots).long()
+    y = page[users, number, here]  # what earlier pages add
+    page[users, number, here] = u
     lag = row[:, None] - torch.arange(rows, device=x.device)  # (B, C)
-    come = page[:, number].where((lag >= 0)[..., None], 0)  # rows of the chunk so far, (B, C, D)
+    come = page[users[:, None], number, place].where((lag >= 0)[..., None], 0)  # the page's rows so far, (B, C, D)
     y = y + (near[number].flip(0)[lag.clamp(min=0)] * come).sum(1)
     if post_gate is not None:
         y = y * post_gate.to(y.dtype)
     return y.to(x.dtype)
+
+
+def _next_of_ring(ring: Tensor, taps: Tensor, steps: Tensor) -> Tensor:
+    """What the inputs in rings (S, n, D) add to the rows of the pages that begin, (S, 8, D)."""
+    past = torch.arange(len(taps) - 1, device=ring.device)  # of the first row's inputs, the oldest first
+    event = steps[:, None] - len(past) + past
+    inputs = ring[torch.arange(len(ring), device=ring.device)[:, None], event % ring.shape[1]]  # (S, K-1, D)
+    return torch.stack([(inputs[:, row:] * taps[: len(past) - row]).sum(1) for row in range(PAGE)], 1)
 
 
 def _next_page(
@@ -46,8 +62,8 @@ def _next_page(
     users: Tensor,
     number: int,
 ) -> Tensor:
-    """Of ``users`` whose event is the first of a chunk: files the moments of the full pages (S, C, D), and gives what all
-    finished chunks add to the rows of the new ones, likewise."""
+    """Of ``users`` whose event is the first of a chunk: files the moments of the full pages (S, C, D), and gives what
+    all finished chunks add to the rows of the new ones, likewise."""
     rows = torch.arange(page.shape[1], device=page.device)
     added = torch.zeros_like(page)
     for level, (basis, enter, leave, blocks) in enumerate(shared):

@@ -32,7 +32,7 @@ def mixer_step(
     filters = near.shape[0]
     for i in range(filters):
         gates = q[i] if q else None, last if i == filters - 1 else None
-        if levels:
+        if page.shape[2] != near.shape[1] - 1:
             v = compact_step(v, page, levels, near, of_levels, steps, i, *gates)
         else:
             v = conv_step(v, page[:, i], near[i], steps, *gates)
