@@ -42,8 +42,11 @@ ONCE = ("MakeTaps", "FilterGradients", "PrepareBlocks", "ParametersGradient", "S
 
 
 def tokens(length: int) -> int:
-    """Of the calls that run here. A block of Toeplitz products makes its tables once, for all rounds that it takes."""
-    return CALL if length <= CUDA_TOEPLITZ else 131_072
+    """Of the calls that run here. Blocks of Toeplitz products make their tables once for all their rounds; those of
+    tiles on one level make moments themselves where they have rounds enough."""
+    if length <= CUDA_TOEPLITZ:
+        return CALL
+    return CALL // 2 if length <= 4096 else CALL // 8
 
 
 class Uses(CudaLaunches):
@@ -72,8 +75,11 @@ class Uses(CudaLaunches):
     def start(self, launch: Launch, memory: GlobalMemory, type: str) -> bool:
         places = [np.arange(launch.blocks)]
         if launch.blocks > 4 * CHANNELS:
-            # As far apart as a multiple of the numbers of channels' groups, so that both have the same channels.
-            places = [np.arange(TOGETHER) + int(launch.blocks * at) // CHANNELS * CHANNELS for at in (0.2, 0.6)]
+            # The same channels at both places, and of a launch that has two inputs in turn one each.
+            places = [
+                np.arange(TOGETHER) + (int(launch.blocks * at) // (2 * CHANNELS) * 2 + turn) * CHANNELS
+                for turn, at in enumerate((0.2, 0.6))
+            ]
         samples = [launch.sample(memory, numbers) for numbers in places]
         kernel = re.sub(r"hyenarec::cuda::|\(.*?\)", "", type)
         use = Use.of(kernel, launch, samples, memory, self.resources[launch.program.name])

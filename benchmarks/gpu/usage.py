@@ -77,8 +77,8 @@ class Use:
         sectors, times = np.unique(np.concatenate([counts.sectors for counts in samples]), return_counts=True)
         shared, touched = (times == len(samples)) & (len(samples) > 1), 0.0
         owners = sectors * SECTOR // memory.WINDOW
-        for number, buffer in enumerate(memory.buffers):
-            once, own = (SECTOR * int((owners == number)[kind].sum()) for kind in (shared, ~shared))
+        for buffer in memory.buffers:
+            once, own = (SECTOR * int((owners == buffer.number)[kind].sum()) for kind in (shared, ~shared))
             if buffer.writable:  # not the launch's parameters
                 touched += min(once + own * scale, buffer.size)
         cycles = {

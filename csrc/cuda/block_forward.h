@@ -79,7 +79,7 @@ struct TileConvolution {
     };
     auto finish = [&](const Warp& warp, Output& y, int c) {
       if (between.moments.words)
-        TileProducts<T>::far(warp, y, c, basis, rates ? rates + tile.first : nullptr, kTransposed, shared.nu);
+        TileProducts<T>::far(warp.anew(), y, c, basis, rates ? rates + tile.first : nullptr, kTransposed, shared.nu);
       Products::template put<false>(warp, y, pool.slot(c, 0));
     };
     if constexpr (!kEdges) {

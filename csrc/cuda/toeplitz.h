@@ -122,11 +122,12 @@ struct Toeplitz {
     PerLane<Accumulator> g[kUnderWay]{};                       // m = 8 apart - 7 + index
     Ended ended{};
     HYENAREC_ONE_BY_ONE for (int apart = 0; kColumnRows * (apart - 1) < taps; ++apart) {
+      const auto columns = columns_of(warp, u, apart - ahead);
       each<kColumnRows / 16>([&](auto s) {
         constexpr int step = decltype(s)::value;
         PerLane<Words<kTileWords>> even, odd;
         if (apart - ahead <= reach && ahead - apart <= reach) {
-          load_tiles(warp, u, apart - ahead, kColumnRows - 16 * (step + 1), even, odd);
+          load_tiles(warp, u, columns, apart - ahead, kColumnRows - 16 * (step + 1), even, odd);
           each<kTiles / 2>([&](auto p) {
             add_product(g[2 * (step + p.value)], gradient[p.value], odd);
             add_product(g[2 * (step + p.value) + 1], gradient[p.value], even);
@@ -150,13 +151,20 @@ struct Toeplitz {
     return view.holds(column, apart) ? at : view.zeros + (int(at - view.zeros) & 112);
   }
 
+  // The columns `apart` before all, where lanes begin to load them; of 16-bit types.
+  static HYENAREC_DEVICE PerLane<const char*> columns_of(const Warp& warp, const ColumnView& view, int apart) {
+    PerLane<const char*> at{};
+    if constexpr (kInWord == 2)
+      warp.lanes([&](int lane) { at[lane] = column_of(view, lane, apart, false) + lane / 16 * 16; });
+    return at;
+  }
+
   // Of 8 rows from `row` on of the columns `apart` before all, and of the next 8.
-  static HYENAREC_DEVICE void load_tiles(const Warp& warp, const ColumnView& view, int apart, int row,
-                                         PerLane<Words<kTileWords>>& low, PerLane<Words<kTileWords>>& high) {
+  static HYENAREC_DEVICE void load_tiles(const Warp& warp, const ColumnView& view, const PerLane<const char*>& columns,
+                                         int apart, int row, PerLane<Words<kTileWords>>& low,
+                                         PerLane<Words<kTileWords>>& high) {
     if constexpr (kInWord == 2) {
-      auto both = load_matrices<true>(warp, [&](int lane) { 
-        return column_of(view, lane, apart, false) + row * int(sizeof(T)) + lane / 16 * 16;
-      });
+      auto both = load_matrices<true>(warp, [&](int lane) { return columns[lane] + row * int(sizeof(T)); });
       warp.lanes([&](int lane) {
         low[lane] = {both[lane].word[0], both[lane].word[1]};
         high[lane] = {both[lane].word[2], both[lane].word[3]};
@@ -185,7 +193,7 @@ struct Toeplitz {
       });
     } else {
       PerLane<Words<kTileWords>> low, high;
-      load_tiles(warp, view, 0, row, low, high);
+      load_tiles(warp, view, {}, 0, row, low, high);
       warp.lanes([&](int lane) {
         each<kTileWords / 2>([&](auto k) {
           constexpr int w = 2 * decltype(k)::value;

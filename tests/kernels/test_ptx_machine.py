@@ -301,3 +301,26 @@ def test_faults_are_seen(name: str) -> None:
 )
 def test_what_is_right_is_no_fault(body: str) -> None:
     run(body, words(256))
+
+
+def test_what_is_counted() -> None:
+    """Lines and sectors of global memory, and banks; parameters are in a cache of their own."""
+    body = """
+	ld.param.b32 %r7, [kernel_param_1];
+	mov.b64 %rd3, kernel_param_1;
+	ld.param.b32 %r8, [%rd3];
+	shl.b32 %r9, %r4, 1;
+	add.s32 %r10, %r5, %r9;
+	st.shared.b32 [%r10], %r8;
+	st.global.b32 [%rd2], %r8;
+"""
+    (program,) = programs(HEAD.replace("THREADS", "64") + body + "\n\tret;\n}\n")
+    data, memory = words(96), GlobalMemory()
+    memory.add(data.ctypes.data, data.nbytes, "data")
+    launch = Launch(program, (1, 1, 1), 64, 1024, (data.ctypes.data, 7))
+    first, second = (launch.sample(memory, np.zeros(1, np.int64)) for _ in range(2))
+    assert first.wavefronts == {"global": 2, "shared": 4}  # two warps: a line each; every other bank, twice
+    assert len(first.sectors) == 8 and np.array_equal(first.sectors, second.sectors)
+    assert [buffer.name for buffer in memory.buffers if buffer.number == first.sectors[0] * 32 // memory.WINDOW] == [
+        "data"
+    ]

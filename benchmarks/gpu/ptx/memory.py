@@ -67,11 +67,11 @@ class Tracker:
 
 
 class Buffer:
-    """Bytes at an address, as words of each size."""
+    """Bytes at an address, as words of each size; `number`: which buffer of a memory."""
 
     def __init__(self, data: npt.NDArray[np.uint8], address: int, name: str, *, writable: bool = True) -> None:
         self.address, self.size, self.name, self.writable = address, len(data), name, writable
-        self.data = data
+        self.data, self.number = data, 0
         self.tracker: Tracker | None = None
         self._views: dict[int, Array] = {}
 
@@ -103,7 +103,7 @@ class GlobalMemory:
 
     def __init__(self) -> None:
         self.buffers: list[Buffer] = []
-        self._starts = self._ends = np.zeros(0, np.int64)
+        self._starts = self._ends = self._numbers = np.zeros(0, np.int64)
 
     def add(self, address: int, size: int, name: str, *, writable: bool = True) -> None:
         """Bytes that exist already; a place that is known already is left as it is."""
@@ -145,14 +145,17 @@ class GlobalMemory:
                 buffer.tracker.stores(offsets, size, stamps[part], changed)
 
     def on_device(self, at: Addresses) -> Addresses:
-        """Addresses where every buffer begins with a line of memory, as a device allocates them, WINDOW bytes apart."""
-        number = np.maximum(np.searchsorted(self._starts, at, "right") - 1, 0)
-        placed: Addresses = at - self._starts[number] + number * self.WINDOW
+        """Addresses where every buffer begins with a line of memory, as a device allocates them, WINDOW bytes apart. A
+        buffer that is added later changes none."""
+        place = np.maximum(np.searchsorted(self._starts, at, "right") - 1, 0)
+        placed: Addresses = at - self._starts[place] + self._numbers[place] * self.WINDOW
         return placed
 
     def _insert(self, buffer: Buffer) -> None:
+        buffer.number = len(self.buffers)
         self.buffers.append(buffer)
         self.buffers.sort(key=lambda b: b.address)
+        self._numbers = np.array([b.number for b in self.buffers], np.int64)
         self._starts = np.array([b.address for b in self.buffers], np.int64)
         self._ends = np.array([b.address + b.size for b in self.buffers], np.int64)
 

@@ -1,7 +1,8 @@
 """Legendre convolutions of long filters in block low-rank form (``csrc/cuda/legendre_blocks.h``).
 
 A call reads its inputs twice and writes its output once: a pass for the moments of tiles of 256 rows, small launches
-for levels of tiles, and a pass that does the rest. The work an element does not grow with the horizon. Gradients are
+for levels of tiles, and a pass that does the rest. Where one level is enough, up to some 4,096 taps, a large forward
+call reads them once. The work an element does not grow with the horizon. Gradients are
 sums in a fixed order, the same run to run. float16 and bfloat16 rows are multiplied as they are, with the products of
 gates rounded to their dtype; float32 goes as three products of TF32; moments of float16 are float32, those of bfloat16
 rounded to it. Sums are float32. NaN and Inf stay within their channel and sequence; they may reach up to 63 rows back
