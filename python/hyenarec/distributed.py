@@ -231,6 +231,6 @@ def peers() -> Iterator[None]:
         if size() == 1 or not lost:
             raise
         raise UserError(
-            f"process {rank()} of {size()}: another process of this training has ended or cannot be reached; the same "
-            f"command goes on from the last checkpoint ({reason:.200})"
+            f"process {rank()} of {size()}: another process has ended or cannot be reached; run the same command "
+            f"again, and a training goes on from its last checkpoint ({reason:.200})"
         ) from error

@@ -35,7 +35,7 @@ from hyenarec.run_folder import LAST, read_history
 from hyenarec.trained import BEST
 from hyenarec.training import Trainer
 
-LOST = "another process of this training has ended or cannot be reached; the same command goes on from the last"
+LOST = "another process has ended or cannot be reached; run the same command again, and a training goes on from"
 
 
 @pytest.mark.parametrize(
@@ -210,7 +210,7 @@ def test_the_end_of_a_process_is_one_line_and_other_errors_stay(monkeypatch: pyt
         with distributed.peers():
             raise RuntimeError(reason)
 
-    with pytest.raises(UserError, match=r"^process 0 of 2: another process of this training has ended [^\n]+$"):
+    with pytest.raises(UserError, match=r"^process 0 of 2: another process has ended [^\n]+$"):
         fails("[/gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:3421\nmore")
     with pytest.raises(RuntimeError, match="shapes"):
         fails("shapes differ")
@@ -247,3 +247,22 @@ def test_gradients_of_shares_add_up_to_the_batch(monkeypatch: pytest.MonkeyPatch
     assert isinstance(added, torch.Tensor)
     assert (added - whole).norm() <= 1e-5 * whole.norm()
     assert (sum(gradient(part) for part, _ in parts) / 3 - whole).norm() > 1e-3 * whole.norm()  # plain means do not
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("recommend", "run", "--history", "a"), ("compare", "log.csv", "--out", "out"), ("prepare", "log.csv", "out")],
+)
+def test_what_one_process_does_is_refused_in_several(
+    arguments: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "test")
+    for processes, refused in (("2", True), ("1", False)):
+        monkeypatch.setenv("WORLD_SIZE", processes)
+        monkeypatch.setattr(distributed, "start", lambda: None)
+        with pytest.raises(SystemExit):
+            main([*arguments])
+        said = capsys.readouterr().err
+        assert ("is done by one process; start it without torchrun" in said) == refused, said
+    assert not list(tmp_path.iterdir())

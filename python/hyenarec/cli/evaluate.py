@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from hyenarec.answers import Item, item_cells
-from hyenarec.cli.options import RunPath, join_shards, names_of, source_of
+from hyenarec.cli.options import RunPath, join, names_of, source_of
 from hyenarec.cli.recommend import Switch, seen_choice
 from hyenarec.display import show_table
 from hyenarec.errors import UserError
@@ -67,7 +67,7 @@ class Evaluate:
         chosen = seen_choice(self.exclude_seen, self.no_exclude_seen)
         if self.json_out:
             refuse_foreign(self.json_out, JSON)
-        sharded = join_shards(self.shard_items)
+        sharded = join(self.shard_items)
         device = TrainingConfig(device=self.device).torch_device()
         recommender = Recommender.load(self.run_path, device, shard_items=sharded)
         training = recommender.config["training"]

@@ -101,11 +101,11 @@ def names_of(recommender: Recommender, path: Path | None) -> Mapping[Item, str] 
     return None if path is None else read_names(path, recommender.item_ids, recommender.config["source"]["item"])
 
 
-def join_shards(shard_items: bool) -> bool:
-    """Join the other processes where the item table is to be divided among several; process 0 alone speaks."""
+def join(shard_items: bool) -> bool:
+    """Join the other processes where there are some, of which process 0 alone speaks; whether the item table is to be
+    divided among them."""
     from hyenarec import distributed
 
-    if shard_items:
-        distributed.start()
-        console.quiet = not distributed.is_main()
+    distributed.start()
+    console.quiet = not distributed.is_main()
     return shard_items and distributed.size() > 1

@@ -17,7 +17,8 @@ import tyro
 
 from hyenarec.answers import item_cells
 from hyenarec.cli.identifiers import IdArgument
-from hyenarec.cli.options import ItemFilters, RunPath, join_shards, names_of, source_of
+from hyenarec.cli.options import ItemFilters, RunPath, join, names_of, source_of
+from hyenarec.cli.processes import refuse_several
 from hyenarec.display import complain, console, show_table
 from hyenarec.errors import UserError
 
@@ -111,7 +112,9 @@ class Recommend:
             from hyenarec.all_users import check_place
 
             check_place(self.out)
-        sharded = join_shards(self.shard_items)
+        if not self.shard_items:
+            refuse_several("recommend without --shard-items")
+        sharded = join(self.shard_items)
         if sharded and str(self.histories) == "-":
             raise UserError("option histories: standard input is read by one process; with --shard-items name a file")
         device = TrainingConfig(device=self.device).torch_device()
