@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 import torch
 from generated import make_batch
-from jobs import LOSS_TOLERANCE, OPTIONS, STORE, Job, run
+from jobs import LOSS_TOLERANCE, OPTIONS, STORE, Command, Job, run
 from test_training import same, weights
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
@@ -266,3 +266,41 @@ def test_what_one_process_does_is_refused_in_several(
         said = capsys.readouterr().err
         assert ("is done by one process; start it without torchrun" in said) == refused, said
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("differs", ["log", "options", "histories", "evaluated log"])
+def test_processes_that_are_given_something_else_are_refused(
+    differs: str, job_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where machines have files of one name that are not the same; they would wait for each other forever."""
+    given, other = tmp_path / "given", tmp_path / "other"
+    for place, items in ((given, STORE.items), (other, STORE.items[::-1].copy())):
+        replace(STORE, items=items).save(place / "log")
+        (place / "histories").write_text("".join(f"{item}\n" for item in STORE.item_ids.decode(items[:3])))
+    arguments = {
+        "log": ["train", "log", "--out", str(tmp_path / "run"), *OPTIONS],
+        "options": ["train", str(job_store), "--out", str(tmp_path / "run"), *OPTIONS],
+        "histories": ["recommend", str(tmp_path / "run"), "--histories", "histories", "--shard-items"],
+        "evaluated log": ["evaluate", str(tmp_path / "run"), "--data", "log"],
+    }[differs]
+    if differs in ("histories", "evaluated log"):
+        run(1, job_store, tmp_path / "run", "--epochs", "1")
+
+    def start() -> None:
+        joined()
+        os.chdir(other if distributed.rank() else given)
+
+    joined = distributed.start
+    monkeypatch.setattr(distributed, "start", start)
+    work = Command._work
+    if differs == "options":
+        monkeypatch.setattr(
+            Command,
+            "_work",
+            lambda self, rank, processes, port, given: work(self, rank, processes, port, [*given, "--seed", str(rank)]),
+        )
+    job = Command(2, tmp_path / "job", *arguments)
+    assert job.wait(60) == [2, 2], job.said()
+    what = {"log": "option data", "evaluated log": "option data"}.get(differs, differs)
+    for rank in range(2):
+        assert f"error: {what}: process 1 of 2 has others than process 0; all must see the same" in job.said(rank)

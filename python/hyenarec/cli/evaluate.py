@@ -79,6 +79,9 @@ class Evaluate:
         source = source_of(recommender, self.data)
         store, split = load_source(source)
         targets = getattr(split, self.part)
+        if distributed.size() > 1:
+            distributed.refuse_differing("option data", store.describe())
+            distributed.refuse_differing("run and options", recommender.config, self.part, exclude_seen, seen)
         absent = recommender.config.get("start", {}).get("absent_items", 0)
         known = known_part(store, recommender.item_ids, targets, absent)
         if known is None:

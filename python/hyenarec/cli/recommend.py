@@ -6,6 +6,7 @@ import io
 import json
 import re
 import sys
+import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -127,7 +128,13 @@ class Recommend:
             return
         questions = self._questions(recommender)
         answered = failed = 0
-        while block := list(islice(questions, QUESTIONS_AT_A_TIME)):
+        distributed.refuse_differing("run and options", recommender.config, self.k, exclude_seen, self.unknown)
+        distributed.refuse_differing("allowed items", None if allowed is None else zlib.crc32(allowed.cpu().numpy()))
+        while True:
+            block = list(islice(questions, QUESTIONS_AT_A_TIME))
+            distributed.refuse_differing("histories", block)
+            if not block:
+                break
             good = [question for question in block if question.error is None]
             times = [question.times for question in good if question.times is not None]
             found = recommender.answers(
