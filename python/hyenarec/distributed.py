@@ -12,6 +12,7 @@ Where there is one process every function here is the identity, and nothing is s
 
 from __future__ import annotations
 
+import hashlib
 import heapq
 import os
 from collections.abc import Collection, Iterator
@@ -185,6 +186,21 @@ def gather(values: Tensor) -> list[Tensor]:
     return found
 
 
+def refuse_differing(what: str, *values: object) -> None:
+    """Raises :class:`UserError` in all processes where one has other ``values`` than process 0: they would wait for
+    each other forever, or give what is wrong. Values are told apart by their ``repr``."""
+    if size() == 1:
+        return
+    digest = hashlib.blake2b(repr(values).encode(), digest_size=7).digest()
+    found = torch.cat(gather(torch.tensor([int.from_bytes(digest)])))  # (N,)
+    others = (found != found[0]).nonzero().flatten().tolist()
+    if others:
+        raise UserError(
+            f"{what}: process {others[0]} of {size()} has others than process 0; all must see the same files and be "
+            "given the same options"
+        )
+
+
 def send(values: Tensor, process: int) -> None:
     with peers():
         dist.send(values, process)
@@ -232,6 +248,6 @@ def peers() -> Iterator[None]:
         if size() == 1 or not lost:
             raise
         raise UserError(
-            f"process {rank()} of {size()}: another process of this training has ended or cannot be reached; the same "
-            f"command goes on from the last checkpoint ({reason:.200})"
+            f"process {rank()} of {size()}: another process has ended or cannot be reached; run the same command "
+            f"again, and a training goes on from its last checkpoint ({reason:.200})"
         ) from error

@@ -66,11 +66,14 @@ def model(job_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("processes", [2, 3])
-def test_shards_of_the_items_are_evaluated_as_the_whole_table(processes: int, model: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("divided", [("--shard-items",), ()])
+def test_several_processes_evaluate_as_one_does(
+    processes: int, divided: tuple[str, ...], model: Path, tmp_path: Path
+) -> None:
     found = []
     for number in (1, processes):
         out = tmp_path / f"{number}.json"
-        job = Command(number, tmp_path / "evaluate", "evaluate", str(model), "--shard-items", "--json-out", str(out))
+        job = Command(number, tmp_path / "evaluate", "evaluate", str(model), *divided, "--json-out", str(out))
         assert job.wait() == [0] * number, job.said()
         assert "the best ten for everyone" in job.said(0) and not any(job.said(rank) for rank in range(1, number))
         found.append(json.loads(out.read_text()))

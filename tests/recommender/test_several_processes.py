@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 import torch
 from generated import make_batch
-from jobs import LOSS_TOLERANCE, OPTIONS, STORE, Job, run
+from jobs import LOSS_TOLERANCE, OPTIONS, STORE, Command, Job, run
 from test_training import same, weights
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
@@ -35,7 +35,7 @@ from hyenarec.run_folder import LAST, read_history
 from hyenarec.trained import BEST
 from hyenarec.training import Trainer
 
-LOST = "another process of this training has ended or cannot be reached; the same command goes on from the last"
+LOST = "another process has ended or cannot be reached; run the same command again, and a training goes on from"
 
 
 @pytest.mark.parametrize(
@@ -210,7 +210,7 @@ def test_the_end_of_a_process_is_one_line_and_other_errors_stay(monkeypatch: pyt
         with distributed.peers():
             raise RuntimeError(reason)
 
-    with pytest.raises(UserError, match=r"^process 0 of 2: another process of this training has ended [^\n]+$"):
+    with pytest.raises(UserError, match=r"^process 0 of 2: another process has ended [^\n]+$"):
         fails("[/gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:3421\nmore")
     with pytest.raises(RuntimeError, match="shapes"):
         fails("shapes differ")
@@ -247,3 +247,60 @@ def test_gradients_of_shares_add_up_to_the_batch(monkeypatch: pytest.MonkeyPatch
     assert isinstance(added, torch.Tensor)
     assert (added - whole).norm() <= 1e-5 * whole.norm()
     assert (sum(gradient(part) for part, _ in parts) / 3 - whole).norm() > 1e-3 * whole.norm()  # plain means do not
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("recommend", "run", "--history", "a"), ("compare", "log.csv", "--out", "out"), ("prepare", "log.csv", "out")],
+)
+def test_what_one_process_does_is_refused_in_several(
+    arguments: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "test")
+    for processes, refused in (("2", True), ("1", False)):
+        monkeypatch.setenv("WORLD_SIZE", processes)
+        monkeypatch.setattr(distributed, "start", lambda: None)
+        with pytest.raises(SystemExit):
+            main([*arguments])
+        said = capsys.readouterr().err
+        assert ("is done by one process; start it without torchrun" in said) == refused, said
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("differs", ["log", "options", "histories", "evaluated log"])
+def test_processes_that_are_given_something_else_are_refused(
+    differs: str, job_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where machines have files of one name that are not the same; they would wait for each other forever."""
+    given, other = tmp_path / "given", tmp_path / "other"
+    for place, items in ((given, STORE.items), (other, STORE.items[::-1].copy())):
+        replace(STORE, items=items).save(place / "log")
+        (place / "histories").write_text("".join(f"{item}\n" for item in STORE.item_ids.decode(items[:3])))
+    arguments = {
+        "log": ["train", "log", "--out", str(tmp_path / "run"), *OPTIONS],
+        "options": ["train", str(job_store), "--out", str(tmp_path / "run"), *OPTIONS],
+        "histories": ["recommend", str(tmp_path / "run"), "--histories", "histories", "--shard-items"],
+        "evaluated log": ["evaluate", str(tmp_path / "run"), "--data", "log"],
+    }[differs]
+    if differs in ("histories", "evaluated log"):
+        run(1, job_store, tmp_path / "run", "--epochs", "1")
+
+    def start() -> None:
+        joined()
+        os.chdir(other if distributed.rank() else given)
+
+    joined = distributed.start
+    monkeypatch.setattr(distributed, "start", start)
+    work = Command._work
+    if differs == "options":
+        monkeypatch.setattr(
+            Command,
+            "_work",
+            lambda self, rank, processes, port, given: work(self, rank, processes, port, [*given, "--seed", str(rank)]),
+        )
+    job = Command(2, tmp_path / "job", *arguments)
+    assert job.wait(60) == [2, 2], job.said()
+    what = {"log": "option data", "evaluated log": "option data"}.get(differs, differs)
+    for rank in range(2):
+        assert f"error: {what}: process 1 of 2 has others than process 0; all must see the same" in job.said(rank)

@@ -12,6 +12,7 @@ import tyro
 
 from hyenarec.allocator import keep_freed_memory
 from hyenarec.cli.identifiers import check_options, mark_ids
+from hyenarec.cli.processes import TOGETHER, refuse_several
 from hyenarec.display import complain, console, make_output_safe, shown
 from hyenarec.errors import UserError
 
@@ -74,6 +75,8 @@ def _parse(arguments: list[str]) -> Any:
     """The command that ``arguments`` ask for. Of several only the named one is imported."""
     if arguments and arguments[0] in COMMANDS:
         name = arguments[0]
+        if name not in TOGETHER:
+            refuse_several(name)
         command = _command(name)
         default = command.default(arguments[1:]) if hasattr(command, "default") else None
         given = {} if default is None else {"default": default}

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from hyenarec.answers import Item, item_cells
-from hyenarec.cli.options import RunPath, join_shards, names_of, source_of, with_items
+from hyenarec.cli.options import RunPath, join, names_of, source_of, with_items
 from hyenarec.cli.recommend import Switch, seen_choice
 from hyenarec.display import show_table
 from hyenarec.errors import UserError
@@ -70,7 +70,7 @@ class Evaluate:
         chosen = seen_choice(self.exclude_seen, self.no_exclude_seen)
         if self.json_out:
             refuse_foreign(self.json_out, JSON)
-        sharded = join_shards(self.shard_items)
+        sharded = join(self.shard_items)
         device = TrainingConfig(device=self.device).torch_device()
         trained = Recommender.load(self.run_path, device, shard_items=sharded)
         recommender = with_items(trained, self.item_features)
@@ -83,6 +83,11 @@ class Evaluate:
         source = source_of(recommender, self.data)
         store, split = load_source(source)
         targets = getattr(split, self.part)
+        if distributed.size() > 1:
+            distributed.refuse_differing("option data", store.describe())
+            distributed.refuse_differing(
+                "run and options", recommender.config, len(recommender.item_ids), self.part, exclude_seen, seen
+            )
         absent = recommender.config.get("start", {}).get("absent_items", 0)
         absent += len(recommender.item_ids) - len(trained.item_ids)
         known = known_part(store, recommender.item_ids, targets, absent)

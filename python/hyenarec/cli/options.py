@@ -103,19 +103,22 @@ def names_of(recommender: Recommender, path: Path | None) -> Mapping[Item, str] 
 
 def with_items(recommender: Recommender, path: Path | None) -> Recommender:
     """``recommender`` with the new items of the table of features at ``path``, where there is one."""
+    from hyenarec import distributed
+
     if path is None:
         return recommender
     found = recommender.with_items(path)
     new, known = len(found.item_ids) - len(recommender.item_ids), len(recommender.item_ids)
-    complain(f"{path}: {new:,} items are new, beside {known:,} that the model knows")
+    if distributed.is_main():
+        complain(f"{path}: {new:,} items are new, beside {known:,} that the model knows")
     return found
 
 
-def join_shards(shard_items: bool) -> bool:
-    """Join the other processes where the item table is to be divided among several; process 0 alone speaks."""
+def join(shard_items: bool) -> bool:
+    """Join the other processes where there are some, of which process 0 alone speaks; whether the item table is to be
+    divided among them."""
     from hyenarec import distributed
 
-    if shard_items:
-        distributed.start()
-        console.quiet = not distributed.is_main()
+    distributed.start()
+    console.quiet = not distributed.is_main()
     return shard_items and distributed.size() > 1

@@ -6,6 +6,7 @@ import io
 import json
 import re
 import sys
+import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -17,7 +18,8 @@ import tyro
 
 from hyenarec.answers import item_cells
 from hyenarec.cli.identifiers import IdArgument
-from hyenarec.cli.options import ItemFilters, RunPath, join_shards, names_of, source_of, with_items
+from hyenarec.cli.options import ItemFilters, RunPath, join, names_of, source_of, with_items
+from hyenarec.cli.processes import refuse_several
 from hyenarec.display import complain, console, show_table
 from hyenarec.errors import UserError
 
@@ -114,7 +116,9 @@ class Recommend:
             from hyenarec.all_users import check_place
 
             check_place(self.out)
-        sharded = join_shards(self.shard_items)
+        if not self.shard_items:
+            refuse_several("recommend without --shard-items")
+        sharded = join(self.shard_items)
         if sharded and str(self.histories) == "-":
             raise UserError("option histories: standard input is read by one process; with --shard-items name a file")
         device = TrainingConfig(device=self.device).torch_device()
@@ -127,7 +131,13 @@ class Recommend:
             return
         questions = self._questions(recommender)
         answered = failed = 0
-        while block := list(islice(questions, QUESTIONS_AT_A_TIME)):
+        distributed.refuse_differing("run and options", recommender.config, self.k, exclude_seen, self.unknown)
+        distributed.refuse_differing("allowed items", None if allowed is None else zlib.crc32(allowed.cpu().numpy()))
+        while True:
+            block = list(islice(questions, QUESTIONS_AT_A_TIME))
+            distributed.refuse_differing("histories", block)
+            if not block:
+                break
             good = [question for question in block if question.error is None]
             times = [question.times for question in good if question.times is not None]
             found = recommender.answers(
