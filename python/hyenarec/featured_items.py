@@ -2,8 +2,8 @@
 
 The table of items is ``E + F W``: ``E`` (V, D) as without features, ``F`` (V, K) the features
 (:class:`hyenarec.data.item_features.Features`) and ``W`` (K, D) a projection, which starts at zero. So a training
-starts as one without features does; an item with many events learns its own row, and one with few has what items like
-it have. A model is kept, and serves, with the sum in place of ``E`` (:meth:`hyenarec.model.SequenceModel.folded`): then
+starts as one without features does; an item with many events learns its own row, and one with few learns from items
+like it. A model is kept, and serves, with the sum in place of ``E`` (:meth:`hyenarec.model.SequenceModel.folded`): then
 it needs no features. New items get rows of their features alone (:class:`LearnedFeatures`).
 """
 
