@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from hyenarec.errors import UserError
+
 NOTHING = np.empty(0, dtype=np.int32)
 
 Item = int | str
@@ -37,6 +39,15 @@ class Answer:
     unknown: list[Item]
     """Items of the history that the model does not know, and that were left out of it."""
     error: str | None
+
+    def all_of(self, k: int, name: str) -> list[Recommendation]:
+        """All ``k`` recommendations; :class:`UserError` that names the history where there are fewer."""
+        if self.error:
+            raise UserError(f"{name}: {self.error}")
+        left = len(self.recommendations)
+        if left < k:
+            raise UserError(f"option k: {k} items asked for, but {name} leaves {left} of the catalogue")
+        return self.recommendations
 
 
 @dataclass(frozen=True)

@@ -173,7 +173,7 @@ class Recommender:
         answers = self.answers(
             histories, k, timestamps=timestamps, exclude_seen=exclude_seen, allowed=allowed, unknown="error"
         )
-        return [_all_of(answer, k, f"history {number}") for number, answer in enumerate(answers, 1)]
+        return [answer.all_of(k, f"history {number}") for number, answer in enumerate(answers, 1)]
 
     def answers(
         self,
@@ -373,7 +373,7 @@ class Recommender:
         self.check_k(k)
         requests = [Request(history, None, [], None) for history in histories]
         answers = self.ranked(scores, requests, k, self.excludes(exclude_seen)) if requests else []
-        return [_all_of(answer, k, name) for name, answer in zip(names, answers, strict=True)]
+        return [answer.all_of(k, name) for name, answer in zip(names, answers, strict=True)]
 
     def ranked(
         self,
@@ -396,16 +396,6 @@ class Recommender:
             found = [Recommendation(*pair) for pair in zip(items, top.scores[row].tolist(), strict=False)]
             answers.append(Answer(found, request.unknown, error))
         return answers
-
-
-def _all_of(answer: Answer, k: int, name: str) -> list[Recommendation]:
-    """All ``k`` recommendations, or an error that names the history."""
-    if answer.error:
-        raise UserError(f"{name}: {answer.error}")
-    left = len(answer.recommendations)
-    if left < k:
-        raise UserError(f"option k: {k} items asked for, but {name} leaves {left} of the catalogue")
-    return answer.recommendations
 
 
 def _not_nested(given: object) -> UserError:

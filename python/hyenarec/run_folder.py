@@ -7,18 +7,17 @@
     result.json        test metrics of the best epoch, once training has ended
     timing.json        seconds of every epoch: what differs between equal runs
 
-One process at a time trains in a folder: it holds a lock on ``.lock`` there, which ends with the process.
+One process at a time trains in a folder (:mod:`hyenarec.folder_lock`).
 """
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from hyenarec import checkpoint, distributed, environment
 from hyenarec.breakdown import TargetKinds
@@ -31,6 +30,7 @@ from hyenarec.display import console
 from hyenarec.errors import DamagedError, UserError
 from hyenarec.featured_items import LearnedFeatures
 from hyenarec.files import as_path, remove_unfinished, write_text
+from hyenarec.folder_lock import lock, unlock
 from hyenarec.mixers import MIXERS
 from hyenarec.source import Source
 from hyenarec.stopping import Interrupted
@@ -39,8 +39,6 @@ from hyenarec.training import Progress, Timing, Trainer
 
 LAST, CONFIG, METRICS = "last.safetensors", "config.json", "metrics.jsonl"
 RESULT, TIMING = "result.json", "timing.json"
-LOCK = ".lock"
-LOCK_MARK = "hyenarec "  # before the process, so that nobody else's lock is taken for one of ours
 
 # Options that change nothing about the epochs trained so far; a cosine schedule is laid out over its epochs.
 FREE_OPTIONS = ("epochs", "patience", "checkpoint_minutes", "device", "shard_items")
@@ -78,7 +76,7 @@ class Run:
                 }
             )
         )
-        self._lock = _lock(folder) if distributed.is_main() else None
+        self._lock = lock(folder) if distributed.is_main() else None
         self.environment: dict[str, Any] = {}
         try:
             self._resume()
@@ -165,7 +163,7 @@ class Run:
 
     def _unlock(self) -> None:
         if self._lock is not None:
-            _unlock(self._lock, self.folder)
+            unlock(self._lock, self.folder)
 
     def _resume(self) -> None:
         try:
@@ -319,43 +317,6 @@ def check_folder(folder: Path) -> None:
             raise UserError(f"option out: {place} may not be written, so no run can be kept in {folder}")
     except OSError as error:
         raise UserError(f"option out: {folder}: {error.strerror or error}") from error
-
-
-def _lock(folder: Path) -> IO[str]:
-    """The open lock file of ``folder``, which is created. The system lets go of it when this process ends."""
-    path = folder / LOCK
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        while True:
-            file = path.open("a+", encoding="utf-8", errors="replace")
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                file.seek(0)
-                holder = file.read(40).removeprefix(LOCK_MARK).strip() or "unknown"
-                file.close()
-                raise UserError(
-                    f"{folder}: process {holder} is training in it; wait for its end, or choose another folder"
-                ) from None
-            if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
-                break
-            file.close()  # its holder ended, and removed it, between opening and locking
-        if path.stat().st_size:  # empty is one whose process was killed before it wrote
-            file.seek(0)
-            if file.read(len(LOCK_MARK)) != LOCK_MARK:
-                file.close()
-                raise UserError(f"{path} is not of a training run: choose another folder, or move it away")
-        file.truncate(0)
-        file.write(f"{LOCK_MARK}{os.getpid()}\n")
-        file.flush()
-    except OSError as error:
-        raise UserError(f"option out: cannot keep a run in {folder}: {error.strerror or error}") from error
-    return file
-
-
-def _unlock(file: IO[str], folder: Path) -> None:
-    (folder / LOCK).unlink(missing_ok=True)  # while it is still held: nobody else's is removed
-    file.close()
 
 
 def _is_whole(progress: Progress) -> bool:

@@ -20,7 +20,8 @@ from hyenarec.data.ids import Ids
 from hyenarec.data.splits import leave_one_out
 from hyenarec.data.store import SequenceStore
 from hyenarec.errors import UserError
-from hyenarec.run_folder import LAST, LOCK, Run, read_history
+from hyenarec.folder_lock import LOCK
+from hyenarec.run_folder import LAST, Run, read_history
 from hyenarec.stopping import Interrupted
 from hyenarec.trained import BEST
 from hyenarec.training import Trainer

@@ -21,8 +21,9 @@ from hyenarec import checkpoint, environment, run_folder
 from hyenarec.config import TrainingConfig
 from hyenarec.data.splits import leave_one_out
 from hyenarec.errors import UserError
+from hyenarec.folder_lock import LOCK
 from hyenarec.recommendation import Recommender
-from hyenarec.run_folder import LAST, LOCK, Run, read_history
+from hyenarec.run_folder import LAST, Run, read_history
 from hyenarec.trained import BEST
 from hyenarec.training import Trainer
 
