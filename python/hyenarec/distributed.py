@@ -14,11 +14,13 @@ from __future__ import annotations
 
 import hashlib
 import heapq
+import inspect
 import os
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import timedelta
+from typing import Any
 
 import numpy as np
 import torch
@@ -32,6 +34,11 @@ from hyenarec.errors import UserError
 from hyenarec.packing import Packing
 
 LONGEST_WAIT = timedelta(minutes=30)  # of one process for another: evaluation takes some longer than others
+
+# Buffers are constants, and those of item features are large: they need not be sent in every step. A newer torch warns
+# of the option's older name.
+_options = inspect.signature(DistributedDataParallel).parameters
+BUFFERS_STAY: Any = {next(name for name in ("forward_sync_buffers", "broadcast_buffers") if name in _options): False}
 
 
 def start() -> None:
@@ -82,8 +89,7 @@ def wrap(model: nn.Module, trained: Collection[Tensor], *, shards: bool = False)
     for parameter in apart:
         parameter.requires_grad_(False)  # which is how it is told what it need not wait for
     with peers():
-        # Buffers are constants, and those of item features are large: they need not be sent in every step.
-        wrapped = DistributedDataParallel(model, init_sync=not shards, broadcast_buffers=False)
+        wrapped = DistributedDataParallel(model, init_sync=not shards, **BUFFERS_STAY)
     for parameter in apart:
         parameter.requires_grad_(True)
     return wrapped

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -304,3 +305,17 @@ def test_processes_that_are_given_something_else_are_refused(
     what = {"log": "option data", "evaluated log": "option data"}.get(differs, differs)
     for rank in range(2):
         assert f"error: {what}: process 1 of 2 has others than process 0; all must see the same" in job.said(rank)
+
+
+def test_sharing_a_model_warns_of_nothing_and_leaves_its_buffers(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = torch.nn.BatchNorm1d(2)
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    monkeypatch.setattr(distributed, "size", lambda: 2)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            wrapped = distributed.wrap(model, [*model.parameters()])
+        assert isinstance(wrapped, torch.nn.parallel.DistributedDataParallel)
+        assert not wrapped.will_sync_module_buffers()
+    finally:
+        torch.distributed.destroy_process_group()

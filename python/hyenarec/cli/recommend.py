@@ -132,7 +132,9 @@ class Recommend:
         questions = self._questions(recommender)
         answered = failed = 0
         distributed.refuse_differing("run and options", recommender.config, self.k, exclude_seen, self.unknown)
-        distributed.refuse_differing("allowed items", None if allowed is None else zlib.crc32(allowed.cpu().numpy()))
+        distributed.refuse_differing(
+            "allowed items", None if allowed is None else zlib.crc32(allowed.cpu().numpy().tobytes())
+        )
         while True:
             block = list(islice(questions, QUESTIONS_AT_A_TIME))
             distributed.refuse_differing("histories", block)
