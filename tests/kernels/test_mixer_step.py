@@ -165,6 +165,8 @@ def test_nobody_is_a_batch_too() -> None:
         for kind in ("exact", "compact"):
             state = mixer.init_state(0, state=kind)  # type: ignore[arg-type]
             assert mixer.step(torch.randn(0, 8), state)[0].shape == (0, 8)
+            _, state = mixer.prefill(torch.randn(0, 9, 8), state=kind)  # type: ignore[arg-type]
+            assert mixer.step(torch.randn(0, 8), state)[0].shape == (0, 8)
 
 
 @compiled
