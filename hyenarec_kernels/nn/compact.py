@@ -122,8 +122,8 @@ class CompactState(StreamingState):
             LevelState(*(tensors[f"levels.{number}.{name}"] for name in vars(level)))
             for number, level in enumerate(self.levels, 1)
         )
-        own = {name: tensors[name] for name in ("projected", "page", "moments", "steps")}
-        return replace(self, levels=levels, **own)
+        projected, page, moments, steps = (tensors[name] for name in ("projected", "page", "moments", "steps"))
+        return replace(self, projected=projected, page=page, moments=moments, levels=levels, steps=steps)
 
     def shared(self) -> dict[str, Tensor]:
         named = {"short_taps": self.short_taps, "short_bias": self.short_bias, "near": self.near}
@@ -169,7 +169,7 @@ class CompactState(StreamingState):
             fan = len(self.tables[number + 1].basis) // chunk
             kept &= (chunks // fan == present[:, None] // fan)[..., None]
         known = self._rows(inputs, length, events.flatten(1)) * kept.flatten(1)[:, None, :, None]
-        aligned = known.unflatten(2, (slots + 1, chunk))  # (B, F, slots + 1, C, D)
+        aligned = known.view(*known.shape[:2], slots + 1, chunk, known.shape[3])  # (B, F, slots + 1, C, D)
         found = torch.einsum("bfncd,cr,fcd->bfnrd", aligned, tables.basis, tables.enter)
         finished, moments = found[:, :, :-1], torch.zeros_like(like)
         slot = (chunks[:, :-1] % slots)[:, None, :, None, None].expand_as(finished)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any, Literal, TypeVar, cast
 
@@ -240,7 +241,7 @@ class HyenaMixer(Projections):
             rows = values.detach().reshape(-1, values.shape[-1])
             return last_rows(rows, first, length, count).to(empty.short_taps.dtype)
 
-        with torch.inference_mode(False), torch.no_grad(), torch.autocast(x.device.type, enabled=False):
+        with torch.inference_mode(False), torch.no_grad(), _without_autocast(x):
             count = empty.reach
             histories = [_product(None if q is None else newest(q, count), newest(v, count)) for q, v in gated]
             inputs = torch.stack(histories, 1) if histories else None
@@ -400,6 +401,12 @@ class HyenaMixer(Projections):
 
     def _gate(self, q: Tensor | None) -> Tensor | None:
         return None if q is None else GATES[self.gate](q)
+
+
+def _without_autocast(x: Tensor) -> AbstractContextManager[Any]:
+    """What states are made of is not rounded beyond what the forward rounds."""
+    device = x.device.type
+    return torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()
 
 
 def _packed_in_a_batch(x: Tensor, cu_seqlens: Index | None) -> bool:

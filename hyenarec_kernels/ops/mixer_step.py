@@ -32,8 +32,8 @@ def mixer_step(
         projected: (B, W-1, C) as in :class:`hyenarec_kernels.nn.MixerState`. Like the whole state in float32 (float64
             beside float64) and written to.
         short_taps, short_bias: (W, C) and (C,) as there.
-        memory: of an exact state ``gated`` (B, F, K-1, D) alone; of a :class:`hyenarec_kernels.nn.CompactState`
-            ``page``, and then the levels as ``compact_step`` takes them.
+        memory: of an exact state ``gated`` alone, a ring (B, F, K-1, D) or its pages; of a
+            :class:`hyenarec_kernels.nn.CompactState` ``page``, and then the levels as ``compact_step`` takes them.
         tables: of an exact state ``taps`` (F, K, D) alone; of a compact one ``near``, and then its tables as there.
         steps: (B,) int64, counted on.
         gate: "identity", "sigmoid", "silu" or "none", as the mixer has it.

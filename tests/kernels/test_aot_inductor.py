@@ -148,9 +148,9 @@ def call_operator(operator: str, layout: str, dtype: torch.dtype, last_only: boo
     function(rows, **needed, **options, **packed.arguments(torch.int32))
 
 
-def call_mixer(order: int, gate: Any, dtype: torch.dtype) -> None:
+def call_mixer(order: int, gate: Any, dtype: torch.dtype, horizon: int = 40) -> None:
     """Whole histories in each layout, and steps after them."""
-    mixer = HyenaMixer(6, 40, order=order, gate=gate, groups=3).to(dtype)
+    mixer = HyenaMixer(6, horizon, order=order, gate=gate, groups=3).to(dtype)
     x, lengths = torch.randn(3, 50, 6).to(dtype), torch.tensor([50, 0, 17])
     mixer(x)
     mixer(x, mask=torch.arange(50) >= 50 - lengths[:, None], last_only=True)
@@ -190,6 +190,7 @@ def call_all(dtype: torch.dtype) -> None:
         call_operator("legendre_conv", "left", dtype, False, taps=taps, terms=50, **long)  # too many for blocks
     for order, gate in ((1, "identity"), (2, "silu"), (3, "none")):
         call_mixer(order, gate, dtype)
+    call_mixer(2, "identity", dtype, 9)  # whose state is a ring by rows
     mixer = HyenaMixer(6, 1024, order=3, terms=4).to(dtype)
     x = torch.randn(2, 255, 6).to(dtype)
     (_, state), (_, parts) = (mixer.prefill(x, state="compact") for _ in range(2))

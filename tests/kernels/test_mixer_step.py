@@ -165,6 +165,8 @@ def test_nobody_is_a_batch_too() -> None:
         for kind in ("exact", "compact"):
             state = mixer.init_state(0, state=kind)  # type: ignore[arg-type]
             assert mixer.step(torch.randn(0, 8), state)[0].shape == (0, 8)
+            _, state = mixer.prefill(torch.randn(0, 9, 8), state=kind)  # type: ignore[arg-type]
+            assert mixer.step(torch.randn(0, 8), state)[0].shape == (0, 8)
 
 
 @compiled
@@ -221,7 +223,7 @@ def test_gradients_are_refused() -> None:
         ({"memory": [torch.zeros(2, 1, 8, 4)] * 4}, "levels: expected 3 tensors a level"),
         ({"tables": []}, "memory and tables: expected page and near"),
         ({"tables": [torch.zeros(1, 9, 5)]}, r"near: expected \(F, C, D\)"),
-        ({"tables": [torch.zeros(1, 8, 4)]}, "gated: its sizes do not fit"),
+        ({"tables": [torch.zeros(1, 20, 4)]}, "page: its sizes do not fit"),  # neither a ring by rows nor one by pages
         ({"steps": torch.zeros(3, dtype=torch.int64)}, "steps: expected 2 int64"),
         ({"steps": torch.zeros(2)}, "steps: expected 2 int64"),
         ({"gate": "tanh"}, "gate: expected identity, sigmoid, silu or none, got tanh"),
