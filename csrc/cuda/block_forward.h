@@ -124,7 +124,7 @@ struct TileConvolution {
 template <class T, bool kEdges>
 struct ConvolveTiles {
   using Shape = TileBlock<T>;
-  static constexpr int kThreads = Shape::kThreads, kBlocks = kEdges ? 1 : 2;
+  static constexpr int kThreads = Shape::kThreads, kBlocks = kEdges || kScarceShared ? 1 : 2;
   TileConvolution<T, kEdges> with;
   Product source;
   Product output[2];  // the second is null

@@ -368,6 +368,8 @@ int64_t run_blocks(const LegendreBlocksArgs& args, bool backward, int shared, Ma
   int64_t size = args.dtype == Dtype::f32 ? 4 : 2, sequences = args.packed ? 1 : args.sequences;
   int64_t elements = (args.packed ? 1 : args.sequences) * args.rows * args.channels;
   double moments = args.num_levels ? (backward ? 4.0 : 2.0) * 1.15 * args.levels[0].rank * 4 / kTile : 0;
+  if (args.num_levels == 1 && !backward)  // operands of products alone, and as many of tiles before a share's own
+    moments = 2.0 * double(ceil_div(args.levels[0].rank, 16) * 16 * (args.dtype == Dtype::bf16 ? 2 : 4)) / kTile;
   int outputs = backward ? bool(args.dx.data) + bool(args.dpre_gate.data) + bool(args.dpost_gate.data) : 1;
   int64_t count = int64_t(moments / (kRunShare * double(size * std::max(outputs, 1))) + 1);
   count = std::max<int64_t>(std::min(count, elements / least), 1);
