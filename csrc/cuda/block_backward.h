@@ -11,7 +11,7 @@ template <class T, bool kEdges>
 struct ConvolveTilesBackward {
   using Shape = TileBlock<T>;
   using Products = Toeplitz<T>;
-  static constexpr int kThreads = Shape::kThreads, kBlocks = kEdges || sizeof(T) == 4 ? 1 : 2;
+  static constexpr int kThreads = Shape::kThreads, kBlocks = kEdges || kScarceShared || sizeof(T) == 4 ? 1 : 2;
   TileConvolution<T, kEdges> with;
   Product u, dy;
   Product of_u[2], of_dy[2];  // outputs and their factors, or null: the post-gate's gradient; those of x and pre-gate

@@ -74,7 +74,8 @@ struct TileConvolution {
     auto products = [&](const Warp& warp, Output& y, int c, const uint32_t* table, int count, const int* other,
                         int ahead) HYENAREC_INLINE {
       const int* reach = kTransposed ? columns.after : columns.before;
-      Products::template convolve<kTransposed>(warp, y, {pool.slot(c, 0), reach, other, shared.zeros}, kReach, ahead,
+      // `anew` here and below: as ptxas then spills nothing for any architecture
+      Products::template convolve<kTransposed>(kTransposed ? warp : warp.anew(), y, {pool.slot(c, 0), reach, other, shared.zeros}, kReach, ahead,
                                                table + c * Products::table_words(count), count);
     };
     auto finish = [&](const Warp& warp, Output& y, int c) {
@@ -124,7 +125,7 @@ struct TileConvolution {
 template <class T, bool kEdges>
 struct ConvolveTiles {
   using Shape = TileBlock<T>;
-  static constexpr int kThreads = Shape::kThreads, kBlocks = kEdges ? 1 : 2;
+  static constexpr int kThreads = Shape::kThreads, kBlocks = kEdges || kScarceShared ? 1 : 2;
   TileConvolution<T, kEdges> with;
   Product source;
   Product output[2];  // the second is null
@@ -142,16 +143,16 @@ struct ConvolveTiles {
     const Pool<T> pool = pass.pool(shared.pools);
     block.phase([&](int thread) { with.begin(thread, shared, tile); });
     const int share = index / pass.groups();
-    int round = share, begin = 0, end = pass.rounds(), step = pass.shares;
+    const int begin = share * in_order;
+    const int end = in_order && begin + in_order < pass.rounds() ? begin + in_order : pass.rounds();
+    int round = share;
     MomentWords<T> moments = between.moments;
     if (in_order) {
-      begin = share * in_order, step = 1;
-      if (begin + in_order < end) end = begin + in_order;
       round = begin < end ? first_met(begin) : begin;
       moments.slots = (before + in_order) * kRoundTiles, moments.first = round * kRoundTiles;
       moments.words += int64_t(share) * tile.channels * moments.slots * MomentWords<T>::count(with.basis.steps);
     }
-    for (; round < end; round += step) {
+    for (; round < end; round += in_order ? 1 : pass.shares) {
       auto load = [&](int distance) {
         block.phase([&](int thread) {
           if (thread < kRoundColumns) pass.place(*shared.columns, thread, round, distance);
@@ -161,7 +162,7 @@ struct ConvolveTiles {
       load(0);
       if (in_order) {
         block.warps([&](const Warp& warp) {
-          TileProducts<T>::template moments<1>(warp, pool, shared.zeros, tile, with.basis,
+          TileProducts<T>::template moments<1>(sizeof(T) == 4 ? warp : warp.anew(), pool, shared.zeros, tile, with.basis,
                                                with.rates ? with.rates + tile.first : nullptr, false, shared.nu);
         });
         block.phase([&](int thread) {

@@ -1,7 +1,7 @@
 // What a call of legendre_blocks.h launches, in which order, and where its workspace lies: the same for the device and
 // for the host's test. `Machine` has start(program, grid).
 //
-//     forward    [borders of packed sequences,] prepare, moments of tiles, up and across a level each above them, tiles
+//     forward    [borders of packed sequences,] prepare, [moments of tiles, up and across a level each above them,] tiles
 //     backward   likewise with the moments of u and dy, both ways, the gradients of tables, and the sums
 //
 // Estimates, not measured: picoseconds an element of bfloat16, 4,096 taps and 16 terms, both gates, no window, as
@@ -9,15 +9,14 @@
 // and at the share of it that good kernels reach. A copy takes 2.67 ps.
 //
 //                                            at least    likely
-//     forward                                4.3         5.7
-//         moments of tiles                   1.4         1.7     by memory, by the load-store unit
-//         tiles                              2.8         3.8     likewise
-//     forward and backward                   15.2        20.8
-//         moments of u and dy                3.2         3.8     likewise
-//         gradients of tables                0.7         1.2     by instructions
-//         tiles backward                     6.8         9.7     by the load-store unit
+//     forward, one pass                      2.8         3.8     by the load-store unit
+//     forward and backward                   11.8        15.8
+//         moments of u and dy                2.8         3.1     by memory
+//         gradients of tables                0.4         0.7     by instructions
+//         tiles backward                     5.6         8.0     by the load-store unit and by instructions
 //
-// The floor is 8 bytes an element forward and 14 backward, 7.3 ps: a call reads its inputs twice, 12 and 22 bytes.
+// The floor is 8 bytes an element forward and 14 backward, 7.3 ps. Backward a call reads its inputs twice, 22 bytes. So
+// does a forward call with several levels, or with too few rounds a block (block_forward.h): 12 bytes, 1.5 ps more.
 //
 // Moments live for one call. A large batch is therefore cut into runs, of sequences and of channels, which use the same
 // memory one after the other.
@@ -368,6 +367,8 @@ int64_t run_blocks(const LegendreBlocksArgs& args, bool backward, int shared, Ma
   int64_t size = args.dtype == Dtype::f32 ? 4 : 2, sequences = args.packed ? 1 : args.sequences;
   int64_t elements = (args.packed ? 1 : args.sequences) * args.rows * args.channels;
   double moments = args.num_levels ? (backward ? 4.0 : 2.0) * 1.15 * args.levels[0].rank * 4 / kTile : 0;
+  if (args.num_levels == 1 && !backward)  // operands of products alone, and as many of tiles before a share's own
+    moments = 2.0 * double(ceil_div(args.levels[0].rank, 16) * 16 * (args.dtype == Dtype::bf16 ? 2 : 4)) / kTile;
   int outputs = backward ? bool(args.dx.data) + bool(args.dpre_gate.data) + bool(args.dpost_gate.data) : 1;
   int64_t count = int64_t(moments / (kRunShare * double(size * std::max(outputs, 1))) + 1);
   count = std::max<int64_t>(std::min(count, elements / least), 1);

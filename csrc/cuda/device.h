@@ -27,6 +27,13 @@
 
 namespace hyenarec::cuda {
 
+// Whether all blocks of a multiprocessor have 100 KB of shared memory: compute capability 8.6, 8.9 and 12.
+#if defined(__CUDA_ARCH__) && (__CUDA_ARCH__ == 860 || __CUDA_ARCH__ == 890 || __CUDA_ARCH__ >= 1200)
+constexpr bool kScarceShared = true;
+#else
+constexpr bool kScarceShared = false;
+#endif
+
 struct alignas(8) Complex {
   float x, y;
 };
