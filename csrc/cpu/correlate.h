@@ -46,7 +46,7 @@ void correlate_far(Vec<A>* dtap, int64_t horizon, int64_t history_rows, const Ve
 
 // block(r, s) += sum over pairs of target[n][r] source[n][s].
 template <class A, int N>
-HYENAREC_INLINE void outer_products(const Level& level, const Vec<A>* const (&target)[N],
+HYENAREC_SHARED void outer_products(const Level& level, const Vec<A>* const (&target)[N],
                                     const Vec<A>* const (&source)[N], Vec<A>* block) {
   constexpr int kHalf = kRows > 2 ? kRows / 2 : kRows;
   each_tile(level, [&](auto, int64_t r0, int64_t width, int64_t offset) __attribute__((always_inline)) {

@@ -30,10 +30,9 @@ Scalars<A> transposed(Scalars<A> m) {
 template <class A, int X>
 HYENAREC_INLINE void folded_moments(const Level& level, const Vec<A>* const (&p)[X], const Vec<A>* const (&q)[X],
                                     Vec<A>* const (&out)[X]) {
-  multiply_rows<A, X>(evens(level.rank), even_basis<A>(level), level.half, p, 1,
-                      [&](int64_t r, int x, Vec<A> v) { out[x][2 * r] = v; });
-  multiply_rows<A, X>(level.rank / 2, odd_basis<A>(level), level.half, q, 1,
-                      [&](int64_t r, int x, Vec<A> v) { out[x][2 * r + 1] = v; });
+  for (int64_t odd : {0, 1})
+    multiply_rows<A, X>(odd ? level.rank / 2 : evens(level.rank), odd ? odd_basis<A>(level) : even_basis<A>(level),
+                        level.half, odd ? q : p, 1, [&](int64_t r, int x, Vec<A> v) { out[x][2 * r + odd] = v; });
 }
 
 // emit(i, x, even part, odd part) for the folded rows begin + i, i < count, of the reconstruction from nu[x].

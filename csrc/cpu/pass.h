@@ -125,7 +125,7 @@ struct Pass {
     for (int64_t c = 0; c < reader.tile.blocks; ++c) moments(c, segment);
   }
 
-  HYENAREC_INLINE void moments(int64_t c, const Segment& segment) {
+  HYENAREC_SHARED void moments(int64_t c, const Segment& segment) {
     if (plan->num_levels == 0) return;
     with_count<kLanes>(segment.chunks, [&](auto lanes) __attribute__((always_inline)) {
       constexpr int X = decltype(lanes)::value;
@@ -145,18 +145,18 @@ struct Pass {
       if (chunk % ratio(l)) continue;
       const Level &level = plan->levels[l], &child = plan->levels[l - 1];
       int64_t index = chunk / ratio(l);
+      for (int64_t c = 0; c < reader.tile.blocks; ++c) {
+        Vec<A>*out = nu_node(l, c, index), *moments = mu[l].node(c, index);
+        apply_pairs<A, 1>(level, tables[c].blocks[l], before(l, index), level.near_pairs, moments, out, l < top());
+        apply_far_pairs<A>(level, tables[c].blocks[l], index, moments, out);
+      }
       with_count<kTileBlocks>(reader.tile.blocks, [&](auto blocks) __attribute__((always_inline)) {
         constexpr int X = decltype(blocks)::value;
         const Vec<A>* from[X];
         Vec<A>* to[X];
         Scale<A> scale[X];
-        for (int c = 0; c < X; ++c) {
-          Vec<A>* out = nu_node(l, c, index);
-          const Vec<A>* moments = mu[l].node(c, index);
-          apply_pairs<A, 1>(level, tables[c].blocks[l], before(l, index), level.near_pairs, moments, out, l < top());
-          apply_far_pairs<A>(level, tables[c].blocks[l], index, moments, out);
-          from[c] = out, to[c] = nu_node(l - 1, c, 0), scale[c] = {tables[c].window.children[l], 1};
-        }
+        for (int c = 0; c < X; ++c)
+          from[c] = nu_node(l, c, index), to[c] = nu_node(l - 1, c, 0), scale[c] = {tables[c].window.children[l], 1};
         nu_down<A, X>(level, child, from, scale, to);
       });
     }
@@ -203,7 +203,7 @@ struct Pass {
     return left < plan->chunk ? left : plan->chunk;
   }
 
-  HYENAREC_INLINE void from_other_chunks(int64_t c, const Segment& segment) {
+  HYENAREC_SHARED void from_other_chunks(int64_t c, const Segment& segment) {
     const Level& level = plan->levels[0];
     const int64_t chunk = segment.chunk;
     with_count<kLanes>(segment.chunks, [&](auto lanes) __attribute__((always_inline)) {

@@ -176,15 +176,14 @@ void build_tables(const Plan& plan, const Vec<A>* values, const Tables<A>& table
           even[x] = sums + x * half, odd[x] = differences + x * half;
         }
         Vec<A>* out = tables.blocks[l] + k0 * size;
-        multiply_rows<A, X>(places.even, {map, half, 1}, half, even, 1, [&](int64_t e, int x, Vec<A> v) {
-          out[x * size + places.of[e][0]] = out[x * size + places.of[e][1]] = v;
-        });
-        const A* odd_map = map + places.even * half;
-        const auto* odd_places = places.of + places.even;
-        multiply_rows<A, X>(places.count - places.even, {odd_map, half, 1}, half, odd, 1,
-                            [&](int64_t e, int x, Vec<A> v) {
-                              out[x * size + odd_places[e][0]] = v, out[x * size + odd_places[e][1]] = -v;
-                            });
+        for (bool is_odd : {false, true}) {
+          const int64_t from = is_odd ? places.even : 0, rows = is_odd ? places.count - places.even : places.even;
+          multiply_rows<A, X>(rows, {map + from * half, half, 1}, half, is_odd ? odd : even, 1,
+                              [&](int64_t e, int x, Vec<A> v) {
+                                const auto& place = places.of[from + e];
+                                out[x * size + place[0]] = v, out[x * size + place[1]] = is_odd ? -v : v;
+                              });
+        }
         for (int64_t r = 0; r < level.rank; ++r) {
           int64_t start = row_start(level, r), width = row_length(level, r / kRows * kRows);
           for (int64_t s = row_length(level, r); s < width; ++s)
