@@ -14,23 +14,20 @@ from hyenarec_kernels import backends
 from hyenarec_kernels.dtypes import wide
 from hyenarec_kernels.gates import GATES
 from hyenarec_kernels.integers import integer
-from hyenarec_kernels.nn import joint
-from hyenarec_kernels.nn.filters import ConvOptions, Filter
+from hyenarec_kernels.nn import joint, separate
+from hyenarec_kernels.nn.filters import Filter
 from hyenarec_kernels.nn.named_filters import make_filter
 from hyenarec_kernels.nn.projections import Projections
 from hyenarec_kernels.nn.states import make_state
 from hyenarec_kernels.nn.streaming import StreamingState, check_fits, check_state
 from hyenarec_kernels.ops.checks import DTYPES, check_tensor
 from hyenarec_kernels.ops.conv_step import conv_step, refuse_gradients
-from hyenarec_kernels.ops.gated_short_conv import gated_short_conv
 from hyenarec_kernels.ops.mixer_step import mixer_step
-from hyenarec_kernels.ops.short_conv import short_conv
-from hyenarec_kernels.segments import Index, Segments, inside, last_rows, spans, zero_padding
+from hyenarec_kernels.segments import Index, Segments, inside, last_rows, spans
 from hyenarec_kernels.sharding import is_distributed
 from hyenarec_kernels.tracing import jit_tracing
 
 State = TypeVar("State", bound=StreamingState)
-Factors = tuple[Tensor | None, Tensor]  # (q_i, v) of a long convolution's input; None where v is the product
 
 
 class HyenaMixer(Projections):
@@ -180,10 +177,11 @@ class HyenaMixer(Projections):
         where = self._where(x, lengths, starts, mask, cu_seqlens)
         if not last_only:
             learned = joint.learned(self, x)
-            return self._mix(x, where)[0] if learned is None else joint.mix(self, learned, x, where)
+            return separate.mix(self, x, where)[0] if learned is None else joint.mix(self, learned, x, where)
         if self.bidirectional:  # the last position's inputs may depend on all of its sequence
-            return last_rows(self._mix(x, where)[0].reshape(-1, self.dim), *spans(x, inside(x, where)), 1)[:, 0]
-        return self._mix_last(x, where)
+            y = separate.mix(self, x, where)[0]
+            return last_rows(y.reshape(-1, self.dim), *spans(x, inside(x, where)), 1)[:, 0]
+        return separate.mix_last(self, x, where)
 
     @torch.inference_mode(False)  # steps write to a state, which for inference tensors no other mode allows
     @torch.no_grad()
@@ -230,7 +228,7 @@ class HyenaMixer(Projections):
         where = self._where(x, lengths, starts, mask, cu_seqlens)
         learned = None if torch.is_grad_enabled() else joint.learned(self, x)
         if learned is None:
-            y, projected, gated = self._mix(x, where)
+            y, projected, gated = separate.mix(self, x, where)
         else:
             y, kept = joint.mix_and_keep(self, learned, x, where)
             projected, gated = kept.projected, [(None, kept.u)]
@@ -243,7 +241,7 @@ class HyenaMixer(Projections):
 
         with torch.inference_mode(False), torch.no_grad(), _without_autocast(x):
             count = empty.reach
-            histories = [_product(None if q is None else newest(q, count), newest(v, count)) for q, v in gated]
+            histories = [separate.product(None if q is None else newest(q, count), newest(v, count)) for q, v in gated]
             inputs = torch.stack(histories, 1) if histories else None
             return y, empty.filled(newest(projected, self.short_width - 1), inputs, length)
 
@@ -278,11 +276,11 @@ class HyenaMixer(Projections):
         z = conv_step(new.to(state.short_taps.dtype), state.projected, state.short_taps, state.steps)
         *gates, v = (z + state.short_bias).to(new.dtype).chunk(self.gates + 1, -1)
         q: list[Tensor | None] = [*gates] or [None] * self.order
-        gate = self._gate(q[-1])
+        gate = separate.gated(self, q[-1])
         for i in range(self.order - 1):
             v = state.convolve(i, v, q[i], gate if i == self.order - 2 else None)
         state.steps.add_(1)
-        return self.project_out(v if self.filters else _product(gate, v)), state
+        return self.project_out(v if self.filters else separate.product(gate, v)), state
 
     def _matrices_for(self, x: Tensor) -> tuple[Tensor, Tensor] | None:
         """What the operator needs that does a whole step; None where its parts are called one by one: on accelerators
@@ -330,98 +328,13 @@ class HyenaMixer(Projections):
             "short_bias": (channels,),
         } | state.shapes(self.order - 1, self.horizon, self.dim)
 
-    def _mix(self, x: Tensor, where: Segments) -> tuple[Tensor, Tensor, list[Factors]]:
-        """The output, the short convolution's input, and the factors of each long convolution's input."""
-        projected, (*q, gate), v = self._project(x, where)
-        v, gated = self._convolve(v, q, self._gate(gate), where)
-        return self.project_out(v), projected, gated
-
-    def _mix_last(self, x: Tensor, where: Segments) -> Tensor:
-        """The output at each sequence's last position, (S, D)."""
-        where = inside(x, where)
-        first, length = spans(x, where)
-        # It depends on `reach` events of each sequence, unless x as a whole is fewer. A traced program is for any
-        # number of events and may not choose by it.
-        reach = (self.order - 1) * (self.horizon - 1) + self.short_width
-        traced = torch.compiler.is_compiling() or jit_tracing()
-        if not jit_tracing():  # which would keep the number of events of its example
-            # At least 2, for an exported program treats a size of 1 as a case of its own and refuses it.
-            events = torch.sym_max(x.shape[-2], 2) if traced else x.shape[-2]  # type: ignore[no-untyped-call]
-            reach = torch.sym_min(reach, events)  # type: ignore[no-untyped-call]
-        if traced or first.shape[0] * reach < x.shape[:-1].numel():
-            kept = length.clamp(max=reach)
-            x = last_rows(x.reshape(-1, self.width), first, length, reach)  # (S, reach, D), right-aligned
-            where = Segments(reach - kept, torch.full_like(kept, reach))
-            first, length = spans(x, where)
-        _, (*q, gates), v = self._project(x, where)
-
-        def newest(values: Tensor) -> Tensor:  # (..., D) to (S, D)
-            return last_rows(values.reshape(-1, self.dim), first, length, 1)[:, 0]
-
-        gate = None if gates is None else self._gate(newest(gates))
-        v, _ = self._convolve(v if self.filters else newest(v), q, gate, where, last_only=True)
-        return self.project_out(v)
-
-    def _project(self, x: Tensor, where: Segments) -> tuple[Tensor, list[Tensor | None], Tensor]:
-        """What the short convolution reads; the order gates and the values after it. A gate of None has been
-        multiplied in, or there are no gates."""
-        # The operators mask by themselves; in_proj's gradient would multiply their zeros with what the padding holds.
-        projected = self.project_in(zero_padding(x, where))
-        weight, bias = self.short_taps(), self.short_offset()
-        if not self.gates:
-            return projected, [None] * self.order, short_conv(projected, weight, bias, segments=where)
-        if self.order > 1:  # the first long convolution's gate
-            v, q = gated_short_conv(projected, weight, bias, self.dim, segments=where)
-            gates = [q] if self.order == 2 else q.chunk(self.order - 1, -1)  # of one part, backward would copy it
-            return projected, [None, *gates], v
-        gate, v = short_conv(projected, weight, bias, segments=where).chunk(2, -1)
-        return projected, [gate], v
-
-    def _convolve(
-        self, v: Tensor, q: Sequence[Tensor | None], gate: Tensor | None, where: Segments, *, last_only: bool = False
-    ) -> tuple[Tensor, list[Factors]]:
-        """The recurrence from ``v`` to ``gate * v``, and the factors of each convolution's input."""
-        gated: list[Factors] = []
-        skips: Sequence[Tensor | None] = [None] * len(self.filters)
-        if self.skip is not None:  # of one part, backward would fill zeros with it
-            skips = [self.skip.squeeze(0)] if self.order == 2 else self.skip.unbind()
-        for i, f in enumerate(self.filters):
-            last = i == self.order - 2
-            gated.append((q[i], v))
-            options: ConvOptions = {
-                "segments": where,
-                "pre_gate": q[i],
-                "post_gate": gate if last else None,
-                "last_only": last and last_only,
-            }
-            u, v = v, f.convolve(v, skips[i], **options)
-            if self.bidirectional:
-                v = v + _ahead(self.ahead_filters[i], u, options)
-        return (v if self.filters else _product(gate, v)), gated
-
-    def _gate(self, q: Tensor | None) -> Tensor | None:
-        return None if q is None else GATES[self.gate](q)
-
-
-def _without_autocast(x: Tensor) -> AbstractContextManager[Any]:
-    """What states are made of is not rounded beyond what the forward rounds."""
-    device = x.device.type
-    return torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()
-
 
 def _packed_in_a_batch(x: Tensor, cu_seqlens: Index | None) -> bool:
     """Whether ``x`` is (1, T, D) of packed sequences, as transformers' collators make it."""
     return cu_seqlens is not None and isinstance(x, Tensor) and x.dim() == 3 and x.shape[0] == 1
 
 
-def _ahead(filter: Filter, v: Tensor, options: ConvOptions) -> Tensor:
-    """A long convolution backwards in time: of everything reversed, and reversed again."""
-    where, gates = options["segments"], (options["pre_gate"], options["post_gate"])
-    assert where is not None
-    pre, post = (None if gate is None else gate.flip(-2) for gate in gates)
-    y = filter.convolve(v.flip(-2), segments=where.reversed(v), pre_gate=pre, post_gate=post)
-    return y.flip(-2)
-
-
-def _product(q: Tensor | None, v: Tensor) -> Tensor:
-    return v if q is None else q * v
+def _without_autocast(x: Tensor) -> AbstractContextManager[Any]:
+    """What states are made of is not rounded beyond what the forward rounds."""
+    device = x.device.type
+    return torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()

@@ -1,0 +1,119 @@
+"""A mixer's whole pass, operation by operation: for every mixer and every mode that `joint` does not take."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from hyenarec_kernels.gates import GATES
+from hyenarec_kernels.nn.filters import ConvOptions, Filter
+from hyenarec_kernels.ops.gated_short_conv import gated_short_conv
+from hyenarec_kernels.ops.short_conv import short_conv
+from hyenarec_kernels.segments import Segments, inside, last_rows, spans, zero_padding
+from hyenarec_kernels.tracing import jit_tracing
+
+if TYPE_CHECKING:
+    from hyenarec_kernels.nn.mixer import HyenaMixer
+
+Factors = tuple[Tensor | None, Tensor]  # (q_i, v) of a long convolution's input; None where v is the product
+
+
+def mix(mixer: HyenaMixer, x: Tensor, where: Segments) -> tuple[Tensor, Tensor, list[Factors]]:
+    """The output, the short convolution's input, and the factors of each long convolution's input."""
+    projected, (*q, gate), v = project(mixer, x, where)
+    v, factors = convolve(mixer, v, q, gated(mixer, gate), where)
+    return mixer.project_out(v), projected, factors
+
+
+def mix_last(mixer: HyenaMixer, x: Tensor, where: Segments) -> Tensor:
+    """The output at each sequence's last position, (S, D)."""
+    where = inside(x, where)
+    first, length = spans(x, where)
+    # It depends on `reach` events of each sequence, unless x as a whole is fewer. A traced program is for any
+    # number of events and may not choose by it.
+    reach = (mixer.order - 1) * (mixer.horizon - 1) + mixer.short_width
+    traced = torch.compiler.is_compiling() or jit_tracing()
+    if not jit_tracing():  # which would keep the number of events of its example
+        # At least 2, for an exported program treats a size of 1 as a case of its own and refuses it.
+        events = torch.sym_max(x.shape[-2], 2) if traced else x.shape[-2]  # type: ignore[no-untyped-call]
+        reach = torch.sym_min(reach, events)  # type: ignore[no-untyped-call]
+    if traced or first.shape[0] * reach < x.shape[:-1].numel():
+        kept = length.clamp(max=reach)
+        x = last_rows(x.reshape(-1, mixer.width), first, length, reach)  # (S, reach, D), right-aligned
+        where = Segments(reach - kept, torch.full_like(kept, reach))
+        first, length = spans(x, where)
+    _, (*q, gates), v = project(mixer, x, where)
+
+    def newest(values: Tensor) -> Tensor:  # (..., D) to (S, D)
+        return last_rows(values.reshape(-1, mixer.dim), first, length, 1)[:, 0]
+
+    gate = None if gates is None else gated(mixer, newest(gates))
+    v, _ = convolve(mixer, v if mixer.filters else newest(v), q, gate, where, last_only=True)
+    return mixer.project_out(v)
+
+
+def project(mixer: HyenaMixer, x: Tensor, where: Segments) -> tuple[Tensor, list[Tensor | None], Tensor]:
+    """What the short convolution reads; the order gates and the values after it. A gate of None has been
+    multiplied in, or there are no gates."""
+    # The operators mask by themselves; in_proj's gradient would multiply their zeros with what the padding holds.
+    projected = mixer.project_in(zero_padding(x, where))
+    weight, bias = mixer.short_taps(), mixer.short_offset()
+    if not mixer.gates:
+        return projected, [None] * mixer.order, short_conv(projected, weight, bias, segments=where)
+    if mixer.order > 1:  # the first long convolution's gate
+        v, q = gated_short_conv(projected, weight, bias, mixer.dim, segments=where)
+        gates = [q] if mixer.order == 2 else q.chunk(mixer.order - 1, -1)  # of one part, backward would copy it
+        return projected, [None, *gates], v
+    gate, v = short_conv(projected, weight, bias, segments=where).chunk(2, -1)
+    return projected, [gate], v
+
+
+def convolve(
+    mixer: HyenaMixer,
+    v: Tensor,
+    q: Sequence[Tensor | None],
+    gate: Tensor | None,
+    where: Segments,
+    *,
+    last_only: bool = False,
+) -> tuple[Tensor, list[Factors]]:
+    """The recurrence from ``v`` to ``gate * v``, and the factors of each convolution's input."""
+    factors: list[Factors] = []
+    skips: Sequence[Tensor | None] = [None] * len(mixer.filters)
+    if mixer.skip is not None:  # of one part, backward would fill zeros with it
+        skips = [mixer.skip.squeeze(0)] if mixer.order == 2 else mixer.skip.unbind()
+    for i, f in enumerate(mixer.filters):
+        last = i == mixer.order - 2
+        factors.append((q[i], v))
+        options: ConvOptions = {
+            "segments": where,
+            "pre_gate": q[i],
+            "post_gate": gate if last else None,
+            "last_only": last and last_only,
+        }
+        u, v = v, f.convolve(v, skips[i], **options)
+        if mixer.bidirectional:
+            v = v + _ahead(mixer.ahead_filters[i], u, options)
+    return (v if mixer.filters else product(gate, v)), factors
+
+
+def gated(mixer: HyenaMixer, q: Tensor | None) -> Tensor | None:
+    """The last gate as it acts."""
+    return None if q is None else GATES[mixer.gate](q)
+
+
+def _ahead(filter: Filter, v: Tensor, options: ConvOptions) -> Tensor:
+    """A long convolution backwards in time: of everything reversed, and reversed again."""
+    where, gates = options["segments"], (options["pre_gate"], options["post_gate"])
+    assert where is not None
+    pre, post = (None if gate is None else gate.flip(-2) for gate in gates)
+    y = filter.convolve(v.flip(-2), segments=where.reversed(v), pre_gate=pre, post_gate=post)
+    return y.flip(-2)
+
+
+def product(q: Tensor | None, v: Tensor) -> Tensor:
+    """``q v``; ``v`` where there is no gate."""
+    return v if q is None else q * v
