@@ -13,6 +13,7 @@ from hyenarec_kernels.lowrank.compact import PAGE, CompactLevel, compact_levels
 from hyenarec_kernels.nn.compact import CompactState, LevelState, LevelTables
 from hyenarec_kernels.nn.filters import Filter
 from hyenarec_kernels.nn.streaming import MixerState, StreamingState, in_pages
+from hyenarec_kernels.sharding import is_distributed
 
 
 def make_state(
@@ -51,6 +52,7 @@ def make_state(
     taps = torch.cat([taps[:, :-1], taps[:, -1:] + skip[:, None].to(dtype)], 1)  # lag 0 stands last
     if not levels:
         paged = taps.device.type == "cpu" and horizon > 2 * PAGE and not backends.lacks("compact_step")
+        paged = paged and not is_distributed(taps)  # of steps, conv_step alone is divided over processes
         past = taps.new_zeros(batch, len(filters), in_pages(horizon) if paged else horizon - 1, dim)
         return MixerState(projected, past, steps, *short, taps, gate)
 

@@ -1,20 +1,11 @@
-"""Runs the operator tests on every backend that works on this machine's CPU.
-
-Without a GPU the Triton kernels run in Triton's interpreter, which has to be asked for before anything imports them.
-"""
+"""Runs the operator tests on every backend that works on this machine's CPU."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
-from importlib.util import find_spec
 
 import pytest
 import torch
-
-if find_spec("triton") is not None and not torch.cuda.is_available():
-    os.environ["TRITON_INTERPRET"] = "1"
-
 from cuda_ops import forced, with_device, without_device
 
 from hyenarec_kernels import backends
@@ -26,7 +17,11 @@ def pytest_configure(config: pytest.Config) -> None:
         config.addinivalue_line("filterwarnings", f"ignore::{category}:triton.runtime.interpreter")
 
 
-@pytest.fixture(params=backends.available("cpu"))
+# The interpreter takes 300 s of these tests; test_triton and its neighbours make its calls with fewer.
+NIGHTLY = {"triton": pytest.mark.slow}
+
+
+@pytest.fixture(params=[pytest.param(name, marks=NIGHTLY.get(name, ())) for name in backends.available("cpu")])
 def backend(request: pytest.FixtureRequest) -> Iterator[str]:
     """Forces one backend for the whole test."""
     with backends.use(request.param):

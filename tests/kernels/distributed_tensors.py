@@ -272,16 +272,27 @@ def a_mixer_of_every_filter_prefills(mesh: Any) -> None:
     from torch.distributed.tensor import Shard, distribute_module
 
     x, n = random(4, 9, 8).detach(), torch.tensor([9, 0, 3, 5])
-    for filter in ("legendre", "chebyshev", "cosine", "implicit", "explicit", "logsparse"):
-        alone = HyenaMixer(8, 20, filter=filter, order=3, groups=2, dtype=torch.float64)
-        together = HyenaMixer(8, 20, filter=filter, order=3, groups=2, dtype=torch.float64)
+
+    def pair(horizon: int, filter: str) -> tuple[HyenaMixer, HyenaMixer]:
+        alone, together = (
+            HyenaMixer(8, horizon, filter=filter, order=3, groups=2, dtype=torch.float64) for _ in range(2)
+        )
         together.load_state_dict(alone.state_dict())
         distribute_module(together, mesh)
+        return alone, together
+
+    for filter in ("legendre", "chebyshev", "cosine", "implicit", "explicit", "logsparse"):
+        alone, together = pair(16, filter)
         (y, state), (got, parts) = alone.prefill(x, lengths=n), together.prefill(spread(x, mesh, Shard(0)), lengths=n)
         assert_close(whole(got), y)
         for name in ("projected", "gated", "steps", "short_taps", "short_bias", "taps"):
             assert_close(whole(getattr(parts, name)), getattr(state, name))
         assert_close(whole(together.init_state(4).taps), alone.init_state(4).taps)
+    alone, together = pair(40, "legendre")  # whose inputs lie in pages where they are not distributed
+    (_, state), (_, parts) = alone.prefill(x, lengths=n), together.prefill(spread(x, mesh, Shard(0)), lengths=n)
+    for event in random(3, 4, 8).detach():
+        want, got = alone.step(event, state)[0], together.step(spread(event, mesh, Shard(0)), parts)[0]
+        assert_close(whole(got), want)
 
 
 @check

@@ -25,7 +25,6 @@ from torch.utils._pytree import tree_map
 
 import hyenarec_kernels as hk
 from hyenarec_kernels import backends
-from hyenarec_kernels.backends import triton as package
 from hyenarec_kernels.lowrank.blocks import sampled_basis
 from hyenarec_kernels.lowrank.levels import block_map, transfer
 from hyenarec_kernels.nn import HyenaMixer
@@ -39,7 +38,7 @@ from hyenarec_kernels.backends.triton import legendre_conv as block
 from hyenarec_kernels.backends.triton.arithmetic import Arithmetic
 from hyenarec_kernels.backends.triton.rows import ChunkedRows
 
-pytestmark = pytest.mark.skipif(not package.INTERPRETED, reason="these run in the interpreter, on CPU tensors")
+pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="these run in the interpreter, where there is no GPU")
 ROOT = Path(__file__).parents[2]
 DTYPES = (torch.float64, torch.float32, torch.float16)
 
@@ -88,7 +87,14 @@ def test_chunks_and_one_level(layout: str, dtype: torch.dtype) -> None:
     assert_oracle(case, case.run(layout, dtype, strided=layout == "middle", index_dtype=torch.int32), dtype)
 
 
-@pytest.mark.parametrize(("taps", "dtype"), [(520, torch.float64), (520, torch.float16), (512, torch.float32)])
+@pytest.mark.parametrize(  # 4 s each
+    ("taps", "dtype"),
+    [
+        (520, torch.float64),
+        pytest.param(520, torch.float16, marks=pytest.mark.slow),
+        pytest.param(512, torch.float32, marks=pytest.mark.slow),
+    ],
+)
 def test_several_levels(taps: int, dtype: torch.dtype) -> None:
     case = Case.random("legendre_conv", (600, 3, 70), dim=2, groups=1, taps=taps, terms=6, dtype=dtype)
     assert len(plan.plan_for(6, taps, True, True, torch.float32).levels) > 1
@@ -205,7 +211,9 @@ def test_same_bits_every_time() -> None:
         np.testing.assert_equal(a, b)
 
 
-@pytest.mark.parametrize("broken", ["transfer", "edge", "window", "table"])
+@pytest.mark.parametrize(  # 3 s each
+    "broken", ["transfer", *(pytest.param(part, marks=pytest.mark.slow) for part in ("edge", "window", "table"))]
+)
 def test_the_oracle_notices_what_is_broken(broken: str, monkeypatch: pytest.MonkeyPatch) -> None:
     case = Case.random("legendre_conv", (530,), dim=2, groups=2, taps=512, terms=6, dtype=torch.float32)
     tables.constants.cache_clear()
@@ -297,14 +305,15 @@ def test_last_position(operator: str, dtype: torch.dtype) -> None:
     assert_oracle(case, case.run("middle", dtype, strided=True), dtype)
 
 
-@pytest.mark.parametrize("layout", ["full", "packed"])
+@pytest.mark.parametrize("layout", [pytest.param("full", marks=pytest.mark.slow), "packed"])  # 6 s each
 def test_one_graph_serves_several_lengths(layout: str) -> None:
     torch._dynamo.reset()
     counter = CompileCounterWithBackend("aot_eager")
-    mixer = HyenaMixer(4, 70, terms=4)
+    mixer = HyenaMixer(4, 70, terms=4, dtype=torch.float64)
     compiled = torch.compile(mixer, fullgraph=True, dynamic=True, backend=counter)
     for length in (75, 40):
-        x = torch.randn((2 * length, 4) if layout == "packed" else (2, length, 4), requires_grad=True)
+        shape = (2 * length, 4) if layout == "packed" else (2, length, 4)
+        x = torch.randn(shape, dtype=torch.float64, requires_grad=True)
         where = {"cu_seqlens": torch.tensor([0, 3, 2 * length])} if layout == "packed" else {}
         leaves = [x, *mixer.parameters()]
         got, want = (torch.autograd.grad(f(x, **where).square().sum(), leaves) for f in (compiled, mixer))

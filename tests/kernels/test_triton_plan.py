@@ -55,9 +55,20 @@ def test_no_plan_where_none_is_precise_enough(monkeypatch: pytest.MonkeyPatch) -
     plans.plan_for.cache_clear()
 
 
+def quick(terms: int, horizon: int, dtype: torch.dtype) -> bool:
+    """Whether the interpreter runs it in CI: the others take 2 to 8 s each."""
+    return (terms, horizon) == (33, 65) or (dtype == torch.float32 and horizon not in (130, 300))
+
+
+MANY = [
+    pytest.param(*case, dtype, marks=() if quick(*case, dtype) else pytest.mark.slow)
+    for case in SHORT
+    for dtype in DTYPES
+]
+
+
 @interpreted
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("terms", "horizon"), SHORT)
+@pytest.mark.parametrize(("terms", "horizon", "dtype"), MANY)
 def test_many_terms_and_few_taps(terms: int, horizon: int, dtype: torch.dtype) -> None:
     """Outputs and every gradient, with a window; packed, with the filter's end inside a sequence."""
     lengths = (horizon + 45, 0, 1, horizon)
@@ -100,7 +111,7 @@ def test_many_terms_and_few_taps_at_the_last_position(terms: int, horizon: int, 
 
 
 @interpreted
-@pytest.mark.parametrize("layout", ["packed", "left"])
+@pytest.mark.parametrize("layout", ["packed", pytest.param("left", marks=pytest.mark.slow)])  # 4 and 7 s
 def test_taps_serve_where_no_plan_is_precise_enough(layout: str, monkeypatch: pytest.MonkeyPatch) -> None:
     from hyenarec_kernels.backends.triton import launching
     from hyenarec_kernels.backends.triton import legendre_conv as module
