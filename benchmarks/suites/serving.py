@@ -160,6 +160,7 @@ def measure(
     few = first_sequences(batch)
     best_of = 0 if settings.alone else TOP
     for name in mixers:
+        torch.manual_seed(0)  # for every batch the weights that its package has
         model = SequenceModel(SYSTEMS[name].model(length, settings.dim, settings.blocks), settings.items)
         model.to(device).eval()
         causal = MIXERS[model.config.mixer].causal
@@ -217,8 +218,16 @@ def checked_step(
     kind = "compact" if compact else "step"
     run = compiled(StepProgram(inference_copy(model), best_of, compact=compact), packages.with_suffix(f".{kind}.pt2"))
     knows_time = MIXERS[model.config.mixer].knows_time
-    own = [values.contiguous() for values in state.tensors().values()]  # which a package takes for granted
-    call = partial(run, few.items[last], *([times[last]] if knows_time else []), *own)
+    own = {name: values.contiguous() for name, values in state.tensors().items()}  # which a package takes for granted
+    # Of a model with as many positions as the history has events, the event is its last one in every call.
+    counts = [own[name] for name in own if name.endswith("events")] if model.most_events is not None else []
+    before_it = [count.clone() for count in counts]
+
+    def call() -> list[Tensor]:
+        for count, events in zip(counts, before_it, strict=True):
+            count.copy_(events)
+        return run(few.items[last], *([times[last]] if knows_time else []), *own.values())
+
     hidden = step(model, few.items[last], before.index(users), times[last])
     return Contestant(call, worse(check, best_check(model, hidden, call())), size)
 

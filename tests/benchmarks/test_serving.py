@@ -68,6 +68,9 @@ def test_compiled_alike(alone: bool, tmp_path: Path) -> None:
     sizes = {(case["mixer"], case["what"]): case.get("state_bytes") for case in cases}
     assert sizes["hyena", "forward"] is None and sizes["gru", "step"] == 2 * 8 * 4 + 8
     assert sizes["hyena", "compact step"] < sizes["hyena", "step"] / 2
+    more = serving.measure(("hyena", "gru"), 512, 3, settings, cases, tmp_path)  # by the same packages
+    more += serving.measure(("attention",), 12, 2, settings, [], tmp_path)  # every position is taken after one call
+    assert [refusal(case) for case in more if "left_out" not in case] == [None] * 6
 
 
 @pytest.mark.parametrize("name", ["hyena", "gru", "attention"])
