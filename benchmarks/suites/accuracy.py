@@ -163,10 +163,11 @@ class Accuracy:
             training = replace(training, device=self.device)
             train(store, split, model, training, source, folder(name, length, seed))
 
-        settings = asdict(protocol) | {"windows": windows, "data": store.describe()}
+        alike = replace(protocol, training=protocol.training.for_items(store.n_items))
+        settings = asdict(alike) | {"windows": windows, "data": store.describe()}
         path = RESULTS / f"accuracy-{log}.json"
         found = {key(run): run for run in earlier_runs(path, settings)}
-        for name, length, seed in product(protocol.systems, protocol.lengths, protocol.seeds):
+        for name, length, seed in product(SYSTEMS, protocol.lengths, protocol.seeds):
             result = folder(name, length, seed) / "result.json"
             if result.exists():
                 run = {"log": log, "mixer": name, "length": length, "seed": seed}
@@ -196,14 +197,17 @@ def key(run: Mapping[str, Any]) -> tuple[Any, ...]:
 
 
 def earlier_runs(path: Path, settings: Mapping[str, Any]) -> Rows:
-    """The runs of the result at ``path`` that these settings would train alike; none elsewhere."""
+    """The runs of the result at ``path`` that these settings would train alike; none elsewhere. Options that it does
+    not name are newer, and had their default then."""
     if not path.exists():
         return []
     result = read(path)
-    trained = ("data", "training", "batch_tokens", "timestamp", "dropout")
-    if json.loads(json.dumps({name: settings[name] for name in trained})) != {
-        name: result["settings"].get(name) for name in trained
-    }:
+    trained = ("data", "batch_tokens", "timestamp", "dropout")
+    now, then = (
+        json.loads(json.dumps({name: of.get(name) for name in trained})) for of in (settings, result["settings"])
+    )
+    training = asdict(TrainingConfig()) | {"loss": settings["training"]["loss"]} | result["settings"]["training"]
+    if now != then or training != settings["training"]:
         return []
     return [{"environment": result["environment"]} | run for run in result["runs"]]
 
