@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import Literal, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from hyenarec_kernels.gates import GATES
 from hyenarec_kernels.nn.filters import ConvOptions, Filter
@@ -15,20 +15,41 @@ from hyenarec_kernels.ops.short_conv import short_conv
 from hyenarec_kernels.segments import Segments, inside, last_rows, spans, zero_padding
 from hyenarec_kernels.tracing import jit_tracing
 
-if TYPE_CHECKING:
-    from hyenarec_kernels.nn.mixer import HyenaMixer
+
+class Mixer(Protocol):
+    """What is read of a :class:`hyenarec_kernels.nn.HyenaMixer`."""
+
+    dim: int
+    gates: int
+    order: int
+    horizon: int
+    short_width: int
+    gate: Literal["identity", "sigmoid", "silu", "none"]
+    bidirectional: bool
+    filters: Sequence[Filter]
+    ahead_filters: Sequence[Filter]
+    skip: nn.Parameter | None
+
+    @property
+    def width(self) -> int: ...
+
+    def project_in(self, x: Tensor) -> Tensor: ...
+    def project_out(self, v: Tensor) -> Tensor: ...
+    def short_taps(self) -> Tensor: ...
+    def short_offset(self) -> Tensor: ...
+
 
 Factors = tuple[Tensor | None, Tensor]  # (q_i, v) of a long convolution's input; None where v is the product
 
 
-def mix(mixer: HyenaMixer, x: Tensor, where: Segments) -> tuple[Tensor, Tensor, list[Factors]]:
+def mix(mixer: Mixer, x: Tensor, where: Segments) -> tuple[Tensor, Tensor, list[Factors]]:
     """The output, the short convolution's input, and the factors of each long convolution's input."""
     projected, (*q, gate), v = project(mixer, x, where)
     v, factors = convolve(mixer, v, q, gated(mixer, gate), where)
     return mixer.project_out(v), projected, factors
 
 
-def mix_last(mixer: HyenaMixer, x: Tensor, where: Segments) -> Tensor:
+def mix_last(mixer: Mixer, x: Tensor, where: Segments) -> Tensor:
     """The output at each sequence's last position, (S, D)."""
     where = inside(x, where)
     first, length = spans(x, where)
@@ -55,7 +76,7 @@ def mix_last(mixer: HyenaMixer, x: Tensor, where: Segments) -> Tensor:
     return mixer.project_out(v)
 
 
-def project(mixer: HyenaMixer, x: Tensor, where: Segments) -> tuple[Tensor, list[Tensor | None], Tensor]:
+def project(mixer: Mixer, x: Tensor, where: Segments) -> tuple[Tensor, list[Tensor | None], Tensor]:
     """What the short convolution reads; the order gates and the values after it. A gate of None has been
     multiplied in, or there are no gates."""
     # The operators mask by themselves; in_proj's gradient would multiply their zeros with what the padding holds.
@@ -72,7 +93,7 @@ def project(mixer: HyenaMixer, x: Tensor, where: Segments) -> tuple[Tensor, list
 
 
 def convolve(
-    mixer: HyenaMixer,
+    mixer: Mixer,
     v: Tensor,
     q: Sequence[Tensor | None],
     gate: Tensor | None,
@@ -100,7 +121,7 @@ def convolve(
     return (v if mixer.filters else product(gate, v)), factors
 
 
-def gated(mixer: HyenaMixer, q: Tensor | None) -> Tensor | None:
+def gated(mixer: Mixer, q: Tensor | None) -> Tensor | None:
     """The last gate as it acts."""
     return None if q is None else GATES[mixer.gate](q)
 
