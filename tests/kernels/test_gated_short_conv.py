@@ -21,6 +21,15 @@ LENGTHS = (37, 0, 1, 5)
 
 
 @pytest.fixture(params=SERVING)
+def every_serving(request: pytest.FixtureRequest) -> Any:
+    with backends.use(request.param):
+        yield request.param
+
+
+SLOW = {"triton": pytest.mark.slow}  # 20 s in the interpreter; in CI it has `test_oracle`
+
+
+@pytest.fixture(params=[pytest.param(name, marks=SLOW.get(name, ())) for name in SERVING])
 def serving(request: pytest.FixtureRequest) -> Any:
     with backends.use(request.param):
         yield request.param
@@ -67,7 +76,7 @@ def answers(
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16])
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_oracle(layout: str, dtype: torch.dtype, serving: str) -> None:
+def test_oracle(layout: str, dtype: torch.dtype, every_serving: str) -> None:
     assert_close(*answers(layout, dtype, 3, 3, strided=layout == "left"), TOLERANCE[dtype])
 
 
