@@ -1,5 +1,5 @@
 // The calls of legendre_blocks.h on the current device.
-#include "block_schedule.h"
+#include "block_runs.h"
 
 #include "calls.cuh"
 

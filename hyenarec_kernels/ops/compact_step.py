@@ -30,7 +30,7 @@ def compact_step(
         page: (B, F, C, D) as in :class:`hyenarec_kernels.nn.CompactState`, in float32 (float64 beside float64), as
             everything below but moments, which may be bfloat16. Written to.
         levels: of the lowest level ``moments`` (B, F, slots, R, D) alone, of each level above ``sums`` and ``incoming``
-            (B, F, R, D) and ``moments``. Written to. None, like ``tables``, where ``page`` is the ring of pages of a
+            (B, F, R, D) and ``moments``. Written to. Empty, like ``tables``, where ``page`` is the ring of pages of a
             :class:`hyenarec_kernels.nn.MixerState` and ``near`` all its taps (F, K, D).
         near: (F, C, D).
         tables: of each level ``basis`` (C, R), ``enter`` and ``leave`` (F, C, D) and ``blocks`` (F, slots, R, R, D).

@@ -2,10 +2,10 @@
 
 The catalogue of the new model is that of the old one and of the new log together. Rows of known items stay, and rows
 of new ones begin at the mean of the old catalogue's rows: of an item without events nothing better is known, unless the
-old model has learned of features, from which new rows then begin. Trained on
-are the windows that hold something new to predict: where the log has times, what is later than the last event of the
-same user that the old model was trained on, and everything of new users. Old events in those windows are predicted
-again, which keeps the model from forgetting them.
+old model has learned of features, from which new rows then begin. Trained on are the windows that hold something new to
+predict: where the log has times, what is later than the last event of the same user that the old model was trained on,
+and everything of new users. Old events in those windows are predicted again, which keeps the model from forgetting
+them.
 """
 
 from __future__ import annotations

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import operator_oracle as oracle
 import pytest
@@ -16,23 +14,7 @@ from hyenarec_kernels import backends
 from hyenarec_kernels.nn import HyenaMixer
 from hyenarec_kernels.ops.gated_short_conv import gated_short_conv
 
-SERVING = [name for name in ("reference", "cpu", "triton") if name in backends.available("cpu")]
 LENGTHS = (37, 0, 1, 5)
-
-
-@pytest.fixture(params=SERVING)
-def every_serving(request: pytest.FixtureRequest) -> Any:
-    with backends.use(request.param):
-        yield request.param
-
-
-SLOW = {"triton": pytest.mark.slow}  # 20 s in the interpreter; in CI it has `test_oracle`
-
-
-@pytest.fixture(params=[pytest.param(name, marks=SLOW.get(name, ())) for name in SERVING])
-def serving(request: pytest.FixtureRequest) -> Any:
-    with backends.use(request.param):
-        yield request.param
 
 
 def answers(
@@ -76,12 +58,13 @@ def answers(
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16])
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_oracle(layout: str, dtype: torch.dtype, every_serving: str) -> None:
+@pytest.mark.parametrize("backend", backends.available("cpu"), indirect=True)  # in the interpreter, too
+def test_oracle(layout: str, dtype: torch.dtype, backend: str) -> None:
     assert_close(*answers(layout, dtype, 3, 3, strided=layout == "left"), TOLERANCE[dtype])
 
 
 @pytest.mark.parametrize(("blocks", "taps", "dim"), [(2, 1, 1), (2, 3, 17), (4, 4, 5), (6, 9, 2)])
-def test_any_order_width_and_dim(blocks: int, taps: int, dim: int, serving: str) -> None:
+def test_any_order_width_and_dim(blocks: int, taps: int, dim: int, backend: str) -> None:
     assert_close(*answers("packed", torch.float64, blocks, taps, dim=dim), TOLERANCE[torch.float64])
 
 
@@ -94,14 +77,14 @@ def test_the_oracle_notices_a_gate_left_out(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @pytest.mark.parametrize("layout", ["left", "packed"])
-def test_contract_8(layout: str, serving: str) -> None:
+def test_contract_8(layout: str, backend: str) -> None:
     """Schema, fake, autograd; gradients of gradients; a gradient left out leaves the others as they are."""
     shape = (11, 6) if layout == "packed" else (2, 8, 6)
     starts, ends = torch.tensor([0, 3]), torch.tensor([3, 11] if layout == "packed" else [8, 7])
     tensors = [torch.randn(s, dtype=torch.float64, requires_grad=True) for s in (shape, (6, 2), (6,))]
     operator = torch.ops.hyenarec.gated_short_conv.default
     opcheck(operator, [*tensors, starts, ends, 2])
-    if serving == "reference":
+    if backend == "reference":
         assert torch.autograd.gradcheck(lambda *t: operator(*t, starts, ends, 2), tensors)
         assert torch.autograd.gradgradcheck(lambda *t: operator(*t, starts, ends, 2), tensors)
     grads = [torch.randn(*shape[:-1], 2, dtype=torch.float64) for _ in range(2)]
@@ -115,7 +98,7 @@ def test_contract_8(layout: str, serving: str) -> None:
             torch.testing.assert_close(got, want if need else torch.empty(0, dtype=torch.float64))
 
 
-def test_same_bits_every_time(serving: str) -> None:
+def test_same_bits_every_time(backend: str) -> None:
     first, again = (answers("packed", torch.float32, 3, 3)[0] for _ in range(2))
     for name in first[1]:
         for a, b in zip(first[1][name], again[1][name], strict=True):
@@ -142,7 +125,7 @@ def test_contract_9_refuses_what_does_not_fit(
 
 @pytest.mark.parametrize("layout", ["full", "left", "packed"])
 @pytest.mark.parametrize(("order", "gate"), [(1, "silu"), (2, "identity"), (3, "sigmoid")])
-def test_mixer_gives_what_the_reference_gives(layout: str, order: int, gate: str, serving: str) -> None:
+def test_mixer_gives_what_the_reference_gives(layout: str, order: int, gate: str, backend: str) -> None:
     """Outputs, gradients, the last position alone, and the state that a prefill leaves."""
     mixer = HyenaMixer(4, 9, order=order, gate=gate, terms=3).double()
     torch.nn.init.normal_(mixer.short_bias)

@@ -4,7 +4,7 @@
 #include <cstdlib>
 #include <cstring>
 
-#include "cuda/block_schedule.h"
+#include "cuda/block_runs.h"
 #include "thread_machine.h"
 
 int main(int count, char** words) {

@@ -1,7 +1,7 @@
 // The block form's programs and schedule on the host, for tests/kernels/test_cuda_blocks.py. `least` is the least number
 // of elements of a run, so that small calls are cut too, into 3 channels or more; `blocks` are those of a pass: of few,
 // each one has several rounds.
-#include "cuda/block_schedule.h"
+#include "cuda/block_runs.h"
 #include "host_machine.h"
 
 using namespace hyenarec;

@@ -1,6 +1,6 @@
 // The ops of mixer_ops.h for CPU tensors, for tests (short_host.cpp). With HYENAREC_NOTHING defined, namespace
 // hyenarec_nothing has them, and those that they are made of, beside `host_launches`.
-#include "cuda/block_schedule.h"
+#include "cuda/block_runs.h"
 #include "cuda/legendre_schedule.h"
 #include "cuda/mixer_ops.h"
 #include "no_device.h"

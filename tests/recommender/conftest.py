@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from generated import TRAIN, make_store, write_csv
+from generated import TRAIN, make_store, write_csv, write_items
 
 from hyenarec.cli import main
 
@@ -30,6 +30,20 @@ def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(log: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("run") / "run"
     main(["train", str(log), "--out", str(folder), *TRAIN])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def items(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A table of features of the log's items and of five others."""
+    return write_items(tmp_path_factory.mktemp("items") / "items.parquet")
+
+
+@pytest.fixture(scope="module")
+def featured(log: Path, items: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run on the log with ``items``."""
+    folder = tmp_path_factory.mktemp("run") / "run"
+    main(["train", str(log), "--out", str(folder), *TRAIN, "--item-features", str(items)])
     return folder
 
 

@@ -52,3 +52,21 @@ def write_csv(path: Path, store: SequenceStore) -> Path:
         lines += [f"{name},{100 + store.items[event]},{store.timestamps[event]}" for event in events]
     path.write_text("\n".join(lines) + "\n")
     return path
+
+
+def write_items(path: Path, first: int = 100, last: int = 135) -> Path:
+    """Items from ``first`` to ``last``, of which the log of ``make_store`` has 100 to 129; item 105 has no row."""
+    import polars as pl  # which forked processes do without
+
+    items = np.array([item for item in range(first, last) if item != 105])
+    rng = np.random.default_rng(0)
+    vectors = rng.normal(size=(100, 3))[items - 100]
+    table = {
+        "item_id": items,
+        "kind": [f"kind {item % 4}" for item in items],
+        "tags": [[f"tag {n}" for n in range(item % 3)] for item in items],
+        "year": [None if item % 7 == 0 else 1990 + item % 11 for item in items],
+        "text": pl.Series(vectors.tolist(), dtype=pl.List(pl.Float64)),
+    }
+    pl.DataFrame(table).write_parquet(path)
+    return path

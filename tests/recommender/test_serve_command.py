@@ -66,6 +66,7 @@ def test_a_model_that_cannot_be_read_is_not_taken_over(
     import threading
 
     from hyenarec.cli import serve
+    from hyenarec.cli.options import NewItems
     from hyenarec.recommendation import Recommender
     from hyenarec.serving.engine import Engine
     from hyenarec.serving.sqlite_events import SqliteEvents
@@ -74,7 +75,8 @@ def test_a_model_that_cannot_be_read_is_not_taken_over(
     shutil.copytree(run, folder)
     monkeypatch.setattr(serve, "LOOK_AGAIN", 0.01)
     engine, stopping = Engine(Recommender.load(folder), SqliteEvents(tmp_path / "events"), 10), threading.Event()
-    before, watcher = engine.recommender, threading.Thread(target=serve.watch, args=(folder, engine, stopping))
+    before, watched = engine.recommender, (folder, engine, stopping, None, NewItems())
+    watcher = threading.Thread(target=serve.watch, args=watched)
     watcher.start()
     time.sleep(0.1)
     (folder / "new").write_bytes(b"damaged")

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import numpy as np
+import tyro
 
 from hyenarec.answers import Item, item_cells
-from hyenarec.cli.options import RunPath, join, names_of, source_of, with_items
+from hyenarec.cli.options import NewItems, RunPath, join, names_of, source_of
 from hyenarec.cli.recommend import Switch, seen_choice
 from hyenarec.display import show_table
 from hyenarec.errors import UserError
@@ -46,9 +47,7 @@ class Evaluate:
     names: Path | None = None
     """Catalogue for --examples: a table with item ids (as in the log, or in a column item_id or id) and their name or
     title."""
-    item_features: Path | None = None
-    """Table of features, as train --item-features read them: its items that are new to the model are ranked too, in
-    rows of their features alone."""
+    new_items: Annotated[NewItems, tyro.conf.arg(name="")] = field(default_factory=NewItems)
     shard_items: Switch = False
     """Divide the item table among the processes that torchrun starts, for tables that one of them cannot hold."""
     json_out: Path | None = None
@@ -73,7 +72,7 @@ class Evaluate:
         sharded = join(self.shard_items)
         device = TrainingConfig(device=self.device).torch_device()
         trained = Recommender.load(self.run_path, device, shard_items=sharded)
-        recommender = with_items(trained, self.item_features)
+        recommender = self.new_items.join(trained)
         training = recommender.config["training"]
         exclude_seen = training["exclude_seen"] if chosen is None else chosen
         seen = self.seen or training["seen"]

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from hyenarec.cli.options import RunPath, with_items
+import tyro
+
+from hyenarec.cli.options import NewItems, RunPath
 
 
 @dataclass(frozen=True)
@@ -27,9 +29,7 @@ class Export:
     """Items that a program returns."""
     state: Literal["compact", "exact"] = "compact"
     """How a step remembers a user: compact is smaller where the mixer is hyena and its horizon long."""
-    item_features: Path | None = None
-    """Table of features, as train --item-features read them: its items that are new to the model join the catalogue, in
-    rows of their features alone."""
+    new_items: Annotated[NewItems, tyro.conf.arg(name="")] = field(default_factory=NewItems)
     int8: bool = False
     """Round matrices to 8 bits: files of about a quarter, and nearly the same recommendations."""
 
@@ -38,7 +38,7 @@ class Export:
         from hyenarec.exporting import TOLERANCE, export_model
         from hyenarec.recommendation import Recommender
 
-        recommender = with_items(Recommender.load(self.run_path), self.item_features)
+        recommender = self.new_items.join(Recommender.load(self.run_path))
         exported = export_model(
             recommender, self.out, formats=self.formats, top=self.k, compact=self.state == "compact", int8=self.int8
         )

@@ -94,24 +94,32 @@ class ItemFilters:
         return recommender.allowed(**lists)
 
 
+@dataclass(frozen=True)
+class NewItems:
+    """Items that the model has not seen."""
+
+    item_features: Path | None = None
+    """Table of features, as train --item-features read them: its items that are new to the model join the catalogue, in
+    rows of their features alone."""
+
+    def join(self, recommender: Recommender) -> Recommender:
+        """``recommender`` with them, where there is such a table."""
+        from hyenarec import distributed
+
+        if self.item_features is None:
+            return recommender
+        found = recommender.with_items(self.item_features)
+        new, known = len(found.item_ids) - len(recommender.item_ids), len(recommender.item_ids)
+        if distributed.is_main():
+            complain(f"{self.item_features}: {new:,} items are new, beside {known:,} that the model knows")
+        return found
+
+
 def names_of(recommender: Recommender, path: Path | None) -> Mapping[Item, str] | None:
     """The names that the catalogue at ``path``, if there is one, has for items."""
     from hyenarec.data.names import read_names
 
     return None if path is None else read_names(path, recommender.item_ids, recommender.config["source"]["item"])
-
-
-def with_items(recommender: Recommender, path: Path | None) -> Recommender:
-    """``recommender`` with the new items of the table of features at ``path``, where there is one."""
-    from hyenarec import distributed
-
-    if path is None:
-        return recommender
-    found = recommender.with_items(path)
-    new, known = len(found.item_ids) - len(recommender.item_ids), len(recommender.item_ids)
-    if distributed.is_main():
-        complain(f"{path}: {new:,} items are new, beside {known:,} that the model knows")
-    return found
 
 
 def join(shard_items: bool) -> bool:

@@ -18,7 +18,7 @@ import tyro
 
 from hyenarec.answers import item_cells
 from hyenarec.cli.identifiers import IdArgument
-from hyenarec.cli.options import ItemFilters, RunPath, join, names_of, source_of, with_items
+from hyenarec.cli.options import ItemFilters, NewItems, RunPath, join, names_of, source_of
 from hyenarec.cli.processes import refuse_several
 from hyenarec.display import complain, console, show_table
 from hyenarec.errors import UserError
@@ -84,9 +84,7 @@ class Recommend:
     shard_items: Switch = False
     """Divide the item table among the processes that torchrun starts, for tables that one of them cannot hold."""
     filters: Annotated[ItemFilters, tyro.conf.arg(name="")] = field(default_factory=ItemFilters)
-    item_features: Path | None = None
-    """Table of features, as train --item-features read them: its items that are new to the model join the catalogue, in
-    rows of their features alone."""
+    new_items: Annotated[NewItems, tyro.conf.arg(name="")] = field(default_factory=NewItems)
     names: Path | None = None
     """Catalogue: a table with item ids (as in the log, or in a column item_id or id) and their name or title."""
     json: bool = False
@@ -122,7 +120,7 @@ class Recommend:
         if sharded and str(self.histories) == "-":
             raise UserError("option histories: standard input is read by one process; with --shard-items name a file")
         device = TrainingConfig(device=self.device).torch_device()
-        recommender = with_items(Recommender.load(self.run_path, device, shard_items=sharded), self.item_features)
+        recommender = self.new_items.join(Recommender.load(self.run_path, device, shard_items=sharded))
         if self.approximate:
             recommender.approximate()
         allowed, names = self.filters.of(recommender), names_of(recommender, self.names)

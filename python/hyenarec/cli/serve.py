@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import socket
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
-from hyenarec.cli.options import RunPath, names_of, with_items
+import tyro
+
+from hyenarec.cli.options import NewItems, RunPath, names_of
 from hyenarec.display import complain, console
 from hyenarec.errors import UserError
 
@@ -40,9 +42,7 @@ class Serve:
     redis://host:6379/0; default: events.sqlite in the run's folder."""
     names: Path | None = None
     """Table of the items' names (columns item_id, id or item, and name or title): shown beside ids, and searched."""
-    item_features: Path | None = None
-    """Table of features, as train --item-features read them: its items that are new to the model join the catalogue, in
-    rows of their features alone."""
+    new_items: Annotated[NewItems, tyro.conf.arg(name="")] = field(default_factory=NewItems)
     host: str = "127.0.0.1"
     """Address to listen on. Who may reach it is for a proxy or a firewall to say: the service asks for no password."""
     port: int = 8000
@@ -71,13 +71,13 @@ class Serve:
         from hyenarec.serving.event_stores import open_events
 
         device = TrainingConfig(device=self.device).torch_device()
-        recommender, names = load(self.run_path, device, self.names, self.item_features)
+        recommender, names = load(self.run_path, device, self.names, self.new_items)
         folder = self.run_path if self.run_path.is_dir() else self.run_path.parent
         listening = listen(self.host, self.port)
         events = open_events(self.events or str(folder / "events.sqlite"))
         engine = Engine(recommender, events, self.states, names)
         stopping = threading.Event()
-        watched = self.run_path, engine, stopping, self.names, self.item_features
+        watched = self.run_path, engine, stopping, self.names, self.new_items
         watcher = threading.Thread(target=watch, args=watched, daemon=True)
         watcher.start()
         console.print(f"listening on {url(listening)} (documentation: /docs, page: /, metrics: /metrics)")
@@ -88,13 +88,13 @@ class Serve:
 
 
 def load(
-    run_path: Path, device: torch.device, names: Path | None, item_features: Path | None = None
+    run_path: Path, device: torch.device, names: Path | None, new_items: NewItems
 ) -> tuple[Recommender, Mapping[Item, str] | None]:
     """A model that can be served, with new items where there are some, and its items' names. Raises
     :class:`UserError` where they cannot be read, or the model keeps no states."""
     from hyenarec.recommendation import Recommender
 
-    recommender = with_items(Recommender.load(run_path, device), item_features)
+    recommender = new_items.join(Recommender.load(run_path, device))
     recommender.model.init_state(0)
     _ = recommender.time_unit
     return recommender, names_of(recommender, names)
@@ -118,13 +118,7 @@ def url(listening: socket.socket) -> str:
     return f"http://[{address}]:{port}" if ":" in address else f"http://{address}:{port}"
 
 
-def watch(
-    run_path: Path,
-    engine: Engine,
-    stopping: threading.Event,
-    names: Path | None = None,
-    item_features: Path | None = None,
-) -> None:
+def watch(run_path: Path, engine: Engine, stopping: threading.Event, names: Path | None, new_items: NewItems) -> None:
     """Hands a new model of the run to the engine. One that cannot be read leaves the old one in place."""
     from hyenarec.trained import BEST
 
@@ -144,7 +138,7 @@ def watch(
             continue
         known = now
         try:
-            engine.use(*load(run_path, engine.recommender.device, names, item_features)).result()
+            engine.use(*load(run_path, engine.recommender.device, names, new_items)).result()
         except Exception as error:  # whatever is wrong with it, the next one may be right
             complain(f"the new model is not taken over: {error}")
         else:

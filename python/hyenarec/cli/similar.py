@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
@@ -11,7 +11,7 @@ import tyro
 
 from hyenarec.answers import item_cells
 from hyenarec.cli.identifiers import IdArgument
-from hyenarec.cli.options import RunPath, names_of, with_items
+from hyenarec.cli.options import NewItems, RunPath, names_of
 from hyenarec.cli.recommend import show_items
 
 
@@ -30,16 +30,14 @@ class Similar:
     """Similar items to list."""
     names: Path | None = None
     """Catalogue: a table with item ids (as in the log, or in a column item_id or id) and their name or title."""
-    item_features: Path | None = None
-    """Table of features, as train --item-features read them: its items that are new to the model join the catalogue, in
-    rows of their features alone."""
+    new_items: Annotated[NewItems, tyro.conf.arg(name="")] = field(default_factory=NewItems)
     json: bool = False
     """Print one JSON line instead of a table."""
 
     def run(self) -> None:
         from hyenarec.recommendation import Recommender
 
-        recommender = with_items(Recommender.load(self.run_path), self.item_features)
+        recommender = self.new_items.join(Recommender.load(self.run_path))
         names = names_of(recommender, self.names)
         found = recommender.similar(self.item, self.k)
         if self.json:

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from hyenarec.data.places import Origin
-from hyenarec.errors import UserError, shortened
+from hyenarec.data.places import Column, Origin
+from hyenarec.errors import shortened
 
 if TYPE_CHECKING:
     import polars as pl
@@ -27,8 +27,8 @@ WORD = r"[\p{L}\p{N}]+"
 @dataclass(frozen=True)
 class Values:
     """A column's values: which rows have one, ``given`` (n,); of categories and words the pairs of ``row`` and
-    ``value``, each once; of numbers and vectors ``numbers`` (n, w), of vectors in float32,
-    whose rows without a value hold anything."""
+    ``value``, each once; of numbers and vectors ``numbers`` (n, w), of vectors in float32, whose rows without a value
+    hold anything."""
 
     kind: Kind
     given: NDArray[np.bool_]
@@ -53,18 +53,6 @@ class Values:
         return found["row"].to_numpy().astype(np.int64), found["place"].to_numpy()
 
 
-@dataclass(frozen=True)
-class _Place:
-    """A column, for messages."""
-
-    origin: Origin
-    name: str
-
-    def error(self, what: str, row: int | None = None) -> UserError:
-        where = f"{self.origin.name}: column {self.name!r}" + ("" if row is None else f", {self.origin.row(row)}")
-        return UserError(f"{where}: {what}")
-
-
 def infer(name: str, column: pl.Series, origin: Origin) -> Kind:
     """The kind of a column whose header does not declare it.
 
@@ -83,7 +71,7 @@ def infer(name: str, column: pl.Series, origin: Origin) -> Kind:
         return "number"
     if kind == pl.Boolean:
         return "category"
-    text = _text(column, _Place(origin, name)).drop_nulls()
+    text = _text(column, Column(origin, name)).drop_nulls()
     if origin.is_text and len(text) and text.cast(pl.Float64, strict=False).null_count() == 0:
         return "number"
     if text.str.contains(SEPARATOR, literal=True).any():
@@ -94,13 +82,13 @@ def infer(name: str, column: pl.Series, origin: Origin) -> Kind:
 
 def parse(name: str, column: pl.Series, kind: Kind, origin: Origin) -> Values:
     """The values of a column of this ``kind``. Raises :class:`UserError` for the first that is none."""
-    place = _Place(origin, name)
+    place = Column(origin, name)
     if kind == "number":
         return _numbers(column, place)
     return _vectors(column, place) if kind == "vector" else _categories(column, kind, place)
 
 
-def _text(column: pl.Series, place: _Place) -> pl.Series:
+def _text(column: pl.Series, place: Column) -> pl.Series:
     """A column of single values as text without blanks around it; null where there is none."""
     import polars as pl
 
@@ -120,7 +108,7 @@ def _is_names(kind: object) -> bool:
     return isinstance(kind, pl.Categorical | pl.Enum)
 
 
-def _categories(column: pl.Series, kind: Kind, place: _Place) -> Values:
+def _categories(column: pl.Series, kind: Kind, place: Column) -> Values:
     import polars as pl
 
     if isinstance(column.dtype, pl.List):
@@ -146,7 +134,7 @@ def _categories(column: pl.Series, kind: Kind, place: _Place) -> Values:
     return Values(kind, given, pairs=pairs)
 
 
-def _numbers(column: pl.Series, place: _Place) -> Values:
+def _numbers(column: pl.Series, place: Column) -> Values:
     """Those of one column; NaN counts as missing, as tables of pandas have it."""
     import polars as pl
 
@@ -164,7 +152,7 @@ def _numbers(column: pl.Series, place: _Place) -> Values:
     return Values("number", ~np.isnan(found), numbers=found[:, None])
 
 
-def _vectors(column: pl.Series, place: _Place) -> Values:
+def _vectors(column: pl.Series, place: Column) -> Values:
     """Those of a column of lists or arrays, or of text with numbers between blanks or commas."""
     import polars as pl
 

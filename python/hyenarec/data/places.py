@@ -62,6 +62,19 @@ class Origin:
         return f"row {row + 1}" + (f" ({self.uncounted} not counted)" if self.uncounted else "")
 
 
+@dataclass(frozen=True)
+class Column:
+    """A column by its name in the file, for messages."""
+
+    origin: Origin
+    name: str
+
+    def error(self, what: str, row: int | None = None) -> UserError:
+        """``row`` counts from 0; people count from 1."""
+        where = f"{self.origin.name}: column {self.name!r}" + ("" if row is None else f", {self.origin.row(row)}")
+        return UserError(f"{where}: {what}")
+
+
 def read_columns(path: Path, columns: dict[str, str], format: LogFormat | None) -> tuple[pl.DataFrame, Origin]:
     """The columns ``{role: name}`` under their roles, and where their rows are found."""
     name = "standard input" if str(path) == STANDARD_INPUT else str(path)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict, get_type_hints
 
@@ -12,7 +11,7 @@ from numpy.typing import NDArray
 
 from hyenarec.config import check_types
 from hyenarec.data.ids import Ids
-from hyenarec.data.places import LogFormat, Origin, parquet_parts, read_columns
+from hyenarec.data.places import Column, LogFormat, Origin, parquet_parts, read_columns
 from hyenarec.data.store import STORE, SequenceStore
 from hyenarec.data.times import BadTime, TimeUnit, read_times
 from hyenarec.errors import UserError
@@ -86,11 +85,11 @@ def read_log(
     frame, origin = read_columns(path, columns, format)
     if not frame.height:
         raise UserError(f"{origin.name}: empty log: no events")
-    users, user_ids = _encode_ids(frame.drop_in_place("user"), _Column(origin, user))
-    items, item_ids = _encode_ids(frame.drop_in_place("item"), _Column(origin, item))
+    users, user_ids = _encode_ids(frame.drop_in_place("user"), Column(origin, user))
+    items, item_ids = _encode_ids(frame.drop_in_place("item"), Column(origin, item))
     times = None
     if timestamp is not None:
-        place = _Column(origin, timestamp)
+        place = Column(origin, timestamp)
         try:
             times = read_times(frame.drop_in_place("timestamp"), time_unit)
         except BadTime as error:
@@ -132,25 +131,12 @@ def repeats(keys: tuple[NDArray[Any], ...]) -> NDArray[np.bool_]:
     return repeats
 
 
-@dataclass(frozen=True)
-class _Column:
-    """A column by its name in the log, for messages."""
-
-    origin: Origin
-    name: str
-
-    def error(self, what: str, row: int | None = None) -> UserError:
-        """``row`` counts from 0; people count from 1."""
-        where = f"{self.origin.name}: column {self.name!r}" + ("" if row is None else f", {self.origin.row(row)}")
-        return UserError(f"{where}: {what}")
-
-
 def ids_of_column(column: pl.Series, origin: Origin, name: str) -> tuple[NDArray[np.int32], Ids]:
     """Ids of the column ``name`` of any table, read as a log's are: the index of each row's, (n,), and the ids."""
-    return _encode_ids(column, _Column(origin, name))
+    return _encode_ids(column, Column(origin, name))
 
 
-def _encode_ids(column: pl.Series, place: _Column) -> tuple[NDArray[np.int32], Ids]:
+def _encode_ids(column: pl.Series, place: Column) -> tuple[NDArray[np.int32], Ids]:
     """Dense indices of the ids, (E,), and the ids themselves."""
     import polars as pl
 
@@ -184,7 +170,7 @@ def ids_of(known: pl.Series) -> Ids:
     return Ids.from_arrays({"utf8": utf8, "offsets": offsets})
 
 
-def _whole_numbers(known: pl.Series, place: _Column) -> NDArray[np.int64] | None:
+def _whole_numbers(known: pl.Series, place: Column) -> NDArray[np.int64] | None:
     """The ids as integers, where all of them are whole numbers of 64 bits."""
     import polars as pl
 
@@ -213,7 +199,7 @@ def _whole_numbers(known: pl.Series, place: _Column) -> NDArray[np.int64] | None
     return None if numbers.has_nulls() else numbers.to_numpy()  # beyond int64 they stay strings
 
 
-def _clean_ids(column: pl.Series, place: _Column) -> pl.Series:
+def _clean_ids(column: pl.Series, place: Column) -> pl.Series:
     """The column as int64, or as strings, none missing."""
     import polars as pl
 
@@ -244,7 +230,7 @@ def _clean_ids(column: pl.Series, place: _Column) -> pl.Series:
     return column.cast(pl.String) if integers.has_nulls() else integers  # uint64 beyond int64
 
 
-def _bytes_as_text(column: pl.Series, place: _Column) -> pl.Series:
+def _bytes_as_text(column: pl.Series, place: Column) -> pl.Series:
     """Bytes as the UTF-8 text or the UUIDs that they are; what is missing stays so."""
     import polars as pl
 
@@ -270,7 +256,7 @@ def _decode(value: bytes | None) -> str | None:
         return None
 
 
-def _decimals_as_text(column: pl.Series, place: _Column) -> pl.Series:
+def _decimals_as_text(column: pl.Series, place: Column) -> pl.Series:
     """Decimals as integers, or as their digits where one is beyond 64 bits."""
     import polars as pl
 
