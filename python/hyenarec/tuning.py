@@ -17,7 +17,7 @@ import numpy as np
 import optuna
 from sqlalchemy import URL
 
-from hyenarec.config import FULL_LOSS_ITEMS, ModelConfig, TrainingConfig
+from hyenarec.config import FULL_LOSS_ITEMS, HyenaConfig, ModelConfig, TrainingConfig
 from hyenarec.data.store import SequenceStore
 from hyenarec.errors import DivergedError, UserError
 
@@ -31,25 +31,32 @@ Options = tuple[ModelConfig, TrainingConfig]
 
 @dataclass(frozen=True)
 class Space:
-    """What is searched: learning rate, dropout, weight decay, length of the history and loss."""
+    """What is searched: learning rate, dropout, weight decay, length of the history and loss; and gates, of which none
+    are better where events are few (benchmarks/results/accuracy-beauty.json: .036 against .034)."""
 
     lengths: tuple[int, ...]
     losses: tuple[str, ...]
+    gates: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, store: SequenceStore) -> Space:
-        """Lengths up to the first that 95 of 100 histories do not exceed, four at most, and the losses that are
-        affordable for this catalogue."""
+    def of(cls, store: SequenceStore, model: ModelConfig) -> Space:
+        """Lengths up to the first that 95 of 100 histories do not exceed, four at most, the losses that are affordable
+        for this catalogue, and gates where ``model`` may have them and leaves them at their default."""
+        free = model.mixer == "hyena" and model.hyena.gate == HyenaConfig.gate and model.embedding == "shared"
         long = float(np.quantile(np.diff(store.offsets), 0.95))
         enough = next((place for place, length in enumerate(LENGTHS) if length >= long), len(LENGTHS) - 1)
         return cls(
             LENGTHS[max(0, enough - 3) : enough + 1],
             ("full", "sampled") if store.n_items <= FULL_LOSS_ITEMS else ("sampled",),
+            (HyenaConfig.gate, "none") if free else (),
         )
 
     def suggest(self, trial: optuna.Trial, base: Options) -> Options:
         """``base`` with a trial's options."""
         model, training = base
+        if self.gates:
+            gate = trial.suggest_categorical("gate", self.gates)
+            model = replace(model, hyena=replace(model.hyena, gate=gate))  # type: ignore[arg-type]
         return (
             replace(
                 model,
@@ -88,7 +95,7 @@ class Search:
         if theirs is None:
             self.study.set_user_attr("search", ours)
         elif theirs != ours:
-            differing = ", ".join(name for name in ours if theirs.get(name) != ours[name])
+            differing = ", ".join(name for name in ours | theirs if theirs.get(name) != ours.get(name))
             raise UserError(f"{folder} holds a search of other options or data ({differing}): choose another folder")
 
     @property

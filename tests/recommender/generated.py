@@ -13,6 +13,7 @@ from hyenarec.data.store import SequenceStore
 from hyenarec.packing import Packing
 
 TRAIN = ["--dim", "8", "--blocks", "1", "--max-length", "8", "--epochs", "2", "--batch-size", "16", "--device", "cpu"]
+TUNE = ["--dim", "8", "--blocks", "1", "--batch-size", "16", "--device", "cpu", "--epochs", "2", "--trial-epochs", "1"]
 
 
 def make_store(n_users: int = 40, n_items: int = 30, longest: int = 25, seed: int = 0) -> SequenceStore:

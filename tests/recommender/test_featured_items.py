@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from generated import TRAIN, make_batch, make_store
+from generated import TRAIN, TUNE, make_batch, make_store
 from jobs import LOSS_TOLERANCE, STORE, run
 from test_item_features import dense
 from test_training import CONFIG, MODEL, SOURCE, same, weights
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from hyenarec import checkpoint
 from hyenarec.cli import main
-from hyenarec.cli.train import Train
+from hyenarec.cli.options import ItemFeatures
 from hyenarec.data.ids import Ids
 from hyenarec.data.item_features import Features, encode, learn, read_item_table
 from hyenarec.data.splits import leave_one_out, training_counts
@@ -195,7 +196,7 @@ def test_two_processes_train_as_one(
     loss: str, items: Path, job_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     known = features_of(items, STORE.item_ids)  # here, for polars locks up in a forked process
-    monkeypatch.setattr(Train, "_features", lambda *_: known)
+    monkeypatch.setattr(ItemFeatures, "of", lambda *_: known)
     options = ("--epochs", "2", "--dropout", "0", "--loss", loss, "--item-features", str(items))
     for processes, name in ((2, "two"), (1, "one")):
         run(processes, job_store, tmp_path / name, *options)
@@ -225,6 +226,29 @@ def test_the_command_says_what_it_read(log: Path, items: Path, tmp_path: Path, c
     said = capsys.readouterr().out
     assert f"{items}: features of 29 of 30 items, and of 5 others, which can be recommended as new items" in said
     assert f"{items}: kind: one of 4 categories; year: number, 3 missing" in said
+
+
+def test_comparisons_and_searches_take_them(
+    features: Features, log: Path, items: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In every run of theirs; a folder of a comparison or search without them is refused."""
+    features_too = ["--item-features", str(items)]
+    compare = ["compare", str(log), "--out", str(tmp_path / "compared"), "--mixers", "gru", "--seeds", "0", *TRAIN]
+    main([*compare, *features_too])
+    folders = [tmp_path / "compared" / "gru-0"]
+    if find_spec("optuna"):
+        tune = ["tune", str(log), "--out", str(tmp_path / "tuned"), "--trials", "1", *TUNE]
+        main([*tune, *features_too])
+        folders += [tmp_path / "tuned" / name for name in ("trial-000", "best")]
+        with pytest.raises(SystemExit):
+            main(tune)
+        assert "holds a search of other options or data (item features)" in capsys.readouterr().err
+    for folder in folders:
+        found = json.loads((folder / "result.json").read_text())["item_features"]
+        assert found["columns"].keys() == features.describe()["columns"].keys()
+    with pytest.raises(SystemExit):
+        main(compare)
+    assert "holds a run with other options (item_features" in capsys.readouterr().err
 
 
 def test_what_is_kept_serves_without_features(featured: Path, log: Path, capsys: Any) -> None:

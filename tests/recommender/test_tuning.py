@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from generated import make_store
+from generated import TUNE, make_store
 from test_training import CONFIG, MODEL
 
 from hyenarec.cli import main
+from hyenarec.config import HyenaConfig, ModelConfig
 from hyenarec.errors import DivergedError, UserError
 from hyenarec.trained import load_trained
 
@@ -27,6 +28,7 @@ from sqlalchemy import Engine, event
 from hyenarec.tuning import Options, Search, Space
 
 Fails = Callable[..., str]
+GRU = ModelConfig(mixer="gru")
 SPACE = Space((25, 50), ("full", "sampled"))
 DATA = {"data": "d"}
 
@@ -116,10 +118,27 @@ def test_a_training_that_diverges_is_worth_nothing_and_others_go_on(tmp_path: Pa
 
 
 def test_the_space_follows_the_log() -> None:
-    assert Space.of(make_store(longest=25)) == Space((25,), ("full", "sampled"))
-    assert Space.of(make_store(n_users=100, longest=300)).lengths == (50, 100, 200, 400)
-    assert Space.of(make_store(n_users=5, longest=5000)).lengths == (200, 400, 800, 1600)
-    assert Space.of(make_store(n_items=20_001)).losses == ("sampled",)
+    assert Space.of(make_store(longest=25), GRU) == Space((25,), ("full", "sampled"))
+    assert Space.of(make_store(n_users=100, longest=300), GRU).lengths == (50, 100, 200, 400)
+    assert Space.of(make_store(n_users=5, longest=5000), GRU).lengths == (200, 400, 800, 1600)
+    assert Space.of(make_store(n_items=20_001), GRU).losses == ("sampled",)
+
+
+def test_gates_are_searched_where_nobody_chose_them(tmp_path: Path) -> None:
+    store = make_store(longest=25)
+    space = Space.of(store, ModelConfig())
+    assert space.gates == ("identity", "none")
+    for chosen in (GRU, ModelConfig(hyena=HyenaConfig(gate="silu")), ModelConfig(embedding="decoupled")):
+        assert Space.of(store, chosen).gates == ()
+    search = Search(tmp_path, space, (ModelConfig(), CONFIG), DATA)
+    found: list[str] = []
+
+    def train(number: int, options: Options, place: Path) -> float:
+        found.append(options[0].hyena.gate)
+        return float(found[-1] == "none")
+
+    search.run(8, train)
+    assert set(found) == {"identity", "none"} and search.best()[0].hyena.gate == "none"
 
 
 def test_another_search_and_other_files_are_refused(tmp_path: Path) -> None:
@@ -141,8 +160,6 @@ def test_another_search_and_other_files_are_refused(tmp_path: Path) -> None:
 
 # The command --------------------------------------------------------------------------------------
 
-TUNE = ["--dim", "8", "--blocks", "1", "--batch-size", "16", "--device", "cpu", "--epochs", "2", "--trial-epochs", "1"]
-
 
 def test_the_command_searches_trains_with_the_best_and_goes_on(
     log: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -154,9 +171,9 @@ def test_the_command_searches_trains_with_the_best_and_goes_on(
     program = (
         "import os, signal; from hyenarec import experiments; from hyenarec.cli import main\n"
         "train = experiments.train\n"
-        "def killed(*arguments):\n"
+        "def killed(*arguments, **features):\n"
         "    if 'trial-002' in str(arguments[5]): os.kill(os.getpid(), signal.SIGKILL)\n"
-        "    return train(*arguments)\n"
+        "    return train(*arguments, **features)\n"
         f"experiments.train = killed; main({command!r})"
     )
     assert subprocess.run([sys.executable, "-c", program], capture_output=True).returncode == -signal.SIGKILL

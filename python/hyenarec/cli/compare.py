@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from hyenarec.cli.options import Columns, DataPath, refuse_options_of_logs
+from hyenarec.cli.options import Columns, DataPath, ItemFeatures, refuse_options_of_logs
 from hyenarec.config import ModelConfig, TrainingConfig, refuse_unused
 from hyenarec.errors import UserError
 
@@ -50,6 +50,7 @@ class Compare:
     """Mixers to compare."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """Seeds of each mixer."""
+    features: Annotated[ItemFeatures, tyro.conf.arg(name="")] = field(default_factory=ItemFeatures)
     split: Literal["leave-one-out", "temporal"] = "leave-one-out"
     """Last event of each user for testing and the one before for validation, or cuts in time for everyone."""
     model: Annotated[SharedModel, tyro.conf.arg(name="")] = field(default_factory=SharedModel)
@@ -79,6 +80,7 @@ class Compare:
         refuse_foreign(self.out / REPORT, JSON)
         refuse_foreign(self.out / PICTURE, PNG)
         refuse_options_of_logs(self.data, self.columns)
+        self.features.refuse_unused(self.training.shard_items)
         source = Source(str(self.data), self.split, **asdict(self.columns))
         store, split = load_source(source)
         shared = self.training.for_items(store.n_items)
@@ -86,11 +88,12 @@ class Compare:
         show_log(store)
         show_loss(self.training, store)
         announce_repeats(store, split, self.training)
+        features = self.features.of(store, self.columns)
         results: dict[str, list[dict[str, Any]]] = {name: [] for name in self.mixers}
         for model, training in ((model, dataclasses.replace(own, loss=shared.loss)) for model, own in cells):
             console.rule(f"{model.mixer}, seed {training.seed}")
             folder = self.out / f"{model.mixer}-{training.seed}"
-            results[model.mixer].append(train(store, split, model, training, source, folder))
+            results[model.mixer].append(train(store, split, model, training, source, folder, features=features))
         baseline = baseline_rows(store, split, self.model, self.training)
         summary = summarise(results)
         command = shlex.join(["hyenarec", *sys.argv[1:]])

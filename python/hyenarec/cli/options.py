@@ -22,7 +22,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from hyenarec.answers import Item
+    from hyenarec.data.item_features import Features
+    from hyenarec.data.store import SequenceStore
     from hyenarec.recommendation import Recommender
+    from hyenarec.trained import Trained
 
 DataPath = Annotated[Path, tyro.conf.Positional]
 RunPath = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
@@ -55,6 +58,39 @@ def refuse_options_of_logs(data: Path, columns: Columns) -> None:
     for option in fields(columns):
         if getattr(columns, option.name) != option.default:
             raise UserError(f"option {option.name}: not used by {data}, which is a store; only by logs")
+
+
+@dataclass(frozen=True)
+class ItemFeatures:
+    """What is known of items besides who had them."""
+
+    item_features: Path | None = None
+    """Table with a row an item (Parquet, CSV, ...): its id and columns of categories, numbers, text or vectors, which
+    become a part of the item's row. For rare items, and for new ones when recommending."""
+    feature_columns: tuple[str, ...] = ()
+    """Columns of that table to use; default: all."""
+
+    def of(self, store: SequenceStore, columns: Columns, start: Trained | None = None) -> Features | None:
+        """Those of the store's items, encoded as ``start`` has them, or as they are learned here; None without a
+        table."""
+        from hyenarec.data.item_features import describe, encode, learn, read_item_table
+
+        if self.item_features is None:
+            return None
+        table = read_item_table(self.item_features, store.item_ids, columns.item, self.feature_columns)
+        known = start.features.encodings if start and start.features else None
+        encodings = learn(table, store.item_ids) if known is None else known
+        features = encode(table, encodings, store.item_ids)
+        for line in describe(table, encodings, store.item_ids):
+            console.print(f"{self.item_features}: {line}", highlight=False)
+        return features
+
+    def refuse_unused(self, shard_items: bool) -> None:
+        """Raises :class:`UserError` for options that would do nothing."""
+        if self.feature_columns and not self.item_features:
+            raise UserError("option feature_columns: not used without --item-features")
+        if self.item_features and shard_items:
+            raise UserError("option item_features: not used with --shard-items; every process needs the whole table")
 
 
 def source_of(recommender: Recommender, data: Path | None) -> Source:

@@ -6,19 +6,13 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import tyro
 
-from hyenarec.cli.options import Columns, DataPath, refuse_options_of_logs
+from hyenarec.cli.options import Columns, DataPath, ItemFeatures, refuse_options_of_logs
 from hyenarec.config import ModelConfig, TrainingConfig, from_json, refuse_unused
 from hyenarec.data.store import is_store
-from hyenarec.errors import UserError
-
-if TYPE_CHECKING:  # --help needs no torch
-    from hyenarec.data.item_features import Features
-    from hyenarec.data.store import SequenceStore
-    from hyenarec.trained import Trained
 
 
 @dataclass(frozen=True)
@@ -36,11 +30,7 @@ class Train:
     """Folder of the run: checkpoints, metrics, curve, result."""
     start: Annotated[Path | None, tyro.conf.arg(name="from", metavar="RUN")] = None
     """Run folder or checkpoint file to go on from. Options that are not given are as in that run."""
-    item_features: Path | None = None
-    """Table with a row an item (Parquet, CSV, ...): its id and columns of categories, numbers, text or vectors, which
-    become a part of the item's row. For rare items, and for new ones when recommending."""
-    feature_columns: tuple[str, ...] = ()
-    """Columns of that table to use; default: all."""
+    features: Annotated[ItemFeatures, tyro.conf.arg(name="")] = field(default_factory=ItemFeatures)
     split: Literal["leave-one-out", "temporal"] = "leave-one-out"
     """Last event of each user for testing and the one before for validation, or cuts in time for everyone."""
     model: Annotated[ModelConfig, tyro.conf.arg(name="")] = field(default_factory=ModelConfig)
@@ -92,10 +82,7 @@ class Train:
         console.quiet = not distributed.is_main()
         check_folder(self.out)
         refuse_options_of_logs(self.data, self.columns)
-        if self.feature_columns and not self.item_features:
-            raise UserError("option feature_columns: not used without --item-features")
-        if self.item_features and self.training.shard_items:
-            raise UserError("option item_features: not used with --shard-items; every process needs the whole table")
+        self.features.refuse_unused(self.training.shard_items)
         trained = load_start(self.start, self.model) if self.start else None
         source = Source(str(self.data), self.split, **asdict(self.columns))
         store, split = load_source(source)
@@ -113,7 +100,7 @@ class Train:
                 f"going on from {self.start}; new users: {start.new_users:,}, new items: {start.new_items:,}",
                 highlight=False,
             )
-        features = self._features(store, trained) if self.item_features else None
+        features = self.features.of(store, self.columns, trained)
         if trained is not None and trained.features is not None and features is None:
             console.print(f"{self.start} was trained with --item-features; rows go on as they are, without features")
         show_loss(self.training, store)
@@ -126,17 +113,3 @@ class Train:
         show_table(f"test, {self.data.name}", ("model", *COLUMNS), rows)
         console.print(f"written to {self.out}", highlight=False)
         distributed.stop()
-
-    def _features(self, store: SequenceStore, start: Trained | None) -> Features:
-        """Those of the store's items, encoded as ``start`` has them, or as they are learned here."""
-        from hyenarec.data.item_features import describe, encode, learn, read_item_table
-        from hyenarec.display import console
-
-        assert self.item_features is not None
-        table = read_item_table(self.item_features, store.item_ids, self.columns.item, self.feature_columns)
-        known = start.features.encodings if start and start.features else None
-        encodings = learn(table, store.item_ids) if known is None else known
-        features = encode(table, encodings, store.item_ids)
-        for line in describe(table, encodings, store.item_ids):
-            console.print(f"{self.item_features}: {line}", highlight=False)
-        return features

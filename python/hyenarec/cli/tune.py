@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from hyenarec.cli.options import Columns, DataPath, refuse_options_of_logs
+from hyenarec.cli.options import Columns, DataPath, ItemFeatures, refuse_options_of_logs
 from hyenarec.config import ModelConfig, TrainingConfig
 from hyenarec.errors import UserError
 
@@ -38,8 +38,8 @@ class TunedTraining(TrainingConfig):
 class Tune:
     """Search learning rate, dropout, weight decay, length and loss by validation, then train with the best.
 
-    Run the same command again after an interruption, or with more --trials: it goes on. What is best says validation
-    alone.
+    With the mixer hyena it also searches whether to have gates, where --hyena.gate is left at its default. Run the same
+    command again after an interruption, or with more --trials: it goes on. What is best says validation alone.
     """
 
     data: DataPath
@@ -52,6 +52,7 @@ class Tune:
     """Most epochs of a trial; --epochs are those of the last training."""
     split: Literal["leave-one-out", "temporal"] = "leave-one-out"
     """Last event of each user for testing and the one before for validation, or cuts in time for everyone."""
+    features: Annotated[ItemFeatures, tyro.conf.arg(name="")] = field(default_factory=ItemFeatures)
     model: Annotated[TunedModel, tyro.conf.arg(name="")] = field(default_factory=TunedModel)
     training: Annotated[TunedTraining, tyro.conf.arg(name="")] = field(default_factory=TunedTraining)
     columns: Annotated[Columns, tyro.conf.arg(name="")] = field(default_factory=Columns)
@@ -73,20 +74,24 @@ class Tune:
         check_folder(self.out)
         refuse_foreign(self.out / IMPORTANCES, PNG)
         refuse_options_of_logs(self.data, self.columns)
+        self.features.refuse_unused(self.training.shard_items)
         source = Source(str(self.data), self.split, **asdict(self.columns))
         store, split = load_source(source)
         show_log(store)
         model = ModelConfig(**{option.name: getattr(self.model, option.name) for option in fields(ModelConfig)})
         training = TrainingConfig(**{o.name: getattr(self.training, o.name) for o in fields(TrainingConfig)})
         metric = training.metric
-        data = {"data": store.fingerprint(), "split": self.split}
-        search = Search(self.out, Space.of(store), (model, replace(training, epochs=self.trial_epochs)), data)
+        features = self.features.of(store, self.columns)
+        data: dict[str, Any] = {"data": store.fingerprint(), "split": self.split}
+        if features is not None:
+            data["item features"] = features.describe()
+        search = Search(self.out, Space.of(store, model), (model, replace(training, epochs=self.trial_epochs)), data)
         if search.done:
             console.print(f"{len(search.done)} trials were done before")
 
         def validated(number: int, options: tuple[ModelConfig, TrainingConfig], folder: Path) -> float:
             console.rule(f"trial {number + 1} of {self.trials}")
-            return float(train(store, split, *options, source, folder)["validation"][metric])
+            return float(train(store, split, *options, source, folder, features=features)["validation"][metric])
 
         with alone_in(self.out):
             search.run(self.trials, validated)
@@ -108,7 +113,7 @@ class Tune:
         best_model, best_training = search.best()
         console.rule("training with the best")
         final = replace(best_training, epochs=training.epochs)
-        result = train(store, split, best_model, final, source, self.out / BEST)
+        result = train(store, split, best_model, final, source, self.out / BEST, features=features)
         rows = [{"model": model.mixer, **result_cells(result)}, *baseline_rows(store, split, best_model, final)]
         show_table(f"test, {self.data.name}", ("model", *COLUMNS), rows)
         console.print(f"written to {self.out / BEST}", highlight=False)
