@@ -187,9 +187,10 @@ class Accuracy:
 
 
 def outcome(result: Mapping[str, Any]) -> dict[str, Any]:
-    """What the table keeps of a run's ``result.json``."""
+    """What the table keeps of a run's ``result.json``, in which older runs have fewer breakdowns."""
     kept = ("parameters", "epochs", "best_epoch", "seconds_per_epoch", "validation", "test", "environment")
-    return {name: result[name] for name in (*kept, *(f"test_{kind}" for kind in KINDS))}
+    parts = (f"test_{kind}" for kind in KINDS)
+    return {name: result[name] for name in (*kept, *(part for part in parts if part in result))}
 
 
 def key(run: Mapping[str, Any]) -> tuple[Any, ...]:
@@ -235,11 +236,7 @@ def table(runs: Rows, baselines: Rows) -> list[dict[str, Any]]:
 
 def beyond(runs: Rows) -> dict[str, float]:
     """The columns ``BEYOND``, means over those of ``runs`` that have them: results of before have not."""
-    known = [
-        {**run.get("test", run), **seen_and_unseen(run, METRICS[0])}
-        for run in runs
-        if all(f"test_{kind}" in run for kind in KINDS)
-    ]
+    known = [{**run.get("test", run), **seen_and_unseen(run, METRICS[0])} for run in runs if "test_by_age" in run]
     values = {name: [run[name] for run in known if run[name] is not None] for name in BEYOND}
     return {name: mean(found) for name, found in values.items() if found}
 

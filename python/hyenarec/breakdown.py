@@ -10,18 +10,27 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hyenarec.data.splits import Split, training_counts
+from hyenarec.data.splits import Split, training_counts, training_events
 from hyenarec.data.store import SequenceStore
 from hyenarec.evaluation import Ranking, ages
 
 # Upper bounds of buckets, after which one more is open.
 AGE_BUCKETS = (0, 1, 5, 20, 100, 500)  # events since a target's last occurrence; 0 is none
 POPULARITY_BUCKETS = (0, 5, 20, 100, 500)  # training events of a target's item
-KINDS = {"by_history_length": "history", "by_age": "age", "by_popularity": "popularity"}  # breakdowns, and their column
+TRANSITION_BUCKETS = (0, 1, 2, 5, 20)  # training events of a target's item right after the item before it
+CHUNK = 1 << 24  # events at a time: what is made of them takes 24 bytes an event
+# Breakdowns, and their column.
+KINDS = {
+    "by_history_length": "history",
+    "by_age": "age",
+    "by_popularity": "popularity",
+    "by_transition": "transition",
+}
 MEANING = {
     "by_history_length": "events in the user's history",
     "by_age": "events since the item occurred last (0: never)",
     "by_popularity": "training events of the item",
+    "by_transition": "training events of the item right after the one before it",
 }
 
 
@@ -40,26 +49,50 @@ def metrics_of(ranking: Ranking, counts: NDArray[np.int64]) -> dict[str, float]:
     return found
 
 
+def transitions(store: SequenceStore, split: Split, targets: NDArray[np.int64]) -> NDArray[np.int64]:
+    """How often in training each target's item came right after the item that is right before it; (n,). 0 for a user's
+    first event."""
+
+    def pair(events: NDArray[np.int64]) -> NDArray[np.int64]:  # of each event's item and the one before it
+        return store.items[events - 1].astype(np.int64) * store.n_items + store.items[events]
+
+    has_one = targets > store.offsets[store.users_of(targets)]
+    asked = np.full(len(targets), -1, dtype=np.int64)
+    asked[has_one] = pair(targets[has_one])
+    pairs, which = np.unique(asked, return_inverse=True)
+    found = np.zeros(len(pairs), dtype=np.int64)
+    follows = training_events(store, split)  # (E,), those of which have a training event of their user before them
+    follows[store.offsets[:-1][np.diff(store.offsets) > 0]] = False
+    for first in range(0, len(follows), CHUNK):
+        keys = pair(first + np.flatnonzero(follows[first : first + CHUNK]))
+        places = np.minimum(np.searchsorted(pairs, keys), len(pairs) - 1)
+        found += np.bincount(places[pairs[places] == keys], minlength=len(pairs))
+    return found[which]
+
+
 @dataclass(frozen=True)
 class TargetKinds:
-    """What kind of target each of n is: ``ages`` (n,), how many events ago its item occurred last (0: never), and
-    ``popularity`` (n,), the training events of its item, which for all items are ``counts`` (V,)."""
+    """What kind of target each of n is: ``ages`` (n,), how many events ago its item occurred last (0: never),
+    ``popularity`` (n,), the training events of its item, which for all items are ``counts`` (V,), and ``transitions``
+    (n,), how many of those come right after the item that is right before the target."""
 
     ages: NDArray[np.int64]
     popularity: NDArray[np.int64]
+    transitions: NDArray[np.int64]
     counts: NDArray[np.int64]
 
     @classmethod
     def of(cls, store: SequenceStore, split: Split, targets: NDArray[np.int64]) -> TargetKinds:
         counts = training_counts(store, split)
-        return cls(ages(store, targets), counts[store.items[targets]], counts)
+        return cls(ages(store, targets), counts[store.items[targets]], transitions(store, split, targets), counts)
 
     def breakdown(self, ranking: Ranking) -> dict[str, list[dict[str, Any]]]:
-        """Metrics by history length, age and popularity: rows as :meth:`Ranking.by` gives them."""
+        """Metrics by each of ``KINDS``: rows as :meth:`Ranking.by` gives them."""
         return {
             "by_history_length": ranking.by_history_length(),
             "by_age": ranking.by("age", self.ages, AGE_BUCKETS),
             "by_popularity": ranking.by("popularity", self.popularity, POPULARITY_BUCKETS),
+            "by_transition": ranking.by("transition", self.transitions, TRANSITION_BUCKETS),
         }
 
     def report(self, ranking: Ranking) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from hyenarec.baselines import FOLLOWING, LAST, NEIGHBOURS, ItemToItem, Popularity
-from hyenarec.breakdown import TargetKinds, averaged, metrics_of, seen_and_unseen
+from hyenarec.breakdown import TargetKinds, averaged, metrics_of, seen_and_unseen, transitions
 from hyenarec.data import Ids, SequenceStore, Split, leave_one_out
 from hyenarec.data.batches import Batch, pack_histories
 from hyenarec.data.splits import training_counts
@@ -87,7 +87,7 @@ def test_breakdowns_partition_the_targets() -> None:
     ranking = rank_targets(Fixed(12), store, split.test, max_length=9, exclude_seen=False, count_shown=True)
     kinds, counts = TargetKinds.of(store, split, split.test), training_counts(store, split)
     parts = kinds.breakdown(ranking)
-    assert set(parts) == {"by_history_length", "by_age", "by_popularity"}
+    assert set(parts) == {"by_history_length", "by_age", "by_popularity", "by_transition"}
     for rows in parts.values():
         assert sum(row["targets"] for row in rows) == len(split.test)
         average = sum(row["MRR"] * row["targets"] for row in rows) / len(split.test)
@@ -103,6 +103,29 @@ def test_breakdowns_partition_the_targets() -> None:
     better = {**report, "test_by_age": [{**row, "NDCG@10": row["NDCG@10"] + 0.1} for row in report["test_by_age"]]}
     both = averaged([report, better], "by_age")
     assert both["0"] == pytest.approx(halves["new to the user"] + 0.05)
+
+
+@pytest.mark.parametrize("chunk", [1 << 24, 7])
+def test_transitions_against_a_loop(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A user of one event, one of none, and a target without an item before it."""
+    monkeypatch.setattr("hyenarec.breakdown.CHUNK", chunk)
+    offsets = np.array([0, 0, 1, 40, 41, 80, 80])
+    items = np.random.default_rng(0).integers(0, 4, 80, dtype=np.int32)
+    store = SequenceStore(offsets, items, None, Ids.from_values(range(6)), Ids.from_values(range(4)))
+    ends = np.array([0, 1, 33, 40, 70, 80])
+    split = Split(train_ends=ends, validation=np.array([33, 70]), test=np.array([0, 39, 79]))
+    trained = [
+        (int(store.items[event - 1]), int(store.items[event]))
+        for start, end in zip(offsets[:-1].tolist(), ends.tolist(), strict=True)
+        for event in range(start + 1, end)
+    ]
+    for targets in (split.test, split.validation):
+        expected = [
+            0 if target in offsets else trained.count((int(store.items[target - 1]), int(store.items[target])))
+            for target in targets.tolist()
+        ]
+        assert transitions(store, split, targets).tolist() == expected
+        assert max(expected) > 1
 
 
 @pytest.mark.parametrize("every", [1, 3])
