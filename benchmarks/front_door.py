@@ -34,6 +34,7 @@ SUITES: dict[str, Suite] = {
     "ablation": Suite("suites.ablation", "accuracy of the hyena mixer with each of its options changed alone"),
     "features": Suite("suites.features", "item features on a log: for rare items, and for items never seen"),
     "losses": Suite("suites.losses", "losses over a catalogue, by chunk size"),
+    "catalogue": Suite("suites.catalogue", "training steps over very many items, in one process and in several"),
     "loading": Suite("suites.loading", "seconds and memory of reading a log of ten million events"),
     "host": Suite("suites.host", "what a mixer call takes of the host, with nothing on a device"),
     "gpu": Suite("gpu.suite", "the operators, their tests and training steps on a GPU, in minutes"),

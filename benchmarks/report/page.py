@@ -110,6 +110,14 @@ SECTIONS = {
     ),
     "losses": Section("The losses over a catalogue", "Milliseconds of forward and backward.", tables.losses, ("cpu",)),
     "loading": Section("Reading a log", "Seconds and memory until a log is in memory.", tables.loading, ("cpu",)),
+    "catalogue": Section(
+        "Very many items",
+        "What does a step of training cost by the size of the catalogue, and in several processes? Milliseconds of one "
+        "core's time, 6,400 events of 64 channels, and the efficiency of the processes. Beside them, where measured: "
+        "by how much the process with the most tokens is over the mean, and what an approximate index finds.",
+        tables.catalogue,
+        ("cpu",),
+    ),
     "hosts": Section(
         "In other libraries",
         "What changes if attention is replaced in a library that people already have? Each trains by its own means, on "

@@ -286,6 +286,24 @@ def loading(result: Result) -> list[str]:
     )
 
 
+def catalogue(result: Result) -> list[str]:
+    def cell(case: Case) -> str:
+        efficiency = f" ({case['efficiency']:.0%})" if "efficiency" in case else ""
+        return number(case["ms"]["median"]) + efficiency
+
+    def row(case: Case) -> str:
+        processes = "one process" if case["processes"] == 1 else f"each of {case['processes']} processes"
+        return f"{case['loss']} loss, {processes}" + (", shards" if case["shards"] else "")
+
+    lines = grid(result["cases"], row, lambda case: case["items"], cell)
+    for key in ("sharing", "index"):
+        rows = result.get(key, [])
+        if rows:
+            cells = [[f"{v:.4g}" if isinstance(v, float) else str(v) for v in found.values()] for found in rows]
+            lines += [*table(list(rows[0]), cells), ""]
+    return lines
+
+
 def _system(case: Case) -> str:
     return title_of(case["mixer"])
 

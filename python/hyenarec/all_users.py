@@ -148,7 +148,8 @@ def _score(job: Job, users: range, advance: Callable[[int], None]) -> list[Found
     at_a_time = scored_at_a_time(len(job.recommender.item_ids))
     for first in range(users.start, users.stop, at_a_time):
         block = range(first, min(first + at_a_time, users.stop))
-        requests = [_request(job, user) for user in block]
+        with job.store.unchanged():
+            requests = [_request(job, user) for user in block]
         answerable = [request for request in requests if len(request.items)]
         tops = iter(_tops(job, answerable) if answerable else ())
         found += [next(tops) if len(request.items) else None for request in requests]

@@ -83,8 +83,10 @@ class TargetKinds:
 
     @classmethod
     def of(cls, store: SequenceStore, split: Split, targets: NDArray[np.int64]) -> TargetKinds:
-        counts = training_counts(store, split)
-        return cls(ages(store, targets), counts[store.items[targets]], transitions(store, split, targets), counts)
+        with store.unchanged():
+            counts = training_counts(store, split)
+            kinds = counts[store.items[targets]], transitions(store, split, targets)
+            return cls(ages(store, targets), *kinds, counts)
 
     def breakdown(self, ranking: Ranking) -> dict[str, list[dict[str, Any]]]:
         """Metrics by each of ``KINDS``: rows as :meth:`Ranking.by` gives them."""

@@ -141,7 +141,8 @@ def rank_targets(
         raise UserError("nothing to evaluate: the split has no targets (every user has too few events)")
     ranks = np.zeros(len(targets), dtype=np.int64)
     shown = np.zeros(store.n_items if count_shown else 0, dtype=np.int64)
-    starts = store.offsets[store.users_of(targets)]
+    with store.unchanged():
+        starts = store.offsets[store.users_of(targets)]
     lengths = targets - starts
     with torch.inference_mode():
         batches = evaluation_batches(store, targets, max_length, scored_at_a_time(store.n_items))
@@ -155,8 +156,10 @@ def rank_targets(
                 read = moved
                 longest = int(lengths[places].max())
                 if seen == "history" and longest > max_length:
-                    rows = [store.items[start:end] for start, end in zip(starts[places], targets[places], strict=True)]
-                    read = pack_histories(rows, longest).to(scores.device)
+                    bounds = zip(starts[places], targets[places], strict=True)
+                    with store.unchanged():
+                        read = pack_histories([store.items[start:end] for start, end in bounds], longest)
+                    read = read.to(scores.device)
                 scores = (shard.exclude if shard else exclude_history)(scores, read)
             found = (shard.target_ranks if shard else target_ranks)(scores, moved.targets)
             ranks[places] = found.cpu().numpy()

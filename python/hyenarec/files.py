@@ -6,7 +6,7 @@ import fcntl
 import json
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -107,6 +107,27 @@ def alone_in(folder: Path) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
+
+
+@contextmanager
+def unwritten(paths: Sequence[Path], name: str, what: str = "the log") -> Iterator[None]:
+    """Inside, what lies in the files at ``paths`` is read. Raises :class:`UserError`, beginning with ``name``, where
+    one of them is another in the end, or was written meanwhile: what was read may be of neither."""
+
+    def states() -> list[tuple[int, ...]]:
+        found = [path.stat() for path in paths]
+        return [(state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns) for state in found]
+
+    before = states()
+    try:
+        yield
+    finally:
+        try:
+            changed = states() != before
+        except FileNotFoundError as error:
+            raise UserError(f"{error.filename}: has gone while {what} was read") from error
+        if changed:
+            raise UserError(f"{name}: has changed while it was read; read it again when nobody writes there")
 
 
 def sync_folder(path: Path) -> None:

@@ -42,6 +42,7 @@ RESULT, TIMING = "result.json", "timing.json"
 
 # Options that change nothing about the epochs trained so far; a cosine schedule is laid out over its epochs.
 FREE_OPTIONS = ("epochs", "patience", "checkpoint_minutes", "device", "shard_items")
+FILES = {"data": "the log", "item_features": "the table of item features", "start": "the run to go on from"}
 MADE_AGAIN = "remove it, and the same command makes it again"
 SLOW_HOURS = 1.0  # of an epoch's loss, from which a warning is due
 
@@ -63,12 +64,12 @@ class Run:
         """Raises :class:`UserError` for a folder that cannot be used, is in use, or holds another run."""
         check_folder(folder)
         self.folder, self.store, self.start = folder, store, start
-        self.trainer = Trainer(store, split, model_config, config, start.trained if start else None, features)
-        self.description = json.loads(
+        config = config.for_items(store.n_items)
+        self.description: dict[str, Any] = json.loads(
             json.dumps(
                 {
                     "model": asdict(model_config),
-                    "training": asdict(self.trainer.config),
+                    "training": asdict(config),
                     "source": asdict(source),
                     "data": {**store.describe(), "time_unit": store.time_unit, "fingerprint": store.fingerprint()},
                     **({"start": start.describe()} if start else {}),
@@ -76,14 +77,16 @@ class Run:
                 }
             )
         )
+        self._refuse_differing()
+        self.trainer = Trainer(store, split, model_config, config, start.trained if start else None, features)
         self._lock = lock(folder) if distributed.is_main() else None
         self.environment: dict[str, Any] = {}
         try:
             self._resume()
+            distributed.refuse_differing("option out", asdict(self.trainer.progress))
         except BaseException:
             self._unlock()
             raise
-        distributed.wait()  # before anything is written
         if MIXERS[model_config.mixer].knows_time and store.timestamps is None:
             console.print(
                 f"{model_config.mixer}: the log has no timestamps; positions take their place", highlight=False
@@ -144,13 +147,14 @@ class Run:
         if not self._writes:
             return
         ids = self.store.user_ids, self.store.item_ids
-        trained = Trained(
-            trainer.model.folded(),
-            *ids,
-            self.description,
-            trained_until(self.store, trainer.split),
-            LearnedFeatures.of(trainer.model.items, training_counts(self.store, trainer.split)),
-        )
+        with self.store.unchanged():
+            trained = Trained(
+                trainer.model.folded(),
+                *ids,
+                self.description,
+                trained_until(self.store, trainer.split),
+                LearnedFeatures.of(trainer.model.items, training_counts(self.store, trainer.split)),
+            )
         save_trained(self.folder / BEST, trained, trainer.progress.epoch)
 
     def _write_metrics(self) -> None:
@@ -164,6 +168,16 @@ class Run:
     def _unlock(self) -> None:
         if self._lock is not None:
             unlock(self._lock, self.folder)
+
+    def _refuse_differing(self) -> None:
+        """Before a model is made, as processes with models of other shapes would wait for each other."""
+        given = self.description
+        split = given["source"]["split"]
+        distributed.refuse_differing("option data", given["data"])
+        distributed.refuse_differing("options", given["model"], given["training"], split, [*given])
+        for option, part in (("from", "start"), ("item_features", "item_features")):
+            if part in given:
+                distributed.refuse_differing(f"option {option}", given[part])
 
     def _resume(self) -> None:
         try:
@@ -198,12 +212,13 @@ class Run:
             raise UserError(f"{self.folder / others[0]} is not of a training run: choose another folder")
 
     def _read_last(self, last: Path) -> None:
-        tensors, header = checkpoint.load(last, self.trainer.model.shard)
+        arrays, header = checkpoint.load_mapped(last)
         differing = _differences(header.get("config", {}), self.description)
         if differing:
             raise UserError(
-                f"{self.folder} holds a run with other options ({'; '.join(differing)}): choose another folder"
+                f"{self.folder} holds a run with other options ({'; '.join(differing)}): {_way_out(differing)}"
             )
+        tensors = checkpoint.copied(arrays, last, self.trainer.model.shard)
         progress = from_json(Progress, header.get("progress"), f"{last}: progress")
         if not _is_whole(progress):
             raise DamagedError(f"{last}: damaged checkpoint: its progress does not fit its history")
@@ -349,6 +364,14 @@ def _differences(there: Any, here: dict[str, Any]) -> list[str]:
         for name in sorted(there.keys() | here.keys())
         if there.get(name) != here.get(name)
     ]
+
+
+def _way_out(differing: list[str]) -> str:
+    changed = [what for part, what in FILES.items() if any(line.startswith(f"{part}.") for line in differing)]
+    if not changed:
+        return "choose another folder"
+    what = " and ".join(changed)
+    return f"{what} changed since, or is another one; put back what was there, or choose another folder"
 
 
 def _that_matters(config: Any) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -117,7 +118,10 @@ def save_file(arrays: Mapping[str, NDArray[Any] | Streamed], path: Path, head: H
         file.write(header(checksum))
 
 
-@dataclass(frozen=True)
+State = tuple[int, int, int, int]  # of a file: device, number, size, and when it was last written
+
+
+@dataclass
 class Opened:
     """A file of which the header was read: the ``arrays``, read-only and memory-mapped, and the JSON ``header``."""
 
@@ -129,10 +133,35 @@ class Opened:
     """Where each array begins in the file."""
     checksum: str
     text: str
+    state: State
+    """Of the file that is mapped, when it was."""
+    verified: bool = False
+    """Whether its checksum was compared."""
+
+    def refuse_changed(self) -> None:
+        """Raises :class:`DamagedError` where the mapped file was written since, so that the arrays are others, or are
+        cut: reading what is beyond the end of a file ends the process.
+
+        Another file that was put in its place changes nothing: the one that is mapped lives on. One that was written,
+        but has the same contents, is read once for that.
+        """
+        try:
+            state = _state(self.path.stat())
+        except OSError:
+            return  # it is gone
+        if state == self.state or state[:2] != self.state[:2]:
+            return
+        try:
+            self.verify()
+        except DamagedError as error:
+            raise DamagedError(f"{self.path}: was written while this {self.kind.name} was in use") from error
+        self.state = state
 
     def verify(self) -> None:
         """Read every array once, a block at a time. Raises :class:`DamagedError` where the checksum is another."""
         with self.path.open("rb") as file:
+            if _state(os.fstat(file.fileno()))[:2] != self.state[:2]:
+                raise UserError(f"{self.path}: was replaced while it was opened; run the same command again")
             buffer = memoryview(bytearray(BLOCK))
 
             def blocks(name: str) -> Iterator[Buffer]:
@@ -151,7 +180,7 @@ def opened(path: Path, kind: Kind) -> Opened:
     Raises :class:`UserError` for a file that is missing or may not be read, and :class:`DamagedError` for one that is
     truncated, foreign, of another version, or has a damaged header.
     """
-    arrays, metadata, places = _map(path, kind)
+    arrays, metadata, places, state = _map(path, kind)
     name, _, rest = metadata.get("format", "").partition(" ")
     if name != kind.format:
         raise DamagedError(f"{path}: not a hyenarec {kind.name}")
@@ -166,7 +195,7 @@ def opened(path: Path, kind: Kind) -> Opened:
             raise ValueError("its header is no object")
     except (ValueError, RecursionError) as error:
         raise DamagedError(f"{path}: truncated or damaged {kind.name} ({error})") from error
-    return Opened(path, kind, arrays, header, places, checksum, text)
+    return Opened(path, kind, arrays, header, places, checksum, text, state)
 
 
 def load(path: Path, kind: Kind) -> tuple[Arrays, dict[str, Any]]:
@@ -193,33 +222,39 @@ def is_kind(path: Path, kind: Kind) -> bool:
         return False
 
 
-def _map(path: Path, kind: Kind) -> tuple[Arrays, dict[str, str], dict[str, int]]:
-    """The arrays of a safetensors file, mapped at the places that its header gives, its metadata, and those places."""
+def _map(path: Path, kind: Kind) -> tuple[Arrays, dict[str, str], dict[str, int], State]:
+    """The arrays of a safetensors file, mapped at the places that its header gives, its metadata, those places, and the
+    file's state."""
     try:
-        with path.open("rb"):
-            pass
+        file = path.open("rb")
     except (FileNotFoundError, NotADirectoryError):
         raise UserError(f"{path}: no such {kind.name}") from None
     except OSError as error:
         raise UserError(f"{path}: cannot read this {kind.name}: {error.strerror or error}") from error
     try:
-        with safe_open(path, framework="numpy") as file:  # it checks that places, shapes and dtypes fit the file
-            metadata = file.metadata() or {}
-        # Mapped by numpy, since safetensors' own get_tensor() and get_slice() copy.
-        data = np.asarray(np.memmap(path, np.uint8, mode="r"))
+        with file:
+            state = _state(os.fstat(file.fileno()))
+            with safe_open(path, framework="numpy"):  # it checks that places, shapes and dtypes fit the file
+                pass
+            # Mapped by numpy, since safetensors' own get_tensor() and get_slice() copy.
+            data = np.asarray(np.memmap(file, np.uint8, mode="r"))
         start = 8 + int.from_bytes(data[:8].tobytes(), "little")
         entries = json.loads(data[8:start].tobytes())
+        metadata = entries.pop("__metadata__", None) or {}
         arrays, places = {}, {}
         for name, entry in entries.items():
-            if name != "__metadata__":
-                begin, end = entry["data_offsets"]
-                places[name] = start + begin
-                arrays[name] = data[start + begin : start + end].view(DTYPES[entry["dtype"]]).reshape(entry["shape"])
+            begin, end = entry["data_offsets"]
+            places[name] = start + begin
+            arrays[name] = data[start + begin : start + end].view(DTYPES[entry["dtype"]]).reshape(entry["shape"])
     except KeyError as error:
         raise DamagedError(f"{path}: holds {error} values, which no {kind.name} has") from error
     except (SafetensorError, OSError, ValueError, RecursionError) as error:
         raise DamagedError(f"{path}: truncated or damaged {kind.name} ({error})") from error
-    return arrays, metadata, places
+    return arrays, metadata, places, state
+
+
+def _state(found: os.stat_result) -> State:
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
 
 
 def _checksum(

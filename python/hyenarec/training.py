@@ -221,8 +221,11 @@ class Trainer:
         progress, finite = self.progress, int(self._finite)
         if finite < progress.batch:
             raise self._diverged(f"the loss is no number from step {progress.step - progress.batch + finite + 1} on")
-        if weights and distributed.any_of(not all(map(_finite, self.model.parameters())), self.device):
-            raise self._diverged(f"weights are no numbers after step {progress.step}")
+        if weights:
+            bad = not all(map(_finite, self.model.parameters()))
+            # Whole tables are the same in all processes, of which each asks when it would save, by its own clock.
+            if distributed.any_of(bad, self.device) if self.model.shard else bad:
+                raise self._diverged(f"weights are no numbers after step {progress.step}")
 
     def _diverged(self, what: str) -> DivergedError:
         config, progress = self.config, self.progress

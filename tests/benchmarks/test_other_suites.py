@@ -20,7 +20,7 @@ from benchmarks.harness import convolutions
 from benchmarks.harness.checks import refusal
 from benchmarks.harness.recording import Result, read
 from benchmarks.report import rankings
-from benchmarks.suites import ablation, accuracy, cache, features, loading, losses
+from benchmarks.suites import ablation, accuracy, cache, catalogue, features, loading, losses
 from benchmarks.suites import operator as operator_cpu
 from hyenarec.data import big_logs, read_log
 from hyenarec.data.synthetic import write_synthetic_log
@@ -99,6 +99,24 @@ def test_losses(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     assert {case["kind"] for case in result["cases"]} == {"full cross entropy", "sampled softmax"}
     assert {case["precision"] for case in result["cases"]} == {"float32", "bfloat16"}
     assert {"everything at once", "ours, 0K scores a chunk"} <= {case["loss"] for case in result["cases"]}
+
+
+@pytest.mark.slow
+def test_catalogue(run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two processes with shards of the table take the steps of one."""
+    pytest.importorskip("faiss", reason="needs faiss: pip install 'hyenarec[ann]'")
+    monkeypatch.setattr(catalogue, "CASES", (("sampled", 500, 1, False), ("sampled", 500, 2, True)))
+    monkeypatch.setattr(catalogue, "in_fresh_process", lambda function, *arguments: function(*arguments))
+    log = tmp_path / "log.csv"
+    write_synthetic_log(log, users=1_000, mean_history=40)
+    threads = torch.get_num_threads()
+    result = run(catalogue, "--steps", "2", "--logs", str(log), "--index", "3000")
+    torch.set_num_threads(threads)
+    one, two = result["cases"]
+    assert two["efficiency"] > 0 and two["check"]["error"] < 1e-5 and "check" not in one
+    (shared,), (index,) = result["sharing"], result["index"]
+    assert 0 <= shared["by tokens"] < shared["by windows"]
+    assert index["found of the best ten"] > 0.95
 
 
 def test_loading(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -191,10 +191,15 @@ def test_compare_takes_mixers_and_seeds_alone(
 ) -> None:
     out = tmp_path / "comparison"
     own = [["compare", *option] for option in (["--mixer", "gru"], ["--mixer", "hyena"], ["--seed", "0"])]
-    for command, *option in (*own, ["compare", "--shard-items"], ["tune", "--shard-items"]):  # trained in one process
+    for command, *option in own:
         with pytest.raises(SystemExit) as stopped:
             main([command, str(log), "--out", str(out), *option])
         assert stopped.value.code == 2 and option[0] in capsys.readouterr().err
+    for command in ("compare", "tune", "serve"):
+        message = (
+            f"option shard_items: not used by {command}, which is done by one process; only by train, evaluate and"
+        )
+        assert fails(command, log, "--out", out, "--shard-items").startswith(message)
     assert fails("compare", log, "--out", out, "--seeds", "0", "-1") == "option seed: -1 is below 0"
     assert fails("compare", log, "--out", out, "--seeds", "0", "0").startswith("option seeds: one is named twice")
     assert fails("compare", log, "--out", out, "--mixers", "gru", "--hyena.terms", "8").startswith("option hyena.terms")

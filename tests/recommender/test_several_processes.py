@@ -18,21 +18,23 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from generated import make_batch
+from generated import make_batch, make_store, write_items
 from jobs import LOSS_TOLERANCE, OPTIONS, STORE, Command, Job, run
 from test_training import same, weights
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from hyenarec import checkpoint, distributed, item_shards, plots  # noqa: F401 (plots: so that forked processes have it)
 from hyenarec.cli import main
+from hyenarec.cli.train import Train
 from hyenarec.cloze import hide_events
 from hyenarec.config import ModelConfig, TrainingConfig
 from hyenarec.data.batches import Batch
+from hyenarec.data.item_features import encode, learn, read_item_table
 from hyenarec.data.splits import leave_one_out
 from hyenarec.errors import UserError
 from hyenarec.evaluation import rank_targets
 from hyenarec.recommendation import Recommender
-from hyenarec.run_folder import LAST, read_history
+from hyenarec.run_folder import LAST, Run, read_history
 from hyenarec.trained import BEST
 from hyenarec.training import Trainer
 
@@ -110,6 +112,23 @@ def test_a_signal_stops_all_after_the_same_step(job_store: Path, tmp_path: Path)
     run(3, job_store, tmp_path / "stopped", *options)
     run(3, job_store, tmp_path / "whole", *options)
     assert same(weights(tmp_path / "stopped"), weights(tmp_path / "whole"))
+
+
+def test_processes_save_by_their_own_clocks(job_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Process 0 takes long to write, so the others are due for the next time before it is."""
+    save = Run.save_last
+
+    def slowly(self: Run) -> None:
+        save(self)
+        time.sleep(0.05 * distributed.is_main())
+
+    options = ("--epochs", "2", "--batch-size", "16", *OPTIONS)
+    train = ("train", str(job_store), *options, "--out")
+    assert Command(2, tmp_path / "whole", *train, str(tmp_path / "whole")).wait() == [0, 0]
+    monkeypatch.setattr(Run, "save_last", slowly)
+    job = Command(2, tmp_path / "often", *train, str(tmp_path / "often"), "--checkpoint-minutes", "0.0005")
+    assert job.wait() == [0, 0], job.said()
+    assert same(weights(tmp_path / "often"), weights(tmp_path / "whole"))
 
 
 def test_torchruns_agent_starts_it(job_store: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -269,7 +288,10 @@ def test_what_one_process_does_is_refused_in_several(
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("differs", ["log", "options", "histories", "evaluated log"])
+@pytest.mark.parametrize(
+    "differs",
+    ["log", "times", "features", "start", "folder", "options", "histories", "evaluated log", "evaluated times"],
+)
 def test_processes_that_are_given_something_else_are_refused(
     differs: str, job_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -277,15 +299,29 @@ def test_processes_that_are_given_something_else_are_refused(
     given, other = tmp_path / "given", tmp_path / "other"
     for place, items in ((given, STORE.items), (other, STORE.items[::-1].copy())):
         replace(STORE, items=items).save(place / "log")
+        assert STORE.timestamps is not None
+        replace(STORE, timestamps=STORE.timestamps + (place == other)).save(place / "times")
         (place / "histories").write_text("".join(f"{item}\n" for item in STORE.item_ids.decode(items[:3])))
     arguments = {
         "log": ["train", "log", "--out", str(tmp_path / "run"), *OPTIONS],
+        "times": ["train", "times", "--out", str(tmp_path / "run"), *OPTIONS],
+        "features": ["train", str(job_store), "--out", str(tmp_path / "run"), *OPTIONS, "--item-features", "items.csv"],
+        "start": ["train", str(job_store), "--out", str(tmp_path / "run"), "--seed", "0", "--device", "cpu"],
+        "folder": ["train", str(job_store), "--out", "run", "--epochs", "2", *OPTIONS],
         "options": ["train", str(job_store), "--out", str(tmp_path / "run"), *OPTIONS],
         "histories": ["recommend", str(tmp_path / "run"), "--histories", "histories", "--shard-items"],
         "evaluated log": ["evaluate", str(tmp_path / "run"), "--data", "log"],
+        "evaluated times": ["evaluate", str(tmp_path / "run"), "--data", "times"],
     }[differs]
-    if differs in ("histories", "evaluated log"):
+    if differs in ("histories", "evaluated log", "evaluated times"):
         run(1, job_store, tmp_path / "run", "--epochs", "1")
+    if differs == "start":
+        for place, seed in ((given, "0"), (other, "1")):
+            run(1, job_store, place / "before", "--epochs", "1", "--seed", seed)
+    if differs == "folder":  # each machine has its own, and process 0 alone its checkpoint
+        assert Command(1, tmp_path / "first", *arguments[:3], str(given / "run"), "--epochs", "1", *OPTIONS).wait() == [
+            0
+        ]
 
     def start() -> None:
         joined()
@@ -293,18 +329,39 @@ def test_processes_that_are_given_something_else_are_refused(
 
     joined = distributed.start
     monkeypatch.setattr(distributed, "start", start)
+    if differs == "features":  # read before the fork, which polars does without
+        tables = [write_items(tmp_path / f"{last}.parquet", last=last) for last in (130, 125)]
+        read = [read_item_table(table, STORE.item_ids) for table in tables]
+        features = [encode(table, learn(table, STORE.item_ids), STORE.item_ids) for table in read]
+        monkeypatch.setattr(Train, "_features", lambda self, store, trained: features[distributed.rank()])
     work = Command._work
-    if differs == "options":
+    own = {
+        "options": [["--seed", str(rank)] for rank in range(2)],
+        "start": [["--from", str(place / "before")] for place in (given, other)],
+    }
+    if differs in own:
         monkeypatch.setattr(
             Command,
             "_work",
-            lambda self, rank, processes, port, given: work(self, rank, processes, port, [*given, "--seed", str(rank)]),
+            lambda self, rank, processes, port, same: work(self, rank, processes, port, [*same, *own[differs][rank]]),
         )
     job = Command(2, tmp_path / "job", *arguments)
     assert job.wait(60) == [2, 2], job.said()
-    what = {"log": "option data", "evaluated log": "option data"}.get(differs, differs)
+    data = dict.fromkeys(("log", "times", "evaluated log", "evaluated times"), "option data")
+    others = {"features": "option item_features", "start": "option from", "folder": "option out"}
+    what = (data | others).get(differs, differs)
     for rank in range(2):
         assert f"error: {what}: process 1 of 2 has others than process 0; all must see the same" in job.said(rank)
+
+
+@pytest.mark.slow
+def test_shards_of_another_catalogue_are_not_called_damaged(job_store: Path, tmp_path: Path) -> None:
+    options = ("--epochs", "1", "--loss", "sampled", "--negatives", "64", "--shard-items")
+    run(2, job_store, tmp_path / "run", *options)
+    make_store(n_users=400, n_items=31).save(tmp_path / "grown")
+    job = Job(2, tmp_path / "grown", tmp_path / "run", *options)
+    assert job.wait(60) == [2, 2]
+    assert all("the log changed since, or is another one" in job.said(rank) for rank in range(2))
 
 
 def test_sharing_a_model_warns_of_nothing_and_leaves_its_buffers(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ import tyro
 
 from hyenarec.allocator import keep_freed_memory
 from hyenarec.cli.identifiers import check_options, mark_ids
-from hyenarec.cli.processes import TOGETHER, refuse_several
+from hyenarec.cli.processes import TOGETHER, refuse_together
 from hyenarec.display import complain, console, make_output_safe, shown
 from hyenarec.errors import UserError
 
@@ -76,7 +76,7 @@ def _parse(arguments: list[str]) -> Any:
     if arguments and arguments[0] in COMMANDS:
         name = arguments[0]
         if name not in TOGETHER:
-            refuse_several(name)
+            refuse_together(name, arguments[1:])
         command = _command(name)
         default = command.default(arguments[1:]) if hasattr(command, "default") else None
         given = {} if default is None else {"default": default}

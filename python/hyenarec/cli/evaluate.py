@@ -83,12 +83,14 @@ class Evaluate:
         store, split = load_source(source)
         targets = getattr(split, self.part)
         if distributed.size() > 1:
-            distributed.refuse_differing("option data", store.describe())
+            distributed.refuse_differing("option data", store.fingerprint())
             distributed.refuse_differing(
                 "run and options", recommender.config, len(recommender.item_ids), self.part, exclude_seen, seen
             )
         absent = recommender.config.get("start", {}).get("absent_items", 0)
         absent += len(recommender.item_ids) - len(trained.item_ids)
+        if self.data is None:
+            say_if_changed(trained, store, source.data)
         known = known_part(store, recommender.item_ids, targets, absent)
         if known is None:
             raise UserError(f"{source.data}: its items are not those that the model was trained on")
@@ -135,6 +137,19 @@ class Evaluate:
             }
             write_report(self.json_out, "evaluate", report)
         distributed.stop()
+
+
+def say_if_changed(trained: Recommender, store: SequenceStore, path: str) -> None:
+    """Say so where the log is not as it was when the model was trained on it."""
+    from hyenarec.continuing import with_items_of
+    from hyenarec.display import console
+
+    config = trained.config
+    as_trained = with_items_of(store, trained.item_ids) if "start" in config else store
+    if as_trained.fingerprint() != config["data"]["fingerprint"]:
+        console.print(
+            f"{path} changed since the model was trained on it; evaluated is what it holds now", highlight=False
+        )
 
 
 def show_example(

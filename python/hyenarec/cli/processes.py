@@ -3,10 +3,22 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 
 from hyenarec.errors import UserError
 
 TOGETHER = ("train", "evaluate", "recommend")  # what several processes do together
+
+
+def refuse_together(command: str, arguments: Sequence[str]) -> None:
+    """Raises :class:`UserError` where ``command``, which is none of ``TOGETHER``, is started in several processes, or
+    with their option."""
+    refuse_several(command)
+    if any(argument.partition("=")[0].replace("_", "-") == "--shard-items" for argument in arguments):
+        raise UserError(
+            f"option shard_items: not used by {command}, which is done by one process; only by train, "
+            "evaluate and recommend, for tables that one process cannot hold"
+        )
 
 
 def refuse_several(command: str) -> None:

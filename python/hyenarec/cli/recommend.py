@@ -238,9 +238,10 @@ def histories_of(users: Sequence[str], store: SequenceStore) -> Iterator[Questio
         except UserError as error:
             yield Question(name, f"user {name}", error=str(error))
             continue
-        items = store.item_ids.decode(store.history(user))
-        rows = slice(store.offsets[user], store.offsets[user + 1])
-        times = None if store.timestamps is None else store.timestamps[rows].astype("datetime64[s]")
+        with store.unchanged():
+            items = store.item_ids.decode(store.history(user))
+            rows = slice(store.offsets[user], store.offsets[user + 1])
+            times = None if store.timestamps is None else store.timestamps[rows].astype("datetime64[s]")
         yield Question(name, f"user {name}", items, times)
 
 

@@ -91,9 +91,6 @@ class Train:
             start, store = Start.of(trained, store)
         training = self.training.for_items(store.n_items)
         refuse_unused(self.model, training, (self.model.mixer,))
-        if distributed.size() > 1:
-            distributed.refuse_differing("option data", store.describe())
-            distributed.refuse_differing("options", self.model, training, self.split)
         show_log(store)
         if start is not None:
             console.print(

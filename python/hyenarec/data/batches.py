@@ -114,8 +114,10 @@ class TrainingWindows:
         order = np.random.default_rng((seed, epoch)).permutation(len(self.starts))
         for first in range(skip * self.batch_size, len(order), self.batch_size):
             chosen = order[first : first + self.batch_size]
-            events, batch = _gather(self.store, self.starts[chosen], self.ends[chosen])
-            yield replace(batch, targets=torch.from_numpy(self.store.items[events + 1].astype(np.int64)))
+            with self.store.unchanged():
+                events, batch = _gather(self.store, self.starts[chosen], self.ends[chosen])
+                targets = torch.from_numpy(self.store.items[events + 1].astype(np.int64))
+            yield replace(batch, targets=targets)
 
 
 def evaluation_batches(
@@ -126,9 +128,12 @@ def evaluation_batches(
 
     Yields the places in ``targets`` that the batch covers, (S,), and the batch.
     """
-    starts = np.maximum(store.offsets[store.users_of(targets)], targets - max_length)
+    with store.unchanged():
+        starts = np.maximum(store.offsets[store.users_of(targets)], targets - max_length)
     by_length = np.argsort(targets - starts, kind="stable")
     for first in range(0, len(by_length), batch_size):
         places = by_length[first : first + batch_size]
-        _, batch = _gather(store, starts[places], targets[places])
-        yield places, replace(batch, targets=torch.from_numpy(store.items[targets[places]].astype(np.int64)))
+        with store.unchanged():
+            _, batch = _gather(store, starts[places], targets[places])
+            wanted = torch.from_numpy(store.items[targets[places]].astype(np.int64))
+        yield places, replace(batch, targets=wanted)

@@ -28,7 +28,7 @@ from hyenarec.data.reading import LogOptions, columns_of, ids_of, read_log, repe
 from hyenarec.data.store import SequenceStore
 from hyenarec.data.times import DATES, BadTime, TimeUnit, read_times
 from hyenarec.errors import UserError
-from hyenarec.files import alone_in
+from hyenarec.files import alone_in, unwritten
 
 if TYPE_CHECKING:
     import polars as pl
@@ -297,21 +297,11 @@ def _readable(path: Path, parts: list[Path]) -> Iterator[None]:
     """Inside, both passes have to read the same files, and what polars cannot read is one line."""
     import polars as pl
 
-    def states() -> list[tuple[int, ...]]:
-        found = [part.stat() for part in parts]
-        return [(state.st_ino, state.st_size, state.st_mtime_ns) for state in found]
-
     try:
-        before = states()
-        try:
+        with unwritten(parts, str(path)):  # or users and items would be others than those that were found
             yield
-        finally:
-            if states() != before:  # users and items would be others than those that were found
-                raise UserError(f"{path}: has changed while it was read; read it again when nobody writes there")
     except pl.exceptions.PolarsError as error:
         raise UserError(f"{_damaged(parts) or path}: cannot read it: {str(error).splitlines()[0]}") from error
-    except FileNotFoundError as error:
-        raise UserError(f"{error.filename}: has gone while the log was read") from error
 
 
 def _damaged(parts: list[Path]) -> Path | None:

@@ -11,10 +11,10 @@ import numpy as np
 
 from hyenarec.data.columns import MissingColumn, WithOthers
 from hyenarec.data.ids import Id, Ids
-from hyenarec.data.places import STANDARD_INPUT, SUFFIXES, Origin, read_columns
+from hyenarec.data.places import STANDARD_INPUT, SUFFIXES, Origin, files_at, read_columns
 from hyenarec.data.reading import ids_of_column
 from hyenarec.errors import UserError
-from hyenarec.files import as_path
+from hyenarec.files import as_path, unwritten
 
 if TYPE_CHECKING:
     import polars as pl
@@ -36,8 +36,9 @@ def read_names(path: str | Path, item_ids: Ids, item: str | None = None) -> dict
     import polars as pl
 
     path = as_path(path, "option names")
-    ids = _read_ids(path, item)
-    names = read_table(path, "name", NAME_COLUMNS).frame["name"].cast(pl.String)
+    with unwritten(files_at(path), str(path), "the catalogue"):  # or names would be of other ids
+        ids = _read_ids(path, item)
+        names = read_table(path, "name", NAME_COLUMNS).frame["name"].cast(pl.String)
     places = item_ids.find([given for given, _ in ids])  # (n,), -1 where unknown
     found: dict[Id, str] = {}
     for known, name in zip(_decode_known(item_ids, places), names, strict=True):
@@ -90,7 +91,8 @@ def _read_lines(path: Path) -> list[tuple[Id, str]]:
     """The ids of a file with one a line, and where each stands."""
     _refuse_standard_input(path)
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        with unwritten(files_at(path), str(path), "the list"):
+            text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 text with an item id a line, nor named as a table") from error
     except OSError as error:

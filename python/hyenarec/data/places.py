@@ -14,6 +14,7 @@ from urllib.parse import unquote
 
 from hyenarec.data.columns import OTHER, choose
 from hyenarec.errors import UserError
+from hyenarec.files import unwritten
 
 if TYPE_CHECKING:
     import polars as pl
@@ -87,11 +88,12 @@ def read_columns(path: Path, columns: dict[str, str], format: LogFormat | None) 
             f"{name}: reading a log needs polars: install hyenarec[rec], or prepare a store where it is installed"
         ) from error
     try:
-        if parts:
-            return _read_parts(path, parts, columns)
-        if kind == "parquet":
-            return _read_parquet(name, _plain_file(path), columns), Origin(name)
-        data = _unpack(name, _read_bytes(path))
+        with unwritten(files_at(path), name):
+            if parts:
+                return _read_parts(path, parts, columns)
+            if kind == "parquet":
+                return _read_parquet(name, _plain_file(path), columns), Origin(name)
+            data = _unpack(name, _read_bytes(path))
         if kind == "jsonl":
             from hyenarec.data.json_lines import read_json_lines
 
@@ -115,6 +117,13 @@ def parquet_parts(folder: Path) -> list[Path]:
 def _files(folder: Path) -> list[Path]:
     found = sorted(file for file in folder.rglob("*") if file.is_file())
     return [file for file in found if not any(part[0] in "_." for part in file.relative_to(folder).parts)]
+
+
+def files_at(path: Path) -> list[Path]:
+    """The files that are read where a log or a table lies: none of a pipe."""
+    if path.is_dir():
+        return parquet_parts(path)
+    return [path] if path.is_file() else []
 
 
 def parts_of(folder: Path) -> list[Path]:

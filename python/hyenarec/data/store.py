@@ -6,7 +6,7 @@ import hashlib
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import InitVar, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -42,11 +42,10 @@ class SequenceStore:
     user_ids: Ids
     item_ids: Ids
     time_unit: str = "s"
-    unverified: InitVar[tensor_file.Opened | None] = None
-    """The file that the arrays are of, where only :meth:`verify` is to read all of them."""
-    _unverified: tensor_file.Opened | None = field(init=False, default=None, repr=False)
+    file: tensor_file.Opened | None = field(default=None, repr=False)
+    """The file that the arrays are mapped from; until it is verified only :meth:`verify` reads all of them."""
 
-    def __post_init__(self, unverified: tensor_file.Opened | None) -> None:
+    def __post_init__(self) -> None:
         for name, ids in (("user_ids", self.user_ids), ("item_ids", self.item_ids)):
             if not isinstance(ids, Ids):
                 raise ValueError(f"{name}: expected Ids, got {shortened(ids)}")
@@ -58,9 +57,8 @@ class SequenceStore:
             raise ValueError("offsets: must start at 0 and never fall")
         if self.time_unit not in UNITS:
             raise ValueError(f"time unit: must be one of {', '.join(UNITS)}, got {self.time_unit!r}")
-        if unverified is None:
+        if self.file is None or self.file.verified:
             self._check_items(self.items)
-        object.__setattr__(self, "_unverified", unverified)
 
     def _check_items(self, items: NDArray[np.int32]) -> None:
         if len(items) and not (items.min() >= 0 and items.max() < len(self.item_ids)):
@@ -84,8 +82,8 @@ class SequenceStore:
         if not 0 <= user < self.n_users:
             raise UserError(f"user: {shortened(user)} is outside 0 to {self.n_users - 1}")
         items = self.items[self.offsets[user] : self.offsets[user + 1]]
-        if self._unverified is not None:
-            with _damage(self._unverified.path.parent):
+        if self.file is not None and not self.file.verified:
+            with _damage(self.file.path.parent):
                 self._check_items(items)
         return items
 
@@ -149,20 +147,38 @@ class SequenceStore:
             raise UserError(f"{path}: not a store: {STORE} is missing (remove an older store, and prepare it again)")
         with _damage(path):
             file = tensor_file.opened(path / STORE, KIND)
-            at_once = (path / STORE).stat().st_size <= VERIFIED_AT_ONCE
-            if at_once:
+            if (path / STORE).stat().st_size <= VERIFIED_AT_ONCE:
                 file.verify()
-            return cls._from_arrays(file.arrays, file.header["time_unit"], None if at_once else file)
+                file.verified = True
+            return cls._of(file)
 
     def verify(self) -> None:
         """Read every array of a store that was too large for it when it was opened, and compare its checksum, once;
         training and evaluating do. Raises :class:`UserError` where it is damaged."""
-        if self._unverified is None:
+        if self.file is None or self.file.verified:
             return
-        with _damage(self._unverified.path.parent):
-            self._unverified.verify()
+        with _damage(self.file.path.parent):
+            self.file.verify()
             self._check_items(self.items)
-        object.__setattr__(self, "_unverified", None)
+        self.file.verified = True
+
+    def refuse_changed(self) -> None:
+        """Raises :class:`UserError` where somebody wrote into the file of the store since it was opened, as copying
+        another one over it does: what was read is then of neither. Preparing or saving it anew puts another file in its
+        place, and disturbs nobody. It takes some microseconds; training and evaluating ask for every batch.
+        """
+        if self.file is not None:
+            with _damage(self.file.path.parent):
+                self.file.refuse_changed()
+
+    @contextmanager
+    def unchanged(self) -> Iterator[None]:
+        """Inside, what is read is of the store as it was opened: :meth:`refuse_changed` before and after."""
+        self.refuse_changed()
+        try:
+            yield
+        finally:
+            self.refuse_changed()
 
     def _arrays(self) -> Arrays:
         arrays: Arrays = {"offsets": self.offsets, "items": self.items}
@@ -173,10 +189,11 @@ class SequenceStore:
         return arrays
 
     @classmethod
-    def _from_arrays(cls, arrays: Arrays, time_unit: str, unverified: tensor_file.Opened | None) -> SequenceStore:
+    def _of(cls, file: tensor_file.Opened) -> SequenceStore:
+        arrays = file.arrays
         user_ids, item_ids = (_ids_of(role, arrays) for role in ("user", "item"))
-        times = arrays.get("timestamps")
-        return cls(arrays["offsets"], arrays["items"], times, user_ids, item_ids, time_unit, unverified)
+        times, unit = arrays.get("timestamps"), file.header["time_unit"]
+        return cls(arrays["offsets"], arrays["items"], times, user_ids, item_ids, unit, file)
 
 
 @contextmanager
