@@ -125,7 +125,7 @@ def sharing(path: Path) -> dict[str, Any]:
         shares = {"tokens": distributed.shares(lengths, PARTS), "windows": np.array_split(np.arange(WINDOWS), PARTS)}
         for by, parts in shares.items():
             tokens = [int(lengths[part].sum()) for part in parts]
-            excess[by].append(max(tokens) / np.mean(tokens) - 1)
+            excess[by].append(float(max(tokens) / np.mean(tokens)) - 1)
     return {"log": path.stem, "processes": PARTS} | {f"by {by}": float(np.mean(e)) for by, e in excess.items()}
 
 

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
+from hyenarec import distributed
 from hyenarec.config import check_fields
 from hyenarec.data.places import STANDARD_INPUT, LogFormat
 from hyenarec.data.reading import open_data
 from hyenarec.data.splits import Split, global_temporal, leave_one_out
 from hyenarec.data.store import SequenceStore
 from hyenarec.data.times import TimeUnit
+from hyenarec.errors import UserError
 from hyenarec.files import as_path
 
 
@@ -51,7 +54,11 @@ class Source:
 
 
 def load_source(source: Source) -> tuple[SequenceStore, Split]:
-    """The store, all of it verified, and the split that ``source`` describes."""
+    """The store, all of it verified, and the split that ``source`` describes. Raises :class:`UserError`, beside what
+    opening it does, where several processes would share a pipe, of which each event reaches only one."""
+    if distributed.size() > 1 and (source.data == STANDARD_INPUT or Path(source.data).is_fifo()):
+        name = "standard input" if source.data == STANDARD_INPUT else source.data
+        raise UserError(f"{name}: only one process can read a pipe; name a file, or a store that prepare made of it")
     store = source.open()
     store.verify()
     return store, (leave_one_out if source.split == "leave-one-out" else global_temporal)(store)

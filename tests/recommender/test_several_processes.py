@@ -35,6 +35,7 @@ from hyenarec.errors import UserError
 from hyenarec.evaluation import rank_targets
 from hyenarec.recommendation import Recommender
 from hyenarec.run_folder import LAST, Run, read_history
+from hyenarec.source import Source, load_source
 from hyenarec.trained import BEST
 from hyenarec.training import Trainer
 
@@ -362,6 +363,14 @@ def test_shards_of_another_catalogue_are_not_called_damaged(job_store: Path, tmp
     job = Job(2, tmp_path / "grown", tmp_path / "run", *options)
     assert job.wait(60) == [2, 2]
     assert all("the log changed since, or is another one" in job.said(rank) for rank in range(2))
+
+
+def test_a_pipe_is_not_shared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    os.mkfifo(tmp_path / "events.csv")
+    monkeypatch.setattr(distributed, "size", lambda: 2)
+    for data, name in (("-", "standard input"), (str(tmp_path / "events.csv"), "events.csv")):
+        with pytest.raises(UserError, match=f"{name}: only one process can read a pipe; name a file, or a store"):
+            load_source(Source(data))
 
 
 def test_sharing_a_model_warns_of_nothing_and_leaves_its_buffers(monkeypatch: pytest.MonkeyPatch) -> None:
