@@ -27,6 +27,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch import distributed as dist
+from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
 from hyenarec.data.batches import Batch
@@ -56,7 +57,11 @@ def start() -> None:
         torch.cuda.set_device(local)
         backend = "cpu:gloo,cuda:nccl"
     with peers():
-        dist.init_process_group(backend, timeout=LONGEST_WAIT)
+        store, rank, size = next(rendezvous("env://", timeout=LONGEST_WAIT))
+        # torchrun's --max-restarts starts processes anew that find the addresses of the ended ones in the same store,
+        # and wait for them: https://github.com/pytorch/pytorch/issues/135712
+        store = dist.PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+        dist.init_process_group(backend, timeout=LONGEST_WAIT, store=store, rank=rank, world_size=size)
 
 
 def stop() -> None:
