@@ -113,8 +113,9 @@ SECTIONS = {
     "catalogue": Section(
         "Very many items",
         "What does a step of training cost by the size of the catalogue, and in several processes? Milliseconds of one "
-        "core's time, 6,400 events of 64 channels, and the efficiency of the processes. Beside them, where measured: "
-        "by how much the process with the most tokens is over the mean, and what an approximate index finds.",
+        "core's time, the shortest of the steps, 6,400 events of 64 channels, and the efficiency of the processes. "
+        "Beside them, where measured: by how much the process with the most tokens is over the mean, and what an "
+        "approximate index finds.",
         tables.catalogue,
         ("cpu",),
     ),

@@ -289,7 +289,7 @@ def loading(result: Result) -> list[str]:
 def catalogue(result: Result) -> list[str]:
     def cell(case: Case) -> str:
         efficiency = f" ({case['efficiency']:.0%})" if "efficiency" in case else ""
-        return number(case["ms"]["median"]) + efficiency
+        return number(case["ms"]["min"]) + efficiency
 
     def row(case: Case) -> str:
         processes = "one process" if case["processes"] == 1 else f"each of {case['processes']} processes"

@@ -101,13 +101,18 @@ def test_a_store_that_is_replaced_or_removed_trains_on_as_it_was(
 
 
 @pytest.mark.parametrize("change", [copied_over, cut])
-def test_ranks_are_never_of_what_was_written_over_the_store(change: Callable[[Path], None], saved: Path) -> None:
+def test_nothing_is_ranked_or_saved_of_what_was_written_over_a_store(
+    change: Callable[[Path], None], saved: Path, tmp_path: Path
+) -> None:
     store = SequenceStore.load(saved)
     targets = leave_one_out(store).test
     rank_targets(Constant(store.n_items), store, targets, max_length=8)
     change(saved)
     with pytest.raises(UserError, match=WRITTEN):
         rank_targets(Constant(store.n_items), store, targets, max_length=8)
+    with pytest.raises(UserError, match=WRITTEN):
+        store.save(tmp_path / "copy")
+    assert not (tmp_path / "copy").exists()
 
 
 class Constant:

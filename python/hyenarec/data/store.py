@@ -119,6 +119,7 @@ class SequenceStore:
         """
         path = as_path(path, "store")
         self.verify()  # or a new checksum would make damage good
+        self.refuse_changed()
         _check_free(path)
         new = not path.exists()
         try:
