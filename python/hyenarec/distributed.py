@@ -27,7 +27,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch import distributed as dist
-from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
 from hyenarec.data.batches import Batch
@@ -46,6 +45,9 @@ def start() -> None:
     """Join the other processes where ``torchrun`` started this one, on its own GPU where there are any."""
     if not dist.is_available() or not dist.is_torchelastic_launched() or _started():
         return
+    from torch.distributed.distributed_c10d import PrefixStore  # which not every torch has
+    from torch.distributed.rendezvous import rendezvous
+
     backend = "gloo"
     if torch.cuda.is_available():
         local = int(os.environ["LOCAL_RANK"])
@@ -60,7 +62,7 @@ def start() -> None:
         store, rank, size = next(rendezvous("env://", timeout=LONGEST_WAIT))
         # torchrun's --max-restarts starts processes anew that find the addresses of the ended ones in the same store,
         # and wait for them: https://github.com/pytorch/pytorch/issues/135712
-        store = dist.PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+        store = PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
         dist.init_process_group(backend, timeout=LONGEST_WAIT, store=store, rank=rank, world_size=size)
 
 
