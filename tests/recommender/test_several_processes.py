@@ -26,7 +26,7 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from hyenarec import checkpoint, distributed, item_shards, plots  # noqa: F401 (plots: so that forked processes have it)
 from hyenarec.cli import main
-from hyenarec.cli.train import Train
+from hyenarec.cli.options import ItemFeatures
 from hyenarec.cloze import hide_events
 from hyenarec.config import ModelConfig, TrainingConfig
 from hyenarec.data.batches import Batch
@@ -355,7 +355,7 @@ def test_processes_that_are_given_something_else_are_refused(
         tables = [write_items(tmp_path / f"{last}.parquet", last=last) for last in (130, 125)]
         read = [read_item_table(table, STORE.item_ids) for table in tables]
         features = [encode(table, learn(table, STORE.item_ids), STORE.item_ids) for table in read]
-        monkeypatch.setattr(Train, "_features", lambda self, store, trained: features[distributed.rank()])
+        monkeypatch.setattr(ItemFeatures, "of", lambda *_: features[distributed.rank()])
     work = Command._work
     own = {
         "options": [["--seed", str(rank)] for rank in range(2)],
