@@ -168,7 +168,7 @@ def test_only_wanted_gradients(dim: int, last_only: bool) -> None:
 
 
 def test_many_short_sequences() -> None:
-    lengths = torch.randint(0, 4, (50,)).tolist()
+    lengths = torch.randint(0, 4, (18,)).tolist()
     for operator, taps in (("legendre_conv", 70), ("long_conv", 3), ("short_conv", 3)):
         case = Case.random(operator, lengths, dim=3, dtype=torch.float32, taps=taps)
         assert_oracle(case, case.run("packed", torch.float32), torch.float32)
@@ -311,7 +311,7 @@ def test_one_graph_serves_several_lengths(layout: str) -> None:
     counter = CompileCounterWithBackend("aot_eager")
     mixer = HyenaMixer(4, 70, terms=4, dtype=torch.float64)
     compiled = torch.compile(mixer, fullgraph=True, dynamic=True, backend=counter)
-    for length in (75, 40):
+    for length in (71, 20):  # above the horizon and below
         shape = (2 * length, 4) if layout == "packed" else (2, length, 4)
         x = torch.randn(shape, dtype=torch.float64, requires_grad=True)
         where = {"cu_seqlens": torch.tensor([0, 3, 2 * length])} if layout == "packed" else {}
@@ -376,12 +376,13 @@ print(len(first), all(kinds(*more) == first for more in [(0, 1501), (0, 5, 5, 9,
     assert done.stdout.split()[1:] == ["True"] and int(done.stdout.split()[0]) > 5, done.stderr
 
 
-def test_every_kernel_compiles_without_spills(tmp_path: Path) -> None:
-    """For sm_80 and sm_90, in every shipped configuration; needs ptxas, which comes with triton, and no GPU."""
-    done = run(f"-m benchmarks.gpu.compiled --few --out {tmp_path / 'aot.json'}")
+@pytest.mark.parametrize("target", [pytest.param("sm_80", marks=pytest.mark.slow), "sm_90"])  # 7 s each
+def test_every_kernel_compiles_without_spills(target: str, tmp_path: Path) -> None:
+    """In every shipped configuration; needs ptxas, which comes with triton, and no GPU."""
+    done = run(f"-m benchmarks.gpu.compiled --few --targets {target} --out {tmp_path / 'aot.json'}")
     assert done.returncode == 0, done.stderr[-2000:]
     rows = json.loads((tmp_path / "aot.json").read_text())["kernels"]
-    assert {row["architecture"] for row in rows} == {"sm_80", "sm_90a"}
+    assert {row["architecture"].rstrip("a") for row in rows} == {target}
     matrix = {f"legendre_{part}_kernel" for part in ("moments", "chunks", "across_gradient")}
     matrix |= {"long_conv_toeplitz_kernel", "long_conv_toeplitz_gradient_kernel"}
     others = {"legendre_up_kernel", "legendre_across_kernel", "long_conv_tap_gradient_kernel", "name_slots_kernel"}
