@@ -6,7 +6,7 @@ HYENAREC_BUILD=0, the install is pure Python; without nvcc, or where nvcc fails,
 line says what is missing. No GPU is needed to compile for one, and torch may be built without CUDA.
 
 HYENAREC_CUDA_ARCHS names the GPU architectures to compile for, "80;90+PTX" by default: "+PTX" adds what newer GPUs
-translate when they first run it. Empty, it leaves the CUDA part out.
+translate when they first run it, and "80-virtual" is that alone. Empty, it leaves the CUDA part out.
 """
 
 import os
@@ -37,14 +37,15 @@ def cuda_targets(archs: str) -> list[str]:
     """nvcc's flags for architectures such as "80;90+PTX"."""
     flags = []
     for name in filter(None, map(str.strip, archs.split(";"))):
-        match = re.fullmatch(r"(\d{2,3})([af]?)(\+PTX)?", name)
+        match = re.fullmatch(r"(\d{2,3})([af]?)(\+PTX|-virtual)?", name)
         if match is None or int(match[1]) < OLDEST_CUDA_ARCH:
             sys.exit(
                 f"hyenarec: HYENAREC_CUDA_ARCHS: expected compute capabilities from {OLDEST_CUDA_ARCH} on, such as "
                 f"'80;90+PTX', got {name!r} in {archs!r}"
             )
         arch = match[1] + match[2]
-        flags.append(f"-gencode=arch=compute_{arch},code=sm_{arch}")
+        if match[3] != "-virtual":
+            flags.append(f"-gencode=arch=compute_{arch},code=sm_{arch}")
         if match[3]:
             flags.append(f"-gencode=arch=compute_{arch},code=compute_{arch}")
     return list(dict.fromkeys(flags))
@@ -88,15 +89,16 @@ class Build(build_ext):
 
     def compile_and_link(self, ext: Extension, targets: list[str]) -> None:
         nvcc = find_nvcc() if targets else None
-        cuda_sources = map(str, sorted(Path("csrc/cuda").glob("*.cu"))) if nvcc else ()
+        # the longest first: of the CUDA sources those of kernels, the short convolutions' among them
+        cuda_sources = sorted(Path("csrc/cuda").glob("*.cu"), key=lambda source: (source.stem != "short_conv", source))
         with ThreadPoolExecutor(min(os.cpu_count() or 1, 8)) as pool:
-            # the longest first
             kernels = [pool.submit(self.compile_cpp, ext, KERNELS, isa) for isa in ISA_FLAGS]
-            cuda = [pool.submit(self.compile_cuda, source, nvcc, targets) for source in cuda_sources]
+            cuda = []
             if nvcc:
+                cuda = [pool.submit(self.compile_cuda, str(source), nvcc, targets) for source in cuda_sources]
                 cuda.append(pool.submit(self.compile_cpp, ext, "csrc/cuda/register.cpp"))
-            others = [pool.submit(self.compile_cpp, ext, source) for source in ext.sources if source != KERNELS]
-            objects = [job.result() for job in (*kernels, *others)]
+            rest = pool.submit(self.compile_cpp, ext, self.together(ext))
+            objects = [job.result() for job in (*kernels, rest)]
         try:
             if nvcc is None:
                 raise RuntimeError("no nvcc in CUDA_HOME, on PATH or in /usr/local/cuda")
@@ -105,6 +107,13 @@ class Build(build_ext):
             if targets:
                 print(f"hyenarec: no CUDA backend: {error}", file=sys.stderr)
             self.link(ext, objects, [])
+
+    def together(self, ext: Extension) -> str:
+        """One file of all sources but the kernels: torch's headers take most of the time that each of them takes."""
+        joined = Path(self.build_temp, "together.cpp")
+        joined.parent.mkdir(parents=True, exist_ok=True)
+        joined.write_text("".join(f'#include "{source}"\n' for source in ext.sources if source != KERNELS))
+        return str(joined)
 
     def compile_cpp(self, ext: Extension, source: str, isa: str | None = None) -> str:
         (built,) = self.compiler.compile(
@@ -120,7 +129,8 @@ class Build(build_ext):
     def compile_cuda(self, source: str, nvcc: str, targets: list[str]) -> str:
         built = Path(self.build_temp, source).with_suffix(".cu.o")
         built.parent.mkdir(parents=True, exist_ok=True)
-        run(nvcc, "-O3", "-std=c++17", "-Xcompiler=-fPIC,-fvisibility=hidden", *targets, "-c", source, "-o", str(built))
+        # -O1 is the host's code, which launches kernels; theirs are optimised all the same
+        run(nvcc, "-O1", "-std=c++17", "-Xcompiler=-fPIC,-fvisibility=hidden", *targets, "-c", source, "-o", str(built))
         return str(built)
 
     def link(self, ext: Extension, objects: list[str], libraries: list[str]) -> None:
@@ -149,7 +159,7 @@ def extension() -> Extension:
         "hyenarec_kernels._C",
         sorted(map(str, Path("csrc/cpu").glob("*.cpp"))),
         depends=[str(path) for path in Path("csrc").rglob("*") if path.suffix in (".h", ".inc", ".cpp", ".cu", ".cuh")],
-        include_dirs=[str(TORCH / "include"), sysconfig.get_path("include")],
+        include_dirs=[".", str(TORCH / "include"), sysconfig.get_path("include")],
         library_dirs=[str(TORCH / "lib")],
         libraries=["torch", "torch_cpu", "c10"],
         define_macros=[("TORCH_TARGET_VERSION", "0x020a000000000000"), ("Py_LIMITED_API", "0x030A0000")],

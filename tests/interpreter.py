@@ -51,7 +51,8 @@ def _run(arguments: list[str], environment: dict[str, str], cwd: Path, out: Path
     out.mkdir(exist_ok=True)
     for stream in (1, 2):
         os.dup2(os.open(out / str(stream), os.O_WRONLY | os.O_CREAT | os.O_TRUNC), stream)
-    sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w", buffering=1)
+    encoding = environment.get("PYTHONIOENCODING")
+    sys.stdout, sys.stderr = os.fdopen(1, "w", encoding=encoding), os.fdopen(2, "w", buffering=1, encoding=encoding)
     sys.path[:0] = [cwd.as_posix(), *filter(None, environment.get("PYTHONPATH", "").split(os.pathsep))]
     first, *rest = arguments
     if first == "-c":

@@ -30,9 +30,9 @@ ROOT = Path(__file__).parents[2]
 @cache
 def _library() -> ctypes.CDLL:
     torch_home, target = Path(torch.__file__).parent, Path(tempfile.mkdtemp()) / "nothing.so"
-    command = ["g++", "-std=c++17", "-O1", "-g0", "-shared", "-fPIC", "-DHYENAREC_NOTHING", f"-I{ROOT / 'csrc'}"]
+    command = ["g++", "-std=c++17", "-O1", "-g0", "-shared", "-fPIC", f"-I{ROOT / 'csrc'}"]
     command += ["-DTORCH_TARGET_VERSION=0x020a000000000000", f"-I{torch_home / 'include'}", f"-L{torch_home / 'lib'}"]
-    command += [str(ROOT / "tests" / "native" / "mixer_host_ops.cpp"), "-o", str(target)]
+    command += [str(ROOT / "tests" / "native" / "nothing_ops.cpp"), "-o", str(target)]
     subprocess.run([*command, "-ltorch", "-ltorch_cpu", "-lc10"], check=True)
     torch.ops.load_library(target)
     library = ctypes.CDLL(str(target))

@@ -201,7 +201,7 @@ def test_what_it_cannot_honour_is_refused(made: dict[str, Any], call: dict[str, 
         attention(**{"query": X, "key": X, "value": X} | call)
 
 
-@pytest.mark.parametrize("layers", [0, 2])
+@pytest.mark.parametrize("layers", [pytest.param(0, marks=pytest.mark.slow), 2])  # 5 s each
 def test_compiled(layers: int) -> None:
     model = encoder(layers).eval()
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")

@@ -18,7 +18,15 @@ from filelock import FileLock
 from operator_cases import TOLERANCE
 from torch import Tensor
 
-from benchmarks.gpu.host_library import DTYPES, NATIVE, SOURCE, LongConvArguments, RowsArgument
+from benchmarks.gpu.host_library import (
+    DTYPES,
+    NATIVE,
+    SOURCE,
+    LongConvArguments,
+    RowsArgument,
+    block_host,
+    toeplitz_host,
+)
 
 NAMES = ("out", "x", "filter", "skip", "pre_gate", "post_gate")
 
@@ -30,12 +38,22 @@ def compile_host(target: Path, top: int, source: Path = SOURCE) -> None:
 
 
 def host_library(factory: pytest.TempPathFactory) -> Path:
-    """The programs of every size, compiled once for all tests of a run."""
+    """The programs of every size, compiled once for all tests of a run, as those that follow."""
     needs("g++")
     return shared(factory, "host.so", lambda target: compile_host(target, 14))
 
 
-def shared(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]) -> Path:
+def toeplitz_library(factory: pytest.TempPathFactory) -> Path:
+    needs("g++")
+    return shared(factory, "toeplitz.so", toeplitz_host)
+
+
+def block_library(factory: pytest.TempPathFactory) -> Path:
+    needs("g++")
+    return shared(factory, "blocks.so", block_host)
+
+
+def shared(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
     """A file of this run of the tests: the first of its workers to need it makes it."""
     own = factory.getbasetemp()
     folder = own.parent if "PYTEST_XDIST_WORKER" in os.environ else own

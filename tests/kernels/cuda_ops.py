@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -23,13 +23,13 @@ without_device = pytest.mark.skipif(cuda.probe() is None, reason="a device runs 
 SOURCES = "HYENAREC_TEST_SOURCES"  # compile what lies below this folder
 
 
-def load(source: str, target: Path, *flags: str, beside: Path | None = None) -> None:
-    """Compiles ``tests/native/<source>`` and registers its ops, which call functions of the library ``beside`` it."""
+def load(source: str, target: Path, *flags: str, beside: Sequence[Path] = ()) -> None:
+    """Compiles ``tests/native/<source>`` and registers its ops, which call functions of the libraries ``beside`` it."""
     torch_home, root = Path(torch.__file__).parent, Path(os.environ.get(SOURCES, ROOT))
     command = ["g++", "-std=c++17", "-O0", "-g0", "-shared", "-fPIC", *flags]  # compiling takes longer than running
     command += ["-DTORCH_TARGET_VERSION=0x020a000000000000", f"-I{torch_home / 'include'}", f"-I{root / 'csrc'}"]
     command += [str(root / "tests" / "native" / source), "-o", str(target)]
-    command += [] if beside is None else [str(beside), f"-Wl,-rpath,{beside.parent}"]
+    command += [part for library in beside for part in (str(library), f"-Wl,-rpath,{library.parent}")]
     subprocess.run([*command, f"-L{torch_home / 'lib'}", "-ltorch", "-ltorch_cpu", "-lc10"], check=True)
     torch.ops.load_library(target)
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from cuda_host import host_library
+from cuda_host import block_library, host_library, toeplitz_library
 from cuda_ops import load, with_device
 from operator_cases import LAYOUTS, TOLERANCE, Case, assert_close, on_device
 from torch import Tensor
@@ -31,7 +31,7 @@ def host_kernels(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Registers the compiled ops for CPU tensors too (tests/native/host_ops.cpp)."""
     if not HAS_OPS:
         pytest.skip("the extension was compiled without CUDA")
-    programs = host_library(tmp_path_factory)
+    programs = [library(tmp_path_factory) for library in (host_library, toeplitz_library, block_library)]
     defined = hasattr(torch.ops.hyenarec_cuda, "legendre_conv")
     flags = [] if defined else ["-DHYENAREC_DEFINE"]
     load("host_ops.cpp", tmp_path_factory.mktemp("cuda") / "host_ops.so", *flags, beside=programs)

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 from blocks_host import BlockCase, check, random_case, whole, wrong
-from cuda_host import far_rows, mutated, needs
+from cuda_host import block_library, far_rows, mutated, needs
 from cuda_ops import race_program
 from test_cuda_host import LYING, resources
 
@@ -27,8 +27,7 @@ from hyenarec_kernels.lowrank.levels import TOLERANCE as BOUND
 
 @pytest.fixture(scope="session")
 def host(tmp_path_factory: pytest.TempPathFactory) -> BlockHost:
-    needs("g++")
-    return block_host(tmp_path_factory.mktemp("cuda_blocks") / "host.so")
+    return BlockHost(block_library(tmp_path_factory))
 
 
 FAST_WINDOW = 65  # bfloat16, one decay of .39 an event, to whose gradient rows on both sides of a tile's end give much

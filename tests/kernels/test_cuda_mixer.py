@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from cuda_host import needs
+from cuda_host import block_library, toeplitz_library
 from cuda_ops import load
 from test_joint import DIM, HORIZON, LAYOUTS, NAMES, answer, draw, make
 from torch import Tensor
@@ -23,9 +23,9 @@ TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 3e-2, torch.float16: 6e-3}
 
 @pytest.fixture(scope="session")
 def host_kernels(tmp_path_factory: pytest.TempPathFactory) -> None:
-    needs("g++")
+    programs = [library(tmp_path_factory) for library in (toeplitz_library, block_library)]
     flags = [] if hasattr(torch.ops.hyenarec_cuda, "mixer") else ["-DHYENAREC_DEFINE"]
-    load("mixer_host_ops.cpp", tmp_path_factory.mktemp("cuda") / "mixer.so", *flags)
+    load("mixer_host_ops.cpp", tmp_path_factory.mktemp("cuda") / "mixer.so", *flags, beside=programs)
 
 
 Answers = dict[str, Tensor]

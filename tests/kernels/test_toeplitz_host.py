@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from cuda_host import far_rows, mutated, needs, wrong
+from cuda_host import far_rows, mutated, needs, toeplitz_library, wrong
 from cuda_ops import race_program
 from test_cuda_host import LYING, resources
 from toeplitz_host import ToeplitzCase, check, random_case
@@ -26,8 +26,7 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 @pytest.fixture(scope="session")
 def host(tmp_path_factory: pytest.TempPathFactory) -> ToeplitzHost:
-    needs("g++")
-    return toeplitz_host(tmp_path_factory.mktemp("toeplitz") / "host.so")
+    return ToeplitzHost(toeplitz_library(tmp_path_factory))
 
 
 def one(rows: int, taps: int, dtype: torch.dtype = torch.float32, **options: object) -> ToeplitzCase:

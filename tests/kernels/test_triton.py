@@ -1,11 +1,10 @@
-"""The Triton kernels by themselves: every part against the oracle or the dense definition, and what they compile to.
+"""The Triton kernels by themselves: every part against the oracle or the dense definition.
 
 Without a GPU they run in Triton's interpreter (conftest.py), on float64 too, which shows errors that rounding hides.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 from collections.abc import Iterator
@@ -168,7 +167,7 @@ def test_only_wanted_gradients(dim: int, last_only: bool) -> None:
 
 
 def test_many_short_sequences() -> None:
-    lengths = torch.randint(0, 4, (50,)).tolist()
+    lengths = torch.randint(0, 4, (18,)).tolist()
     for operator, taps in (("legendre_conv", 70), ("long_conv", 3), ("short_conv", 3)):
         case = Case.random(operator, lengths, dim=3, dtype=torch.float32, taps=taps)
         assert_oracle(case, case.run("packed", torch.float32), torch.float32)
@@ -311,7 +310,7 @@ def test_one_graph_serves_several_lengths(layout: str) -> None:
     counter = CompileCounterWithBackend("aot_eager")
     mixer = HyenaMixer(4, 70, terms=4, dtype=torch.float64)
     compiled = torch.compile(mixer, fullgraph=True, dynamic=True, backend=counter)
-    for length in (75, 40):
+    for length in (71, 20):  # above the horizon and below
         shape = (2 * length, 4) if layout == "packed" else (2, length, 4)
         x = torch.randn(shape, dtype=torch.float64, requires_grad=True)
         where = {"cu_seqlens": torch.tensor([0, 3, 2 * length])} if layout == "packed" else {}
@@ -374,27 +373,6 @@ first = kinds(0, 7, 1500)
 print(len(first), all(kinds(*more) == first for more in [(0, 1501), (0, 5, 5, 9, 1400), (0, 1, 2, 3, 4, 5, 1499)]))
 """)
     assert done.stdout.split()[1:] == ["True"] and int(done.stdout.split()[0]) > 5, done.stderr
-
-
-def test_every_kernel_compiles_without_spills(tmp_path: Path) -> None:
-    """For sm_80 and sm_90, in every shipped configuration; needs ptxas, which comes with triton, and no GPU."""
-    done = run(f"-m benchmarks.gpu.compiled --few --out {tmp_path / 'aot.json'}")
-    assert done.returncode == 0, done.stderr[-2000:]
-    rows = json.loads((tmp_path / "aot.json").read_text())["kernels"]
-    assert {row["architecture"] for row in rows} == {"sm_80", "sm_90a"}
-    matrix = {f"legendre_{part}_kernel" for part in ("moments", "chunks", "across_gradient")}
-    matrix |= {"long_conv_toeplitz_kernel", "long_conv_toeplitz_gradient_kernel"}
-    others = {"legendre_up_kernel", "legendre_across_kernel", "long_conv_tap_gradient_kernel", "name_slots_kernel"}
-    others |= {f"long_conv_{part}_kernel" for part in ("direct", "direct_backward", "last", "last_backward")}
-    others |= {"long_conv_last_tap_gradient_kernel", "short_conv_kernel", "short_conv_backward_kernel"}
-    others |= {"gated_short_conv_kernel", "gated_short_conv_backward_kernel", "conv_step_kernel", "borders_kernel"}
-    assert {row["kernel"] for row in rows} == matrix | others
-    for row in rows:
-        assert row["spilled"] == row["stack"] == 0, row
-        assert row["shared"] <= row["shared_limit"], row
-        assert (row["tensor_core"] > 0) == (row["kernel"] in matrix), row
-        if row["kernel"] in ("legendre_moments_kernel", "legendre_chunks_kernel") and row["dtype"] != "float32":
-            assert row["loads_128"] >= 2, row  # of x and a gate
 
 
 def test_sampled_basis_is_what_the_tables_hold() -> None:

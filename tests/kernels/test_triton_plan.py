@@ -57,7 +57,7 @@ def test_no_plan_where_none_is_precise_enough(monkeypatch: pytest.MonkeyPatch) -
 
 def quick(terms: int, horizon: int, dtype: torch.dtype) -> bool:
     """Whether the interpreter runs it in CI: the others take 2 to 8 s each."""
-    return (terms, horizon) == (33, 65) or (dtype == torch.float32 and horizon < 100)
+    return (terms, horizon) == (33, 65) or (dtype == torch.float32 and (terms, horizon) in ((40, 95), (64, 70)))
 
 
 MANY = [
@@ -113,7 +113,7 @@ def test_many_terms_and_few_taps_at_the_last_position(terms: int, horizon: int, 
 
 
 @interpreted
-@pytest.mark.parametrize("layout", ["packed", pytest.param("left", marks=pytest.mark.slow)])  # 4 and 7 s
+@pytest.mark.parametrize("layout", ["packed", pytest.param("left", marks=pytest.mark.slow)])  # 2 and 4 s
 def test_taps_serve_where_no_plan_is_precise_enough(layout: str, monkeypatch: pytest.MonkeyPatch) -> None:
     from hyenarec_kernels.backends.triton import launching
     from hyenarec_kernels.backends.triton import legendre_conv as module
@@ -122,7 +122,7 @@ def test_taps_serve_where_no_plan_is_precise_enough(layout: str, monkeypatch: py
     run = launching.run
     monkeypatch.setattr(launching, "run", lambda kernel, *rest: (names.add(kernel.fn.__name__), run(kernel, *rest)))
     monkeypatch.setattr(module, "plan_for", lambda *arguments: None)
-    case = Case.random("legendre_conv", (140, 3), taps=95, terms=40, dtype=torch.float32)
+    case = Case.random("legendre_conv", (100, 3), taps=66, terms=40, dtype=torch.float32)
     with backends.use("triton"):
         got = case.run(layout, torch.float32)
     assert_close(got, case.expected(), TOLERANCE[torch.float32])

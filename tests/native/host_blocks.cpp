@@ -1,6 +1,6 @@
 // The block form's programs and schedule on the host, for tests/kernels/test_cuda_blocks.py. `least` is the least number
 // of elements of a run, so that small calls are cut too, into 3 channels or more; `blocks` are those of a pass: of few,
-// each one has several rounds.
+// each one has several rounds. `blocks_call` is cut as the backend's calls are, which it may refuse as they do.
 #include "cuda/block_runs.h"
 #include "host_machine.h"
 
@@ -21,6 +21,16 @@ int64_t blocks_workspace(const LegendreBlocksArgs* args, bool backward, int64_t 
 void blocks_run(const LegendreBlocksArgs* args, bool backward, bool reversed, int64_t least, int blocks) {
   HostMachine machine{reversed};
   run_blocks(*args, backward, HYENAREC_SHARED, machine, least, least < kRunLeast ? 3 : kRunChannels, blocks);
+}
+
+int64_t blocks_call_workspace(const LegendreBlocksArgs* args, bool backward) {
+  return blocks_workspace(args, backward, kRunLeast, kPassBlocks);
+}
+
+const char* blocks_call(const LegendreBlocksArgs* args, bool backward) {
+  const char* wrong = wrong_blocks(*args);
+  if (!wrong) blocks_run(args, backward, false, kRunLeast, kPassBlocks);
+  return wrong;
 }
 
 }  // extern "C"

@@ -1,10 +1,9 @@
 // The ops of namespace hyenarec_cuda for CPU tensors, for tests: the shipped kernels run on the host, thread by thread,
-// by the library of host_test.cpp.
+// by the libraries of host_test.cpp, legendre_host.cpp and host_blocks.cpp.
 #include "cuda/block_ops.h"
 #include "cuda/legendre_ops.h"
 #include "cuda/ops.h"
-#include "host_blocks.cpp"
-#include "legendre_host.cpp"
+#include "host_calls.h"
 #include "no_device.h"
 
 extern "C" {
@@ -24,32 +23,6 @@ const char* long_conv_forward(const LongConvArgs& args, void*) {
 const char* long_conv_backward(const LongConvArgs& args, void*) {
   host_run(&args, kTop, true, false);
   return nullptr;
-}
-
-int64_t legendre_conv_workspace(const LegendreConvArgs& args, bool backward) {
-  return legendre_workspace(&args, backward);
-}
-const char* legendre_conv_forward(const LegendreConvArgs& args, void*) {
-  legendre_run(&args, false, false);
-  return nullptr;
-}
-const char* legendre_conv_backward(const LegendreConvArgs& args, void*) {
-  legendre_run(&args, true, false);
-  return nullptr;
-}
-
-int64_t legendre_blocks_workspace(const LegendreBlocksArgs& args, bool backward) {
-  return blocks_workspace(&args, backward, kRunLeast, kPassBlocks);
-}
-const char* legendre_blocks_forward(const LegendreBlocksArgs& args, void*) {
-  const char* wrong = wrong_blocks(args);
-  if (!wrong) blocks_run(&args, false, false, kRunLeast, kPassBlocks);
-  return wrong;
-}
-const char* legendre_blocks_backward(const LegendreBlocksArgs& args, void*) {
-  const char* wrong = wrong_blocks(args);
-  if (!wrong) blocks_run(&args, true, false, kRunLeast, kPassBlocks);
-  return wrong;
 }
 
 }  // namespace hyenarec

@@ -149,6 +149,7 @@ def test_architectures(cuda_targets: Callable[[str], list[str]]) -> None:
     )
     assert cuda_targets("80;90+PTX") == cuda_targets("80; 90;90+PTX;") == [sm80, sm90, ptx90]
     assert cuda_targets("90") == [sm90]
+    assert cuda_targets("90-virtual") == [ptx90] and cuda_targets("90;90-virtual") == cuda_targets("90+PTX")
     assert cuda_targets("120a") == ["-gencode=arch=compute_120a,code=sm_120a"]
     assert cuda_targets("") == []
 
@@ -173,7 +174,7 @@ def test_architectures_as_nvcc_reads_them(cuda_targets: Callable[[str], list[str
     assert sorted(kinds) == [("elf", "80"), ("elf", "90"), ("ptx", "90")]
 
 
-@pytest.mark.parametrize("wrong", ["nonsense", "8.0", "75", "80,90", "80+ptx", "-80", "80;;9"])
+@pytest.mark.parametrize("wrong", ["nonsense", "8.0", "75", "80,90", "80+ptx", "80-real", "-80", "80;;9"])
 def test_wrong_architectures_give_one_line(wrong: str, cuda_targets: Callable[[str], list[str]]) -> None:
     with pytest.raises(SystemExit) as stopped:
         cuda_targets(wrong)

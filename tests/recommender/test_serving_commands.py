@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 
 from hyenarec.cli import main
 from hyenarec.cli.identifiers import MARK, mark_ids
+from tests.interpreter import python
 
 TRAIN = ["--dim", "8", "--blocks", "1", "--max-length", "8", "--epochs", "1", "--batch-size", "16", "--device", "cpu"]
 ITEMS = ["-x1", "-3", "[/b]", "LP [deluxe]", "a\u2028b", "\x1b[31mred", "x" * 120, "i7", "i8", "i9", "i10", "i11"]
@@ -241,10 +242,8 @@ def test_weights_that_are_no_numbers(run: Path, tmp_path: Path, call: Call) -> N
 
 @pytest.mark.parametrize("columns", [40, *(pytest.param(wider, marks=pytest.mark.slow) for wider in (60, 80))])
 def test_every_figure_at_every_width(run: Path, tmp_path: Path, columns: int) -> None:
-    done = subprocess.run(
-        [*COMMAND, "evaluate", str(run), "--json-out", str(tmp_path / "metrics.json")],
-        capture_output=True, text=True, env=os.environ | {"COLUMNS": str(columns)},
-    )  # fmt: skip
+    arguments = ("evaluate", run, "--json-out", tmp_path / "metrics.json")
+    done = python("-m", "hyenarec", *arguments, env=os.environ | {"COLUMNS": str(columns)})
     assert done.returncode == 0, done.stderr
     metrics = json.loads((tmp_path / "metrics.json").read_text())["metrics"]
     for name in ("NDCG@10", "Recall@10", "HR@10", "MRR"):
@@ -254,9 +253,7 @@ def test_every_figure_at_every_width(run: Path, tmp_path: Path, columns: int) ->
 
 def test_compare_on_a_terminal_that_knows_only_ascii(log: Path, tmp_path: Path) -> None:
     arguments = ["compare", str(log), "--out", str(tmp_path), "--mixers", "gru", "--seeds", "0", "1", *TRAIN]
-    done = subprocess.run(
-        [*COMMAND, *arguments], capture_output=True, text=True, env=os.environ | {"PYTHONIOENCODING": "ascii"}
-    )
+    done = python("-m", "hyenarec", *arguments, env=os.environ | {"PYTHONIOENCODING": "ascii"})
     assert done.returncode == 0, done.stderr
     assert "+-" in done.stdout and done.stdout.isascii()
 
