@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from hyenarec import distributed
 from hyenarec.config import check_fields
 from hyenarec.data.places import STANDARD_INPUT, LogFormat
 from hyenarec.data.reading import open_data
@@ -56,6 +55,8 @@ class Source:
 def load_source(source: Source) -> tuple[SequenceStore, Split]:
     """The store, all of it verified, and the split that ``source`` describes. Raises :class:`UserError`, beside what
     opening it does, where several processes would share a pipe, of which each event reaches only one."""
+    from hyenarec import distributed  # which imports torch; --help needs none
+
     if distributed.size() > 1 and (source.data == STANDARD_INPUT or Path(source.data).is_fifo()):
         name = "standard input" if source.data == STANDARD_INPUT else source.data
         raise UserError(f"{name}: only one process can read a pipe; name a file, or a store that prepare made of it")
