@@ -71,6 +71,16 @@ def beside(x: Tensor, given: Tensor) -> Tensor:
     return DTensor.from_local(given, mesh, [Replicate()] * mesh.ndim, run_check=False)
 
 
+def agreed(x: Tensor, given: Tensor) -> Tensor:
+    """What the first process has as ``given``, which was drawn at random, as :func:`beside` gives it."""
+    if not is_distributed(x):
+        return given
+    from torch.distributed.tensor import Replicate, distribute_tensor
+
+    mesh = x.device_mesh  # type: ignore[attr-defined]
+    return distribute_tensor(given, mesh, [Replicate()] * mesh.ndim)
+
+
 @cache
 def _register() -> None:
     from torch.distributed.tensor import DTensor

@@ -95,9 +95,11 @@ def learned(mixer: Projections, x: Tensor) -> Learned | None:
     return Learned(*found)
 
 
-def mix(mixer: Projections, given: Learned, x: Tensor, where: Segments) -> Tensor:
-    """The mixer's output, with gradients."""
+def mix(mixer: Projections, given: Learned, x: Tensor, where: Segments, drawn: Tensor | None) -> Tensor:
+    """The mixer's output, with gradients; ``drawn`` is what dropout multiplies the projected channels by."""
     settings = _settings(mixer, x, where)
+    if drawn is not None:  # its values' channels are 1 and gates have no start: as good as multiplying W_in, or z
+        given = given._replace(w_in=given.w_in * drawn[:, None])
     if torch.is_grad_enabled() and (x.requires_grad or any(t is not None and t.requires_grad for t in given)):
         y: Tensor = _Mix.apply(settings, x, *given)  # type: ignore[no-untyped-call]
         return y

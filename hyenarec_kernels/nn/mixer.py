@@ -55,6 +55,9 @@ class HyenaMixer(Projections):
             position sees both sides of its sequence; such a mixer has no streaming state.
         gate_dim: channels that the gates are made of, and nothing else: ``x`` has them behind its D, which make the
             values. 0: the gates are made of the D, too.
+        gate_dropout: in training, the probability with which :meth:`forward` does without a channel of a gate, which is
+            then what it starts at, 1 for the outer gates. One draw serves a whole call, so that it costs a product with
+            a matrix of weights and none with activations.
         device, dtype: of the parameters, torch's defaults if None. On the meta device they hold nothing: then
             ``to_empty`` and :meth:`reset_parameters`, or a state dict, fill them.
 
@@ -76,6 +79,7 @@ class HyenaMixer(Projections):
         short_width: int = 3,
         bidirectional: bool = False,
         gate_dim: int = 0,
+        gate_dropout: float = 0.0,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -96,7 +100,9 @@ class HyenaMixer(Projections):
         gate_dim = integer("HyenaMixer", "gate_dim", gate_dim, 0)
         if gate_dim and gate == "none":
             raise ValueError(f"HyenaMixer: gate_dim must be 0 without gates, got {gate_dim}")
-        super().__init__(dim, 0 if gate == "none" else order, short_width, device, dtype, gate_dim)
+        if not (isinstance(gate_dropout, int | float) and 0 <= gate_dropout < 1):
+            raise ValueError(f"HyenaMixer: gate_dropout must be at least 0 and below 1, got {gate_dropout!r}")
+        super().__init__(dim, 0 if gate == "none" else order, short_width, device, dtype, gate_dim, gate_dropout)
         self.horizon, self.order, self.gate = horizon, order, gate
         self.register_buffer(f"{gate}_gate", torch.empty(0, device=device, dtype=dtype))  # as in Filter: a kind, stored
         self.bidirectional = bidirectional
@@ -174,14 +180,15 @@ class HyenaMixer(Projections):
                 x[0], lengths=lengths, starts=starts, mask=mask, cu_seqlens=cu_seqlens, last_only=last_only
             )
             return y if last_only else y[None]
-        where = self._where(x, lengths, starts, mask, cu_seqlens)
+        where, drawn = self._where(x, lengths, starts, mask, cu_seqlens), self.draw_gates()
         if not last_only:
-            learned = joint.learned(self, x)
-            return separate.mix(self, x, where)[0] if learned is None else joint.mix(self, learned, x, where)
+            if (learned := joint.learned(self, x)) is not None:
+                return joint.mix(self, learned, x, where, drawn)
+            return separate.mix(self, x, where, drawn)[0]
         if self.bidirectional:  # the last position's inputs may depend on all of its sequence
-            y = separate.mix(self, x, where)[0]
+            y = separate.mix(self, x, where, drawn)[0]
             return last_rows(y.reshape(-1, self.dim), *spans(x, inside(x, where)), 1)[:, 0]
-        return separate.mix_last(self, x, where)
+        return separate.mix_last(self, x, where, drawn)
 
     @torch.inference_mode(False)  # steps write to a state, which for inference tensors no other mode allows
     @torch.no_grad()
@@ -217,7 +224,8 @@ class HyenaMixer(Projections):
         state: Literal["exact", "compact"] = "exact",
         moments: torch.dtype | None = None,
     ) -> tuple[Tensor, StreamingState]:
-        """:meth:`forward` of whole histories, and the state after each one's last event, for :meth:`step`.
+        """:meth:`forward` of whole histories, without dropout, and the state after each one's last event, for
+        :meth:`step`.
 
         ``state`` and ``moments`` as in :meth:`init_state`. The output has gradients, the state has none.
         """

@@ -6,12 +6,12 @@ from functools import partial
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import pad
+from torch.nn.functional import dropout, pad
 
 from hyenarec_kernels.dtypes import wide
 from hyenarec_kernels.nn.linear import fast_linear, fast_product, is_plain
 from hyenarec_kernels.nn.starts import first, gate_starts, last_identity
-from hyenarec_kernels.sharding import beside
+from hyenarec_kernels.sharding import agreed, beside
 from hyenarec_kernels.tracing import plain
 
 SMALL = 0.2  # standard deviation, against what stands beside it, of initial gates and short convolutions
@@ -52,9 +52,11 @@ class Projections(nn.Module):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
         gate_dim: int = 0,
+        gate_dropout: float = 0.0,
     ) -> None:
         super().__init__()
         self.dim, self.gates, self.short_width, self.gate_dim = dim, gates, short_width, gate_dim
+        self.gate_dropout = gate_dropout
         self.frozen: tuple[Tensor, Tensor] | None = None  # what `matrices` gives, where `freeze` has been called
         channels = (gates + 1) * dim
         # Without biases padding stays exactly 0 from end to end; the short convolution has one where it matters.
@@ -129,6 +131,15 @@ class Projections(nn.Module):
         if self.frozen is not None:
             return v @ self.frozen[1]
         return _times(self.out_proj, v)
+
+    def draw_gates(self) -> Tensor | None:
+        """What a pass in training multiplies the C projected channels by, (C,): of gates some by 0, the others by
+        ``1 / (1 - gate_dropout)``; of values all by 1. None where nothing is dropped."""
+        if not (self.gate_dropout and self.training and self.gates):
+            return None
+        weight = self.short_weight
+        drawn = dropout(torch.ones(self.gates * self.dim, dtype=weight.dtype, device=weight.device), self.gate_dropout)
+        return agreed(weight, pad(drawn, (0, self.dim), value=1.0))
 
     def short_taps(self) -> Tensor:
         """Taps (C, W) of the short convolution, in float32 (float64 for a float64 mixer)."""

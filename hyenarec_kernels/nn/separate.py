@@ -42,14 +42,15 @@ class Mixer(Protocol):
 Factors = tuple[Tensor | None, Tensor]  # (q_i, v) of a long convolution's input; None where v is the product
 
 
-def mix(mixer: Mixer, x: Tensor, where: Segments) -> tuple[Tensor, Tensor, list[Factors]]:
-    """The output, the short convolution's input, and the factors of each long convolution's input."""
-    projected, (*q, gate), v = project(mixer, x, where)
+def mix(mixer: Mixer, x: Tensor, where: Segments, drawn: Tensor | None = None) -> tuple[Tensor, Tensor, list[Factors]]:
+    """The output, the short convolution's input, and the factors of each long convolution's input; ``drawn`` is what
+    dropout multiplies the projected channels by."""
+    projected, (*q, gate), v = project(mixer, x, where, drawn)
     v, factors = convolve(mixer, v, q, gated(mixer, gate), where)
     return mixer.project_out(v), projected, factors
 
 
-def mix_last(mixer: Mixer, x: Tensor, where: Segments) -> Tensor:
+def mix_last(mixer: Mixer, x: Tensor, where: Segments, drawn: Tensor | None) -> Tensor:
     """The output at each sequence's last position, (S, D)."""
     where = inside(x, where)
     first, length = spans(x, where)
@@ -66,7 +67,7 @@ def mix_last(mixer: Mixer, x: Tensor, where: Segments) -> Tensor:
         x = last_rows(x.reshape(-1, mixer.width), first, length, reach)  # (S, reach, D), right-aligned
         where = Segments(reach - kept, torch.full_like(kept, reach))
         first, length = spans(x, where)
-    _, (*q, gates), v = project(mixer, x, where)
+    _, (*q, gates), v = project(mixer, x, where, drawn)
 
     def newest(values: Tensor) -> Tensor:  # (..., D) to (S, D)
         return last_rows(values.reshape(-1, mixer.dim), first, length, 1)[:, 0]
@@ -76,11 +77,15 @@ def mix_last(mixer: Mixer, x: Tensor, where: Segments) -> Tensor:
     return mixer.project_out(v)
 
 
-def project(mixer: Mixer, x: Tensor, where: Segments) -> tuple[Tensor, list[Tensor | None], Tensor]:
+def project(
+    mixer: Mixer, x: Tensor, where: Segments, drawn: Tensor | None
+) -> tuple[Tensor, list[Tensor | None], Tensor]:
     """What the short convolution reads; the order gates and the values after it. A gate of None has been
     multiplied in, or there are no gates."""
     # The operators mask by themselves; in_proj's gradient would multiply their zeros with what the padding holds.
     projected = mixer.project_in(zero_padding(x, where))
+    if drawn is not None:
+        projected = projected * drawn.to(projected.dtype)
     weight, bias = mixer.short_taps(), mixer.short_offset()
     if not mixer.gates:
         return projected, [None] * mixer.order, short_conv(projected, weight, bias, segments=where)

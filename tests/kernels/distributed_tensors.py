@@ -27,6 +27,13 @@ def spread(value: Tensor, mesh: Any, placement: Any) -> Tensor:
     return distribute_tensor(value.detach(), mesh, [placement]).requires_grad_(needs)
 
 
+def spread_rows(own: Tensor, mesh: Any) -> Tensor:
+    """What each process has as its part of one distributed tensor."""
+    from torch.distributed.tensor import DTensor, Shard
+
+    return DTensor.from_local(own, mesh, [Shard(0)])
+
+
 def values_and_gradients(call: Callable[..., Any], tensors: dict[str, Tensor]) -> tuple[list[Tensor], list[Tensor]]:
     result = call(**tensors)
     outputs = [result] if isinstance(result, Tensor) else list(result)
@@ -265,6 +272,19 @@ def a_mixer_of_distributed_tensors(mesh: Any) -> None:
             )
             for g, w in zip(got, want, strict=True):
                 assert_close(whole(g), w)
+
+
+@check
+def processes_agree_on_the_gates_that_are_dropped(mesh: Any) -> None:
+    from torch.distributed.tensor import distribute_module
+
+    mixer = HyenaMixer(8, 20, gate_dropout=0.5, dtype=torch.float64)
+    distribute_module(mixer, mesh)
+    torch.manual_seed(mesh.get_rank())  # as other processes would draw them
+    drawn, own = mixer.draw_gates(), torch.rand(1)
+    assert drawn is not None and not torch.equal(*whole(spread_rows(own, mesh)).chunk(2))
+    first, second = whole(spread_rows(drawn.to_local(), mesh)).chunk(2)  # type: ignore[attr-defined]
+    assert_close(first, second, rtol=0, atol=0)
 
 
 @check

@@ -37,6 +37,7 @@ class HyenaRecMixer(Mixer):
             gate=options.gate,
             short_width=options.short_width,
             gate_dim=config.small_dim,
+            gate_dropout=config.dropout,
         )
 
         self.local = None if options.local is None else RecentAttention(config, options.local, lags=True)
