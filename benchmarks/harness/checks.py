@@ -19,6 +19,7 @@ from hyenarec.data.batches import Batch
 from hyenarec.model import Dropout, SequenceModel
 from hyenarec.packing import Packing
 from hyenarec_kernels import backends
+from hyenarec_kernels.nn import HyenaMixer
 
 Check = dict[str, Any]
 
@@ -56,6 +57,8 @@ def training_check(model: SequenceModel, batch: Batch, precision: str) -> Check:
     for module in model.modules():
         if isinstance(module, Dropout):
             module.probability = 0.0
+        elif isinstance(module, HyenaMixer):
+            module.gate_dropout = 0.0
     if model.mask is not None:
         batch = hide_next(batch)
     exact = copy.deepcopy(model).double()

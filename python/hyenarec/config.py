@@ -162,7 +162,7 @@ class ModelConfig:
     max_length: int = 200
     """Events of history that the model reads; longer histories are cut to their last events."""
     dropout: float = 0.2
-    """Dropout on embeddings, mixer outputs and feed-forward layers."""
+    """Dropout on embeddings, mixer outputs, feed-forward layers and, of hyena, channels of gates."""
     hyena: HyenaConfig = field(default_factory=HyenaConfig)
     attention: AttentionConfig = field(default_factory=AttentionConfig)
 

@@ -173,7 +173,7 @@ def test_many_short_sequences() -> None:
         assert_oracle(case, case.run("packed", torch.float32), torch.float32)
 
 
-@pytest.mark.parametrize("dim", [1, 17, 70])
+@pytest.mark.parametrize("dim", [1, 17, pytest.param(70, marks=pytest.mark.slow)])
 def test_any_number_of_channels(dim: int) -> None:
     case = Case.random("legendre_conv", (70, 40), dim=dim, groups=1, taps=66, dtype=torch.float32)
     assert_oracle(case, case.run("right", torch.float32), torch.float32)
@@ -289,7 +289,7 @@ def test_no_setting_reaches_the_tables(windowed: bool) -> None:
         assert called.products == {torch.float64}
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", [DTYPES[0], *(pytest.param(dtype, marks=pytest.mark.slow) for dtype in DTYPES[1:])])
 def test_step(dtype: torch.dtype) -> None:
     """Rings of more than one chunk, that stand in different places; channels that fill no tile."""
     check_step(17, 40, 2, dtype)

@@ -25,7 +25,7 @@ from hyenarec.trained import BEST
 
 @pytest.mark.parametrize(
     ("processes", "mixer"),
-    [(2, "hyena"), (3, "gru"), pytest.param(3, "bert4rec", marks=pytest.mark.slow)],
+    [(2, "hyena"), *(pytest.param(3, mixer, marks=pytest.mark.slow) for mixer in ("gru", "bert4rec"))],
 )
 def test_shards_of_the_items_train_as_the_whole_table(
     processes: int, mixer: str, job_store: Path, tmp_path: Path
