@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from hyenarec.errors import UserError
 from tests.interpreter import FORKED
 
 TINY = scaling.ScalingSettings(tokens=800, dim=8, blocks=1, negatives=4, device="cpu", seconds=0, rounds=2)
+SMALLEST = scaling.ScalingSettings(tokens=64, dim=8, blocks=1, negatives=4, device="cpu")
 GREEN = {"against": "float64 reference", "error": 1e-7, "tolerance": 1e-3}
 
 
@@ -60,17 +62,23 @@ def test_fresh_processes(monkeypatch: pytest.MonkeyPatch) -> None:
     assert {"ms", "check", "peak_mib", "idle_mib", "tokens", "tokens_per_second"} <= found.keys()
 
 
-@pytest.mark.parametrize("options", [{"precision": "bfloat16"}, {"compile": True}], ids=str)
-def test_precision_and_compile_are_applied_and_checked(options: dict[str, Any]) -> None:
-    settings = scaling.ScalingSettings(tokens=64, dim=8, blocks=1, negatives=4, device="cpu", **options)
+# Compiling a step takes 60 s of g++ where nothing is cached, and CI sees compiled gradients in the kernels' tests.
+@pytest.mark.parametrize(
+    "options", [{"precision": "bfloat16"}, pytest.param({"compile": True}, marks=pytest.mark.slow)], ids=str
+)
+def test_steps_of_other_precision_and_compiled_ones_are_checked(options: dict[str, Any]) -> None:
+    settings = replace(SMALLEST, **options)
     trial = steps.try_steps(partial(scaling.full_trainer, "attention", 16, settings), settings)
     exact = steps.try_steps(partial(scaling.full_trainer, "attention", 16, TINY), TINY)
     assert trial["check"]["error"] <= trial["check"]["tolerance"]
     if settings.precision == "bfloat16":  # rounding shows
         assert trial["check"]["error"] > 100 * exact["check"]["error"]
-    else:
-        trainer = scaling.full_trainer("attention", 16, settings)
-        assert trainer.model._compiled_call_impl is not None
+
+
+@pytest.mark.parametrize("compile", [False, True])
+def test_compile_is_applied(compile: bool) -> None:
+    trainer = scaling.full_trainer("attention", 16, replace(SMALLEST, compile=compile))
+    assert (trainer.model._compiled_call_impl is not None) == compile
 
 
 def test_left_out_from_the_length_that_is_too_slow(monkeypatch: pytest.MonkeyPatch) -> None:
