@@ -1,10 +1,11 @@
 """Compiles every Triton kernel in every shipped configuration, without a GPU, and records what comes out.
 
-    python -m benchmarks compiled [--out benchmarks/results/triton-aot.json] [--few] [--targets ...] [--kernels ...]
+    python -m benchmarks compiled [--out benchmarks/results/triton-aot.json] [--cases ...] [--targets ...]
+        [--kernels ...]
 
 For sm_80 and sm_90, or other `--targets` (sm_100, gfx942, ...): registers, spilled bytes, shared memory, tensor-core
-instructions, of whatever the operators launch at the CASES below. `--few` leaves out the shapes that only change ranks;
-`--kernels` takes some, at the first case.
+instructions, of whatever the operators launch at the CASES below. `--cases` takes some by number, from 0; `--kernels`
+some kernels.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ from hyenarec_kernels.backends.triton import arithmetic
 from hyenarec_kernels.backends.triton.arithmetic import Arithmetic
 
 TARGETS = ("sm_80", "sm_90")
-# dtype, channels, sequence length, horizon, terms, packed, window. The first three use every kernel and configuration.
+# dtype, channels, sequence length, horizon, terms, packed, window. The first three use every kernel and configuration;
+# the others only change ranks.
 CASES = (
     (torch.bfloat16, 64, 4096, 4096, 32, False, True),
     (torch.float16, 64, 4096, 4000, 32, True, True),
@@ -38,7 +40,6 @@ CASES = (
     (torch.float32, 64, 16384, 16384, 32, False, True),
     (torch.bfloat16, 100, 131072, 100000, 32, True, True),
 )
-FEW = 3
 
 
 def call(dtype: torch.dtype, dim: int, length: int, horizon: int, terms: int, packed: bool, window: bool) -> None:
@@ -74,7 +75,7 @@ def call(dtype: torch.dtype, dim: int, length: int, horizon: int, terms: int, pa
     operators.gated_short_conv_backward(u, q, *projected, [True] * 3)
 
 
-def rows(cases: tuple[Any, ...], targets: Sequence[str], names: Sequence[str] | None) -> Iterator[dict[str, Any]]:
+def rows(cases: Sequence[Any], targets: Sequence[str], names: Sequence[str] | None) -> Iterator[dict[str, Any]]:
     for target in targets:
         for case in cases:
             with launches() as found, mock.patch.object(arithmetic, "AMD", target.startswith("gfx")):
@@ -102,11 +103,11 @@ def main() -> None:
         raise SystemExit("error: TRITON_INTERPRET=1 is set; the interpreter compiles nothing")
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/triton-aot.json"))
-    parser.add_argument("--few", action="store_true")
+    parser.add_argument("--cases", nargs="+", type=int, default=range(len(CASES)))
     parser.add_argument("--kernels", nargs="+")
     parser.add_argument("--targets", nargs="+", default=TARGETS, choices=sorted(SHARED))
     arguments = parser.parse_args()
-    cases = CASES[:1] if arguments.kernels else CASES[:FEW] if arguments.few else CASES
+    cases = [CASES[number] for number in arguments.cases]
     kernels = list(rows(cases, arguments.targets, arguments.kernels))
     settings = {"triton": triton.__version__, "shared_limit": {name: SHARED[name] for name in arguments.targets}}
     title = "what the Triton kernels compile to, in every shipped configuration"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from hyenarec.errors import UserError
 from tests.interpreter import FORKED
 
 TINY = scaling.ScalingSettings(tokens=800, dim=8, blocks=1, negatives=4, device="cpu", seconds=0, rounds=2)
+SMALLEST = scaling.ScalingSettings(tokens=64, dim=8, blocks=1, negatives=4, device="cpu")
 GREEN = {"against": "float64 reference", "error": 1e-7, "tolerance": 1e-3}
 
 
@@ -61,20 +63,27 @@ def test_fresh_processes(monkeypatch: pytest.MonkeyPatch) -> None:
     assert {"ms", "check", "peak_mib", "idle_mib", "tokens", "tokens_per_second"} <= found.keys()
 
 
-@pytest.mark.parametrize("options", [{"precision": "bfloat16"}, {"compile": True}], ids=str)
-def test_precision_and_compile_are_applied_and_checked(
-    options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))  # inductor's code takes 30 s
-    settings = scaling.ScalingSettings(tokens=64, dim=8, blocks=1, negatives=4, device="cpu", **options)
-    trial = steps.try_steps(partial(scaling.full_trainer, "attention", 16, settings), settings)
-    exact = steps.try_steps(partial(scaling.full_trainer, "attention", 16, TINY), TINY)
-    assert trial["check"]["error"] <= trial["check"]["tolerance"]
-    if settings.precision == "bfloat16":  # rounding shows
-        assert trial["check"]["error"] > 100 * exact["check"]["error"]
-    else:
-        trainer = scaling.full_trainer("attention", 16, settings)
-        assert trainer.model._compiled_call_impl is not None
+def checked(**options: Any) -> dict[str, Any]:
+    settings = replace(SMALLEST, **options)
+    check: dict[str, Any] = steps.try_steps(partial(scaling.full_trainer, "attention", 16, settings), settings)["check"]
+    assert check["error"] <= check["tolerance"]
+    return check
+
+
+def test_a_lower_precision_is_applied_and_checked() -> None:
+    assert checked(precision="bfloat16")["error"] > 100 * checked()["error"]  # rounding shows
+
+
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])  # 30 s of g++
+def test_compiled_models_are_checked(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
+    checked(compile=True)
+
+
+@pytest.mark.parametrize("compile", [False, True])
+def test_compile_is_applied(compile: bool) -> None:
+    trainer = scaling.full_trainer("attention", 16, replace(SMALLEST, compile=compile))
+    assert (trainer.model._compiled_call_impl is not None) == compile
 
 
 def test_left_out_from_the_length_that_is_too_slow(monkeypatch: pytest.MonkeyPatch) -> None:
