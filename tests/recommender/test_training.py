@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import json
 import math
-import time
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -28,7 +27,6 @@ from hyenarec.run_folder import LAST, Run, read_history
 from hyenarec.source import Source
 from hyenarec.trained import BEST
 from hyenarec.training import Trainer
-from tests.interpreter import python, start
 
 MODEL = ModelConfig(dim=8, max_length=8, blocks=1)
 CONFIG = TrainingConfig(epochs=3, batch_size=4, warmup_steps=4, learning_rate=1e-2, exclude_seen=False, device="cpu")
@@ -78,67 +76,6 @@ def test_two_runs_agree_to_the_bit_and_another_seed_does_not(tmp_path: Path) -> 
         train(tmp_path / name, make_store(), seed=seed)
     assert same(weights(tmp_path / "a"), weights(tmp_path / "b"))
     assert not same(weights(tmp_path / "a"), weights(tmp_path / "c"))
-
-
-KILLED = """
-import sys, torch
-from pathlib import Path
-sys.path.insert(0, {tests!r})
-from generated import make_store
-from test_training import train
-torch.set_num_threads(1)
-train(Path({folder!r}), make_store(n_users=40), epochs=3, checkpoint_minutes={minutes})
-"""
-
-
-def test_killed_runs_resume_to_the_same_bits(tmp_path: Path) -> None:
-    """Killed outright several times, at whatever moment, mid-epoch and mid-save included."""
-    tests = str(Path(__file__).parent)
-    killed, whole = (  # the whole one saves at its epochs' ends alone
-        KILLED.format(tests=tests, folder=str(tmp_path / name), minutes=minutes)
-        for name, minutes in (("killed", 1e-9), ("whole", 5.0))
-    )
-    kills = 0
-    for delay in (0.05, 0.2, 0.5):
-        process = start("-c", killed, out=tmp_path)
-        path = tmp_path / "killed" / LAST
-        seen = path.stat().st_mtime_ns if path.exists() else 0
-        while process.is_alive() and (not path.exists() or path.stat().st_mtime_ns == seen):
-            time.sleep(0.01)
-        time.sleep(delay)
-        if process.is_alive():
-            kills += 1
-        process.kill()
-        process.join()
-    assert kills >= 2
-    progress = checkpoint.load(tmp_path / "killed" / LAST)[1]["progress"]
-    assert progress["step"] > 0
-    for program in (killed, whole):
-        done = python("-c", program)
-        assert done.returncode == 0, done.stderr
-    for name in (LAST, BEST):
-        assert same(weights(tmp_path / "killed", name), weights(tmp_path / "whole", name))
-    optimizers = [checkpoint.load(tmp_path / name / LAST)[0] for name in ("killed", "whole")]
-    assert same(*optimizers)
-
-    def losses(name: str) -> list[float]:
-        return [row["loss"] for row in read_history(tmp_path / name)]
-
-    assert losses("killed") == losses("whole")
-
-
-def test_the_resume_check_catches_lost_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without the optimiser's state a resumed run ends elsewhere, so the check above can fail."""
-    store = make_store()
-    train(tmp_path / "whole", store)
-    run = Run(tmp_path / "broken", store, leave_one_out(store), MODEL, CONFIG, SOURCE)
-    monkeypatch.setattr(Trainer, "_end_epoch", interrupt_after_one_epoch(Trainer._end_epoch))
-    with pytest.raises(KeyboardInterrupt):
-        run.train()
-    monkeypatch.undo()
-    monkeypatch.setattr(checkpoint, "restore_optimizer", lambda *_: None)
-    train(tmp_path / "broken", store)
-    assert not same(weights(tmp_path / "whole"), weights(tmp_path / "broken"))
 
 
 def interrupt_after_one_epoch(end_epoch: Any) -> Any:
