@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from hyenarec.errors import UserError
 from tests.interpreter import FORKED
 
 TINY = scaling.ScalingSettings(tokens=800, dim=8, blocks=1, negatives=4, device="cpu", seconds=0, rounds=2)
+SMALLEST = scaling.ScalingSettings(tokens=64, dim=8, blocks=1, negatives=4, device="cpu")
 GREEN = {"against": "float64 reference", "error": 1e-7, "tolerance": 1e-3}
 
 
@@ -66,15 +68,18 @@ def test_precision_and_compile_are_applied_and_checked(
     options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))  # inductor's code takes 30 s
-    settings = scaling.ScalingSettings(tokens=64, dim=8, blocks=1, negatives=4, device="cpu", **options)
+    settings = replace(SMALLEST, **options)
     trial = steps.try_steps(partial(scaling.full_trainer, "attention", 16, settings), settings)
     exact = steps.try_steps(partial(scaling.full_trainer, "attention", 16, TINY), TINY)
     assert trial["check"]["error"] <= trial["check"]["tolerance"]
     if settings.precision == "bfloat16":  # rounding shows
         assert trial["check"]["error"] > 100 * exact["check"]["error"]
-    else:
-        trainer = scaling.full_trainer("attention", 16, settings)
-        assert trainer.model._compiled_call_impl is not None
+
+
+@pytest.mark.parametrize("compile", [False, True])
+def test_compile_is_applied(compile: bool) -> None:
+    trainer = scaling.full_trainer("attention", 16, replace(SMALLEST, compile=compile))
+    assert (trainer.model._compiled_call_impl is not None) == compile
 
 
 def test_left_out_from_the_length_that_is_too_slow(monkeypatch: pytest.MonkeyPatch) -> None:

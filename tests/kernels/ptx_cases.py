@@ -108,16 +108,18 @@ EMPTY = (70, 0, 1, 40)  # with an empty sequence and one of length 1
 FEW: dict[str, Call | Mixer | Steps] = {
     "legendre bf16 padded": legendre("full", (100, 100), BF16, 16, 100),
     "legendre bf16 packed, edge and window, empty sequences": legendre("packed", EMPTY, BF16, 16, 66),
-    "legendre fp16 left-padded, groups": legendre("left", (100, 70), FP16, 24, 68, groups=3),
-    "legendre fp32 right-padded": legendre("right", (80, 70), FP32, 16, 70),
+    "legendre fp32 left-padded, groups": legendre("left", (80, 70), FP32, 24, 68, groups=3),
     "long_conv bf16 strided": Call("long_conv", "middle", (70, 40), BF16, {"dim": 16, "groups": 2, "taps": 12}),
-    "short_conv bf16 packed": Call("short_conv", "packed", EMPTY, BF16, {"dim": 48, "taps": 3}),
+    "short_conv fp16 packed": Call("short_conv", "packed", EMPTY, FP16, {"dim": 48, "taps": 3}),
     "last rows bf16": legendre("packed", EMPTY, BF16, 16, 66, last_only=True),
     "mixer bf16 packed": Mixer(BF16, True, 76),
     "conv_step fp32": Steps(17, 6, FP32),
 }
 MANY: dict[str, Call | Mixer | Steps] = {
     "legendre bf16, fast window": replace(legendre("packed", EMPTY, BF16, 16, 66), rate=3.7),
+    "legendre fp16 left-padded, groups": legendre("left", (100, 70), FP16, 24, 68, groups=3),
+    "legendre fp32 right-padded": legendre("right", (80, 70), FP32, 16, 70),
+    "short_conv bf16 packed": Call("short_conv", "packed", EMPTY, BF16, {"dim": 48, "taps": 3}),
     "legendre bf16 L=200 N=32": legendre("full", (200, 200), BF16, 64, 200, 32),
     "legendre bf16 two levels": legendre("full", (600,), BF16, 16, 512, 16),
     "legendre bf16 three levels": legendre("full", (2100,), BF16, 16, 2048),

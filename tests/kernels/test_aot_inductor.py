@@ -343,7 +343,8 @@ def package(module: torch.nn.Module, inputs: tuple[Tensor, ...], path: Path) -> 
     auto = torch.export.Dim.AUTO
     sizes = [{i: auto for i in range(t.dim()) if t.shape[i] != 8} for t in inputs]
     program = torch.export.export(module.eval(), inputs, dynamic_shapes=(*sizes,))
-    made: str = torch._inductor.aoti_compile_and_package(program, package_path=str(path))
+    once = {"aot_inductor.precompile_headers": False}  # which pays from the second package on
+    made: str = torch._inductor.aoti_compile_and_package(program, package_path=str(path), inductor_configs=once)
     return made
 
 

@@ -61,7 +61,14 @@ def test_contract_8_opcheck(operator: str, layout: str, last_only: bool, backend
     )
 
 
-@pytest.mark.parametrize(("operator", "layout", "last_only"), CALLS)
+# Each operator in each layout, and with last positions; in `make test-all`, last positions in each layout.
+FIRST_BACKWARD = [c for c in CALLS if c[0] not in LONG or c[2] == (c[1] == PACKED)]
+
+
+@pytest.mark.parametrize(
+    ("operator", "layout", "last_only"),
+    [pytest.param(*call, marks=() if call in FIRST_BACKWARD else pytest.mark.slow) for call in CALLS],
+)
 def test_contract_8_opcheck_backward(operator: str, layout: str, last_only: bool, backend: str) -> None:
     args = arguments(operator, layout, torch.float32, last_only=last_only)
     op = getattr(torch.ops.hyenarec, f"{operator}_backward").default

@@ -49,10 +49,8 @@ def test_every_kernel_compiles_without_spills(target: str, tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("targets", "flags"),
     [
-        (
-            ("sm_80", "gfx942", "gfx950", "sm_100", "sm_120"),
-            ("--kernels", "legendre_chunks_kernel", "gated_short_conv_kernel"),
-        ),
+        # of each vendor the one whose blocks share least memory
+        (("gfx942", "sm_120"), ("--kernels", "legendre_chunks_kernel", "gated_short_conv_kernel")),
         pytest.param(("sm_100", "sm_120", "sm_86", "sm_89"), (), marks=pytest.mark.slow),
         pytest.param(("gfx942", "gfx950"), (), marks=pytest.mark.slow),
     ],
