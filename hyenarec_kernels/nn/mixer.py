@@ -55,9 +55,9 @@ class HyenaMixer(Projections):
             position sees both sides of its sequence; such a mixer has no streaming state.
         gate_dim: channels that the gates are made of, and nothing else: ``x`` has them behind its D, which make the
             values. 0: the gates are made of the D, too.
-        gate_dropout: in training, the probability with which :meth:`forward` does without a channel of a gate, which is
-            then what it starts at, 1 for the outer gates. One draw serves a whole call, so that it costs a product with
-            a matrix of weights and none with activations.
+        gate_dropout: in training, the probability with which :meth:`forward` does without a channel of a gate, rounded
+            to 1/256. The gate is then what it starts at, 1 for the outer gates. One draw serves a whole call, so that
+            it costs a product with a matrix of weights and none with activations.
         device, dtype: of the parameters, torch's defaults if None. On the meta device they hold nothing: then
             ``to_empty`` and :meth:`reset_parameters`, or a state dict, fill them.
 
@@ -100,8 +100,8 @@ class HyenaMixer(Projections):
         gate_dim = integer("HyenaMixer", "gate_dim", gate_dim, 0)
         if gate_dim and gate == "none":
             raise ValueError(f"HyenaMixer: gate_dim must be 0 without gates, got {gate_dim}")
-        if not (isinstance(gate_dropout, int | float) and 0 <= gate_dropout < 1):
-            raise ValueError(f"HyenaMixer: gate_dropout must be at least 0 and below 1, got {gate_dropout!r}")
+        if not (isinstance(gate_dropout, int | float) and 0 <= gate_dropout <= 255 / 256):
+            raise ValueError(f"HyenaMixer: gate_dropout must be from 0 to 255/256, got {gate_dropout!r}")
         super().__init__(dim, 0 if gate == "none" else order, short_width, device, dtype, gate_dim, gate_dropout)
         self.horizon, self.order, self.gate = horizon, order, gate
         self.register_buffer(f"{gate}_gate", torch.empty(0, device=device, dtype=dtype))  # as in Filter: a kind, stored

@@ -56,7 +56,8 @@ class Projections(nn.Module):
     ) -> None:
         super().__init__()
         self.dim, self.gates, self.short_width, self.gate_dim = dim, gates, short_width, gate_dim
-        self.gate_dropout = gate_dropout
+        # Channels of gates that training leaves out, of 256: for a float torch.compile would compile once more.
+        self.gates_dropped = round(256 * gate_dropout)
         self.frozen: tuple[Tensor, Tensor] | None = None  # what `matrices` gives, where `freeze` has been called
         channels = (gates + 1) * dim
         # Without biases padding stays exactly 0 from end to end; the short convolution has one where it matters.
@@ -134,11 +135,12 @@ class Projections(nn.Module):
 
     def draw_gates(self) -> Tensor | None:
         """What a pass in training multiplies the C projected channels by, (C,): of gates some by 0, the others by
-        ``1 / (1 - gate_dropout)``; of values all by 1. None where nothing is dropped."""
-        if not (self.gate_dropout and self.training and self.gates):
+        ``1 / (1 - p)``; of values all by 1. None where nothing is dropped."""
+        if not (self.gates_dropped and self.training and self.gates):
             return None
         weight = self.short_weight
-        drawn = dropout(torch.ones(self.gates * self.dim, dtype=weight.dtype, device=weight.device), self.gate_dropout)
+        ones = torch.ones(self.gates * self.dim, dtype=weight.dtype, device=weight.device)
+        drawn = dropout(ones, self.gates_dropped / 256)
         return agreed(weight, pad(drawn, (0, self.dim), value=1.0))
 
     def short_taps(self) -> Tensor:

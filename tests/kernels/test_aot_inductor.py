@@ -343,9 +343,8 @@ def package(module: torch.nn.Module, inputs: tuple[Tensor, ...], path: Path) -> 
     auto = torch.export.Dim.AUTO
     sizes = [{i: auto for i in range(t.dim()) if t.shape[i] != 8} for t in inputs]
     program = torch.export.export(module.eval(), inputs, dynamic_shapes=(*sizes,))
-    # a header compiled beforehand would cost more than the two files that it is for
-    configs = {"aot_inductor.precompile_headers": False}
-    made: str = torch._inductor.aoti_compile_and_package(program, package_path=str(path), inductor_configs=configs)
+    once = {"aot_inductor.precompile_headers": False}  # which pays from the second package on
+    made: str = torch._inductor.aoti_compile_and_package(program, package_path=str(path), inductor_configs=once)
     return made
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._dynamo.testing import CompileCounterWithBackend
 
 from hyenarec_kernels.nn import HyenaMixer, joint
 
@@ -91,8 +92,9 @@ def test_every_call_draws_gates_anew_with_the_mean_of_all() -> None:
     assert drawn is not None and drawn.shape == (12_000,)
     gates, values = drawn.split((8000, 4000))
     assert bool((values == 1).all())
-    assert gates.unique().tolist() == pytest.approx([0, 1.25])
-    assert float((gates == 0).double().mean()) == pytest.approx(0.2, abs=4 * (0.2 * 0.8 / 8000) ** 0.5)
+    dropped = round(256 * 0.2) / 256
+    assert gates.unique().tolist() == pytest.approx([0, 1 / (1 - dropped)])
+    assert float((gates == 0).double().mean()) == pytest.approx(dropped, abs=4 * (0.2 * 0.8 / 8000) ** 0.5)
     assert not torch.equal(drawn, mixer.draw_gates())  # type: ignore[arg-type]
 
 
@@ -112,16 +114,22 @@ def test_nothing_is_dropped_but_by_forward_in_training() -> None:
 
 
 def test_compiled_training_drops_gates_too() -> None:
-    mixer, x = make(), torch.randn(2, 12, DIM, dtype=torch.float64)
-    compiled = torch.compile(mixer, fullgraph=True, backend="aot_eager")
-    torch.manual_seed(0)
-    first, second = compiled(x), compiled(x)
-    torch.manual_seed(0)
-    torch.testing.assert_close(first, mixer(x))
-    assert not torch.allclose(first, second)
+    """In one graph for every length, which draws anew in every call."""
+    torch._dynamo.reset()
+    counter = CompileCounterWithBackend("aot_eager")
+    mixer = make()
+    compiled = torch.compile(mixer, fullgraph=True, dynamic=True, backend=counter)
+    for length in (11, 12, 13):
+        x = torch.randn(2, length, DIM, dtype=torch.float64)
+        torch.manual_seed(0)
+        first, second = compiled(x), compiled(x)
+        torch.manual_seed(0)
+        torch.testing.assert_close(first, mixer(x))
+        assert not torch.allclose(first, second)
+    assert counter.frame_count == 1
 
 
 @pytest.mark.parametrize("probability", [-0.1, 1.0, float("nan"), "0.5", None])
 def test_a_probability_outside_its_range_is_refused(probability: Any) -> None:
-    with pytest.raises(ValueError, match="gate_dropout must be at least 0 and below 1, got"):
+    with pytest.raises(ValueError, match="gate_dropout must be from 0 to 255/256, got"):
         HyenaMixer(DIM, HORIZON, gate_dropout=probability)

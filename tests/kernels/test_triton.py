@@ -291,7 +291,9 @@ def test_no_setting_reaches_the_tables(windowed: bool) -> None:
         assert called.products == {torch.float64}
 
 
-@pytest.mark.parametrize("dtype", [DTYPES[0], *(pytest.param(dtype, marks=pytest.mark.slow) for dtype in DTYPES[1:])])
+@pytest.mark.parametrize(  # 2 s each; test_ptx_triton has float32
+    "dtype", [pytest.param(dtype, marks=pytest.mark.slow if dtype == torch.float32 else ()) for dtype in DTYPES]
+)
 def test_step(dtype: torch.dtype) -> None:
     """Rings of more than one chunk, that stand in different places; channels that fill no tile."""
     check_step(17, 40, 2, dtype)

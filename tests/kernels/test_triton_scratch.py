@@ -26,7 +26,7 @@ pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="these run in 
     ("layout", "lengths", "dim", "run", "sequences", "channels"),
     [
         ("left", (70, 0, 1, 66, 40, 7), 3, 420, [2, 2, 2], [3]),
-        pytest.param("full", (70,) * 5, 3, 350, [2, 2, 1], [3], marks=pytest.mark.slow),  # 2 s
+        ("full", (70,) * 5, 3, 350, [2, 2, 1], [3]),
         ("packed", (70, 0, 1, 66), 24, 1, [4], [16, 8]),
         ("middle", (70, 0), 40, 1, [1, 1], [16, 16, 8]),
     ],

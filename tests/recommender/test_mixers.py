@@ -27,7 +27,7 @@ DIM, LENGTH = 8, 70  # more than two chunks
 
 def make(name: str) -> Any:
     torch.manual_seed(0)
-    return MIXERS[name](ModelConfig(mixer=name, dim=DIM, max_length=LENGTH), 0).double()
+    return MIXERS[name](ModelConfig(mixer=name, dim=DIM, max_length=LENGTH, dropout=0.0), 0).double()
 
 
 def history() -> tuple[Tensor, Packing]:

@@ -15,6 +15,7 @@ from hyenarec.mixers import MIXERS
 from hyenarec.mixers.attention import AttentionMixer
 from hyenarec.model import Dropout, SequenceModel
 from hyenarec.packing import Packing
+from hyenarec_kernels.nn import HyenaMixer
 
 LENGTHS = [1, 9, 4, 13, 2]
 CAUSAL = [name for name, mixer in MIXERS.items() if mixer.causal]
@@ -159,6 +160,13 @@ def test_dropout_compiles_whole() -> None:
     first, second = compiled(x), compiled(x)
     torch.manual_seed(0)
     assert torch.equal(first, dropout(x)) and not torch.equal(first, second)
+
+
+@pytest.mark.parametrize(("probability", "of_256"), [(0.0, 0), (0.2, 51), (0.5, 128), (0.99, 253)])
+def test_the_gates_of_hyena_are_dropped_as_the_rest_is(probability: float, of_256: int) -> None:
+    model = SequenceModel(ModelConfig(dim=8, max_length=13, dropout=probability), n_items=30)
+    mixers = [module for module in model.modules() if isinstance(module, HyenaMixer)]
+    assert [mixer.gates_dropped for mixer in mixers] == [of_256] * model.config.blocks
 
 
 def test_dropout_is_the_identity_when_evaluating() -> None:

@@ -146,6 +146,7 @@ def launch(command: Callable[[list[str]], None], arguments: list[str], restarts:
                 signal.signal(number, handler)
 
 
+@pytest.mark.slow  # test_torchruns_agent_starts_it_again does, and goes on
 def test_torchruns_agent_starts_it(job_store: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     arguments = ["train", str(job_store), "--out", str(tmp_path / "run"), "--epochs", "1", *OPTIONS]
     launch(main, arguments)
