@@ -180,7 +180,7 @@ from pathlib import Path
 from hyenarec.stopping import Interrupted
 from generated import make_store
 
-from tests.interpreter import python, start
+from tests.interpreter import start
 from test_training import train
 try:
     train(Path({folder!r}), make_store(n_users=150), epochs=500, patience=500)
