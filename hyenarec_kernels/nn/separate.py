@@ -78,7 +78,7 @@ def mix_last(mixer: Mixer, x: Tensor, where: Segments, drawn: Tensor | None) -> 
 
 
 def project(
-    mixer: Mixer, x: Tensor, where: Segments, drawn: Tensor | None
+    mixer: Mixer, x: Tensor, where: Segments, drawn: Tensor | None = None
 ) -> tuple[Tensor, list[Tensor | None], Tensor]:
     """What the short convolution reads; the order gates and the values after it. A gate of None has been
     multiplied in, or there are no gates."""
