@@ -2,10 +2,10 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# Of the CUDA kernels, an installation for development has what a GPU translates when it first runs it, little
-# optimised: that compiles in a fifth of the time of what wheels have, which is setup.py's. To time them, set your GPU's
-# architecture: HYENAREC_CUDA_ARCHS=90. Python compiles what it imports; pip would compile everything. It keeps that
-# even where the environment says not to, for `import torch` takes 3.4 s from source and 1.9 s else.
+# Of the CUDA kernels, an installation for development has what a GPU translates when it first runs it: that compiles in
+# two fifths of the time of what wheels have, which is setup.py's. Python compiles what it imports; pip would compile
+# everything. It keeps that even where the environment says not to, for `import torch` takes 3.4 s from source and 1.9 s
+# else.
 HYENAREC_CUDA_ARCHS ?= 80-virtual
 export PYTHONDONTWRITEBYTECODE :=
 INSTALL := PIP_COMPILE=0 $(BIN)/python -m pip install --quiet --constraint constraints.txt

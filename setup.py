@@ -6,7 +6,7 @@ HYENAREC_BUILD=0, the install is pure Python; without nvcc, or where nvcc fails,
 line says what is missing. No GPU is needed to compile for one, and torch may be built without CUDA.
 
 HYENAREC_CUDA_ARCHS names the GPU architectures to compile for, "80;90+PTX" by default: "+PTX" adds what newer GPUs
-translate when they first run it, and "80-virtual" is that alone, little optimised. Empty, it leaves the CUDA part out.
+translate when they first run it, and "80-virtual" is that alone. Empty, it leaves the CUDA part out.
 """
 
 import os
@@ -48,8 +48,6 @@ def cuda_targets(archs: str) -> list[str]:
             flags.append(f"-gencode=arch=compute_{arch},code=sm_{arch}")
         if match[3]:
             flags.append(f"-gencode=arch=compute_{arch},code=compute_{arch}")
-    if flags and not any("code=sm_" in flag for flag in flags):  # for development: compiled in half the time, not fast
-        flags.append("-Xcicc=-O1")
     return list(dict.fromkeys(flags))
 
 

@@ -56,8 +56,8 @@ class HyenaMixer(Projections):
         gate_dim: channels that the gates are made of, and nothing else: ``x`` has them behind its D, which make the
             values. 0: the gates are made of the D, too.
         gate_dropout: in training, the probability with which :meth:`forward` does without a channel of a gate, rounded
-            to 1/256. The gate is then what it starts at, 1 for the outer gates. One draw serves a whole call, so that
-            it costs a product with a matrix of weights and none with activations.
+            to 1/256. The gate is then its bias alone, which starts at 1 for the outer gates. One draw serves a whole
+            call, so that it costs a product with a matrix of weights and none with activations.
         device, dtype: of the parameters, torch's defaults if None. On the meta device they hold nothing: then
             ``to_empty`` and :meth:`reset_parameters`, or a state dict, fill them.
 
@@ -236,7 +236,7 @@ class HyenaMixer(Projections):
         where = self._where(x, lengths, starts, mask, cu_seqlens)
         learned = None if torch.is_grad_enabled() else joint.learned(self, x)
         if learned is None:
-            y, projected, gated = separate.mix(self, x, where)
+            y, projected, gated = separate.mix(self, x, where, None)
         else:
             y, kept = joint.mix_and_keep(self, learned, x, where)
             projected, gated = kept.projected, [(None, kept.u)]

@@ -42,7 +42,7 @@ class Mixer(Protocol):
 Factors = tuple[Tensor | None, Tensor]  # (q_i, v) of a long convolution's input; None where v is the product
 
 
-def mix(mixer: Mixer, x: Tensor, where: Segments, drawn: Tensor | None = None) -> tuple[Tensor, Tensor, list[Factors]]:
+def mix(mixer: Mixer, x: Tensor, where: Segments, drawn: Tensor | None) -> tuple[Tensor, Tensor, list[Factors]]:
     """The output, the short convolution's input, and the factors of each long convolution's input; ``drawn`` is what
     dropout multiplies the projected channels by."""
     projected, (*q, gate), v = project(mixer, x, where, drawn)
@@ -78,7 +78,7 @@ def mix_last(mixer: Mixer, x: Tensor, where: Segments, drawn: Tensor | None) -> 
 
 
 def project(
-    mixer: Mixer, x: Tensor, where: Segments, drawn: Tensor | None = None
+    mixer: Mixer, x: Tensor, where: Segments, drawn: Tensor | None
 ) -> tuple[Tensor, list[Tensor | None], Tensor]:
     """What the short convolution reads; the order gates and the values after it. A gate of None has been
     multiplied in, or there are no gates."""

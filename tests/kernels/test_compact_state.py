@@ -80,7 +80,7 @@ def test_oldest_chunks_leave_as_a_whole() -> None:
     x = torch.randn(1, 700, 4, dtype=torch.float64)
     with torch.no_grad():
         got = stepped(mixer, x, 0)
-        _, (*_, gate), u = separate.project(mixer, x, Segments(None, None))
+        _, (*_, gate), u = separate.project(mixer, x, Segments(None, None), None)
         taps = mixer.filters[0]()
         (top,) = compact_levels(16, 512, torch.float64)[-1:]
         assert mixer.init_state(0, state="compact").reach == (top.slots + 1) * top.chunk == 512
