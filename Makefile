@@ -2,14 +2,14 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# Of the CUDA kernels, an installation for development has what a GPU translates when it first runs it: that compiles in
-# two fifths of the time of what wheels have, which is setup.py's. Python compiles what it imports; pip would compile
-# everything. It keeps that even where the environment says not to, for `import torch` takes 3.4 s from source and 1.9 s
-# else.
+# A development installation compiles the CUDA kernels to PTX alone, which a GPU translates when it first runs them.
+# That takes two fifths of the time of setup.py's default, which wheels have. PIP_COMPILE=0: pip would compile every
+# Python file, while Python compiles only those it imports. Python must keep this bytecode, even where the environment
+# forbids it: `import torch` takes 3.4 s from source and 1.9 s from bytecode.
 HYENAREC_CUDA_ARCHS ?= 80-virtual
 export PYTHONDONTWRITEBYTECODE :=
 INSTALL := PIP_COMPILE=0 $(BIN)/python -m pip install --quiet --constraint constraints.txt
-# This checkout with extras: the extension is compiled while pip fetches and unpacks the rest.
+# Installs this checkout, editable, with extras; the extension is compiled while pip downloads and unpacks the rest.
 EDITABLE = HYENAREC_CUDA_ARCHS='$(HYENAREC_CUDA_ARCHS)' $(BIN)/python setup.py --quiet build_ext --inplace & \
 	HYENAREC_BUILD=0 $(INSTALL) --editable
 
@@ -18,9 +18,10 @@ EDITABLE = HYENAREC_CUDA_ARCHS='$(HYENAREC_CUDA_ARCHS)' $(BIN)/python setup.py -
 demo: $(VENV)/rec
 	$(BIN)/hyenarec demo
 
-# A worker a core, each file in one of them; one thread a worker, or they would wait for each other. torch's compiler
-# would keep processes beside each of them. By name, the files that come last are short; by number of tests, long ones
-# of few tests would, and one worker would wait for the other.
+# One pytest worker per core; all tests of a file run in the same worker. Workers have one thread each, or they would
+# wait for each other, and torch's compiler starts no processes beside them. Files run in order of name, so the last
+# ones are short. In order of their number of tests, long files with few tests would come last, and one worker would
+# wait for the other.
 PYTEST := OMP_NUM_THREADS=1 TORCHINDUCTOR_COMPILE_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile \
 	--no-loadscope-reorder
 test: $(VENV)/test
@@ -34,15 +35,15 @@ lint: $(VENV)/test
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# The cpu backend's tests under address and undefined-behaviour checks: all that run its kernels, less those of torch's
-# compilers and of the other backends, whose host programs are compiled without the checks.
+# The cpu backend's tests under the address and undefined-behaviour sanitizers: all that run its kernels, except tests
+# of torch's compilers and of the other backends, whose host programs are compiled without sanitizers.
 sanitize: $(VENV)/test
 	PYTHON=$(CURDIR)/$(BIN)/python tests/native/sanitize.sh tests/kernels \
 		-k "not reference and not triton and not plan and not compile and not export and not package and not opcheck \
 		and not cuda and not toeplitz and not ptx and not two_processes"
 
-# The cuda backend's kernels on small shapes: accesses out of bounds, races in shared memory. Needs a GPU and
-# compute-sanitizer; memory is not cached so that every tensor has bounds of its own.
+# The cuda backend's kernels on small shapes, checked for accesses out of bounds and races in shared memory. Needs a GPU
+# and compute-sanitizer. The caching allocator is off so that every tensor has its own bounds.
 cuda-sanitize: $(VENV)/test
 	for tool in memcheck racecheck; do \
 		PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool $$tool --error-exitcode 1 \
@@ -73,9 +74,10 @@ $(VENV)/docs: $(VENV)/base pyproject.toml setup.py
 	$(EDITABLE) '.[docs]' && wait $$!
 	touch $@ $(VENV)/rec
 
-# Libraries whose attention the mixer replaces, each in an environment of its own with its requirements and this
-# checkout: runs its example and its tests. `make hosts` takes all of them, `make host-rectools` one. TORCH is what pip
-# installs first: PyPI's torch for Linux brings CUDA, 5 GB an environment; .github/workflows/hosts.yml has the CPU's.
+# Libraries whose attention the mixer replaces. Each has an environment of its own, with its requirements and this
+# checkout, in which its example and its tests run. `make hosts` runs all of them, `make host-rectools` one. TORCH is
+# what pip installs first: PyPI's torch for Linux brings CUDA, 5 GB per environment, so .github/workflows/hosts.yml
+# takes the CPU build.
 TORCH ?= torch
 HOSTS := $(patsubst examples/hosts/%/requirements.txt,%,$(wildcard examples/hosts/*/requirements.txt))
 .PHONY: hosts $(HOSTS:%=host-%)

@@ -1,12 +1,13 @@
-"""The optional compiled part; everything else is declared in pyproject.toml.
+"""Builds the optional compiled kernels; everything else is declared in pyproject.toml.
 
-torch's stable ABI needs only torch's headers and libraries, so torch is no build requirement: inside pip's isolated
-build, sysconfig still names the target environment's site-packages. Without torch there, without a compiler, or with
-HYENAREC_BUILD=0, the install is pure Python; without nvcc, or where nvcc fails, it has the CPU's kernels alone. One
-line says what is missing. No GPU is needed to compile for one, and torch may be built without CUDA.
+torch is no build requirement, because its stable ABI needs only torch's headers and libraries: inside pip's isolated
+build, sysconfig still names the target environment's site-packages, where they lie. Without torch there, without a
+compiler, or with HYENAREC_BUILD=0, the install is pure Python. Without nvcc, or where nvcc fails, it has the CPU
+kernels alone. One printed line says what is missing. Compiling for a GPU needs no GPU, and torch may be built without
+CUDA.
 
-HYENAREC_CUDA_ARCHS names the GPU architectures to compile for, "80;90+PTX" by default: "+PTX" adds what newer GPUs
-translate when they first run it, and "80-virtual" is that alone. Empty, it leaves the CUDA part out.
+HYENAREC_CUDA_ARCHS names the GPU architectures to compile for, "80;90+PTX" by default. "+PTX" adds PTX code, which
+newer GPUs translate when they first run it; "80-virtual" is PTX code alone. An empty value leaves the CUDA kernels out.
 """
 
 import os
@@ -34,7 +35,7 @@ OLDEST_CUDA_ARCH = 80  # bfloat16 arithmetic
 
 
 def cuda_targets(archs: str) -> list[str]:
-    """nvcc's flags for architectures such as "80;90+PTX"."""
+    """nvcc's flags for architectures such as "80;90+PTX"; exits with a message for one that is unknown or too old."""
     flags = []
     for name in filter(None, map(str.strip, archs.split(";"))):
         match = re.fullmatch(r"(\d{2,3})([af]?)(\+PTX|-virtual)?", name)
@@ -52,7 +53,7 @@ def cuda_targets(archs: str) -> list[str]:
 
 
 def wanted(build: str) -> bool:
-    """Whether HYENAREC_BUILD asks for the compiled part: 1, or nothing, does, 0 does not."""
+    """Whether to compile: yes for HYENAREC_BUILD "1" or "", no for "0"; exits with a message for anything else."""
     if build not in ("", "0", "1"):
         sys.exit(f"hyenarec: HYENAREC_BUILD={build}: allowed are 0 and 1")
     return build != "0"
@@ -65,7 +66,7 @@ def find_nvcc() -> str | None:
 
 
 def run(*command: str) -> str:
-    """The output of a command; a failed one raises with its first line about an error."""
+    """A command's output. Raises RuntimeError with its first line about an error if it fails."""
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         lines = [line for line in (done.stderr + done.stdout).splitlines() if line.strip()]
@@ -75,7 +76,7 @@ def run(*command: str) -> str:
 
 
 class Build(build_ext):
-    """Compiles the kernels for each instruction set, gives .cu files to nvcc, and compiles files side by side."""
+    """Compiles the CPU kernels once for each instruction set, .cu files with nvcc, and several files in parallel."""
 
     def build_extension(self, ext: Extension) -> None:
         targets = cuda_targets(os.environ.get("HYENAREC_CUDA_ARCHS", CUDA_ARCHS))
@@ -89,7 +90,7 @@ class Build(build_ext):
 
     def compile_and_link(self, ext: Extension, targets: list[str]) -> None:
         nvcc = find_nvcc() if targets else None
-        # the longest first: of the CUDA sources those of kernels, the short convolutions' among them
+        # the longest compilations start first; among the CUDA sources that is short_conv.cu
         cuda_sources = sorted(Path("csrc/cuda").glob("*.cu"), key=lambda source: (source.stem != "short_conv", source))
         with ThreadPoolExecutor(min(os.cpu_count() or 1, 8)) as pool:
             kernels = [pool.submit(self.compile_cpp, ext, KERNELS, isa) for isa in ISA_FLAGS]
@@ -109,7 +110,8 @@ class Build(build_ext):
             self.link(ext, objects, [])
 
     def together(self, ext: Extension) -> str:
-        """One file of all sources but the kernels: torch's headers take most of the time that each of them takes."""
+        """One file that includes all CPU sources but the kernels: alone, each would spend most of its time on torch's
+        headers."""
         joined = Path(self.build_temp, "together.cpp")
         joined.parent.mkdir(parents=True, exist_ok=True)
         joined.write_text("".join(f'#include "{source}"\n' for source in ext.sources if source != KERNELS))
@@ -129,7 +131,7 @@ class Build(build_ext):
     def compile_cuda(self, source: str, nvcc: str, targets: list[str]) -> str:
         built = Path(self.build_temp, source).with_suffix(".cu.o")
         built.parent.mkdir(parents=True, exist_ok=True)
-        # -O1 is the host's code, which launches kernels; theirs are optimised all the same
+        # -O1 is for the host code, which launches kernels; nvcc optimises the kernels themselves all the same
         run(nvcc, "-O1", "-std=c++17", "-Xcompiler=-fPIC,-fvisibility=hidden", *targets, "-c", source, "-o", str(built))
         return str(built)
 
@@ -147,7 +149,8 @@ class Build(build_ext):
 
 
 def cuda_runtime(nvcc: str) -> list[str]:
-    """Linker flags for the CUDA runtime of this nvcc: static, so that the result loads without a CUDA of its own."""
+    """Linker flags for this nvcc's CUDA runtime, linked statically so that the extension loads where CUDA is not
+    installed."""
     plan = run(nvcc, "--dryrun", "-c", "-x", "cu", os.devnull)
     folders = re.search(r"^#\$ LIBRARIES=(.*)$", plan, re.MULTILINE)
     return [*shlex.split(folders[1] if folders else ""), "-l:libcudart_static.a", "-lrt", "-ldl", "-lpthread"]

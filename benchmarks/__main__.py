@@ -23,7 +23,8 @@ def main(arguments: list[str]) -> None:
 
 
 def is_bad_input(error: Exception) -> bool:
-    """Whether its message is for the user. Suites that need no recommender run where it cannot be imported."""
+    """Whether the error's message is for the user. The recommender's error class is looked up, not imported, because
+    some suites run where the recommender (``hyenarec``) cannot be imported."""
     recommender = sys.modules.get("hyenarec.errors")
     kinds = (front_door.NoSuchSuite,) if recommender is None else (front_door.NoSuchSuite, recommender.UserError)
     return isinstance(error, kinds)

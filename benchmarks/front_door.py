@@ -9,12 +9,12 @@ from importlib import import_module
 
 
 class NoSuchSuite(Exception):
-    """The message is one line that names the suites that there are."""
+    """Raised for an unknown suite; the message is one line that names all suites."""
 
 
 @dataclass(frozen=True)
 class Suite:
-    """A module of this package with a ``main()``, imported when it is run, and one line on what it measures."""
+    """A module of this package with a ``main()``, imported only when it is run, and one line on what it measures."""
 
     module: str
     line: str
@@ -29,14 +29,16 @@ SUITES: dict[str, Suite] = {
     "service": Suite("suites.service", "hyenarec serve under load: requests a second and latency by users at once"),
     "accuracy": Suite("suites.accuracy", "ranking metrics of every system on a log, over seeds, beside the baselines"),
     "capability": Suite("suites.capability", "how much of a known long memory each system learns, by length and cost"),
-    "cache": Suite("suites.cache", "SASRec's key-value caches: ranking, memory and time by policy and room"),
+    "cache": Suite(
+        "suites.cache", "states of users: ranking, memory and time of SASRec's caches and HyenaRec's states"
+    ),
     "hosts": Suite("suites.hosts", "attention replaced in other libraries on a log: accuracy, time, memory"),
     "ablation": Suite("suites.ablation", "accuracy of the hyena mixer with each of its options changed alone"),
     "features": Suite("suites.features", "item features on a log: for rare items, and for items never seen"),
     "losses": Suite("suites.losses", "losses over a catalogue, by chunk size"),
     "catalogue": Suite("suites.catalogue", "training steps over very many items, in one process and in several"),
     "loading": Suite("suites.loading", "seconds and memory of reading a log of ten million events"),
-    "host": Suite("suites.host", "what a mixer call takes of the host, with nothing on a device"),
+    "host": Suite("suites.host", "host time of a mixer call, without a device: no kernel is launched"),
     "gpu": Suite("gpu.suite", "the operators, their tests and training steps on a GPU, in minutes"),
     "rehearsal": Suite("gpu.rehearsal", "the suite gpu without a GPU, and how long it would take with one"),
     "compiled": Suite("gpu.compiled", "registers and memory of every Triton kernel, compiled without a GPU"),
@@ -46,7 +48,7 @@ SUITES: dict[str, Suite] = {
 
 
 def run(name: str, options: Sequence[str]) -> None:
-    """Run a suite as if its options had been its program's own; raises :class:`NoSuchSuite` where there is none."""
+    """Run a suite as if ``options`` were its program's own. Raises :class:`NoSuchSuite` for an unknown name."""
     if name not in SUITES:
         raise NoSuchSuite(f"no benchmark suite is called {name!r}: choose one of {', '.join(SUITES)}")
     suite = import_module(f"benchmarks.{SUITES[name].module}")
@@ -55,6 +57,6 @@ def run(name: str, options: Sequence[str]) -> None:
 
 
 def show() -> None:
-    """Print the table, one line a suite."""
+    """Print the table, one line per suite."""
     for name, suite in SUITES.items():
         print(f"{name:<10} {suite.line}")

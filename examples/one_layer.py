@@ -24,10 +24,10 @@ def main() -> None:
     torch.manual_seed(0)
     model = Model(items=100)
     lengths = torch.tensor([7, 3, 20])
-    events = torch.randint(100, (3, 20))  # (B, L); what lies beyond a row's length is padding and may be anything
+    events = torch.randint(100, (3, 20))  # (B, L); values beyond a row's length are padding and may be anything
 
     padded = model(events, lengths=lengths)  # (3, 20, 100)
-    padded.logsumexp(-1).mean().backward()  # gradients as of any module
+    padded.logsumexp(-1).mean().backward()  # gradients as for any module
 
     real = torch.arange(20) < lengths[:, None]  # (B, L)
     cu_seqlens = torch.nn.functional.pad(lengths.cumsum(0), (1, 0))  # 0, 7, 10, 30

@@ -3,8 +3,8 @@
 //   hyenarec export RUN --out exported --formats package
 //   recommend LIBRARY exported/history-package.pt2 3,17,2 5
 //
-// LIBRARY is hyenarec_kernels/_C.abi3.so; each argument after the package is one history, item numbers as in
-// exported/export.json, oldest first. Prints the best items of each, "NUMBER:SCORE" with a space between.
+// LIBRARY is hyenarec_kernels/_C.abi3.so. Each argument after the package is one history: item numbers as in
+// exported/export.json, oldest first. Prints one line per history: its best items, "NUMBER:SCORE", with spaces between.
 #include <ATen/ops/from_blob.h>
 #include <dlfcn.h>
 #include <torch/csrc/inductor/aoti_package/model_package_loader.h>
@@ -23,7 +23,7 @@ int main(int count, char** arguments) {
     return 1;
   }
   std::vector<std::vector<int64_t>> histories;
-  size_t longest = 2;  // as the package wants them at least
+  size_t longest = 2;  // the fewest events per history that the package takes
   for (int i = 3; i < count; ++i) {
     std::istringstream text(arguments[i]);
     std::vector<int64_t> history;

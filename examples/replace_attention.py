@@ -1,6 +1,4 @@
-"""A SASRec-like model whose attention is swapped for HyenaMixer, on a toy log in which each item comes back 12 later.
-
-It shows the swap and that the model learns; it is no comparison (docs/guide/benchmarks.md is one)."""
+"""Swaps the attention of a SASRec-like model for HyenaMixer, on a toy log where items come back 12 events later."""
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +21,7 @@ class Attention(nn.Module):
         return self.attention(x, x, x, attn_mask=future, need_weights=False)[0]
 
 
-class NextItemModel(nn.Module):  # what is not the mixer stays as it was
+class NextItemModel(nn.Module):  # everything but the mixer stays as it was
     def __init__(self, mixer: nn.Module) -> None:
         super().__init__()
         self.items = nn.Embedding(ITEMS, DIM)
@@ -39,7 +37,7 @@ class NextItemModel(nn.Module):  # what is not the mixer stays as it was
 
 
 def train(mixer: nn.Module, steps: int = 120) -> float:
-    """The mean loss of the last ten steps: 3.9 for a guess, at best 0.9, as the first 11 of 48 must be guessed."""
+    """The mean loss of the last ten steps: 3.9 for guessing; at best 0.9, because the first 11 events are guessed."""
     model = NextItemModel(mixer)
     optimizer = torch.optim.Adam(model.parameters(), lr=5e-3)
     losses: list[float] = []

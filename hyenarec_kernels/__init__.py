@@ -12,7 +12,7 @@ from hyenarec_kernels.ops.short_conv import short_conv
 
 try:
     __version__ = version("hyenarec")
-except PackageNotFoundError:  # a checkout on the path that nothing installed
+except PackageNotFoundError:  # a checkout on the path that was never installed
     __version__ = "0+unknown"
 
 __all__ = [

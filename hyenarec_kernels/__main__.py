@@ -34,7 +34,8 @@ def report() -> str:
 
 
 def _reason(backend: registry.Backend) -> str | None:
-    """Why it is not available; an unknown value of an environment variable, elsewhere an error, is a reason here."""
+    """Why the backend is not available; None if it is. An invalid environment variable, elsewhere an error, is such a
+    reason here."""
     try:
         return backend.probe()
     except (ValueError, NotImplementedError) as error:

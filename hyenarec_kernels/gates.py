@@ -1,4 +1,4 @@
-"""What a Hyena mixer can apply to its last gate, by name."""
+"""The activations that a Hyena mixer can apply to its last gate, by name."""
 
 from __future__ import annotations
 

@@ -11,12 +11,13 @@ from torch import Tensor
 
 
 def integer(op: str, name: str, value: SupportsIndex, least: int = 1) -> int:
-    """``value`` as an int of at least ``least``: whatever Python would index with, NumPy's integers too, but no bool.
+    """Returns ``value`` as an int of at least ``least``. Anything that Python accepts as an index will do, NumPy's
+    integers too, but no bool.
 
     Raises:
-        ValueError: it is no integer, or a smaller one.
+        ValueError: ``value`` is not an integer, is below ``least``, or needs more than 64 bits.
     """
-    if isinstance(value, torch.SymInt):  # a size that torch.compile leaves open
+    if isinstance(value, torch.SymInt):  # a size that torch.compile keeps symbolic
         number: int = value  # type: ignore[assignment]
     else:
         truth = isinstance(value, bool | np.bool_) or (isinstance(value, Tensor) and value.dtype == torch.bool)

@@ -1,4 +1,4 @@
-"""The Legendre filter: polynomial basis, exponential window, and the taps they span.
+"""The Legendre filter: polynomial basis, exponential window, and the taps made of them.
 
     h[g, tau] = w_g(tau) * sum_{n<N} c[g, n] * sqrt(2n+1) * P_n(2*tau/(K-1) - 1),    0 <= tau < K
     w_g(tau)  = exp(-a_g * tau / K)
@@ -26,7 +26,7 @@ def legendre_basis(terms: int, horizon: int, dtype: torch.dtype, device: torch.d
     Returns (terms, horizon) in ``dtype``, rounded once from float64. The result is cached and shared: do not write to
     it.
     """
-    if not plain():  # a cache entry made while tracing would hold a fake tensor, and one used there would be real
+    if not plain():  # while tracing, tensors are fake: the cache must neither store nor return any
         return _basis(terms, horizon, dtype, device)
     return _cached_basis(terms, horizon, dtype, device)
 
@@ -38,12 +38,13 @@ def _cached_basis(terms: int, horizon: int, dtype: torch.dtype, device: torch.de
 
 
 def _basis(terms: int, horizon: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    lags = torch.arange(horizon, dtype=torch.float64, device="cpu")  # whatever device is the default
+    lags = torch.arange(horizon, dtype=torch.float64, device="cpu")  # even if the default device is another
     return legendre_at(lags, terms, horizon).to(dtype).to(device)  # in two steps: not every device has float64
 
 
 def legendre_at(lags: Tensor, terms: int, horizon: int) -> Tensor:
-    """``sqrt(2n+1) P_n(2 lag / (K-1) - 1)`` at any lags, whole or not: (P,) float64 to (terms, P) float64."""
+    """``sqrt(2n+1) P_n(2 lag / (K-1) - 1)`` at any lags, integer or not: takes (P,) float64, returns (terms, P)
+    float64."""
     x = 2 * lags / max(horizon - 1, 1) - 1
     rows = [torch.ones_like(x), x][:terms]
     for n in range(1, terms - 1):  # Bonnet: (n+1) P_{n+1} = (2n+1) x P_n - n P_{n-1}
@@ -53,10 +54,11 @@ def legendre_at(lags: Tensor, terms: int, horizon: int) -> Tensor:
 
 
 def product(a: Tensor, b: Tensor) -> Tensor:
-    """``a @ b`` of a filter's matrices, in float64 and rounded once to the dtype of ``a``.
+    """``a @ b`` for the matrices that make a filter: computed in float64, rounded once to the dtype of ``a``.
 
-    Products of float32 may be rounded on the way by whoever asks for speed elsewhere: autocast, and
-    `torch.set_float32_matmul_precision`, by which a GPU takes TF32, of ten bits, and a CPU bfloat16 (errors of 2e-3).
+    A float32 product could lose accuracy to settings meant for speed elsewhere: autocast, or
+    `torch.set_float32_matmul_precision`, with which a GPU uses TF32 (a mantissa of ten bits) and a CPU bfloat16 (errors
+    of 2e-3).
     """
     b = beside(a, b)
     if a.device.type == "mps":  # has no float64
@@ -65,24 +67,24 @@ def product(a: Tensor, b: Tensor) -> Tensor:
     return (a.double() @ b.double()).to(a.dtype)
 
 
-# A window's rate per event at which exp(-rate) is 0 in every dtype. Faster ones give the same window, lag 0 alone, and
-# are computed as this one, for an infinite rate times a lag of 0 would be NaN.
+# A window's rate per event at which exp(-rate) is 0 in every dtype. Any faster rate gives the same window, 1 at lag 0
+# and 0 elsewhere, and is replaced by this one, because an infinite rate times a lag of 0 would be NaN.
 FASTEST = 1000.0
 
 
 def event_rate(decay: Tensor, horizon: int) -> Tensor:
-    """The rate per event, ``decay / horizon``, no faster than ``FASTEST``; NaN stays NaN. ``decay`` must be float32 or
-    float64: in float16 a finite rate may be beyond what the dtype holds."""
+    """The window's rate per event, ``decay / horizon``, but at most ``FASTEST``; NaN stays NaN. ``decay`` must be
+    float32 or float64: in float16 a finite rate may overflow."""
     return torch.where(too_fast(decay, horizon), FASTEST, decay / horizon)
 
 
 def too_fast(decay: Tensor, horizon: int) -> Tensor:
-    """Where ``event_rate`` does not depend on ``decay``, so that its gradient is 0."""
+    """Where ``decay`` is so large that ``event_rate`` no longer depends on it, and its gradient is 0."""
     return decay > FASTEST * horizon
 
 
 def window(decay: Tensor, horizon: int, taps: int) -> Tensor:
-    """``exp(-decay * tau / horizon)`` for the first ``taps`` lags: (G,) float32 or float64 to (G, taps)."""
+    """``exp(-decay * tau / horizon)`` for the first ``taps`` lags: takes (G,) float32 or float64, returns (G, taps)."""
     tau = beside(decay, torch.arange(taps, device=decay.device, dtype=decay.dtype))
     return torch.exp(-event_rate(decay, horizon)[:, None] * tau)
 
@@ -90,7 +92,7 @@ def window(decay: Tensor, horizon: int, taps: int) -> Tensor:
 def filter_gradients(
     dh: Tensor, h: Tensor, coefficients: Tensor, decay: Tensor | None, horizon: int
 ) -> tuple[Tensor, Tensor | None]:
-    """Gradients of coefficients and decay from that of the first taps ``h`` (G, k)."""
+    """Gradients of ``coefficients`` and ``decay``, given the first taps ``h`` (G, k) and their gradient ``dh``."""
     taps = h.shape[1]
     basis = legendre_basis(coefficients.shape[1], horizon, h.dtype, h.device)[:, :taps]  # (N, k)
     if decay is None:
@@ -104,21 +106,23 @@ def filter_gradients(
 def legendre_filter(
     coefficients: Tensor, horizon: int, decay: Tensor | None = None, *, taps: int | None = None
 ) -> Tensor:
-    """The taps of Legendre filters (the module's first equation).
+    """The taps of Legendre filters.
+
+        h[g, tau] = exp(-decay[g] * tau / K) * sum_{n<N} coefficients[g, n] * sqrt(2n+1) * P_n(2*tau/(K-1) - 1)
 
     Args:
         coefficients: (G, N), floating point.
-        horizon: K >= 1; the filter's support, a constant of the model and not the length of a batch.
-        decay: (G,) rates ``a_g`` of the windows, >= 0, in units of 1/K; None for no window. inf leaves lag 0 alone, NaN
-            makes its group's taps NaN.
-        taps: return no more than the first ``taps`` lags; all ``horizon`` by default.
+        horizon: K >= 1, the length of the filters in events; a constant of the model, not the length of a batch.
+        decay: (G,) rates of the windows, >= 0, in units of 1/K; None for no window. A rate of inf keeps only lag 0; NaN
+            makes the taps of its group NaN.
+        taps: return at most the first ``taps`` lags; all ``horizon`` of them by default.
 
     Returns:
         (G, min(taps, K)) in float64 for float64 coefficients, float32 otherwise. Differentiable.
 
     Raises:
-        ValueError: wrong types, shapes or devices, ``horizon`` below 1, or a negative ``decay``, which is looked for on
-            the CPU only.
+        ValueError: a wrong type, shape or device, ``horizon`` below 1, ``taps`` below 0, or a negative ``decay`` (which
+            is checked on the CPU only).
     """
     for name, given in (("coefficients", coefficients), ("decay", decay)):
         if not isinstance(given, Tensor | None):
@@ -144,7 +148,7 @@ def legendre_filter(
 
 
 def taps_of(coefficients: Tensor, horizon: int, decay: Tensor | None, taps: int | None) -> Tensor:
-    """:func:`legendre_filter` of arguments that have been checked."""
+    """:func:`legendre_filter` for arguments that have been checked already."""
     dtype = wide(coefficients.dtype)
     basis = legendre_basis(coefficients.shape[1], horizon, dtype, coefficients.device)[:, :taps]  # (N, K)
     h = product(coefficients.to(dtype), basis)  # (G, K)
@@ -152,11 +156,12 @@ def taps_of(coefficients: Tensor, horizon: int, decay: Tensor | None, taps: int 
 
 
 def check_decay(op: str, decay: Tensor | None) -> None:
-    """No rate is negative; on other devices than the CPU, which are not waited for, nobody looks."""
+    """Raises ValueError if a rate is negative. Only on the CPU: elsewhere the check would have to wait for the
+    device."""
     if decay is None or not readable(decay):
         return
     values = concrete(decay)
-    if values is None:  # traced below a transform: checked when the compiled program runs
+    if values is None:  # traced inside a transform of torch.func: checked when the compiled program runs
         torch._assert_async(~(unwrapped(decay) < 0).any(), f"{op}: decay must be at least 0")
     elif bool((values < 0).any()):
         raise ValueError(f"{op}: decay must be at least 0, got {values[values < 0][0].item()}")

@@ -1,7 +1,7 @@
-"""Defines the operators of namespace ``hyenarec``.
+"""Defines the operators of torch's namespace ``hyenarec``.
 
-The compiled extension defines them too, their forward passes, for programs without Python. It takes its definitions
-back when it is imported as a module, which is why that happens here, before the first definition.
+The compiled extension also defines their forward passes, for programs without Python, and withdraws these definitions
+when Python imports it. So this module imports it (`compiled.probe`) before it defines anything.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")  # type: ignore[no-untype
 
 
 def define(name: str, schema: str, function: Callable[..., Any]) -> None:
-    """Defines ``hyenarec::name`` with this schema, served on every device by ``function``."""
+    """Defines ``hyenarec::name`` with this schema, implemented on every device by ``function``."""
     qualified = f"{NAMESPACE}::{name}"
     torch.library.define(qualified, schema, tags=(torch.Tag.pt2_compliant_tag,))
     torch.library.impl(qualified, "default", function)

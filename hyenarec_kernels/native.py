@@ -1,8 +1,8 @@
-"""Programs that call the compiled library's operators and never Python.
+"""For programs that call the compiled library's operators without Python.
 
-The operators of namespace ``hyenarec`` are Python's in a process that has imported this package: they choose a backend
-at every call. A program that AOTInductor has compiled wants the CPU kernels themselves, which the compiled library also
-registers as ``hyenarec_native``, forward passes alone, in every process that loads it.
+In a process that has imported this package, the operators of namespace ``hyenarec`` are implemented in Python: they
+choose a backend at every call. A program compiled by AOTInductor needs the CPU kernels themselves. The compiled library
+also registers these as ``hyenarec_native``, forward passes only, in every process that loads it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from hyenarec_kernels.backends import compiled
 from hyenarec_kernels.library import NAMESPACE
 
 NATIVE = "hyenarec_native"
-# Those that the compiled library also has as C functions, in AOTInductor's words (csrc/cpu/shims.cpp).
+# The operators that the compiled library also has as C functions, declared as AOTInductor wants it
+# (csrc/cpu/shims.cpp).
 C_FUNCTIONS = {
     "mixer_step": "AOTITorchError aoti_torch_cpu_mixer_step(AtenTensorHandle x, AtenTensorHandle w_in, "
     "AtenTensorHandle w_out, AtenTensorHandle projected, AtenTensorHandle short_taps, AtenTensorHandle short_bias, "
@@ -28,10 +29,10 @@ C_FUNCTIONS = {
 
 
 def library() -> str:
-    """The file of the compiled library, which a program without Python loads before it runs a package.
+    """The path of the compiled library, which a program without Python must load before it runs an AOTInductor package.
 
     Raises:
-        NotImplementedError: there is none.
+        NotImplementedError: there is no compiled library.
     """
     reason = compiled.probe()
     if reason is not None:
@@ -42,7 +43,7 @@ def library() -> str:
 
 
 def use_native(program: ExportedProgram) -> ExportedProgram:
-    """``program`` itself, with the compiled library's operators in the place of Python's.
+    """Makes ``program`` call the compiled library's operators instead of Python's; changes it in place and returns it.
 
     Raises:
         NotImplementedError: there is no compiled library.
@@ -56,7 +57,7 @@ def use_native(program: ExportedProgram) -> ExportedProgram:
 
 
 def called_directly() -> dict[str, dict[torch._ops.OpOverload, list[str]]]:
-    """A setting for AOTInductor: of a program after :func:`use_native`, the operators that its package calls as C
+    """A setting for AOTInductor, for programs after :func:`use_native`: the operators that a package calls as C
     functions, without torch's dispatcher."""
     return {
         "aot_inductor.custom_ops_to_c_shims": {

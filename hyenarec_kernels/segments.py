@@ -1,11 +1,12 @@
-"""Where sequences lie: from ``lengths``, ``starts``, ``mask``, ``cu_seqlens`` to one value, `Segments`.
+"""Where the sequences of a batch lie: turns ``lengths``, ``starts``, ``mask`` or ``cu_seqlens`` into one value,
+`Segments`.
 
 Padded ``x`` (B, L, D): row ``b`` holds one sequence, ``x[b, starts[b]:ends[b]]``; None means 0 and L.
 Packed ``x`` (T, D): sequence ``s`` is ``x[starts[s]:ends[s]]``; together the sequences cover ``x`` in order.
 
-`Segments.of` and `Segments.of_mask` check its values on the CPU, and raise ValueError. Other devices are not waited
-for: there the kernels clamp values to what ``x`` has, and who indexes with them otherwise takes `inside`. Compiled and
-exported programs do the same by two operators, which run when the program runs.
+`Segments.of` and `Segments.of_mask` check the values on the CPU and raise ValueError. On other devices a check would
+have to wait for the device. There the kernels clamp the values to the positions of ``x``, and other code that indexes
+with them calls `inside` first. In compiled and exported programs two operators do the same whenever the program runs.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ Index: TypeAlias = "Tensor | Sequence[int] | np.ndarray[Any, Any]"
 
 
 class Segments(NamedTuple):
-    """Where the sequences of one ``x`` start and end: (B,) or (S,) each, int32 or int64; None for all of each row."""
+    """Where the sequences of one ``x`` start and end (exclusively), each (B,) or (S,) int32 or int64. None: each row
+    from its first position, or to its last."""
 
     starts: Tensor | None = None
     ends: Tensor | None = None
@@ -42,9 +44,9 @@ class Segments(NamedTuple):
         cu_seqlens: Index | None = None,
         segments: Segments | None = None,
     ) -> Segments:
-        """From the arguments of a public call; raises ValueError for those that do not fit ``x``.
+        """Makes segments from the arguments of a public call; raises ValueError for arguments that do not fit ``x``.
 
-        ``segments`` made before for the same ``x`` take the place of the others, and are not checked again.
+        ``segments`` that were made before, for the same ``x``, replace the other arguments and are not checked again.
         """
         if segments is not None:
             if lengths is not None or starts is not None or cu_seqlens is not None:
@@ -73,7 +75,8 @@ class Segments(NamedTuple):
 
     @classmethod
     def of_mask(cls, op: str, x: Tensor, mask: Index) -> Segments:
-        """From a mask (B, L), bool or integers 0 and 1, 1 for real positions, which must be one run a row.
+        """Makes segments from a mask (B, L), bool or integers 0 and 1. True or 1 marks real positions, contiguous in
+        each row.
 
         A mask with holes raises ValueError on the CPU; on other devices it fails a device-side assertion.
         """
@@ -89,7 +92,7 @@ class Segments(NamedTuple):
         return cls(*torch.ops.hyenarec.runs(mask, op))
 
     def reversed(self, x: Tensor) -> Segments:
-        """Where they lie in ``x.flip(-2)``."""
+        """Where the sequences lie in ``x.flip(-2)``."""
         starts, ends = self
         if ends is None:
             return self
@@ -99,7 +102,8 @@ class Segments(NamedTuple):
 
 
 def check_segments(op: str, x: Tensor, starts: Tensor | None, ends: Tensor | None) -> None:
-    """That an operator's ``starts`` and ``ends``, which may come from anywhere, are one index a sequence each."""
+    """Raises ValueError unless an operator's ``starts`` and ``ends``, which any caller may have made, hold one index
+    per sequence."""
     packed = x.dim() == 2
     if (starts is None or ends is None) if packed else (starts is not None and ends is None):
         raise ValueError(f"{op}: packed x (T, D) needs starts and ends, padded x takes starts beside ends alone")
@@ -117,10 +121,10 @@ def check_segments(op: str, x: Tensor, starts: Tensor | None, ends: Tensor | Non
 
 
 def within(x: Tensor, starts: Tensor | None, ends: Tensor | None) -> Segments:
-    """An operator's ``starts`` and ``ends`` for a backend that indexes with them, whoever made them.
+    """An operator's ``starts`` and ``ends``, whoever made them, safe for a backend that indexes with them.
 
-    On the CPU those that do not lie within ``x`` raise ValueError, elsewhere they are clamped, as `Segments.of` does
-    it. Code that `torch.compile` traces below a transform clamps too: it has no values to check.
+    On the CPU, values that do not lie within ``x`` raise ValueError; elsewhere they are clamped, as with `Segments.of`.
+    Code that `torch.compile` traces inside a transform of `torch.func` clamps too: it has no values to check.
     """
     if ends is None:
         return Segments(starts, ends)
@@ -133,9 +137,9 @@ def within(x: Tensor, starts: Tensor | None, ends: Tensor | None) -> Segments:
 
 
 def inside(x: Tensor, where: Segments) -> Segments:
-    """``where`` with the values that nobody has read clamped to the positions that ``x`` has."""
+    """``where``, with values that could not be checked clamped to the positions of ``x``."""
     starts, ends = where
-    if ends is None or not plain() or type(ends) is not Tensor or readable(ends):  # `_checked` has seen to it
+    if ends is None or not plain() or type(ends) is not Tensor or readable(ends):  # done by `_checked`
         return where
     return Segments(*_clamped(starts, ends, x.shape[-2], x.dim() == 2))
 
@@ -153,7 +157,8 @@ def spans(x: Tensor, where: Segments) -> tuple[Tensor, Tensor]:
 
 
 def last_rows(values: Tensor, first: Tensor, length: Tensor, count: int) -> Tensor:
-    """The last ``count`` rows of every sequence, oldest first, zeros before its start: (R, D) to (S, count, D)."""
+    """The last ``count`` rows of every sequence, oldest first, with zeros before its start: takes ``values`` (R, D),
+    returns (S, count, D)."""
     if values.shape[0] == 0:
         return values.new_zeros(first.shape[0], count, values.shape[1])
     back = beside(values, torch.arange(-count, 0, device=values.device))
@@ -163,7 +168,7 @@ def last_rows(values: Tensor, first: Tensor, length: Tensor, count: int) -> Tens
 
 
 def zero_padding(x: Tensor, where: Segments) -> Tensor:
-    """``x`` with zeros in the padding, whatever stood there."""
+    """``x`` with zeros in the padding, whatever it held."""
     starts, ends = where
     if x.dim() == 2 or ends is None:
         return x
@@ -175,7 +180,8 @@ def zero_padding(x: Tensor, where: Segments) -> Tensor:
 
 
 def _checked(op: str, x: Tensor, starts: Tensor | None, ends: Tensor) -> Segments:
-    """``Segments`` whose values have been checked, or clamped where a check would wait for the device."""
+    """``Segments`` whose values have been checked. Where a check would wait for the device, kernels clamp the values
+    later, or in traced code the operator ``segments`` does."""
     rows, packed = x.shape[-2], x.dim() == 2
     if not plain() or type(ends) is not Tensor:
         first, last = torch.ops.hyenarec.segments(starts, ends, rows, packed, op)
@@ -186,7 +192,7 @@ def _checked(op: str, x: Tensor, starts: Tensor | None, ends: Tensor) -> Segment
 
 
 def _check(op: str, starts: Tensor | None, ends: Tensor, rows: int, packed: bool) -> None:
-    # through numpy, whose calls take a tenth of torch's: with these, checks of one sequence took 60 us
+    # with NumPy, whose calls take a tenth as long: with torch's, the checks of one sequence took 60 us
     last = _array(ends)
     first = np.zeros(len(last), np.int64) if starts is None else _array(starts)
     if not packed:
@@ -215,12 +221,13 @@ def _check(op: str, starts: Tensor | None, ends: Tensor, rows: int, packed: bool
 
 
 def _array(index: Tensor) -> np.ndarray[Any, Any]:
-    # inside a transform of torch.func, `numpy` would wrap the tensor first and find no storage in it
+    # inside a transform of torch.func, `Tensor.numpy` fails: it wraps the tensor first and finds no storage in it
     return np.array(index.tolist(), np.int64) if torch._C._are_functorch_transforms_active() else index.numpy()
 
 
 def _clamped(starts: Tensor | None, ends: Tensor, rows: int, packed: bool) -> tuple[Tensor | None, Tensor]:
-    """The same where values are right; otherwise some segments that lie within ``x``. Does not wait for the device."""
+    """``starts`` and ``ends`` unchanged if they are valid; otherwise some segments that lie within ``x``. Does not wait
+    for the device."""
     if starts is None:
         return None, ends.clamp(0, rows)
     if not packed:
@@ -233,7 +240,7 @@ def _clamped(starts: Tensor | None, ends: Tensor, rows: int, packed: bool) -> tu
 
 
 def _segments(starts: Tensor | None, ends: Tensor, rows: int, packed: bool, op: str) -> tuple[Tensor, Tensor]:
-    """The operator ``hyenarec::segments``: copies, for an operator may not return what it was given."""
+    """The operator ``hyenarec::segments``. Returns copies, because an operator may not return its own inputs."""
     if ends.device.type == "cpu":
         _check(op, starts, ends, rows, packed)
         first, last = starts, ends
@@ -243,11 +250,12 @@ def _segments(starts: Tensor | None, ends: Tensor, rows: int, packed: bool, op: 
 
 
 def _runs(mask: Tensor, op: str) -> tuple[Tensor, Tensor]:
-    """The operator ``hyenarec::runs``: where the one run of every row of a mask (B, L) starts and ends, int64."""
+    """The operator ``hyenarec::runs``: start and end (B,) int64 of the one run of real positions in each row of a mask
+    (B, L)."""
     real = mask != 0
     before = torch.nn.functional.pad(real, (1, 0))[:, :-1]
     runs = (real & ~before).sum(1)
-    binary = real == mask  # a 2 is no mask: it compares as 1
+    binary = real == mask  # False for integers other than 0 and 1
     if not readable(mask):
         torch._assert_async((runs <= 1).all(), f"{op}: mask has holes")
         torch._assert_async(binary.all(), f"{op}: mask has values other than 0 and 1")
@@ -259,7 +267,7 @@ def _runs(mask: Tensor, op: str) -> tuple[Tensor, Tensor]:
             f"{op}: the real positions of a mask must be one run a row; row {row} has {int(runs[row])} runs"
         )
     lengths = real.sum(1)
-    # The first real position: as many lie before it as positions have seen none.
+    # The index of the first real position: the number of positions up to which none has been counted.
     starts = (real.cumsum(1) == 0).sum(1)
     starts = torch.where(lengths > 0, starts, 0)
     return starts, starts + lengths
@@ -270,14 +278,14 @@ def _tensor(op: str, name: str, given: Index, x: Tensor) -> Tensor:
         return beside(x, given)
     try:
         if isinstance(given, np.ndarray):
-            given = np.ascontiguousarray(given)  # torch takes no negative strides
+            given = np.ascontiguousarray(given)  # torch does not support negative strides
         return beside(x, torch.as_tensor(given, device=x.device))
     except (TypeError, ValueError, RuntimeError):
         raise ValueError(f"{op}: {name} must be a tensor, a list or a NumPy array of integers, got {given!r}") from None
 
 
 def _index(op: str, name: str, given: Index, x: Tensor) -> Tensor:
-    """``given`` as a 1-D index tensor beside ``x``; lists and NumPy arrays are converted."""
+    """``given`` as a 1-D index tensor for ``x``; lists and NumPy arrays are converted."""
     index = _tensor(op, name, given, x)
     if not isinstance(given, Tensor) and index.numel() == 0:
         index = index.long()  # an empty list has no dtype of its own

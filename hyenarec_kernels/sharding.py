@@ -1,7 +1,7 @@
 """How the operators run on distributed tensors, `torch.distributed.tensor.DTensor`.
 
-Each process runs an operator on its own part. Every process has everything, or the batch of a padded ``x`` is divided
-over them, or the channels are:
+Each process runs an operator on its own part. Either every process holds everything, or the batch dimension of a padded
+``x`` is divided over the processes, or its channels are:
 
 | divided  | x, gates, outputs | parameters               | starts, ends | gradients of parameters |
 |----------|-------------------|--------------------------|--------------|-------------------------|
@@ -9,11 +9,11 @@ over them, or the channels are:
 | channels | `Shard(-1)`       | `Shard(0)`               | `Replicate()`| `Shard(0)`              |
 | channels | `Shard(-1)`       | `Replicate()` of one row | `Replicate()`| `Partial()`             |
 
-DTensor redistributes arguments that are placed otherwise to the nearest of these. Positions are refused instead: each
-output depends on events far back, so that every process would have to gather the whole histories.
+DTensor redistributes arguments with other placements to the nearest of these. Division over positions is refused
+instead: each output depends on events far back, so every process would have to gather the whole histories.
 
-`torch.distributed.tensor` takes half a second to import, and most programs do without it. So DTensor is told all this
-when the first distributed tensor arrives.
+Importing `torch.distributed.tensor` takes half a second, and most programs do not need it. So these rules are
+registered with DTensor only when the first distributed tensor arrives.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ DIVISIONS = {
     "segments": (BATCH,),
     "runs": (BATCH,),
 }
-# The dimension of each argument that is divided.
+# For each division, the dimension in which an argument is divided. Arguments without an entry are replicated.
 ROWS = ("x", "pre_gate", "post_gate", "grad_0", "grad_1")
 PARAMETERS = ("weight", "bias", "filter", "coefficients", "decay", "skip")
 DIMENSIONS: dict[str, dict[str, int]] = {
@@ -48,7 +48,7 @@ DIMENSIONS: dict[str, dict[str, int]] = {
 
 
 def is_distributed(given: object) -> bool:
-    """Whether ``given`` is a DTensor, found out without importing what defines it."""
+    """Whether ``given`` is a DTensor. Does not import the module that defines DTensor."""
     if type(given) in (Tensor, nn.Parameter):
         return False
     module = sys.modules.get("torch.distributed.tensor")
@@ -56,13 +56,13 @@ def is_distributed(given: object) -> bool:
 
 
 def prepare(given: object) -> None:
-    """What must run before an operator gets ``given``, in case it is a DTensor."""
+    """Registers the rules above if ``given`` is a DTensor; must run before an operator gets ``given``."""
     if is_distributed(given):
         _register()
 
 
 def beside(x: Tensor, given: Tensor) -> Tensor:
-    """``given``, the same in every process, as a replicated DTensor where ``x`` is a DTensor."""
+    """``given``, which must be equal in every process; as a replicated DTensor if ``x`` is a DTensor."""
     if not is_distributed(x) or is_distributed(given):
         return given
     from torch.distributed.tensor import DTensor, Replicate
@@ -72,7 +72,8 @@ def beside(x: Tensor, given: Tensor) -> Tensor:
 
 
 def agreed(x: Tensor, given: Tensor) -> Tensor:
-    """What the first process has as ``given``, which was drawn at random, as :func:`beside` gives it."""
+    """The first process's ``given``, a tensor drawn at random, for all processes; as :func:`beside`, a DTensor if ``x``
+    is."""
     if not is_distributed(x):
         return given
     from torch.distributed.tensor import Replicate, distribute_tensor
@@ -93,15 +94,15 @@ def _register() -> None:
             if hasattr(torch.ops.hyenarec, operator):
                 overload = getattr(torch.ops.hyenarec, operator).default
                 register_sharding(overload)(partial(_ways, name, overload))
-                # DTensor remembers its decisions by the tensors and the arguments from this one on. Unless told so, it
-                # would take one decision for calls that differ in `needs`, or in which of two gates is None.
+                # DTensor caches its decisions, by the tensors and by the other arguments from this number on. Without
+                # it, calls that differ in `needs`, or in which of two gates is None, would share one decision.
                 remembered_by[overload] = RuntimeSchemaInfo(static_argnum=0, needs_pytree=True)
 
 
 def _ways(name: str, overload: Any, *values: Any) -> list[Way]:
-    """The ways to run ``overload``, which is the operator ``name`` or its backward.
+    """The placements with which ``overload``, the operator ``name`` or its backward, can run.
 
-    A tensor among the arguments ``values`` is DTensor's specification of it: mesh, placements, shape.
+    In ``values``, its arguments, each tensor is replaced by DTensor's specification of it: mesh, placements, shape.
     """
     given = {argument.name: value for argument, value in zip(overload._schema.arguments, values, strict=True)}
     if {"x", "starts"} <= given.keys() and "needs" not in given:
@@ -112,7 +113,7 @@ def _ways(name: str, overload: Any, *values: Any) -> list[Way]:
 
 
 def _fits(division: str, given: dict[str, Any]) -> bool:
-    """Whether the arguments can be divided so."""
+    """Whether the arguments can be divided in this way."""
     x: Any = given.get("x")
     if division == BATCH:  # the rows of packed x are events
         return not given.get("packed") and (x is None or x.ndim == 3 or "history" in given)
@@ -121,18 +122,18 @@ def _fits(division: str, given: dict[str, Any]) -> bool:
 
 
 def _way(division: str | None, returns: int, given: dict[str, Any]) -> Way:
-    """How to run with the batch or the channels divided, or, with None, undivided."""
+    """The placements of outputs and arguments for this division; with None, everything is replicated."""
     from torch.distributed.tensor import Partial, Replicate, Shard
 
     def place(name: str, value: Any) -> Any:
         if not hasattr(value, "placements"):
-            return None  # absent, or no tensor
+            return None  # absent, or not a tensor
         dimension = None if division is None else DIMENSIONS[division].get(name)
-        shared = name in PARAMETERS and value.shape[0] == 1  # by all channels
+        shared = name in PARAMETERS and value.shape[0] == 1  # one row, shared by all channels
         return Replicate() if dimension is None or shared else Shard(dimension % value.ndim)
 
     def place_gradient(name: str, need: bool) -> Any:
-        if division is None or not need:  # what nobody needs is an empty tensor
+        if division is None or not need:  # a gradient that is not needed is an empty tensor
             return Replicate()
         return Partial() if placed[name] == Replicate() else placed[name]
 
@@ -140,7 +141,7 @@ def _way(division: str | None, returns: int, given: dict[str, Any]) -> Way:
     if "needs" in given:
         tensors = [name for name in given if name in (*ROWS, *PARAMETERS) and not name.startswith("grad_")]
         outputs = [place_gradient(name, need) for name, need in zip(tensors, given["needs"], strict=True)]
-    elif "packed" in given:  # segments, which makes absent starts an empty tensor
+    elif "packed" in given:  # the operator segments; for absent starts it returns an empty tensor
         outputs = [placed["starts"] or Replicate(), placed["ends"]]
     elif division == CHANNELS:
         outputs = [Shard(1 if given.get("last_only") else given["x"].ndim - 1)] * returns
@@ -163,7 +164,7 @@ def _refuse_positions(name: str, given: dict[str, Any]) -> None:
 
 
 def _keep_history(ways: list[Way], history: Any) -> list[Way]:
-    """The ways that leave ``history`` where it is: what is written to a redistributed copy would be lost."""
+    """The ways that do not redistribute ``history``: the operator writes to it, and writes to a copy would be lost."""
     kept = [way for way in ways if all(placement == way[1][1] for placement in history.placements)]
     if not kept:
         raise NotImplementedError(

@@ -27,9 +27,9 @@ def plain() -> bool:
 
 
 def concrete(t: Tensor) -> Tensor | None:
-    """``t`` `unwrapped`, where the host may act on its values; None where the code is traced or the tensor is fake.
+    """``t``, `unwrapped`, if Python code may act on its values; None if the code is traced or the tensor is fake.
 
-    A `TorchDispatchMode` that only looks on, such as PyTorch's counters of operations, changes nothing.
+    A `TorchDispatchMode` that only observes, such as PyTorch's counters of operations, does not matter.
     """
     if torch.compiler.is_compiling() or torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.PROXY) is not None:
         return None
@@ -38,20 +38,20 @@ def concrete(t: Tensor) -> Tensor | None:
 
 
 def readable(t: Tensor) -> bool:
-    """Whether the host reads the values of ``t`` without waiting for a device."""
+    """Whether the host can read the values of ``t`` without waiting for a device."""
     return t.device.type == "cpu"
 
 
 def unwrapped(t: Tensor) -> Tensor:
-    """The tensor inside the wrappers of `torch.func`: under ``vmap`` all examples."""
+    """The tensor inside the wrappers of `torch.func`; under ``vmap`` it holds all examples."""
     while torch._C._functorch.is_functorch_wrapped_tensor(t):
         t = torch._C._functorch.get_unwrapped(t)
     return t
 
 
 def direct(arguments: Iterable[object]) -> bool:
-    """True where an operator's own function may be called with these arguments, past torch's dispatcher: nothing
-    listens to it, and no tensor is of a class with answers of its own."""
+    """True where an operator's own function may be called directly with these arguments, bypassing torch's dispatcher:
+    no mode or transform intercepts calls, and no argument is a tensor subclass that may override them."""
     return (
         plain()
         and torch._C._len_torch_function_stack() == 0

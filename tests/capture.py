@@ -1,4 +1,4 @@
-"""Whether a CUDA graph could capture a step, told without a GPU: run on meta tensors, it asks nothing of the device.
+"""Checks without a GPU that a CUDA graph could capture a step: on meta tensors, the host reads nothing from the device.
 
 A meta tensor has no values: an operation that reads one on the host, or whose result's shape depends on one, raises.
 """
@@ -16,7 +16,8 @@ from hyenarec_kernels import legendre
 
 
 class Recorder(TorchDispatchMode):
-    """The operations of a step; values of the host, which a graph would keep as they were, may not go to the device."""
+    """Records the operations of a step. It fails if a value is copied from the host to the device, since a graph would
+    replay the captured value for ever."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -31,7 +32,8 @@ class Recorder(TorchDispatchMode):
 
 
 def keep_bases(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Polynomial bases are on the device after a first call; a recorder would see them made and moved in each."""
+    """Replaces polynomial bases by empty tensors on the device. A real device keeps them after the first call, whereas
+    a recorder would see them made and moved in every call."""
 
     def made(terms: int, horizon: int, dtype: torch.dtype, device: torch.device) -> Tensor:
         return torch.empty(terms, horizon, dtype=dtype, device=device)

@@ -1,7 +1,8 @@
-"""What has to be asked for before pytest reads the first file of tests.
+"""Settings that must be made before pytest imports the first test file.
 
-Without a GPU the Triton kernels run in Triton's interpreter, which has to be chosen before anything imports them. And
-one thread a process, chosen before torch begins: tests that fork would wait forever for threads that their child lacks.
+Without a GPU the Triton kernels run in Triton's interpreter, which has to be chosen before anything imports them. Every
+process gets one thread, chosen before torch starts: a forked child would wait for ever for its parent's threads, which
+it does not have.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Python processes of a test's own: each is forked from one that has imported torch and done nothing else.
+"""Starts Python processes for tests. Each is forked from a process that has imported torch and done nothing else.
 
-A fresh interpreter takes 2 s to import torch, and most of the tests that start one do nothing more. What is chosen once
-a process, such as the instruction set, is chosen anew in each of these. Tests of what an import brings with it, of
-signals and of closed streams start the interpreter itself.
+A fresh interpreter takes 2 s to import torch, and most of the tests that start one do little more. What is chosen once
+per process, such as the instruction set, is chosen anew in each forked process. Tests of what an import brings with it,
+of signals and of closed streams start a real interpreter instead.
 """
 
 from __future__ import annotations
@@ -22,7 +22,10 @@ FORKED.set_forkserver_preload(["torch"])
 
 
 def start(*arguments: object, env: Mapping[str, str] | None = None, cwd: Path | None = None, out: Path) -> BaseProcess:
-    """Starts ``python ARGUMENTS``: ``-c CODE``, ``-m MODULE`` or a file. It prints to files 1 and 2 in ``out``."""
+    """Starts ``python ARGUMENTS``: ``-c CODE``, ``-m MODULE`` or a file.
+
+    Its stdout and stderr go to the files ``out/1`` and ``out/2``.
+    """
     environment = dict(os.environ if env is None else env)
     process = FORKED.Process(target=_run, args=([*map(str, arguments)], environment, cwd or Path.cwd(), out))
     process.start()
@@ -32,7 +35,10 @@ def start(*arguments: object, env: Mapping[str, str] | None = None, cwd: Path | 
 def python(
     *arguments: object, env: Mapping[str, str] | None = None, cwd: Path | None = None, timeout: float = 300.0
 ) -> CompletedProcess[str]:
-    """Runs ``python ARGUMENTS`` as :func:`start` does, and returns what it printed."""
+    """Runs ``python ARGUMENTS`` as :func:`start` does, waits for it, and returns its exit code and what it printed.
+
+    Raises :class:`subprocess.TimeoutExpired` after ``timeout`` seconds.
+    """
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder)
         process = start(*arguments, env=env, cwd=cwd, out=out)

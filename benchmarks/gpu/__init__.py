@@ -1,1 +1,1 @@
-"""The suite that needs a GPU, its parts, and what is compiled ahead of time for one."""
+"""The suite that needs a GPU, its parts, and what compiles kernels for a GPU ahead of time."""

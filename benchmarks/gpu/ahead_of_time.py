@@ -1,7 +1,8 @@
-"""Compiles what the Triton backend would launch, for a GPU that need not be there, and reads what ptxas says of it.
+"""Compiles the kernels that the Triton backend would launch, for a GPU that need not be there, and reads what ptxas
+reports about them.
 
-``launches`` lets operators run on CPU tensors, writes down every launch and makes none. What ``compiled`` then compiles
-is what a call of these shapes and options would run; a process with TRITON_INTERPRET=1 cannot compile.
+Inside ``launches``, operators run on CPU tensors; every launch is recorded and none is made. ``compiled`` then compiles
+what a call of these shapes and options would run. A process with TRITON_INTERPRET=1 cannot compile.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from triton.compiler import ASTSource
 
 from hyenarec_kernels.backends.triton import launching
 
-# Bytes of shared memory a program may have; Triton finds out only when it loads the kernel.
+# Bytes of shared memory that a program may have. Triton checks this only when it loads the kernel.
 SHARED = {"sm_80": 166_912, "sm_86": 101_376, "sm_89": 101_376, "sm_90": 232_448, "sm_100": 232_448, "sm_120": 101_376}
 SHARED |= {"gfx942": 65_536, "gfx950": 163_840}
 TARGETS = {f"sm_{n}": GPUTarget("cuda", n, 32) for n in (80, 86, 89, 90, 100, 120)}
@@ -38,19 +39,19 @@ TYPES = {
 }
 WIDE_LOAD = re.compile(r"ld\.global\S*\.(?:v4\.b32|v2\.b64)|cp\.async\.cg\.shared\.global \[[^]]*\], \[[^]]*\], 0x10")
 Launch = tuple[Any, dict[str, Any]]
-OPTIONS = ("num_warps", "num_stages", "maxnreg")  # of a launch, beside its kernel's arguments
+OPTIONS = ("num_warps", "num_stages", "maxnreg")  # of a launch, besides its kernel's arguments
 
 
 @contextmanager
 def launches() -> Iterator[list[Launch]]:
-    """Collects what operators called inside would launch: kernels, and their arguments and options by name."""
+    """Collects what operators called inside would launch: each kernel with its arguments and options by name."""
     found: list[Launch] = []
     with mock.patch.object(launching, "run", lambda kernel, grid, arguments: found.append((kernel, arguments))):
         yield found
 
 
 def passed(launch: Launch) -> dict[str, Any]:
-    """The arguments that the compiled kernel takes, in order: those that Triton compiles no constants of."""
+    """The arguments that the compiled kernel takes, in order: those that Triton does not compile in as constants."""
     kernel, values = launch
     return {p.name: values[p.name] for p in kernel.params if not _constant(p, values[p.name])}
 
@@ -62,7 +63,7 @@ def _constant(parameter: Any, value: Any) -> bool:
 
 
 def binary(launch: Launch, target: GPUTarget, **options: Any) -> Any:
-    """What Triton compiles a launch to; `options` in place of the launch's own."""
+    """What Triton compiles a launch to; `options` override the launch's own."""
     kernel, values = launch
     signature, constants, attributes = {}, {}, {}
     for index, parameter in enumerate(kernel.params):
@@ -85,8 +86,8 @@ def binary(launch: Launch, target: GPUTarget, **options: Any) -> Any:
 
 
 def compiled(launch: Launch, target: str) -> dict[str, Any]:
-    """What a launch compiles to for one of the TARGETS: registers, bytes spilled and of stack, shared memory, 128-bit
-    loads of global memory, tensor-core instructions."""
+    """Figures of a launch compiled for one of the TARGETS: registers, bytes spilled, bytes of stack, shared memory,
+    128-bit loads of global memory, tensor-core instructions."""
     kernel, values = launch
     amd = TARGETS[target].backend == "hip"
     row: dict[str, Any] = {
@@ -123,9 +124,9 @@ def _by_ptxas(ptx: str) -> dict[str, Any]:
 
 
 def _by_llvm(code: str) -> dict[str, Any]:
-    """Of AMD's assembly text: a lane's vector registers, and bytes of what they do not hold.
+    """Figures from AMD's assembly text: vector registers per lane, and bytes of what did not fit into them.
 
-    Scalar registers that are spilled go to lanes of vector registers, not to memory, and do not count.
+    Spilled scalar registers go to lanes of vector registers, not to memory, and do not count.
     """
 
     def number(name: str) -> int:

@@ -1,4 +1,4 @@
-"""What the benchmarks on a GPU share: clocks of device and host, tensors to draw, memory that a call takes."""
+"""Shared by the benchmarks on a GPU: clocks of device and host, random tensors, and the memory that a call takes."""
 
 from __future__ import annotations
 
@@ -14,19 +14,20 @@ from torch import Tensor
 from benchmarks.harness.measuring import take_turns
 
 FLUSHED = 64 << 20  # elements, 256 MB: larger than any L2 cache
-LONGEST = 20.0  # milliseconds that the device waits for the host
-ROUNDS = 5  # fewest of a figure
+LONGEST = 20.0  # most milliseconds that the device sleeps before a call
+ROUNDS = 5  # fewest rounds of a figure
 Run = Callable[[], Any]
 
 
 class Clock:
-    """Times one call on the device, after writing over its L2 cache.
+    """Times one call on the device, after overwriting its L2 cache.
 
-    Before it the device sleeps for longer than the host took to hand out recent calls: what is timed is the device's
-    work, with as few gaps as in a step that keeps it busy. :func:`host_time` is the host's share.
+    Before the call the device sleeps, for longer than the host took to launch the work of recent calls. So the time is
+    the device's work alone, with as few gaps as in a training step that keeps the device busy. :func:`host_time`
+    measures the host's share.
     """
 
-    lead = 1.0  # milliseconds
+    lead = 1.0  # milliseconds that the device sleeps; adapts to recent calls
 
     @cached_property
     def flushed(self) -> Tensor:
@@ -34,7 +35,7 @@ class Clock:
 
     @cached_property
     def cycles(self) -> float:
-        """Of a sleep of a millisecond."""
+        """Cycles that the device sleeps in a millisecond."""
         times = [self._timed(lambda: torch.cuda._sleep(1_000_000), 0) for _ in range(2)]
         return 1e6 / times[-1]
 
@@ -56,7 +57,8 @@ class Clock:
         return took
 
     def wall(self, run: Run) -> float:
-        """Milliseconds from the call until the device has done it, from an idle device with a cold L2 cache."""
+        """Milliseconds from the call until the device has finished it, starting from an idle device with a cold L2
+        cache."""
         self.flushed.zero_()
         torch.cuda.synchronize()
         began = time.perf_counter()
@@ -66,11 +68,12 @@ class Clock:
 
 
 def figures(runs: dict[str, Run], clock: Clock, seconds: float) -> Iterator[dict[str, dict[str, Any]]]:
-    """Each run's times by name: ``wall`` (host and device), ``device`` (by events, the host out of the way), ``graph``
-    (a replayed CUDA graph: no Python, no launches one by one) and ``host`` (until the work was handed out).
+    """Each run's times by name: ``wall`` (host and device), ``device`` (by CUDA events, with the host out of the way),
+    ``graph`` (a replayed CUDA graph: no Python, no separate launches) and ``host`` (until everything was launched).
 
-    Where ``wall`` is well above ``graph``, the device starves. The first dictionary lacks the graphs, whose capture can
-    fail in ways that end the process; the second has them, or under ``no_graph`` the reason why not.
+    Where ``wall`` is well above ``graph``, the device waits for the host. The first dictionary lacks the graphs,
+    because a capture can fail in ways that end the process. The second has them, or under ``no_graph`` the reason why
+    not.
     """
     turns: dict[tuple[str, str], Run] = {}
     for name, run in runs.items():
@@ -90,10 +93,10 @@ def figures(runs: dict[str, Run], clock: Clock, seconds: float) -> Iterator[dict
 
 
 def captured(run: Run) -> torch.cuda.CUDAGraph:
-    """A CUDA graph of a call, which stays as long as the graph does: replaying it writes into what the call returned.
+    """A CUDA graph of a call. What the call returned lives as long as the graph, and each replay writes into it.
 
-    Captured on a stream of its own, after calls there that allocate what stays; the error of a call that cannot be
-    captured (it waits for the device, say) is raised.
+    Calls on a side stream come before the capture, to allocate what stays. Raises the error of a call that cannot be
+    captured, such as one that waits for the device.
     """
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
@@ -108,7 +111,7 @@ def captured(run: Run) -> torch.cuda.CUDAGraph:
 
 
 def host_time(run: Run) -> float:
-    """Milliseconds until the host has handed out a call, the median of five."""
+    """Milliseconds until the host has launched all work of a call, the median of five."""
     times = []
     for _ in range(5):
         torch.cuda.synchronize()
@@ -123,13 +126,13 @@ def draw(*shape: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
 
 
 def training(forward: Callable[[], Tensor], leaves: list[Tensor]) -> Run:
-    """Forward and backward."""
+    """A run of forward and backward."""
     grad = torch.randn_like(forward())
     return lambda: torch.autograd.grad(forward(), leaves, grad)
 
 
 def extra_memory(run: Run) -> float:
-    """Most bytes allocated during a call, over those of what it returns."""
+    """The most bytes allocated during a call, as a multiple of the bytes that it returns."""
     torch.cuda.synchronize()
     before = torch.cuda.memory_allocated()
     torch.cuda.reset_peak_memory_stats()

@@ -1,4 +1,4 @@
-"""Programs with a time limit: what they started ends with them."""
+"""Programs with a time limit; a killed program's own children are killed with it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from benchmarks.gpu.machine import ROOT
 
 
 def start(command: Sequence[str], log: Path, variables: Mapping[str, str]) -> subprocess.Popen[bytes]:
-    """A program in the checkout whose output is appended to ``log``, with more environment variables."""
+    """Starts a program in the checkout. Its output is appended to ``log``; ``variables`` are added to the
+    environment."""
     with log.open("ab") as file:
         return subprocess.Popen(
             command,
@@ -25,7 +26,7 @@ def start(command: Sequence[str], log: Path, variables: Mapping[str, str]) -> su
 
 
 def finish(process: subprocess.Popen[bytes], limit: float) -> int | None:
-    """Its exit code; None where it was not done within ``limit`` seconds, and was killed."""
+    """The program's exit code; None where it was not done within ``limit`` seconds and was killed."""
     try:
         return process.wait(max(limit, 0))
     except subprocess.TimeoutExpired:

@@ -3,9 +3,9 @@
     python -m benchmarks compiled [--out benchmarks/results/triton-aot.json] [--cases ...] [--targets ...]
         [--kernels ...]
 
-For sm_80 and sm_90, or other `--targets` (sm_100, gfx942, ...): registers, spilled bytes, shared memory, tensor-core
-instructions, of whatever the operators launch at the CASES below. `--cases` takes some by number, from 0; `--kernels`
-some kernels.
+It records registers, spilled bytes, shared memory and tensor-core instructions of whatever the operators launch at the
+CASES below, for sm_80 and sm_90 or other `--targets` (sm_100, gfx942, ...). `--cases` selects cases by number, from 0;
+`--kernels` selects kernels.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Who is measured at a shape of the operator: ours on each backend, and what it stands against."""
+"""Who is measured at a shape of the operator: ours on each backend, and the rivals that it is compared with."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ HEAD = 64  # channels of a head of attention
 
 @dataclass(frozen=True)
 class Contestant:
-    """A forward pass, and the tensors whose gradients its backward computes: none has no backward."""
+    """A forward pass, and the tensors whose gradients its backward computes; without tensors there is no backward."""
 
     forward: Callable[[], Any]
     leaves: list[Tensor]
@@ -34,8 +34,8 @@ class Contestant:
 
 @contextmanager
 def only(backend: str | None) -> Iterator[None]:
-    """Forces a backend, or leaves the choice among the fast ones; what only the reference would serve fails, so that
-    nobody takes its time for another's."""
+    """Forces a backend or, with None, leaves the choice among the fast ones. A call that only the reference could serve
+    fails, so that its time is not taken for that of a fast backend."""
 
     def refuse() -> Any:
         raise NotImplementedError(f"backend {backend or 'cuda and triton'}: does not take this call")
@@ -67,14 +67,14 @@ def ours(tokens: int, length: int, dim: int, terms: int, window: bool, packed: b
 
 
 def copy(tokens: int, length: int, dim: int) -> Contestant:
-    """As many bytes as the gated forward must move: three tensors read and one written, 8 bytes an element."""
+    """Copies as many bytes as the gated forward must move: three tensors read and one written, 8 bytes per element."""
     elements = 2 * max(tokens // length, 1) * length * dim
     target, source = (torch.empty(elements, dtype=torch.bfloat16, device="cuda").normal_() for _ in range(2))
     return Contestant(partial(target.copy_, source), [])
 
 
 def flash(tokens: int, length: int, dim: int) -> Contestant:
-    """Causal FlashAttention through scaled_dot_product_attention; q, k and v are three leaves that share nothing."""
+    """Causal FlashAttention through scaled_dot_product_attention; q, k and v are three separate leaves."""
     leaves = q, k, v = [draw(max(tokens // length, 1), dim // HEAD, length, HEAD) for _ in range(3)]
 
     def attention() -> Tensor:
@@ -96,7 +96,8 @@ def varlen(tokens: int, length: int, dim: int) -> Contestant:
 
 
 def fft(tokens: int, length: int, dim: int, channels_last: bool) -> Contestant:
-    """torch.fft between the same gates, in float32, with an explicit filter as long as the sequences."""
+    """A convolution by torch.fft between the same gates, in float32, with an explicit filter as long as the
+    sequences."""
     batch, size = max(tokens // length, 1), fft_size(2 * length - 1)
     axis = -2 if channels_last else -1
 
@@ -118,7 +119,7 @@ def fft(tokens: int, length: int, dim: int, channels_last: bool) -> Contestant:
 
 
 def flash_fft(tokens: int, length: int, dim: int) -> Contestant:
-    """FlashFFTConv, where it is installed: gated, bfloat16, channels before rows as it wants them."""
+    """FlashFFTConv, where it is installed: gated, bfloat16, with channels before rows, as it requires."""
     size = 1 << (2 * length - 1).bit_length()
     conv = import_module("flashfftconv").FlashFFTConv(size, dtype=torch.bfloat16).cuda()
     x, pre, post = (draw(max(tokens // length, 1), dim, length) for _ in range(3))

@@ -1,4 +1,4 @@
-"""What the cuda backend's launches use, for :mod:`benchmarks.gpu.model`."""
+"""What the launches of the cuda backend use, for :mod:`benchmarks.gpu.model`."""
 
 from __future__ import annotations
 
@@ -32,34 +32,36 @@ from benchmarks.gpu.usage import Use
 from hyenarec_kernels.backends.crossovers import CUDA_TOEPLITZ
 from hyenarec_kernels.backends.cuda.block_plan import constants, plan_for
 
-BLOCKS = 528  # of a launch of Toeplitz products at most (kToeplitzBlocks)
-TOGETHER = 2  # neighbouring blocks that run, from each of two places
-CHANNELS = 4  # blocks that have all channels of some rows between them, or a multiple of their number
+BLOCKS = 528  # most blocks of a launch of Toeplitz products (kToeplitzBlocks)
+TOGETHER = 2  # neighbouring blocks that run, at each of two places in a launch
+CHANNELS = 4  # so many blocks, or a divisor of it, cover all channels of some rows
 DTYPE = torch.bfloat16
-# Tokens of the calls that are told of. Programs whose work does not grow with the tokens count with their share of it.
+# Tokens of the calls that are estimated. The calls that run here may have fewer. Programs whose work does not grow with
+# the tokens (ONCE) count by the ratio of the two.
 CALL = 1_048_576
 ONCE = ("MakeTaps", "FilterGradients", "PrepareBlocks", "ParametersGradient", "SumRows")
 
 
 def tokens(length: int) -> int:
-    """Of the calls that run here. Blocks of Toeplitz products make their tables once for all their rounds; those of
-    tiles on one level make moments themselves where they have rounds enough."""
+    """Tokens of the calls that run here, enough to have the launches of long calls: blocks of Toeplitz products make
+    their tables once for all their rounds, and blocks of tiles on one level make the moments themselves if they have
+    enough rounds."""
     if length <= CUDA_TOEPLITZ:
         return CALL
     return CALL // 2 if length <= 4096 else CALL // 8
 
 
-class Uses(CudaLaunches):
-    """Takes a library's launches and runs some blocks of each."""
+class CudaUses(CudaLaunches):
+    """Receives a library's launches and runs some blocks of each."""
 
-    FINDING = ("PrepareBlocks", "FindBorders", "AssignBuckets")  # these find rows: the host runs them whole
+    FINDING = ("PrepareBlocks", "FindBorders", "AssignBuckets")  # the host runs these whole: they find rows
 
     def __init__(self, host: ToeplitzHost | BlockHost, header: str, folder: Path) -> None:
         super().__init__(host.library, (header,), folder)
         self.host = host
         self.found: list[Use] = []
         self.resources: dict[str, dict[str, int]] = {}
-        self.share = 1.0  # of CALL
+        self.share = 1.0  # of CALL's tokens that the call has
 
     def compiled(self, types: list[str], architecture: str = "sm_90a") -> dict[str, Program]:
         found = super().compiled(types, architecture)
@@ -75,7 +77,8 @@ class Uses(CudaLaunches):
     def start(self, launch: Launch, memory: GlobalMemory, type: str) -> bool:
         places = [np.arange(launch.blocks)]
         if launch.blocks > 4 * CHANNELS:
-            # The same channels at both places, and of a launch that has two inputs in turn one each.
+            # Both places have the same channels. Where a launch alternates between two inputs, each place has one of
+            # them.
             places = [
                 np.arange(TOGETHER) + (int(launch.blocks * at) // (2 * CHANNELS) * 2 + turn) * CHANNELS
                 for turn, at in enumerate((0.2, 0.6))
@@ -89,26 +92,26 @@ class Uses(CudaLaunches):
 
 @cache
 def folder() -> tempfile.TemporaryDirectory[str]:
-    """Where compilers write, until the process ends."""
+    """A folder for what compilers write, until the process ends."""
     return tempfile.TemporaryDirectory()
 
 
 @cache
-def toeplitz() -> Uses:
+def toeplitz() -> CudaUses:
     path = Path(folder().name) / "toeplitz"
     path.mkdir()
-    return Uses(toeplitz_host(path / "host.so", BLOCKS), "cuda/legendre_schedule.h", path)
+    return CudaUses(toeplitz_host(path / "host.so", BLOCKS), "cuda/legendre_schedule.h", path)
 
 
 @cache
-def blocks() -> Uses:
+def blocks() -> CudaUses:
     path = Path(folder().name) / "blocks"
     path.mkdir()
-    return Uses(block_host(path / "host.so"), "cuda/block_schedule.h", path)
+    return CudaUses(block_host(path / "host.so"), "cuda/block_schedule.h", path)
 
 
 def legendre(length: int, terms: int, *, backward: bool, packed: bool) -> list[Use]:
-    """What the launches of one gated Legendre convolution use, bfloat16, its horizon the length of the sequences."""
+    """What the launches of one gated Legendre convolution use, in bfloat16, with the sequence length as its horizon."""
     batch = max(tokens(length) // length, 1)
     shape = (batch * length, DIM) if packed else (batch, length, DIM)
     wide = {name: torch.zeros(DIM, terms) for name in ("coefficients", "dcoefficients")}
@@ -131,7 +134,7 @@ def legendre(length: int, terms: int, *, backward: bool, packed: bool) -> list[U
         "ends": bounds[1:].data_ptr() if packed else None,
         "wide_index": True,
     }
-    uses: Uses
+    uses: CudaUses
     arguments: LegendreArguments | BlockArguments
     if length <= CUDA_TOEPLITZ:
         uses, filter = toeplitz(), {"filter": parameters.pop("coefficients")}

@@ -1,4 +1,4 @@
-"""The tests that need a GPU, run by pytest beside what else there is to do: what passed, what was skipped, and why."""
+"""Runs the tests that need a GPU by pytest, beside other work, and collects what passed, what was skipped, and why."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ FOLDER = "tests/kernels"
 NEEDS_GPU = "with_device"  # how the cuda backend's files mark tests that need a GPU
 LARGE = "two_to_the_31"  # in the names of tests that take most of the memory, and so run one at a time
 WORKERS = 8
-PRINTED = 20  # failures; the files have all
-Outcome = dict[str, Any]  # a line of benchmarks.gpu.outcomes
+PRINTED = 20  # most failures to print; the files have all
+Outcome = dict[str, Any]  # a line that benchmarks.gpu.outcomes wrote
 
 
 def files() -> list[str]:
-    """The portable GPU backend's, and those of the cuda backend's that have tests for a GPU."""
+    """The test files of the portable GPU backend, and those of the cuda backend that have tests for a GPU."""
     folder = ROOT / FOLDER
     cuda = [path for path in folder.glob("test_cuda*.py") if NEEDS_GPU in path.read_text(encoding="utf-8")]
     return sorted(f"{FOLDER}/{path.name}" for path in (*folder.glob("test_gpu*.py"), *cuda))
 
 
 class DeviceTests:
-    """Writes ``gpu-tests.jsonl``, a line a test, and ``gpu-tests.txt``, what pytest prints, into a folder."""
+    """Writes ``gpu-tests.jsonl``, one line per test, and ``gpu-tests.txt``, what pytest prints, into a folder."""
 
     def __init__(self, folder: Path, head: dict[str, Any], plugins: tuple[str, ...] = ()) -> None:
         self.lines, self.log = folder / "gpu-tests.jsonl", folder / "gpu-tests.txt"
@@ -39,7 +39,8 @@ class DeviceTests:
         self.plugins = ("benchmarks.gpu.outcomes", *plugins)
 
     def start(self) -> Popen[bytes] | None:
-        """All but the large tests, over several processes where pytest-xdist is installed."""
+        """Starts all but the large tests, over several processes where pytest-xdist is installed; None without
+        pytest."""
         if find_spec("pytest") is None:
             self.note("pytest", "pytest is not installed")
             return None
@@ -58,8 +59,8 @@ class DeviceTests:
         return [line["test"] for line in self.outcomes() if line["outcome"] == "deselected"]
 
     def run_in_turn(self, tests: list[str], limit: float) -> list[str]:
-        """One test at a time, in one process. What is returned has to run in another: where the process died or was
-        killed, that is laid to the first test without an outcome, and those behind it are left."""
+        """Runs one test at a time, in one process. Returns the tests that have to run in another: where the process
+        died or was killed, the first test without an outcome is blamed for it, and those after it are left."""
         code = commands.finish(self._pytest(tests), limit)
         known = {line["test"] for line in self.outcomes() if line["outcome"] != "deselected"}
         left = [test for test in tests if test not in known]
@@ -69,11 +70,11 @@ class DeviceTests:
         return left[1:]
 
     def outcomes(self) -> list[Outcome]:
-        lines = self.lines.read_text().splitlines()[1:]  # below the machine
+        lines = self.lines.read_text().splitlines()[1:]  # the first line is the machine
         return [json.loads(line) for line in lines]
 
     def note(self, test: str, why: str) -> None:
-        """What cost tests, and so counts as a failed one."""
+        """Records as a failed test what kept tests from running."""
         with self.lines.open("a") as file:
             file.write(json.dumps({"test": test, "outcome": "failed", "why": why, "seconds": 0}) + "\n")
 
@@ -84,7 +85,7 @@ class DeviceTests:
 
 
 def counted(outcomes: list[Outcome]) -> dict[str, dict[str, int]]:
-    """By file: how many passed, failed and were skipped."""
+    """By file, how many tests passed, failed and were skipped."""
     found: dict[str, Counter[str]] = {}
     for line in outcomes:
         if line["outcome"] != "deselected":
@@ -93,7 +94,7 @@ def counted(outcomes: list[Outcome]) -> dict[str, dict[str, int]]:
 
 
 def said(outcomes: list[Outcome]) -> list[str]:
-    """The counts, then each failure, then the reasons for which tests were skipped."""
+    """The counts, then each failure, then the reasons why tests were skipped."""
     lines = [
         f"tests: {file}: " + ", ".join(f"{number} {kind}" for kind, number in counts.items())
         for file, counts in counted(outcomes).items()
@@ -107,8 +108,8 @@ def said(outcomes: list[Outcome]) -> list[str]:
 
 
 def faults(outcomes: list[Outcome]) -> list[str]:
-    """Why the tests prove less than they should: some failed, or of a file none passed. Large ones that had no time
-    left are no fault."""
+    """Why the tests prove less than they should: some failed, or none of a file passed. Large tests for which no time
+    was left are no fault."""
     counts = counted(outcomes)
     failed = sum(count["failed"] for count in counts.values())
     found = [f"{failed} failed"] if failed else []

@@ -1,4 +1,4 @@
-"""The compiled extension for this machine's GPU: used as it is carried along, else compiled here."""
+"""The compiled extension for this machine's GPU: one that works already is used, otherwise it is compiled here."""
 
 from __future__ import annotations
 
@@ -20,16 +20,17 @@ print(reason or registry.BACKENDS["cuda"].probe() or "")
 
 
 def missing() -> str | None:
-    """None where the extension loads, has CUDA kernels and they run on this GPU, otherwise the reason why not. Asked in
-    a process of its own: a library that was loaded once is not loaded anew after it was compiled."""
+    """None where the extension loads, has CUDA kernels and they run on this GPU; otherwise the reason why not. A
+    process of its own finds out, because a process that has loaded a library does not load it again after it was
+    recompiled."""
     done = subprocess.run([sys.executable, "-c", PROBE], cwd=ROOT, capture_output=True, text=True)
     lines = (done.stdout if done.returncode == 0 else done.stderr).strip().splitlines()
     return lines[-1] if lines else None
 
 
 def ready(architecture: str, log: Path, limit: float) -> str | None:
-    """As :func:`missing`, after compiling for one architecture, such as "90", where something is missing. What the
-    compilers say is appended to ``log``."""
+    """As :func:`missing`, but where something is missing, the extension is first compiled for one architecture, such as
+    "90". The compilers' output is appended to ``log``."""
     reason = missing()
     if reason is None:
         return None

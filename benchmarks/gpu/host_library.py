@@ -1,5 +1,5 @@
-"""The calls of csrc/cuda without torch or a GPU: the structs that they take, and libraries of tests/native, in which
-the shipped programs are compiled for the host."""
+"""Calls of csrc/cuda without torch or a GPU: the structs that they take, and libraries of tests/native, in which the
+shipped programs are compiled for the host."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from benchmarks.gpu.machine import ROOT
 SOURCE, NATIVE = ROOT / "csrc", ROOT / "tests" / "native"
 DTYPES = {torch.float32: 0, torch.bfloat16: 2, torch.float16: 3}  # hyenarec::Dtype
 MOST_LEVELS = 8
-FULL_SHARED, SCARCE_SHARED = 227 << 10, 99 << 10  # bytes a block: compute capability 9.0, and 8.6, 8.9, 12.0
-WHOLE = 1 << 24  # elements of a run of the block form, at least
-PASS_BLOCKS = 528  # of a pass of it, at most (kPassBlocks)
+FULL_SHARED, SCARCE_SHARED = 227 << 10, 99 << 10  # bytes per block: on compute capability 9.0, and on 8.6, 8.9, 12.0
+WHOLE = 1 << 24  # fewest elements of a run of the block form
+PASS_BLOCKS = 528  # most blocks of a pass of it (kPassBlocks)
 
 
 class RowsArgument(ctypes.Structure):
@@ -88,7 +88,7 @@ class BlockArguments(ctypes.Structure):
     ]
 
     def set_levels(self, numbers: list[int]) -> None:
-        """Six numbers each, as the operator takes them."""
+        """Sets the levels from six numbers each, as the operator takes them."""
         self.num_levels = len(numbers) // 6
         for level in range(self.num_levels):
             self.levels[level] = BlockLevel(*numbers[6 * level : 6 * level + 6])
@@ -113,8 +113,8 @@ class ToeplitzHost:
 
 
 class BlockHost:
-    """A library of tests/native/host_blocks.cpp. A call is cut into runs of at least ``least`` elements, a pass into
-    at most so many ``blocks``."""
+    """A library of tests/native/host_blocks.cpp. It cuts a call into runs of at least ``least`` elements, and a pass
+    into at most ``blocks`` blocks."""
 
     def __init__(self, path: Path, least: int = WHOLE, blocks: int = PASS_BLOCKS) -> None:
         self.path, self.library = path, ctypes.CDLL(str(path))
@@ -123,11 +123,11 @@ class BlockHost:
         assert self.library.blocks_args_size() == ctypes.sizeof(BlockArguments)
 
     def cut(self, least: int) -> BlockHost:
-        """The same, in runs of at least so many elements."""
+        """The same library, with runs of at least ``least`` elements."""
         return BlockHost(self.path, least)
 
     def in_blocks(self, count: int) -> BlockHost:
-        """The same, in passes of at most so many blocks: of few, each one has several rounds."""
+        """The same library, with at most ``count`` blocks per pass; if they are few, each has several rounds."""
         return BlockHost(self.path, blocks=count)
 
     def workspace(self, args: BlockArguments, backward: bool) -> int:
@@ -140,7 +140,7 @@ class BlockHost:
 
 
 def toeplitz_host(target: Path, blocks: int = 4, shared: int = FULL_SHARED, source: Path = SOURCE) -> ToeplitzHost:
-    """The programs in launches of at most so many blocks: of few, which then take several rounds each."""
+    """Compiles the programs, with at most ``blocks`` blocks per launch; if they are few, each takes several rounds."""
     _compile("legendre_host.cpp", target, source, f"-DHYENAREC_BLOCKS={blocks}", f"-DHYENAREC_SHARED={shared}")
     return ToeplitzHost(target)
 

@@ -1,4 +1,4 @@
-"""The GPU, the versions and the commit behind a file of the GPU suite. Needs torch and numpy alone."""
+"""The GPU, the versions and the commit that a file of the GPU suite comes from. Needs torch and numpy alone."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ ROOT = Path(__file__).parents[2]
 
 
 def describe(commit: str | None) -> dict[str, Any]:
-    """What :func:`benchmarks.harness.recording.describe` has, and of the GPU: driver, capability, multiprocessors,
-    memory. ``commit`` is what to record where the checkout has no git history."""
+    """What :func:`benchmarks.harness.recording.describe` has, and the GPU's driver, capability, multiprocessors and
+    memory. ``commit`` is recorded where the checkout has no git history."""
     device = torch.cuda.get_device_properties(0)
     return {
         "hyenarec": version_of("hyenarec"),

@@ -3,18 +3,19 @@
     python -m benchmarks model [--out benchmarks/results/gpu-model.json] [--lengths 200 1024] [--terms 16]
                                [--backends triton cuda]
 
-Some blocks of every launch run in the machine of :mod:`benchmarks.gpu.ptx`, which counts what they use:
+Some blocks of every launch run in the emulator :mod:`benchmarks.gpu.ptx`, which counts what they use:
 
-* issue slots: each PTX instruction that a warp executes, as the machine instructions that ptxas makes of it
+* issue slots: each PTX instruction that a warp executes counts as the machine instructions that ptxas makes of it
   (:mod:`benchmarks.gpu.usage`);
 * wavefronts of the load-store unit, from the addresses: lines of global memory, banks of shared memory;
 * matrix instructions;
-* bytes of global memory, each sector once a launch.
+* bytes of global memory, each sector once per launch.
 
-A launch takes as long as the busiest of these, at the rates of `H100`, all multiprocessors evenly loaded. A figure is
-two numbers: at full rates, and at those shares of them that good kernels reach (`REACHED`). Left out: what launches
-cost, the host, waits of too few warps, the small tensor operations around the launches, and the second-level cache.
-Of each kernel the registers of a thread are told, and the bytes of its stack, where spilled ones go.
+A launch is taken to last as long as the busiest of these needs, at the rates of an H100 whose multiprocessors are all
+evenly loaded. A figure is two numbers: at full rates, and at the share of them that good kernels reach (`REACHED`).
+Left out are the cost of launches, the host, stalls where warps are too few, the small tensor operations around the
+launches, and the L2 cache. It also tells each kernel's registers per thread, and its bytes of stack, where spilled
+registers go.
 
 The kernels of the cuda backend need nvcc and g++.
 """
@@ -37,16 +38,16 @@ from benchmarks.gpu.usage import BYTES, REACHED, Use
 from benchmarks.harness.recording import write
 from hyenarec_kernels.backends import triton as backend
 
-COPY = 8 / BYTES  # picoseconds an element: x, two gates and the output, in 16 bits
+COPY = 8 / BYTES  # picoseconds per element: x, two gates and the output, in 16 bits
 MODELS: dict[str, ModuleType] = {"triton": triton_model, "cuda": cuda_model}
 LENGTHS = (200, 1024, 4096, 16384, 65536)
 TERMS = (16, 32)
-# What kernels should reach: of the time of a copy forwards, and picoseconds an element forwards and backwards.
+# What kernels should reach: forward, this share of a copy's speed; forward and backward, picoseconds per element.
 GOAL_OF_COPY, GOAL_BOTH = 0.65, 12.0
 
 
 def estimate(uses: Iterable[Use], elements: int) -> dict[str, Any]:
-    """Picoseconds an element of all launches, and of each kernel, at full and at reached rates."""
+    """Picoseconds per element of all launches, and of each kernel, at full and at reached rates."""
     kernels: dict[str, dict[str, float]] = {}
     for use in uses:
         row = kernels.setdefault(use.kernel, dict.fromkeys(("launches", "at least", "likely", "bytes"), 0.0))
@@ -67,7 +68,7 @@ def estimate(uses: Iterable[Use], elements: int) -> dict[str, Any]:
 
 
 def case(backend: str, length: int, terms: int, *, packed: bool = False) -> dict[str, Any]:
-    """Both passes of a backend at one shape."""
+    """Estimates of a backend's forward, and of its forward and backward, at one shape."""
     model = MODELS[backend]
     tokens = max(model.tokens(length) // length, 1) * length
     forward, backward = (model.legendre(length, terms, backward=which, packed=packed) for which in (False, True))
@@ -88,7 +89,7 @@ def told(row: dict[str, Any]) -> str:
 
 
 def nvcc() -> str | None:
-    """Its version; None where there is none."""
+    """nvcc's version; None where there is no nvcc."""
     try:
         said = subprocess.run(["nvcc", "--version"], capture_output=True, text=True, check=True).stdout
     except OSError:

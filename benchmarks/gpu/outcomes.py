@@ -1,8 +1,8 @@
-"""A plugin of pytest that writes each test's outcome at once, so that none is lost when the tests are stopped.
+"""A pytest plugin that writes each test's outcome at once, so that none is lost when the tests are stopped.
 
     HYENAREC_OUTCOMES=FILE python -m pytest -p benchmarks.gpu.outcomes ...
 
-A line of JSON a test: its id, ``passed``, ``failed``, ``skipped`` or ``deselected``, why, and its seconds.
+Each line is the JSON of one test: its id, ``passed``, ``failed``, ``skipped`` or ``deselected``, why, and its seconds.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Outcomes:
             file.write(json.dumps(line) + "\n")
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        # A test has three reports, and all of xdist's workers' go to the first process too.
+        # A test has three reports. xdist passes its workers' reports on to the first process, which writes them.
         if self.worker is None and (report.when == "call" or report.outcome != "passed"):
             why = report.longrepr[-1] if isinstance(report.longrepr, tuple) else report.longreprtext.splitlines()[-1:]
             seconds = round(report.duration, 2)

@@ -1,6 +1,6 @@
-"""What the GPU suite measures, in which order: what matters most comes first, because the time may end any moment.
+"""What the GPU suite measures, in which order: what matters most comes first, because the time may end at any moment.
 
-A row is named by what tells it apart; ``what`` says which function measures it.
+A row is identified by the values that it is measured with; ``what`` says which function measures it.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ MEASURES: dict[str, Measure] = {
 }
 BACKENDS = ("cuda", "triton")
 TOKENS, FEWER_TOKENS = 1_048_576, 25_600  # the second is a batch of 128 histories of 200 events
-TERMS, MORE_TERMS = 16, 32  # of a filter: HyenaMixer's default, and the most that a design was counted for
+TERMS, MORE_TERMS = 16, 32  # of a filter: HyenaMixer's default, and the most that designs were estimated for
 ESSENTIAL_LENGTHS, LONGER = (200, 1024, 4096), 16_384
 OTHER_LENGTHS, OTHER_DIMS = (50, 512, 65_536), (128, 256)
 STEP_LENGTHS, STEP_TOKENS = (200, 1024, 4096), 131_072
@@ -47,7 +47,7 @@ def rivals(length: int, dim: int = 64, tokens: int = TOKENS) -> Iterator[Row]:
 
 
 def one_length(length: int) -> Iterator[Row]:
-    """Everybody at a length, padded and packed."""
+    """Ours and all rivals at a length, padded and packed."""
     yield from ours(length)
     yield from rivals(length)
     yield from ours(length, packed=True)
@@ -94,8 +94,8 @@ def rest() -> Iterator[Row]:
 
 
 def compiled_first(rows: Iterable[Row], before: Iterable[Row] = ()) -> list[Row]:
-    """Those of the rows that Triton compiles something for that it does not for another: the number of tokens and of
-    channels makes no other kernels. What rows ``before`` launch is compiled already."""
+    """The first row of each set of kernels that Triton has to compile; the numbers of tokens and channels do not change
+    the kernels. Kernels that rows ``before`` launch are compiled already."""
     known = {kernels_of(row) for row in before}
     found: dict[tuple[tuple[str, Any], ...], Row] = {}
     for row in rows:

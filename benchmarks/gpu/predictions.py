@@ -1,8 +1,8 @@
-"""What the performance model says of a row, to stand beside the measurement: an estimate, made without a GPU.
+"""What the performance model predicts for a row, to stand beside the measurement: an estimate, made without a GPU.
 
 ``benchmarks/results/gpu-model.json`` has a list ``estimates``. Each names its ``backend``, ``length``, ``dim``,
-``terms`` and whether it is ``packed`` (and has a ``window``, which is False where nothing is said), and has under
-``forward`` and ``forward and backward`` the picoseconds an element that are ``likely``.
+``terms``, whether it is ``packed``, and whether it has a ``window`` (False if it does not say). Under ``forward`` and
+``forward and backward`` it has the ``likely`` picoseconds per element.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class Predictions:
         self.estimates = {key_of(estimate): estimate for estimate in estimates}
 
     def of(self, row: Row) -> dict[str, float]:
-        """Milliseconds of a row of ours, by kind; empty where there is no estimate."""
+        """Predicted milliseconds of a row of ours, by kind; empty where there is no estimate."""
         if row["what"] != "ours":
             return {}
         estimate = self.estimates.get(key_of(row), {})
@@ -37,7 +37,7 @@ def key_of(named: dict[str, Any]) -> tuple[Any, ...]:
 
 
 def read(path: Path = MODEL) -> Predictions:
-    """Without a file, without predictions."""
+    """The predictions of a file; without the file there are none."""
     if not path.exists():
         return Predictions([])
     return Predictions(json.loads(path.read_text(encoding="utf-8"))["estimates"])

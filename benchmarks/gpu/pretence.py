@@ -1,9 +1,9 @@
-"""A GPU that is not there, for rehearsals and tests: the host's memory stands for the device's, nothing is computed by
-kernels, and events tell the host's time.
+"""A pretended GPU, for rehearsals and tests: the host's memory stands in for the device's, kernels compute nothing, and
+events tell the host's time.
 
-``pretend`` is for a process of its own: it changes torch for good. Triton compiles for compute capability 9.0 and
-launches into the stub driver of tests/native/stub_cuda.c, which ``stub_driver`` makes; the reference stands in for the
-cuda backend.
+``pretend`` is for a process of its own, because it changes torch for good. Triton compiles for compute capability 9.0
+and launches into the stub driver of tests/native/stub_cuda.c, which ``stub_driver`` builds; the reference stands in for
+the cuda backend.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ LIBRARY, LIBRARY_VARIABLE = "libcuda.so.1", "TRITON_LIBCUDA_PATH"
 
 
 class OnCpu(TorchFunctionMode):
-    """What is asked for on CUDA is made on the CPU."""
+    """Makes on the CPU what is asked for on CUDA."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is Tensor.cuda:
@@ -63,7 +63,7 @@ class Event:
 
 
 class Nothing:
-    """Stands for streams, graphs and what is entered."""
+    """Stands in for streams, graphs and context managers."""
 
     def __init__(self, *_: Any, **__: Any) -> None: ...
 
@@ -96,7 +96,7 @@ IGNORED = ("_sleep", "synchronize", "empty_cache", "reset_peak_memory_stats", "s
 
 
 def pretended() -> dict[tuple[Any, str], Any]:
-    """What is replaced, by where it is and its name."""
+    """What is replaced: new values by owner and name."""
     autocast = torch.autocast
     found: dict[tuple[Any, str], Any] = {(torch.cuda, name): answer(value) for name, value in SAID.items()}
     found |= {(torch.cuda, name): answer(None) for name in IGNORED}
@@ -114,13 +114,13 @@ def answer(value: Any) -> Any:
 
 
 def pretend() -> None:
-    """For the rest of this process."""
+    """Pretends for the rest of this process."""
     for (where, name), value in pretended().items():
         setattr(where, name, value)
     OnCpu().__enter__()
     triton, rest = backends.BACKENDS["triton"].load, backends.BACKENDS["reference"]
     backends.BACKENDS.clear()
-    backends.BACKENDS |= {  # Triton first, so that all that it may have to compile is counted
+    backends.BACKENDS |= {  # Triton first, so that everything it may have to compile is counted
         "triton": backends.Backend(("cpu",), lambda: None, triton),
         "cuda": backends.Backend(("cpu",), lambda: None, lambda: reference),
         "reference": rest,
@@ -134,7 +134,7 @@ def use_stub_driver() -> None:
     from triton.backends.nvidia import driver as nvidia
     from triton.runtime import driver
 
-    ctypes.CDLL(f"{os.environ[LIBRARY_VARIABLE]}/{LIBRARY}", ctypes.RTLD_GLOBAL)  # for what Triton links to it
+    ctypes.CDLL(f"{os.environ[LIBRARY_VARIABLE]}/{LIBRARY}", ctypes.RTLD_GLOBAL)  # for what Triton links against it
 
     class StubDriver(nvidia.CudaDriver):  # type: ignore[misc]
         def __init__(self) -> None:
@@ -153,7 +153,7 @@ def use_stub_driver() -> None:
 
 
 def stub_driver(folder: Path) -> None:
-    """Makes the library in ``folder``, and has the processes that this one starts use it."""
+    """Builds the stub driver in ``folder``, and makes the processes that this one starts use it."""
     folder.mkdir(parents=True, exist_ok=True)
     source = ROOT / "tests/native/stub_cuda.c"
     flags = ["-shared", "-fPIC", "-O1", f"-Wl,-soname,{LIBRARY}"]

@@ -2,10 +2,10 @@
 
     python -m benchmarks rehearsal [--out runs/gpu-rehearsal] [--seconds 0.3]
 
-Every process, compiler, file and line is the suite's own; the GPU is :mod:`benchmarks.gpu.pretence`, and shapes are a
-few sequences. No time of a kernel comes out of it. What is counted here are the processor seconds of what is compiled
-(Triton's kernels, the extension by nvcc) and of the tests; :class:`Clock` adds the rows' time, of which a row is given
-a fixed budget, and spreads all of it over the cores of a larger machine.
+Every process, compiler, file and line is the suite's own; only the GPU is pretended (:mod:`benchmarks.gpu.pretence`),
+and shapes are a few sequences. No kernel's time comes out of it. It counts the processor seconds of compiling (Triton's
+kernels, the extension by nvcc) and of the tests. :class:`Schedule` adds the rows' time, a fixed budget for each row,
+and spreads all of it over the cores of a larger machine.
 """
 
 from __future__ import annotations
@@ -25,22 +25,22 @@ from benchmarks.gpu import clocks, device_tests, extension, plan, pretence
 from benchmarks.gpu.device_tests import WORKERS, DeviceTests
 from benchmarks.gpu.machine import ROOT
 from benchmarks.gpu.results import KINDS
-from benchmarks.gpu.suite import Suite, without_kind
+from benchmarks.gpu.suite import GpuSuite, without_kind
 from benchmarks.gpu.worker import Row
 
 CORES = 16
-COMPILERS = 8  # that setup.py starts side by side
-# Assumed, in seconds: a process imports torch with CUDA and opens the device; a row allocates, checks errors in float64
-# and measures memory; the tests' work on the device; one test of more than 2^31 elements.
+COMPILERS = 8  # that setup.py runs side by side
+# Assumed, in seconds: for a process to import torch with CUDA and open the device; for a row to allocate, check errors
+# in float64 and measure memory; for the tests' work on the device; for one test of more than 2^31 elements.
 STARTING, SETTING_UP, TESTING, LARGE_TEST = 12.0, 0.8, 20.0, 8.0
 LARGE_TESTS = 4
-# Picoseconds an element that a call takes at most, forward and backward: attention's at 1,000 events of history, and
-# somebody else's. From docs of the design, rounded up; a row's budget is what most calls are far below.
+# The most picoseconds per element that a call takes, forward and backward: attention's at 1,000 events of history, and
+# everyone else's. From the design documents, rounded up; most calls stay far below a row's budget.
 ATTENTION, OTHERS = 40.0, 100.0
-LONGEST = 1024  # events in a rehearsed row of which the CPU computes something
+LONGEST = 1024  # most events in rehearsed rows of which the CPU computes something
 
 
-class Rehearsal(Suite):
+class Rehearsal(GpuSuite):
     """The suite on a pretended GPU."""
 
     patience = 10.0  # this machine may have few cores, and others at work on them
@@ -48,7 +48,7 @@ class Rehearsal(Suite):
     spent_on_tests = 0.0
 
     def order(self, row: Row) -> Row:
-        """A few sequences in place of a million events."""
+        """Replaces a million events by a few sequences."""
         small = without_kind(row)
         if "length" in small:
             if row.get("backend") != "triton" and row["what"] != "step":
@@ -57,8 +57,8 @@ class Rehearsal(Suite):
         return small
 
     def test(self, rows: list[Row]) -> DeviceTests:
-        """The tests first and the compiling afterwards, so that each has processor seconds of its own. Without the
-        cuda backend's: on a GPU they compile nothing, and without one they run its programs on the host."""
+        """Runs the tests first and compiles afterwards, so that each has processor seconds of its own. Leaves out the
+        cuda backend's tests: on a GPU they compile nothing, and without one they run its programs on the host."""
         before = processors_of_children()
         triton_alone = [name for name in device_tests.files() if "cuda" not in name]
         with (
@@ -71,8 +71,8 @@ class Rehearsal(Suite):
         return tests
 
 
-class Clock:
-    """Seconds that the parts of a rehearsed suite would take on ``CORES`` cores and a GPU."""
+class Schedule:
+    """Seconds that each part of a rehearsed suite would take on ``CORES`` cores and a GPU."""
 
     def __init__(self, suite: Rehearsal, build: list[float], seconds: float) -> None:
         self.seconds, rest = seconds, suite.results.rest
@@ -92,7 +92,7 @@ class Clock:
         }
 
     def row(self, row: Row) -> float:
-        """The budget of its clocks, or longer where a few calls take longer."""
+        """Seconds of a row: the budget of its clocks, or longer where a few calls take longer."""
         attention = "Flash" in row.get("rival", "") or row.get("system") == "attention"
         picoseconds = max(OTHERS, ATTENTION * row.get("length", 0) / 1000) if attention else OTHERS
         elements = row["tokens"] * row.get("dim", 64)
@@ -109,7 +109,7 @@ class Clock:
 
 
 def spread(jobs: Iterable[float], workers: int) -> float:
-    """How long jobs take side by side, the longest begun first."""
+    """How long jobs take on ``workers`` side by side, the longest started first."""
     ends = [0.0] * workers
     for seconds in sorted(jobs, reverse=True):
         ends.sort()
@@ -123,13 +123,14 @@ def processors_of_children() -> float:
 
 
 def prepare() -> None:
-    """In every process that measures."""
+    """Called in every process that measures."""
     pretence.pretend()
     clocks.FLUSHED = 1
 
 
 def build(folder: Path, log: Path) -> list[float]:
-    """Compiles the extension for the one architecture into ``folder``: processor seconds of each compiler's call."""
+    """Compiles the extension for the one architecture into ``folder``. Returns the processor seconds of each compiler
+    call."""
     folder.mkdir(parents=True)
     times = folder / "times"
     variables = os.environ | {"HYENAREC_CUDA_ARCHS": str(pretence.CAPABILITY), "HYENAREC_BUILD": "1"}
@@ -150,8 +151,8 @@ def build(folder: Path, log: Path) -> list[float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/gpu-rehearsal"))
-    parser.add_argument("--seconds", type=float, default=0.3, help="of measuring a row, on that machine")
-    parser.add_argument("--minutes", type=float, default=120.0, help="of this machine, after which nothing runs")
+    parser.add_argument("--seconds", type=float, default=0.3, help="of measuring a row, on the GPU machine")
+    parser.add_argument("--minutes", type=float, default=120.0, help="on this machine, after which nothing runs")
     parser.add_argument("--skip-build", action="store_true", help="count no time for the extension")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
@@ -169,7 +170,7 @@ def main() -> None:
             plugins = ("benchmarks.gpu.rehearsed_tests",)
             suite = Rehearsal(arguments.out, arguments.minutes, 0.0, None, prepare, plugins)
             suite.run(tests=True)
-        clock = Clock(suite, built, arguments.seconds)
+        clock = Schedule(suite, built, arguments.seconds)
         suite.results.save(rehearsal=clock.parts, built=built, spent_on_tests=suite.spent_on_tests)
     print("\n".join(["", *clock.lines()]))
 

@@ -1,6 +1,7 @@
-"""The file of the GPU suite, whole on disk after every row, in the format of :mod:`benchmarks.harness.recording`.
+"""The result file of the GPU suite, whole on disk after every row, in the format of
+:mod:`benchmarks.harness.recording`.
 
-Written without that module, which needs the recommender: a GPU machine may have nothing but torch and triton.
+It is written without that module, which needs the recommender: a GPU machine may have nothing but torch and triton.
 """
 
 from __future__ import annotations
@@ -38,14 +39,14 @@ class Results:
         self.save()
 
     def save(self, **rest: Any) -> None:
-        """``rest`` is what else the file shall have from now on."""
+        """Writes the file; it also has ``rest`` from now on."""
         self.rest |= rest
         content = self.head | {"cases": cases(self.rows), "rows": self.rows} | self.rest
         write_whole(self.path, json.dumps(content, indent=1) + "\n")
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Whole or not at all, also where the machine is taken away meanwhile."""
+    """Writes the file whole or not at all, even if the machine is taken away meanwhile."""
     temporary = path.with_name(f".{path.name}.tmp")
     with temporary.open("w", encoding="utf-8") as file:
         file.write(text)
@@ -55,7 +56,7 @@ def write_whole(path: Path, text: str) -> None:
 
 
 def cases(rows: list[Row]) -> list[dict[str, Any]]:
-    """Forward, and forward with backward, of every row of ours with its error, beside the rivals' times."""
+    """Cases of every row of ours that has an error: forward, and forward with backward, beside the rivals' times."""
     found = []
     for kind, words in KINDS.items():
         for row in rows:
@@ -74,7 +75,7 @@ def cases(rows: list[Row]) -> list[dict[str, Any]]:
 
 
 def beside(row: Row, rows: list[Row], kind: str) -> dict[str, Row]:
-    """The rivals' rows of the same tokens, length and width that have a figure of a kind, by name."""
+    """By name, the rivals' rows of the same tokens, length and width that have a figure of this kind."""
     same = ("tokens", "length", "dim")
     return {
         other["rival"]: other
@@ -84,7 +85,7 @@ def beside(row: Row, rows: list[Row], kind: str) -> dict[str, Row]:
 
 
 def shape_of(row: Row) -> str:
-    """Of a row of ours, in words."""
+    """The shape of a row of ours, in words."""
     words = [f"{max(row['tokens'] // row['length'], 1):,} x {row['length']:,} x {row['dim']}", row["backend"]]
     words += [f"{row['terms']} terms"] + ["window"] * row["window"] + ["packed" if row["packed"] else "padded"]
     return ", ".join(words)

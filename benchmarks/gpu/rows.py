@@ -1,9 +1,9 @@
 """The rows of the GPU suite: one contestant at one shape, and the figures that are measured of it.
 
-Each function takes what names its row, yields figures as they come, and runs in a process of its own
+Each function takes what identifies its row, yields figures as they come, and runs in a process of its own
 (:mod:`benchmarks.gpu.worker`). ``forward`` and ``training`` (forward and backward) have the times of
-:func:`benchmarks.gpu.clocks.figures`; ``memory`` is the most allocated during a call over the size of what it returns;
-``error`` is norm-wise, against the reference in float64.
+:func:`benchmarks.gpu.clocks.figures`; ``memory`` is the most that is allocated during a call, as a multiple of what it
+returns; ``error`` is norm-wise, against the reference in float64.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from hyenarec_kernels import backends
 from hyenarec_kernels.nn import HyenaMixer
 
 Figures = Iterator[dict[str, Any]]
-# 5% quantiles of sequence lengths, from the shortest to the longest, for packed batches.
+# Quantiles of sequence lengths in steps of 5%, from the shortest to the longest, to draw packed batches from.
 DRAWN = {
     "ml-1m": (18, 23, 27, 32, 37, 44, 51, 60, 70, 81, 96, 109, 126, 148, 173, 207, 253, 309, 400, 556, 2277),
     "email-eu-core": (1, 1, 4, 8, 17, 29, 41, 57, 80, 103, 132, 160, 212, 263, 323, 414, 532, 701, 1003, 1720, 9782),
@@ -43,7 +43,7 @@ def ours_row(
     clock: Clock,
     seconds: float,
 ) -> Figures:
-    """The gated Legendre convolution on one backend. Graphs come last: a capture can end the process."""
+    """The gated Legendre convolution on one backend. Graphs come last, because a capture can end the process."""
     with only(backend):
         contestant = ours(tokens, length, dim, terms, window, packed)
         times = measured_of(contestant, clock, seconds)
@@ -55,14 +55,15 @@ def ours_row(
 
 
 def rival_row(rival: str, tokens: int, length: int, dim: int, clock: Clock, seconds: float) -> Figures:
-    """What ours stands against, on as many tokens."""
+    """A rival of ours, on as many tokens."""
     yield from measured_of(RIVALS[rival](tokens, length, dim), clock, seconds)
 
 
 def drawn_row(
     backend: str, drawn: str, even: bool, tokens: int, dim: int, terms: int, clock: Clock, seconds: float
 ) -> Figures:
-    """Packed sequences of drawn lengths, or as many tokens in a padded batch of sequences of their mean length."""
+    """Packed sequences of drawn lengths or, with ``even``, as many tokens in a padded batch of sequences of their mean
+    length."""
     generator = torch.Generator().manual_seed(0)
     quantiles = torch.tensor(DRAWN[drawn], dtype=torch.float64)
     count = tokens // int(quantiles.mean()) * 2
@@ -86,9 +87,10 @@ def drawn_row(
 
 
 def mixer_row(mixer: str, tokens: int, length: int, dim: int, clock: Clock, seconds: float) -> Figures:
-    """A whole mixer, trained under autocast: hyena, or attention between the same projections."""
+    """A whole mixer, trained under autocast: hyena, or attention between projections of the same shapes."""
     x = draw(max(tokens // length, 1), length, dim)
-    module = HyenaMixer(dim, length).cuda() if mixer == "hyena" else torch.nn.Linear(dim, 3 * dim, bias=False).cuda()
+    in_proj, out_proj = (torch.nn.Linear(dim, width, bias=False) for width in (3 * dim, dim))
+    module = (HyenaMixer(dim, length) if mixer == "hyena" else torch.nn.ModuleList((in_proj, out_proj))).cuda()
 
     def hyena() -> Tensor:
         with torch.autocast("cuda", torch.bfloat16):
@@ -97,8 +99,10 @@ def mixer_row(mixer: str, tokens: int, length: int, dim: int, clock: Clock, seco
 
     def attention() -> Tensor:
         with torch.autocast("cuda", torch.bfloat16), sdpa_kernel(SDPBackend.FLASH_ATTENTION):
-            q, k, v = (t.unflatten(-1, (-1, HEAD)).transpose(1, 2) for t in module(x).chunk(3, -1))
-            return F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).flatten(2)
+            q, k, v = (t.unflatten(-1, (-1, HEAD)).transpose(1, 2) for t in in_proj(x).chunk(3, -1))
+            mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).flatten(2)
+            out: Tensor = out_proj(mixed)
+            return out
 
     with only(None):
         contestant = Contestant(hyena if mixer == "hyena" else attention, [x, *module.parameters()])
@@ -132,7 +136,7 @@ def measured_of(contestant: Contestant, clock: Clock, seconds: float) -> Figures
 
 
 def alone(contestant: Contestant) -> dict[str, Run]:
-    """A forward, and a training call that returns all that stays of it."""
+    """A forward, and a training call that returns everything that it leaves allocated: the output and the gradients."""
     grad = torch.randn_like(contestant.leaves[0])
 
     def both() -> tuple[Tensor, ...]:
@@ -143,8 +147,9 @@ def alone(contestant: Contestant) -> dict[str, Run]:
 
 
 def errors(backend: str, length: int, contestant: Contestant) -> dict[str, float]:
-    """The norm-wise error of the output and each gradient against the reference in float64: the worse of two
-    sequences', or the parameters'. ``contestant`` calls a partial function of its leaves."""
+    """The norm-wise errors of the output and of each gradient against the reference in float64. For tensors of the
+    output's shape, it is the worse one of the two sequences; for parameters, that of the whole. ``contestant`` calls a
+    partial function of its leaves."""
     call = contestant.forward
     assert isinstance(call, partial)
     grad = torch.randn_like(contestant.leaves[0])
@@ -177,7 +182,8 @@ def errors(backend: str, length: int, contestant: Contestant) -> dict[str, float
 
 
 def warm(measure: Callable[..., Figures], name: dict[str, Any], clock: Clock, seconds: float) -> Figures:
-    """Compiles what a row launches, which Triton keeps on disk: its first times, with no more rounds than must be."""
+    """Compiles what a row launches, which Triton keeps on disk: measures its first times, with as few rounds as
+    possible."""
     for part in measure(**name, clock=clock, seconds=0.0):
         if not {"forward", "training"}.isdisjoint(part):
             break

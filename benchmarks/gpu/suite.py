@@ -1,23 +1,23 @@
-"""Everything that needs a GPU, in one command and a few minutes: the numbers that matter most first.
+"""Everything that needs a GPU, in one command and a few minutes; the numbers that matter most come first.
 
     python -m benchmarks gpu [--out runs/gpu] [--minutes 7] [--seconds 0.3] [--commit HASH] [--skip-tests]
 
 It runs in a bare checkout, with torch, triton, numpy and pytest. Where the compiled extension is missing or has no CUDA
 kernels, it is compiled for this one GPU while Triton compiles its own kernels. Then, in this order:
 
-1. the gated Legendre convolution, 1M tokens of bfloat16 at 200, 1,024 and 4,096 events: ours by both backends, padded
-   and packed; a copy of as many bytes (8 an element); causal FlashAttention, padded and packed; torch.fft in both
+1. the gated Legendre convolution, 1M tokens of bfloat16 at 200, 1,024 and 4,096 events: ours on both backends, padded
+   and packed; a copy of as many bytes (8 per element); causal FlashAttention, padded and packed; torch.fft in both
    layouts; FlashFFTConv where it is installed;
-2. the tests, but for those of more than 2^31 elements;
+2. the tests, except those of more than 2^31 elements;
 3. the training step of HyenaRec, and of SASRec on flash attention;
 4. other lengths, widths, filters and batches; mixers; explicit filters;
 5. the tests of more than 2^31 elements, one at a time.
 
-Each row is measured in a process that is killed when it takes too long, printed, and written to `gpu.json` in the
-folder at once; so is each test, to `gpu-tests.jsonl`. A row has the times of the forward, and of forward and
-backward, by three clocks: `wall` (host and device), `device` (by events, the host out of the way) and `graph` (a
-replayed CUDA graph). The last lines are a table and which targets are met. The exit code is 1 where the extension does
-not work, a test fails, or of a file of tests none passes.
+Each row is measured in a process that is killed when it takes too long. It is printed and written to `gpu.json` in the
+folder at once; each test is written to `gpu-tests.jsonl`. A row has the times of the forward, and of forward and
+backward, by three clocks: `wall` (host and device), `device` (by CUDA events, with the host out of the way) and `graph`
+(a replayed CUDA graph). The last lines are a table and which targets are met. The exit code is 1 where the extension
+does not work, a test fails, or no test of a file passes.
 """
 
 from __future__ import annotations
@@ -42,16 +42,17 @@ from benchmarks.gpu.rows import warm
 from benchmarks.gpu.worker import Row, Worker, nothing
 from hyenarec_kernels import backends
 
-# Seconds that a part may take at most.
+# The most seconds that a part may take.
 BUILDING, COMPILING, ROW, TESTS = 180.0, 120.0, 30.0, 120.0
-LARGE_TESTS = 60.0  # kept for them at the end
+LARGE_TESTS = 60.0  # reserved for them at the end
 NO_TIME = "no time was left"
 
 
-class Suite:
-    """One run into a folder. ``prepare`` is called in every process that measures, and ``plugins`` are pytest's."""
+class GpuSuite:
+    """One run, which writes into a folder. ``prepare`` is called in every process that measures; pytest gets
+    ``plugins``."""
 
-    patience = 1.0  # times the limits: more where there is no hurry
+    patience = 1.0  # multiplies the limits; larger where there is no hurry
     processes = max((os.cpu_count() or 1) // 2, 1)  # that compile side by side
 
     def __init__(
@@ -75,11 +76,11 @@ class Suite:
         self.phases: dict[str, float] = {}
 
     def left(self, kept: float = 0.0) -> float:
-        """Seconds until the end, less those kept for something else."""
+        """Seconds until the end, less ``kept`` seconds that are reserved for something else."""
         return self.deadline - kept - time.perf_counter()
 
     def run(self, tests: bool) -> int:
-        """All of it; the exit code."""
+        """Runs all of it. Returns the exit code."""
         print(", ".join(f"{name} {value}" for name, value in self.environment.items()), flush=True)
         self.compile(plan.compiled_first(plan.essential()), build=True)
         print(table.HEAD, flush=True)
@@ -104,7 +105,7 @@ class Suite:
         return without_kind(row)
 
     def compile(self, rows: list[Row], build: bool = False) -> None:
-        """What the rows launch, in several processes; beside it the extension."""
+        """Compiles what the rows launch, in several processes, and, with ``build``, the extension beside it."""
         jobs = deque(rows)
 
         def next_job() -> Row | None:
@@ -153,7 +154,7 @@ class Suite:
             print(f"{late} rows: {NO_TIME}", flush=True)
 
     def test(self, rows: list[Row]) -> DeviceTests:
-        """The tests, and beside them what the rows still to come launch is compiled."""
+        """Runs the tests, and compiles beside them what the rows still to come launch."""
         tests = DeviceTests(self.folder, self.environment, self.plugins)
         process = tests.start()
         end = time.perf_counter() + min(self.patience * TESTS, self.left())
@@ -205,7 +206,7 @@ def without_kind(row: Row) -> Row:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("runs/gpu"), help="folder of what is written")
+    parser.add_argument("--out", type=Path, default=Path("runs/gpu"), help="folder to write to")
     parser.add_argument("--minutes", type=float, default=7.0, help="after which nothing runs any more")
     parser.add_argument("--seconds", type=float, default=0.3, help="of measuring a row")
     parser.add_argument("--commit", help="to be recorded, where the checkout has no git history")
@@ -216,7 +217,7 @@ def main() -> None:
     reason = backends.BACKENDS["triton"].probe()
     if reason is not None:
         parser.exit(2, f"error: backend triton: {reason}\n")
-    suite = Suite(arguments.out, arguments.minutes, arguments.seconds, arguments.commit)
+    suite = GpuSuite(arguments.out, arguments.minutes, arguments.seconds, arguments.commit)
     sys.exit(suite.run(tests=not arguments.skip_tests))
 
 

@@ -1,4 +1,4 @@
-"""What the GPU suite prints: a line when a row is measured, and at the end a table of shapes."""
+"""What the GPU suite prints: a line as soon as a row is measured, and at the end a table of shapes."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from benchmarks.gpu.results import KINDS
 from benchmarks.gpu.worker import Row
 
 CLOCKS = ("wall", "device", "graph")
-STARVED = 1.5  # times as long as the replayed graph: the device waits for the host
+STARVED = 1.5  # if a call takes so many times as long as its graph, the device waits for the host
 HEAD = f"{'':<66} {'forward, ms':^39} {'forward and backward, ms':^39}\n{'':<66} " + " ".join(
     f"{name:>9}" for name in (*CLOCKS, "predicted") * 2
 )
 
 
 def line(row: Row) -> str:
-    """A row as it is printed at once."""
+    """The line that is printed as soon as a row is measured."""
     cells = []
     for kind in KINDS:
         figures = row.get(kind, {})
@@ -37,7 +37,7 @@ def milliseconds(value: float | None) -> str:
 
 
 def name_of(row: Row) -> str:
-    """What tells a row apart, in a few words."""
+    """What identifies a row, in a few words."""
     who = [str(row[key]) for key in ("backend", "rival", "system", "mixer", "drawn", "dtype") if key in row]
     words = [row["what"] if row["what"] != "rival" else "", *who]
     words += [f"{key}={row[key]}" for key in ("length", "dim", "tokens", "terms") if key in row]
@@ -46,13 +46,13 @@ def name_of(row: Row) -> str:
 
 
 def device(row: Row | None, kind: str) -> float:
-    """Milliseconds of the device, NaN where there is no such row or figure."""
+    """Milliseconds on the device; NaN where there is no such row or figure."""
     value: float = row[kind]["device"]["median"] if row and "device" in row.get(kind, {}) else math.nan
     return value
 
 
 class Found:
-    """The rows that were measured, by what tells them apart."""
+    """The rows that were measured, to be found by what identifies them."""
 
     def __init__(self, rows: list[Row]) -> None:
         self.rows = rows
@@ -69,7 +69,7 @@ class Found:
         return next((row for row in self.rows if wanted.items() <= row.items()), None)
 
     def shapes(self) -> list[Row]:
-        """Each number of tokens, length and width that ours has rows of, in their order."""
+        """Each combination of tokens, length and width that ours has rows of, in their order."""
         same = ("tokens", "length", "dim")
         return [
             dict(zip(same, values, strict=True))
@@ -77,12 +77,12 @@ class Found:
         ]
 
     def fastest(self, shape: Row, kind: str, **changed: Any) -> tuple[float, str]:
-        """Our time by the backend that is faster there, and its name."""
+        """Our time on the backend that is faster there, and that backend's name."""
         times = [(device(self.ours(shape, backend, **changed), kind), backend) for backend in BACKENDS]
         return min(times, key=lambda pair: (math.isnan(pair[0]), pair[0]))
 
     def fft(self, shape: Row, kind: str) -> float:
-        """torch.fft in its faster layout."""
+        """Milliseconds of torch.fft in its faster layout."""
         rows = self.rival(shape, "torch.fft (B, L, D)", "torch.fft (B, D, L)").values()
         return min((device(row, kind) for row in rows), default=math.nan)
 
@@ -91,7 +91,8 @@ class Found:
 
 
 def table(rows: list[Row]) -> list[str]:
-    """A line a shape, the device's times: ours on each backend, and how many times as long the others take."""
+    """One line per shape, with times on the device: ours on each backend, and how many times as long the others
+    take."""
     found = Found(rows)
     head = ["tokens", "L", "D"]
     for short in ("fwd", "f+b"):
@@ -113,7 +114,7 @@ def table(rows: list[Row]) -> list[str]:
 
 
 def starved(rows: list[Row]) -> list[str]:
-    """Where the device waits for the host."""
+    """A line for each figure in which the device waits for the host."""
     lines = []
     for row in rows:
         for kind, words in KINDS.items():

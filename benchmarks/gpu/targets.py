@@ -1,4 +1,4 @@
-"""What the operator is to reach on a GPU, and whether it does."""
+"""What the operator should reach on a GPU, and whether it does."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from benchmarks.gpu.rows import DRAWN
 from benchmarks.gpu.table import Found, device, name_of
 from benchmarks.gpu.worker import Row
 
-# Forward and backward, times as fast as FlashAttention, by length.
+# Forward and backward: how many times as fast as FlashAttention, by length.
 ATTENTION = {200: 1.5, 1024: 3.0, 4096: 9.0, 16_384: 30.0}
-COPY = 0.7  # of a copy's speed, forward, from 200 events on
+COPY = 0.7  # share of a copy's speed, forward, from 200 events on
 FFT = 8.0  # times as fast as torch.fft in its faster layout
-PACKED = 0.85  # tokens a second of drawn lengths, over those of one length
-MEMORY = 1.15  # of what a call returns, at most
+PACKED = 0.85  # tokens per second at drawn lengths, over those at one length
+MEMORY = 1.15  # most memory of a call, over what it returns
 ERROR = 2e-2  # norm-wise, at most
-Value = tuple[float, str]  # and where
+Value = tuple[float, str]  # a value, and where it occurs
 
 
 def lines(rows: list[Row]) -> list[str]:
-    """A line a target: its worst value and where that is."""
+    """One line per target: its worst value, and where that is."""
     found = Found([row for row in rows if row["what"] in ("ours", "rival")])
     shapes = [shape for shape in found.shapes() if shape["length"] >= 200 and shape["tokens"] == TOKENS]
     said = [verdict(f"forward, of a copy from L=200 on, {COPY:.0%}", COPY, copies(found, shapes), "{:.0%}")]
@@ -63,7 +63,7 @@ def nan_first(value: float) -> float:
 
 
 def ratios(found: Found, shapes: list[Row], kind: str, rival: dict[int, float]) -> Iterator[Value]:
-    """The rival's time over ours by the faster backend; none where either is missing."""
+    """The rival's time over ours on the faster backend; none where either is missing."""
     for number, shape in enumerate(shapes):
         ours, backend = found.fastest(shape, kind)
         ratio = rival[number] / ours
@@ -87,7 +87,7 @@ def ffts(found: Found, shapes: list[Row], kind: str) -> list[Value]:
 
 
 def drawn(rows: list[Row], kind: str) -> list[Value]:
-    """Tokens a second of each drawn distribution, over those of sequences of its mean length, on one backend."""
+    """Tokens per second of each drawn distribution, over those of sequences of its mean length, on one backend."""
     found, values = Found(rows), []
     for name in DRAWN:
         for backend in BACKENDS:
@@ -99,7 +99,7 @@ def drawn(rows: list[Row], kind: str) -> list[Value]:
 
 
 def steps(rows: list[Row]) -> list[str]:
-    """The whole training step: no target, the ratio that the compass asks for."""
+    """Lines on the whole training step, with the ratio to SASRec's; it has no target."""
     found, said = Found(rows), []
     for length in dict.fromkeys(row["length"] for row in rows if row["what"] == "step"):
         for clock in ("wall", "graph"):

@@ -1,7 +1,7 @@
 """A whole training step of the recommender on a GPU, on random packed batches: no log is read, nothing is printed.
 
-As :meth:`hyenarec.training.Trainer.step` does it in bfloat16 with the sampled softmax: embedding, two blocks, loss,
-backward, clipping, AdamW.
+It does what :meth:`hyenarec.training.Trainer.step` does in bfloat16 with the sampled softmax: embedding, two blocks,
+loss, backward, clipping, AdamW.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ NAMES = {"hyena": "HyenaRec", "attention": "SASRec on FlashAttention"}
 
 
 def import_recommender() -> None:
-    """Makes ``hyenarec`` importable from this checkout, and without what it prints and saves with."""
+    """Makes ``hyenarec`` importable from this checkout, even without the libraries that it prints and saves with."""
     checkout = str(Path(__file__).parents[2] / "python")
     if checkout not in sys.path:
         sys.path.append(checkout)
@@ -36,7 +36,7 @@ def import_recommender() -> None:
 
 
 def stand_in(name: str) -> ModuleType:
-    """A module from which anything can be imported, and nothing works."""
+    """A module from which anything can be imported, but nothing works."""
 
     def give(attribute: str) -> type[Exception]:
         if attribute.startswith("__"):
@@ -49,7 +49,7 @@ def stand_in(name: str) -> ModuleType:
 
 
 def step_row(system: str, tokens: int, length: int, clock: Clock, seconds: float) -> Iterator[dict[str, Any]]:
-    """Sequences of half to all of ``length`` events; ``training`` is the whole step, the optimiser's too."""
+    """Sequences have half to all of ``length`` events; ``training`` is the whole step, including the optimiser."""
     import_recommender()
     from hyenarec.config import ModelConfig
     from hyenarec.data.batches import Batch
@@ -64,7 +64,7 @@ def step_row(system: str, tokens: int, length: int, clock: Clock, seconds: float
     items, targets = (torch.randint(ITEMS, (int(lengths.sum()),), device="cuda") for _ in range(2))
     batch = Batch(items, packing)
     log_q = torch.full((ITEMS,), -float(torch.tensor(ITEMS).log()), device="cuda")
-    _ = packing.rows, packing.positions  # kept: their size is asked of the device once
+    _ = packing.rows, packing.positions  # cached from here on: computing them waits for the device
 
     def step() -> None:
         negatives = torch.randint(ITEMS, (NEGATIVES,), device="cuda")

@@ -1,4 +1,4 @@
-"""What the Triton backend's launches use, for :mod:`benchmarks.gpu.model`."""
+"""What the launches of the Triton backend use, for :mod:`benchmarks.gpu.model`."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from benchmarks.gpu.usage import Use
 from hyenarec_kernels.backends import triton as backend
 
 DIM = 64
-ROWS, BLOCKS = 1024, 6  # of what is computed, that run: rows, or blocks
+ROWS, BLOCKS = 1024, 6  # how much of a launch runs: rows, or blocks
 
 
-class Uses(TritonLaunches):
-    """Takes the Triton backend's launches and runs some blocks of each.
+class TritonUses(TritonLaunches):
+    """Receives the Triton backend's launches and runs some blocks of each.
 
-    Kernels on tiles of slots, along axis 0 of their grids, run the first ones, those of the first ROWS rows, so that
-    one finds what the one before it wrote. Of what small whole numbers the others would have written, the same follows
-    again and again, as the sequences do. Other kernels run blocks spread by the golden ratio, which meet repeated
-    patterns evenly, and those that only find rows run whole.
+    Kernels whose grid has tiles of slots along axis 0 run their first tiles, those of the first ROWS rows, so that each
+    kernel finds what the one before it wrote. The other tiles would have written small integers (int32) that repeat, as
+    the sequences do, so those of the first tiles are repeated in their place. Other kernels run blocks spread by the
+    golden ratio, which samples repeated patterns evenly. Kernels that only find rows run whole.
     """
 
     WHOLE = ("borders_kernel", "name_slots_kernel")
@@ -39,7 +39,7 @@ class Uses(TritonLaunches):
         super().__init__()
         self.share = min(ROWS / rows, 1.0)
         self.found: list[Use] = []
-        self.resources: dict[str, dict[str, int]] = {}  # by kernel; of its variants the most
+        self.resources: dict[str, dict[str, int]] = {}  # by kernel, the most of its variants
 
     def made(self, program: Program, binary: bytes) -> None:
         found, before = resources(binary), self.resources.get(program.name, {})
@@ -72,7 +72,7 @@ def tokens(length: int) -> int:
 
 
 def legendre(length: int, terms: int, *, backward: bool, packed: bool) -> list[Use]:
-    """What the launches of one gated Legendre convolution use, bfloat16, its horizon the length of the sequences."""
+    """What the launches of one gated Legendre convolution use, in bfloat16, with the sequence length as its horizon."""
     operators: Any = import_module(f"{backend.__name__}.operators")  # not typed: calls share lists of arguments
     batch = max(tokens(length) // length, 1)
     shape = (batch * length, DIM) if packed else (batch, length, DIM)
@@ -80,7 +80,7 @@ def legendre(length: int, terms: int, *, backward: bool, packed: bool) -> list[U
     bounds = torch.arange(0, batch * length + 1, length)
     where = (bounds[:-1], bounds[1:]) if packed else (None, None)
     call = (x, torch.zeros(DIM, terms), None, torch.zeros(DIM), pre, post, *where, length, False)
-    uses = Uses(batch * length)
+    uses = TritonUses(batch * length)
     with uses.emulated(poison=False), mock.patch.object(torch, "empty", torch.zeros):
         if backward:
             operators.legendre_conv_backward(grad, *call, [True] * 6)

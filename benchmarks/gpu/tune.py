@@ -3,7 +3,7 @@
     python -m benchmarks.gpu.tune [--seconds 0.2] [--kernels chunks across ...]
 
 A few shapes that differ in kind stand for all: no configuration depends on a length. Only configurations that compile
-are measured; the fastest, by the sum over shapes of the time relative to the shipped configuration, is printed.
+are measured. It prints the one with the least sum, over shapes, of the time relative to the shipped configuration.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def calls() -> dict[str, Callable[[], Any]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=0.2, help="for all shapes of one configuration")
+    parser.add_argument("--seconds", type=float, default=0.2, help="of measuring one configuration at all shapes")
     parser.add_argument("--kernels", nargs="+", help="those to tune, all by default")
     arguments = parser.parse_args()
     reason = "no CUDA device" if not torch.cuda.is_available() else backends.BACKENDS["triton"].probe()

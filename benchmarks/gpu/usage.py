@@ -1,4 +1,4 @@
-"""What a launch of a compiled kernel uses of a GPU, counted while some of its blocks run in the machine of
+"""What a launch of a compiled kernel uses of a GPU, counted while some of its blocks run in the emulator
 :mod:`benchmarks.gpu.ptx`, and how long an H100 would take for it: estimates, not measurements.
 """
 
@@ -14,14 +14,15 @@ from benchmarks.gpu.ptx.machine import Launch
 from benchmarks.gpu.ptx.memory import GlobalMemory
 from benchmarks.gpu.ptx.parsing import Instruction
 
-# Picoseconds of one multiprocessor's cycle when all 132 work, and bytes a picosecond that a copy moves (3.0 TB/s).
+# Picoseconds of a cycle when all 132 multiprocessors work, divided by their number; and bytes per picosecond that a
+# copy moves (3.0 TB/s).
 CYCLE = 1e12 / 1.755e9 / 132
 BYTES = 3.0
-SCHEDULERS = 4  # of a multiprocessor: an instruction each a cycle
-MATRIX_CYCLES = 6.5  # of a scheduler for one mma.sync of 4,096 flop in bfloat16: 62% of the dense rate
+SCHEDULERS = 4  # per multiprocessor; each issues one instruction per cycle
+MATRIX_CYCLES = 6.5  # of a scheduler per mma.sync of 4,096 flop in bfloat16: 62% of the dense rate
 REACHED = {"issue": 0.6, "load-store": 0.7, "matrix": 0.8, "memory": 0.93}
-# Machine instructions for a PTX instruction, by the beginning of its opcode; the first that fits, otherwise one. The
-# whole is within 30% of what ptxas makes of kernels without loops (a test compares them).
+# Machine instructions per PTX instruction, by the beginning of its opcode: the first entry that fits, otherwise one.
+# The total is within 30% of what ptxas makes of kernels without loops (a test compares them).
 SLOTS: tuple[tuple[str, float], ...] = (
     ("cvt.u64.u32", 0), ("cvt.u32.u64", 0), ("cvta", 0), ("membar", 1),
     ("cvt.s64.s32", 0.5), ("mov", 0.5), ("ld.param", 0.5),
@@ -33,7 +34,7 @@ SLOTS_OF = {"div": 16.0, "rem": 16.0}
 
 
 def slots(instruction: Instruction) -> float:
-    """The issue slots of an instruction of a warp."""
+    """The issue slots that a warp's instruction takes."""
     opcode = instruction.opcode
     kind, _, rest = opcode.partition(".")
     if opcode.startswith("mov") and any(operand.startswith("{") for operand in instruction.operands):
@@ -54,9 +55,9 @@ class Use:
 
     Attributes:
         kernel: its name.
-        cycles: of a multiprocessor, all of them together, for `issue`, `load-store` and `matrix`.
-        bytes: of global memory.
-        resources: registers a thread and bytes of its stack, where spilled registers go.
+        cycles: multiprocessor cycles, summed over all multiprocessors, for `issue`, `load-store` and `matrix`.
+        bytes: bytes of global memory.
+        resources: registers per thread, and bytes per thread of stack, where spilled registers go.
     """
 
     kernel: str
@@ -68,7 +69,7 @@ class Use:
     def of(
         cls, kernel: str, launch: Launch, samples: Sequence[Counts], memory: GlobalMemory, resources: dict[str, int]
     ) -> Use:
-        """From samples of the launch's blocks. What all samples touch is taken for what every block touches."""
+        """From samples of the launch's blocks. What all samples touch is assumed to be touched by every block."""
         scale = launch.blocks / sum(counts.blocks for counts in samples)
         total = sum(counts.executed for counts in samples)
         executed = list(zip(np.asarray(total).tolist(), launch.program.instructions, strict=True))
@@ -93,6 +94,6 @@ class Use:
         return replace(self, cycles=cycles, bytes=factor * self.bytes)
 
     def picoseconds(self, *, reached: bool) -> dict[str, float]:
-        """By each limit; at full rates, or at what good kernels reach of them."""
+        """The time by each limit, at full rates or at the share of them that good kernels reach."""
         times = {name: cycles * CYCLE for name, cycles in self.cycles.items()} | {"memory": self.bytes / BYTES}
         return {name: time / REACHED[name] if reached else time for name, time in times.items()}

@@ -1,4 +1,4 @@
-"""Measuring in a process of its own: what breaks a GPU's context, or never ends, costs one row and not the others."""
+"""Measures in a process of its own: what breaks a GPU's context, or never ends, costs one row and not the others."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SPAWN = get_context("spawn")
 STARTING = 120.0  # seconds that importing torch may take
 CLOCK = Clock()
 Row = dict[str, Any]
-# From what names a row, a clock and seconds: the row's figures, a few at a time.
+# Takes what identifies a row, a clock and seconds; yields the row's figures, a few at a time.
 Measure = Callable[..., Iterator[Row]]
 
 
@@ -39,7 +39,7 @@ def measured(measure: Measure, name: Row, seconds: float) -> Iterator[Row]:
 
 
 class Worker:
-    """A process with the GPU, replaced by a new one after a row that it did not survive."""
+    """A process that uses the GPU. It is replaced by a new one after a row that it did not survive."""
 
     def __init__(self, prepare: Callable[[], None] = nothing) -> None:
         self.prepare = prepare
@@ -53,8 +53,8 @@ class Worker:
         self.ready = False
 
     def __call__(self, measure: Measure, name: Row, seconds: float, limit: float) -> Row:
-        """The row that `measured` ends with, or its figures after ``limit`` seconds; ``measure`` is a function of a
-        module. ``took`` has the seconds that passed, and those of processors."""
+        """The row that `measured` ends with, or the figures that it has after ``limit`` seconds. ``measure`` has to be
+        a function of a module. ``took`` has the seconds that passed, and the processor seconds."""
         began = time.perf_counter()
         row, sound, processors = dict(name), False, None
         try:
@@ -87,13 +87,14 @@ class Worker:
 
 
 def processor_seconds() -> float:
-    """Of this process and of those that it started and waited for."""
+    """Processor seconds of this process and of those that it started and waited for."""
     usages = map(resource.getrusage, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     return sum(usage.ru_utime + usage.ru_stime for usage in usages)
 
 
 def _serve(connection: Connection, prepare: Callable[[], None]) -> None:
-    """Answers each row's order by its versions, and then a tuple: whether the process can go on, processor seconds."""
+    """Answers each order with the row, again as it grows, and then with a tuple: whether the process can go on, and
+    processor seconds."""
     prepare()
     torch.manual_seed(0)
     before = 0.0  # the first row pays for the imports

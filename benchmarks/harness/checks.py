@@ -1,8 +1,8 @@
-"""Equivalence: a speed counts only beside the error of what it computes.
+"""Equivalence checks: a speed counts only together with the error of what was computed.
 
-A check is ``{"against", "error", "tolerance"}``: what the timed computation was compared with on the same inputs, the
-norm-wise error ``|got - want| / |want|``, the worst of the outputs and gradients that were compared, and the largest
-error that counts as equal. It is green where the error is at most the tolerance.
+A check is ``{"against", "error", "tolerance"}``: what the timed computation was compared with on the same inputs; the
+norm-wise error ``|got - want| / |want|``, the worst of the compared outputs and gradients; and the largest error that
+counts as equal. A check is green where the error is at most the tolerance.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from hyenarec_kernels.nn import HyenaMixer
 
 Check = dict[str, Any]
 
-# By what matrix products are computed in. Rounding alone gives about 1e-6 and 1e-2 through two blocks, more where a
-# recurrence is long; a wrong term, mask or gradient gives 1e-1 and more.
+# By the precision of matrix products. Through two blocks, rounding alone gives errors of about 1e-6 in float32 and 1e-2
+# in bfloat16, more where a recurrence is long; a wrong term, mask or gradient gives 1e-1 and more.
 TOLERANCE = {"float32": 1e-3, "bfloat16": 1e-1}
 CHECKED_TOKENS = 4096
 
 
 def refusal(case: Mapping[str, Any]) -> str | None:
-    """Why the speed of a case must not be reported; None where its check is green."""
+    """Why a case's speed must not be reported; None where its check is green."""
     check = case.get("check")
     if check is None:
         return "no equivalence check"
@@ -40,20 +40,21 @@ def refusal(case: Mapping[str, Any]) -> str | None:
 
 
 def compare(against: str, got: Mapping[str, Tensor], want: Mapping[str, Tensor], tolerance: float) -> Check:
-    """The check of tensors against those of the same names, computed otherwise."""
+    """A check of ``got`` against ``want``, tensors of the same names that were computed in another way."""
     error = max(norm_wise_error(got[name], value) for name, value in want.items())
     return {"against": against, "error": error, "tolerance": tolerance}
 
 
 def norm_wise_error(got: Tensor, want: Tensor) -> float:
-    """``|got - want| / |want|`` in float64; NaN where either is, 0 for two zeros."""
+    """``|got - want| / |want|`` in float64; NaN where either has a NaN, 0 for two zeros."""
     difference = (got.double() - want.double()).norm()
     return float(difference / want.double().norm()) if difference != 0 else 0.0
 
 
 def training_check(model: SequenceModel, batch: Batch, precision: str) -> Check:
-    """The hidden states of a training batch, and the gradients of a random functional of them, as the model computes
-    them (backend, autocast, compiled or not) against a float64 copy of it on the reference backend."""
+    """Checks a model on a training batch: its hidden states, and the gradients of a random linear function of them.
+    What the model computes as it is (backend, autocast, compiled or not) is compared with a float64 copy of it on the
+    reference backend. Turns off dropout in ``model``, and leaves it off."""
     for module in model.modules():
         if isinstance(module, Dropout):
             module.probability = 0.0
@@ -71,7 +72,7 @@ def training_check(model: SequenceModel, batch: Batch, precision: str) -> Check:
 
 
 def _hidden_and_gradients(model: SequenceModel, batch: Batch, weights: Tensor, precision: str) -> dict[str, Tensor]:
-    """The output and the gradients of the mixers' parameters and of the others, each as one vector."""
+    """The output, the gradients of the mixers' parameters and those of all other parameters, each as one vector."""
     with torch.autocast(batch.items.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
         hidden: Tensor = model(batch)  # (T, D)
     names, parameters = zip(*model.named_parameters(), strict=True)
@@ -84,7 +85,7 @@ def _hidden_and_gradients(model: SequenceModel, batch: Batch, weights: Tensor, p
 
 
 def first_sequences(batch: Batch, tokens: int = CHECKED_TOKENS) -> Batch:
-    """As many of the first sequences as have ``tokens`` events together, one at least; targets are left behind."""
+    """As many of the first sequences as have ``tokens`` events together, at least one, without their targets."""
     ends = batch.packing.cu_seqlens.cpu()
     count = max(1, int((ends[1:] <= tokens).sum()))
     events = int(ends[count])

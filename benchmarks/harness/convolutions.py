@@ -1,4 +1,4 @@
-"""What the suites on the operators alone share: their checks, and their rows as cases of the one format."""
+"""Shared by the suites on the operators alone: their checks, and their rows as cases of the result format."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Summary = Mapping[str, float]
 
 
 def against_reference(function: Callable[..., Tensor], leaves: Sequence[Tensor], grad: Tensor) -> float:
-    """The largest norm-wise error of the function's value and of its gradients, from the reference in float64."""
+    """The largest norm-wise error of the function's value and gradients against the reference in float64."""
 
     def answer(leaves: Sequence[Tensor], grad: Tensor) -> dict[str, Tensor]:
         leaves = [leaf.detach().requires_grad_() for leaf in leaves]
@@ -32,7 +32,8 @@ def against_reference(function: Callable[..., Tensor], leaves: Sequence[Tensor],
 def case(
     what: str, shape: str, times: Mapping[str, Summary], ours: str, rivals: Mapping[str, str], error: float, dtype: str
 ) -> dict[str, Any]:
-    """A case of the format; ``rivals`` are keys of ``times`` by the name to print, those without a time are skipped."""
+    """A case of the result format. ``ours`` and the values of ``rivals`` are keys of ``times``; the keys of ``rivals``
+    are the names to print. Rivals without a time are skipped."""
     return {
         "what": what,
         "shape": shape,

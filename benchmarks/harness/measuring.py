@@ -29,11 +29,11 @@ def take_turns(
     rounds: int = 9,
     clock: Callable[[Callable[[], Any]], float] = wall_clock,
 ) -> dict[Name, dict[str, float]]:
-    """Times every contestant once a round, and returns the :func:`summary` of each one's milliseconds.
+    """Times every contestant once per round, and returns the :func:`summary` of each one's milliseconds.
 
     There are at least ``rounds`` rounds, and more while ``seconds`` have not passed. Each contestant runs once before
     the first round to warm up; every round goes through them in the reverse order of the round before. ``clock`` times
-    one call. The wall clock sees the work of a GPU only if the contestant waits for it.
+    one call. The default, the wall clock, sees a GPU's work only if the contestant waits for it.
     """
     times: dict[Name, list[float]] = {name: [] for name in contestants}
     for run in contestants.values():

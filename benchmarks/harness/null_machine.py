@@ -1,8 +1,8 @@
-"""The cuda backend on a machine that launches nothing: CPU tensors go all the way that a GPU's go on the host, and what
-is left of a call is the host's time.
+"""The cuda backend without a device: CPU tensors take the whole path that a GPU's tensors take on the host, but no
+kernel is launched, so a call's time is the host's time.
 
-Calls go through the compiled operators, whose launches are counted and left out. Long convolutions of over 512 taps
-have none here.
+Calls go through the compiled operators, whose launches are counted and left out. Long convolutions of more than 512
+taps have no such operator here.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def _library() -> ctypes.CDLL:
 
 @contextmanager
 def null_machine() -> Iterator[Callable[[], int]]:
-    """CPU tensors as if they were a GPU's; gives a function that says how many launches were left out so far."""
+    """Treats CPU tensors as a GPU's. Yields a function that returns how many launches were left out so far."""
     library = _library()
     table = {
         "cuda": backends.Backend(("cpu",), lambda: None, lambda: cuda),
@@ -56,7 +56,7 @@ def null_machine() -> Iterator[Callable[[], int]]:
                 for module in (short_convolutions, toeplitz, whole_mixer)
             ),
             (device, "unsupported", lambda given: None),
-            (projections, "fast_product", linear),  # what GPUs take
+            (projections, "fast_product", linear),  # as for GPU tensors
             *((module, "readable", lambda t: False) for module in (legendre, segments)),
         ):
             patches.enter_context(mock.patch.object(target, name, value))

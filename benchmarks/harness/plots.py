@@ -1,4 +1,4 @@
-"""The one look of the plots: a system has the same colour in all of them, and ours the thickest line."""
+"""The common look of the plots: each system has the same colour in all of them, and ours the thickest line."""
 
 from __future__ import annotations
 
@@ -32,26 +32,26 @@ def style(system: str) -> dict[str, Any]:
 
 
 def values(axes: Axes, system: str, x: Sequence[float] | Sequence[str], y: Sequence[float], **other: Any) -> None:
-    """A line in the system's colour."""
+    """Draws a line in the system's colour."""
     axes.plot(x, y, **style(system) | other)
 
 
 def times(axes: Axes, system: str, x: Sequence[float], summaries: Sequence[Mapping[str, float]]) -> None:
-    """The medians of ``summaries`` with their quartiles, in the system's colour."""
+    """Draws the medians of ``summaries`` in the system's colour, with their quartiles as error bars."""
     low, middle, high = ([summary[name] for summary in summaries] for name in ("q1", "median", "q3"))
     spread = [[m - q for m, q in zip(middle, low, strict=True)], [q - m for m, q in zip(middle, high, strict=True)]]
     axes.errorbar(x, middle, spread, **style(system))
 
 
 def against_length(axes: Axes, lengths: Sequence[int], ylabel: str) -> None:
-    """Both axes logarithmic, a tick for each length."""
+    """Makes both axes logarithmic, with a tick for each length."""
     axes.set(xscale="log", yscale="log", xlabel="history length (events)", ylabel=ylabel)
     axes.set_xticks(lengths, [f"{length:,}" for length in lengths])
     axes.minorticks_off()
 
 
 def finish(figure: Figure, title: str, path: Path) -> None:
-    """Title, grids and one legend of all labels; saved as PNG."""
+    """Adds title, grids and one legend of all labels, and saves the figure as PNG."""
     figure.suptitle(title)
     for axes in figure.axes:
         axes.grid(alpha=0.3)
@@ -65,6 +65,6 @@ def finish(figure: Figure, title: str, path: Path) -> None:
 
 
 def bar(axes: Axes, system: str, place: float, value: float, filled: bool) -> None:
-    """A horizontal bar in the system's colour, or an outline that shows on top of it."""
+    """Draws a horizontal bar in the system's colour or, unfilled, an outline that shows on top of such a bar."""
     look = {"facecolor": COLORS[system]} if filled else {"facecolor": "none", "edgecolor": "black", "linestyle": "--"}
     axes.barh(place, value, **look)

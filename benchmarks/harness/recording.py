@@ -1,20 +1,21 @@
-"""The one format of results. Suites write it, the report reads it, and both go through :func:`validate`.
+"""The one format of results. Suites write it, the report reads it, and both check it with :func:`validate`.
 
 A result is a JSON file ``NAME.json``, beside ``NAME.png`` where it has a plot:
 
-- ``suite``: who wrote it, a key of :data:`benchmarks.front_door.SUITES`;
+- ``suite``: the suite that wrote it, a key of :data:`benchmarks.front_door.SUITES`;
 - ``title``: one line; ``command``: what to run to measure it again;
 - ``environment``: machine, versions and revision (:func:`hyenarec.environment.describe`);
 - ``settings``: what its figures share;
 - the figures. Speeds are ``cases``, a list; accuracies are ``runs`` and ``baselines``; a suite may add keys of its own.
 
-A case says what was timed (``mixer``, ``length``, ...) and carries ``ms``, the summary of its milliseconds, and
-``check``: what came out of its equivalence test (:mod:`benchmarks.harness.checks`). A case that was left out has the
-reason under ``left_out`` and neither. Other programs' times that it stands against, where they compute something else,
-are summaries by name under ``rivals``. A run has ``log``, ``mixer``, ``length``, ``seed`` and ``test``, which maps
-metrics as :meth:`hyenarec.evaluation.Ranking.metrics` names them to their values; a baseline has ``log``, ``name``,
-``length`` and these metrics. What other libraries train and measure by themselves is under ``hosts``, with the one
-metric that all of them have.
+A case says what was timed (``mixer``, ``length``, ...). It has ``ms``, the summary of its milliseconds, and ``check``,
+the outcome of its equivalence check (:mod:`benchmarks.harness.checks`). A case that was left out has neither, but the
+reason under ``left_out``. Times of other programs beside it, which compute something else, are summaries by name under
+``rivals``.
+
+A run has ``log``, ``mixer``, ``length``, ``seed`` and ``test``, which maps the metric names of
+:meth:`hyenarec.evaluation.Ranking.metrics` to values; a baseline has ``log``, ``name``, ``length`` and these metrics.
+What other libraries train and measure by themselves is under ``hosts``, with the one metric that all of them have.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from hyenarec.errors import UserError
 from hyenarec.files import write_text
 from hyenarec_kernels import backends
 
-RESULTS = Path("benchmarks/results")  # of the folder that a suite is run in: in a checkout, the project's own results
+RESULTS = Path("benchmarks/results")  # relative to the current folder: in a checkout, the project's own results
 
 Result = dict[str, Any]
 
@@ -56,7 +57,7 @@ FIGURES = {
         "peak_megabytes": float,
     },
 }
-METRICS = ("NDCG@10", "Recall@10", "MRR")  # that every run and baseline has; others may stand beside them
+METRICS = ("NDCG@10", "Recall@10", "MRR")  # every run and baseline has these, and may have others
 
 
 def describe(device: torch.device) -> dict[str, Any]:
@@ -66,7 +67,8 @@ def describe(device: torch.device) -> dict[str, Any]:
 
 
 def write(path: Path, suite: str, title: str, content: Mapping[str, Any], device: torch.device | None = None) -> None:
-    """Write ``content`` (settings and figures) under its head, whole or not at all; ``device`` is the CPU by default.
+    """Write a result: the common head, then ``content`` (settings and figures). The file is written whole or not at
+    all. ``device`` is the CPU by default.
 
     Raises :class:`UserError` for a result that breaks the format or cannot be written.
     """
@@ -84,14 +86,14 @@ def write(path: Path, suite: str, title: str, content: Mapping[str, Any], device
 
 
 def read(path: Path) -> Result:
-    """A result; raises :class:`UserError` where there is none in this format."""
+    """A result. Raises :class:`UserError` where ``path`` holds none in this format."""
     result = _load(path)
     validate(result, path.name)
     return result  # type: ignore[no-any-return]
 
 
 def is_result(path: Path) -> bool:
-    """Whether the JSON file means to be a result: it names its suite."""
+    """Whether the JSON file is meant to be a result: it names its suite."""
     content = _load(path)
     return isinstance(content, dict) and "suite" in content
 
@@ -104,7 +106,7 @@ def _load(path: Path) -> Any:
 
 
 def earlier_cases(path: Path, settings: Mapping[str, Any], device: torch.device) -> list[dict[str, Any]]:
-    """The cases of the result at ``path`` under the same settings, machine, versions and revision; none elsewhere."""
+    """The cases of the result at ``path`` if it has the same settings, machine, versions and revision; else none."""
     if not path.exists():
         return []
     result = read(path)
@@ -113,7 +115,7 @@ def earlier_cases(path: Path, settings: Mapping[str, Any], device: torch.device)
 
 
 def left_out_before(case: Mapping[str, Any], cases: Iterable[Mapping[str, Any]]) -> str | None:
-    """Why the case, which has no figures yet, is left out at a shorter length already, if it is."""
+    """If the same case was left out at a shorter length, why; else None. ``case`` has no figures yet."""
     for other in cases:
         shorter = {**other, "length": case["length"]}
         if "left_out" in other and other["length"] < case["length"] and case.items() <= shorter.items():
@@ -122,7 +124,7 @@ def left_out_before(case: Mapping[str, Any], cases: Iterable[Mapping[str, Any]])
 
 
 def validate(result: Any, name: str) -> None:
-    """Raises :class:`UserError` naming what in the result ``name`` breaks the format."""
+    """Raises :class:`UserError`, which names what in the result ``name`` breaks the format."""
     _has(result, HEAD, name)
     missing = [key for key in ENVIRONMENT if key not in result["environment"]]
     if missing:
@@ -156,7 +158,7 @@ def _validate_case(case: Mapping[str, Any], where: str) -> None:
 
 
 def _has(entry: Any, fields: Mapping[str, type], where: str) -> None:
-    """Every field is there and of its type; an integer may stand for a float."""
+    """Raises :class:`UserError` unless every field is there and of its type; an integer may stand for a float."""
     if not isinstance(entry, dict):
         raise UserError(f"{where}: an object is needed")
     for key, kind in fields.items():

@@ -25,9 +25,9 @@ class System:
         title: that name.
         line: one line on how it mixes a history, with its source.
         mixer: the mixer of :data:`hyenarec.mixers.MIXERS` that it is built on.
-        hyena: the options of the hyena mixer, where they differ from the defaults.
+        hyena: the hyena mixer's options, where they differ from the defaults.
         block: the kind of its blocks.
-        loss: the loss that is part of it; None for the comparison's own.
+        loss: the loss that is part of the system; None for the loss that the comparison uses.
     """
 
     title: str
@@ -128,10 +128,10 @@ SYSTEMS: dict[str, System] = {
         HyenaConfig(filter="logsparse"),
     ),
 }
-MAIN = tuple(MIXERS)  # the systems as their papers have them: every suite's default
+MAIN = tuple(MIXERS)  # the systems as in their papers: every suite's default
 
 
 def check_names(names: Sequence[str]) -> None:
-    """Raises :class:`UserError` where no system is named, or one that there is not."""
+    """Raises :class:`UserError` if ``names`` is empty or names an unknown system."""
     if not names or not SYSTEMS.keys() >= set(names):
         raise UserError(f"option mixers: name at least one out of {', '.join(SYSTEMS)}")

@@ -1,8 +1,8 @@
-"""Whole training steps, timed: what the suites on training share.
+"""Times whole training steps; shared by the suites on training.
 
 A step is what training does: a batch from the loader, the model forward and backward, clipping, AdamW; nothing is
-evaluated or saved. Contestants take turns, each in its own process. Peak memory is that of another process: all of its
-resident set on a CPU, interpreter and libraries included, and what tensors took on a GPU. That process checks the
+evaluated or saved. Contestants take turns, each in its own process. Peak memory is measured in another process: on a
+CPU its whole resident set, interpreter and libraries included; on a GPU what tensors took. That process also checks the
 contestant's outputs and gradients on its own batch. A contestant whose step takes longer than the limit is left out.
 """
 
@@ -30,9 +30,9 @@ from hyenarec.data.splits import leave_one_out
 from hyenarec.data.store import SequenceStore
 from hyenarec.training import Trainer
 
-WARM_UP = 6  # steps until the kept memory has grown to what they need: the first take up to twice their time
+WARM_UP = 6  # steps; the first take up to twice as long, until the process keeps as much memory as they need
 
-Build = Callable[[], Trainer]  # a fresh process calls it, so it has to be picklable
+Build = Callable[[], Trainer]  # called in a fresh process, so it has to be picklable
 Name = TypeVar("Name", bound=Hashable)
 
 
@@ -45,11 +45,11 @@ class StepSettings:
     blocks: int = BLOCKS
     """Blocks of the model."""
     loss: Literal["full", "sampled"] = "sampled"
-    """Cross entropy over the full catalogue, which can hide the mixer, or sampled softmax."""
+    """Cross entropy over the full catalogue, whose cost can hide the mixer's, or sampled softmax."""
     negatives: int = 128
-    """Negatives of the sampled softmax; the 1,024 that training takes by default are over half of hyena's step."""
+    """Negatives of the sampled softmax. Training's default of 1,024 would take over half of hyena's step."""
     precision: Literal["float32", "bfloat16"] = "float32"
-    """What matrix products are computed in: bfloat16 through autocast, of every mixer alike."""
+    """Precision of matrix products, the same for every mixer; bfloat16 by autocast."""
     compile: bool = False
     """Compile every model alike (torch.compile)."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -71,12 +71,12 @@ class StepSettings:
         )
 
     def name(self, suite: str) -> str:
-        """The result's, without a suffix."""
+        """The result's name, without a suffix."""
         device = self.training().torch_device().type
         return "-".join([suite, device] + [self.precision] * (self.precision != "float32"))
 
     def trainer(self, system: str, length: int, batch_size: int, store: SequenceStore) -> Trainer:
-        """A trainer of the system on the store's training windows of ``length`` events, ready for steps."""
+        """A trainer of the system on the store's training slices of ``length`` events, ready for steps."""
         model = SYSTEMS[system].model(length, self.dim, self.blocks)
         trainer = Trainer(store, leave_one_out(store), model, self.training(batch_size))
         trainer.model.train()
@@ -86,7 +86,7 @@ class StepSettings:
 
 
 def measure(builds: Mapping[Name, Build], settings: StepSettings) -> dict[Name, dict[str, Any]]:
-    """What a case has of each contestant's step: memory, check and times, or why it is left out."""
+    """For each contestant the fields of its case: memory, check and times, or why it is left out."""
     found: dict[Name, dict[str, Any]] = {}
     for name, build in builds.items():
         trial = in_fresh_process(try_steps, build, settings)
@@ -101,8 +101,8 @@ def measure(builds: Mapping[Name, Build], settings: StepSettings) -> dict[Name, 
 
 
 def try_steps(build: Build, settings: StepSettings) -> dict[str, Any]:
-    """Two steps in this process: seconds of the second (of the first where that is over the limit and had nothing to
-    compile), memory in MiB, and the check where the limit is kept."""
+    """Runs two steps in this process. Returns the seconds of the second; where it keeps the limit, also memory in MiB
+    and the check. If the first step exceeds the limit and compiled nothing, only its seconds are returned."""
     trainer = build()
     step, idle = training_step(trainer), peak_mib()
     for first in (True, False):
@@ -118,8 +118,8 @@ def try_steps(build: Build, settings: StepSettings) -> dict[str, Any]:
 
 
 def time_steps(builds: Mapping[Name, Build], settings: StepSettings) -> dict[Name, dict[str, float]]:
-    """Milliseconds of the contestants' steps, by turns, each in a process of its own, as training is: none pays for how
-    the others have cut up a common heap."""
+    """Milliseconds of the contestants' steps, in turns. Each contestant has a process of its own, as in training, so
+    that none pays for a heap that the others have fragmented."""
     with ExitStack() as stack:
         turns: dict[Name, Callable[[], float]] = {}
         for number, (name, build) in enumerate(builds.items()):
@@ -134,11 +134,11 @@ def take_turn(process: Executor, number: int) -> float:
     return process.submit(timed_step, number).result()
 
 
-_steps: dict[int, Callable[[], None]] = {}  # of this process
+_steps: dict[int, Callable[[], None]] = {}  # of this process, by the contestant's number
 
 
 def prepare_steps(build: Build, number: int) -> None:
-    """It keeps freed memory, as the ``hyenarec`` command does."""
+    """Builds a contestant in this process and warms it up. The process keeps freed memory, as ``hyenarec`` does."""
     keep_freed_memory()
     _steps[number] = training_step(build())
     for _ in range(WARM_UP):
@@ -150,7 +150,7 @@ def timed_step(number: int) -> float:
 
 
 def training_step(trainer: Trainer) -> Callable[[], None]:
-    """A function that does the trainer's next step, and returns when the device has done it."""
+    """A function that does the trainer's next step, and returns when the device has finished it."""
     return partial(_step, trainer, endless(trainer))
 
 
@@ -163,7 +163,7 @@ def _step(trainer: Trainer, batches: Iterator[Batch]) -> None:
 
 def endless(trainer: Trainer) -> Iterator[Batch]:
     for epoch in count():
-        yield from trainer.windows.epoch(trainer.config.seed, epoch)
+        yield from trainer.slices.epoch(trainer.config.seed, epoch)
 
 
 def peak_mib() -> float:

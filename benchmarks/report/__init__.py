@@ -1,1 +1,1 @@
-"""The page that is made of the results."""
+"""The page that is made from the results."""

@@ -1,9 +1,9 @@
-"""One Markdown page from the folder of results: what was run, on what, what wins where and what loses where.
+"""One Markdown page from the folder of results: what was run, on which machine, and where HyenaRec wins and loses.
 
     python -m benchmarks report                         # benchmarks/results/*.json to benchmarks/results/report.md
 
-Every figure and every sentence with a figure is computed from the JSON. A speed whose equivalence check is red or
-missing is not reported: its place says so, the page lists it, and the command ends with code 1.
+Every figure, and every sentence with a figure, is computed from the JSON. A speed whose equivalence check is red or
+missing is not reported: the page says so in its place and lists it, and the command exits with code 1.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ KINDS = {"cpu": "On a CPU", "cuda": "On a GPU"}
 
 @dataclass(frozen=True)
 class Section:
-    """What the page has on a suite: the question it answers, and tables of one of its results."""
+    """A suite's section of the page: the question that it answers, and the tables of one of its results."""
 
     title: str
     question: str
     tables: Callable[[Result], list[str]]
-    kinds: Sequence[str] = tuple(KINDS)  # of machines that it has results from
+    kinds: Sequence[str] = tuple(KINDS)  # of machines, listed one after the other; empty: all results together
 
 
 SECTIONS = {
@@ -61,8 +61,8 @@ SECTIONS = {
     ),
     "step": Section(
         "Training steps on a log",
-        "What do a log's own history lengths change? `packed` computes on events alone, `padded` fills every window up "
-        "to the longest of its batch. Events a second; padding does not count.",
+        "What do a log's own history lengths change? `packed` computes on events alone, `padded` pads every slice of a "
+        "history to the longest of its batch. Events per second; padding does not count.",
         tables.step,
     ),
     "serving": Section(
@@ -73,9 +73,10 @@ SECTIONS = {
         tables.serving,
     ),
     "cache": Section(
-        "Caches of attention",
-        "What does SASRec lose when it remembers fewer events of a user, and what does that save? Histories are read "
-        "one event at a time. `window` keeps the last events, `citrus` those that the last events attend to.",
+        "States and caches",
+        "What does a user's state cost, and what does a smaller one lose? Histories are read one event at a time. Of "
+        "SASRec's caches, `window` keeps the last events, `citrus` those that the last events attend to. HyenaRec's "
+        "`compact` state keeps moments of chunks of events instead of the events.",
         rankings.cache,
         (),
     ),
@@ -112,27 +113,29 @@ SECTIONS = {
     "loading": Section("Reading a log", "Seconds and memory until a log is in memory.", tables.loading, ("cpu",)),
     "catalogue": Section(
         "Very many items",
-        "What does a step of training cost by the size of the catalogue, and in several processes? Milliseconds of one "
-        "core's time, the shortest of the steps, 6,400 events of 64 channels, and the efficiency of the processes. "
-        "Beside them, where measured: by how much the process with the most tokens is over the mean, and what an "
-        "approximate index finds.",
+        "What does a training step cost, by the size of the catalogue, in one process and in several? Milliseconds of "
+        "one core's time in the shortest step, for 6,400 events of 64 channels, and in parentheses the efficiency of "
+        "several processes. Then, where measured: by how much the process with the most tokens is over the mean, and "
+        "what an approximate index finds.",
         tables.catalogue,
         ("cpu",),
     ),
     "hosts": Section(
         "In other libraries",
-        "What changes if attention is replaced in a library that people already have? Each trains by its own means, on "
-        "one thread, until validation gets no better, and is tested with the weights of its best epoch (+: it might "
-        "have got better yet). NDCG@10, mean ± standard deviation over the same seeds; CPU seconds an epoch, whatever "
-        "else the machine did, and peak memory of the process, means.",
+        "What changes if attention is replaced in a library that people already have? Each trains in its own way, on "
+        "one thread, until validation no longer improves, and is tested with the weights of its best epoch (+: "
+        "training reached its limit of epochs and might have improved further). NDCG@10, mean ± standard deviation "
+        "over the same seeds; mean CPU seconds per epoch, which other work on the machine does not change, and mean "
+        "peak memory of the process.",
         rankings.hosts,
         ("cpu",),
     ),
     "features": Section(
         "Item features",
         "What do features of items change for items with few training events, and for items that the model has never "
-        "seen? Hidden items are left out of the log of training and then ranked, with all items and among themselves, "
-        "by rows of their features alone, by random rows, and by the mean row, which is the same for all of them.",
+        "seen? Hidden items are left out of the training log and then ranked, among all items and among themselves, "
+        "with embedding rows from their features alone, with random rows, and with the mean row, which is the same for "
+        "all of them.",
         rankings.features,
         (),
     ),
@@ -208,7 +211,7 @@ class Page:
         return ["## What was run, and on what", "", *tables.table(head, rows, numbers=False), ""]
 
     def systems(self) -> list[str]:
-        """Every system that a result names."""
+        """The table of every system that a result names."""
         entries = (entry for r in self.results.values() for key in ("runs", "cases") for entry in r.get(key, []))
         named = {entry["mixer"] for entry in entries if "mixer" in entry}
         rows = [[system.title, f"`{name}`", system.line] for name, system in SYSTEMS.items() if name in named]
@@ -240,7 +243,7 @@ class Report:
     """Folder of results."""
 
     def run(self) -> list[str]:
-        """The speeds that were refused, one line each."""
+        """Write the page. Returns the speeds that were refused, one line each."""
         if not self.folder.is_dir():
             raise UserError(f"{self.folder}: no such folder of results")
         page = Page.of(self.folder)

@@ -30,7 +30,8 @@ def accuracy(result: Result) -> list[str]:
 
 
 def _for_whom(runs: Sequence[Case]) -> list[str]:
-    """The first metric by how long a user's history is and how much of it is read, where runs differ in that."""
+    """The first metric by how long a user's history is and how much of it is read; empty unless runs differ in the
+    latter."""
     runs = [run for run in runs if "test_by_history_length" in run]
     lengths = sorted({run["length"] for run in runs})
     if len(lengths) < 2:
@@ -53,11 +54,14 @@ def cache(result: Result) -> list[str]:
     def metrics(of: Mapping[str, float]) -> list[str]:
         return [f"{of[name]:.4f}" for name in METRICS]
 
-    rows = [["history read at once", "", *metrics(result["settings"]["at once"]), "", ""]]
-    for case in result["cases"]:
-        speed = f"{case['us a step']:.1f}" if "ms" in case else "refused"
-        rows.append([case["policy"], str(case["room"]), *metrics(case["test"]), f"{case['bytes']:,}", speed])
-    return [*table(["", "events", *METRICS, "bytes a user", "us a step"], rows), ""]
+    rows = []
+    for mixer, whole in result["settings"]["at once"].items():
+        rows.append([title_of(mixer), "history read at once", "", *metrics(whole), "", ""])
+        for case in result["cases"]:
+            if case["mixer"] == mixer:
+                speed = f"{case['us a step']:.1f}" if "ms" in case else "refused"
+                rows.append(["", case["state"], str(case["room"]), *metrics(case["test"]), f"{case['bytes']:,}", speed])
+    return [*table(["", "state", "events", *METRICS, "bytes a user", "us a step"], rows), ""]
 
 
 def ablation(result: Result) -> list[str]:
@@ -66,7 +70,7 @@ def ablation(result: Result) -> list[str]:
 
 
 def features(result: Result) -> list[str]:
-    """NDCG@10 with and without features by the training events of the target's item; then of items never seen."""
+    """NDCG@10 with and without features, by training events of the target item; then metrics of items never seen."""
     of = {name: [run for run in result["runs"] if run["variant"] == name] for name in ("plain", "features")}
     of = {name: runs for name, runs in of.items() if runs}
     head = ["training events of the item", "targets", *of]
@@ -103,7 +107,7 @@ def _ranked(runs: Sequence[Case], by: str, title: Callable[[Case], str], length:
 
 
 def hosts(result: Result) -> list[str]:
-    """A row for each library: attention's figure and HyenaMixer's, over the seeds that both have."""
+    """A row for each library: the figures of attention and of HyenaMixer, over the seeds that both have."""
     rows = []
     for host in sorted({row["host"] for row in result["hosts"]}):
         by_mixer = [
@@ -121,10 +125,10 @@ def hosts(result: Result) -> list[str]:
         ]
         cells.append(" → ".join(_epochs(rows) for rows in mine))
         rows.append([host, *cells, str(len(seeds))])
-    head = ["attention → HyenaMixer", "NDCG@10", "CPU seconds an epoch", "peak MB", "best epoch", "seeds"]
+    head = ["example", "NDCG@10", "CPU seconds per epoch", "peak MB", "best epoch", "seeds"]
     return [*table(head, rows), ""]
 
 
 def _epochs(rows: Sequence[Case]) -> str:
-    """The best epochs, with a sign where a training ended because it had no more."""
+    """The best epochs, each with a plus sign where training ended because it had reached its limit of epochs."""
     return ", ".join(f"{row['best_epoch']}{'+' if row['epochs'] == row['most_epochs'] else ''}" for row in rows)

@@ -12,11 +12,11 @@ from benchmarks.harness.registry import OURS, RIVAL, SYSTEMS
 
 Case = Mapping[str, Any]
 
-SPEED_UP = 6.0  # over attention, in training: what the source paper's abstract has
+SPEED_UP = 6.0  # over attention, in training, as the source paper's abstract reports it
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]], numbers: bool = True) -> list[str]:
-    """A table in Markdown; with ``numbers`` all columns but the first are set to the right."""
+    """A Markdown table; with ``numbers`` all columns but the first are right-aligned."""
     marks = ["---", *["---:" if numbers else "---"] * (len(head) - 1)]
     return ["| " + " | ".join(cells) + " |" for cells in (head, marks, *rows)]
 
@@ -34,7 +34,7 @@ def name_of(case: Case) -> str:
 def grid(
     cases: Iterable[Case], row: Callable[[Case], str], column: Callable[[Case], Any], cell: Callable[[Case], str]
 ) -> list[str]:
-    """A table with a row and a column for each value there is; a case without a time says why in a word."""
+    """A table with a row and a column for each value that occurs; a case without a time says why in a word or two."""
     rows: dict[str, dict[Any, str]] = {}
     columns: dict[Any, None] = {}
     for case in cases:
@@ -53,7 +53,7 @@ def mean(values: Sequence[float], digits: int = 4) -> str:
 
 
 def number(milliseconds: float) -> str:
-    """Three digits, whatever the size."""
+    """Three significant digits, but at most three decimals."""
     digits = max(0, 2 - math.floor(math.log10(milliseconds)))
     return f"{milliseconds:,.{min(digits, 3)}f}"
 
@@ -81,14 +81,14 @@ def scaling(result: Result) -> list[str]:
 
 
 def over_rival(case: Case, cases: Iterable[Case]) -> float | None:
-    """How many times as fast as the rival at the same length; None where either has no time."""
+    """How many times as fast as the rival the case is, at the same length; None where either has no time."""
     rival = next((c for c in cases if c["mixer"] == RIVAL and c["length"] == case["length"] and "ms" in c), None)
     return rival["ms"]["median"] / case["ms"]["median"] if rival and "ms" in case else None
 
 
 def reached(points: Sequence[tuple[int, float]], speed: float) -> float | None:
-    """The length at which the speed-ups ``points`` by length first reach ``speed``, between two lengths by a power
-    law; None where they do not."""
+    """The length at which the speed-ups ``points``, pairs of a length and a speed-up, first reach ``speed``,
+    interpolated by a power law; None where they do not."""
     for index, (length, value) in enumerate(points):
         if value >= speed:
             if index == 0:
@@ -134,7 +134,7 @@ def step(result: Result) -> list[str]:
             memory = [f"{timed[layout]['peak_mib']:,.0f}" if layout in timed else "" for layout in ("packed", "padded")]
             rows.append([title_of(mixer), rates[0], rates[1], gain, " / ".join(memory)])
         lines += [
-            f"`{log}`, windows of at most {length:,} events; {padding:.0%} of a padded batch is padding:",
+            f"`{log}`, slices of at most {length:,} events; {padding:.0%} of a padded batch is padding:",
             "",
             *table(["", "packed", "padded", "packing gains", "peak MiB"], rows),
             "",
@@ -164,7 +164,7 @@ def serving(result: Result) -> list[str]:
 
 
 def service(result: Result) -> list[str]:
-    """A table for each mix: requests a second, and median / 99% quantile of each kind."""
+    """A table for each mix: requests per second, and median / 99% quantile of the latency, of each kind of request."""
     lines = []
     for mix in dict.fromkeys(case["mix"] for case in result["cases"]):
         here = [case for case in result["cases"] if case["mix"] == mix]
@@ -180,7 +180,7 @@ def service(result: Result) -> list[str]:
 
 
 def operator(result: Result) -> list[str]:
-    """Cases by operation and shape; the rivals' times over ours."""
+    """A table for each operation: our times by shape, and the rivals' times over ours."""
     lines = []
     for what in dict.fromkeys(case["what"] for case in result["cases"]):
         here = [case for case in result["cases"] if case["what"] == what]
@@ -204,7 +204,7 @@ def _times(case: Case, rival: str) -> str:
 
 
 def compiled(result: Result) -> list[str]:
-    """A line a kernel; where architectures differ, both, in their order."""
+    """One line per kernel; where architectures differ, the figures of all, in order of their names."""
     architectures = sorted({row["architecture"] for row in result["kernels"]})
     kernels: dict[str, dict[str, list[Case]]] = {}
     for row in result["kernels"]:
@@ -230,7 +230,7 @@ def compiled(result: Result) -> list[str]:
 
 
 def model(result: Result) -> list[str]:
-    """A line a shape: predicted picoseconds an element, beside the goals."""
+    """One line per shape: predicted picoseconds per element, beside the goals."""
     settings = result["settings"]
     goals = settings["goals"]
 

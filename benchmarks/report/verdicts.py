@@ -1,9 +1,9 @@
-"""What wins where and what loses where: HyenaRec against SASRec and against the best of all others, from the results.
+"""Where HyenaRec wins and loses, from the results: against SASRec, and against the best of all other systems.
 
-Two times count as level where their quartiles overlap, two memories where they differ by no more than 1%. Accuracies
-are paired: two are level where the differences between runs of the same seed have a mean of no more than their standard
-deviation, and one pair alone decides nothing. Of our own variants the one that is best in validation stands for us, of
-those with two seeds or more where there are any.
+Two times count as level where their quartiles overlap, two memory figures where they differ by at most 1%. Accuracies
+are compared seed by seed: two systems are level where the differences between runs of the same seed have a mean of at
+most their standard deviation, and a single pair decides nothing. Where HyenaRec was trained in several variants, the
+one that is best in validation stands for it, chosen among those with two seeds or more if there are any.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ WINS, LEVEL, LOSES, ONE_SEED = VERDICTS = ("wins", "level", "loses", "one seed")
 
 @dataclass(frozen=True)
 class Figure:
-    """A system's figure with the range in which another one is level with it, or the values of its seeds."""
+    """A system's figure, with the range in which another figure is level with it, or with the values of its seeds."""
 
     system: str
     value: float
@@ -36,7 +36,8 @@ class Figure:
 
 
 def verdicts(results: Iterable[Result]) -> list[str]:
-    """How often ours wins and loses against the best of the others, by what is compared, and a table of all."""
+    """How often ours wins and loses against the best of the others, by what is compared; and a table of all
+    comparisons."""
     rows = []
     tally: dict[str, Counter[str]] = {}
     mine = {name for name, system in SYSTEMS.items() if system.mixer == OURS}
@@ -95,7 +96,7 @@ def judge(ours: Figure, other: Figure, higher: bool) -> str:
 
 
 def comparisons(results: Iterable[Result]) -> Iterable[tuple[str, str, list[Figure], bool]]:
-    """What is compared, where, everyone's figures, and whether more is better."""
+    """What is compared, where, everyone's figures, and whether higher is better."""
     for result in results:
         cases = [case for case in result.get("cases", []) if "ms" in case]
         machine = "GPU" if result["environment"]["kind"] == "cuda" else "CPU"
@@ -150,5 +151,5 @@ def of_runs(runs: Sequence[dict[str, Any]]) -> list[Figure]:
 
 
 def exact(system: str, value: float, text: str) -> Figure:
-    """A figure without quartiles, level with those within 1%."""
+    """A figure without quartiles; those within 1% are level with it."""
     return Figure(system, value, 0.995 * value, 1.005 * value, text)

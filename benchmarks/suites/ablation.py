@@ -2,7 +2,7 @@
 
     python -m benchmarks ablation ../shared/data/ml-100k.parquet runs/ablation
 
-Each run has its own folder and resumes, so an interrupted ablation goes on where it stopped. Writes
+Each run has its own folder and can be resumed, so an interrupted ablation continues where it stopped. Writes
 benchmarks/results/ablation-LOG.json.
 """
 

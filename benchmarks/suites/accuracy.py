@@ -1,15 +1,18 @@
 """Accuracy of systems on one log: test metrics over seeds and lengths of history, beside baselines without training;
-by kind of target, and what the systems show.
+also metrics by kind of target, and what the systems recommend.
 
     python -m benchmarks accuracy ../shared/data/ml-100k.parquet runs/accuracy
     python -m benchmarks accuracy ../shared/data/email-eu-core.parquet runs/accuracy --mixers hyena --seeds 0
     python -m benchmarks accuracy ../shared/data/ml-100k.parquet runs/accuracy --split temporal
 
-Logs named in ``PROTOCOLS`` have settings of their own, any other log the default ones; the options choose a part of a
-protocol to train now. Each run has its own folder and resumes, so an interrupted table goes on where it stopped. Writes
-benchmarks/results/accuracy-LOG.json and .png, or accuracy-LOG-temporal where the log is split in time, from every run
-of the protocol that is finished by then, here or in an earlier result of the same log and settings: one stays until its
-system, length and seed are trained again, and says by its ``environment`` where and at which revision it began.
+Logs named in ``PROTOCOLS`` have settings of their own, any other log the default ones. The options choose which part of
+the protocol to train now. Each run has its own folder and can be resumed, so an interrupted table continues where it
+stopped.
+
+Writes benchmarks/results/accuracy-LOG.json and .png, or accuracy-LOG-temporal where the log is split in time. The
+result has every run of the protocol that is finished by then, from this folder or from an earlier result of the same
+log and settings. An earlier run stays until its system, length and seed are trained again; its ``environment`` says
+where and at which revision it began.
 """
 
 from __future__ import annotations
@@ -30,7 +33,7 @@ from benchmarks.harness.recording import METRICS, RESULTS, read, write
 from benchmarks.harness.registry import MAIN, OURS, SYSTEMS, check_names
 from hyenarec.breakdown import KINDS, MEANING, averaged, seen_and_unseen
 from hyenarec.config import ModelConfig, TrainingConfig
-from hyenarec.data.batches import TrainingWindows
+from hyenarec.data.batches import TrainingSlices
 from hyenarec.data.splits import Split
 from hyenarec.data.store import SequenceStore
 from hyenarec.display import console, show_table
@@ -39,7 +42,7 @@ from hyenarec.mixers import MIXERS
 from hyenarec.source import Source, load_source
 
 SPLITS = {"leave-one-out": "leave-one-out", "temporal": "the first event of each user after a moment"}
-CLOZE_EPOCHS = 4  # times the epochs for systems that learn from masked items: they predict a fifth of the events
+CLOZE_EPOCHS = 4  # times as many epochs for systems trained on masked items: they predict a fifth of the events
 
 
 @dataclass(frozen=True)
@@ -48,7 +51,7 @@ class Protocol:
 
     training: TrainingConfig
     batch_tokens: int
-    """Events a training step, about: the number of windows follows from their mean length."""
+    """Events per training step, approximately; the number of slices follows from their mean length."""
     systems: tuple[str, ...] = MAIN
     lengths: tuple[int, ...] = (200,)
     """Events of history that a model reads."""
@@ -56,17 +59,17 @@ class Protocol:
     timestamp: str | None = "timestamp"
     dropout: float = 0.2
 
-    def windows(self, store: SequenceStore, split: Split, length: int) -> int:
-        """Training windows a step."""
-        windows = TrainingWindows(store, split, length, batch_size=1)
-        return max(1, round(self.batch_tokens * len(windows) / windows.tokens))
+    def slices(self, store: SequenceStore, split: Split, length: int) -> int:
+        """Training slices per step."""
+        slices = TrainingSlices(store, split, length, batch_size=1)
+        return max(1, round(self.batch_tokens * len(slices) / slices.tokens))
 
-    def cell(self, name: str, length: int, seed: int, windows: int) -> tuple[ModelConfig, TrainingConfig]:
-        """Model and training of one run."""
+    def cell(self, name: str, length: int, seed: int, slices: int) -> tuple[ModelConfig, TrainingConfig]:
+        """The configurations of one run's model and training."""
         model = replace(SYSTEMS[name].model(length), dropout=self.dropout)
         epochs = self.training.epochs * (1 if MIXERS[model.mixer].causal else CLOZE_EPOCHS)
         loss = SYSTEMS[name].loss or self.training.loss
-        return model, replace(self.training, batch_size=windows, seed=seed, epochs=epochs, loss=loss)
+        return model, replace(self.training, batch_size=slices, seed=seed, epochs=epochs, loss=loss)
 
 
 SHORT = TrainingConfig(
@@ -76,7 +79,8 @@ DEFAULT = Protocol(SHORT, batch_tokens=3200)
 PUBLISHED = ("hyena", "hyena_ungated", "attention", "lru", "gru")
 PROTOCOLS = {
     "ml-100k": DEFAULT,
-    # The published lru-loo protocol, but 40 epochs of small steps, not to convergence (20: hyena .189; 40: .199).
+    # The published lru-loo protocol, but for 40 epochs of small steps instead of until convergence (hyena has .189
+    # after 20 epochs, .199 after 40).
     "ml-1m": Protocol(
         replace(
             SHORT, epochs=40, patience=40, learning_rate=1.5e-3, warmup_steps=200, evaluate_every=4, metric="Recall@10"
@@ -85,9 +89,9 @@ PROTOCOLS = {
         systems=PUBLISHED,
         timestamp=None,
     ),
-    # 57,289 items: the sampled softmax, as the full one takes 0.45 s a 1,000 events on one core. Seven events an item
-    # want strong decay: hyena's validation Recall@10 was .064 with 0.1, .067 with 0.3 and .072 with 1 when its mixers
-    # decayed too; with 2 it was behind at epoch 12 (.051; with 1 .061).
+    # 57,289 items, so the sampled softmax: the full one takes 0.45 s per 1,000 events on one core. With seven events
+    # per item, strong weight decay helps: hyena's validation Recall@10 was .064 with 0.1, .067 with 0.3 and .072 with
+    # 1, when the decay applied to its mixers too. With 2 it was behind at epoch 12 (.051, against .061 with 1).
     "beauty": Protocol(
         replace(
             SHORT,
@@ -105,7 +109,7 @@ PROTOCOLS = {
         timestamp=None,
         dropout=0.5,
     ),
-    # Nine events in ten repeat an earlier correspondent, so what was seen may be recommended again.
+    # Nine events in ten repeat an earlier correspondent, so seen items may be recommended again.
     "email-eu-core": Protocol(
         replace(SHORT, exclude_seen=False),
         batch_tokens=3200,
@@ -135,8 +139,8 @@ class Accuracy:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to train: auto takes a GPU where there is one."""
     split: Literal["leave-one-out", "temporal"] = "leave-one-out"
-    """Last event of each user for testing and the one before for validation, or the first ones after cuts in time for
-    everyone."""
+    """How to split the log: each user's last event tests and the one before it validates, or, temporal, the first
+    events after two cuts in time that are the same for everyone."""
 
     def run(self) -> None:
         protocol = PROTOCOLS.get(self.data.stem, DEFAULT)
@@ -150,7 +154,7 @@ class Accuracy:
         )
         source = Source(str(self.data), self.split, timestamp=protocol.timestamp)
         store, split = load_source(source)
-        windows = {length: protocol.windows(store, split, length) for length in protocol.lengths}
+        slices = {length: protocol.slices(store, split, length) for length in protocol.lengths}
 
         def folder(name: str, length: int, seed: int) -> Path:
             return self.runs / log / f"{name}-{length}-{seed}"
@@ -159,12 +163,12 @@ class Accuracy:
             self.seeds or protocol.seeds, self.lengths or protocol.lengths, self.mixers or protocol.systems
         ):
             console.rule(f"{name}, length {length}, seed {seed}")
-            model, training = protocol.cell(name, length, seed, windows[length])
+            model, training = protocol.cell(name, length, seed, slices[length])
             training = replace(training, device=self.device)
             train(store, split, model, training, source, folder(name, length, seed))
 
         alike = replace(protocol, training=protocol.training.for_items(store.n_items))
-        settings = asdict(alike) | {"windows": windows, "data": store.describe()}
+        settings = asdict(alike) | {"slices": slices, "data": store.describe()}
         path = RESULTS / f"accuracy-{log}.json"
         found = {key(run): run for run in earlier_runs(path, settings)}
         for name, length, seed in product(SYSTEMS, protocol.lengths, protocol.seeds):
@@ -187,7 +191,7 @@ class Accuracy:
 
 
 def outcome(result: Mapping[str, Any]) -> dict[str, Any]:
-    """What the table keeps of a run's ``result.json``, in which older runs have fewer breakdowns."""
+    """What the result keeps of a run's ``result.json``; older runs have fewer breakdowns."""
     kept = ("parameters", "epochs", "best_epoch", "seconds_per_epoch", "validation", "test", "environment")
     parts = (f"test_{kind}" for kind in KINDS)
     return {name: result[name] for name in (*kept, *(part for part in parts if part in result))}
@@ -198,8 +202,8 @@ def key(run: Mapping[str, Any]) -> tuple[Any, ...]:
 
 
 def earlier_runs(path: Path, settings: Mapping[str, Any]) -> Rows:
-    """The runs of the result at ``path`` that these settings would train alike; none elsewhere. Options that it does
-    not name are newer, and had their default then."""
+    """The runs of the result at ``path`` if these settings would train them in the same way, else none. Options that
+    the result does not name are newer than it, and had their default value then."""
     if not path.exists():
         return []
     result = read(path)
@@ -214,7 +218,8 @@ def earlier_runs(path: Path, settings: Mapping[str, Any]) -> Rows:
 
 
 def spread(runs: Rows, metric: str) -> dict[tuple[int, str], tuple[float, float, int]]:
-    """Mean, sample standard deviation and number of seeds of every (length, system), by length, the best mean first."""
+    """Mean, sample standard deviation and number of seeds of every (length, system), by length, then best mean
+    first."""
     values: dict[tuple[int, str], list[float]] = defaultdict(list)
     for run in runs:
         values[run["length"], run["mixer"]].append(run["test"][metric])
@@ -235,14 +240,14 @@ def table(runs: Rows, baselines: Rows) -> list[dict[str, Any]]:
 
 
 def beyond(runs: Rows) -> dict[str, float]:
-    """The columns ``BEYOND``, means over those of ``runs`` that have them: results of before have not."""
+    """The columns ``BEYOND``, as means over those of ``runs`` that have them; older results do not."""
     known = [{**run.get("test", run), **seen_and_unseen(run, METRICS[0])} for run in runs if "test_by_age" in run]
     values = {name: [run[name] for run in known if run[name] is not None] for name in BEYOND}
     return {name: mean(found) for name, found in values.items() if found}
 
 
 def picture(title: str, runs: Rows, baselines: Rows, path: Path) -> None:
-    """The first metric by system or, where there are several lengths, by length; and by kind of target at the
+    """Plots the first metric by system or, where there are several lengths, by length; and by kind of target at the
     shortest and the longest length."""
     metric = METRICS[0]
     lengths = sorted({run["length"] for run in runs})

@@ -1,22 +1,33 @@
-"""What SASRec's key-value cache costs and keeps, by its policy and its room, event by event as a service reads them.
+"""What a user's state costs, and what it keeps of the ranking: SASRec's key-value cache by policy and room, and both
+states of HyenaRec. Histories are read event by event, as a service reads them.
 
     python -m benchmarks cache ../shared/data/ml-100k.parquet runs/accuracy
 
-Trains SASRec on the log as the suite `accuracy` does, or takes the run that is there, and reads every test user's
-history one event at a time through each cache: `full` holds it all, `window` its last events, `citrus` those that the
-last events attend to (`hyenarec.mixers.caches`). `NDCG@10` ranks the item that came next, all items but those seen;
-`bytes a user` is the state that a store keeps; `us a step` is one of 32 users' steps at the end of the longest
-histories, taken in turns. Each cache is checked on histories that it holds whole, against reading them at once. Writes
+Trains both systems on the log as the suite `accuracy` does, or takes the runs that are already there. Then it reads
+every test user's history one event at a time.
+
+- SASRec has positions, so it reads only the last events of a history. Of its caches, `full` holds all of them, `window`
+  the last ones, and `citrus` those that the last ones attend to (`hyenarec.mixers.caches`).
+- HyenaRec reads whole histories, as in a session, also where they are longer than its filters' horizon. Its `exact`
+  state holds the events that the filters reach, its `compact` one moments of chunks of events
+  (`hyenarec_kernels.nn.CompactState`), whose oldest chunk it drops as a whole.
+
+`NDCG@10` ranks the next item among all items but those seen. `bytes a user` is the size of the state that a store
+keeps. `us a step` is the time per user of a step of 32 users at the end of the longest histories that SASRec reads,
+measured in turns. Each state is checked on histories that it holds whole, against reading them at once. Writes
 benchmarks/results/cache-LOG.json.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import numpy as np
 import torch
 import tyro
 from torch import Tensor
@@ -24,7 +35,7 @@ from torch import Tensor
 from benchmarks.harness.checks import TOLERANCE, Check, compare
 from benchmarks.harness.measuring import take_turns
 from benchmarks.harness.recording import METRICS, RESULTS, write
-from benchmarks.harness.registry import RIVAL
+from benchmarks.harness.registry import OURS, RIVAL
 from benchmarks.suites.accuracy import DEFAULT, PROTOCOLS
 from hyenarec.config import AttentionConfig, TrainingConfig
 from hyenarec.data.batches import Batch
@@ -33,13 +44,14 @@ from hyenarec.data.store import SequenceStore
 from hyenarec.display import show_table
 from hyenarec.evaluation import Scorer, rank_targets
 from hyenarec.experiments import train
-from hyenarec.model import SequenceModel
+from hyenarec.model import ModelState, SequenceModel
 from hyenarec.packing import Packing
 from hyenarec.source import Source, load_source
 from hyenarec.trained import load_trained
+from hyenarec_kernels.nn import CompactState
 
 POLICIES: tuple[Literal["window", "citrus"], ...] = ("window", "citrus")
-COLUMNS = ("policy", "room", *METRICS, "bytes a user", "us a step")
+COLUMNS = ("mixer", "state", "room", *METRICS, "bytes", "us a step")
 STRETCH = 32  # steps timed together
 
 Case = dict[str, Any]
@@ -47,18 +59,18 @@ Case = dict[str, Any]
 
 @dataclass(frozen=True)
 class CacheSuite:
-    """Measure the caches of a model of one log."""
+    """Measure the states of SASRec and HyenaRec on one log."""
 
     data: Annotated[Path, tyro.conf.Positional]
     """Log or store."""
     runs: Annotated[Path, tyro.conf.Positional]
-    """Folder for the run; that of the suite `accuracy`."""
+    """Folder for the runs, the same as for the suite `accuracy`."""
     length: int | None = None
-    """Events that the model reads; default: the first length of the log's protocol."""
+    """Events that the models read; default: the first length of the log's protocol."""
     rooms: tuple[int, ...] = (16, 32, 64, 128)
-    """Events that a cache holds."""
+    """Events that a cache of SASRec holds."""
     users: int = 32
-    """Users of the batch whose steps are timed."""
+    """Users of a timed step."""
     seconds: float = 10.0
     """Seconds of turns."""
     epochs: int | None = None
@@ -70,55 +82,87 @@ class CacheSuite:
         length = self.length or protocol.lengths[0]
         source = Source(str(self.data), timestamp=protocol.timestamp)
         store, split = load_source(source)
-        config, training = protocol.cell(RIVAL, length, 0, protocol.windows(store, split, length))
-        training = replace(training, device="cpu", epochs=self.epochs or training.epochs)
-        folder = self.runs / log / f"{RIVAL}-{length}-0"
-        train(store, split, config, training, source, folder)
-        trained = load_trained(folder).model.eval()
+        slices = protocol.slices(store, split, length)
 
-        def model(options: AttentionConfig) -> SequenceModel:
-            made = SequenceModel(replace(config, attention=options), store.n_items).eval()
-            made.load_state_dict(trained.state_dict())
-            return made
+        def trained(mixer: str) -> tuple[SequenceModel, TrainingConfig]:
+            config, training = protocol.cell(mixer, length, 0, slices)
+            training = replace(training, device="cpu", epochs=self.epochs or training.epochs)
+            folder = self.runs / log / f"{mixer}-{length}-0"
+            train(store, split, config, training, source, folder)
+            return load_trained(folder).model.eval(), training
 
-        whole = ranks(trained, store, split, training, length)
+        at_once: dict[str, dict[str, float]] = {}
         cases: list[Case] = []
         calls: dict[int, Callable[[], None]] = {}
-        options = [AttentionConfig()]
-        options += [AttentionConfig(cache=p, cache_events=r) for r in self.rooms if r < length for p in POLICIES]
-        for place, option in enumerate(options):
-            made, room = model(option), option.cache_events or length
-            calls[place], check = stretch(made, self.users, length), streamed_check(made, self.users, room)
-            scored = ranks(Streamed(made), store, split, training, length)
-            kept = sum(values.nbytes for values in made.init_state(1).tensors().values())
-            cases.append({"policy": option.cache, "room": room, "bytes": kept, "check": check, "test": scored})
+        for mixer in (RIVAL, OURS):
+            model, training = trained(mixer)
+            at_once[mixer] = ranks(model, store, split, training, length)
+            for form in caches(model, self.rooms, length) if mixer == RIVAL else states(model):
+                calls[len(cases)] = stretch(form, self.users, length)
+                reads = length if mixer == RIVAL else int(np.diff(store.offsets).max())
+                scored = ranks(StreamedScores(form), store, split, training, reads)
+                kept = sum(values.nbytes for values in form.start(1).tensors().values())
+                room = min(form.room, length)
+                case = {"mixer": mixer, "state": form.name, "room": room, "bytes": kept, "test": scored}
+                cases.append(case | {"check": streamed_check(form, self.users, room)})
         for place, milliseconds in take_turns(calls, self.seconds, 20).items():
             cases[place] |= {"ms": milliseconds, "us a step": 1e3 * milliseconds["median"] / STRETCH / self.users}
-        title = f"caches of SASRec on {log}, {length} events, read one at a time"
+        title = f"states of SASRec and HyenaRec on {log}, {length} events, read one at a time"
         settings = {
             "training": asdict(training),
             "length": length,
             "users": self.users,
-            "at once": whole,
+            "at once": at_once,
             "data": store.describe(),
         }
-        rows = [case | case["test"] for case in cases]
-        show_table(title, COLUMNS, [{"policy": "history read at once"} | whole, *rows])
+        whole = [{"mixer": mixer, "state": "history read at once"} | metrics for mixer, metrics in at_once.items()]
+        show_table(title, COLUMNS, [*whole, *(case | case["test"] for case in cases)])
         write(RESULTS / f"cache-{log}.json", "cache", title, {"settings": settings, "cases": cases})
 
 
-class Streamed:
+@dataclass(frozen=True)
+class Form:
+    """A model with one of the states that it can keep: ``start`` makes the state of some new users, and ``room`` is the
+    longest history, in events, that it holds whole."""
+
+    name: str
+    model: SequenceModel
+    start: Callable[[int], ModelState]
+    room: int
+
+
+def caches(model: SequenceModel, rooms: Sequence[int], length: int) -> Iterator[Form]:
+    """SASRec with every cache."""
+    yield Form("full", model, model.init_state, length)
+    for room, policy in product((room for room in rooms if room < length), POLICIES):
+        options = AttentionConfig(cache=policy, cache_events=room)
+        made = SequenceModel(replace(model.config, attention=options), len(model.bias)).eval()
+        made.load_state_dict(model.state_dict())
+        yield Form(policy, made, made.init_state, room)
+
+
+def states(model: SequenceModel) -> Iterator[Form]:
+    """HyenaRec with either state; with short horizons a compact state would be larger, and there is none."""
+    yield Form("exact", model, model.init_state, model.config.max_length)
+    compact = partial(model.init_state, compact=True)
+    rooms = [block.horizon for block in compact(0).blocks if isinstance(block, CompactState)]
+    if rooms:
+        yield Form("compact", model, compact, min(rooms))
+
+
+class StreamedScores:
     """A model's scores after reading every history of a batch one event at a time."""
 
-    def __init__(self, model: SequenceModel) -> None:
-        self._model = model
+    def __init__(self, form: Form) -> None:
+        self._form = form
 
     @torch.inference_mode()
     def scores(self, batch: Batch) -> Tensor:
-        """As :meth:`hyenarec.evaluation.Scorer.scores`; a history that has ended is read on, and not looked at."""
-        model, packing = self._model, batch.packing
+        """As :meth:`hyenarec.evaluation.Scorer.scores`. A history that has ended goes on with padding, whose hidden
+        states are ignored."""
+        model, packing = self._form.model, batch.packing
         items = packing.pad(batch.items)  # (S, M)
-        state = model.init_state(packing.sequences)
+        state = self._form.start(packing.sequences)
         hidden = torch.zeros(packing.sequences, model.config.dim)
         for event in range(packing.max_length):
             now, state = model.step(items[:, event], state)
@@ -129,7 +173,7 @@ class Streamed:
 def ranks(
     scorer: Scorer, store: SequenceStore, split: Split, training: TrainingConfig, length: int
 ) -> dict[str, float]:
-    """The metrics of the test targets."""
+    """The metrics of ranking the test targets."""
     ranking = rank_targets(
         scorer, store, split.test, max_length=length, exclude_seen=training.exclude_seen, seen=training.seen
     )
@@ -137,18 +181,19 @@ def ranks(
     return {name: metrics[name] for name in METRICS}
 
 
-def stretch(model: SequenceModel, users: int, length: int) -> Callable[[], None]:
-    """A function that reads the last events of histories as long as the model reads, time and again: as many as several
-    chunks of a cache, so that what is dropped now and then is in it by its share."""
-    items = some_items(model, users, length)
+def stretch(form: Form, users: int, length: int) -> Callable[[], None]:
+    """A function that reads the last STRETCH events of histories that are as long as the model reads; it may be called
+    again and again. STRETCH spans several chunks of a cache, so the time includes its share of the steps that drop
+    events."""
+    model, items = form.model, some_items(form.model, users, length)
     with torch.inference_mode():
-        before = model.init_state(users)
+        before = form.start(users)
         for event in items[:-STRETCH]:
             before = model.step(event, before)[1]
 
     @torch.inference_mode()
     def read() -> None:
-        state = before  # its tensors are written to again, in the same places
+        state = before  # every call writes to its tensors again, in the same places
         for event in items[-STRETCH:]:
             state = model.step(event, state)[1]
 
@@ -156,16 +201,16 @@ def stretch(model: SequenceModel, users: int, length: int) -> Callable[[], None]
 
 
 @torch.inference_mode()
-def streamed_check(model: SequenceModel, users: int, room: int) -> Check:
-    """Of histories that just fit into the cache, read one event at a time, against reading them at once."""
-    items = some_items(model, users, room).T.contiguous()
+def streamed_check(form: Form, users: int, room: int) -> Check:
+    """Checks histories that just fit into the state: read one event at a time, against read at once."""
+    items = some_items(form.model, users, room).T.contiguous()
     batch = Batch(items.flatten(), Packing.from_lengths(torch.full((users,), room)))
-    got, want = Streamed(model).scores(batch), model.scores(batch)
+    got, want = StreamedScores(form).scores(batch), form.model.scores(batch)
     return compare("forward", {"scores": got}, {"scores": want}, TOLERANCE["float32"])
 
 
 def some_items(model: SequenceModel, users: int, length: int) -> Tensor:
-    """Random ones, (length, users)."""
+    """Random items, (length, users)."""
     return torch.randint(len(model.bias), (length, users), generator=torch.Generator().manual_seed(0))
 
 

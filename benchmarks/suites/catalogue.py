@@ -1,12 +1,12 @@
-"""Training steps over very many items: by the size of the catalogue, by the loss, and by one process or several.
+"""Training steps over very many items: by size of the catalogue, by loss, and in one process or several.
 
     python -m benchmarks catalogue
-    python -m benchmarks catalogue --logs ml-1m.parquet email-eu-core.parquet   # how evenly tokens are shared, too
-    python -m benchmarks catalogue --index 200_000       # and how many of the best items an approximate index finds
+    python -m benchmarks catalogue --logs ml-1m.parquet email-eu-core.parquet   # also how evenly tokens are shared
+    python -m benchmarks catalogue --index 200_000       # also how many of the best items an approximate index finds
 
-Steps are of 6,400 events at 64 channels, in milliseconds of one core's time for each process: the shortest of the
-process that takes longest, since other work on the machine makes steps longer. Several processes talk through gloo.
-Writes ``benchmarks/results/catalogue.json``; what is not asked for is not in it.
+A step has 6,400 events at 64 channels. Times are milliseconds of one core's processor time per process, those of the
+slowest process; its shortest step counts, since other work on the machine makes steps longer. Several processes
+communicate through gloo. Writes ``benchmarks/results/catalogue.json``; what is not asked for is not in it.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from benchmarks.harness.recording import RESULTS, write
 from hyenarec import distributed
 from hyenarec.allocator import keep_freed_memory
 from hyenarec.config import ModelConfig, TrainingConfig
-from hyenarec.data.batches import TrainingWindows
+from hyenarec.data.batches import TrainingSlices
 from hyenarec.data.ids import Ids
 from hyenarec.data.reading import read_log
 from hyenarec.data.splits import leave_one_out
@@ -39,23 +39,23 @@ from hyenarec.display import show_table
 from hyenarec.nearest import NearestItems
 from hyenarec.training import Trainer
 
-LENGTH, WINDOWS, DIM = 50, 128, 64
+LENGTH, SLICES, DIM = 50, 128, 64
 USERS = 1_024
 WARM_UP = 3
-TOLERANCE = 1e-5  # relative, of the first step's loss against one process's: sums are in another order
-# Loss, items, processes and whether they share the table.
+TOLERANCE = 1e-5  # relative, of the first step's loss against one process's, which sums in another order
+# Loss, items, processes, and whether the item table is sharded among them.
 CASES: tuple[tuple[Literal["full", "sampled"], int, int, bool], ...] = (
     ("full", 20_000, 1, False),
     *(("sampled", items, 1, False) for items in (10_000, 20_000, 50_000, 100_000, 1_000_000)),
     *(("sampled", items, 2, shards) for items in (50_000, 1_000_000) for shards in (False, True)),
 )
-LONGEST = {"ml-1m": 200, "email-eu-core": 4_096}  # events of a window of these logs; 200 of others
-PARTS = 8  # processes that tokens are shared by
-QUESTIONS, GROUPS = 256, 1_000  # hidden states that an index is asked with, and groups that its items lie in
+LONGEST = {"ml-1m": 200, "email-eu-core": 4_096}  # most events of a slice in these logs; 200 in others
+PARTS = 8  # processes that share the tokens
+QUESTIONS, GROUPS = 256, 1_000  # queries (hidden states) of an index, and clusters of its items
 
 
 def generated(items: int) -> SequenceStore:
-    """Histories that fill their windows, of items of which some are much more popular."""
+    """Histories that fill their slices; some items are much more popular than others."""
     rng = np.random.default_rng(0)
     events = USERS * (LENGTH + 3)
     return SequenceStore(
@@ -70,8 +70,8 @@ def generated(items: int) -> SequenceStore:
 def steps(
     rank: int, processes: int, port: int, loss: Literal["full", "sampled"], items: int, shards: bool, count: int
 ) -> dict[str, Any]:
-    """Milliseconds of this process's time of each step, the first step's loss, and the most memory; of one process
-    alone the check, too."""
+    """Runs training steps. Returns this process's milliseconds for each, the first step's loss and the most memory in
+    GiB; for one process alone, the check too."""
     if processes > 1:
         where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "TORCHELASTIC_RUN_ID": "benchmark"}
         numbers = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes}
@@ -81,12 +81,12 @@ def steps(
     torch.set_num_threads(1)
     store = generated(items)
     model = ModelConfig(dim=DIM, blocks=2, max_length=LENGTH, dropout=0.0)
-    config = TrainingConfig(batch_size=WINDOWS, loss=loss, shard_items=shards, device="cpu")
+    config = TrainingConfig(batch_size=SLICES, loss=loss, shard_items=shards, device="cpu")
     trainer = Trainer(store, leave_one_out(store), model, config)
     trainer.model.train()
     times, losses = [], []
     for number in range(WARM_UP + count):
-        batches = trainer.windows.epoch(0, number)  # the first of a new order
+        batches = trainer.slices.epoch(0, number)  # a new order, of which the step takes the first batch
         began = time.process_time()
         losses.append(float(trainer.step(next(batches), config.learning_rate)))
         trainer.progress.step += 1
@@ -94,14 +94,14 @@ def steps(
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # Linux counts KiB
     found = {"times": times[WARM_UP:], "loss": losses[0], "gib": round(peak, 2)}
     if processes == 1:
-        batch = first_sequences(next(trainer.windows.epoch(0, 0)))
+        batch = first_sequences(next(trainer.slices.epoch(0, 0)))
         found["check"] = training_check(trainer.model, batch, "float32")
     distributed.stop()
     return found
 
 
 def together(loss: Literal["full", "sampled"], items: int, processes: int, shards: bool, count: int) -> dict[str, Any]:
-    """:func:`steps` in fresh processes: of those that take longest, and the most memory of any."""
+    """Runs :func:`steps` in fresh processes. Returns the times of the slowest, and the most memory of any."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
@@ -113,16 +113,16 @@ def together(loss: Literal["full", "sampled"], items: int, processes: int, shard
 
 
 def sharing(path: Path) -> dict[str, Any]:
-    """By how much the process with the most tokens of a batch is over the mean, where tokens are shared and where
-    windows are counted: the mean over an epoch's whole batches."""
-    store = read_log(path, timestamp=None)  # lengths alone count
-    windows = TrainingWindows(store, leave_one_out(store), LONGEST.get(path.stem, 200), WINDOWS)
-    excess: dict[str, list[float]] = {"tokens": [], "windows": []}
-    for batch in windows.epoch(0, 0):
+    """By how much the process with the most tokens of a batch is over the mean, if processes share the tokens evenly
+    and if they share the slices evenly: the mean over an epoch's whole batches."""
+    store = read_log(path, timestamp=None)  # only lengths matter
+    slices = TrainingSlices(store, leave_one_out(store), LONGEST.get(path.stem, 200), SLICES)
+    excess: dict[str, list[float]] = {"tokens": [], "slices": []}
+    for batch in slices.epoch(0, 0):
         lengths = batch.packing.lengths.numpy()
-        if len(lengths) < WINDOWS:
+        if len(lengths) < SLICES:
             continue
-        shares = {"tokens": distributed.shares(lengths, PARTS), "windows": np.array_split(np.arange(WINDOWS), PARTS)}
+        shares = {"tokens": distributed.shares(lengths, PARTS), "slices": np.array_split(np.arange(SLICES), PARTS)}
         for by, parts in shares.items():
             tokens = [int(lengths[part].sum()) for part in parts]
             excess[by].append(float(max(tokens) / np.mean(tokens)) - 1)
@@ -130,7 +130,7 @@ def sharing(path: Path) -> dict[str, Any]:
 
 
 class Drawn:
-    """A catalogue in groups, as trained ones lie, with the attributes of a model that an index reads."""
+    """A catalogue in clusters, as trained items lie, with the attributes of a model that an index reads."""
 
     def __init__(self, items: int) -> None:
         torch.manual_seed(0)
@@ -141,7 +141,8 @@ class Drawn:
 
 
 def index(items: int) -> dict[str, Any]:
-    """What an approximate index finds of the best ten, and milliseconds a history, beside scoring everything."""
+    """How many of the best ten items an approximate index finds, and its milliseconds per history, beside scoring
+    everything."""
     torch.set_num_threads(1)
     model = Drawn(items)
     hidden = model.centres[torch.randint(GROUPS, (QUESTIONS,))] + 0.5 * torch.randn(QUESTIONS, DIM)
@@ -164,9 +165,9 @@ def index(items: int) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=10, help="that are timed of each case")
-    parser.add_argument("--logs", type=Path, nargs="*", default=[], help="whose tokens are shared among processes")
-    parser.add_argument("--index", type=int, nargs="*", default=[], metavar="ITEMS", help="of an approximate index")
+    parser.add_argument("--steps", type=int, default=10, help="timed steps of each case")
+    parser.add_argument("--logs", type=Path, nargs="*", default=[], help="logs to measure token sharing on")
+    parser.add_argument("--index", type=int, nargs="*", default=[], metavar="ITEMS", help="index sizes to measure")
     arguments = parser.parse_args()
     shared = [sharing(path) for path in arguments.logs]
     cases: list[dict[str, Any]] = []
@@ -188,5 +189,5 @@ def main() -> None:
     for title, rows in figures.items():
         if title != "cases":
             show_table(title, list(rows[0]), rows)
-    settings = {"events": WINDOWS * LENGTH, "dim": DIM, "negatives": TrainingConfig.negatives, "steps": arguments.steps}
+    settings = {"events": SLICES * LENGTH, "dim": DIM, "negatives": TrainingConfig.negatives, "steps": arguments.steps}
     write(RESULTS / "catalogue.json", "catalogue", "training steps over many items", {"settings": settings, **figures})

@@ -4,12 +4,13 @@
 
 Some items are hidden: all their events are left out of the training log. Models with and without features are trained
 on what is left, and tested on each user's last event there, by how often its item was trained on (``test``). Then the
-hidden items are put into the catalogue, with rows of their features alone, and asked for: of each user the last event
-of a hidden item, after what came before it (``hidden``, ranked among all items and among the hidden ones alone). Beside
-them stand the same model with random rows, as far from the mean as learned ones are, and one without features, which
-begins all new items at the mean, so that among them every target is last. The bias of new items is the mean of all.
+hidden items join the catalogue, with embedding rows made from their features alone. For each user the model is asked
+for the last hidden item, given the events before it (``hidden``, ranked among all items and among the hidden ones
+alone). Beside it stand the same model with random rows, as far from the mean as learned ones are, and a model without
+features. The latter starts all new items at the mean row, so that among them every target is last. The bias of new
+items is the mean of all biases.
 
-Writes benchmarks/results/features-LOG.json; run again, it goes on where it stopped.
+Writes benchmarks/results/features-LOG.json; run again, it continues where it stopped.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ TRAINING = TrainingConfig(batch_size=32, learning_rate=2e-3, schedule="cosine", 
 
 @dataclass(frozen=True)
 class Hidden:
-    """Scores of a model, of the items ``shown`` (V,) alone."""
+    """A model's scores, restricted to the items ``shown`` (V,)."""
 
     model: SequenceModel
     shown: Tensor
@@ -61,7 +62,7 @@ class Hidden:
 
 
 @dataclass(frozen=True)
-class Features:
+class FeatureSuite:
     """Train with and without item features, some items hidden, and ask for rare and for hidden items."""
 
     data: Annotated[Path, tyro.conf.Positional]
@@ -77,7 +78,7 @@ class Features:
     share: float = 0.1
     """Share of the items that are hidden."""
     every: int = 1
-    """Every so-manieth user of the log, so that it has fewer events an item."""
+    """Take only every n-th user of the log, so that it has fewer events per item."""
 
     exclude_seen: bool = True
     """Rank only items that the user has not seen."""
@@ -104,7 +105,8 @@ class Features:
 
 
 def earlier(path: Path, settings: dict[str, Any], title: str) -> list[dict[str, Any]]:
-    """The runs of an earlier result that was measured alike, so that an interrupted suite goes on."""
+    """The runs of an earlier result with the same settings, title and environment, so that an interrupted suite
+    continues."""
     if not path.exists():
         return []
     result, here = read(path), describe_machine(torch.device("cpu"))
@@ -113,9 +115,9 @@ def earlier(path: Path, settings: dict[str, Any], title: str) -> list[dict[str, 
 
 
 def one(
-    store: SequenceStore, table: ItemTable | None, config: ModelConfig, training: TrainingConfig, options: Features
+    store: SequenceStore, table: ItemTable | None, config: ModelConfig, training: TrainingConfig, options: FeatureSuite
 ) -> dict[str, Any]:
-    """A training on ``store`` without some items, with the features of ``table`` or without, and its metrics."""
+    """Trains on ``store`` without the hidden items, with or without the features of ``table``. Returns the metrics."""
     hidden = np.sort(np.random.default_rng(0).choice(store.n_items, int(options.share * store.n_items), replace=False))
     kept = np.setdiff1d(np.arange(store.n_items), hidden)
     kept_ids = Ids.from_values(store.item_ids.decode(kept))
@@ -150,7 +152,7 @@ def one(
 
 
 def some_users(store: SequenceStore, every: int) -> SequenceStore:
-    """The log of every so-manieth user, with the items that they have."""
+    """The log of every n-th user, with the items that these users have."""
     users = np.arange(0, store.n_users, every)
     rows = [store.history(user) for user in users.tolist()]
     places, items = np.unique(np.concatenate(rows), return_inverse=True)
@@ -160,7 +162,8 @@ def some_users(store: SequenceStore, every: int) -> SequenceStore:
 
 
 def with_random_rows(model: SequenceModel, hidden: NDArray[np.int64], seed: int) -> SequenceModel:
-    """``model`` with rows of ``hidden`` items that are drawn around the mean of the others, as far away as they are."""
+    """A copy of ``model`` whose rows of ``hidden`` items are drawn around the mean of the other rows, with their
+    spread."""
     made = copy.deepcopy(model)
     known = np.setdiff1d(np.arange(len(model.bias)), hidden)
     rows = model.items.weight.detach()[known]
@@ -171,7 +174,8 @@ def with_random_rows(model: SequenceModel, hidden: NDArray[np.int64], seed: int)
 
 
 def questions(store: SequenceStore, hidden: NDArray[np.int64]) -> tuple[SequenceStore, NDArray[np.int64]]:
-    """Of each user the last event of a hidden item, behind the events before it that are of none; and those events."""
+    """For each user, the last event of a hidden item after the earlier events of items that are not hidden; and where
+    those last events are."""
     is_hidden = np.isin(store.items, hidden)
     histories = []
     for start, end in itertools.pairwise(store.offsets.tolist()):
@@ -187,4 +191,4 @@ def questions(store: SequenceStore, hidden: NDArray[np.int64]) -> tuple[Sequence
 
 
 def main() -> None:
-    tyro.cli(Features, description=__doc__).run()
+    tyro.cli(FeatureSuite, description=__doc__).run()

@@ -1,10 +1,11 @@
-"""What a mixer call takes of the host, with nothing on a device: no launch is made (harness.null_machine).
+"""Host time of a mixer call, without a device: no kernel is launched (:mod:`benchmarks.harness.null_machine`).
 
     python -m benchmarks host [--out runs/host.json]
 
-Prints and writes, for passes of the mixer, packed and padded, and of the operators, forward alone and with gradients,
-the least time, also in units of `torch.add` of the same process, and what a call does: operations of torch that launch
-a kernel each, and our launches. It is a CPU's `torch.add`; a GPU's takes longer on the host, for it launches a kernel.
+For calls of the mixer, packed and padded, and of the operators, forward alone and with gradients, it prints and writes
+the least time, also as a multiple of `torch.add` in the same process, and what a call does: how many torch operations
+that would each launch a kernel, and how many launches of ours. This `torch.add` runs on the CPU; a GPU's takes the host
+longer, because it launches a kernel.
 """
 
 from __future__ import annotations
@@ -26,10 +27,10 @@ from hyenarec.display import show_table
 from hyenarec_kernels import gated_short_conv, legendre_conv, long_conv, short_conv
 from hyenarec_kernels.nn import HyenaMixer
 
-DIM, HORIZON, ROWS = 16, 50, 40  # little enough for torch's own operations to take no time but the host's
+DIM, HORIZON, ROWS = 16, 50, 40  # so small that torch's own operations take only the host's overhead
 CUTS = (0, 5, 11, 20, 40)
-CALLS = 20  # a round
-# Operations that launch nothing: they allocate, or make views.
+CALLS = 20  # per round
+# Operations that launch no kernel themselves: they allocate, make views, or call other operations.
 FREE = frozenset(
     (
         *(
@@ -99,16 +100,16 @@ def passes() -> dict[str, Callable[[], Any]]:
 
 def operations(run: Callable[[], Any]) -> Counter[str]:
     """The operations of torch that launch kernels in a call, by name."""
-    run()  # what is made once is there
+    run()  # so that what is made once exists
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], record_shapes=True) as profile:
         run()
-    # A number beside a tensor is converted on a CPU alone: a tensor of no dimensions.
+    # A first input without dimensions is a Python number that was converted to a tensor, which happens on CPUs alone.
     found = [event for event in profile.events() if event.name.startswith("aten::") and event.input_shapes[:1] != [[]]]
     return Counter(name for name in (event.name.removeprefix("aten::") for event in found) if name not in FREE)
 
 
 def _clock(run: Callable[[], Any]) -> float:
-    """Microseconds that a call takes of this process; another one's share of the core does not count."""
+    """Microseconds of this process's processor time per call; other processes on the core do not count."""
     began = process_time()
     for _ in range(CALLS):
         run()

@@ -3,10 +3,10 @@
     make hosts
     python -m benchmarks hosts ../shared/data/ml-100k.parquet
 
-Each library trains in its environment, build/hosts/NAME, by the script that is its example, once for each mixer and
-seed, in a process of its own with one thread, until validation gets no better. Libraries without an environment are
-left out. Writes ``benchmarks/results/hosts-LOG.json`` and ``.png`` after each training, and trains nothing that is
-there already under the same settings: delete the file to measure again.
+Each library trains in its own environment, build/hosts/NAME, by its example script, once for each mixer and seed. Each
+training is a process of its own with one thread, and ends when validation no longer improves. Libraries without an
+environment are left out. Writes ``benchmarks/results/hosts-LOG.json`` and ``.png`` after each training. A training that
+is already there under the same settings is not repeated: delete the file to measure again.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ from hyenarec.errors import UserError
 CHECKOUT = Path(__file__).parents[2]
 MIXERS = {RIVAL: "attention", OURS: "HyenaMixer"}
 NAMES = tuple(sorted(path.parent.name for path in CHECKOUT.glob("examples/hosts/*/train.py")))
-MOST_EPOCHS = {"recbole": 20}  # an example for each event: as many epochs of others would be days
-FIGURES = {  # of the picture: what a row calls them, and the plot
+MOST_EPOCHS = {"recbole": 20}  # one training example per event: as many epochs as the others' would take days
+FIGURES = {  # plotted: the name in a row, and the label of the axis
     "NDCG@10": "NDCG@10",
     "cpu_seconds_per_epoch": "CPU seconds an epoch",
     "peak_megabytes": "peak memory (MB)",
@@ -50,15 +50,15 @@ class Hosts:
     hosts: tuple[str, ...] = NAMES
     """Libraries."""
     seeds: tuple[int, ...] = (0, 1, 2)
-    """Both mixers take the same ones."""
+    """Seeds; both mixers use the same ones."""
     length: int = 100
     """Events of history that a model reads."""
     epochs: int | None = None
     """Most epochs of every library; default: 100, RecBole 20."""
     patience: int = 10
-    """Epochs without a better one in validation, after which a training stops."""
+    """Epochs without a better validation result after which a training stops."""
     environments: Path = Path("build/hosts")
-    """Folder of environments, as `make hosts` makes them."""
+    """Folder of environments, which `make hosts` creates."""
 
     def run(self) -> None:
         unknown = set(self.hosts) - set(NAMES)
@@ -91,17 +91,17 @@ class Hosts:
 
 
 def write_csv(log: Path, path: Path) -> None:
-    """The three columns, in the log's order."""
+    """Writes the three columns as CSV, in the log's order."""
     import polars as pl
 
     pl.read_parquet(log).select("user_id", "item_id", "timestamp").write_csv(path)
 
 
 def trained(python: Path, host: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    """The line of JSON that an example prints last."""
+    """Runs an example. Returns the line of JSON that it prints last; raises :class:`UserError` if it fails."""
     arguments = [part for name, value in options.items() for part in (f"--{name}", str(value))]
     command = [str(python), "-m", f"examples.hosts.{host}.train", *arguments]
-    one_thread = os.environ | {"OMP_NUM_THREADS": "1"}  # several would wait for each other on the CPU's time
+    one_thread = os.environ | {"OMP_NUM_THREADS": "1"}  # waiting for each other would count as CPU time
     done = subprocess.run(command, capture_output=True, text=True, cwd=CHECKOUT, env=one_thread)
     if done.returncode:
         reason = [line for line in done.stderr.splitlines() if line.strip()][-1:] or ["no message"]
@@ -111,7 +111,7 @@ def trained(python: Path, host: str, options: Mapping[str, Any]) -> dict[str, An
 
 
 def picture(title: str, rows: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """A bar for each library and mixer, the mean over seeds, with a dot for each seed."""
+    """Plots a bar for each library and mixer, the mean over seeds, with a dot for each seed."""
     hosts = sorted({row["host"] for row in rows}, reverse=True)
     figure, all_axes = plots.new_figure(len(FIGURES))
     for axes, (name, label) in zip(all_axes, FIGURES.items(), strict=True):

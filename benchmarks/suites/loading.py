@@ -1,7 +1,7 @@
 """Seconds and peak memory of reading a log of ten million events, each case in a fresh process.
 
     python -m benchmarks loading
-    python -m benchmarks loading --prepare 100_000_000    # and of `hyenarec prepare` on so many in Parquet parts
+    python -m benchmarks loading --prepare 100_000_000    # also `hyenarec prepare` on so many events in Parquet parts
 
 Writes ``benchmarks/results/loading.json``.
 """
@@ -27,7 +27,7 @@ from hyenarec.data.reading import read_log
 from hyenarec.data.store import SequenceStore
 
 USERS, ITEMS = 200_000, 100_000
-EVENTS_A_USER, EVENTS_AN_ITEM = 50, 200  # of a log in parts, in the mean
+EVENTS_A_USER, EVENTS_AN_ITEM = 50, 200  # means of a log in parts
 EVENTS_A_PART = 5_000_000
 
 Writer = Callable[[Path, int, str], None]
@@ -35,7 +35,7 @@ Reader = Callable[[Path], dict[str, Any]]
 
 
 def write_log(path: Path, events: int, ids: str, users: int = USERS, items: int = ITEMS, seed: int = 0) -> None:
-    """Uniform users, Zipf-like items and times over a year, rows in random order."""
+    """Writes a log with uniform users, Zipf-like items and times over a year, rows in random order."""
     import polars as pl
 
     rng = np.random.default_rng(seed)
@@ -57,7 +57,7 @@ def write_log(path: Path, events: int, ids: str, users: int = USERS, items: int 
 
 
 def write_parts(folder: Path, events: int, ids: str) -> None:
-    """The same in Parquet parts, each of all users."""
+    """Writes such a log in Parquet parts, each of which has all users."""
     folder.mkdir()
     for number, first in enumerate(range(0, events, EVENTS_A_PART)):
         size = min(EVENTS_A_PART, events - first)
@@ -66,12 +66,12 @@ def write_parts(folder: Path, events: int, ids: str) -> None:
 
 
 def measure(path: Path) -> dict[str, Any]:
-    """Read ``path`` in this process."""
+    """Measure reading ``path`` in this process."""
     return measured(path, lambda: read_log(path))
 
 
 def measure_prepare(path: Path) -> dict[str, Any]:
-    """``hyenarec prepare`` of ``path`` in this process."""
+    """Measure ``hyenarec prepare`` of ``path`` in this process."""
     place = path.with_name("store")
 
     def prepare() -> SequenceStore:
@@ -88,7 +88,7 @@ def measured(path: Path, read: Callable[[], SequenceStore]) -> dict[str, Any]:
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts KiB
     return {
         "ms": {"median": 1e3 * seconds, "min": 1e3 * seconds, "rounds": 1},
-        "cpu_seconds": round(cpu_seconds, 2),  # of all threads: what a busy machine does not stretch
+        "cpu_seconds": round(cpu_seconds, 2),  # of all threads; other work on the machine does not add to it
         "peak_gib": round(peak / 2**30, 2),
         "file_mb": round(sum(part.stat().st_size for part in files(path)) / 1e6),
         "users": store.n_users,
@@ -98,7 +98,7 @@ def measured(path: Path, read: Callable[[], SequenceStore]) -> dict[str, Any]:
 
 
 def wrong_share(path: Path, store: SequenceStore) -> float:
-    """By how many events the store's counts of items differ from the file's, over all events."""
+    """By how many events the store's counts per item differ from the file's, as a share of all events."""
     import polars as pl
 
     scan = pl.scan_csv(path) if path.suffix == ".csv" else pl.scan_parquet(files(path))
@@ -114,7 +114,7 @@ def files(path: Path) -> list[Path]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--events", type=int, default=10_000_000)
-    parser.add_argument("--prepare", type=int, default=0, metavar="EVENTS", help="of a log in parts; 0: none")
+    parser.add_argument("--prepare", type=int, default=0, metavar="EVENTS", help="also prepare so many events; 0: none")
     parser.add_argument("--out", type=Path, default=RESULTS / "loading.json")
     arguments = parser.parse_args()
     kinds: list[tuple[str, str, int, Writer, Reader]] = [

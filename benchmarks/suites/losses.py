@@ -25,7 +25,7 @@ from hyenarec import losses
 from hyenarec.display import show_table
 
 DIM = 64
-TOKENS, ITEMS = 14_000, 3_416  # a batch of 128 ml-1m windows, its catalogue
+TOKENS, ITEMS = 14_000, 3_416  # a batch of 128 ml-1m slices, its catalogue
 SAMPLED_TOKENS, SAMPLED_ITEMS, NEGATIVES = 1_600, 57_289, 4_096  # as accuracy's runs on beauty
 CHUNKS = [1 << power for power in (18, 19, 20, 21, 22, 24)]
 ROUNDS = 6
@@ -65,7 +65,7 @@ def with_gradients(loss: Tensor, leaves: Mapping[str, Tensor]) -> dict[str, Tens
 
 
 def measure(kind: str, tokens: int, items: int, rivals: Mapping[str, Loss], ours: Loss) -> list[dict[str, Any]]:
-    """A case for each loss and precision; every loss is checked against the first of the rivals in float64."""
+    """A case for each loss and precision; every loss is checked against the first of ``rivals`` in float64."""
     hidden = torch.randn(tokens, DIM, requires_grad=True)
     weight = (torch.randn(items, DIM) * DIM**-0.5).requires_grad_()
     bias = torch.zeros(items, requires_grad=True)

@@ -2,10 +2,10 @@
 
     python -m benchmarks operator [--out benchmarks/results/operator-cpu] [--seconds 8] [--threads 2]
 
-One process; the contestants of a row take turns in an order that alternates, and each row gives medians and quartiles
-of the rounds. Freed memory is kept for the next call, as a training loop's steady state keeps it: fresh pages cost 0.2
-to 0.9 us each, and would decide most rows for whoever happens to be given old ones. `best FFT` is the fastest of
-contiguous and channels-first inputs at 5-smooth and power-of-two sizes.
+It runs in one process. The contestants of a row take turns in alternating order, and each row gives medians and
+quartiles over the rounds. Freed memory is kept for the next call, as in the steady state of a training loop: fresh
+pages cost 0.2 to 0.9 us each, and most rows would be won by whoever happens to get old pages. `best FFT` is the fastest
+of contiguous and channels-first inputs at 5-smooth and power-of-two sizes.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ def operator_row(batch: int, length: int, seconds: float) -> dict[str, Any]:
     x, pre, post, grad = (torch.randn(batch, length, DIM) for _ in range(4))
     c = torch.randn(DIM, TERMS)
     tail = (None, None, length, False)
-    decay = torch.linspace(0, math.log(length / 4), DIM).exp()  # from the whole history to four events
+    decay = torch.linspace(0, math.log(length / 4), DIM).exp()  # windows from the whole history to four events
     bare, gated = (x, c, None, None, None, None, *tail), (x, c, None, None, pre, post, *tail)
     windowed, windowed_gated = (x, c, decay, *bare[3:]), (x, c, decay, *gated[3:])
     query = torch.randn(batch, 1, length, DIM)
@@ -100,7 +100,7 @@ def operator_row(batch: int, length: int, seconds: float) -> dict[str, Any]:
     trial = take_turns(paths, seconds / 4, 3)
     fastest = min(trial, key=lambda name: trial[name]["median"])
     basis = torch.randn(TERMS, length)
-    # ours never beside ours, which would find the data in the caches
+    # ours never runs right after ours, which would leave the data in the caches
     contestants: Contestants = {
         "ours": lambda: cpu.legendre_conv(*bare),
         "best FFT": paths[fastest],
@@ -141,7 +141,7 @@ def legendre_error(x: Tensor, c: Tensor, decay: Tensor | None, pre: Tensor, post
 
 
 def multiply_adds(plan: Plan, length: int) -> float:
-    """Multiply-adds the kernels do for an element: table building and gates not counted."""
+    """Multiply-adds per element that the kernels do, without building tables and applying gates."""
     if not plan.levels:
         return (length + 1) / 2
     total = (plan.levels[0].chunk + 1) / 2
@@ -156,7 +156,7 @@ def multiply_adds(plan: Plan, length: int) -> float:
 
 
 def short_row(seconds: float) -> dict[str, Any]:
-    """Width 4 with SiLU on 192 channels, forward and backward."""
+    """Short convolution of width 4 with SiLU on 192 channels, forward and backward."""
     batch, length, dim, width = 128, 200, 3 * DIM, 4
     x, grad = torch.randn(batch, length, dim), torch.randn(batch, length, dim)
     weight, bias = torch.randn(dim, width), torch.randn(dim)
@@ -179,7 +179,8 @@ def short_row(seconds: float) -> dict[str, Any]:
 
 
 def step_row(seconds: float) -> dict[str, Any]:
-    """The next output of one sequence of 1,024 events: a streaming step, the last row from scratch, a whole forward."""
+    """The next output of one sequence of 1,024 events: by a streaming step, as the last row from scratch, by a whole
+    forward."""
     x, c = torch.randn(1, 1024, DIM), torch.randn(DIM, TERMS)
     arguments = (x, c, None, None, None, None, None, None, 1024)
     history, taps, steps = torch.randn(1, 1023, DIM), torch.randn(1024, DIM), torch.tensor([500])
@@ -197,7 +198,8 @@ def step_row(seconds: float) -> dict[str, Any]:
 
 
 def peak() -> float:
-    """Multiply-adds a second of all threads, in 1e9: the best of a few register-only loops of the same binary."""
+    """Multiply-adds per second of all threads, in 1e9: the best of a few runs of a register-only loop of the same
+    binary."""
 
     def once() -> float:
         start = time.perf_counter()
@@ -208,7 +210,7 @@ def peak() -> float:
 
 
 def scratch(run: Callable[[], Any], size: int) -> float:
-    """Most bytes the kernels hold at once beside inputs and outputs over the input's."""
+    """The most bytes that the kernels hold at once beside inputs and outputs, as a multiple of ``size`` bytes."""
     torch.ops.hyenarec_cpu.scratch_peak()
     run()
     return float(torch.ops.hyenarec_cpu.scratch_peak()) / size
@@ -271,7 +273,7 @@ def show(result: dict[str, Any]) -> None:
 
 
 def cases(result: dict[str, Any]) -> list[dict[str, Any]]:
-    """Forward, and forward with backward, of every row, and the short convolution."""
+    """Cases of every row's forward, and forward with backward, and of the short convolution."""
     found = []
     for what, ours, suffix, error in (
         ("Legendre convolution", "ours", "", "error"),

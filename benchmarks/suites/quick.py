@@ -1,10 +1,10 @@
-"""The operators in half a minute, by pytest-benchmark: to compare a change with what was there before.
+"""The operators in half a minute, by pytest-benchmark: to compare the kernels before and after a change.
 
     python -m benchmarks quick --benchmark-save before
     python -m benchmarks quick --benchmark-compare "*before*"
 
-Every option of pytest and pytest-benchmark works. It writes no result of this folder's format: what the project reports
-comes from the suite ``operator``, whose contestants take turns and are checked against each other.
+Every option of pytest and pytest-benchmark works. It writes no result in the benchmarks' format: the figures that the
+project reports come from the suite ``operator``, whose contestants take turns and are checked against each other.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def train(forward: Callable[[], Tensor], leaves: list[Tensor], grad: Tensor) -> 
 
 
 def operators(batch: int, length: int) -> dict[str, tuple[Callable[[], Tensor], list[Tensor]]]:
-    """Each operator as users call it, and the tensors whose gradients they take."""
+    """Each operator as users call it, and the tensors whose gradients are computed."""
     x, pre, post = (torch.randn(batch, length, DIM, requires_grad=True) for _ in range(3))
     coefficients = (torch.randn(DIM, TERMS) * length**-0.5).requires_grad_()
     filter = (torch.randn(DIM, length) * length**-0.5).requires_grad_()

@@ -1,12 +1,12 @@
-"""Training steps of every mixer against history length, at a constant number of tokens a batch.
+"""Training steps of every mixer against history length, at a constant number of tokens per batch.
 
     python -m benchmarks scaling    # writes benchmarks/results/scaling-cpu.json, .png
     python -m benchmarks scaling --device cuda --precision bfloat16 --lengths 50 200 1024 4096 16384 65536
 
-Every window of the generated log is full, so that nothing is padding. Mixers that are not causal fill in masked events
+Every slice of the generated log is full, so nothing is padding. Mixers that are not causal fill in masked events
 instead: their loss covers a fifth of the events. A mixer whose step takes longer than the limit is left out at that
 length and every greater one. Lengths may be measured in several calls: an earlier result of the same settings, machine,
-versions and revision keeps its other lengths; the command that is recorded is the last call's.
+versions and revision keeps its other lengths; the recorded command is that of the last call.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ from hyenarec.display import console, show_table
 from hyenarec.errors import UserError
 from hyenarec.training import Trainer
 
-BATCHES = 4  # of an epoch
-HELD_OUT = 3  # events of a history that are no input: two targets to evaluate, and the last target to train on
-FIT_FROM = 200  # events: below, what a step costs whatever its length shows
+BATCHES = 4  # per epoch
+HELD_OUT = 3  # events of a history that are not input: two evaluation targets, and the last training target
+FIT_FROM = 200  # events; below that, the fixed cost of a step shows
 
 Case = dict[str, Any]
 
@@ -43,10 +43,10 @@ class ScalingSettings(steps.StepSettings):
     """What all measurements of a result share."""
 
     tokens: int = TOKENS
-    """Events a batch, less what does not fill a window; one window at least."""
+    """Events per batch, rounded down to whole slices; at least one slice."""
 
-    def windows(self, length: int) -> int:
-        """Windows a batch."""
+    def slices(self, length: int) -> int:
+        """Slices per batch."""
         return max(1, self.tokens // length)
 
 
@@ -95,7 +95,7 @@ def measure(mixers: Sequence[str], length: int, settings: ScalingSettings, earli
             builds[mixer] = partial(full_trainer, mixer, length, settings)
         else:
             case["left_out"] = reason
-    tokens = settings.windows(length) * length
+    tokens = settings.slices(length) * length
     for mixer, found in steps.measure(builds, settings).items():
         cases[mixer] |= found
         if "ms" in found:
@@ -104,12 +104,12 @@ def measure(mixers: Sequence[str], length: int, settings: ScalingSettings, earli
 
 
 def full_trainer(mixer: str, length: int, settings: ScalingSettings) -> Trainer:
-    windows = settings.windows(length)
-    return settings.trainer(mixer, length, windows, full_windows(length, BATCHES * windows))
+    slices = settings.slices(length)
+    return settings.trainer(mixer, length, slices, full_slices(length, BATCHES * slices))
 
 
-def full_windows(length: int, users: int) -> SequenceStore:
-    """Histories that make one training window of ``length`` events each: Zipf-like items, about an event a day."""
+def full_slices(length: int, users: int) -> SequenceStore:
+    """Histories that make one training slice of ``length`` events each: Zipf-like items, about one event per day."""
     rng = np.random.default_rng(0)
     events = length + HELD_OUT
     return SequenceStore(
@@ -122,10 +122,10 @@ def full_windows(length: int, users: int) -> SequenceStore:
 
 
 def exponents(cases: Sequence[Case]) -> dict[str, dict[str, Any]]:
-    """For each mixer the least-squares slope of log time a token against log length, from ``FIT_FROM`` on.
+    """For each mixer the least-squares slope of log time per token against log length, from ``FIT_FROM`` on.
 
-    That is the power of the length with which a step of constant tokens grows; a sequence's time grows with one power
-    more: 1 for a linear mixer, 2 for a quadratic one.
+    A step of constant tokens grows with this power of the length. A sequence's time grows with one power more: 1 for a
+    linear mixer, 2 for a quadratic one.
     """
     found = {}
     for mixer in dict.fromkeys(case["mixer"] for case in cases):
@@ -173,7 +173,7 @@ def show_summary(cases: Sequence[Case], found: dict[str, dict[str, Any]]) -> Non
 
 
 def plot(title: str, cases: Sequence[Case], path: Path) -> None:
-    """Time a token and peak memory against length, a line for each mixer."""
+    """Plots time per token and peak memory against length, a line for each mixer."""
     figure, (times, memory) = plots.new_figure(2)
     for mixer in dict.fromkeys(case["mixer"] for case in cases):
         timed = [case for case in cases if case["mixer"] == mixer and "ms" in case]

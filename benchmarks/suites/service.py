@@ -1,18 +1,19 @@
-"""Requests a second and latency of `hyenarec serve` under load, by how many people use it at once.
+"""Requests per second and latency of `hyenarec serve` under load, by how many people use it at once.
 
     python -m benchmarks service                          # writes benchmarks/results/service-DEVICE.json and .png
     python -m benchmarks service --mixers hyena gru --concurrent 16 --mixes both
 
 The service runs in a process of its own, as `hyenarec serve` starts it, on models with random weights; the client, a
-process beside it, takes its share of the same cores. The store begins with a history for each of 100,000 users. Each of
-the people who use the service at once waits for an answer before asking again. They are one user after another, drawn
-at random, for a visit of ten turns: a turn of the mix `events` adds an event, one of `recommend` asks for the best 10
-items, and one of `both` does the one, then the other. So one request in ten meets a user whose state has to be read
-from the stored history, unless that user came before. Every model is checked: what the service answers for users whose
-events it was sent, against the same model asked for their whole histories.
+process beside it, takes its share of the same cores. The store begins with a history for each of 100,000 users.
 
-Results are written after each run of the client. Those that are there under the same settings, versions and revision
-are not measured again.
+Each of the people who use the service at once waits for an answer before asking again. A person acts as one user after
+another, drawn at random, each for a visit of ten turns. A turn of the mix `events` adds an event, one of `recommend`
+asks for the best 10 items, and one of `both` does first the one, then the other. So one turn in ten meets a user whose
+state has to be read from the stored history, unless that user came before. Every model is checked: the service's
+answers for users whose events it was sent, against the same model given their whole histories.
+
+Results are written after each run of the client. Those that are already there under the same settings, versions and
+revision are not measured again.
 """
 
 from __future__ import annotations
@@ -74,13 +75,13 @@ class ServiceSettings:
     users: int = 100_000
     """Users in the store."""
     length: int = 50
-    """Events of each, and most that a model with positions reads."""
+    """Events of each user; also the most that a model with positions reads."""
     visit: int = 10
-    """Turns of a user, one after another."""
+    """Turns of a user's visit."""
     seconds: float = 10.0
-    """Of each run that count; a tenth of them goes before."""
+    """Seconds of each run that count, after a warm-up of a tenth of them."""
     threads: int = 1
-    """Of torch in the service."""
+    """Threads of torch in the service."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to score: auto takes a GPU where there is one."""
 
@@ -90,11 +91,11 @@ class Service:
     """Put the service under load."""
 
     mixers: tuple[str, ...] = (OURS, RIVAL, "gru")
-    """Systems to measure; causal ones."""
+    """Systems to measure, which have to be causal."""
     concurrent: tuple[int, ...] = (1, 16, 256)
     """People who use the service at once."""
     mixes: tuple[str, ...] = tuple(MIXES)
-    """What they do."""
+    """What these people do."""
     out: Path | None = None
     """Result without its suffix; default: benchmarks/results/service-DEVICE."""
     settings: tyro.conf.OmitArgPrefixes[ServiceSettings] = field(default_factory=ServiceSettings)
@@ -133,7 +134,7 @@ class Service:
 
 @contextmanager
 def running(mixer: str, folder: Path, settings: ServiceSettings) -> Iterator[tuple[int, Recommender]]:
-    """A service on a model with random weights and a copy of the store: its port, and the model."""
+    """Runs a service on a model with random weights and a copy of the store. Yields its port and the model."""
     run = folder / mixer
     run.mkdir()
     recommender = untrained(mixer, run / BEST, settings)
@@ -156,7 +157,7 @@ def running(mixer: str, folder: Path, settings: ServiceSettings) -> Iterator[tup
 
 
 def untrained(mixer: str, path: Path, settings: ServiceSettings) -> Recommender:
-    """A system with random weights, as it is and as a checkpoint at ``path``."""
+    """A system with random weights, also saved as a checkpoint at ``path``."""
     torch.manual_seed(0)
     config = SYSTEMS[mixer].model(settings.length, settings.dim, settings.blocks)
     model, ids = SequenceModel(config, settings.items), Ids.from_values(list(range(settings.items)))
@@ -171,7 +172,7 @@ def untrained(mixer: str, path: Path, settings: ServiceSettings) -> Recommender:
 
 
 def fill(path: Path, settings: ServiceSettings) -> None:
-    """A store of random histories, an event a day."""
+    """Makes a store of random histories, one event per day."""
     items = np.random.default_rng(0).integers(settings.items, size=(settings.users, settings.length)).tolist()
     events = (
         Event(str(user), item, 86_400 * day) for user, history in enumerate(items) for day, item in enumerate(history)
@@ -183,8 +184,8 @@ def fill(path: Path, settings: ServiceSettings) -> None:
 
 
 class Connection:
-    """One connection, kept alive, with one request at a time; as little of HTTP as the service's answers need, so that
-    the client takes little of the machine."""
+    """One HTTP connection, kept alive, with one request at a time. It understands only as much of HTTP as the service's
+    answers need, so that the client takes little of the machine."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._reader, self._writer = reader, writer
@@ -216,9 +217,9 @@ class Connection:
 
 
 async def load(port: int, mix: str, people: int, settings: ServiceSettings) -> list[Case]:
-    """A case for each kind of request in the mix."""
+    """Puts the service under load. Returns a case for each kind of request in the mix."""
     rng, names = np.random.default_rng(1), count()
-    run = time.time_ns()  # no event of this run has the name of another one's
+    run = time.time_ns()  # part of every event's name, so that no other run has used it
     times: dict[str, list[float]] = {kind: [] for kind in MIXES[mix]}
     begin = time.perf_counter() + settings.seconds / 10
     end = begin + settings.seconds
@@ -249,7 +250,7 @@ async def load(port: int, mix: str, people: int, settings: ServiceSettings) -> l
 
 
 def visits(rng: np.random.Generator, settings: ServiceSettings) -> Iterator[tuple[str, int]]:
-    """The user and the item of each turn: one visit after the other."""
+    """The user and the item of each turn, visit after visit."""
     while True:
         user = str(rng.integers(settings.users))
         for item in rng.integers(settings.items, size=settings.visit).tolist():
@@ -257,8 +258,8 @@ def visits(rng: np.random.Generator, settings: ServiceSettings) -> Iterator[tupl
 
 
 async def checked(port: int, recommender: Recommender, settings: ServiceSettings) -> Check:
-    """Scores of the best items for a few users of ``length`` events each, sent one by one and asked for in between,
-    against the same model's for the whole histories."""
+    """Checks the scores of the best items for a few users of ``length`` events each, sent one by one with a request
+    after each, against the same model's scores for the whole histories."""
     histories = np.random.default_rng(2).integers(settings.items, size=(CHECKED_USERS, settings.length)).tolist()
     connection, run, got = await Connection.to(port), time.time_ns(), []
     for number, history in enumerate(histories):
@@ -291,8 +292,8 @@ def show(mixer: str, cases: Sequence[Case]) -> None:
 
 
 def plot(title: str, cases: Sequence[Case], path: Path) -> None:
-    """Latency against requests a second, a panel for each kind of request in a mix: medians drawn through, 99%
-    quantiles dashed; a dot for each number of people."""
+    """Plots latency against the number of people, a panel for each kind of request in a mix: medians as solid lines,
+    99% quantiles dashed."""
     panels = list(dict.fromkeys((case["mix"], case["request"]) for case in cases))
     figure, all_axes = plots.new_figure(len(panels))
     for (mix, request), axes in zip(panels, all_axes, strict=True):

@@ -3,16 +3,19 @@
     python -m benchmarks serving                        # writes benchmarks/results/serving-DEVICE.json and .png
     python -m benchmarks serving --mixers hyena attention gru --lengths 1024 --batches 1
 
-`forward` runs the model over the whole history with the new event, last position only where the mixer can; `step` adds
-the event to the state that a causal model keeps for the user, which never looks back at items (attention's is its keys
-and values). Both end in the hidden state; what scoring the catalogue and taking the best 10 costs on top, the same for
-all, is `top-k`. A `compact step` is that of hyena's small state, where the history is long enough for one; such a state
-forgets whole chunks, so that its check passes at histories of whole chunks, such as powers of 2. With --compile every
-forward and step, the best 10 included, is one program without Python, made alike for all models by AOTInductor; with
---alone as well, it ends before the scores. Each step names the bytes of a user's state. Weights are random. Contestants
-take turns call by call, so none finds its own data in the caches. One whose call takes longer than the limit is left
-out. In the same run each is checked: the forward against a float64 copy, the step against the forward, a program
-against the model. Lengths join as in `scaling`.
+`forward` runs the model over the whole history with the new event; where the mixer can, it computes the last position
+only. `step` adds the event to the state that a causal model keeps for the user, without looking back at items
+(attention's state is its keys and values). Both end in the hidden state. `top-k` is what it costs on top to score the
+catalogue and take the best 10, the same for all. `compact step` uses hyena's small state, where the history is long
+enough for one; such a state forgets whole chunks, so its check passes at histories of whole chunks, such as powers of
+2. Each step also reports the bytes of a user's state.
+
+With --compile every forward and step, the best 10 included, is one program without Python, made by AOTInductor in the
+same way for all models; with --alone as well, it ends before the scores.
+
+Weights are random. Contestants take turns call by call, so none finds its own data in the caches. One whose call takes
+longer than the limit is left out. In the same run each is checked: the forward against a float64 copy, the step against
+the forward, a program against the model. Results of several lengths join as in `scaling`.
 """
 
 from __future__ import annotations
@@ -88,7 +91,7 @@ class Serving:
     lengths: tuple[int, ...] = LENGTHS
     """History lengths, the new event included."""
     batches: tuple[int, ...] = (1, 32, 256)
-    """Users a call."""
+    """Users per call."""
     out: Path | None = None
     """Result without its suffix; default: benchmarks/results/serving-DEVICE."""
     settings: tyro.conf.OmitArgPrefixes[ServingSettings] = field(default_factory=ServingSettings)
@@ -126,15 +129,15 @@ def measure(
     earlier: Sequence[Case],
     folder: Path,
 ) -> list[Case]:
-    """The cases of a length and batch, by turns in this process; those left out at a shorter length are not tried.
-    ``folder`` keeps packages, which serve every batch."""
+    """The cases of a length and batch, timed in turns in this process. Those left out at a shorter length are not
+    tried. ``folder`` keeps compiled packages, which serve every batch."""
     keep_freed_memory()
     torch.manual_seed(0)
     device = settings.torch_device()
     cases: list[Case] = []
-    calls: dict[int, Callable[[], None]] = {}  # of the cases that keep the limit, by their place
+    calls: dict[int, Callable[[], None]] = {}  # of the cases within the limit, by their place in ``cases``
 
-    def enter(mixer: str, what: str, prepare: Callable[[], Contestant]) -> None:
+    def enter(mixer: str, what: str, prepare: Callable[[], Served]) -> None:
         case: Case = {"mixer": mixer, "what": what, "length": length, "batch": batch_size}
         reason = left_out_before(case, earlier)
         if reason is None:
@@ -160,7 +163,7 @@ def measure(
     few = first_sequences(batch)
     best_of = 0 if settings.alone else TOP
     for name in mixers:
-        torch.manual_seed(0)  # for every batch the weights that its package has
+        torch.manual_seed(0)  # the same weights for every batch, as the package has them
         model = SequenceModel(SYSTEMS[name].model(length, settings.dim, settings.blocks), settings.items)
         model.to(device).eval()
         causal = MIXERS[model.config.mixer].causal
@@ -179,32 +182,32 @@ def measure(
 
 
 @dataclass(frozen=True)
-class Contestant:
-    """What is timed, its check, and for a step the bytes of a user's state."""
+class Served:
+    """What is timed, its check, and, for a step, the bytes of a user's state."""
 
     call: Callable[[], Any]
     check: Check
     state_bytes: int | None = None
 
 
-def checked_forward(model: SequenceModel, batch: Batch, few: Batch, packages: Path | None, best_of: int) -> Contestant:
-    """Reads the whole histories of the batch; its check is on a few of them."""
+def checked_forward(model: SequenceModel, batch: Batch, few: Batch, packages: Path | None, best_of: int) -> Served:
+    """Reads the whole histories of the batch; the check takes only a few of them."""
     check = forward_check(model, few)
     if packages is None:
-        return Contestant(partial(forward, model, batch), check)
+        return Served(partial(forward, model, batch), check)
     run = compiled(HistoryProgram(inference_copy(model), best_of), packages.with_suffix(".forward.pt2"))
     packing, knows_time = batch.packing, MIXERS[model.config.mixer].knows_time
     times = [packing.pad(batch.timestamps)] if knows_time and batch.timestamps is not None else []
     call = partial(run, packing.pad(batch.items), packing.lengths, *times)
-    return Contestant(call, worse(check, best_check(model, forward(model, batch), call())))
+    return Served(call, worse(check, best_check(model, forward(model, batch), call())))
 
 
 def checked_step(
     model: SequenceModel, few: Batch, batch_size: int, compact: bool, packages: Path | None, best_of: int
-) -> Contestant:
-    """Reads the last event of every history from the state before it; histories are those of ``few``, over and over.
+) -> Served:
+    """Reads the last event of every history from the state before it; the histories are those of ``few``, repeated.
 
-    States that are written to move on by that event again and again, which takes the same time.
+    Some states are written to in place. They read the same event again and again, which takes the same time.
     """
     users = torch.arange(batch_size, device=few.items.device) % few.packing.sequences
     last, times = few.packing.last[users], few.timestamps
@@ -214,12 +217,12 @@ def checked_step(
     size = sum(values.numel() * values.element_size() for values in state.tensors().values()) // batch_size
     arguments = (few.items[last], state, times[last])
     if packages is None:
-        return Contestant(partial(step, model, *arguments), check, size)
+        return Served(partial(step, model, *arguments), check, size)
     kind = "compact" if compact else "step"
     run = compiled(StepProgram(inference_copy(model), best_of, compact=compact), packages.with_suffix(f".{kind}.pt2"))
     knows_time = MIXERS[model.config.mixer].knows_time
-    own = {name: values.contiguous() for name, values in state.tensors().items()}  # which a package takes for granted
-    # Of a model with as many positions as the history has events, the event is its last one in every call.
+    own = {name: values.contiguous() for name, values in state.tensors().items()}  # as a package expects
+    # A model with a position for each event can read no further, so every call starts from the same count of events.
     counts = [own[name] for name in own if name.endswith("events")] if model.most_events is not None else []
     before_it = [count.clone() for count in counts]
 
@@ -229,7 +232,7 @@ def checked_step(
         return run(few.items[last], *([times[last]] if knows_time else []), *own.values())
 
     hidden = step(model, few.items[last], before.index(users), times[last])
-    return Contestant(call, worse(check, best_check(model, hidden, call())), size)
+    return Served(call, worse(check, best_check(model, hidden, call())), size)
 
 
 def compiled(program: HistoryProgram | StepProgram, path: Path) -> Package:
@@ -243,7 +246,7 @@ def worse(*checks: Check) -> Check:
 
 
 def best_check(model: SequenceModel, hidden: Tensor, found: Sequence[Tensor]) -> Check:
-    """A program's best scores, or those of the hidden states that it ends in, against the model's own."""
+    """Checks a program's best scores, or those of the hidden states that it ends in, against the model's own."""
     want = model.scores_of(hidden).topk(TOP).values
     got = found[0] if len(found) > 1 else model.scores_of(found[0]).topk(TOP).values
     return compare("the model itself", {"scores": got}, {"scores": want}, TOLERANCE["float32"])
@@ -263,18 +266,18 @@ def step(model: SequenceModel, items: Tensor, state: ModelState, timestamps: Ten
     return model.step(items, state, timestamps)[0]
 
 
-def top(users: int, settings: ServingSettings) -> Contestant:
-    """Finds the best of the catalogue for random hidden states, and its check."""
+def top(users: int, settings: ServingSettings) -> Served:
+    """A contestant that finds the best of the catalogue for random hidden states."""
     device = settings.torch_device()
     hidden, weight = (torch.randn(rows, settings.dim, device=device) for rows in (users, settings.items))
     bias = torch.randn(settings.items, device=device)
     exact = best(hidden.double(), weight.double(), bias.double())
     check = compare("float64", {"best": best(hidden, weight, bias)}, {"best": exact}, TOLERANCE["float32"])
-    return Contestant(partial(best, hidden, weight, bias), check)
+    return Served(partial(best, hidden, weight, bias), check)
 
 
 def histories(length: int, users: int, settings: ServingSettings) -> Batch:
-    """Random items, about one a day."""
+    """Histories of random items, about one per day."""
     items = torch.randint(settings.items, (users * length,))
     times = (torch.rand(users, length) * 172_800).long().cumsum(1).flatten()
     return Batch(items, Packing.from_lengths(torch.full((users,), length)), times)
@@ -291,14 +294,14 @@ def best(hidden: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 
 def finished(call: Callable[[], Any], device: torch.device) -> None:
-    """Call, and wait until the device has done it."""
+    """Calls, and waits until the device has finished."""
     call()
     if device.type == "cuda":
         torch.cuda.synchronize()
 
 
 def forward_check(model: SequenceModel, batch: Batch) -> Check:
-    """Scores of the catalogue after the forward against those of a float64 copy that computes every position."""
+    """Checks scores of the catalogue after the forward against those of a float64 copy that computes every position."""
     exact = copy.deepcopy(model).double()
     asked = batch if model.mask is None else hide_next(batch)
     with backends.use("reference"):
@@ -307,7 +310,7 @@ def forward_check(model: SequenceModel, batch: Batch) -> Check:
 
 
 def step_check(model: SequenceModel, batch: Batch, compact: bool = False) -> Check:
-    """Scores after the last events came step by step against those of the forward over whole histories."""
+    """Checks scores after the last events were read step by step against those of the forward over whole histories."""
     state, times = before_last(model, batch, CHECKED_STEPS, compact), batch.timestamps
     assert times is not None
     for back in range(CHECKED_STEPS)[::-1]:
@@ -342,7 +345,7 @@ def show(length: int, batch: int, cases: Sequence[Case]) -> None:
 
 
 def plot(title: str, cases: Sequence[Case], path: Path) -> None:
-    """Median latency against length, a panel for each batch: forwards drawn through, steps dashed."""
+    """Plots median latency against length, a panel for each batch: forwards as solid lines, steps dashed."""
     timed = [case for case in cases if "ms" in case]
     batches = sorted({case["batch"] for case in timed})
     figure, axes = plots.new_figure(len(batches))

@@ -1,13 +1,14 @@
 """Training steps on a log through the real loader: its own history lengths, packed and padded.
 
-    python -m benchmarks step                                              # a generated log, 120 events a history
+    python -m benchmarks step                                              # a generated log, 120 events per history
     python -m benchmarks step ml-1m.parquet --timestamp position --lengths 200
     python -m benchmarks step email-eu-core.parquet --lengths 1024         # joins the result of the command before
 
 Writes benchmarks/results/step-DEVICE.json and .png. `packed` is how HyenaRec trains: embedding, norms, feed-forward and
-loss see events alone, and only mixers that need a rectangle make one. `padded` is how most libraries train: every
-window is filled up to the longest of its batch, and everything runs over the padding too. Tokens a second count events
-alone. Batches are the same for all, windows a batch fixed. Logs and lengths join as in `scaling`.
+loss see events alone, and only mixers that need a padded batch make one. `padded` is how most libraries train: every
+slice is padded to the longest of its batch, and everything is computed for the padding too. Tokens per second count
+events alone. All contestants get the same batches, with a fixed number of slices. Results of several logs and lengths
+join as in `scaling`.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from benchmarks.harness import training_steps as steps
 from benchmarks.harness.recording import RESULTS, earlier_cases, write
 from benchmarks.harness.registry import MAIN, SYSTEMS, check_names
 from hyenarec.cli.options import Columns
-from hyenarec.data.batches import Batch, TrainingWindows
+from hyenarec.data.batches import Batch, TrainingSlices
 from hyenarec.data.reading import open_data
 from hyenarec.data.store import SequenceStore
 from hyenarec.data.synthetic import write_synthetic_log
@@ -48,7 +49,7 @@ class LogStepSettings(steps.StepSettings):
     """What all measurements of a result share."""
 
     batch_size: int = 128
-    """Windows a batch."""
+    """Slices per batch."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ class Step:
     mixers: tuple[str, ...] = MAIN
     """Systems to measure."""
     lengths: tuple[int, ...] = (200,)
-    """Greatest lengths of a window."""
+    """Greatest lengths of a slice."""
     out: Path | None = None
     """Result without its suffix; default: benchmarks/results/step-DEVICE, or step-DEVICE-bfloat16."""
     settings: tyro.conf.OmitArgPrefixes[LogStepSettings] = field(default_factory=LogStepSettings)
@@ -83,7 +84,7 @@ class Step:
                 show(log, length, cases)
         cases.sort(key=lambda case: (case["log"], case["length"]))
         title = (
-            f"training steps, {self.settings.batch_size} windows, d={self.settings.dim}, "
+            f"training steps, {self.settings.batch_size} slices, d={self.settings.dim}, "
             f"{self.settings.blocks} blocks, {self.settings.precision}"
         )
         write(out.with_suffix(".json"), "step", title, {"settings": settings, "cases": cases}, device)
@@ -106,10 +107,10 @@ def measure(log: str, store: Path, mixers: tuple[str, ...], length: int, setting
         (mixer, layout): partial(log_trainer, mixer, layout, length, settings, store)
         for mixer, layout in product(mixers, LAYOUTS)
     }
-    windows = log_trainer(mixers[0], "padded", length, settings, store).windows
-    batches = len(windows)
-    tokens = windows.tokens / batches
-    rows = sum(len(batch.items) for batch in windows.epoch(0, 0)) / batches
+    slices = log_trainer(mixers[0], "padded", length, settings, store).slices
+    batches = len(slices)
+    tokens = slices.tokens / batches
+    rows = sum(len(batch.items) for batch in slices.epoch(0, 0)) / batches
     cases = []
     for (mixer, layout), found in steps.measure(builds, settings).items():
         case: Case = {"log": log, "mixer": mixer, "layout": layout, "length": length, "tokens": tokens} | found
@@ -127,12 +128,12 @@ def measure(log: str, store: Path, mixers: tuple[str, ...], length: int, setting
 def log_trainer(mixer: str, layout: str, length: int, settings: LogStepSettings, store: Path) -> Trainer:
     trainer = settings.trainer(mixer, length, settings.batch_size, SequenceStore.load(store))
     if layout == "padded":
-        trainer.windows = PaddedWindows(trainer.store, trainer.split, length, settings.batch_size)
+        trainer.slices = PaddedSlices(trainer.store, trainer.split, length, settings.batch_size)
     return trainer
 
 
-class PaddedWindows(TrainingWindows):
-    """The same windows, each batch filled up to its longest."""
+class PaddedSlices(TrainingSlices):
+    """The same slices, each batch padded to its longest."""
 
     def epoch(self, seed: int, epoch: int, skip: int = 0) -> Iterator[Batch]:
         for batch in super().epoch(seed, epoch, skip):
@@ -140,7 +141,7 @@ class PaddedWindows(TrainingWindows):
 
 
 def padded(batch: Batch) -> Batch:
-    """Every sequence right-padded to the longest with item 0 and time 0; padding is predicted like any event."""
+    """Every sequence right-padded to the longest, with item 0 and time 0; padding is predicted like any event."""
     packing = batch.packing
 
     def fill(values: torch.Tensor | None) -> torch.Tensor | None:
@@ -173,11 +174,11 @@ def show(log: str, length: int, cases: list[Case]) -> None:
         if (case["log"], case["length"]) == (log, length)
     ]
     columns = ("mixer", "layout", "ms", "tokens/s", "s/epoch", "peak MiB", "error")
-    show_table(f"{log}, windows of at most {length} events", columns, rows)
+    show_table(f"{log}, slices of at most {length} events", columns, rows)
 
 
 def plot(title: str, cases: list[Case], path: Path) -> None:
-    """Events a second of each mixer by log and length, packed filled and padded hollow."""
+    """Plots events per second of each mixer by log and length, packed as filled bars and padded as outlines."""
     timed = [case for case in cases if "ms" in case]
     groups = list(dict.fromkeys((case["log"], case["length"]) for case in timed))
     figure, axes = plots.new_figure(max(1, len(groups)))

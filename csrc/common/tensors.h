@@ -1,4 +1,4 @@
-// What the registrations of every device do with tensors, by torch's stable ABI.
+// Helpers for tensors in torch's stable ABI, which the registrations of every device share.
 #pragma once
 
 #include <torch/csrc/stable/library.h>
@@ -35,7 +35,7 @@ inline Tensor unit_stride(const Tensor& t) {
 }
 inline MaybeTensor unit_stride(const MaybeTensor& t) { return t ? MaybeTensor(unit_stride(*t)) : t; }
 
-// torch's own `contiguous` takes as long as an addition to do nothing.
+// torch's own `contiguous` takes as long as an addition, even where it has nothing to do.
 inline Tensor dense(const Tensor& t) { return t.is_contiguous() ? t : torch::stable::contiguous(t); }
 
 inline Rows rows_of(const Tensor& t) {

@@ -1,4 +1,4 @@
-// What crosses from the torch side to every device's kernels: plain types, no torch.
+// Plain types, without torch, that the torch side passes to every device's kernels.
 #pragma once
 #include <cstdint>
 

@@ -1,4 +1,5 @@
-// What crosses from the torch side to the kernels: plain structs, no torch and no instruction set.
+// The arguments that the torch side passes to the kernels: plain structs that need neither torch nor an instruction
+// set.
 #pragma once
 #include <cstdint>
 
@@ -11,17 +12,17 @@ struct Sequence {
   int64_t batch, start, length;
 };
 
-// One level of the block low-rank form. Chunks of `chunk` rows, `fan` of them in a parent (the whole sequence is the
-// parent at the top level), `rank` local polynomials a chunk; a block keeps its entries (r, s) with r + s < degree and
-// is built from filter values at `nodes` lags. Chunk pairs I - J = k are handled here for k in [1, near_pairs] inside
-// one parent and, where the filter ends inside the sequence, for the `far_pairs` lags from far_first on that no higher
-// level covers.
+// One level of the block low-rank form (docs/algorithm.md). A chunk has `chunk` rows and `rank` local polynomials;
+// `fan` chunks make a parent (at the top level the whole sequence is the parent). A block keeps its entries (r, s) with
+// r + s < degree and is built from filter values at `nodes` lags. This level handles pairs of chunks I, J at distance
+// k = I - J: inside one parent for k in [1, near_pairs] and, where the filter ends inside the sequence, the `far_pairs`
+// distances from far_first on, which no higher level covers.
 struct Level {
   int64_t chunk, fan, rank, degree, nodes, near_pairs, far_first, far_pairs;
-  int64_t sample_row;     // first row of `samples` of this level: (near_pairs + far_pairs) x nodes filter values
+  int64_t sample_row;     // where this level's samples begin: (near_pairs + far_pairs) x nodes filter values
   const void* moments;    // folded basis: even polynomials, half x ceil(rank/2), then odd ones, half x floor(rank/2)
-  const void* from_nodes; // entries x (nodes + 1) / 2: kept entries of the block, even r + s first, from sums
-                          // (odd r + s: differences) of the filter's values at mirrored nodes of a window
+  const void* from_nodes; // entries x (nodes + 1) / 2: maps filter values at mirrored nodes of a run of lags to the
+                          // block's kept entries: first their sums (even r + s), then their differences (odd r + s)
   int64_t half;           // rows of the folded basis: chunk/2 at the lowest level, fan_below * rank_below / 2 above
 };
 
@@ -36,9 +37,9 @@ struct Plan {
   int64_t near_taps;  // lags [0, near_taps) are sampled one by one
   int64_t far_lag;    // lags [far_lag, far_lag + far_taps) too: the filter's end, where it lies inside the sequence
   int64_t far_taps;   // 0: the filter outlives every sequence
-  int64_t far_row;    // row of `samples` of lag far_lag; 0 (and far_lag 0): the near taps hold every far lag
+  int64_t far_row;    // which sample is lag far_lag; 0 (and far_lag 0): the near taps hold every far lag
   int64_t num_samples;
-  const void* lags;  // (num_samples,) of the samples, in the arithmetic type
+  const void* lags;  // (num_samples,): the lag of each sample, in the arithmetic type
   int num_levels;
   Level levels[kMaxLevels];
 };
@@ -49,17 +50,17 @@ struct ConvArgs {
   int64_t num_sequences;
   int64_t channels;
   int64_t padded_length;  // rows of a batch row, whose padding is written as zeros; 0 for packed input
-  int64_t threads;        // that the work can be shared among
+  int64_t threads;        // threads that can share the work
   Dtype dtype;            // of x, gates and outputs; other values are of the arithmetic type: float32 (float64 for f64)
   Rows x, pre_gate, post_gate, out;
-  const void* filter;  // (num_samples, channels): its values at the plan's lags; with a basis (channels, terms)
-  const void* basis;   // (num_samples, terms): the filters of one coefficient at the plan's lags; or null
+  const void* filter;  // (num_samples, channels): its values at the plan's lags; with a basis: (channels, terms)
+  const void* basis;   // (num_samples, terms): each term's values at the plan's lags; or null
   int64_t terms;
   const void* rate;    // (channels,): each tap is multiplied by exp(-rate * lag), which `filter` leaves out; or null
   const void* skip;    // (channels,) or null
-  // backward only; a null output is not wanted
+  // Backward only. Outputs that are null are not computed.
   Rows grad, dx, dpre_gate, dpost_gate;
-  void* dfilter;  // as `filter`
+  void* dfilter;  // shaped as `filter`
   void* drate;    // (channels,)
   void* dskip;    // (channels,)
 };
@@ -67,8 +68,8 @@ struct ConvArgs {
 struct ShortConvArgs {
   const Sequence* sequences;
   int64_t num_sequences, channels, padded_length, width;
-  int64_t dim;  // fewer than `channels`: the first `dim` outputs multiply the last `dim`, and `out` has the products
-  bool silu;    // where nothing is multiplied
+  int64_t dim;  // below `channels`: the first `dim` outputs multiply the last `dim`, and `out` has the products
+  bool silu;    // only where no outputs are multiplied
   Dtype dtype;
   Rows x, out, grad, dx;
   Rows rest, grad_rest;  // the outputs between the two that are multiplied
@@ -78,20 +79,20 @@ struct ShortConvArgs {
   void* dbias;         // (channels,)
 };
 
-// One event more of each sequence; rows of x, gates and out are one a sequence.
+// The streaming step: one more event of each sequence. x, gates and out have one row per sequence.
 struct StepArgs {
   int64_t num_sequences, channels, slots;
   Dtype dtype;  // of x, gates and out
   Rows x, pre_gate, post_gate, out;
   Rows history;          // (num_sequences, slots, channels), arithmetic type: rings, read and written
   const void* taps;      // (slots + 1, channels), arithmetic type, the largest lag first
-  const int64_t* steps;  // rows each ring has taken since its oldest row stood first
+  const int64_t* steps;  // rows that each ring has taken since its oldest row was in slot 0
 };
 
 // One level of a compact state, as hyenarec_kernels/nn/compact.py describes it; tables are those of one filter.
 struct CompactPart {
   void* data;
-  int64_t stride;  // elements between sequences; those of one lie side by side
+  int64_t stride;  // elements between sequences; those of one sequence are contiguous
 };
 struct CompactLevel {
   int64_t chunk, rank, slots;
@@ -99,21 +100,21 @@ struct CompactLevel {
   const void* enter;   // (chunk, channels)
   const void* leave;   // (chunk, channels)
   const void* blocks;  // (slots, rank, rank, channels)
-  CompactPart sums, incoming;  // (rank, channels) a sequence; of levels above the lowest
-  CompactPart moments;         // (slots, rank, channels) a sequence
+  CompactPart sums, incoming;  // (rank, channels) per sequence; of levels above the lowest
+  CompactPart moments;         // (slots, rank, channels) per sequence
 };
 
-// One event more of each sequence, through one filter, whose present rows are a page: with a compact state's levels the
-// page of its lowest chunk, without levels one of a ring of pages of the inputs themselves. What has no dtype named is of
-// the arithmetic type.
+// The streaming step through one filter, with a state in pages. With levels (a compact state), the page is the lowest
+// chunk that is being filled; without levels, the inputs themselves are kept in a ring of pages. Everything without a
+// named dtype is of the arithmetic type.
 struct CompactArgs {
   using Part = CompactPart;
   int64_t num_sequences, channels;
   Dtype dtype;  // of x, gates and out
   Rows x, pre_gate, post_gate, out;
-  int64_t rows, slots;   // of a page; of all pages of a sequence, whole pages
-  CompactPart page;      // (slots, channels) a sequence
-  int64_t taps;          // with levels as many as rows; otherwise at most `slots`
+  int64_t rows, slots;   // rows of a page; rows of all pages of a sequence together
+  CompactPart page;      // (slots, channels) per sequence
+  int64_t taps;          // with levels, equal to `rows`; otherwise at most `slots`
   const void* near;      // (taps, channels), the largest lag first
   const int64_t* steps;  // events before this one
   int64_t num_levels;
@@ -124,27 +125,27 @@ struct CompactArgs {
 // What is applied to the last gate; `none` is a mixer without gates.
 enum class Gate { none, identity, sigmoid, silu };
 
-// One event more of each sequence through a whole mixer. Everything is of the arithmetic type.
+// The streaming step of a whole mixer. Everything is of the arithmetic type.
 struct MixerArgs {
   struct Matrix {
     const void* data;
     int64_t row_stride, column_stride;
   };
-  int64_t num_sequences, width, dim, gates, filters, short_width;
+  int64_t num_sequences, width, dim, num_gates, filters, short_width;
   Dtype dtype;  // float32 or float64
   Gate gate;
   Rows x, out;            // (num_sequences, width) and (num_sequences, dim)
-  Matrix w_in, w_out;     // (width, (gates + 1) dim) and (dim, dim); a row of x stands before them
-  CompactPart projected;  // (short_width - 1, (gates + 1) dim) a sequence: a ring
-  const void* short_taps; // (short_width, (gates + 1) dim), the largest lag first
-  const void* short_bias; // ((gates + 1) dim,)
+  Matrix w_in, w_out;     // (width, (num_gates + 1) dim) and (dim, dim); multiplied from the left: x @ w_in
+  CompactPart projected;  // (short_width - 1, (num_gates + 1) dim) per sequence: a ring
+  const void* short_taps; // (short_width, (num_gates + 1) dim), the largest lag first
+  const void* short_bias; // ((num_gates + 1) dim,)
   bool is_compact;
-  const StepArgs* exact;       // one a filter, of one of the two kinds; x, gates and out are the kernel's own
+  const StepArgs* exact;       // one per filter, in one of these two; the kernel itself sets x, gates and out
   const CompactArgs* compact;
-  int64_t* steps;              // events before this one, counted on
+  int64_t* steps;              // events before this one; the kernel increments it
 };
 
-// Dropout of `count` adjacent elements with probability dropped / 256, or of their GELU; with `grad`, its gradient.
+// Dropout, with probability dropped / 256, of `count` contiguous elements or of their GELU; with `grad`, its gradient.
 struct DropoutArgs {
   int64_t count;
   Dtype dtype;
@@ -178,7 +179,7 @@ struct Kernels {
 namespace avx512 { extern const Kernels kernels; }
 namespace avx2 { extern const Kernels kernels; }
 namespace portable { extern const Kernels kernels; }
-void count_scratch(int64_t bytes);  // of every allocation, negative when it is given back
+void count_scratch(int64_t bytes);  // records an allocation, or its release with a negative size
 int64_t scratch_peak();             // most bytes held at once since the last call
 
 const Kernels& kernels();  // the one for this machine, or the one HYENAREC_CPU_ISA names

@@ -1,7 +1,8 @@
-// Backward: the same pass over the time-reversed output gradient gives du. A pass over u beside one over the output
-// gradient gives the rest, segment by segment: y for the post gate, correlations of the two for the sampled taps, outer
-// products of their moments for the blocks, so no gradient of K taps exists; skip is a part of the tap at lag 0. Sums
-// over sequences are split into the call's groups and added in order: the same bits for any number of threads.
+// Backward. The same pass, over the time-reversed output gradient, gives du. Two passes side by side, over u and over
+// the output gradient, give the rest, segment by segment: y for the post-gate, correlations of the two for the sampled
+// taps, and outer products of their moments for the blocks. So no gradient of K taps exists; skip is a part of the tap
+// at lag 0. Sums over sequences are split by the call's groups and added in order: the same bits for any number of
+// threads.
 #pragma once
 #include "correlate.h"
 #include "forward.h"
@@ -35,7 +36,7 @@ struct BackwardCall : Call<A> {
 template <class A>
 struct BackwardPasses {
   Pass<A> u, dy;
-  Vec<A>* recent;  // (tile_blocks, table_size): gradients of the tables by the latest rows
+  Vec<A>* recent;  // (tile_blocks, table_size): gradients of the tables from the latest rows
 
   void take(Arena& arena, const BackwardCall<A>& call) {
     u.take(arena, *call.args.plan, call.tile_blocks, call.longest, false);
@@ -59,7 +60,7 @@ void input_gradients(const BackwardCall<A>& call, Pass<A>& pass, const Sequence&
   });
 }
 
-// Adds the gradients of one segment's taps and of the blocks whose targets it completes.
+// Adds the gradients of one segment's taps, and of the blocks of those nodes that are complete with this segment.
 template <class A>
 void table_gradients(const Plan& plan, const Pass<A>& u, Pass<A>& dy, const Segment& segment,
                      const Tables<A>* sums) {
@@ -75,7 +76,7 @@ void table_gradients(const Plan& plan, const Pass<A>& u, Pass<A>& dy, const Segm
   int64_t end = segment.chunk + segment.chunks;
   for (int l = 0; l < plan.num_levels; ++l) {
     int64_t done = ceil_div(end, u.ratio(l)), begin = (done - 1) / kLanes * kLanes;
-    if (!segment.last && (end % u.ratio(l) || done % kLanes)) break;  // nodes go in fours
+    if (!segment.last && (end % u.ratio(l) || done % kLanes)) break;  // nodes are taken kLanes at a time
     with_count<kLanes>(done - begin, [&](auto lanes) {
       for (int64_t c = 0; c < u.reader.tile.blocks; ++c)
         correlate_nodes<A, decltype(lanes)::value>(plan.levels[l], dy.mu[l], u.mu[l], c, begin, sums[c].blocks[l]);
@@ -90,7 +91,7 @@ struct TableSums {
   Tables<A> recent[kTileBlocks];
   LongSums<A> sums[kTileBlocks];
 
-  // Collecting moves six tables through memory, so that large ones go on for longer.
+  // Collecting moves six tables through memory, so large tables are collected less often.
   TableSums(const BackwardCall<A>& call, int64_t part, int64_t t, Vec<A>* room) : blocks(call.tile(t).blocks) {
     const int64_t size = call.table_size, every = 4 * size > 4096 ? 4 * size : 4096;
     memset((void*)room, 0, blocks * size * sizeof(Vec<A>));
@@ -116,7 +117,8 @@ void output_side(const BackwardCall<A>& call, Pass<A>& u, Pass<A>& dy, const Seq
   const Tables<A>* tables = call.tables + call.first_block(t);
   u.begin(call.reader(sequence, args.x, args.pre_gate, t), tables);
   dy.begin(call.reader(sequence, args.grad, args.post_gate, t), tables, true);
-  // Blocks leave too few register tiles to spread four tensors over (32 x 1024: 2% more).
+  // With levels there are too few register tiles to spread the prefetches of four tensors over (32 x 1024: 2% more
+  // time).
   const bool asks = args.plan->num_levels == 0;
   u.each_segment([&](const Segment& segment) {
     if (asks) {
@@ -174,7 +176,7 @@ void finish_gradients(const BackwardCall<A>& call, int64_t block) {
   if (args.rate) damp<A>(*args.plan, load_channels<A>(args.rate, 0, args.channels, c0), gradient);
   if (args.dfilter) filter_gradient<A>(args, gradient, c0);
   if (!args.drate) return;
-  // d/d rate of exp(-rate lag) p(lag) is that of the filter -lag p(lag).
+  // d/d rate of exp(-rate lag) p(lag) is the filter -lag p(lag) with the same window.
   const Vec<A>* values = filter_values<A>(args, c0, gradient + samples);
   Vec<A> drate{};
   for (int64_t q = 0; q < samples; ++q) drate -= values[q] * gradient[q] * static_cast<const A*>(args.plan->lags)[q];

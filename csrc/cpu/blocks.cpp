@@ -10,8 +10,8 @@
 namespace hyenarec::cpu {
 namespace {
 
-// By the costs that plan.py measured: blocks of a filter of N terms take as long as 16 N taps, about; a lowest chunk of
-// twice the terms and more, and 4 chunks in each parent, are the fastest of these shapes or close to it.
+// From the costs that plan.py measured: the block form of a filter of N terms takes about as long as 16 N direct taps.
+// A lowest chunk of at least twice N rows and 4 chunks in each parent are the fastest of these shapes, or close to it.
 constexpr int64_t kTapsPerTerm = 16, kMostTerms = 32, kFan = 4, kMostLevels = 4;
 constexpr int64_t kEndless = INT64_MAX / 4;
 int64_t lowest_chunk(int64_t terms) { return terms <= 8 ? 32 : 64; }
@@ -26,7 +26,7 @@ struct Matrix {
   double operator()(int64_t i, int64_t j) const { return data[size_t(i * columns + j)]; }
 };
 
-double node(int64_t p, int64_t count) { return std::cos(M_PI * (double(p) + 0.5) / double(count)); }  // Chebyshev's
+double node(int64_t p, int64_t count) { return std::cos(M_PI * (double(p) + 0.5) / double(count)); }  // Chebyshev
 
 // The value at t of the polynomial that is 1 at node p of `count` and 0 at the others.
 double cardinal(int64_t p, int64_t count, double t) {
@@ -49,7 +49,7 @@ Matrix local_basis(int64_t chunk, int64_t rank) {
   Matrix q(chunk, rank);
   q.data = legendre_at(points, rank, chunk);
   for (int64_t r = 0; r < rank; ++r) {
-    for (int64_t s = 0; s < 2 * r; ++s) {  // Gram and Schmidt, twice
+    for (int64_t s = 0; s < 2 * r; ++s) {  // Gram-Schmidt, twice
       double dot = 0;
       for (int64_t i = 0; i < chunk; ++i) dot += q(i, r) * q(i, s % r);
       for (int64_t i = 0; i < chunk; ++i) q(i, r) -= dot * q(i, s % r);
@@ -61,8 +61,8 @@ Matrix local_basis(int64_t chunk, int64_t rank) {
   return q;
 }
 
-// The basis as moments read it, even polynomials first, on the front half of a chunk's rows or, with the level below's,
-// of its children's moments.
+// Appends Level::moments: the basis, even polynomials first, on the front half of a chunk's rows or, where `below` is
+// the basis of the level below, on the moments of the front half of its children.
 void append_moments(std::vector<double>& out, const Matrix& basis, const Matrix* below) {
   Matrix rows(below ? kFan / 2 * below->columns : basis.rows / 2, basis.columns);
   for (int64_t i = 0; i < rows.rows; ++i)
@@ -79,11 +79,12 @@ void append_moments(std::vector<double>& out, const Matrix& basis, const Matrix*
       for (int64_t r = parity; r < rows.columns; r += 2) out.push_back(rows(i, r));
 }
 
-// From sums (entries (r, s) with even r + s, first) and differences (odd) of a window's values at mirrored nodes to the
-// entries r <= s of its block, in the order of EntryPlaces (tables.h).
+// Appends Level::from_nodes: the map from filter values at mirrored nodes of a run of lags to the entries r <= s of its
+// block, in the order of EntryPlaces (tables.h). Sums of values give the entries with even r + s, which come first, and
+// differences those with odd r + s.
 void append_from_nodes(std::vector<double>& out, const Matrix& basis) {
   const int64_t chunk = basis.rows, count = basis.columns;
-  Matrix to_basis(count, count);  // values at the nodes of a chunk to its local polynomials
+  Matrix to_basis(count, count);  // maps values at a chunk's nodes to coefficients of its local polynomials
   for (int64_t a = 0; a < count; ++a)
     for (int64_t i = 0; i < chunk; ++i) {
       const double value = cardinal(a, count, place(i, chunk));
@@ -118,7 +119,7 @@ void add_levels(Plan& plan, int64_t rank, std::vector<int64_t> chunks) {
     level = {chunk, 0, rank, rank, rank, reach, reach + 1, 0, 0, nullptr, nullptr, chunk / 2};
     if (l > 0) level.half = kFan / 2 * rank;
     if (l + 1 == chunks.size()) continue;
-    const int64_t covered = plan.horizon / chunks[l + 1] - 1;  // distances of parents that the levels above take
+    const int64_t covered = plan.horizon / chunks[l + 1] - 1;  // distances of parents that the levels above handle
     level.fan = kFan;
     level.near_pairs = std::min(kFan - 1, reach);
     level.far_first = covered * kFan + 1;
@@ -176,7 +177,7 @@ const BlockPlan* block_plan(const Tensor& x, int64_t terms, int64_t horizon, int
   static auto& kept = *new std::map<Key, std::unique_ptr<BlockPlan>>;  // never freed, as in legendre.cpp
   static std::mutex mutex;
   std::lock_guard<std::mutex> lock(mutex);
-  // Two plans serve every length: where no sequence outlives the filter, and where one may.
+  // Two plans serve every length: one where no sequence is longer than the filter, and one where some may be.
   const bool within = longest <= horizon;
   auto& plan = kept[{terms, horizon, within, dtype_of(x) == Dtype::f64}];
   if (!plan) plan = make(x, terms, horizon, within ? horizon : kEndless);

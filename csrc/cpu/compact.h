@@ -1,15 +1,16 @@
-// One event more of each sequence by pages (hyenarec_kernels/nn/streaming.py, compact.py): the taps over the rows of the
-// present page that have come, and what the page says of the next row. The first event of a page fills it with what all
-// events before add to its rows, so that a step in between reads and writes the page alone. With a compact state's levels
-// the full page becomes moments first (256 users with horizons of 1,024 and 64 channels: 18 rows of each user a step, where
-// sums and polynomials of every level, kept up to date event by event, took 77). Without levels it stays in a ring of
-// inputs, all of which are read once a page and not at every event.
+// The streaming step of a state in pages (hyenarec_kernels/nn/streaming.py, compact.py). An output is the sum of the
+// taps over those rows of the present page that have arrived, and of what the page holds for the new row. The first
+// event of a page fills it with what all earlier events add to its rows, so that the other steps read and write the
+// page alone. With a compact state's levels, the full page is turned into moments first (256 users with horizons of
+// 1,024 and 64 channels: 18 rows of each user per step, where sums and polynomials of every level, updated at every
+// event, took 77). Without levels, it stays in a ring of inputs, all of which are read once per page and not at every
+// event.
 #pragma once
 #include "sequences.h"
 
 namespace hyenarec::HYENAREC_ISA {
 
-// X channel blocks of one sequence from channel c0 on; the last may be partial, `valid` wide, where X is 1.
+// X channel blocks of one sequence, from channel c0 on. Where X is 1 the block may be partial, `valid` channels wide.
 template <class A, int X>
 struct CompactStep {
   const CompactArgs& args;
@@ -34,7 +35,7 @@ struct CompactStep {
   // Rows or moments of the channels at hand.
   using Some = Vec<A>[kMaxPage * X];
 
-  // out(r, x, sum) for every row of a matrix times `depth` rows of `in`.
+  // Calls out(r, x, sum) for every row of the product of a matrix and `depth` rows of `in`.
   template <class Out>
   static void times(int64_t rows, Scalars<A> matrix, int64_t depth, const Some& in, const Out& out) {
     const Vec<A>* lanes[X];
@@ -42,14 +43,15 @@ struct CompactStep {
     multiply_rows<A, X>(rows, matrix, depth, lanes, X, out);
   }
 
-  // From the inputs themselves. The present page lies where the oldest was, whose last inputs may still be needed.
+  // Fills a page from the inputs themselves. It takes the place of the oldest page, whose last inputs may still be
+  // needed.
   void begin_page(A* page) const {
-    const int64_t inputs = args.taps - 1, first = steps - inputs;  // of the page's first row
+    const int64_t inputs = args.taps - 1, first = steps - inputs;  // what the page's first row needs
     const A *ring = own(args.page), *taps = shared(args.near);
     for (int x = 0; x < X; ++x) {
       Vec<A> far[kRingPage] = {};
       int64_t t = first < 0 ? -first : 0, slot = (first + t) % args.slots;
-      auto add = [&](auto rows) __attribute__((always_inline)) {  // of input t to as many rows
+      auto add = [&](auto rows) __attribute__((always_inline)) {  // adds input t to that many rows
         const Vec<A> u = load(ring + slot * channels, x);
         repeat<decltype(rows)::value>([&](auto i) __attribute__((always_inline)) {
           far[decltype(i)::value] += load(taps + (t - decltype(i)::value) * channels, x) * u;
@@ -62,7 +64,7 @@ struct CompactStep {
     }
   }
 
-  // From moments.
+  // Fills a page from moments.
   void begin_chunk(A* page) const {
     const int64_t rows = args.rows;
     Some far, entering, found;
@@ -93,8 +95,9 @@ struct CompactStep {
       for (int x = 0; x < X; ++x) store(page + i * channels, far[i * X + x], x);
   }
 
-  // Files the moments `found` of a chunk that has ended, and puts in their place what all finished ones add to the next.
-  template <class M>  // moments of finished chunks are M
+  // Stores the moments `found` of a chunk that has ended, and replaces them by what all finished chunks add to the
+  // next.
+  template <class M>  // M: the type of finished chunks' moments
   void file(int64_t l, Some& found) const {
     const CompactLevel& level = args.levels[l];
     const int64_t rank = level.rank, slots = level.slots, finished = steps / level.chunk - 1;
@@ -103,14 +106,14 @@ struct CompactStep {
     M* filed = moments + finished % slots * rank * channels;
     for (int64_t r = 0; r < rank; ++r)
       for (int x = 0; x < X; ++x) store(filed + r * channels, found[r * X + x], x);
-    // What lies before the parent is the levels' above; the top level reaches as far as its slots.
+    // Chunks before the parent are handled by the levels above; the top level reaches back as far as its slots.
     const int64_t inside = top ? finished + 1 : steps % args.levels[l + 1].chunk / level.chunk;
     const int64_t distances = inside < slots ? inside : slots;
     if (!top && inside == 0)
       for (int64_t row = 0; row < slots * rank; ++row)
         for (int x = 0; x < X; ++x) store(moments + row * channels, Vec<A>{}, x);
     for (int64_t r = 0; r < rank; ++r) {
-      Vec<A> sum[2][X] = {};  // of even and odd moments: X sums alone would wait for each other
+      Vec<A> sum[2][X] = {};  // of even and odd moments: with X sums alone, additions would wait for each other
       for (int64_t d = 0; d < distances; ++d) {
         const A* block = shared(level.blocks) + (d * rank + r) * rank * channels;
         const M* from = moments + (finished - d) % slots * rank * channels;
@@ -133,7 +136,7 @@ struct CompactStep {
     const int64_t row = steps % args.rows;
     A* page = own(args.page) + (steps - row) % args.slots * channels;
     if (row == 0 && steps > 0) args.num_levels ? begin_chunk(page) : begin_page(page);
-    const A* taps = shared(args.near) + (args.taps - 1 - row) * channels;  // of the page's first row
+    const A* taps = shared(args.near) + (args.taps - 1 - row) * channels;  // the tap for the page's first row
     Vec<A> u[X], y[2][X] = {};
     for (int x = 0; x < X; ++x) io.load(&u[x], 0, block(args.x, x), block(args.pre_gate, x), 1, {1, valid});
     auto add = [&](Vec<A>* into, int64_t t) __attribute__((always_inline)) {
@@ -154,7 +157,7 @@ struct CompactStep {
 
 template <class A>
 void compact(const CompactArgs& args, ParallelFor parallel) {
-  const int64_t values = args.taps;  // at most, of a channel
+  const int64_t values = args.taps;  // read per channel, at most
   each_channel_group<A>(args.num_sequences, args.channels, values, parallel,
                         [&args](auto count, int64_t sequence, int64_t c0, int64_t valid) {
                           CompactStep<A, decltype(count)::value>(args, sequence, c0, valid).run();

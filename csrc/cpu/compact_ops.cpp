@@ -1,4 +1,4 @@
-// The step of a compact state as a function of tensors.
+// The streaming step of a compact state, as a function of tensors.
 #include "ops.h"
 #include "state_tensors.h"
 

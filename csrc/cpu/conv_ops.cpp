@@ -1,4 +1,4 @@
-// The long convolution of tensors: its gradients, its last rows and its steps.
+// The long convolution of tensors: forward, gradients, last rows and streaming steps.
 #include "ops.h"
 
 namespace hyenarec::cpu {
@@ -8,7 +8,7 @@ struct Inputs {
   Tensor x;
   MaybeTensor pre_gate, post_gate;
   std::vector<Sequence> sequences;
-  std::vector<int64_t> outputs;  // their sizes
+  std::vector<int64_t> outputs;  // sizes of the outputs
   Plan plan;
   ConvArgs args{};
 
@@ -65,7 +65,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> gradients(
   return {dx, dfilter, dskip, dpre, dpost};
 }
 
-// A plan for the forms that use every tap, lag 0 first.
+// A plan for conv_last and its backward, which use every tap, lag 0 first.
 Plan plan_of_taps(int64_t taps) {
   Plan plan{};
   plan.length = INT64_MAX;

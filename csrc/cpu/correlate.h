@@ -25,8 +25,8 @@ HYENAREC_INLINE void correlate_near(Vec<A>* dtap, int64_t lags, const Vec<A>* dy
   }
 }
 
-// dtap[horizon - 1 - back] += sum over t of dy[t] history[t + back]: the far end, where history row 0 lies a horizon
-// less one before the chunk. kTapRows readable vectors of zeros or earlier rows come before the history.
+// dtap[horizon - 1 - back] += sum over t of dy[t] history[t + back], for the filter's far end. History row 0 lies
+// horizon - 1 rows before the chunk; kTapRows readable vectors, zeros or earlier rows, come before it.
 template <class A>
 void correlate_far(Vec<A>* dtap, int64_t horizon, int64_t history_rows, const Vec<A>* dy, const Vec<A>* history,
                    int64_t rows) {
@@ -44,7 +44,7 @@ void correlate_far(Vec<A>* dtap, int64_t horizon, int64_t history_rows, const Ve
   }
 }
 
-// block(r, s) += sum over pairs of target[n][r] source[n][s].
+// block(r, s) += sum over n of target[n][r] source[n][s].
 template <class A, int N>
 HYENAREC_SHARED void outer_products(const Level& level, const Vec<A>* const (&target)[N],
                                     const Vec<A>* const (&source)[N], Vec<A>* block) {
@@ -71,7 +71,7 @@ HYENAREC_SHARED void outer_products(const Level& level, const Vec<A>* const (&ta
   });
 }
 
-// Gradients of a level's blocks from X neighbouring nodes of the output gradient, the first at `index`.
+// Adds to the gradients of a level's blocks what X neighbouring nodes of the output gradient give, from `index` on.
 template <class A, int X>
 void correlate_nodes(const Level& level, const Moments<A>& dy, const Moments<A>& u, int64_t block, int64_t index,
                      Vec<A>* dblocks) {
@@ -100,7 +100,7 @@ void correlate_nodes(const Level& level, const Moments<A>& dy, const Moments<A>&
   }
 }
 
-// Back from tables to the filter's values at the plan's lags, the transpose of build_tables.
+// From the gradients of the tables to those of the filter's values at the plan's lags: the transpose of build_tables.
 template <class A>
 void values_gradient(const Plan& plan, const Tables<A>& tables, Vec<A>* values) {
   for (int64_t i = 0; i < plan.near_taps; ++i) values[i] = tables.near[i];
@@ -128,13 +128,13 @@ void values_gradient(const Plan& plan, const Tables<A>& tables, Vec<A>* values) 
       Vec<A>*first = values + level.sample_row + k * level.nodes, *last = first + level.nodes - 1;
       for (int64_t p = 0; p < half; ++p) {
         first[p] = sums[p] + differences[p], last[-p] = sums[p] - differences[p];
-        if (2 * p + 1 == level.nodes) first[p] = sums[p] + sums[p];  // its own mirror image: two halves
+        if (2 * p + 1 == level.nodes) first[p] = sums[p] + sums[p];  // the middle node mirrors itself: two halves
       }
     }
   }
 }
 
-// From the gradient of the filter's values to args.dfilter, the transpose of filter_values.
+// From the gradient of the filter's values to args.dfilter: the transpose of filter_values.
 template <class A>
 void filter_gradient(const ConvArgs& args, const Vec<A>* values, int64_t c0) {
   int64_t valid = args.channels - c0 < kWidth<A> ? args.channels - c0 : kWidth<A>;

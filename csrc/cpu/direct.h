@@ -1,8 +1,8 @@
-// The direct part: taps sampled one by one, applied inside a chunk (lags below the chunk's start) and, where the filter
-// ends inside the sequence, to the rows around its far end. A tile of kTapRows outputs stays in registers, so do the
-// kTapRows taps that one row of u meets: the next row of u meets the same taps moved by one, so that each multiply-add
-// costs a fraction 2 / kTapRows of a load. (AVX-512, chunks of 32 in the first-level cache: 82e9 multiply-adds a second
-// of the core's 100e9.)
+// The direct part: taps that are sampled one by one, applied inside a chunk and, where the filter ends inside the
+// sequence, to the rows around its far end. A tile of kTapRows outputs stays in registers, and so do the kTapRows taps
+// that one row of u meets. The next row of u meets the same taps shifted by one, so each multiply-add needs only 2 /
+// kTapRows of a load. (AVX-512, chunks of 32 in the first-level cache: 82e9 multiply-adds a second of the core's
+// 100e9.)
 #pragma once
 #include "micro.h"
 
@@ -11,26 +11,26 @@ namespace hyenarec::HYENAREC_ISA {
 // sum[r] += over s < steps, a multiple of R, of taps[Step * (r - s)] * u[s].
 template <int Step, class A, int R>
 HYENAREC_INLINE void slide(Vec<A> (&sum)[R], const Vec<A>* taps, const Vec<A>* u, int64_t steps) {
-  Vec<A> window[R];  // tap of row r at step s: window[(r - s) mod R]
-  repeat<R>([&](auto r) __attribute__((always_inline)) { window[r.value] = taps[Step * r.value]; });
+  Vec<A> held[R];  // tap of row r at step s: held[(r - s) mod R]
+  repeat<R>([&](auto r) __attribute__((always_inline)) { held[r.value] = taps[Step * r.value]; });
   for (int64_t s = 0; s < steps; s += R)
     repeat<R>([&](auto j) __attribute__((always_inline)) {
       constexpr int J = decltype(j)::value;
       Vec<A> v = u[s + J];
-      repeat<R>([&](auto r) __attribute__((always_inline)) { sum[r.value] += window[(r.value - J + R) % R] * v; });
-      window[R - 1 - J] = taps[Step * -(s + J + 1)];
+      repeat<R>([&](auto r) __attribute__((always_inline)) { sum[r.value] += held[(r.value - J + R) % R] * v; });
+      held[R - 1 - J] = taps[Step * -(s + J + 1)];
     });
 }
 
 // sum[r] += over s <= r of taps[Step * (r - s)] * u[s].
 template <int Step, class A, int R>
 HYENAREC_INLINE void slide_triangle(Vec<A> (&sum)[R], const Vec<A>* taps, const Vec<A>* u) {
-  Vec<A> window[R];
-  repeat<R>([&](auto r) __attribute__((always_inline)) { window[r.value] = taps[Step * r.value]; });
+  Vec<A> held[R];
+  repeat<R>([&](auto r) __attribute__((always_inline)) { held[r.value] = taps[Step * r.value]; });
   repeat<R>([&](auto j) __attribute__((always_inline)) {
     constexpr int J = decltype(j)::value;
     Vec<A> v = u[J];
-    repeat<R - J>([&](auto lag) __attribute__((always_inline)) { sum[lag.value + J] += window[lag.value] * v; });
+    repeat<R - J>([&](auto lag) __attribute__((always_inline)) { sum[lag.value + J] += held[lag.value] * v; });
   });
 }
 
@@ -40,14 +40,15 @@ struct Taps {
   int64_t near_taps;
   const Vec<A>* far;  // indexed by lag; kTapPad zero vectors follow lag horizon - 1
   int64_t horizon;
-  const Vec<A>* window;  // what multiplies `rest`, a vector a row; or null
+  const Vec<A>* window;  // multiplies `rest`, one vector per row; or null
 };
 
-// put(t, y), y rows t to t + kTapRows - 1 of a tile: y[t] = rest[t] (absent: 0) + the sum over the lags below near_taps
-// of taps.near[lag] * u[t - lag] inside the chunk, and with a history (rows from -(horizon - 1) of the chunk, kTapRows
-// readable vectors before it) over the far lags. Rows are rounded up to whole tiles and go downwards, so that y may be
-// put in the place of u. put() takes its rows at constant indices, or they do not stay in registers. each_tile() is
-// called before every tile.
+// Calls put(t, y) for every tile, with y its rows t to t + kTapRows - 1. y[t] = rest[t] (0 if absent; scaled by
+// taps.window) + the sum of taps.near[lag] * u[t - lag] inside the chunk over the lags below near_taps, and with a
+// history the same sum of taps.far over the far lags. `history` begins horizon - 1 rows before the chunk, and kTapRows
+// readable vectors lie before it. Rows are rounded up to whole tiles; the last tile comes first, so that y may
+// overwrite u. put() must index its rows by constants, or they do not stay in registers. each_tile() is called before
+// every tile.
 template <class A, class EachTile, class Put>
 HYENAREC_INLINE void direct(const Taps<A>& taps, const Vec<A>* u, const Vec<A>* history, int64_t history_rows,
                             const Vec<A>* rest, int64_t rows, const EachTile& each_tile, const Put& put) {

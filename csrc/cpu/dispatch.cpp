@@ -1,4 +1,4 @@
-// The best instruction set this machine has, or the one HYENAREC_CPU_ISA names.
+// Chooses the best instruction set that this machine has, or the one that HYENAREC_CPU_ISA names.
 #include <atomic>
 #include <cstdlib>
 #include <stdexcept>

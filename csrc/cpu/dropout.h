@@ -1,8 +1,8 @@
 // Dropout, of values or of their GELU, whose mask is computed from a seed wherever it is needed and never stored.
 //
-// Elements go in groups of 256, as bytes do: byte b of word w that Philox 4x32-10 (Salmon et al. 2011, "Parallel random
-// numbers: as easy as 1, 2, 3") gives for the counter (16 g + c, 0, 0) and the seed as its key decides element
-// 256 g + 64 w + 4 c + b.
+// Each element is decided by one random byte. Element 256 g + 64 w + 4 c + b takes byte b of word w of what Philox
+// 4x32-10 (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3") gives for the counter (16 g + c, 0, 0)
+// and the seed as key.
 #pragma once
 #include "simd.h"
 
@@ -10,8 +10,8 @@ namespace hyenarec::HYENAREC_ISA {
 
 constexpr int64_t kMaskGroup = 256, kCounters = 16;
 
-// Words (4, kCounters) of counters from `first` on, a multiple of kCounters. Arrays and plain loops, which compilers
-// make vectors of: 2^21 elements take one core 0.6 ms (AVX-512).
+// The words (4, kCounters) of the counters from `first` on, a multiple of kCounters. These are arrays and plain loops,
+// which compilers vectorise: 2^21 elements take one core 0.6 ms (AVX-512).
 inline void philox(uint32_t* __restrict words, uint64_t first, uint64_t seed) {
   alignas(64) uint32_t a[kCounters], b[kCounters], c[kCounters] = {}, d[kCounters] = {};
   for (int64_t i = 0; i < kCounters; ++i) a[i] = uint32_t(first) + uint32_t(i), b[i] = uint32_t(first >> 32);
@@ -37,7 +37,7 @@ inline void factors(A* __restrict out, int64_t group, uint64_t seed, int dropped
   for (int64_t i = 0; i < kMaskGroup; ++i) out[i] = bytes[i] < dropped ? A(0) : scale;
 }
 
-// The normal distribution function and, with it, its density.
+// The normal distribution's distribution function, `below`, and its density.
 HYENAREC_INLINE void normal(Vec<double> x, Vec<double>& below, Vec<double>& density) {
   for (int c = 0; c < kWidth<double>; ++c) {
     below[c] = 0.5 * __builtin_erfc(-0.70710678118654752440 * x[c]);
@@ -45,8 +45,8 @@ HYENAREC_INLINE void normal(Vec<double> x, Vec<double>& below, Vec<double>& dens
   }
 }
 
-// 1/2 erfc(|x| / sqrt 2) = e^(-x^2 / 2) (t times a polynomial in t), t = 1 / (1 + p |x|): within 1e-7 (Abramowitz and
-// Stegun 1964, 7.1.26, its 1.5e-7 of erf halved).
+// The tail 1/2 erfc(|x| / sqrt 2) is e^(-x^2 / 2) (t times a polynomial in t), t = 1 / (1 + p |x|): within 1e-7
+// (Abramowitz and Stegun 1964, 7.1.26, its 1.5e-7 of erf halved).
 HYENAREC_INLINE void normal(Vec<float> x, Vec<float>& below, Vec<float>& density) {
   using V = Vec<float>;
   V size = x < splat(0.0f) ? -x : x, e;
@@ -79,7 +79,7 @@ void drop(const DropoutArgs& args, int64_t begin, int64_t end) {
       } else {
         y = load((grad ? grad : x) + first + i);
       }
-      // Not a product: what is dropped is 0 whatever it was, as NaN or Inf.
+      // Not a product: a dropped element is 0 even where it was NaN or Inf.
       store(out + first + i, keep > splat(A(0)) ? y * keep : splat(A(0)));
     };
     int64_t i = 0;

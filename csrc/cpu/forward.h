@@ -1,5 +1,5 @@
-// Forward: o = post_gate * (conv(pre_gate * x) + skip * pre_gate * x), one work item a group of sequences and a tile of
-// channel blocks; items are independent, so any number of threads gives the same bits.
+// Forward: o = post_gate * (conv(pre_gate * x) + skip * pre_gate * x). A work item is a group of sequences and a tile
+// of channel blocks. Items are independent, so any number of threads gives the same bits.
 #pragma once
 #include "pass.h"
 
@@ -11,7 +11,7 @@ const Io<A>& io_of(Dtype dtype) {
   else return dtype == Dtype::bf16 ? kIo<float, Bf16> : dtype == Dtype::f16 ? kIo<float, F16> : kIo<float, float>;
 }
 
-// Zeros over the rows of a batch row that are no part of the sequence, in channels [c0, c0 + channels).
+// Writes zeros to the padding of a sequence's batch row, in channels [c0, c0 + channels).
 inline void clear_padding(const ConvArgs& args, Rows tensor, const Sequence& sequence, int64_t c0, int64_t channels,
                           int64_t element) {
   if (!tensor.data || args.padded_length == 0) return;
@@ -21,8 +21,9 @@ inline void clear_padding(const ConvArgs& args, Rows tensor, const Sequence& seq
   clear_rows(at(whole, end), args.padded_length - end, channels * element);
 }
 
-// What every item of a call needs, built once: the tables of every channel block, and the division of the work. Groups
-// are consecutive sequences with about the same number of rows in all, by the shape alone; tiles are of channel blocks.
+// What all items of a call share, built once: the tables of every channel block, and the division of the work. A group
+// is consecutive sequences; all groups have about as many rows, and they depend on the lengths alone. A tile is
+// neighbouring channel blocks.
 template <class A>
 struct Call {
   static constexpr int64_t kItems = 16;
@@ -33,7 +34,7 @@ struct Call {
   Vec<A>*table_storage, *window_storage;
   Tables<A>* tables;
   int64_t* group_begin;
-  bool own_tables = false;  // each tile is one item, which builds the tables that it alone reads
+  bool own_tables = false;  // each tile is one item and builds its own tables, which no other item reads
 
   static int64_t bytes(const ConvArgs& args, int64_t blocks) {
     Arena count;
@@ -70,7 +71,7 @@ struct Call {
       if (num_groups == kItems) break;
     }
     group_begin[num_groups] = a.num_sequences;
-    tile_blocks = kTileBlocks;  // fewer where that leaves too few items: each has the same bits in any tile
+    tile_blocks = kTileBlocks;  // fewer where that leaves too few items; a block has the same bits in any tile
     while (tile_blocks > 1 && num_groups * ceil_div(channel_blocks, tile_blocks) < a.threads) tile_blocks /= 2;
     tiles = ceil_div(channel_blocks, tile_blocks);
   }
@@ -82,7 +83,7 @@ struct Call {
     int64_t channels = args.channels - first_channel(t) - (blocks - 1) * kWidth<A>;
     return {blocks, channels < kWidth<A> ? channels : kWidth<A>};
   }
-  // Tables, in a pass of their own where several items share them.
+  // Builds the tables in a pass of their own where several items share them; otherwise enter() builds them.
   void build(ParallelFor parallel, int64_t parts) {
     own_tables = parts == 1;
     if (own_tables) return;
@@ -123,7 +124,8 @@ struct Call {
     Block first = block(sequence, a, t, reversed), second = block(sequence, b, t, reversed);
     return {&io_of<A>(args.dtype), first, second, sequence.length, tile(t)};
   }
-  // The next segment in these tensors, of the same sequence (one of args.sequences) or the one after it.
+  // What to prefetch: the rows of these tensors that the next segment reads. It belongs to the same sequence (one of
+  // args.sequences) or to the one after it.
   Ahead ahead(const Sequence* sequence, const Segment& segment, const Pass<A>& pass, int64_t t,
               const Rows (&tensors)[Ahead::kTensors]) const {
     int64_t from = segment.last ? 0 : segment.from + segment.rows;
@@ -149,8 +151,9 @@ template <class A>
 void forward_sequence(const Call<A>& call, Pass<A>& pass, const Sequence& sequence, int64_t t) {
   const ConvArgs& args = call.args;
   Block out = call.block(sequence, args.out, t), gate = call.block(sequence, args.post_gate, t);
-  // Whole cache lines leave while the next tile is computed (two cores: 128 x 200 to 8 x 4096 take 5 to 17%
-  // less, with gates 1 to 4%); within the caches a factor makes it slower, and gradients lose 4% at 32 x 1024.
+  // Where tiles are whole cache lines, each is stored at once and leaves while the next is computed (two cores: 128 x
+  // 200 to 8 x 4096 take 5 to 17% less, with gates 1 to 4%). Within the caches this is slower with a gate, so it is
+  // left out there; gradients, which would lose 4% at 32 x 1024, do not do it.
   const bool streams = call.streams(), by_tile = call.whole_lines(out, t) && (streams || !gate.data);
   pass.begin(call.reader(sequence, args.x, args.pre_gate, t), call.tables + call.first_block(t));
   pass.each_segment([&](const Segment& segment) {

@@ -1,6 +1,6 @@
-// What the ops of this device do with their tensors: sequences from starts and ends, and values checked for their number
-// and type. Python checks arguments when it calls an operator or exports a program; what is checked here and by the ops
-// is what would otherwise read out of bounds.
+// How the CPU's ops read their tensors: sequences from starts and ends, and values whose number and type are checked.
+// Python checks arguments when it calls an operator or exports a program; the checks here and in the ops only prevent
+// reads out of bounds.
 #pragma once
 #include "../common/tensors.h"
 #include "args.h"
@@ -15,7 +15,7 @@ inline void parallel(int64_t count, Body body, void* context) {
 
 inline ScalarType arithmetic(Dtype dtype) { return dtype == Dtype::f64 ? ScalarType::Double : ScalarType::Float; }
 
-// `t` in the arithmetic type beside x, contiguous.
+// `t`, contiguous, in the arithmetic type of x: float64 where x is float64, float32 otherwise.
 inline Tensor in_arithmetic(const Tensor& t, const Tensor& x) {
   const ScalarType type = arithmetic(dtype_of(x));
   return torch::stable::contiguous(t.scalar_type() == type ? t : torch::stable::to(t, type));
@@ -24,7 +24,7 @@ inline MaybeTensor in_arithmetic(const MaybeTensor& t, const Tensor& x) {
   return t ? MaybeTensor(in_arithmetic(*t, x)) : t;
 }
 
-// These values in the arithmetic type beside x.
+// These values in the arithmetic type of x.
 inline Tensor tensor_of(const Tensor& x, const std::vector<double>& values, const std::vector<int64_t>& sizes) {
   Tensor out = empty(x, sizes, arithmetic(dtype_of(x)));
   if (out.scalar_type() == ScalarType::Double)
@@ -40,14 +40,14 @@ inline const void* values(const Tensor& t, Dtype dtype, int64_t count, const cha
   return t.data_ptr();
 }
 
-// A gate or gradient beside `x`, of these sizes: kernels read it by the sizes of x.
+// Checks a gate or gradient that goes with `x` and has these sizes: kernels read it by the sizes of x.
 inline MaybeTensor beside(const Tensor& x, const MaybeTensor& t, const std::vector<int64_t>& sizes, const char* name) {
   STD_TORCH_CHECK(!t || (sizes_of(*t) == sizes && t->scalar_type() == x.scalar_type()), name,
                   ": expected the dtype of x and one value for each value of the output");
   return unit_stride(t);
 }
 
-// `starts` or `ends`: reads one value a sequence.
+// `starts` or `ends`: one value per sequence.
 class Index {
  public:
   Index(const MaybeTensor& t, int64_t count, const char* name) {
@@ -68,8 +68,9 @@ class Index {
   int64_t stride_ = 0;
 };
 
-// Sequences by starts and ends: positions in their batch row (padded), or rows of x, which they cover in order (packed).
-// Refuses what the operators' own checks refuse, which compiled and exported programs may come without.
+// The sequences between starts and ends: positions in their batch row (padded), or rows of x, which they must cover in
+// order (packed). Refuses what the operators' own checks in Python refuse, since compiled and exported programs may
+// come without those.
 inline std::vector<Sequence> sequences_of(const Tensor& x, const MaybeTensor& starts, const MaybeTensor& ends) {
   STD_TORCH_CHECK(x.dim() == 2 || x.dim() == 3, "x: expected padded (B, L, D) or packed (T, D)");
   const bool packed = x.dim() == 2;

@@ -1,4 +1,4 @@
-// Between rows of a tensor in memory and contiguous vectors of one channel block in arithmetic type.
+// Loads rows of a tensor as contiguous vectors of one channel block, in the arithmetic type, and stores them.
 #pragma once
 #include "micro.h"
 
@@ -12,7 +12,7 @@ struct Block {
 
 HYENAREC_INLINE Block at(Block block, int64_t i) { return {block.data + i * block.stride, block.stride}; }
 
-// Vector c of the rows of a block of elements of the arithmetic type.
+// Vector c of each row of a block whose elements are of the arithmetic type.
 template <class A>
 HYENAREC_INLINE Block channel_block(Block block, int64_t c) {
   return {block.data + c * int64_t(sizeof(Vec<A>)), block.stride};
@@ -32,10 +32,11 @@ struct Tile {
 };
 constexpr int64_t kTileBlocks = 4;
 
-// Rows of up to three tensors that the next segment reads: every register tile that multiplies taps asks for a few, so
-// that they come meanwhile (two cores, medians: forward 5 to 7% less at 128 x 50 to 32 x 1024, with gates 6 to 13%,
-// gradients 5 to 8% at 128 x 200). Row by row: with one line of every row at a time, gates took 10% longer than without
-// asking. Inlined by force: gcc takes a function that only asks for one without effect, and drops its calls.
+// Prefetches the rows of up to three tensors that the next segment reads. Every register tile of the direct part asks
+// for a few, so that they arrive meanwhile (two cores, medians: forward 5 to 7% less at 128 x 50 to 32 x 1024, with
+// gates 6 to 13%, gradients 5 to 8% at 128 x 200). It goes row by row: asking for one line of every row at a time made
+// gates 10% slower than no prefetching. It is inlined by force, because gcc takes a function that only prefetches for
+// one without effect and drops its calls.
 struct Ahead {
   static constexpr int kTensors = 3, kLine = 64;
   Block blocks[kTensors] = {};
@@ -50,9 +51,9 @@ struct Ahead {
   }
 };
 
-// Outputs larger than the cores' own caches go past them, which saves reading each line before it is written.
-// (32 x 1024 after other work: forward 1.7 ms instead of 2.1, gradients 5.3 instead of 6.6; with the matrix product
-// that follows in a model 5 to 9% less; 1.6 MB, the smallest measured, lost 10% there.)
+// Outputs larger than the cores' own caches are stored past the caches, which saves reading each line before it is
+// written. (32 x 1024 after other work: forward 1.7 ms instead of 2.1, gradients 5.3 instead of 6.6. Together with the
+// matrix product that follows in a model: 5 to 9% less; but 10% more at 1.6 MB, the smallest output measured.)
 constexpr int64_t kStreamBytes = 4 << 20;
 
 template <class A>

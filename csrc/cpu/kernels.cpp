@@ -1,5 +1,5 @@
-// The kernels of one instruction set. setup.py compiles this file once a set, with the set's compiler flags and its name
-// as HYENAREC_ISA.
+// The kernels of one instruction set. setup.py compiles this file once for each set, with the set's compiler flags and
+// with HYENAREC_ISA defined as its name.
 #include "backward.h"
 #include "compact.h"
 #include "dropout.h"

@@ -1,4 +1,4 @@
-// Only the last row of each sequence, and its gradients: horizon multiply-adds a channel.
+// The output at the last row of each sequence only, and its gradients: `horizon` multiply-adds per channel.
 #pragma once
 #include "forward.h"
 #include "sums.h"
@@ -38,7 +38,7 @@ void last_rows(const ConvArgs& args, ParallelFor parallel) {
       int64_t valid = args.channels - c0 < kWidth<A> ? args.channels - c0 : kWidth<A>;
       const Sequence& sequence = args.sequences[s];
       int64_t reach = sequence.length < args.plan->num_samples ? sequence.length : args.plan->num_samples;
-      const Vec<A>* newest = c.taps(item % c.blocks) + sequence.length - 1;  // less the row: that row's tap
+      const Vec<A>* newest = c.taps(item % c.blocks) + sequence.length - 1;  // minus a row's index: the tap of that row
       Block x = sequence_block(args.x, sequence, c0, io.element_size);
       Block gate = sequence_block(args.pre_gate, sequence, c0, io.element_size);
       Vec<A> y{};
@@ -59,7 +59,8 @@ void last_rows(const ConvArgs& args, ParallelFor parallel) {
   parallel(args.num_sequences * context.blocks, body, &context);
 }
 
-// Gradients of last_rows, one channel block after another: `dfilter` and `dskip` add up over the sequences in order.
+// Gradients of last_rows. Each item is a channel block, for which `dfilter` and `dskip` add up over the sequences in
+// order.
 template <class A>
 void last_rows_backward(const ConvArgs& args, ParallelFor parallel) {
   auto body = [](void* context, int64_t begin, int64_t end) {

@@ -38,7 +38,7 @@ std::vector<double> legendre_at(const std::vector<double>& lags, int64_t terms, 
 
 Tensor legendre_at_taps(const Tensor& x, int64_t terms, int64_t horizon, int64_t taps) {
   using Key = std::tuple<int64_t, int64_t, bool>;
-  static auto& kept = *new std::map<Key, Tensor>;  // never freed: torch may be gone when statics are
+  static auto& kept = *new std::map<Key, Tensor>;  // never freed: torch may be gone when statics are destroyed
   static std::mutex mutex;
   const ScalarType type = arithmetic(dtype_of(x));
   std::lock_guard<std::mutex> lock(mutex);

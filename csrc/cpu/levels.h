@@ -1,10 +1,10 @@
-// The levels of the block low-rank form: moments of chunks, the blocks M^(k) between the children of one parent,
+// The levels of the block low-rank form: moments of chunks, the blocks M^(k) between the children of one parent, and
 // reconstruction.
 //
-// Every passage between a basis and its halves uses a mirror: the local basis alternates even and odd about the
-// middle, so with p = front + mirrored back and q = front - mirrored back an even moment is a sum over p alone and an
-// odd one over q alone: half the multiply-adds. A block is nearly a polynomial of low degree in i - j, so its entries
-// with large r + s are zero and left out.
+// The local basis polynomials are alternately even and odd about the middle of a chunk, and every step into or out of
+// the basis uses this: with p = front + mirrored back and q = front - mirrored back, an even moment is a sum over p
+// alone and an odd one over q alone, which halves the multiply-adds. A block is nearly a polynomial of low degree in
+// i - j, so its entries with large r + s are zero or negligible, and left out.
 #pragma once
 #include "scratch.h"
 #include "tables.h"
@@ -35,11 +35,11 @@ HYENAREC_INLINE void folded_moments(const Level& level, const Vec<A>* const (&p)
                         level.half, odd ? q : p, 1, [&](int64_t r, int x, Vec<A> v) { out[x][2 * r + odd] = v; });
 }
 
-// emit(i, x, even part, odd part) for the folded rows begin + i, i < count, of the reconstruction from nu[x].
+// Calls emit(i, x, even part, odd part) for the folded rows begin + i, i < count, of the reconstruction from nu[x].
 template <class A, int X, class Emit>
 HYENAREC_INLINE void folded_rows(const Level& level, int64_t begin, int64_t count, const Vec<A>* const (&nu)[X],
                                  const Emit& emit) {
-  constexpr int kHalfRows = kRows > 3 ? 3 : 1;  // two sums a row
+  constexpr int kHalfRows = kRows > 3 ? 3 : 1;  // two sums per row
   const Vec<A>* odd[X];
   for (int x = 0; x < X; ++x) odd[x] = nu[x] + 1;
   Scalars<A> even_rows = transposed(even_basis<A>(level)), odd_rows = transposed(odd_basis<A>(level));
@@ -57,8 +57,8 @@ HYENAREC_INLINE void folded_rows(const Level& level, int64_t begin, int64_t coun
     });
 }
 
-// The window of a chunk's rows, or of a node's children, as their moments need it: towards the end of the chunk for
-// sources, from its start for targets. Null data: no window.
+// The window factors that scale a chunk's rows, or a node's children, when their moments are taken: from the row to the
+// end of the chunk for sources, from the start of the chunk to the row for targets. Null data: no window.
 template <class A>
 struct Scale {
   const Vec<A>* data;
@@ -66,7 +66,7 @@ struct Scale {
   Vec<A> operator[](int64_t i) const { return data[i * step]; }
 };
 
-// Moments of chunks, rows to out; fold: room for 2 X half vectors.
+// Moments of X chunks, from `rows` to `out`. `fold` is scratch of 2 X half vectors.
 template <class A, int X>
 HYENAREC_INLINE void chunk_moments(const Level& level, const Vec<A>* const (&rows)[X], Scale<A> scale, Vec<A>* fold,
                                    Vec<A>* const (&out)[X]) {
@@ -84,7 +84,7 @@ HYENAREC_INLINE void chunk_moments(const Level& level, const Vec<A>* const (&row
   folded_moments<A, X>(level, p, q, out);
 }
 
-// y = what nu[x] stands for on the chunk's rows.
+// y[x] = the values of the polynomial with coefficients nu[x] on the chunk's rows.
 template <class A, int X>
 HYENAREC_INLINE void reconstruct(const Level& level, const Vec<A>* const (&nu)[X], Vec<A>* const (&y)[X]) {
   folded_rows<A, X>(level, 0, level.half, nu, [&](int64_t i, int x, Vec<A> even, Vec<A> odd) {
@@ -141,7 +141,7 @@ HYENAREC_INLINE void apply_block(Vec<A> (&sum)[R][X], const Vec<A>* tile, int64_
   }
 }
 
-// f(Int<rows>, first row, entries a row, offset in the block) for every register tile of a block.
+// Calls f(Int<rows>, first row, entries per row, offset in the block) for every register tile of a block.
 template <class F>
 HYENAREC_INLINE void each_tile(const Level& level, const F& f) {
   int64_t offset = 0;
@@ -152,8 +152,9 @@ HYENAREC_INLINE void each_tile(const Level& level, const F& f) {
   }
 }
 
-// nu[x] (=, or += when adding) the sum over k = 1, 2, ... of M^(k) times the moments k nodes before lane x. Lanes are X
-// neighbours, the first of which has `before` nodes of its parent before it; distances end at `reach`.
+// Sets nu[x] to, or when `adding` adds to it, the sum over k = 1, 2, ... of M^(k) times the moments of the node k
+// before lane x. Lanes are X neighbouring nodes; `before` nodes of their parent come before the first one. Distances k
+// end at `reach`.
 template <class A, int X>
 HYENAREC_INLINE void apply_pairs(const Level& level, const Vec<A>* blocks, int64_t before, int64_t reach,
                                  const Vec<A>* mu, Vec<A>* nu, bool adding) {
@@ -166,7 +167,7 @@ HYENAREC_INLINE void apply_pairs(const Level& level, const Vec<A>* blocks, int64
       for (int x = 0; x < X; ++x) source[x] = mu + (x - 1) * rank;
       auto next = [&]() __attribute__((always_inline)) { for (int x = 0; x < X; ++x) source[x] -= rank; };
       for (int64_t k = 1; k <= all; ++k, next()) apply_block<A, R, X, 0>(sum, tile + (k - 1) * size, width, source);
-      repeat<X - 1>([&](auto lane) __attribute__((always_inline)) {  // lanes from lane + 1 on reach further back
+      repeat<X - 1>([&](auto lane) __attribute__((always_inline)) {  // only the lanes from lane + 1 on reach this far
         int64_t k = before + 1 + lane.value;
         if (k > reach) return;
         apply_block<A, R, X, lane.value + 1>(sum, tile + (k - 1) * size, width, source);
@@ -180,7 +181,7 @@ HYENAREC_INLINE void apply_pairs(const Level& level, const Vec<A>* blocks, int64
     });
 }
 
-// Distances that the filter's end leaves to this level, for the node at `index`: [first, last].
+// The distances [first, last] at the filter's end that this level handles for the node at `index`.
 struct FarRange {
   int64_t first, last;
   FarRange(const Level& level, int64_t index) {
@@ -190,7 +191,8 @@ struct FarRange {
   }
 };
 
-// nu += the pairs in different parents that the filter's end leaves to this level (where it lies inside the sequence).
+// nu += the contributions of nodes in other parents that this level handles at the filter's end, if that lies inside
+// the sequence.
 template <class A>
 void apply_far_pairs(const Level& level, const Vec<A>* blocks, int64_t index, const Vec<A>* mu, Vec<A>* nu) {
   if (level.far_pairs == 0) return;
@@ -208,7 +210,7 @@ void apply_far_pairs(const Level& level, const Vec<A>* blocks, int64_t index, co
     });
 }
 
-// Moments of the latest nodes of one level, for a few channel blocks: what later nodes still read.
+// Moments of the latest nodes of one level, for a few channel blocks: those that later nodes still read.
 template <class A>
 struct Moments {
   Vec<A>* data;
@@ -217,7 +219,7 @@ struct Moments {
 
   Vec<A>* node(int64_t block, int64_t index) const { return data + (block * slots + index - first) * rank; }
 
-  // Room for nodes [index, index + count).
+  // Makes room for nodes [index, index + count): where there is none, moves the kept nodes to the front.
   void reserve(int64_t blocks, int64_t index, int64_t count) {
     if (index + count - first <= slots) return;
     int64_t from = index - kept > first ? index - kept : first;

@@ -10,7 +10,7 @@ struct Int {
   static constexpr int value = N;
 };
 
-// Calls f(Int<n>) for n in 1..Max.
+// Calls f(Int<n>{}), or f(Int<Max>{}) where n is larger: a count known only at run time becomes a constant.
 template <int Max, class F>
 HYENAREC_INLINE void with_count(int64_t n, const F& f) {
   if constexpr (Max == 1) {
@@ -53,7 +53,7 @@ HYENAREC_INLINE void multiply(Vec<A> (&sum)[R][X], Scalars<A> m, int64_t depth, 
   }
 }
 
-// out(r, x, sum) for every row r < rows of matrix * in, X lanes.
+// Calls out(r, x, sum) for every row r < rows and lane x < X of the product matrix * in.
 template <class A, int X, class Out>
 HYENAREC_INLINE void multiply_rows(int64_t rows, Scalars<A> m, int64_t depth, const Vec<A>* const (&in)[X],
                                    int64_t in_stride, const Out& out) {

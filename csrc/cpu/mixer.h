@@ -1,5 +1,5 @@
-// One event more of each sequence through a whole mixer: both projections, the short convolution between, gates, and the
-// steps of the long convolutions. Between them each sequence has one row of scratch: the gates, then the values.
+// The streaming step of a whole mixer: the first projection, the short convolution, the gates, the steps of the long
+// convolutions and the last projection. Between them each sequence has one row of scratch: the gates, then the values.
 #pragma once
 #include <memory>
 
@@ -10,14 +10,14 @@
 
 namespace hyenarec::HYENAREC_ISA {
 
-// A matrix by whole vectors of columns, which need not be aligned; the last ones are filled up with zeros.
+// A matrix whose rows are whole vectors of columns, which need not be aligned; the last vector is filled up with zeros.
 template <class A>
 struct WholeVectors {
   const A* data;
   int64_t rows, columns, stride;  // elements between rows
 };
 
-// As it lies where that is in whole vectors; otherwise copied, into memory that `room` takes.
+// The matrix itself where its rows are whole vectors already; otherwise a copy, in memory that `room` owns.
 template <class A>
 WholeVectors<A> whole_vectors(const MixerArgs::Matrix& m, int64_t rows, int64_t columns, std::unique_ptr<Arena>& room) {
   const A* from = static_cast<const A*>(m.data);
@@ -36,7 +36,7 @@ WholeVectors<A> whole_vectors(const MixerArgs::Matrix& m, int64_t rows, int64_t 
   return {to, rows, columns, stride};
 }
 
-// out(row, column, valid, product) for every vector of `count` rows times a matrix.
+// Calls out(row, column, valid, product) for every vector of the product of `count` rows and a matrix.
 template <class A, class Out>
 void times(const A* rows, int64_t row_stride, int64_t count, const WholeVectors<A>& matrix, const Out& out) {
   constexpr int64_t kMany = kLanes * kWidth<A>;
@@ -67,9 +67,9 @@ template <class A>
 struct MixerCall {
   static constexpr int64_t kSmall = 4096 / sizeof(A);
   const MixerArgs& args;
-  const int64_t channels = (args.gates + 1) * args.dim, values = args.gates * args.dim;
+  const int64_t channels = (args.num_gates + 1) * args.dim, values = args.num_gates * args.dim;
   std::unique_ptr<Arena> rooms[3];
-  A small[kSmall];  // of one sequence: to ask for memory takes as long as to work in it
+  A small[kSmall];  // for one sequence: allocating memory takes as long as the work in it
   A* z = small;     // (num_sequences, channels)
   WholeVectors<A> w_in, w_out;
 
@@ -91,7 +91,7 @@ struct MixerCall {
     valid == kWidth<A> ? store_full<A>(p, v) : store_some<A>(p, v, valid);
   }
 
-  // Up to the gates, for sequences [begin, end).
+  // From the input to the gates, for sequences [begin, end).
   void read(int64_t begin, int64_t end) const {
     const A* x = static_cast<const A*>(args.x.data) + begin * args.x.row_stride;
     const A *taps = static_cast<const A*>(args.short_taps), *bias = static_cast<const A*>(args.short_bias);
@@ -102,7 +102,7 @@ struct MixerCall {
       Vec<A> y = load(bias + c, valid) + projected * load(taps + slots * channels + c, valid);
       if (slots) {
         int64_t slot = args.steps[sequence] % slots;
-        if (slot < 0) slot += slots;  // as torch's remainder
+        if (slot < 0) slot += slots;  // never negative, as torch's remainder
         A* oldest = ring + slot * channels;
         for (int64_t lag = slots, at = slot; lag > 0; --lag) {
           y += load(ring + at * channels, valid) * load(taps + (slots - lag) * channels + c, valid);
@@ -114,7 +114,7 @@ struct MixerCall {
     });
     if (args.gate == Gate::sigmoid || args.gate == Gate::silu)
       for (int64_t sequence = begin; sequence < end; ++sequence) activate(z + sequence * channels + values - args.dim);
-    if (args.filters == 0 && args.gates)
+    if (args.filters == 0 && args.num_gates)
       for (int64_t sequence = begin; sequence < end; ++sequence)
         for (int64_t d = 0; d < args.dim; ++d) z[sequence * channels + values + d] *= z[sequence * channels + d];
   }
@@ -134,13 +134,13 @@ struct MixerCall {
       sigmoid<A>(out, in);
       const bool silu = args.gate == Gate::silu;
       each([&](A* p, int64_t valid, int64_t x) {
-        Vec<A> gate = in[x] == in[x] ? out[x] : in[x];  // of NaN the sigmoid is some number
+        Vec<A> gate = in[x] == in[x] ? out[x] : in[x];  // the sigmoid of NaN is some number
         store(p, silu ? in[x] * gate : gate, valid);
       });
     }
   }
 
-  // From the values on, for sequences [begin, end).
+  // From the values to the output, for sequences [begin, end).
   void write(int64_t begin, int64_t end) const {
     A* out = static_cast<A*>(args.out.data) + begin * args.out.row_stride;
     times<A>(z + begin * channels + values, channels, end - begin, w_out,
@@ -151,8 +151,8 @@ struct MixerCall {
   template <class Args>
   Args with_rows(Args step, int64_t filter) const {
     step.x = step.out = part(values);
-    if (args.gates) step.pre_gate = part(filter * args.dim);
-    if (args.gates && filter + 1 == args.filters) step.post_gate = part(values - args.dim);
+    if (args.num_gates) step.pre_gate = part(filter * args.dim);
+    if (args.num_gates && filter + 1 == args.filters) step.post_gate = part(values - args.dim);
     return step;
   }
 };

@@ -1,4 +1,4 @@
-// The step of a whole mixer as a function of tensors.
+// The streaming step of a whole mixer, as a function of tensors.
 #include "ops.h"
 #include "state_tensors.h"
 
@@ -29,7 +29,7 @@ Tensor mixer_step(const Tensor& x_, const Tensor& w_in, const Tensor& w_out, con
                   "w_out: expected (D, D) with D a divisor of the ", channels, " columns of w_in");
   for (const Tensor* w : {&w_in, &w_out})
     STD_TORCH_CHECK(w->scalar_type() == x.scalar_type(), "w_in and w_out: expected the dtype of x");
-  const int64_t dim = w_out.size(0), gates = channels / dim - 1;
+  const int64_t dim = w_out.size(0), num_gates = channels / dim - 1;
   STD_TORCH_CHECK(!memory.empty() && !tables.empty(), "memory and tables: expected page and near, then the levels'");
   const Tensor page = memory[0], near = tables[0];
   memory.erase(memory.begin()), tables.erase(tables.begin());
@@ -39,10 +39,10 @@ Tensor mixer_step(const Tensor& x_, const Tensor& w_in, const Tensor& w_out, con
   STD_TORCH_CHECK(short_taps.dim() == 2 && short_taps.size(0) > 0, "short_taps: expected (W, C) with W >= 1");
   StateTensors state(dtype);
   MixerArgs args{};
-  args.num_sequences = batch, args.width = width, args.dim = dim, args.gates = gates, args.filters = filters;
+  args.num_sequences = batch, args.width = width, args.dim = dim, args.num_gates = num_gates, args.filters = filters;
   args.short_width = short_taps.size(0), args.dtype = dtype, args.gate = gate_of(gate);
-  STD_TORCH_CHECK(args.gate == Gate::none ? gates == 0 : gates == filters + 1, "gate: ", gate, " with ", gates,
-                  " gates beside ", filters, " filters");
+  STD_TORCH_CHECK(args.gate == Gate::none ? num_gates == 0 : num_gates == filters + 1, "gate: ", gate, " with ",
+                  num_gates, " gates and ", filters, " filters");
   Tensor steps = adjacent(steps_);
   state.steps(steps, batch);
   args.steps = static_cast<int64_t*>(state.written(steps_));

@@ -10,8 +10,8 @@
 namespace hyenarec::cpu {
 namespace {
 
-// The first `count` columns of a parameter (G, n), in the arithmetic type with a row or column for each channel of x:
-// (count, D) `by_lag`, otherwise (D, count).
+// Copies the first `count` columns of a parameter (G, n), which is in the arithmetic type, to each channel of x: to
+// (count, D) `by_lag`, otherwise to (D, count).
 template <class A>
 void spread(const Tensor& parameter, int64_t shared, int64_t count, bool by_lag, A* out) {
   const int64_t groups = parameter.size(0), columns = parameter.size(1), channels = groups * shared;
@@ -42,7 +42,7 @@ Tensor lag_major(const Tensor& weight, const Tensor& x) {
   return per_channel(weight, x, weight.size(1), true, "weight");
 }
 
-// Every tap one by one, `taps` of them for sequences of up to `length` >= `taps` rows.
+// A plan that applies every tap directly: `taps` of them, for sequences of up to `length` >= `taps` rows.
 Plan direct_plan(int64_t taps, int64_t length) {
   Plan plan{};
   plan.horizon = plan.near_taps = plan.num_samples = taps;
@@ -99,7 +99,8 @@ void refuse_quantized(StableIValue*, uint64_t, uint64_t) {
 
 using torch::stable::detail::StableLibrary;
 
-// Schemas and kernels, which torch keeps as long as this lives. The schemas are those of hyenarec_kernels.
+// Schemas and kernels, which stay registered with torch as long as this object lives. The schemas are those of
+// hyenarec_kernels.
 struct Operators {
   StableLibrary schemas, kernels;
 
@@ -140,7 +141,7 @@ struct Operators {
   }
 };
 
-// Empty where another has defined the operators before: then that one serves.
+// Null where the operators are defined already; then those serve.
 std::unique_ptr<Operators> define() {
   try {
     return std::make_unique<Operators>("hyenarec");
@@ -149,13 +150,14 @@ std::unique_ptr<Operators> define() {
   }
 }
 std::unique_ptr<Operators> operators = define();
-const Operators native{"hyenarec_native"};  // which no Python takes over
+const Operators native{"hyenarec_native"};  // these Python never takes over
 
 }  // namespace
 
 void leave_operators_to_python() { operators.reset(); }
 
-// These stay. A loaded package points at torch's record of each operator, and the record lives as long as any kernel.
+// These stay registered. A loaded package points at torch's record of each operator, and the record lives as long as
+// any kernel of the operator.
 STABLE_TORCH_LIBRARY_IMPL(hyenarec, QuantizedCPU, m) {
   for (const char* name : {"long_conv", "legendre_conv", "short_conv", "gated_short_conv", "conv_step", "compact_step",
                            "mixer_step", "segments", "runs"})

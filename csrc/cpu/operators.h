@@ -1,10 +1,12 @@
-// The operators of namespace hyenarec for a program in which no Python defines them, such as one that runs a package of
-// torch.export and AOTInductor: torch.ops.load_library, or dlopen, of this library is all it needs. Forward passes alone.
+// The operators of namespace hyenarec for programs in which no Python defines them, such as one that runs a package of
+// torch.export and AOTInductor. All that they need is to load this library, with torch.ops.load_library or dlopen.
+// Forward only.
 #pragma once
 
 namespace hyenarec::cpu {
 
-// Takes them back: whoever imports this library as a Python module defines them, with gradients and every backend.
+// Removes these operators, because this library was imported as a Python module: Python then defines them, with
+// gradients and every backend.
 void leave_operators_to_python();
 
 }  // namespace hyenarec::cpu

@@ -1,6 +1,7 @@
-// One pass of the convolution along one sequence and a tile of channel blocks, segment by segment: what the past still
-// says is held in the moments of the latest nodes of every level, so rows are read once and scratch does not grow with
-// the sequence. A segment is kLanes chunks, which share every load of a basis and of a block; without levels it is one.
+// One pass of the convolution along one sequence, for a tile of channel blocks, segment by segment. What later rows
+// need of the past is held in the moments of the latest nodes of every level, so rows are read once and scratch does
+// not grow with the sequence. A segment is kLanes chunks, which share every load of a basis and of a block; without
+// levels it is one chunk.
 #pragma once
 #include "io.h"
 #include "levels.h"
@@ -15,7 +16,7 @@ struct Reader {
   int64_t length;
   Tile tile;
 
-  // rows [from, from + rows) of block c at dst + c * stride
+  // Reads rows [from, from + rows) of block c to dst + c * stride.
   void read(Vec<A>* dst, int64_t stride, int64_t from, int64_t rows) const {
     int64_t low = from < 0 ? -from : 0, high = length - from < rows ? length - from : rows;
     low = low < rows ? low : rows, high = high > low ? high : low;
@@ -37,14 +38,14 @@ template <class A>
 struct Pass {
   const Plan* plan;
   Reader<A> reader;
-  const Tables<A>* tables;  // one a channel block of the tile
-  bool targets = false;     // moments are those of a block's targets, not of its sources
+  const Tables<A>* tables;  // one per channel block of the tile
+  bool targets = false;     // whether moments are taken of blocks' targets (output gradients), not of their sources
   Moments<A> mu[kMaxLevels];
-  Vec<A>* nu[kMaxLevels];  // (blocks, nodes of one parent, rank): of the lowest level without a parent, of one segment
+  Vec<A>* nu[kMaxLevels];  // (blocks, nodes of one parent, rank); of one segment where the lowest level has no parent
   Vec<A>* u;        // (blocks, stride())
   Vec<A>* y;        // likewise; may be u itself
   Vec<A>* history;  // (blocks, history_stride())
-  Ahead ahead;      // asked for while the present segment is computed
+  Ahead ahead;      // prefetched while the present segment is computed
   Vec<A>* work;     // folded rows, then what other chunks contribute: small, so that it stays in the first-level cache
 
   int top() const { return plan->num_levels - 1; }
@@ -73,7 +74,7 @@ struct Pass {
       int64_t family = level.fan > kLanes ? level.fan : kLanes, all = ceil_div(longest, level.chunk * family) * family;
       int64_t kept = reach == 0 ? 0 : reach + kLanes - 1 > family ? reach + kLanes - 1 : family;
       int64_t slots = 2 * kept + family < all ? 2 * kept + family : all;
-      mu[l] = {arena.take<Vec<A>>(blocks * slots * level.rank + 4), level.rank, kept, slots};  // + 4: tiles read on
+      mu[l] = {arena.take<Vec<A>>(blocks * slots * level.rank + 4), level.rank, kept, slots};  // + 4: tiles overread
       nu[l] = arena.take<Vec<A>>(blocks * nu_nodes(l) * level.rank + 1);
     }
     work = arena.take<Vec<A>>(2 * kLanes * widest);
@@ -98,8 +99,8 @@ struct Pass {
     }
   }
 
-  // The segment's y, all the way from its rows: put(block, first row, y) for every tile of kTapRows rows, the last of
-  // which may lie past the segment's.
+  // Computes the segment's y from its rows. Calls put(block, first row, y) for every tile of kTapRows rows, the last of
+  // which may reach past the segment.
   template <class Put>
   void run(const Segment& segment, const Put& put) {
     read(segment);
@@ -139,7 +140,7 @@ struct Pass {
     });
   }
 
-  // nu of the nodes above the lowest level that begin at this chunk, and what it leaves to their children.
+  // Computes nu of the nodes above the lowest level that begin at this chunk, and passes it down to their children.
   void descend(int64_t chunk) {
     for (int l = top(); l > 0; --l) {
       if (chunk % ratio(l)) continue;
@@ -162,7 +163,8 @@ struct Pass {
     }
   }
 
-  // Rows a horizon back, where the filter ends inside the sequence and the segment reaches so far.
+  // Whether the segment needs rows from a horizon back: the filter must end inside the sequence, before this segment
+  // does.
   bool reaches(const Segment& segment) const {
     int64_t last_chunk = segment.from + (segment.chunks - 1) * plan->chunk;
     return chunk_history() > 0 && last_chunk - (plan->horizon - 1) + chunk_history() > 0;
@@ -175,7 +177,7 @@ struct Pass {
     reader.read(past(0, 0), history_stride(), segment.from - (plan->horizon - 1), history_stride() - kTapRows);
   }
 
-  // Moments and y of the segment: from other chunks, then the chunks' own taps.
+  // Computes the segment's moments and y: first what other chunks contribute, then the taps inside each chunk.
   template <class Put>
   void convolve(const Segment& segment, const Put& put) {
     int64_t history_rows = reaches(segment) ? chunk_history() : 0;
@@ -195,7 +197,7 @@ struct Pass {
     }
   }
 
-  // The share of one register tile: a segment has as many in each channel block as it has kTapRows rows.
+  // Prefetches the share of one register tile; each channel block of a segment has one tile per kTapRows rows.
   HYENAREC_INLINE void ask_ahead() { ahead.ask(ceil_div(kTapRows, reader.tile.blocks)); }
 
   int64_t used_rows(const Segment& segment, int64_t x) const {
@@ -221,7 +223,8 @@ struct Pass {
     });
   }
 
-  // Moments of the nodes above the lowest level that end with the segment; when `all`, also of those it cuts short.
+  // Computes the moments of the nodes above the lowest level that end with the segment; when `all`, also of those that
+  // the end of the sequence cuts short.
   void ascend(const Segment& segment, bool all) {
     int64_t chunk = segment.chunk + segment.chunks;
     for (int l = 1; l <= top() && (all || chunk % ratio(l) == 0); ++l) {

@@ -13,7 +13,7 @@ inline double peak(int64_t steps, ParallelFor parallel) {
     Context& c = *static_cast<Context*>(self);
     constexpr int kSums = 12;
     for (int64_t i = begin; i < end; ++i) {
-      Vec<float> sum[kSums], a = splat(0.999f), b = splat(1.0f);  // tends to 1000: no denormals
+      Vec<float> sum[kSums], a = splat(0.999f), b = splat(1.0f);  // sums tend to 1000: no subnormals
       for (int k = 0; k < kSums; ++k) sum[k] = splat(float(k));
       for (int64_t s = 0; s < c.steps; ++s)
         for (int k = 0; k < kSums; ++k) sum[k] = sum[k] * a + b;

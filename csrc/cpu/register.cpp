@@ -46,7 +46,7 @@ Plan plan_of(const Tensor& numbers, const Tensor& constants, const Tensor& x) {
   return plan;
 }
 
-// conv and conv_backward with the plan as it comes from Python.
+// conv and conv_backward, with the plan in the form in which Python passes it.
 Tensor conv(const Tensor& x, const Tensor& filter, const MaybeTensor& basis, const MaybeTensor& rate,
             const MaybeTensor& skip, const MaybeTensor& pre_gate, const MaybeTensor& post_gate,
             const MaybeTensor& starts, const MaybeTensor& ends, const Tensor& plan, const Tensor& constants) {

@@ -1,4 +1,5 @@
-// One aligned allocation, handed out in pieces. Sized by a dry run of the same code: `take` on a null base only counts.
+// One aligned allocation, handed out in pieces. Its size comes from a dry run of the same code: in an arena without
+// memory, `take` only counts bytes.
 #pragma once
 #include <cstdint>
 #include <new>

@@ -1,14 +1,14 @@
-// Where sequences lie, from indices or a mask whose values are checked: hyenarec_kernels/segments.py says the same.
+// Where sequences lie, from checked indices or a checked mask, as in hyenarec_kernels/segments.py.
 #pragma once
 #include "inputs.h"
 
 namespace hyenarec::cpu {
 
-// Copies of starts and ends that lie within `rows`.
+// Checks that starts and ends lie within `rows`, and copies them.
 std::tuple<Tensor, Tensor> segments(const MaybeTensor& starts, const Tensor& ends, int64_t rows, bool packed,
                                     std::string op);
 
-// Where the one run of every row of a mask (B, L) starts and ends.
+// The start and end of the one run of real positions in every row of a mask (B, L).
 std::tuple<Tensor, Tensor> runs(const Tensor& mask, std::string op);
 
 }  // namespace hyenarec::cpu

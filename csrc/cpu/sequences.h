@@ -1,11 +1,13 @@
-// How a step is divided: each sequence by groups of channels, whole cache lines of a row.
+// How a streaming step is divided among threads: each sequence by groups of channels, which are whole cache lines of a
+// row.
 #pragma once
 #include "forward.h"
 
 namespace hyenarec::HYENAREC_ISA {
 
-// `run(count, sequence, c0, valid)` for every group of every sequence: `count`, a constant, blocks of channels from c0
-// on, each `valid` wide, which is less than a vector only where count is 1. `values` are read of each channel.
+// Calls `run(count, sequence, c0, valid)` for every channel group of every sequence. The call covers `count` blocks of
+// channels, a compile-time constant, from channel c0 on, each `valid` channels wide; that is less than a vector only
+// where count is 1. `values` says how many values the step reads per channel.
 template <class A, class Run>
 void each_channel_group(int64_t num_sequences, int64_t channels, int64_t values, ParallelFor parallel, const Run& run) {
   constexpr int64_t kGroup = kLanes * kWidth<A>;

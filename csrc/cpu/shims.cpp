@@ -1,5 +1,5 @@
-// A step's operator as a C function, by which a package of AOTInductor calls it without torch's dispatcher, which would
-// take its 24 arguments apart and together three times.
+// mixer_step as a C function. A package of AOTInductor calls it without torch's dispatcher, which would unpack and
+// repack its 24 arguments three times.
 #include "ops.h"
 
 #include <dlfcn.h>
@@ -23,8 +23,8 @@ std::vector<Tensor> shared(const AtenTensorHandle* handles, int64_t count) {
   return tensors;
 }
 
-// Packages look a C function up among what all libraries of the process share, and whoever loads this one may have kept
-// it to themselves.
+// Packages look up a C function among the symbols that all libraries of the process share. This library may have been
+// loaded without sharing its own (RTLD_LOCAL), so it shares them here.
 __attribute__((constructor)) void share_symbols() {
   Dl_info here;
   if (dladdr(reinterpret_cast<void*>(&share_symbols), &here)) dlopen(here.dli_fname, RTLD_NOW | RTLD_NOLOAD | RTLD_GLOBAL);
@@ -33,7 +33,7 @@ __attribute__((constructor)) void share_symbols() {
 }  // namespace
 }  // namespace hyenarec::cpu
 
-// Named and declared as hyenarec_kernels/native.py says to AOTInductor.
+// Name and arguments are those that hyenarec_kernels/native.py declares to AOTInductor.
 extern "C" __attribute__((visibility("default"))) AOTITorchError aoti_torch_cpu_mixer_step(
     AtenTensorHandle x, AtenTensorHandle w_in, AtenTensorHandle w_out, AtenTensorHandle projected,
     AtenTensorHandle short_taps, AtenTensorHandle short_bias, const AtenTensorHandle* memory, int64_t memory_count,
@@ -46,7 +46,7 @@ extern "C" __attribute__((visibility("default"))) AOTITorchError aoti_torch_cpu_
                    shared(short_bias), shared(memory, memory_count), shared(tables, tables_count),
                    shared(steps), gate);
     return aoti_torch_new_tensor_handle(found.get(), out);
-  } catch (const std::exception& error) {  // which may not pass a C function
+  } catch (const std::exception& error) {  // an exception must not leave a C function
     std::cerr << "hyenarec: mixer_step: " << error.what() << std::endl;
     return AOTI_TORCH_FAILURE;
   }

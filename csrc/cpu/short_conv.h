@@ -1,16 +1,17 @@
-// The short depthwise convolution with bias and SiLU, or with its first channels multiplied into its last ones, forward
-// and backward, in one pass over memory each: tiles of 16 rows, all channel blocks of a tile in turn, and the next tile
-// fetched meanwhile, so that whole rows stream in order.
+// The short depthwise convolution with bias and SiLU, or with its first channels multiplied into its last ones. Forward
+// and backward are one pass over memory each: tiles of 16 rows, all channel blocks of a tile in turn, while the next
+// tile is prefetched, so that whole rows are read in order.
 #pragma once
 #include "forward.h"
 #include "sums.h"
 
 namespace hyenarec::HYENAREC_ISA {
 
-// Rows whose sigmoids are computed side by side: one is a chain of 100 cycles (8 rows spill registers and are slower).
+// Rows whose sigmoids are computed side by side, which hides latency: each is a chain of dependent instructions, 100
+// cycles long (8 rows spill registers and are slower).
 constexpr int kSideBySide = 4;
 
-// Of NaN some number: what it multiplies is the NaN itself.
+// NaN gives some number; SiLU multiplies that by the NaN itself.
 template <class A>
 HYENAREC_INLINE void sigmoid(Vec<A>* s, const Vec<A>* z) {
   exp_negative<kSideBySide>(s, z);
@@ -24,16 +25,16 @@ struct Unit {
   int64_t sequence, begin, end;
 };
 
-// What a thread works in. A tile is computed in whole groups of kSideBySide rows, those past its end for nothing.
+// A thread's scratch. A tile is computed in whole groups of kSideBySide rows; results past its end are not used.
 template <class A>
 struct ShortWorkspace {
   Vec<A>*u;       // x from width - 1 rows before the tile on
-  Vec<A>*values;  // one a row
-  Vec<A>*gate;    // likewise: what multiplies them
-  Vec<A>*slopes;  // gradients of z, to width - 1 rows behind the tile
-  Vec<A>*behind;  // (channel_blocks, width - 1): the slopes behind the tile to come
-  Vec<A>*w, *dw;  // for widths without registers of their own
-  Vec<A>* sums;   // (channel_blocks, width + 1): gradients of weight and bias by the latest rows
+  Vec<A>*values;  // one per row
+  Vec<A>*gate;    // one per row: what multiplies `values`
+  Vec<A>*slopes;  // gradients of z, of the tile and the width - 1 rows after it
+  Vec<A>*behind;  // (channel_blocks, width - 1): the slopes after the next tile to be computed
+  Vec<A>*w, *dw;  // weights and their gradients, for widths without a kernel of their own
+  Vec<A>* sums;   // (channel_blocks, width + 1): gradients of weight and bias from the latest rows
 
   void take(Arena& arena, int64_t width, int64_t channel_blocks) {
     u = arena.take<Vec<A>>(kTileRows + width - 1);
@@ -53,7 +54,7 @@ struct ShortTile {
   int64_t begin, rows, c0, valid;
 };
 
-// A tensor of so many channels, and which of them a tile begins at.
+// A tensor with its number of channels, and the channel at which a tile begins.
 struct Columns {
   Rows rows;
   int64_t channels, c0;
@@ -62,7 +63,7 @@ struct Columns {
 template <class A, class T, int W>
 struct ShortConv {
   const ShortConvArgs& args;
-  bool streams;  // out leaves past the caches (128 x 200 x 192: 2.0 ms instead of 2.4; dx loses: 4.7 instead of 4.0)
+  bool streams;  // store out past the caches (128 x 200 x 192: 2.0 ms instead of 2.4; not dx: 4.7 instead of 4.0)
   int64_t width() const { return W ? W : args.width; }
 
   int64_t between() const { return args.channels - 2 * args.dim; }
@@ -84,7 +85,7 @@ struct ShortConv {
   Block block(const Columns& columns, const ShortTile& tile) const {
     return at(sequence_block(columns.rows, tile.sequence, columns.c0, sizeof(T)), tile.begin);
   }
-  // Fetches this block's share of the tile `ahead` rows on, in the order of memory, which the core's own prefetcher
+  // Prefetches this block's share of the tile `ahead` rows further on, in memory order, which the core's own prefetcher
   // follows (128 x 200 x 192 out of cache, forward: 3.4 ms without, 1.9 ms with).
   template <int Write>
   HYENAREC_INLINE void fetch(const Columns& columns, const ShortTile& tile, int64_t ahead) const {
@@ -97,7 +98,7 @@ struct ShortConv {
       if (++column == blocks) column = 0, b.data += b.stride;
     }
   }
-  // Weights, and x from width - 1 rows before the tile on: zeros before the sequence.
+  // Loads the weights, and x from width - 1 rows before the tile on, with zeros before the sequence.
   HYENAREC_INLINE void enter(const ShortTile& tile, ShortWorkspace<A>& work, Vec<A>* w) const {
     for (int64_t j = 0; j < width(); ++j) w[j] = load_channels<A>(args.weight, j, args.channels, tile.c0);
     int64_t before = tile.begin < width() - 1 ? tile.begin : width() - 1, absent = width() - 1 - before;
@@ -108,14 +109,14 @@ struct ShortConv {
   HYENAREC_INLINE Vec<A> bias(const ShortTile& tile) const {
     return args.bias ? load_channels<A>(args.bias, 0, args.channels, tile.c0) : Vec<A>{};
   }
-  // z of row i of the tile
+  // z, the convolution's output before SiLU or products, of row i of the tile.
   HYENAREC_INLINE Vec<A> preactivation(const Vec<A>* w, const Vec<A>* u, Vec<A> bias, int64_t i) const {
     Vec<A> z = bias;
     for (int64_t j = 0; j < width(); ++j) z += w[j] * u[i + width() - 1 - j];
     return z;
   }
 
-  // z of the rows of what a tile is multiplied with. Leaves that one's x in `work`.
+  // Computes work.gate, z of the partner tile. Leaves the partner's x in `work`.
   HYENAREC_INLINE void enter_gate(const ShortTile& tile, ShortWorkspace<A>& work, Vec<A>* w) const {
     const ShortTile other = partner(tile);
     Vec<A> bias = this->bias(other);
@@ -149,8 +150,9 @@ struct ShortConv {
     store(block(out, tile), work.values, 0, {}, tile.rows, {1, tile.valid});
   }
 
-  // The tile's dx, and what it adds to dweight and dbias (sums[width]). Tiles come last first: `behind` has the slopes
-  // of the width - 1 rows behind this tile, then of its own first ones. Without `sums` nothing else is wanted.
+  // Computes the tile's dx and adds to `sums` what it contributes to dweight and dbias (sums[width]). Tiles come last
+  // first: `behind` has the slopes of the width - 1 rows after this tile, and afterwards those of its own first rows.
+  // Where `sums` is null, only `behind` is computed.
   void backward(const ShortTile& tile, ShortWorkspace<A>& work, Vec<A>* behind, Vec<A>* sums) const {
     Vec<A> fixed[W ? 2 * W : 1], *w = W ? fixed : work.w, *dw = W ? fixed + W : work.dw;
     Vec<A> bias = this->bias(tile), dbias{};
@@ -195,7 +197,7 @@ struct ShortConv {
 template <class A, class T, int W>
 struct ShortConvCall {
   ShortConv<A, T, W> conv;
-  int64_t slice_blocks, channel_blocks, units, parts;  // blocks of a slice of `dim` channels, and of all slices
+  int64_t slice_blocks, channel_blocks, units, parts;  // channel blocks of `dim` channels, and of all channels
   Arena arena;
   Unit* unit;
   Vec<A>* sums;  // (parts): the totals of (channel_blocks, width + 1)
@@ -268,7 +270,7 @@ struct ShortConvCall {
         conv.backward(tile(sequence, t, end, b), work, work.behind + b * (conv.width() - 1),
                       sums ? sums + b * (conv.width() + 1) : nullptr);
   }
-  // The last slice's outputs leave with the first's, where there are several.
+  // Each `dim` channels are a slice. Where there are several, the last slice's outputs are stored with the first's.
   int64_t output_blocks() const { return channel_blocks > slice_blocks ? channel_blocks - slice_blocks : slice_blocks; }
   int64_t first_channel(int64_t b) const { return b / slice_blocks * conv.args.dim + b % slice_blocks * kWidth<A>; }
   int64_t valid_channels(int64_t b) const {

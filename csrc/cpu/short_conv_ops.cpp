@@ -4,8 +4,8 @@
 namespace hyenarec::cpu {
 namespace {
 
-// What the short convolutions and their backwards share. `weight` is (width, C), lag 0 first; nothing is multiplied in
-// where `dim` is C.
+// The inputs that the short convolutions share with their backward. `weight` is (width, C), lag 0 first; where `dim` is
+// C, no outputs are multiplied.
 struct ShortInputs {
   Tensor x;
   std::vector<Sequence> sequences;
@@ -29,7 +29,7 @@ struct ShortInputs {
     args.weight = values(weight, args.dtype, args.width * args.channels, "weight");
     args.bias = bias ? values(*bias, args.dtype, args.channels, "bias") : nullptr;
   }
-  // Of a tensor beside x with so many channels.
+  // The sizes of x with this many channels instead.
   std::vector<int64_t> sizes(int64_t channels) const {
     std::vector<int64_t> sizes = sizes_of(x);
     sizes.back() = channels;

@@ -1,5 +1,6 @@
-// Vectors of channels. The same source is compiled once an instruction set, in its own namespace HYENAREC_ISA, with
-// the compiler's vector extension: intrinsics only for float16 and for stores past the caches.
+// SIMD vectors of neighbouring channels. The same source is compiled once for each instruction set, in a namespace of
+// its own, HYENAREC_ISA. It uses the compiler's vector extension; intrinsics serve only float16, AVX-512's reciprocal
+// and stores that bypass the caches.
 #pragma once
 #include <cstdint>
 #include <cstring>
@@ -18,8 +19,8 @@
 #include <immintrin.h>
 #endif
 #define HYENAREC_INLINE inline __attribute__((always_inline))
-// For what several places call and what runs long each time: with copies in each of them, gcc takes 77 s for AVX-512
-// instead of 43, and the kernels are no faster.
+// For functions that several places call and that run long each time. Inlined everywhere, they make gcc take 77 s for
+// AVX-512 instead of 43, and the kernels are no faster.
 #define HYENAREC_SHARED __attribute__((noinline))
 
 namespace hyenarec::HYENAREC_ISA {
@@ -44,8 +45,9 @@ template <class A>
 constexpr int64_t kWidth = HYENAREC_VECTOR_BYTES / sizeof(A);
 constexpr bool kWholeLines = HYENAREC_VECTOR_BYTES == 64;  // a vector is a cache line
 
-// Rows of a register tile of 4 lanes: 32 registers hold 6 x 4 sums (loads stay below half of the multiply-adds),
-// 16 registers hold 2 x 4. Rows of a tile of the direct part, which holds as many taps besides.
+// kRows: rows of a register tile of 4 lanes (micro.h). 32 registers hold 6 x 4 sums, where loads stay below half of the
+// multiply-adds; 16 registers hold 2 x 4. kTapRows: rows of a tile of the direct part, which also keeps as many taps in
+// registers.
 #if defined(__AVX512F__) || defined(__aarch64__)
 constexpr int kRows = 6, kTapRows = 8;
 #else
@@ -69,7 +71,8 @@ HYENAREC_INLINE float widen(float v) { return v; }
 HYENAREC_INLINE double widen(double v) { return v; }
 HYENAREC_INLINE float widen(Bf16 v) { return from_bits(uint32_t(v.bits) << 16); }
 HYENAREC_INLINE float widen(F16 v) {
-  // Subnormals by their integer, as the kernels cut those of float32; Inf and NaN keep their mantissa.
+  // Subnormals are converted from their integer value, so that no float32 subnormal occurs; Inf and NaN keep their
+  // mantissa.
   uint32_t sign = uint32_t(v.bits & 0x8000) << 16, half = v.bits & 0x7fff, rest = half << 13;
   float value = half < 0x400    ? float(half) * 0x1p-24f
                 : half < 0x7c00 ? from_bits(rest + 0x38000000)
@@ -89,13 +92,13 @@ HYENAREC_INLINE void narrow(float v, F16& out) {
   uint32_t half;
   if (rest > 0x7f800000) half = 0x7e00;                       // NaN
   else if (rest >= 0x477ff000) half = 0x7c00;                 // rounds to 65536 or more: Inf
-  else if (rest < 0x38800000) half = to_bits(from_bits(rest) + 0.5f) - 0x3f000000;  // subnormal: the adder rounds
+  else if (rest < 0x38800000) half = to_bits(from_bits(rest) + 0.5f) - 0x3f000000;  // subnormal: the addition rounds
   else half = (rest - 0x38000000 + 0xfff + ((rest >> 13) & 1)) >> 13;
   out.bits = uint16_t(sign | half);
 }
 
-// bfloat16 by vectors of integers. Loops over elements, as in the functions above, become shuffles: dropout with GELU of
-// 8M elements took two cores 12.7 ms so, and takes 4.8 (float32: 4.0).
+// bfloat16 is converted in vectors of integers. Compilers turn loops over elements, as in the functions above, into
+// shuffles: dropout with GELU of 8M elements on two cores took 12.7 ms with those, and takes 4.8 ms (float32: 4.0).
 HYENAREC_INLINE Vec<float> widen(Halves v) {
   using I = VectorOf<float>::bits;
   return (Vec<float>)(__builtin_convertvector(v, I) << 16);
@@ -106,7 +109,7 @@ HYENAREC_INLINE Halves narrow_to_bf16(Vec<float> v) {
   return __builtin_convertvector((v == v ? rounded : bits | 0x400000) >> 16, Halves);
 }
 
-// Whole vectors; float16 needs its instruction.
+// Loads and stores of whole vectors. float16 uses the machine's own conversion instruction where there is one.
 template <class A, class T>
 HYENAREC_INLINE Vec<A> load_full(const T* p) {
   Vec<A> v;
@@ -155,7 +158,7 @@ HYENAREC_INLINE void store_full(T* p, Vec<A> v) {
   }
 }
 
-// A whole vector to an aligned address, not through the caches where the machine has such a store.
+// Stores a whole vector to an aligned address, bypassing the caches where the machine has such a store.
 template <class A>
 HYENAREC_INLINE void stream_full(A* p, Vec<A> v) {
 #if defined(__AVX512F__)
@@ -174,15 +177,16 @@ inline void end_streaming() {
 #endif
 }
 
-// exp(-z) of X vectors side by side: one is a chain of 50 cycles.
+// exp(-z) of X vectors side by side, which hides latency: each is a chain of dependent instructions, 50 cycles long.
 template <int X>
 inline void exp_negative(Vec<double>* e, const Vec<double>* z) {
   for (int x = 0; x < X; ++x)
     for (int c = 0; c < kWidth<double>; ++c) e[x][c] = __builtin_exp(-z[x][c]);
 }
 
-// 2^y, y = -z log2(e) = n + r, |z| cut to 87 (and NaN to some number): 2^r by the minimax polynomial of degree 5 on
-// [-1/2, 1/2] (relative error 8e-8), 2^n by the exponent bits.
+// exp(-z) as 2^y = 2^n 2^r, where y = -z log2(e) = n + r and n is an integer; |z| is clamped to 87, and NaN becomes
+// some number. 2^r comes from the minimax polynomial of degree 5 on [-1/2, 1/2] (relative error 8e-8), 2^n from the
+// exponent bits.
 template <int X>
 HYENAREC_INLINE void exp_negative(Vec<float>* e, const Vec<float>* z) {
   using V = Vec<float>;
@@ -199,8 +203,9 @@ HYENAREC_INLINE void exp_negative(Vec<float>* e, const Vec<float>* z) {
   for (int x = 0; x < X; ++x) e[x] = (V)((I)p[x] + ((I)n[x] << 23));
 }
 
-// 1 / v to a last bit or two, v normal: from 14 bits by one step of Newton's where the machine has those (a division of
-// 16 floats takes 16 cycles). Not as r + r (1 - v r), whose product is subnormal, and so lost, for v above 1e34.
+// 1 / v for normal v, off by at most a last bit or two. Where the machine has an approximation to 14 bits, one Newton
+// step refines it (a division of 16 floats takes 16 cycles). The step is not written as r + r (1 - v r): for v above
+// 1e34 that product is subnormal, and so its digits would be lost.
 HYENAREC_INLINE Vec<double> reciprocal(Vec<double> v) { return 1.0 / v; }
 HYENAREC_INLINE Vec<float> reciprocal(Vec<float> v) {
 #if defined(__AVX512F__)
@@ -211,7 +216,7 @@ HYENAREC_INLINE Vec<float> reciprocal(Vec<float> v) {
 #endif
 }
 
-// The first `valid` channels only (the last channel block of a D that is no multiple of W); the others read as 0.
+// The first `valid` channels only, for the last channel block where kWidth does not divide D; the others read as 0.
 template <class A, class T>
 HYENAREC_INLINE Vec<A> load_some(const T* p, int64_t valid) {
   A lanes[kWidth<A>] = {};

@@ -1,4 +1,4 @@
-// Tensors of a streaming state as the kernels of a step take them.
+// Brings the tensors of a streaming state into the form that the kernels of a step take.
 #pragma once
 #include "inputs.h"
 
@@ -9,7 +9,7 @@ namespace hyenarec::cpu {
 
 using Sizes = std::initializer_list<int64_t>;
 
-// By themselves these ask nothing of torch's dispatcher, which would take as long as the kernel for 20 tensors.
+// These do not call torch's dispatcher unless they must copy: for 20 tensors it would take as long as the kernel.
 inline Tensor adjacent(const Tensor& t) { return t.is_contiguous() ? t : torch::stable::contiguous(t); }
 inline bool has_sizes(const Tensor& t, Sizes sizes) {
   return t.dim() == int64_t(sizes.size()) && std::equal(sizes.begin(), sizes.end(), t.sizes().begin());
@@ -18,19 +18,20 @@ inline int64_t product(Sizes sizes, size_t from) {
   return std::accumulate(sizes.begin() + from, sizes.end(), int64_t(1), std::multiplies<int64_t>());
 }
 
-// Holds whatever had to be copied for a kernel: what it writes to is copied back at the end.
+// Holds the tensors that had to be copied for a kernel; those that it writes to are copied back at the end.
 class StateTensors {
  public:
   explicit StateTensors(Dtype dtype) : type_(arithmetic(dtype)) {}
 
   void* written(const Tensor& t) {
-    for (const auto& [to, from] : copies_)  // of another filter
+    for (const auto& [to, from] : copies_)  // already copied, for another filter
       if (to.get() == t.get()) return from.data_ptr();
     Tensor flat = adjacent(t);
     if (flat.get() != t.get()) copies_.emplace_back(t, flat);
     return flat.data_ptr();
   }
-  // Of `t`, whose sizes are those of sequences, filters and what a filter has, the part of filter `number`.
+  // The part of filter `number` in `t`, whose sizes are (sequences, filters, ... of one filter). The kernel writes to
+  // it.
   CompactPart part(const Tensor& t, Sizes sizes, int64_t number, const char* name) {
     STD_TORCH_CHECK(has_sizes(t, sizes), name, ": its sizes do not fit the other tensors of the state");
     const int64_t first = number * product(sizes, 2) * int64_t(t.element_size());
@@ -40,7 +41,7 @@ class StateTensors {
     STD_TORCH_CHECK(t.scalar_type() == type_, name, ": expected the arithmetic type");
     return part(t, sizes, number, name);
   }
-  // What is only read, from element `first` on.
+  // A tensor that is only read, from element `first` on.
   const void* table(const Tensor& t, Sizes sizes, int64_t first, const char* name) {
     STD_TORCH_CHECK(has_sizes(t, sizes) && t.scalar_type() == type_, name, ": expected ", product(sizes, 0),
                     " values of the arithmetic type");
@@ -52,7 +53,7 @@ class StateTensors {
     kept_.push_back(adjacent(t));
     return static_cast<const int64_t*>(kept_.back().data_ptr());
   }
-  // A compact state's filter `number`; x, gates and out are left to the caller.
+  // The arguments for filter `number` of a compact state; the caller sets x, gates and out.
   CompactArgs compact(Dtype dtype, int64_t batch, int64_t channels, const Tensor& page,
                       const std::vector<Tensor>& levels, const Tensor& near, const std::vector<Tensor>& tables,
                       const int64_t* steps, int64_t number);

@@ -1,12 +1,12 @@
-// One event more of each sequence: horizon multiply-adds a channel over a ring of past rows, in which the new row then
-// takes the place of the oldest. A ring is read in order of memory: from its oldest row to its end, then from its
-// start.
+// The streaming step: one more event of each sequence. It takes `horizon` multiply-adds per channel over a ring of past
+// rows, then overwrites the oldest row with the new one. A ring is read in memory order: from its oldest row to its
+// end, then from its start.
 #pragma once
 #include "sequences.h"
 
 namespace hyenarec::HYENAREC_ISA {
 
-// X channel blocks of one sequence from channel c0 on; the last may be partial, `valid` wide, where X is 1.
+// X channel blocks of one sequence, from channel c0 on. Where X is 1 the block may be partial, `valid` channels wide.
 template <class A, int X>
 void step_blocks(const StepArgs& args, int64_t sequence, int64_t c0, int64_t valid) {
   const Io<A>& io = io_of<A>(args.dtype);
@@ -16,7 +16,7 @@ void step_blocks(const StepArgs& args, int64_t sequence, int64_t c0, int64_t val
   auto load = [&](const A* p) __attribute__((always_inline)) {
     return X > 1 || valid == kWidth<A> ? load_full<A>(p) : load_some<A>(p, valid);
   };
-  Vec<A> sum[2][X] = {};  // of even and odd rows: X sums alone would wait for each other
+  Vec<A> sum[2][X] = {};  // of even and odd rows: with X sums alone, additions would wait for each other
   auto add = [&](const A* rows, const A* lags, int64_t count) __attribute__((always_inline)) {
     auto row = [&](Vec<A>* into, int64_t t) __attribute__((always_inline)) {
       for (int x = 0; x < X; ++x)
@@ -27,7 +27,7 @@ void step_blocks(const StepArgs& args, int64_t sequence, int64_t c0, int64_t val
     if (t < count) row(sum[0], t);
   };
   int64_t oldest = slots ? args.steps[sequence] % slots : 0;
-  if (oldest < 0) oldest += slots;  // as torch's remainder
+  if (oldest < 0) oldest += slots;  // never negative, as torch's remainder
   add(ring + oldest * stride, taps, slots - oldest);
   add(ring, taps + (slots - oldest) * channels, oldest);
   for (int x = 0; x < X; ++x) {

@@ -1,13 +1,13 @@
-// Sums over many rows. Added one after the other, a million terms of one sign lose 3e-6 in float32, 50 times as much as
-// torch's sum of pairs. Here a few thousand rows are added so, and their sums to a total that keeps what its rounding
-// leaves out: 1e-7 at any number of rows.
+// Sums over many rows. If a million float32 terms of one sign are added one after the other, the error is 3e-6, 50
+// times that of torch's pairwise sum. Here only a few thousand rows are added that way. Their sums are added to a total
+// that also keeps what its rounding leaves out: the error is 1e-7 for any number of rows.
 #pragma once
 #include "simd.h"
 
 namespace hyenarec::HYENAREC_ISA {
 
-// total + rest += v. What an addition rounds off is known exactly (Knuth's two-sum); of Inf and NaN, which the total
-// itself shows, nothing is kept.
+// total + rest += v. Knuth's two-sum gives exactly what the addition rounds off. Where that is NaN, nothing is kept:
+// the total shows the Inf or NaN itself.
 template <class A>
 HYENAREC_INLINE void add_exactly(Vec<A>& total, Vec<A>& rest, Vec<A> v) {
   Vec<A> sum = total + v, added = sum - total, lost = (total - (sum - added)) + (v - added);
@@ -15,7 +15,7 @@ HYENAREC_INLINE void add_exactly(Vec<A>& total, Vec<A>& rest, Vec<A> v) {
   total = sum;
 }
 
-// `count` sums. The caller adds to `recent` and says after how many rows.
+// `count` sums. The caller adds to `recent` and calls after() with the number of rows that it added.
 template <class A>
 struct LongSums {
   Vec<A>* recent = nullptr;  // zeros at first
@@ -47,7 +47,7 @@ struct LongSums {
       total[count + i] += part[count + i];
     }
   }
-  // Leaves the sums themselves in the first half.
+  // Leaves the finished sums in the first half.
   static void finish(Vec<A>* total, int64_t count) {
     for (int64_t i = 0; i < count; ++i) total[i] += total[count + i];
   }

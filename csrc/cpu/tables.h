@@ -1,7 +1,7 @@
-// From filter values at the plan's lags to what the inner loops read, for one channel block: taps, and for every chunk
-// distance k the kept entries of the block M^(k) in the local polynomial basis, row by row: row r has the entries
-// s < min(rank, degree - r). The map from values to entries is the same for every k and channel. The rows of a
-// register tile are as wide as its first, with zeros after their own entries.
+// Turns filter values at the plan's lags into the tables that the inner loops read, for one channel block: the taps
+// and, for every chunk distance k, the kept entries of the block M^(k) in the local polynomial basis. Entries lie row
+// by row; row r has those with s < min(rank, degree - r). The map from values to entries is the same for every k and
+// channel. All rows of a register tile are stored as wide as its first one, with zeros after their own entries.
 #pragma once
 #include "direct.h"
 
@@ -17,9 +17,9 @@ inline int64_t row_start(const Level& level, int64_t r) {
 }
 inline int64_t entries(const Level& level) { return row_start(level, level.rank); }
 
-// Where a block holds the entries (r, s), r <= s, and their mirror images, in the order of the map: even r + s first.
+// Where a block stores the entries (r, s), r <= s, and their mirror images, in the order of the map: even r + s first.
 // Reversing time turns a block of a convolution into its transpose, and a basis polynomial of odd degree into its
-// negative: M(s, r) = (-1)^(r + s) M(r, s), so that half of the entries are computed.
+// negative: M(s, r) = (-1)^(r + s) M(r, s), so only half of the entries are computed.
 struct EntryPlaces {
   int16_t of[kMaxRank * (kMaxRank + 1) / 2][2];
   int64_t even = 0, count = 0;
@@ -37,10 +37,11 @@ struct EntryPlaces {
 };
 inline int64_t num_pairs(const Level& level) { return level.near_pairs + level.far_pairs; }
 
-// What a window multiplies a tap by counts as 0 below kSmallestTap, and below kSmallestFactor where three factors and more
-// may meet (below): products with ordinary data would be subnormal, and one operation on those takes as long as a hundred
-// others (2 x 16384 with windows of all lengths, one core: 4.3 ms, and 2.5 with these cut). Both lie below the rounding of
-// what they are added to. Data keep their own subnormal values.
+// Window factors smaller than these count as 0: kSmallestTap for the factor of a single tap, kSmallestFactor where
+// three or more factors are multiplied (Window, below). Otherwise products with ordinary data would be subnormal, and
+// one operation on subnormal numbers takes as long as a hundred others (2 x 16384 with windows of all lengths, one
+// core: 4.3 ms, and 2.5 ms with this cut). What is cut lies below the rounding of what it would be added to. Subnormal
+// values in the data are kept.
 template <class A>
 constexpr A kSmallestTap = sizeof(A) == 4 ? 0x1p-80 : 0x1p-400;
 template <class A>
@@ -53,14 +54,15 @@ HYENAREC_INLINE Vec<A> damping(Vec<A> rate, int64_t lag, A smallest = kSmallestF
   return (e < splat(smallest) ? Vec<A>{} : e) + (rate - rate);  // NaN stays NaN
 }
 
-// exp(-rate lag) for one channel block. Lag k C + i - j between row j of a chunk and row i of the k-th after it is
-// (C - j) + (k - 1) C + i: sources are scaled by what leads to the end of their chunk, blocks by the chunks between,
-// targets by what leads from the start of theirs, and children inside their parent likewise. No factor is above 1, and
-// what is left between the two chunks is the polynomial. Null pointers: no window.
+// The factors of exp(-rate lag) for one channel block. The lag between row j of a chunk and row i of the k-th chunk
+// after it is k C + i - j = (C - j) + (k - 1) C + i. So sources are scaled by the factor from their row to the end of
+// their chunk, blocks by that of the chunks between, and targets by that from the start of their chunk to their row;
+// children inside their parent likewise. No factor is above 1, and what remains between the two chunks is the
+// polynomial. Null pointers: no window.
 template <class A>
 struct Window {
   Vec<A>* rows = nullptr;             // i = 0..chunk
-  Vec<A>* children[kMaxLevels] = {};  // of a node of level l: j * chunk of the children, j < their fan
+  Vec<A>* children[kMaxLevels] = {};  // of a node of level l: at lag j * chunk of its children, j < their fan
 
   Window() = default;
   Window(const Plan& plan, Vec<A>* at) : rows(at) {
@@ -110,8 +112,8 @@ HYENAREC_INLINE Vec<A> load_channels(const void* rows, int64_t index, int64_t ch
   return channels - c0 < kWidth<A> ? load_some<A>(p, channels - c0) : load_full<A>(p);
 }
 
-// Multiplies values at the plan's lags by what their window is where they are used: taps by that of their lag, those
-// of a block by that of the chunks between.
+// Multiplies values at the plan's lags by the window: taps by the factor of their lag, values for a block by that of
+// the chunks between.
 template <class A>
 void damp(const Plan& plan, Vec<A> rate, Vec<A>* values) {
   for (int64_t i = 0; i < plan.near_taps; ++i) values[i] *= damping<A>(rate, i, kSmallestTap<A>);
@@ -127,8 +129,8 @@ void damp(const Plan& plan, Vec<A> rate, Vec<A>* values) {
   }
 }
 
-// The filter's values at the plan's lags, without its window, and room for coefficients before them: num_samples +
-// terms vectors.
+// The filter's values at the plan's lags, without its window. `room` is for num_samples + terms vectors: the
+// coefficients, then these values.
 template <class A>
 Vec<A>* filter_values(const ConvArgs& args, int64_t c0, Vec<A>* room) {
   Vec<A>* values = room + args.terms;
@@ -150,7 +152,7 @@ Vec<A>* filter_values(const ConvArgs& args, int64_t c0, Vec<A>* room) {
   return values;
 }
 
-// The tables of a filter with these values at the plan's lags.
+// Builds the tables of a filter that has these values at the plan's lags.
 template <class A>
 void build_tables(const Plan& plan, const Vec<A>* values, const Tables<A>& tables) {
   auto taps = [&](Vec<A>* out, int64_t row, int64_t count) {

@@ -1,6 +1,6 @@
-// The plan as it comes from hyenarec_kernels/backends/cpu/plan.py: int64 values, the fields of WireHead and then those of
-// WireLevel for each level, in this order. kInterface goes up whenever this or an op's signature or meaning changes, here
-// and in hyenarec_kernels/backends/compiled.py.
+// The plan in the form in which hyenarec_kernels/backends/cpu/plan.py passes it: int64 values, the fields of WireHead
+// and then those of WireLevel for each level, in this order. kInterface goes up whenever this or an op's signature or
+// meaning changes, here and in hyenarec_kernels/backends/compiled.py.
 #pragma once
 #include <cstdint>
 
@@ -8,8 +8,8 @@ namespace hyenarec {
 
 constexpr int64_t kInterface = 8;
 
-// version, head_fields, level_fields: kInterface and how many fields each part has. moments, from_nodes, lags: where they
-// begin among the constants. The others are those of Plan and Level (args.h).
+// version, head_fields, level_fields: kInterface and how many fields each part has. moments, from_nodes, lags: where
+// they begin among the constants. The others are those of Plan and Level (args.h).
 #define HYENAREC_WIRE_HEAD(field)                                                                              \
   field(version) field(head_fields) field(level_fields) field(horizon) field(length) field(chunk)              \
   field(near_taps) field(far_lag) field(far_taps) field(far_row) field(num_samples) field(lags)

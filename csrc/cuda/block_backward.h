@@ -1,7 +1,8 @@
-// The second pass backward: all row gradients of a tile from one reading, and the gradient of the taps inside tiles.
+// The second pass of backward: all gradients of a tile's rows from one reading, and the gradient of the taps inside
+// tiles.
 //
-// y is computed again for the post-gate's gradient, du = H^T dy for those of x and pre-gate; the taps' gradient is the
-// correlation of dy with u. What of that belongs to the filter's end is a launch of its own, for few tiles have it.
+// y is recomputed for the post-gate's gradient, and du = H^T dy for those of x and pre-gate; the taps' gradient is the
+// correlation of dy with u. At the filter's end that is a launch of its own, because few tiles have it.
 #pragma once
 #include "block_forward.h"
 

@@ -1,9 +1,9 @@
-// Between tiles: a round's nu, from the moments of the tiles that its own ones meet and from what their parents have.
+// Between tiles: a round's nu, from the moments of the tiles that the round's tiles meet and from their parents' nu.
 //
 //     nu_i = sum_k M^(k) mu_{i - k} + w S nu above
 //
-// A warp has one channel: the ranks are a product's rows, the round's tiles its columns, and M^(k) is read once for all
-// of them. Transposed, tiles meet later ones, by M^(k) transposed.
+// A warp computes one channel. In its matrix product the ranks are rows and the round's tiles columns, so M^(k) is read
+// once for all of them. Transposed, tiles meet later tiles, and M^(k) is transposed.
 #pragma once
 #include "block_levels.h"
 
@@ -14,7 +14,7 @@ struct TilesBetween {
   using Core = TensorCore<MomentType<T>>;
   static constexpr int kDepth = Core::kDepth, kInWord = Core::kInWord, kMostSteps = kMostRank / 16;
 
-  MomentWords<T> moments;   // of null: no levels
+  MomentWords<T> moments;   // null words: no levels
   const uint32_t* tables;   // (distances, groups), each [16 ranks][kDepth ranks][lane][4]
   LevelShape shape;
   int steps;                // of 16 ranks
@@ -26,7 +26,7 @@ struct TilesBetween {
 
   static HYENAREC_DEVICE int table_words(int steps) { return steps * (steps * 16 / kDepth) * 128; }
 
-  // What comes from above, into `nu`.
+  // Writes what comes from the level above to `nu`.
   HYENAREC_DEVICE void come_down(int thread, int threads, const TilePass<T>& pass, const Tile& tile, int round,
                                  bool reversed, const RoundMoments& nu) const {
     nu.each_value(thread, threads, [&](int number, int rank, int channel) {
@@ -48,11 +48,11 @@ struct TilesBetween {
     });
   }
 
-  // nu += what comes from the tiles that those of the round meet, of one channel.
+  // nu += what comes, in one channel, from the tiles that those of the round meet.
   HYENAREC_DEVICE void meet(const Warp& warp, const TilePass<T>& pass, const Columns& columns, const MomentWords<T>& moments,
                             int channel, int of_tile, int round, bool reversed, const RoundMoments& nu) const {
     PerLane<Accumulator> c[kMostSteps]{};
-    PerLane<int> index, tiles, most;  // of the tile of a lane's column; of its sequence; near distances at which it meets
+    PerLane<int> index, tiles, most;  // a lane's column: its tile's index, its sequence's tiles, its near distances
     PerLane<const Aligned<2>*> from, at;  // the tile's moments
     PerLane<const Vector*> table;
     const int ranks = steps * 16, tile_vectors = ranks / kInWord / 2, step_vectors = table_words(steps) / 4;
@@ -117,7 +117,7 @@ struct TilesBetween {
   }
 
  private:
-  // f(tile, rank, Index of a step, Index of a value) for what a lane has of a product.
+  // Calls f(tile, rank, index of a step, index of a value) for what a lane has of a product.
   template <class F>
   HYENAREC_DEVICE void each_rank(int lane, const F& f) const {
     each<kMostSteps>([&](auto s) {

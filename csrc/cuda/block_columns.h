@@ -1,5 +1,6 @@
-// Tiles of the block form as columns of Toeplitz products (columns.h, toeplitz.h): a tile of 256 rows is four columns, a
-// round the tiles of four slots. A column has partners in its own tile only; at the filter's end, in one tile before it.
+// Tiles of the block form as columns of Toeplitz products (columns.h, toeplitz.h): a tile of 256 rows is four columns,
+// and the tiles of four slots (block_rows.h) are a round. A column meets columns of its own tile only or, at the
+// filter's end, of one earlier tile.
 #pragma once
 #include "block_rows.h"
 #include "toeplitz.h"
@@ -7,7 +8,7 @@
 namespace hyenarec::cuda {
 
 constexpr int kTileColumns = kTile / kColumnRows, kRoundTiles = kRoundColumns / kTileColumns;
-constexpr int kReach = kTileColumns - 1;  // of a tile's last column
+constexpr int kReach = kTileColumns - 1;  // columns of a tile before its last one
 constexpr int kMostRank = 32;
 
 // Channels [first, first + count) of a call, which has `total`.
@@ -19,19 +20,19 @@ struct Channels {
 template <class T>
 struct TileBlock {
   static constexpr int kThreads = 256, kWarps = kThreads / 32;
-  static constexpr int kVectors = 2;  // of 16 bytes, at most: a sector of memory
-  static constexpr int kEach = kVectors * Pool<T>::kVector / kWarps;  // channels of a warp: number, number + kWarps
+  static constexpr int kVectors = 2;  // of 16 bytes in a tile's row, at most: a sector of memory
+  static constexpr int kEach = kVectors * Pool<T>::kVector / kWarps;  // channels of a warp: its number, that + kWarps
   static constexpr int kZeros = Toeplitz<T>::kZeros, kColumns = int(sizeof(Columns));
 };
 
-// What the blocks of a pass over tiles share: block i has a tile of channels and every `shares`-th round.
+// What the thread blocks of a pass over tiles share. Each block has a tile of channels and every `shares`-th round.
 template <class T>
 struct TilePass {
   using Shape = TileBlock<T>;
   Nodes tiles;
   Channels channels;
   int rows;             // of a batch row
-  int vectors, shares;  // of a tile of channels; of the rounds
+  int vectors, shares;  // vectors of 16 bytes in a tile of channels; shares of the rounds
   bool wide;            // the tensors' rows are aligned to 16 bytes
 
   HYENAREC_DEVICE int tile_channels() const { return vectors * Pool<T>::kVector; }
@@ -44,7 +45,7 @@ struct TilePass {
     return {index % groups() * tile_channels(), channels.count, vectors, wide};
   }
 
-  // The round's columns, `distance` tiles before their slots.
+  // Places the round's columns `distance` tiles before their slots.
   HYENAREC_DEVICE void place(Columns& columns, int column, int round, int distance) const {
     int at = round * kRoundTiles + column / kTileColumns, place = column % kTileColumns;
     Slot slot = at < tiles.count ? tiles.slots[at] : Slot{0, 0, 0, 0};
@@ -56,7 +57,7 @@ struct TilePass {
     if (column == 0) find_most(columns, round);
   }
 
-  // How many tiles of its sequence any of the round's tiles has before it, and behind it.
+  // The largest number of tiles of the same sequence before, and after, one of the round's tiles.
   HYENAREC_DEVICE void find_most(Columns& columns, int round) const {
     columns.most_before = columns.most_after = 0;
     for (int at = round * kRoundTiles; at < (round + 1) * kRoundTiles && at < tiles.count; ++at) {
@@ -68,11 +69,11 @@ struct TilePass {
     }
   }
 
-  HYENAREC_DEVICE bool has(const Tile& tile, int c) const {  // of the tile's channels
+  HYENAREC_DEVICE bool has(const Tile& tile, int c) const {  // whether the tile has channel c
     return c < tile_channels() && tile.first + c < tile.channels;
   }
 
-  // Sums (shares, channels, taps) of a share without a round are zero.
+  // Zeros the sums (shares, channels, taps) of a share without a round.
   template <class Block>
   HYENAREC_DEVICE void clear(Block& block, const Tile& tile, float* sums, int share, int taps) const {
     block.phase([&](int thread) {
@@ -82,7 +83,7 @@ struct TilePass {
   }
 };
 
-// What lives in a warp's registers from one phase to the next.
+// A value that stays in a warp's registers from one phase to the next.
 template <class Value, int kWarps>
 struct Kept {
 #ifdef __CUDA_ARCH__
@@ -94,18 +95,19 @@ struct Kept {
 #endif
 };
 
-// The taps of a pass as tables of words (`Toeplitz::table_word`), a channel each: those inside a tile; and those of the
-// filter's end, which cuts the `edges` pairs of tiles from `distance` on, from lag 256 (distance - 1) on.
+// The taps of a pass as tables of words (`Toeplitz::table_word`), one per channel. `near`: the taps inside a tile.
+// `edge`: the taps from lag 256 (distance - 1) on, at the filter's end, which cuts pairs of tiles at `edges` distances
+// from `distance` on.
 struct TapTables {
   static constexpr int kEdgeTaps = 2 * kTile;
   const uint32_t *near, *edge;  // (channels, words)
   int edges, distance;
 
-  // Columns between a tile's own and the table's first lag, for edge number `edge`.
+  // How many columns lie between a tile's own and the first lag of `edge`, for edge number `edge`.
   static HYENAREC_DEVICE int ahead(int edge) { return (edge + 1) * kTileColumns; }
 };
 
-// Words of all channels of a tile, from memory to shared memory, 16 bytes at a time.
+// Copies the words of all channels of a tile from memory to shared memory, 16 bytes at a time.
 HYENAREC_DEVICE void copy_words(uint32_t* to, const uint32_t* from, int64_t count, int thread, int threads) {
   for (int64_t i = thread; i < count / 4; i += threads)
     reinterpret_cast<Vector*>(to)[i] = reinterpret_cast<const Vector*>(from)[i];

@@ -1,7 +1,7 @@
-// The second pass: the part inside each tile, what comes from other tiles, the filter's end, and the gates. Where tiles
-// have one level, and every share has the rounds of a whole sequence, it is the only pass: a block goes through its
-// rounds one after the other, from the first one that its first tile meets on, and makes their moments before it needs
-// them. No block waits for another one.
+// The second pass: the part inside each tile, what comes from other tiles, the filter's end, and the gates. It is the
+// only pass where tiles have one level and every share has at least as many rounds as a tile meets. Then a block goes
+// through its rounds in order, from the first round that its first tile meets on, and computes each round's moments
+// before they are needed. No block waits for another one.
 #pragma once
 #include "block_between.h"
 
@@ -45,7 +45,7 @@ struct TileConvolution {
     return shared;
   }
 
-  // Zeros and tables, once a block.
+  // Writes zeros and tables to shared memory, once per block.
   HYENAREC_DEVICE void begin(int thread, const Shared& shared, const Tile& tile) const {
     if (thread < Shape::kZeros / 4) reinterpret_cast<uint32_t*>(shared.zeros)[thread] = 0;
     int real = tile.channels - tile.first < pass.tile_channels() ? tile.channels - tile.first : pass.tile_channels();
@@ -56,8 +56,8 @@ struct TileConvolution {
     if (kEdges) copy(shared.edge, taps.edge, Products::table_words(TapTables::kEdgeTaps));
   }
 
-  // The pool's tiles become T u, plus the edges' products with the tiles that `load(distance)` puts into the pool, plus
-  // what comes from the other tiles.
+  // Overwrites the pool's tiles with T u, plus the products of the filter's end with the tiles that `load(distance)`
+  // puts into the pool, plus what comes from the other tiles.
   template <bool kTransposed, class Block, class Load>
   HYENAREC_DEVICE void convolve(Block& block, const Shared& shared, const Tile& tile, const Pool<T>& pool, int round,
                                 const TilesBetween<T>& between, const MomentWords<T>& moments, const Load& load) const {
@@ -74,7 +74,7 @@ struct TileConvolution {
     auto products = [&](const Warp& warp, Output& y, int c, const uint32_t* table, int count, const int* other,
                         int ahead) HYENAREC_INLINE {
       const int* reach = kTransposed ? columns.after : columns.before;
-      // `anew` here and below: as ptxas then spills nothing for any architecture
+      // with `anew`, here and below, ptxas spills nothing for any architecture
       Products::template convolve<kTransposed>(kTransposed ? warp : warp.anew(), y, {pool.slot(c, 0), reach, other, shared.zeros}, kReach, ahead,
                                                table + c * Products::table_words(count), count);
     };
@@ -130,7 +130,7 @@ struct ConvolveTiles {
   Product source;
   Product output[2];  // the second is null
   TilesBetween<T> between;
-  int in_order, before;  // rounds of a share that makes their moments, and those before them; or 0: the first pass has
+  int in_order, before;  // rounds whose moments a share makes, and rounds before them; 0: the first pass makes moments
 
   HYENAREC_DEVICE int64_t grid() const { return with.pass.grid(); }
   HYENAREC_DEVICE int shared_bytes() const { return with.shared_bytes(1); }
@@ -180,7 +180,8 @@ struct ConvolveTiles {
   }
 
  private:
-  // The round of the earliest tile that one of round `begin` or later ones meets: its first tile's sequence has it.
+  // The round of the earliest tile that tiles of round `begin` or later meet; it is in the sequence of the first of
+  // these.
   HYENAREC_DEVICE int first_met(int begin) const {
     const Slot slot = with.pass.tiles.slots[begin * kRoundTiles];
     const int most = between.shape.distance(between.shape.distances() - 1);

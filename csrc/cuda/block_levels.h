@@ -1,12 +1,13 @@
-// Levels above the tiles: moments go up to nodes of 4 or 8, meet earlier nodes at each level, and come down.
+// Levels above the tiles: moments go up to nodes of 4 or 8 children; nodes meet earlier nodes at each level; results
+// come down.
 //
 //     mu above = sum_j w_j S_j^T mu_j              up: from a node's children j
 //     nu = sum_k M^(k) mu[-k] + w S_j nu above     across: from the earlier nodes under one parent, and the parent's nu
 //
-// Transposed, across looks at later nodes and transposes M. Tiles meet in the pass over rows (block_between.h). These are
-// small arrays (slots, rank, channels) of floats, a thousandth of the rows: no tensor cores. A lane has a channel, so that
-// tables are read in whole lines, and several ranks and slots, so that a table's entry serves several slots and a moment
-// several ranks.
+// Transposed, across looks at later nodes and transposes M. Tiles meet in the pass over rows (block_between.h). The
+// arrays (slots, rank, channels) of floats are small, a thousandth of the rows, so tensor cores are not used. A lane
+// has one channel, so that tables are read in whole lines, and several ranks and slots, so that a table's entry serves
+// several slots and a moment several ranks.
 #pragma once
 #include "block_moments.h"
 #include "legendre_blocks.h"
@@ -15,7 +16,7 @@ namespace hyenarec::cuda {
 
 struct LevelShape : BlockLevel {
   HYENAREC_DEVICE int distances() const { return near_pairs + far_pairs; }
-  HYENAREC_DEVICE int distance(int number) const {  // of a table: the near ones from 1 on, then the far ones
+  HYENAREC_DEVICE int distance(int number) const {  // of table `number`: near ones from 1 on, then far ones
     return number < near_pairs ? number + 1 : far_first + number - near_pairs;
   }
   // Whether node `later` and the one `distance` before it meet at this level: under one parent, or where the filter's
@@ -27,7 +28,7 @@ struct LevelShape : BlockLevel {
   }
 };
 
-// Blocks of 8 warps; a warp has the ranks that leave its number when divided by 8, a lane one of 32 channels.
+// Thread blocks of 8 warps. A warp has the ranks whose remainder by 8 is its number, a lane one of 32 channels.
 struct LevelBlock {
   static constexpr int kThreads = 256, kWarps = 8, kChannels = 32, kRanks = kMostRank / kWarps;
   int channel, warp;  // the channel in the call's range
@@ -100,7 +101,7 @@ struct MomentsAcross {
   Channels channels;
   bool reversed;
   const float* tables;    // (distances, rank, rank, groups)
-  const float* transfer;  // (fan, rank, rank above); where it has one above
+  const float* transfer;  // (fan, rank, rank above); where there is a level above
   const float* rates;
   const float* in;
   const float* above;
@@ -122,7 +123,7 @@ struct MomentsAcross {
         slots[i.value] = first + i.value < nodes.count ? nodes.slots[first + i.value] : Slot{0, 0, 0, 0};
       });
       if (has_above) come_down(mine, slots, sums);
-      meet(mine, first, slots, sums);  // last: it fills the registers, and takes less of a slot
+      meet(mine, first, slots, sums);  // last: it fills the registers, and needs less of a slot
       each<kSlots>([&](auto i) {
         if (!Nodes::exists(slots[i.value], shape.chunk)) return;
         each<LevelBlock::kRanks>([&](auto r) {
@@ -149,7 +150,7 @@ struct MomentsAcross {
         meets |= unsigned(real) << i.value;
       });
       if (!meets) continue;
-      // Pointers that go on from one moment to the next: offsets of every slot and rank would not fit into registers.
+      // Pointers advance from one moment to the next: offsets of every slot and rank would not fit into registers.
       const int64_t slot_step = int64_t(shape.rank) * channels.count;
       const int64_t rank_step = int64_t(reversed ? 1 : shape.rank) * channels.groups;
       const float* table = tables + int64_t(number) * shape.rank * shape.rank * channels.groups + group +
@@ -194,8 +195,8 @@ struct MomentsAcross {
   }
 };
 
-// The gradient of a level's tables, sum over pairs of eta (x) mu: a block has a distance, 8 x 8 entries of its table, and a
-// share of the slots, of which each warp has some.
+// The gradient of a level's tables, the sum over pairs of nodes of the outer product of eta and mu. A thread block has
+// a distance, 8 x 8 entries of its table, and a share of the slots, divided among its warps.
 struct TablesGradient {
   static constexpr int kThreads = LevelBlock::kThreads, kWarps = LevelBlock::kWarps, kBlocks = 2, kEach = 8;
   static constexpr int kSharedBytes = kThreads * kEach * kEach * int(sizeof(float));

@@ -1,27 +1,28 @@
 // Between a tile's rows and its moments: mu = Q^T (alpha u) on the way in, y += beta (Q nu) on the way out, with local
-// polynomials Q that all channels share. On the way out Q is q S: from a tile's moments to those of its four columns, by
-// S, and on to their rows, by polynomials q of 64 rows. That is a quarter of the words, which are read for every channel,
-// and half of the products.
+// polynomials Q that all channels share. On the way out Q is applied as q S: S maps a tile's moments to those of its
+// four columns, and polynomials q of 64 rows map these to rows. That takes a quarter of the words, which are read for
+// every channel, and half of the products.
 //
-// The window exp(-a lag) between two tiles falls apart: alpha = exp(-a (256 - t)) on the way in, exp(-a t) on the way
-// out, the rest is in the tables between tiles. Transposed, the two change places.
+// The window exp(-a lag) between two tiles is a product of alpha = exp(-a (256 - t)) on the way in, beta = exp(-a t) on
+// the way out, and a rest that is in the tables between tiles. Transposed, alpha and beta change places.
 #pragma once
 #include "block_columns.h"
 
 namespace hyenarec::cuda {
 
-// Planes in which Q lies for moments of 16-bit rows. In the gradient of a fast decay only the last rows of a tile and the
-// first of the next count, where lags, which it is weighed by, are least: what moments give of it is left over when larger
-// terms cancel. With Q in bfloat16 2e-3 to 3e-2 of the whole gradient were wrong at a rate of .4 and more an event (600
-// to 1,024 taps, 8 to 32 terms). Moments for gradients take Q in two planes, which left 2e-4 to 3e-3.
+// How many planes, which add up to Q, hold Q for moments of 16-bit rows. In the gradient of a fast decay only the last
+// rows of a tile and the first of the next count. There lags are smallest, and lags are the gradient's weights, so that
+// what moments contribute is left over when larger terms cancel. With Q in bfloat16, 2e-3 to 3e-2 of the whole gradient
+// were wrong at rates of .4 and more per event (600 to 1,024 taps, 8 to 32 terms). Moments for gradients therefore take
+// Q in two planes, which left 2e-4 to 3e-3.
 template <class T>
 constexpr int kFinePlanes = sizeof(T) == 4 ? 1 : 2;
 
-// What moments are multiplied in: float16 has no room for them, which may be 16 times as large as the rows.
+// The type in which moments are multiplied. float16 would overflow: moments may be 16 times as large as the rows.
 template <class T>
 using MomentType = std::conditional_t<std::is_same_v<T, Bfloat16>, Bfloat16, Float32>;
 
-// Q (256, rank), S and q (64, rank) as operands of products, a lane's words side by side; ranks in steps of 16.
+// Q (256, rank), S and q (64, rank) as operands of products, a lane's words side by side; ranks come in steps of 16.
 //     in     Q^T (ranks, rows): [kDepth rows][16 ranks][plane][lane][4]
 //     down   S^T (ranks of a tile, of a column): [kDepth ranks][column][8 ranks][lane][2]
 //     out    q^T (ranks, rows): [kDepth ranks][8 rows][lane][2]; ranks in the order in which a lane has sums of them
@@ -43,8 +44,8 @@ struct Basis {
   }
 };
 
-// A round's moments in shared memory, ranks side by side. One float is empty after them, so that neighbouring channels
-// are in different banks.
+// A round's moments in shared memory, ranks side by side, then one float that is not used, so that neighbouring
+// channels are in different banks.
 struct RoundMoments {
   float* values;
   int ranks, channels;
@@ -53,7 +54,7 @@ struct RoundMoments {
   }
   static HYENAREC_DEVICE int size(int ranks, int channels) { return kRoundTiles * channels * (ranks + 1); }
 
-  // f(tile, rank, channel), channels side by side, for those that fall to a thread.
+  // Calls f(tile, rank, channel) for the values that a thread handles; neighbouring threads have neighbouring channels.
   template <class F>
   HYENAREC_DEVICE void each_value(int thread, int threads, const F& f) const {
     for (int i = thread; i < kRoundTiles * ranks * channels; i += threads)
@@ -68,11 +69,11 @@ struct TileProducts {
   using Products = Toeplitz<T>;
   using Shape = TileBlock<T>;
   static constexpr int kInWord = Core::kInWord, kDepth = Core::kDepth;
-  static constexpr int kUnitRows = 16 / int(sizeof(T));      // of 16 bytes
-  static constexpr int kSteps = kColumnRows / kDepth;        // of a column's rows
+  static constexpr int kUnitRows = 16 / int(sizeof(T));      // rows in 16 bytes
+  static constexpr int kSteps = kColumnRows / kDepth;        // steps of a product over a column's rows
 
-  // Moments of some tiles of a round: a product whose columns are two neighbouring tiles of four neighbouring channels,
-  // whose rows lie in different banks. `rates`: of the tile's channels, or null.
+  // A warp's part of a round's moments: a product whose columns are two neighbouring tiles of four neighbouring
+  // channels, which lie in different banks. `rates`: of the tile's channels, or null.
   template <int kFine>
   static HYENAREC_DEVICE void moments(const Warp& warp, const Pool<T>& pool, const char* zeros, const Tile& tile,
                                       const Basis& basis, const float* rates, bool reversed, const RoundMoments& to) {
@@ -134,7 +135,7 @@ struct TileProducts {
     });
   }
 
-  // y += beta (Q nu) of one channel, some ranks of its columns at a time.
+  // y += beta (Q nu) of one channel, some ranks of its columns' moments at a time.
   static HYENAREC_DEVICE void far(const Warp& warp, typename Products::Output& y, int channel, const Basis& basis,
                                   const float* rates, bool reversed, const RoundMoments& nu) {
     constexpr int kSums = Far::kDepth / 8;
@@ -172,8 +173,9 @@ struct TileProducts {
   }
 
  private:
-  // c += S nu, of the ranks of tiles in step `from` and 8 ranks of columns an accumulator, from number `to` on. A row of the
-  // left operand is a column's tile: of the four columns those of one place have the same S.
+  // c += S nu, from the tiles' ranks of step `from`. Each accumulator has 8 ranks of columns, the first those from
+  // number `to` on. A row of the left operand is the tile of one column: of four columns, those at the same place have
+  // the same S.
   template <int N>
   static HYENAREC_DEVICE void column_moments(const Warp& warp, PerLane<Accumulator> (&c)[N], int channel, const Basis& basis,
                                              const RoundMoments& nu, int from, int to) {
@@ -199,7 +201,7 @@ struct TileProducts {
     }
   }
 
-  // The lanes' two words each of a right operand.
+  // A right operand: two words per lane.
   static HYENAREC_DEVICE PerLane<Words<2>> operand(const Warp& warp, const uint32_t* words, int number) {
     PerLane<Words<2>> b;
     warp.lanes([&](int lane) {
@@ -214,7 +216,7 @@ struct TileProducts {
     else return float_to_bits(low);
   }
 
-  // A word's rows, `row` and the next, times alpha.
+  // Multiplies the rows in a word, `row` and for 16-bit types the next one, by alpha.
   static HYENAREC_DEVICE void scale(uint32_t& bits, float rate, int row, bool reversed) {
     auto factor = [&](int beside) {
       return expf(-rate * float(reversed ? row + beside : kTile - row - beside));
@@ -226,8 +228,8 @@ struct TileProducts {
   }
 };
 
-// Moments as the right operands of products between tiles: (channels, slots, ranks in steps of 16), a tile's in the order
-// in which a lane has both of its words side by side. Of `slots` slots from `first` on.
+// Moments as the right operands of products between tiles: (channels, slots, ranks in steps of 16). The moments of a
+// tile are ordered so that a lane has its two words side by side. There are `slots` slots from `first` on.
 template <class T>
 struct MomentWords {
   using Core = TensorCore<MomentType<T>>;
@@ -240,7 +242,7 @@ struct MomentWords {
     return words + (int64_t(channel) * slots + slot - first) * count(steps);
   }
 
-  // A thread's part of a round's.
+  // Stores a thread's part of a round's moments.
   HYENAREC_DEVICE void put(int thread, int threads, const Tile& tile, int round, int tiles, int steps,
                            const RoundMoments& held) const {
     const int each = count(steps), all = kRoundTiles * each * held.channels;
@@ -265,7 +267,7 @@ struct MomentsInput {
   Product source;
   bool reversed;         // scaled as the transposed operator's input
   float* moments;        // (slots, rank, channels), or null
-  MomentWords<T> words;  // or of null
+  MomentWords<T> words;  // or null words
 };
 
 // The first pass: moments of every tile. kFine: the planes of Q that are used.

@@ -1,4 +1,4 @@
-// The ops of the block low-rank form, as ops.h has those of the long convolution.
+// The ops of namespace hyenarec_cuda for the block low-rank form, as ops.h has those of the long convolution.
 #pragma once
 
 #include "legendre_blocks.h"

@@ -1,14 +1,14 @@
-// From coefficients and decays to what the tiles read, in one launch, and the gradients back.
+// From coefficients and decays to the tables that the passes over tiles read, in one launch, and from gradients back.
 #pragma once
 #include "block_between.h"
 
 namespace hyenarec::cuda {
 
-constexpr int kTapRows = 3 * kTile;  // of samples: taps inside a tile, then those of the filter's end
-constexpr float kFastest = 1000.f;   // decay an event at which exp(-decay) is 0
+constexpr int kTapRows = 3 * kTile;  // rows of samples: taps inside a tile, then those of the filter's end
+constexpr float kFastest = 1000.f;   // rate per event at which exp(-rate) is 0
 
-// A filter's parameters, and the samples that turn them into values. Rows lie side by side in memory: neighbouring lanes
-// have neighbouring rows.
+// A filter's parameters, and the samples (legendre_blocks.h), which turn them into taps and tables. Rows are adjacent
+// in memory, so that neighbouring lanes have neighbouring rows.
 struct Samples {
   const float *coefficients, *decay;       // (groups, terms), (groups,) or null
   const float *values, *aged, *offsets;    // (terms, rows), likewise or null, (rows,)
@@ -44,12 +44,12 @@ struct PrepareBlocks {
   Channels channels;
   const float* skip;  // or null
   TapWords near, edge;
-  int64_t first_row, table_rows;  // of the tables of levels above the first, behind those of taps
+  int64_t first_row, table_rows;  // samples of the tables of levels above the first
   float* tables;                  // (table rows, groups)
-  LevelShape shape;               // of the first level, whose tables are operands of products
-  uint32_t* between[2];           // of TilesBetween: M, and transposed; or null
+  LevelShape shape;               // the first level, whose tables are operands of products
+  uint32_t* between[2];           // tables of TilesBetween: M, and M transposed; or null
   float* rates;   // (channels,) or null
-  const float *basis, *down, *columns;  // of tiles; from tiles to columns; of columns
+  const float *basis, *down, *columns;  // Q, S and q (block_moments.h)
   Basis made;
   uint32_t *in_words, *down_words, *out_words;  // of `made`
   int levels;
@@ -73,7 +73,7 @@ struct PrepareBlocks {
 
  private:
   HYENAREC_DEVICE void one(int64_t i) const {
-    // What is left of i once earlier parts have taken theirs.
+    // Whether i is among the next `count` items; otherwise takes them off i.
     auto mine = [&](int64_t count) { return i < count ? true : (i -= count, false); };
     if (mine(taps(near))) return tap_word(near, i);
     if (mine(taps(edge))) return tap_word(edge, i);
@@ -166,7 +166,7 @@ struct ParametersGradient {
   static constexpr int kSharedBytes = (kRows + 2 * kThreads) * int(sizeof(float));
   Samples samples;
   Channels channels;
-  int64_t rows;         // tap rows and those of tables
+  int64_t rows;         // tap rows and table rows
   const float* near;    // (channels, 256)
   const float* edge;    // (channels, 512) or null
   const float* tables;  // (table rows, channels)

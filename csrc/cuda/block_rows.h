@@ -1,6 +1,7 @@
-// The block form's rows: sequences are cut into tiles of 256 rows, and a slot is a place for one tile, or for one node of
-// a higher level. Padded sequence s has the slots s * ceil(L / C) and on; packed sequence s, which starts at row a, those
-// from a / C + s up to the next sequence's first: as many as it needs, without a running sum, and T / C + S in all.
+// The block form's rows. Sequences are cut into tiles of 256 rows, and a slot is a place for one tile, or for one node
+// of a higher level. With nodes of C rows, padded sequence s has the slots from s * ceil(L / C) on. Packed sequence s,
+// which starts at row a, has those from a / C + s up to the next sequence's first: as many as it needs, without a
+// running sum, and T / C + S slots in all.
 #pragma once
 #include "rows.h"
 #include "tensor_core.h"
@@ -17,7 +18,7 @@ struct Slot {
 // Slots of nodes of `chunk` rows.
 struct Nodes {
   const Slot* slots;
-  int count, chunk, per_sequence;  // per_sequence: of padded input; 0 of packed
+  int count, chunk, per_sequence;  // per_sequence: slots of a padded sequence; 0: packed
 
   HYENAREC_DEVICE int first(const Slot& of) const {  // the slot of a sequence's node 0
     return per_sequence ? of.sequence * per_sequence : of.start / chunk + of.sequence;
@@ -25,13 +26,14 @@ struct Nodes {
   HYENAREC_DEVICE static bool exists(const Slot& slot, int chunk) { return int64_t(slot.index) * chunk < slot.length; }
 };
 
-// Packed sequences as they may be read and written: within the rows, one after the other, whatever starts and ends say.
+// Packed sequences as they can be read and written safely: within the rows, one after the other, whatever starts and
+// ends say.
 struct Borders {
   int *starts, *ends;  // (sequences,)
-  int* covering;       // whether they are all of the rows
+  int* covering;       // whether they cover all rows
 };
 
-// One block.
+// Finds the borders, in one thread block.
 struct FindBorders {
   static constexpr int kThreads = 256, kSharedBytes = 2 * kThreads * int(sizeof(int)), kBlocks = 1;
   Sequences sequences;
@@ -73,9 +75,10 @@ struct FindBorders {
   }
 };
 
-// Which sequence a row of packed input belongs to, or would, if it were longer: the last that does not start later.
+// The last sequence that does not start after a row: the one that a row of packed input belongs to, or would if it were
+// longer. With `shift` and `divisor` the same for slots.
 HYENAREC_DEVICE int last_at_most(int count, const int* starts, int shift, int divisor, int value) {
-  int low = 0, high = count;  // of those before low it holds, of high and on it does not
+  int low = 0, high = count;  // the condition holds before low, and not from high on
   while (low < high) {
     int middle = (low + high) / 2;
     if (starts[middle] / divisor + shift * middle <= value)
@@ -86,7 +89,7 @@ HYENAREC_DEVICE int last_at_most(int count, const int* starts, int shift, int di
   return low - 1;
 }
 
-// Rows of packed outputs that no sequence has become zero.
+// Zeros the rows of packed outputs that belong to no sequence.
 template <class T>
 struct ZeroRest {
   static constexpr int kThreads = 256, kSharedBytes = 0, kBlocks = 1, kOutputs = 3, kGrid = 128;
@@ -109,7 +112,7 @@ struct ZeroRest {
   }
 };
 
-// The slots of one level, one thread each.
+// Fills in the slots of one level, one thread per slot.
 struct LocateSlots {
   Sequences sequences;
   Borders borders;  // of packed input
@@ -134,7 +137,7 @@ struct LocateSlots {
   }
 };
 
-// N words that move as one, 16 bytes at most.
+// N words that are moved at once, 16 bytes at most.
 template <int N>
 struct alignas(4 * N) Aligned {
   uint32_t word[N];

@@ -1,5 +1,5 @@
-// A call of legendre_blocks.h as runs. Moments live for one call: a large batch is cut, by sequences and by channels, into
-// runs that use the same memory one after the other.
+// A call of legendre_blocks.h as runs. Moments are needed during a call only, so a large batch is cut, by sequences and
+// by channels, into runs that use the same memory one after the other.
 #pragma once
 #include "block_schedule.h"
 
@@ -7,7 +7,7 @@ namespace hyenarec::cuda {
 
 // Null, or why a call cannot be made.
 inline const char* wrong_blocks(const LegendreBlocksArgs& args) {
-  constexpr int64_t kMost = 1 << 30;  // positions of two sequences' ends are added in 32 bits; offsets in memory have 64
+  constexpr int64_t kMost = 1 << 30;  // positions of two ends are added in 32 bits; offsets in memory have 64
   if (args.dtype == Dtype::f64) return "x: expected float32, bfloat16 or float16";
   if (args.rows >= kMost || args.sequences >= kMost || args.horizon >= kMost || args.channels >= kMost)
     return "x: more than 2^30 rows, sequences, channels or taps";
@@ -20,21 +20,22 @@ inline const char* wrong_blocks(const LegendreBlocksArgs& args) {
   return nullptr;
 }
 
-// Moments are brought down to kRunShare of the outputs' bytes, unless a run would have fewer than kRunLeast elements or
-// kRunChannels.
+// Runs are cut until moments take kRunShare of the outputs' bytes, but not below kRunLeast elements or kRunChannels
+// channels.
 constexpr double kRunShare = 0.14;
 constexpr int64_t kRunLeast = int64_t(1) << 24, kRunChannels = 64;
-// Blocks of a pass, four on each of 132 multiprocessors: a constant, so that no sum depends on how many a device has.
+// The most thread blocks of a pass, four on each of 132 multiprocessors: a constant, so that no sum depends on how many
+// a device has.
 constexpr int kPassBlocks = 528;
 
-// Makes the call, in `machine`'s launches. Returns the bytes of workspace.
+// Makes the call by launches on `machine`. Returns the bytes of workspace.
 template <class Machine>
 int64_t run_blocks(const LegendreBlocksArgs& args, bool backward, int shared, Machine& machine,
                    int64_t least = kRunLeast, int64_t slice = kRunChannels, int blocks = kPassBlocks) {
   int64_t size = args.dtype == Dtype::f32 ? 4 : 2, sequences = args.packed ? 1 : args.sequences;
   int64_t elements = sequences * args.rows * args.channels;
   double moments = args.num_levels ? (backward ? 4.0 : 2.0) * 1.15 * args.levels[0].rank * 4 / kTile : 0;
-  if (args.num_levels == 1 && !backward)  // operands of products alone, and as many of tiles before a share's own
+  if (args.num_levels == 1 && !backward)  // only operands of products, and as many again for tiles before a share's own
     moments = 2.0 * double(ceil_div(args.levels[0].rank, 16) * 16 * (args.dtype == Dtype::bf16 ? 2 : 4)) / kTile;
   int outputs = backward ? bool(args.dx.data) + bool(args.dpre_gate.data) + bool(args.dpost_gate.data) : 1;
   int64_t count = int64_t(moments / (kRunShare * double(size * std::max(outputs, 1))) + 1);

@@ -1,12 +1,12 @@
-// What a run of a call of legendre_blocks.h launches (block_runs.h), in which order, and where its workspace lies: the same
-// for the device and for the host's test. `Machine` has start(program, grid).
+// What a run (block_runs.h) of a call of legendre_blocks.h launches, in which order, and where its workspace lies; the
+// same for the device and for tests on the host. `Machine` has start(program, grid).
 //
-//     forward    [borders of packed sequences,] prepare, [moments of tiles, up and across a level each above them,] tiles
+//     forward    [borders of packed sequences,] prepare, [moments of tiles, up and across for each level above,] tiles
 //     backward   likewise with the moments of u and dy, both ways, the gradients of tables, and the sums
 //
-// Estimates, not measured: picoseconds an element of bfloat16, 4,096 taps and 16 terms, both gates, no window, as
-// `python -m benchmarks model` counts them in the code compiled for sm_90, each launch by its busiest unit, at full rate
-// and at the share of it that good kernels reach. A copy takes 2.67 ps.
+// Estimates, not measured: picoseconds per element of bfloat16, with 4,096 taps, 16 terms, both gates and no window.
+// `python -m benchmarks model` counts them in the code compiled for sm_90: each launch takes as long as its busiest
+// unit, at full rate ("at least") or at the share of it that good kernels reach ("likely"). A copy takes 2.67 ps.
 //
 //                                            at least    likely
 //     forward, one pass                      2.8         3.8     by the load-store unit
@@ -15,8 +15,9 @@
 //         gradients of tables                0.4         0.7     by instructions
 //         tiles backward                     5.6         8.0     by the load-store unit and by instructions
 //
-// The floor is 8 bytes an element forward and 14 backward, 7.3 ps. Backward a call reads its inputs twice, 22 bytes. So
-// does a forward call with several levels, or with too few rounds a block (block_forward.h): 12 bytes, 1.5 ps more.
+// The least is 8 bytes per element forward and 14 backward, 7.3 ps. A backward call reads its inputs twice: 22 bytes.
+// So does a forward call with several levels, or with too few rounds per block (block_forward.h): 12 bytes, 1.5 ps
+// more.
 #pragma once
 #include "block_backward.h"
 #include "block_forward.h"
@@ -25,7 +26,7 @@
 
 namespace hyenarec::cuda {
 
-// One run: a call whose channels are `count` of the call's from `first` on, and all of its sequences.
+// One run: `count` of the call's channels from `first` on, and all of the sequences in `args`.
 template <class T, class Machine>
 class BlockRun {
  public:
@@ -39,7 +40,7 @@ class BlockRun {
     edge_first_ = int(std::max<int64_t>(a_.horizon / kTile, 1));
     int64_t uncovered = int64_t(edge_first_ - 1) * kTile + 1;  // the first lag that no level covers from every row
     bool reached = ceil_div(a_.max_length, kTile) > edge_first_ && a_.horizon > uncovered;
-    // One tile further, lags begin a tile later.
+    // At the next distance, lags begin one tile later.
     edges_ = !reached ? 0 : a_.horizon > uncovered + kTile ? 2 : 1;
     locate();
   }
@@ -66,7 +67,8 @@ class BlockRun {
     zero_rest({a_.out, {}, {}});
   }
 
-  // The one pass that makes moments as well; whether every share has as many rounds as a tile meets.
+  // Launches the one pass that also computes moments. Returns false instead unless every share has at least as many
+  // rounds as a tile meets.
   template <bool kEdges>
   bool forward_in_order(const Product& source) {
     ConvolveTiles<T, kEdges> program{convolution<kEdges>(), source, {{a_.out, a_.post_gate}, {}}, {}, 0, 0};
@@ -129,7 +131,7 @@ class BlockRun {
  private:
   using Moments = std::vector<float*>;
 
-  // Of the levels from `first` on.
+  // Rows of the tables of the levels from `first` on.
   int64_t table_rows(int first = 0) const {
     int64_t rows = 0;
     for (int i = first; i < levels_; ++i) rows += int64_t(shapes_[i].distances()) * shapes_[i].rank * shapes_[i].rank;
@@ -153,7 +155,7 @@ class BlockRun {
     return edges_ ? f(std::true_type{}) : f(std::false_type{});
   }
 
-  // As many channels a block as its shared memory holds, and shares of the rounds.
+  // Sets the channels of a block, as many as its shared memory holds, and the shares of the rounds.
   template <class Program>
   void divide(const Program& program, TilePass<T>& pass) const {
     if (program.shared_bytes() > shared_) pass.vectors = 1;
@@ -164,7 +166,7 @@ class BlockRun {
     divide(program, pass);
     machine_.start(program, program.grid());
   }
-  // The program's sums (shares, channels, taps); null of no taps.
+  // The program's sums (shares, channels, taps); null where `taps` is 0.
   template <class Program>
   float* sums(Program& program, TilePass<T>& pass, int taps) {
     divide(program, pass);
@@ -225,7 +227,7 @@ class BlockRun {
     machine_.start(program, program.grid());
   }
 
-  // Of every level, (slots, rank, channels); null where not needed.
+  // The moments of every level, (slots, rank, channels); null where not needed.
   Moments moments(bool needed) {
     Moments held(size_t(levels_), nullptr);
     for (int i = 0; i < levels_ && needed; ++i)
@@ -256,7 +258,7 @@ class BlockRun {
     }
   }
 
-  // Through the levels above the first: what its tiles' parents have. Null: there are none.
+  // Goes through the levels above the first. Returns the nu of the tiles' parents, or null where there are none.
   float* across(const Moments& held, bool reversed) {
     float* above = nullptr;
     int64_t row = table_rows(1);
@@ -319,7 +321,7 @@ class BlockRun {
 
   const LegendreBlocksArgs& a_;
   Channels channels_;
-  bool add_, add_skip_;  // to what earlier runs wrote to the gradients of parameters
+  bool add_, add_skip_;  // whether to add to the parameters' gradients of earlier runs
   int shared_, blocks_;
   Machine& machine_;
   Workspace workspace_;

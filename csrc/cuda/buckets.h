@@ -1,15 +1,16 @@
-// Packed sequences by size: which launch serves each, decided on the device. Where they do not cover the rows one after
-// the other, which only the device can see, the outputs are zero where none of them writes.
+// Sorts packed sequences into buckets by length, on the device; each bucket is a launch of its own. If the sequences do
+// not cover the rows one after the other, which only the device can see, rows that none of them writes become zero.
 #pragma once
 #include "fft.h"
 #include "rows.h"
 
 namespace hyenarec::cuda {
 
-// The list of one size's items: sequences of more rows than `above` and at most M, or any more where M is the largest,
-// which then have several. In the sequences' order, so that every sum over items has one order.
+// The items of one size M: those of sequences with more rows than `above` and at most M, or with more where M is the
+// largest; such a sequence has several items. Items are in the sequences' order, so that every sum over them has a
+// fixed order.
 struct Bucket {
-  int above, points, most;  // items: more than `most`, in which only overlapping sequences result, are left out
+  int above, points, most;  // items beyond `most`, which only overlapping sequences have, are left out
   bool largest;
   Item* list;
   int* count;
@@ -20,7 +21,7 @@ struct AssignBuckets {
   static constexpr int kThreads = 256, kSharedBytes = 2 * kThreads * int(sizeof(int)), kBlocks = 1, kOutputs = 3;
   Sequences sequences;
   int num_sequences;
-  Bucket buckets[kMost];  // one block each
+  Bucket buckets[kMost];  // one thread block each
   int num_buckets;
   Dtype dtype;
   int channels;

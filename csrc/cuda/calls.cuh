@@ -1,4 +1,4 @@
-// What the calls of every operator do on the current device.
+// What the calls of every operator share on the current device.
 #pragma once
 #include <string>
 
@@ -6,7 +6,7 @@
 
 namespace hyenarec::cuda {
 
-// Launches in order; the first failure ends the call.
+// Launches in order; after a failure nothing more is launched.
 struct Device {
   cudaStream_t stream;
   cudaError_t status = cudaSuccess;

@@ -1,4 +1,4 @@
-// The kernel of parameters.h, a value a thread, and what a call launches.
+// The kernel behind parameters.h, one value per thread, and its launch.
 #pragma once
 #include "parameters.h"
 #include "rows.h"

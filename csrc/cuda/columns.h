@@ -1,15 +1,16 @@
-// What a block of the Toeplitz products (toeplitz_conv.h) works on: 16 columns of 64 rows, in shared memory, time by time.
+// What a thread block of the Toeplitz products (toeplitz_conv.h) works on: 16 columns of 64 rows, in shared memory.
 //
-// A column is a block of 64 rows of a sequence: an item of rows.h. Sixteen neighbours make a *round*: whole short
-// sequences, or a piece of a long one, which then needs rows from before its first column (of the gradient, from after
-// its last one): the *halo*, of so many columns as the filter reaches. In shared memory a tile of channels lies as
+// A column is a block of 64 rows of a sequence: an item of rows.h. Sixteen neighbouring columns make a *round*: whole
+// short sequences, or a piece of a long one. A piece also needs rows from before its first column (of the gradient,
+// from after its last one), the *halo*: as many columns as the filter reaches. A tile of channels in shared memory is
 //
 //     pool[channel][slot][64 rows, and 16 bytes that nobody reads]
 //
-// with a slot for every column of the halo and of the round, and 16 bytes more a channel. Rows of one channel are
-// neighbours there, in memory its channels are: half a warp reads four rows of 16 bytes each, exchanges rows and channels
-// in registers, and writes four rows of every channel at once, 128 bytes of a slot together. The 16 bytes between slots
-// let the 8 columns that one ldmatrix reads lie in different banks, those between channels neighbouring channels.
+// with a slot for every column of the halo and of the round, and 16 more bytes per channel. There the rows of a channel
+// are adjacent; in global memory the channels of a row are. So each thread of half a warp reads four rows of 16 bytes,
+// transposes them in registers, and writes four rows of every channel at once; together they write 128 bytes of a slot.
+// The 16 bytes between slots put the 8 columns that one ldmatrix reads into different banks, and the 16 bytes between
+// channels do the same for neighbouring channels.
 #pragma once
 #include "rows.h"
 #include "tensor_core.h"
@@ -23,8 +24,8 @@ struct alignas(16) Vector {
   uint32_t word[4];
 };
 
-// Where a round's columns lie, how many columns before and after each one belong to its sequence and are there, and the
-// most of these.
+// Where a round's columns lie; for each, how many columns before and after it belong to its sequence and are in the
+// pool; and the largest of these numbers.
 struct alignas(16) Columns {
   Span span[kRoundColumns];
   int before[kRoundColumns], after[kRoundColumns];
@@ -54,7 +55,7 @@ HYENAREC_DEVICE uint32_t product(uint32_t a, uint32_t b) {
   if constexpr (sizeof(T) == 4) return float_to_bits(bits_to_float(a) * bits_to_float(b));
 #ifdef __CUDA_ARCH__
   uint32_t result;
-  if constexpr (std::is_same_v<T, Bfloat16>)  // -0 added: there is no product alone before compute capability 9.0
+  if constexpr (std::is_same_v<T, Bfloat16>)  // adds -0: there is no bare product before compute capability 9.0
     asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(result) : "r"(a), "r"(b), "r"(0x80008000u));
   else
     asm("mul.rn.f16x2 %0, %1, %2;" : "=r"(result) : "r"(a), "r"(b));
@@ -70,7 +71,7 @@ HYENAREC_DEVICE void multiply(Vector& v, const Vector& by) {
   each<4>([&](auto w) { v.word[w.value] = product<T>(v.word[w.value], by.word[w.value]); });
 }
 
-// Where a tensor has a row's value of a channel.
+// The address of a channel's value in a row of a tensor.
 template <class T>
 HYENAREC_DEVICE T* element(const Rows& rows, int64_t batch, int64_t row, int channel) {
   return static_cast<T*>(rows.data) + batch * rows.batch_stride + row * rows.row_stride + channel;
@@ -87,10 +88,10 @@ HYENAREC_DEVICE uint32_t high_halves(uint32_t a, uint32_t b) { return a >> 16 | 
 // The channels of one tile.
 template <class T>
 struct Pool {
-  static constexpr int kVector = 16 / int(sizeof(T));                       // channels of 16 bytes
+  static constexpr int kVector = 16 / int(sizeof(T));                       // channels in 16 bytes
   static constexpr int kSlotBytes = kColumnRows * int(sizeof(T)) + 16;
   char* data;
-  int slots, shift;  // of a channel; how many of them come before the round's first column
+  int slots, shift;  // slots of a channel; how many of them come before the round's first column
 
   static HYENAREC_DEVICE int channel_bytes(int slots) { return slots * kSlotBytes + 16; }
   HYENAREC_DEVICE char* slot(int channel, int column) const {
@@ -100,7 +101,8 @@ struct Pool {
     return reinterpret_cast<T*>(slot(channel, column)) + row;
   }
 
-  // Four rows of 16 bytes, from `row` of the column on, to or from the pool, where they are four rows of a channel.
+  // Moves four rows of 16 bytes, from `row` of the column on, to or from the pool, where they are four rows of each
+  // channel.
   HYENAREC_DEVICE void put(int channel, int column, int row, const Vector (&rows)[4]) const {
     char* at = slot(channel, column) + row * int(sizeof(T));
     int step = channel_bytes(slots);
@@ -141,7 +143,7 @@ struct Pool {
 
 // A tile's part of the tensors of a call.
 struct Tile {
-  int first, channels, vectors;  // the tile's first channel, all channels, and how many times 16 bytes the tile has
+  int first, channels, vectors;  // the tile's first channel, channels of the call, vectors of 16 bytes in the tile
   bool wide;                     // tensors are aligned to 16 bytes, rows and batch strides too
 
   // Whether the 16 bytes from a channel of the tile on can be moved at once.
@@ -150,7 +152,8 @@ struct Tile {
     return wide && first + channel + Pool<T>::kVector <= channels;
   }
 
-  // f(vector, column, row) for the four rows of every column from `from` on that fall to a thread.
+  // Calls f(vector, column, row) for each four rows, of the columns from `from` to before `to`, that this thread
+  // handles.
   template <class F>
   HYENAREC_DEVICE void quads(int thread, int threads, int from, int to, const F& f) const {
     for (int unit = thread / kHalfWarp; unit < (to - from) * vectors; unit += threads / kHalfWarp)
@@ -158,7 +161,7 @@ struct Tile {
   }
 };
 
-// The products of `from` into every slot of the pool: zero outside the sequence.
+// Writes the products of `from` to every slot of the pool, with zeros outside the sequence.
 template <class T>
 HYENAREC_DEVICE void fill(int thread, int threads, const Tile& tile, const Columns& columns, const Pool<T>& pool,
                           const Product& from) {
@@ -202,7 +205,8 @@ HYENAREC_DEVICE void fill(int thread, int threads, const Tile& tile, const Colum
   });
 }
 
-// The round's columns of the pool, times a factor, to each output: see `write` in rows.h for the rows that are zero.
+// Writes the round's columns in the pool, times a factor, to each output. See `write` in rows.h for the rows that are
+// zero.
 template <class T>
 HYENAREC_DEVICE void drain(int thread, int threads, const Tile& tile, const Columns& columns, const Pool<T>& pool,
                            const Product (&outputs)[2]) {
@@ -210,7 +214,7 @@ HYENAREC_DEVICE void drain(int thread, int threads, const Tile& tile, const Colu
     const Span& span = columns.span[column];
     int position = span.first + row, channel = number * Pool<T>::kVector;
     auto real = [&](int j) { return position + j < span.length; };
-    // Row j of the tensors; those that follow the sequence go on at the beginning of the batch row.
+    // Row j in the tensors; rows after the sequence continue at the beginning of the batch row.
     auto row_of = [&](int j) {
       int to = span.start + position + j;
       return int64_t(!real(j) && to >= span.rows ? to - span.rows : to);

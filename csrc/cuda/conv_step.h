@@ -1,5 +1,5 @@
-// One event more of every sequence: a block takes a tile of channels of one sequence, its threads strips of the ring's
-// rows, each of which is read once.
+// The streaming step: one more event of every sequence. A thread block has a tile of channels of one sequence, and its
+// threads have strips of the ring's rows, each of which is read once.
 #pragma once
 #include "packs.h"
 #include "rows.h"

@@ -1,21 +1,24 @@
-// The convolution, forward and backward: one block takes a tile of channels through one or several items.
+// The FFT convolution, forward and backward. A thread block takes a tile of channels through one or several items,
+// which are blocks of M rows (rows.h).
 //
 // With K <= M taps, block j of M outputs needs the block before it too. The input of an item is therefore complex,
 //
 //     z = u_j - i u_{j-1}         z^{-M} = -i: u_{j-1} lies M rows back
-//     y_j = Re F^-1(F(z) F(h))    what does not belong to y_j has gone to the imaginary part
+//     y_j = Re F^-1(F(z) F(h))    what does not belong to y_j is in the imaginary part
 //
-// so that sequences of any length are served by one size, at the same work a block whether it is the only one or not.
+// One size therefore serves sequences of any length, and a block is the same work whether it is the only one or not.
 // The transposed convolution takes dy_j + i dy_{j+1} and conj F(h); the filter's gradient is Re F^-1 of the sum over
-// items of F(dy_j + i dy_{j+1}) conj F(u_j). No real part has anything of another lag in it, for K <= M.
+// items of F(dy_j + i dy_{j+1}) conj F(u_j). For K <= M, the real parts hold nothing of other lags.
 //
-// Forward is one round. Backward is up to three: u with its history to y (for the post-gate's gradient), u alone to its
-// spectrum (for the filter's gradient; the first round's will do where a sequence is one block), and dy, to both.
+// Forward is one round. Backward is up to three: u with its history, for y (the post-gate's gradient); u alone, for its
+// spectrum (the filter's gradient; where a sequence is one block, the first round's spectrum is the same); and dy, for
+// the gradients of the input and the filter.
 //
-// Bytes a value (a row of one channel) of s bytes, where a sequence is one block; arithmetic, not measured. Forward
-// with both gates: 4 s from and to memory, 8 of the filter's spectrum from the second-level cache, 64 through shared
-// memory (32 up to M = 256). Backward, all gradients: 7 s from and to memory; from the second-level cache the 5 s that
-// are read again, 16 of the spectrum, 16 to hold F(u), 16 for the partial sum; twice as many through shared memory.
+// Bytes moved per value (a row of one channel) of s bytes, where a sequence is one block; calculated, not measured.
+// Forward with both gates: 4 s from and to memory, 8 of the filter's spectrum from the second-level cache, 64 through
+// shared memory (32 up to M = 256). Backward, all gradients: 7 s from and to memory; from the second-level cache the
+// 5 s that are read again, 16 of the spectrum, 16 to hold F(u), 16 for the partial sum; twice as many through shared
+// memory.
 #pragma once
 #include "fft.h"
 #include "rows.h"
@@ -25,7 +28,7 @@ namespace hyenarec::cuda {
 struct Round {
   Product input;
   int history;        // -1: with the block before, 1: with the block after, 0: alone
-  bool conjugate;     // the filter's spectrum
+  bool conjugate;     // multiply by the conjugate of the filter's spectrum
   bool only_of_many;  // left out where the sequence is one block: the round before held the same spectrum
   bool hold;          // keep the spectrum
   bool cross;         // add its product with the conjugate of the held one to the partial sum
@@ -41,14 +44,15 @@ struct Spectra {
   int channels, groups;
 
   template <class S>
-  HYENAREC_DEVICE const Complex* at(int channel) const {  // of column 0; step kChannels a column block
+  HYENAREC_DEVICE const Complex* at(int channel) const {  // for column 0; the next is kChannels further
     int group = channel / (channels / groups);
     return data + int64_t(group / S::kChannels) * S::kElements + group % S::kChannels;
   }
 };
 
-// Which tile of channels and which share of the items a block has. 16 channels' worth of tiles are neighbours, so that
-// a 32-byte sector's readers run together, then shares, so that a tile's filter stays in the second-level cache.
+// Which tile of channels and which share of the items a block has. Tiles of 16 channels are adjacent blocks, so that
+// the readers of a 32-byte sector run together; then come shares, so that a tile's filter stays in the second-level
+// cache.
 template <class S>
 struct Tiles {
   static constexpr int kTogether = S::kChannels >= 16 ? 1 : 16 / S::kChannels;
@@ -85,7 +89,8 @@ struct Convolve {
   using S = Size<kLog>;
   static constexpr int kThreads = S::kThreads;
   static constexpr int kSharedBytes = S::kSharedBytes + int(sizeof(Span)) + kThreads * int(sizeof(float));
-  // Of a multiprocessor, which bounds the registers: 16 warps of at most 128; 24 of 80 where the butterflies are small.
+  // Blocks per multiprocessor, which limits the registers: 16 warps with at most 128; 24 with 80 where the butterflies
+  // are small.
   static constexpr int kBlocks = kThreads >= 256 ? 512 / kThreads : 768 / kThreads;
 
   Dtype dtype;
@@ -95,7 +100,7 @@ struct Convolve {
   Spectra filter;
   const float* skip;  // (channels,) or null
   Round rounds[kMaxRounds];
-  Complex *held, *partial;  // (shares, tiles, kElements) or null; of shares without an item nothing is written
+  Complex *held, *partial;  // (shares, tiles, kElements) or null; shares without an item write nothing
   float* sums;              // (shares, channels) or null
 
   template <class Block>
@@ -110,7 +115,7 @@ struct Convolve {
       block.phase([&](int thread) {
         if (thread == 0) span = sequences.span(items.at(i), S::kPoints);
       });
-      bool alone = span.length <= S::kPoints;  // read here: the last round's barriers come before the next item's span
+      bool alone = span.length <= S::kPoints;  // read now: the last round's barriers come before the next item's span
       for (int r = 0; r < num_rounds; ++r)
         if (!(rounds[r].only_of_many && alone))
           run(block, rounds[r], span, alone, mine, i == mine.share, shared, thread_sums);

@@ -1,10 +1,10 @@
-// What the kernels need of the machine: the same source is compiled by nvcc for the device and by a C++ compiler for
-// the test of the shipped code on the host.
+// What the kernels need from the machine. The same source is compiled by nvcc for the device and by a C++ compiler for
+// the host, where tests run the shipped code without a GPU.
 //
 // A kernel is a *program*: a struct of parameters whose operator()(block, index, shared) runs one thread block. It is
-// written as phases, `block.phase(f)`: f(thread) for every thread, then a barrier. Nothing but shared and global memory
-// lives on from one phase to the next, so that a loop over threads runs it as well as a thread block does. What a warp
-// computes as one is `block.warps(f)`, a phase too (tensor_core.h).
+// written as phases, `block.phase(f)`: f(thread) for every thread, then a barrier. Only shared and global memory keep
+// their values from one phase to the next, so that a loop over threads on the host can run a program as a thread block
+// does. `block.warps(f)` is a phase in which the threads of a warp work together (tensor_core.h).
 #pragma once
 #include <cmath>
 #include <cstdint>
@@ -16,10 +16,10 @@
 #else
 #define HYENAREC_DEVICE inline
 #endif
-#define HYENAREC_INLINE __attribute__((always_inline))  // lambdas: what is called gets a stack for what it refers to
+#define HYENAREC_INLINE __attribute__((always_inline))  // for lambdas: calling one needs a stack for its captures
 #ifdef __CUDA_ARCH__
-#define HYENAREC_ONE_BY_ONE _Pragma("unroll 1")      // a loop whose body fills the registers
-#define HYENAREC_SOME_AT_ONCE _Pragma("unroll 4")  // a loop that waits for what it reads
+#define HYENAREC_ONE_BY_ONE _Pragma("unroll 1")      // not unrolled: the body fills the registers
+#define HYENAREC_SOME_AT_ONCE _Pragma("unroll 4")  // unrolled by 4: loads are issued together
 #else
 #define HYENAREC_ONE_BY_ONE
 #define HYENAREC_SOME_AT_ONCE
@@ -27,7 +27,7 @@
 
 namespace hyenarec::cuda {
 
-// Whether all blocks of a multiprocessor have 100 KB of shared memory: compute capability 8.6, 8.9 and 12.
+// Whether a multiprocessor has only 100 KB of shared memory for all its blocks: compute capability 8.6, 8.9 and 12.
 #if defined(__CUDA_ARCH__) && (__CUDA_ARCH__ == 860 || __CUDA_ARCH__ == 890 || __CUDA_ARCH__ >= 1200)
 constexpr bool kScarceShared = true;
 #else
@@ -42,7 +42,7 @@ HYENAREC_DEVICE Complex operator-(Complex a, Complex b) { return {a.x - b.x, a.y
 HYENAREC_DEVICE Complex operator*(Complex a, Complex b) { return {a.x * b.x - a.y * b.y, a.x * b.y + a.y * b.x}; }
 HYENAREC_DEVICE Complex conj(Complex a) { return {a.x, -a.y}; }
 
-// exp(i pi half_turns); exact multiples of 1/4 included, no range reduction through memory.
+// exp(i pi half_turns), also for exact multiples of 1/4, without range reduction through memory.
 HYENAREC_DEVICE Complex unit(float half_turns) {
   Complex z;
 #ifdef __CUDA_ARCH__
@@ -99,7 +99,8 @@ struct Float32 {
   static HYENAREC_DEVICE Float32 of(float value) { return {value}; }
 };
 
-// f(Index<0>), ..., f(Index<N - 1>): an unrolled loop whose counter is a constant, so that arrays stay in registers.
+// Calls f(Index<0>), ..., f(Index<N - 1>): an unrolled loop whose counter is a constant, so that arrays stay in
+// registers.
 template <int I>
 struct Index {
   static constexpr int value = I;

@@ -1,14 +1,14 @@
-// The transform: index arithmetic, butterflies and passes through shared memory.
+// The Fourier transform of the long convolution: index arithmetic, butterflies and passes through shared memory.
 //
 // A real signal a of M samples is evaluated at the M points with z^M = i, z_k = exp(i pi/(2M)) exp(-2 pi i k/M):
 //
 //     F(a)[k] = sum_n a[n] exp(i pi n/(2M)) exp(-2 pi i n k/M)
 //
-// As many complex values as samples carry what a real FFT of 2M points carries: a product F(a) F(b) belongs to the
-// linear convolution c of 2M - 1 samples reduced by z^M = i, so that its inverse is c[n] + i c[n + M]. Channels need no
-// partner, spectra need no unpacking, and each frequency is multiplied by itself alone: order does not matter. The
-// transform is therefore in place, decimated in frequency forwards (spectra lie digit-reversed) and in time
-// backwards, and nothing is ever reordered.
+// These M complex values hold as much as a real FFT of 2M points. A product F(a) F(b) belongs to the linear convolution
+// c of 2M - 1 samples reduced by z^M = i, so its inverse is c[n] + i c[n + M]. Channels need not be paired, spectra
+// need no unpacking, and each frequency is only multiplied by the same frequency, so their order does not matter. The
+// transform is therefore in place, decimated in frequency forwards (spectra are digit-reversed) and in time backwards,
+// and nothing is ever reordered.
 //
 // A tile is C adjacent channels of one block of M rows. Pass i splits lengths S into R_i times S / R_i: one thread
 // takes the R_i elements b + j S / R_i of one channel into registers. Channels are adjacent in shared memory, and one
@@ -24,7 +24,7 @@
 namespace hyenarec::cuda {
 
 constexpr int kSmallest = 5, kLargest = 14;  // log2 of M: real FFTs of 64 to 32,768 points
-constexpr int kScarce = 10;                  // the largest for half the shared memory of the table's last row
+constexpr int kScarce = 10;                  // the largest that half the shared memory in the table's last row holds
 
 template <int kLog>
 struct Size {
@@ -126,7 +126,8 @@ HYENAREC_DEVICE void twiddle(Complex (&x)[R], int n, int length) {
 template <class S, int R, int kLength>
 struct Butterfly {
   static constexpr int kStride = kLength / R;
-  // Rows 16 apart are 17 places apart and neighbours in a column of 16 are neighbours: an address and a constant.
+  // Rows 16 apart are 17 places apart, and the rows of a column of 16 are adjacent: each address is the first plus a
+  // constant.
   static_assert(kStride % 16 == 0 || (kStride == 1 && R == 16));
   static constexpr int kStep = (kStride + kStride / 16) * S::kChannels;
   int channel, offset, first;
@@ -148,7 +149,7 @@ struct Butterfly {
   }
 };
 
-// The passes before the last one: source(thread, channel, first row, stride, x) gives the first pass its R rows.
+// The passes before the last one. source(thread, channel, first row, stride, x) gives the first pass its R rows.
 template <class S, class Block, class Source>
 HYENAREC_DEVICE void forward_passes(Block& block, Complex* shared, const Source& source) {
   each<S::kOuterPasses>([&](auto index) {
@@ -172,7 +173,8 @@ HYENAREC_DEVICE void forward_passes(Block& block, Complex* shared, const Source&
   });
 }
 
-// The passes after the innermost one backwards: sink(channel, first row, stride, x) takes R rows, times M.
+// The passes of the inverse after its innermost one. sink(channel, first row, stride, x) takes R rows, M times too
+// large.
 template <class S, class Block, class Sink>
 HYENAREC_DEVICE void inverse_passes(Block& block, Complex* shared, const Sink& sink) {
   each<S::kOuterPasses>([&](auto index) {
@@ -196,8 +198,9 @@ HYENAREC_DEVICE void inverse_passes(Block& block, Complex* shared, const Sink& s
   });
 }
 
-// The innermost pass, whose butterflies are the columns of a tile: body(column's index, column). A spectrum lies in
-// memory as element r of column i at r * kColumns + i, so that threads read it adjacently.
+// The innermost pass. Its butterflies are the columns of a tile; calls body(column's index, column) for each. In
+// memory, element r of column i of a spectrum is at r * kColumns + i, so that neighbouring threads read neighbouring
+// elements.
 template <class S>
 using Column = Butterfly<S, S::kInner, S::kInner>;
 template <class S, class Block, class Body>

@@ -1,6 +1,7 @@
-// The short convolution: a thread takes a few adjacent channels through a strip of rows, each of which it reads once.
-// It keeps what the next rows reach back to in registers. Where parts are multiplied it takes the first and the last at
-// once, and other threads those between, so that nothing but the input and the outputs passes through memory.
+// The short convolution. A thread takes a few adjacent channels through a strip of rows. It reads each row once and
+// keeps the rows that the next ones reach back to in registers. Where parts of the channels are multiplied, it computes
+// the first and the last part at once, and other threads those between, so that only the input and the outputs pass
+// through memory.
 #pragma once
 #include "packs.h"
 #include "short_conv.h"
@@ -16,7 +17,7 @@ HYENAREC_DEVICE float value_of(const Values& from, int64_t i) {
 
 HYENAREC_DEVICE float sigmoid(float z) { return 1.f / (1.f + std::exp(-z)); }
 
-// What both passes compute with.
+// What forward and backward share.
 struct Fir {
   Sequences sequences;
   int num_sequences;
@@ -26,13 +27,14 @@ struct Fir {
   Values weight, bias;
 
   HYENAREC_DEVICE int64_t all_channels() const { return int64_t(channels) * parts; }
-  // Parts that are computed apart from each other: the product is one, and each between its factors.
+  // What is computed independently: the product of the first and the last part is one job, each part between them
+  // another.
   HYENAREC_DEVICE int jobs() const { return parts > 1 ? parts - 1 : 1; }
   HYENAREC_DEVICE int factors(int job) const { return parts > 1 && job == 0 ? 2 : 1; }
   HYENAREC_DEVICE int part(int job, int factor) const { return factor == 0 ? job : parts - 1; }
 };
 
-// Which rows, channels and job a block of kThreads threads has, each thread kCount channels: neighbouring threads have
+// The rows, channels and job of a block of kThreads threads, each with kCount channels. Neighbouring threads have
 // neighbouring channels, up to `lanes` of them, and then the next strip.
 template <int kThreads, int kCount>
 struct Share {
@@ -62,8 +64,8 @@ struct Share {
   }
 };
 
-// ChannelTaps and biases of a block's channels in shared memory, tap `width` being the bias. One lane's channels lie apart, so
-// that lanes read neighbouring words.
+// The taps and biases of a block's channels in shared memory; tap `width` is the bias. The channels of one lane lie
+// apart, so that neighbouring lanes read neighbouring words.
 template <int kThreads, int kCount, int kWidth>
 struct ChannelTaps {
   using Mine = Share<kThreads, kCount>;
@@ -94,7 +96,7 @@ struct ChannelTaps {
 
 template <class T, int kWidth>
 struct ShortConv {
-  // 128 bits a thread; with many taps no more than 4 channels, whose rows and sums the registers hold.
+  // A thread loads 128 bits at once; with many taps at most 4 channels, so that the registers hold their rows and sums.
   static constexpr int kThreads = 128, kBlocks = 3, kRows = 4, kStrip = 16;
   static constexpr int kCount = kWidth > 4 || sizeof(T) == 4 ? 4 : 8;
   using Mine = Share<kThreads, kCount>;
@@ -137,17 +139,17 @@ struct ShortConv {
     T* target = static_cast<T*>(to.data) + batch * to.batch_stride + channel;
     if (!product) target += int64_t(mine.job - 1) * a.channels;
 
-    P window[kFactors][kWidth - 1 + kRows];  // of rows from kWidth - 1 before `row` on
+    P held[kFactors][kWidth - 1 + kRows];  // of rows from kWidth - 1 before `row` on
     int before = located.position(row);
     HYENAREC_UNROLL
     for (int f = 0; f < kFactors; ++f) {
       HYENAREC_UNROLL
       for (int back = 1; back < kWidth; ++back)
-        window[f][kWidth - 1 - back] = back <= before && back < a.width ? read(f, row - back) : P{};
+        held[f][kWidth - 1 - back] = back <= before && back < a.width ? read(f, row - back) : P{};
     }
     HYENAREC_ONE_BY_ONE
     for (; row < end; row += kRows) {
-      int reach[kRows];  // the most taps' lag that stays in the row's sequence; -1: it has none
+      int reach[kRows];  // the largest lag that stays in the row's sequence; -1: the row is in none
       bool whole = true;
       HYENAREC_UNROLL
       for (int r = 0; r < kRows; ++r) {
@@ -155,27 +157,27 @@ struct ShortConv {
         reach[r] = position < a.width ? position : a.width - 1;
         whole &= position >= a.width - 1;
         HYENAREC_UNROLL
-        for (int f = 0; f < kFactors; ++f) window[f][kWidth - 1 + r] = position >= 0 ? read(f, row + r) : P{};
+        for (int f = 0; f < kFactors; ++f) held[f][kWidth - 1 + r] = position >= 0 ? read(f, row + r) : P{};
       }
       P result[kRows] = {};
-      // All rows' taps are the same but at a sequence's ends.
+      // Except near a sequence's ends, all rows use all taps.
       if (whole)
-        convolve(weights, lane, window, [&](int) { return a.width - 1; }, result);
+        convolve(weights, lane, held, [&](int) { return a.width - 1; }, result);
       else
-        convolve(weights, lane, window, [&](int r) { return reach[r]; }, result);
+        convolve(weights, lane, held, [&](int r) { return reach[r]; }, result);
       HYENAREC_UNROLL
       for (int r = 0; r < kRows; ++r)
         if (row + r < end) store(target + (row + r) * to.row_stride, result[r], left, a.aligned);
       HYENAREC_UNROLL
       for (int f = 0; f < kFactors; ++f) {
         HYENAREC_UNROLL
-        for (int i = 0; i < kWidth - 1; ++i) window[f][i] = window[f][i + kRows];
+        for (int i = 0; i < kWidth - 1; ++i) held[f][i] = held[f][i + kRows];
       }
     }
   }
 
   template <int kFactors, class Reach>
-  HYENAREC_DEVICE void convolve(const Weights& weights, int lane, const P (&window)[kFactors][kWidth - 1 + kRows],
+  HYENAREC_DEVICE void convolve(const Weights& weights, int lane, const P (&held)[kFactors][kWidth - 1 + kRows],
                                 const Reach& reach, P (&result)[kRows]) const {
     HYENAREC_UNROLL
     for (int c = 0; c < kCount; ++c) {
@@ -191,7 +193,7 @@ struct ShortConv {
           float weight = weights.at(f, j, c, lane);
           HYENAREC_UNROLL
           for (int r = 0; r < kRows; ++r)
-            if (j <= reach(r)) z[f][r] += weight * window[f][kWidth - 1 + r - j].get(c);
+            if (j <= reach(r)) z[f][r] += weight * held[f][kWidth - 1 + r - j].get(c);
         }
       }
       HYENAREC_UNROLL

@@ -1,6 +1,6 @@
-// Gradients of the short convolution: one more walk through the strips (fir.h), which computes what was multiplied
-// again, hands each row's gradient on to the rows that it came from, and adds up those of taps and biases. Each block
-// writes its own sums, which a second launch adds in a fixed order.
+// Gradients of the short convolution: another walk through the strips (fir.h). It recomputes what was multiplied,
+// passes each row's gradient on to the rows that it was computed from, and sums the gradients of taps and biases. Each
+// block writes its own sums; a second launch adds these in a fixed order.
 #pragma once
 #include "fir.h"
 
@@ -8,10 +8,10 @@ namespace hyenarec::cuda {
 
 template <class T, int kWidth>
 struct ShortConvBackward {
-  // Fewer channels a thread than forward: sums of taps and rows that are not complete yet fill the registers.
+  // Fewer channels per thread than forward: the taps' sums and the gradients of unfinished rows fill the registers.
   static constexpr int kThreads = 128, kBlocks = sizeof(T) == 4 ? 2 : 3, kRows = 4;
   static constexpr int kCount = kWidth > 4 ? 2 : 4, kStrip = 32;
-  static constexpr int64_t kWave = 512;  // blocks; a constant, so that no result depends on how many run at once
+  static constexpr int64_t kWave = 512;  // blocks; a constant, so that results do not depend on how many run at once
   using Mine = Share<kThreads, kCount>;
   using Weights = ChannelTaps<kThreads, kCount, kWidth>;
   static constexpr int kSums = 2 * (kWidth + 1) * kCount;  // of one thread
@@ -99,14 +99,14 @@ struct ShortConvBackward {
     bool between = mine.job > 0;
     int64_t of_rest = int64_t(mine.job - 1) * a.channels + channel;
 
-    P window[kFactors][kWidth - 1 + kRows];
+    P held[kFactors][kWidth - 1 + kRows];
     float pending[kFactors][kWidth][kCount] = {};  // gradients of the newest row and of those before it
     int before = located.position(first);
     HYENAREC_UNROLL
     for (int f = 0; f < kFactors; ++f) {
       HYENAREC_UNROLL
       for (int back = 1; back < kWidth; ++back)
-        window[f][kWidth - 1 - back] = back <= before && back < a.width ? read(a.x, own(f), first - back) : P{};
+        held[f][kWidth - 1 - back] = back <= before && back < a.width ? read(a.x, own(f), first - back) : P{};
     }
     HYENAREC_ONE_BY_ONE
     for (int row = first; row < end + kWidth - 1; row += kRows) {
@@ -119,14 +119,14 @@ struct ShortConvBackward {
         reach[r] = position < a.width ? position : a.width - 1;
         gradient[r] = position < 0 ? P{} : between ? read(grad_rest, of_rest, at) : read(grad, channel, at);
         HYENAREC_UNROLL
-        for (int f = 0; f < kFactors; ++f) window[f][kWidth - 1 + r] = position >= 0 ? read(a.x, own(f), at) : P{};
+        for (int f = 0; f < kFactors; ++f) held[f][kWidth - 1 + r] = position >= 0 ? read(a.x, own(f), at) : P{};
       }
       HYENAREC_UNROLL
       for (int r = 0; r < kRows; ++r) {
         P finished[kFactors] = {};
         HYENAREC_UNROLL
         for (int c = 0; c < kCount; ++c) {
-          auto x = [&](int f, int j) { return window[f][kWidth - 1 + r - j].get(c); };
+          auto x = [&](int f, int j) { return held[f][kWidth - 1 + r - j].get(c); };
           float z[kFactors] = {}, dz[kFactors];
           HYENAREC_UNROLL
           for (int f = 0; f < kFactors; ++f) {
@@ -168,7 +168,7 @@ struct ShortConvBackward {
       HYENAREC_UNROLL
       for (int f = 0; f < kFactors; ++f) {
         HYENAREC_UNROLL
-        for (int i = 0; i < kWidth - 1; ++i) window[f][i] = window[f][i + kRows];
+        for (int i = 0; i < kWidth - 1; ++i) held[f][i] = held[f][i + kRows];
       }
     }
   }

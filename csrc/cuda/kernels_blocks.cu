@@ -1,4 +1,4 @@
-// The block low-rank form's programs for moments and parameters.
+// The programs (device.h) of the block low-rank form for moments and parameters.
 #include "block_schedule.h"
 #include "launch.inc"
 

@@ -1,4 +1,4 @@
-// Blocks of 8,192 and 16,384 rows, the largest with filters in parts.
+// The FFT convolution with blocks of 8,192 and 16,384 rows; the largest also with filters in sections (partition.h).
 #include "launch.inc"
 #include "partition.h"
 

@@ -1,4 +1,5 @@
-// Blocks of 1,024 to 4,096 rows, the first with filters in parts: the largest where shared memory is scarce.
+// The FFT convolution with blocks of 1,024 to 4,096 rows; the first, which is the largest where shared memory is
+// scarce, also with filters in sections (partition.h).
 #include "launch.inc"
 #include "partition.h"
 

@@ -1,4 +1,4 @@
-// Blocks of 32 to 512 rows, and the programs of no size.
+// The FFT convolution with blocks of 32 to 512 rows, and the programs that do not depend on a block's size.
 #include "buckets.h"
 #include "launch.inc"
 #include "partition.h"

@@ -1,4 +1,4 @@
-// The convolution's last row of every sequence alone: one sum over the taps a channel, and its gradients.
+// Only the convolution's last row of every sequence, one sum over the taps per channel, and its gradients.
 #pragma once
 #include "rows.h"
 
@@ -9,15 +9,15 @@ struct LastRow {
   static constexpr int kSharedBytes = kThreads * int(sizeof(float));
 
   Dtype dtype;
-  int channels, groups, taps, num_sequences, shares;  // shares of the sequences; forward there is one for each
+  int channels, groups, taps, num_sequences, shares;  // shares of the sequences; forward: one for each
   Sequences sequences;
   const float* filter;  // (groups, taps)
   const void* skip;     // (channels,) or null
   Dtype skip_dtype;
-  Rows x, pre_gate, post_gate;  // a row of the last is a sequence's, as of `out`, `grad` and `dpost_gate`
-  Rows out;                     // forward; backward `grad` is given
+  Rows x, pre_gate, post_gate;  // post_gate, `out`, `grad` and `dpost_gate` have one row per sequence
+  Rows out;                     // forward only; backward, `grad` is given
   Rows grad, dx, dpre_gate, dpost_gate;
-  float* sums;  // (shares, channels, taps): the gradient of the taps of every channel, skip in that of lag 0
+  float* sums;  // (shares, channels, taps): the gradient of each channel's taps; skip's is that of lag 0
 
   int64_t grid() const { return ceil_div(channels, kChannels) * shares; }
 
@@ -79,7 +79,7 @@ struct LastRow {
     return value;
   }
 
-  // A thread's rows of a channel, and the sums at its lags.
+  // The gradients at a thread's rows of a channel, and the sums at its lags.
   HYENAREC_DEVICE void backward(const Span& span, int s, int share, int channel, int strip) const {
     float dy = span.length == 0 ? 0.f : get(grad, 0, s, channel) * (post_gate.data ? get(post_gate, 0, s, channel) : 1.f);
     int from = sequences.packed ? span.start : 0, to = sequences.packed ? span.start + span.length : sequences.rows;

@@ -20,7 +20,7 @@ const char* run(const LegendreBlocksArgs& args, bool backward, void* stream) {
 }  // namespace
 
 int64_t legendre_blocks_workspace(const LegendreBlocksArgs& args, bool backward) {
-  if (wrong_blocks(args)) return 0;  // the call says what
+  if (wrong_blocks(args)) return 0;  // the call itself says what is wrong
   DryRun dry;
   LegendreBlocksArgs sizes = args;
   sizes.workspace = nullptr;

@@ -1,5 +1,5 @@
-// The gated convolution with Legendre filters in block low-rank form on a CUDA device: what crosses between the torch
-// side and the kernels. No torch, no CUDA types, as long_conv.h.
+// The gated convolution with Legendre filters in block low-rank form on a CUDA device: the interface between the torch
+// side and the kernels, without types of torch or CUDA, as in long_conv.h.
 //
 //     u = pre_gate * x,   y[t, d] = sum_tau h[g(d), tau] u[t - tau, d] + skip[d] u[t, d],   out = post_gate * y
 //     h[g, tau] = exp(-decay[g] tau / K) sum_n coefficients[g, n] basis_n(tau),   0 <= tau < K
@@ -14,16 +14,16 @@
 
 namespace hyenarec {
 
-// Nodes of `chunk` rows, `fan` of them in a node of the next level (0: there is none); each keeps `rank` moments. They
-// meet at distances 1 to near_pairs and at the far_pairs from far_first on.
+// A level: nodes of `chunk` rows, `fan` of them in a node of the next level (0: there is none), each with `rank`
+// moments. Pairs of nodes meet here at distances 1 to near_pairs and at the far_pairs distances from far_first on.
 struct BlockLevel {
   int chunk = 0, fan = 0, rank = 0, near_pairs = 0, far_first = 0, far_pairs = 0;
 };
 
 struct LegendreBlocksArgs {
   Dtype dtype = Dtype::f32;  // f32, bf16 or f16
-  // Padded (B, L, D): `sequences` is B, `rows` is L; packed (T, D): `rows` is T. Sequence s is rows [starts[s], ends[s]);
-  // rows of no sequence are not read, and written as zero.
+  // Padded (B, L, D): `sequences` is B, `rows` is L; packed (T, D): `rows` is T. Sequence s is rows [starts[s],
+  // ends[s]); rows of no sequence are not read, and are written as zero.
   bool packed = false;
   int64_t sequences = 0, rows = 0, channels = 0, groups = 0, terms = 0, horizon = 0;
   int64_t max_length = 0;                         // no sequence is longer: L, or T where the host knows no better
@@ -33,20 +33,22 @@ struct LegendreBlocksArgs {
   const float* coefficients = nullptr;            // (groups, terms)
   const float* decay = nullptr;                   // (groups,) or null
   const float* skip = nullptr;                    // (channels,) or null
-  // The plan (backends/cuda/block_plan.py): levels, the first of tiles, and on the device, one after the other:
-  //     basis (256, ranks of the first level in steps of 16)      local polynomials, zero beyond the rank; with levels
-  //     down (4, ranks of columns, ranks)                         the same of 64 rows, from those of 256; with levels
-  //     columns (64, ranks)                                       local polynomials of 64 rows; with levels
+  // The plan (backends/cuda/block_plan.py): levels, of which the first is the tiles, and on the device, one after the
+  // other (R is the rank of the first level, rounded up to a multiple of 16; the first three exist only with levels):
+  //     basis (256, R)                                            local polynomials, zero beyond the rank
+  //     down (4, R of columns, R)                                 from these to the local polynomials of 64 rows
+  //     columns (64, R)                                           local polynomials of 64 rows
   //     samples (terms, tap rows + table rows)                    from coefficients to taps and tables
-  //     aged, likewise, where there is a decay                    of the filter times lag / K
+  //     aged, likewise, where there is a decay                    the same for the filter times lag / K
   //     offsets (tap rows + table rows,)                          a row is multiplied by exp(-decay offset / K)
   //     transfers (fan, rank, rank above) of each level but the last
-  // Tap rows are kTile taps from lag 0 on, and 2 kTile from that where the filter's end begins to cut (`edge_first`).
+  // Tap rows are kTile taps from lag 0 on, and 2 kTile from the lag on where the filter's end begins to cut pairs of
+  // tiles (`edge_first`).
   int num_levels = 0;
   BlockLevel levels[8];
   const float* constants = nullptr;
   Rows out;
-  // backward only; a null output is not wanted
+  // Backward only. Outputs that are null are not computed.
   Rows grad, dx, dpre_gate, dpost_gate;
   float *dcoefficients = nullptr, *ddecay = nullptr, *dskip = nullptr;
   void* workspace = nullptr;  // at least `legendre_blocks_workspace` bytes on the device, aligned to 256
@@ -54,7 +56,8 @@ struct LegendreBlocksArgs {
 
 constexpr int kMostBlockLevels = 8;
 
-// Rows of samples: of taps and of tables. Floats of all constants.
+// legendre_blocks_samples: the rows of samples, of taps and of tables. legendre_blocks_constants: the floats of all
+// constants.
 inline int64_t legendre_blocks_samples(const LegendreBlocksArgs& args) {
   int64_t rows = 3 * 256;
   for (int i = 0; i < args.num_levels; ++i) {

@@ -1,4 +1,4 @@
-// The gated convolution with a Legendre filter, or an explicit one of few taps, on a CUDA device: what crosses between
+// The gated convolution with a Legendre filter, or an explicit one of few taps, on a CUDA device: the interface between
 // the torch side and the kernels, as in long_conv.h.
 #pragma once
 #include "long_conv.h"
@@ -6,20 +6,22 @@
 namespace hyenarec {
 
 struct LegendreConvArgs {
-  // Without `filter`, `taps`, `dfilter`, `skip` and `dskip`, which are below. `groups` is the filter's.
+  // Its `filter`, `taps`, `dfilter`, `skip` and `dskip` are not used: those below replace them. Its `groups` is the
+  // filter's.
   LongConvArgs rows;
   bool last_only = false;  // rows.out, post_gate and grad: (sequences, D), of each sequence's last row
-  // (groups, terms) coefficients, or of an explicit filter its taps; (groups,) rates or null; (channels,) or null.
-  Dtype parameters = Dtype::f32;  // of the first two
+  // filter: (groups, terms) coefficients, or the taps of an explicit filter; decay: (groups,) or null; skip:
+  // (channels,) or null.
+  Dtype parameters = Dtype::f32;  // of filter and decay
   const void *filter = nullptr, *decay = nullptr;
   int64_t terms = 0;
-  int64_t horizon = 0;  // 0: explicit
+  int64_t horizon = 0;  // 0: an explicit filter
   Dtype skip_dtype = Dtype::f32;
   const void* skip = nullptr;
-  void *dfilter = nullptr, *ddecay = nullptr, *dskip = nullptr;  // as the three; null where not wanted
+  void *dfilter = nullptr, *ddecay = nullptr, *dskip = nullptr;  // shaped as these three; null where not computed
 };
 
-// Taps that meet anything: the filter's, but no more than the longest sequence has rows.
+// How many taps can reach a row: the filter's, but no more than the longest sequence has rows.
 inline int64_t legendre_conv_taps(const LegendreConvArgs& args);
 constexpr int64_t kMostToeplitzTaps = 512;
 

@@ -10,7 +10,8 @@
 
 namespace hyenarec::cuda {
 
-// Blocks of one launch, four on each of 132 multiprocessors; a constant, so that no sum depends on how many a device has.
+// The most blocks of one launch: four on each of 132 multiprocessors. A constant, so that no sum depends on how many a
+// device has.
 constexpr int64_t kToeplitzBlocks = 528;
 
 template <class Machine, int64_t kMostBlocks = kToeplitzBlocks>
@@ -78,7 +79,7 @@ class LegendreSchedule {
     return {args_.parameters, args_.filter, args_.decay, int(a_.groups), int(args_.terms), args_.horizon};
   }
 
-  // The taps that meet anything: (groups, taps) float32.
+  // The taps that can reach a row: (groups, taps) float32.
   const float* taps() {
     if (args_.horizon == 0 && args_.parameters == Dtype::f32 && args_.terms == taps_)
       return static_cast<const float*>(args_.filter);
@@ -90,7 +91,7 @@ class LegendreSchedule {
 
   int64_t columns_of_longest() const { return std::max<int64_t>(ceil_div(a_.max_length, kColumnRows), 1); }
 
-  // The columns of all sequences; where packed ones do not cover the rows, `outputs` become zero.
+  // The columns of all sequences; where packed ones do not cover the rows, the rest of `outputs` becomes zero.
   Items columns(const std::array<Rows, AssignBuckets::kOutputs>& outputs) {
     if (!a_.packed) {
       int each = int(std::max<int64_t>(ceil_div(a_.rows, kColumnRows), 1));

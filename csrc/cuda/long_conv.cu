@@ -20,7 +20,8 @@ const char* check(const LongConvArgs& args) {
   return nullptr;
 }
 
-// The bytes of workspace that the launches took on `machine`, with blocks as large as `shared` bytes hold.
+// Makes the launches on `machine`, with blocks as large as `shared` bytes of shared memory hold. Returns the bytes of
+// workspace that they took.
 template <class Machine>
 int64_t schedule(const LongConvArgs& args, bool backward, int shared, Machine& machine) {
   auto with_top = [&](auto top) {
@@ -66,7 +67,7 @@ const char* long_conv_unsupported() {
   if (major < 8 || top_of(shared) == 0)
     return told("needs compute capability 8.0 and " + std::to_string(Convolve<kScarce>::kSharedBytes) +
                 " bytes of shared memory a block; it has " + capability + " and " + std::to_string(shared));
-  status = loaded<SumRows>();  // one program stands for all: they are compiled for the same devices
+  status = loaded<SumRows>();  // one program stands for all, which are compiled for the same devices
   if (status != cudaSuccess)
     return told("not compiled for compute capability " + capability + " (" + cudaGetErrorString(status) +
                 "); HYENAREC_CUDA_ARCHS names what to compile for");

@@ -1,5 +1,5 @@
-// The gated long convolution on a CUDA device: what crosses between the torch side and the kernels. No torch, no CUDA
-// types: pointers, strides in elements, and a stream as an opaque pointer (cudaStream_t).
+// The gated long convolution on a CUDA device: the interface between the torch side and the kernels. It has no types of
+// torch or CUDA: only pointers, strides in elements, and a stream as an opaque pointer (cudaStream_t).
 //
 //     u = pre_gate * x,   y[t, d] = sum_tau filter[g(d), tau] u[t - tau, d] + skip[d] u[t, d],   out = post_gate * y
 //
@@ -21,7 +21,7 @@ struct LongConvArgs {
   bool packed = false;
   int64_t sequences = 0, rows = 0, channels = 0, groups = 0, taps = 0;
   // No sequence is longer than this: L for padded input; for packed input T, or less where the host knows better, which
-  // saves launches and workspace. Bucket sizes are assigned on the device: no length is read by the host.
+  // saves launches and workspace. The device sorts sequences by length: the host reads no length.
   int64_t max_length = 0;
   const void *starts = nullptr, *ends = nullptr;  // (sequences,) contiguous, on the device; null: 0 and `rows`
   bool wide_index = false;                        // starts and ends are int64, otherwise int32
@@ -29,7 +29,7 @@ struct LongConvArgs {
   const float* filter = nullptr;                  // (groups, taps), contiguous
   const float* skip = nullptr;                    // (channels,) or null
   Rows out;
-  // backward only; a null output is not wanted
+  // Backward only. Outputs that are null are not computed.
   Rows grad, dx, dpre_gate, dpost_gate;  // dpre_gate and dpost_gate only where there is such a gate
   float* dfilter = nullptr;              // (groups, taps), contiguous: every tap is written
   float* dskip = nullptr;                // (channels,)
@@ -41,13 +41,13 @@ struct LongConvArgs {
 // flags and pointers (only whether they are null matters).
 int64_t long_conv_workspace(const LongConvArgs& args, bool backward);
 
-// Null, or why the call could not be made: one line, valid until this thread's next call. Any number of sequences, rows
-// and channels may be zero.
+// Null, or why the call could not be made: one line, valid until this thread's next call. The numbers of sequences,
+// rows and channels may be zero.
 const char* long_conv_forward(const LongConvArgs& args, void* stream);
 const char* long_conv_backward(const LongConvArgs& args, void* stream);
 
 // Null where the current device can run the kernels and they were compiled for it, otherwise why not: one line, valid
-// as above. Loads them.
+// as above. Loads the kernels.
 const char* long_conv_unsupported();
 
 }  // namespace hyenarec

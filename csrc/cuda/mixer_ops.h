@@ -1,5 +1,5 @@
-// A whole pass of a mixer of order 2 among the ops of namespace hyenarec_cuda: from its input and what it stores to its
-// output, and from the output's gradient to theirs (hyenarec_kernels/nn/joint.py says what is computed).
+// The ops of namespace hyenarec_cuda for a whole pass of a mixer of order 2: from its input and its stored parameters
+// to its output, and from the output's gradient to theirs (hyenarec_kernels/nn/joint.py says what is computed).
 #pragma once
 #include <array>
 
@@ -37,9 +37,9 @@ inline void change(const Changes& changes, void* stream) {
 using MixerPass = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor,
                              Tensor>;
 
-// y; projected, u, q, v; then the parameters as they act: w_in, w_out, taps, offset, coefficients, decay (empty without
-// log_rate) and skip. `origins`, float32, holds what is added to `factor` times w_in and w_out, and to taps, offset,
-// terms and log_rate, one after the other. x has zeros in padding.
+// Returns y; projected, u, q, v; then the effective parameters: w_in, w_out, taps, offset, coefficients, decay (empty
+// without log_rate) and skip. `origins`, float32, holds, one after the other, what is added to `factor` times w_in and
+// w_out, and to taps, offset, terms and log_rate. x must be zero in padding.
 template <class Current>
 MixerPass mixer(const Tensor& x, const Tensor& w_in, const Tensor& taps, const Tensor& offset, const Tensor& terms,
                 const MaybeTensor& log_rate, const Tensor& skip, const Tensor& w_out, const Tensor& scale,
@@ -50,7 +50,7 @@ MixerPass mixer(const Tensor& x, const Tensor& w_in, const Tensor& taps, const T
   STD_TORCH_CHECK(groups > 0 && terms.numel() % groups == 0, "mixer: terms: expected as many for each of the groups");
   Current current(x);
   Changes changes;
-  std::vector<Tensor> held;  // copies that are read
+  std::vector<Tensor> held;  // copies that kernels read
   auto on_device = [&](bool fits, const Tensor& t, int64_t count, const char* name) {
     STD_TORCH_CHECK(fits && t.device() == x.device() && t.numel() == count, "mixer: ", name, ": expected ", count,
                     " values on x's device");
@@ -72,7 +72,7 @@ MixerPass mixer(const Tensor& x, const Tensor& w_in, const Tensor& taps, const T
   Tensor coefficients = act(terms, {groups, terms.numel() / groups}, ScalarType::Float, "terms");
   MaybeTensor decay = log_rate ? MaybeTensor(act(*log_rate, {groups}, ScalarType::Float, "log_rate")) : MaybeTensor();
   Change* list = changes.list;
-  int64_t moved = 0;  // so many values have an origin
+  int64_t moved = 0;  // number of values that have an origin
   for (int i = 0; i < changes.size; moved += list[i++].count)
     list[i].origin = static_cast<const float*>(origins.data_ptr()) + moved;
   on_device(origins.scalar_type() == ScalarType::Float && origins.is_contiguous(), origins, moved, "origins");
@@ -99,8 +99,8 @@ MixerPass mixer(const Tensor& x, const Tensor& w_in, const Tensor& taps, const T
 
 using MixerGradients = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
 
-// The gradients of x, and of w_in, taps, offset, terms, log_rate, skip and w_out as they are stored; empty where not
-// needed. From projected on, arguments are what `mixer` gave.
+// The gradients of x, and of w_in, taps, offset, terms, log_rate, skip and w_out as the module stores them; empty where
+// not needed. The arguments from `projected` to `skip` are what `mixer` returned.
 template <class Current>
 MixerGradients mixer_backward(const Tensor& grad_, const Tensor& x, const Tensor& projected, const Tensor& u,
                               const Tensor& q, const Tensor& v, const Tensor& w_in, const Tensor& w_out,

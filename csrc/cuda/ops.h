@@ -1,7 +1,8 @@
-// The ops of namespace hyenarec_cuda: tensors read into plain structs, outputs and workspace allocated, kernels called.
+// The ops of namespace hyenarec_cuda: they read tensors into plain structs, allocate outputs and workspace, and call
+// the kernels.
 //
-// `Current(x)` makes the device of x current while it lives; its `stream` is torch's there. register.cpp has the
-// one for devices, tests/native/host_ops.cpp one for kernels that run on the host.
+// `Current` is a class: Current(x) makes the device of x current while it exists, and its `stream` is torch's current
+// stream there. register.cpp has the one for GPUs, tests/native/host_ops.cpp one for kernels that run on the host.
 #pragma once
 
 #include "../common/tensors.h"

@@ -29,7 +29,7 @@ struct alignas(kCount * sizeof(T)) Pack {
       return float(value);
     }
   }
-  // Of a pack of zeros; each value once.
+  // Only in a pack that is zero; each value at most once.
   HYENAREC_DEVICE void set(int i, float value) {
     if constexpr (sizeof(T) == 4) {
       words[i] = float_to_bits(value);
@@ -42,8 +42,8 @@ struct alignas(kCount * sizeof(T)) Pack {
   }
 };
 
-// `left` channels lie from `at` to the end of the row; none past it is touched. `aligned`: as many as a pack has, and at
-// a multiple of its size.
+// `left` channels lie between `at` and the end of the row; nothing past them is accessed. `aligned`: a whole pack lies
+// there, at a multiple of its size.
 template <class T, int kCount>
 HYENAREC_DEVICE Pack<T, kCount> load(const T* at, int left, bool aligned) {
   using P = Pack<T, kCount>;

@@ -1,5 +1,5 @@
-// Parameters as they act from those that a module stores, and the stored ones' gradients: all of a call in one launch.
-// What crosses between the torch side and the kernel, as in long_conv.h.
+// Computes effective parameters from those that a module stores, and the gradients of the stored ones, each call in one
+// launch. This is the interface between the torch side and the kernel, as in long_conv.h.
 #pragma once
 #include <cstdint>
 

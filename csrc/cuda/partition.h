@@ -1,7 +1,8 @@
-// Filters of more taps than the largest block: every block of the input is transformed once, without history, and kept
-// (a round of Convolve that only holds). Then block j of the output is Re F^-1 of the sum over windows q of F(u_{j-q})
-// V_q, V_q the spectrum of the filter's window q (filter.h): one inverse transform a block. Transposed, it is the sum
-// of F(dy_{j+q}) conj V_q; the filter's cross spectra are X_q = sum over items of F(dy_j) conj F(u_{j-q}).
+// Filters with more taps than the largest block has rows. Every block of the input is transformed once, without
+// history, and kept (a round of Convolve that only holds). Block j of the output is then Re F^-1 of the sum over q of
+// F(u_{j-q}) V_q, where V_q is the spectrum of what filter.h calls pair q of the filter: one inverse transform per
+// block. The transposed convolution is the sum of F(dy_{j+q}) conj V_q; the filter's cross spectra are X_q = sum over
+// items of F(dy_j) conj F(u_{j-q}).
 #pragma once
 #include "filter.h"
 
@@ -13,12 +14,12 @@ struct Combine {
   static constexpr int kThreads = S::kThreads, kSharedBytes = S::kSharedBytes + int(sizeof(Span)), kBlocks = 1;
 
   Dtype dtype;
-  int channels, windows;
+  int channels, pairs;
   bool conjugate;  // the transposed convolution
   Sequences sequences;
   Items items;
-  const Complex* blocks;  // (items, tiles, kElements): a sequence's items are neighbours
-  Spectra filter;         // (windows, ...)
+  const Complex* blocks;  // (items, tiles, kElements): a sequence's items are adjacent
+  Spectra filter;         // (pairs, ...)
   const float* skip;
   Product output[2];
 
@@ -38,13 +39,13 @@ struct Combine {
       int channel = tile * S::kChannels + column.channel, last = int(ceil_div(span.length, S::kPoints)) - 1;
       int reach = conjugate ? last - span.number : span.number;  // blocks on the side that is summed over
       if (span.number > last) reach = -1;                        // padding
-      if (conjugate && i + reach >= items.size()) reach = items.size() - 1 - i;  // of overlapping sequences some are left out
+      if (conjugate && i + reach >= items.size()) reach = items.size() - 1 - i;  // overlapping sequences: some missing
       Complex sum[S::kInner];
       each<S::kInner>([&](auto k) { sum[k.value] = {}; });
-      for (int q = 0; channel < channels && q < windows && q <= reach; ++q) {
+      for (int q = 0; channel < channels && q < pairs && q <= reach; ++q) {
         const Complex* h = filter.at<S>(channel) + q * window_size + index / S::kChannels * S::kChannels;
         const Complex* u = blocks + ((conjugate ? i + q : i - q) * tiles + tile) * S::kElements + index;
-        float at_zero = skip && q == 0 ? skip[channel] : 0.f;  // a tap at lag 0; window 1's share of it is imaginary
+        float at_zero = skip && q == 0 ? skip[channel] : 0.f;  // a tap at lag 0; in pair 1 it is imaginary
         each<S::kInner>([&](auto k) {
           Complex value = h[k.value * S::kColumns];
           value.x += at_zero;
@@ -57,22 +58,22 @@ struct Combine {
   }
 };
 
-// X_q of every channel.
+// The cross spectra X_q of every channel.
 struct Cross {
   static constexpr int kThreads = 256, kSharedBytes = 0, kBlocks = 1;
   const Complex *gradients, *inputs;  // (items, row)
   Items items;
-  int windows;
+  int pairs;
   int64_t row;  // tiles times kElements
-  Complex* out; // (windows, row)
+  Complex* out; // (pairs, row)
 
-  int64_t grid() const { return ceil_div(windows * row, kThreads); }
+  int64_t grid() const { return ceil_div(pairs * row, kThreads); }
 
   template <class Block>
   HYENAREC_DEVICE void operator()(Block& block, int64_t index, void*) const {
     block.phase([&](int thread) {
       int64_t at = index * kThreads + thread;
-      if (at >= windows * row) return;
+      if (at >= pairs * row) return;
       int q = int(at / row);
       int64_t element = at % row;
       Complex sum{};

@@ -11,7 +11,7 @@
 
 namespace {
 
-// Looked up, not linked: a torch without CUDA has no such library, and the stable ABI no such function before 2.13.
+// Looked up, not linked: a torch without CUDA has no such library, and the stable ABI has no such function before 2.13.
 void* current_stream(int32_t device) {
   using StreamOf = AOTITorchError (*)(int32_t, void**);
   static const auto stream_of = [] {

@@ -6,23 +6,23 @@
 
 namespace hyenarec::cuda {
 
-// Block `number` of a sequence's blocks of M rows, the first from the sequence's first row on.
+// Block `number` of a sequence that is cut into blocks of M rows; block 0 begins at the sequence's first row.
 struct Item {
   int sequence, number;
 };
 
-// One block of a sequence. It lies in shared memory while a block works on it: read where it is needed, it takes no
-// registers from the butterflies.
+// One block of a sequence. While a thread block works on it, it lies in shared memory and is read where it is needed,
+// so that it takes no registers from the butterflies.
 struct Span {
   int64_t batch;
   int start, length;  // of the sequence in its batch row
-  int rows;           // that its blocks write: of padded input all rows of the batch row, of packed input the length
+  int rows;           // rows that its blocks write: padded, all of the batch row; packed, the length
   int number, first;  // of the block, and its first position in the sequence
 };
 
 struct Sequences {
   bool packed, wide_index;
-  int rows;  // L, or T
+  int rows;  // L (padded) or T (packed)
   const void *starts, *ends;
 
   HYENAREC_DEVICE int64_t index(const void* values, int64_t s) const {
@@ -52,7 +52,8 @@ struct Items {
   HYENAREC_DEVICE Item at(int i) const { return list ? list[i] : Item{i / per_sequence, i % per_sequence}; }
 };
 
-// f(Float32{}), f(Bfloat16{}) or f(Float16{}): the switch stands around a butterfly's reads, which stay independent.
+// Calls f(Float32{}), f(Bfloat16{}) or f(Float16{}). The switch stands around a butterfly's reads, so that these stay
+// independent of each other.
 template <class F>
 HYENAREC_DEVICE void with_dtype(Dtype dtype, const F& f) {
   switch (dtype) {
@@ -71,7 +72,7 @@ HYENAREC_DEVICE void read(float (&v)[R], Dtype dtype, const Rows& from, const Sp
     int64_t row = int64_t(span.start) + position;
     const T* at = static_cast<const T*>(from.data) + span.batch * from.batch_stride + row * from.row_stride + channel;
     int64_t step = stride * from.row_stride;
-    // Rows before the sequence are asked for by whole blocks: then all are.
+    // Rows before the sequence are requested in whole blocks only: if the first is before it, all are.
     int remaining = position < 0 ? 0 : span.length - position;
     each<R>([&](auto j) { v[j.value] = j.value * stride < remaining ? float(at[j.value * step]) : 0.f; });
   });
@@ -82,7 +83,7 @@ struct Product {
   Rows value, factor;
 };
 
-// f(first row, count) over R rows in parts of kMost, which bounds the registers that reading takes.
+// Calls f(first row, count) for R rows in parts of kMost, which limits the registers that reading takes.
 template <int R, int kMost, class F>
 HYENAREC_DEVICE void in_parts(const F& f) {
   constexpr int kPart = R < kMost ? R : kMost;
@@ -107,8 +108,9 @@ HYENAREC_DEVICE void read(float (&v)[R], Dtype dtype, const Product& from, const
   if (from.factor.data) multiply(v, dtype, from.factor, span, channel, position, stride);
 }
 
-// Writes v times `to.factor` to the rows of `to.value`, zeros to those of the batch row that are not the sequence's:
-// what follows the sequence goes on at the beginning of the batch row, so that its blocks cover the row.
+// Writes v times `to.factor` to the rows of `to.value`, and zeros to the rows of the batch row outside the sequence.
+// Rows after the sequence continue at the beginning of the batch row, so that the sequence's blocks cover the whole
+// batch row.
 template <int R>
 HYENAREC_DEVICE void write(const float (&v)[R], Dtype dtype, const Product& to, const Span& span, int channel,
                            int position, int stride) {

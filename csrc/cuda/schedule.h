@@ -1,6 +1,7 @@
-// What a call launches, in which order, and where its workspace lies: the same for the device and for the host's test.
+// What a call of long_conv.h launches, in which order, and where its workspace lies; the same for the device and for
+// tests on the host.
 //
-// `Machine` has start(program, grid). A dry run with no machine but the same code counts the workspace.
+// `Machine` has start(program, grid). A dry run of the same code, which launches nothing, counts the workspace.
 #pragma once
 #include <algorithm>
 #include <vector>
@@ -12,7 +13,8 @@
 
 namespace hyenarec::cuda {
 
-// The workspace, handed out as a stack: what a size needs is given back before the next size, as launches are in order.
+// The workspace, handed out as a stack. Launches are in order, so what one size needs is given back before the next
+// size.
 class Workspace {
  public:
   explicit Workspace(void* base) : base_(static_cast<char*>(base)) {}
@@ -37,7 +39,7 @@ struct DryRun {
   void start(const Program&, int64_t) {}
 };
 
-// f(Index<log>) for a log from kLog to kTop.
+// Calls f(Index<log>) for a log from kLog to kTop.
 template <int kLog, int kTop, class F>
 void with_size(int log, const F& f) {
   if constexpr (kLog < kTop) {
@@ -46,8 +48,8 @@ void with_size(int log, const F& f) {
   f(Index<kLog>{});
 }
 
-// log2 of the largest block where a device gives it this much shared memory: all that compute capability 8.0, 9.0 and
-// 10.0 have, or the 99 KiB of 8.6, 8.9 and 12.0. 0: too little.
+// log2 of the rows of the largest block that fits in this much shared memory: kLargest on compute capability 8.0, 9.0
+// and 10.0, kScarce with the 99 KiB of 8.6, 8.9 and 12.0. 0: too little.
 constexpr int top_of(int64_t shared_bytes) {
   return shared_bytes >= Convolve<kLargest>::kSharedBytes ? kLargest
          : shared_bytes >= Convolve<kScarce>::kSharedBytes ? kScarce
@@ -55,11 +57,12 @@ constexpr int top_of(int64_t shared_bytes) {
 }
 static_assert(top_of(163 << 10) == kLargest && top_of(99 << 10) == kScarce && top_of(64 << 10) == 0);
 
-// A share's sums over items are written once and added up afterwards: as many shares as make one full wave of blocks of
-// four warps a scheduler on 128 multiprocessors. A constant, so that no result depends on how many a device has.
+// Each share writes its sums over items once; these are added up afterwards. There are as many shares as make one full
+// wave of blocks, four warps per scheduler, on 128 multiprocessors: a constant, so that no result depends on how many a
+// device has.
 constexpr int64_t kWave = int64_t(128) * Size<kLargest>::kElements;
 
-// kTop: log2 of the largest block; filters of more taps go in parts.
+// kTop: log2 of the largest block; filters of more taps are cut into sections.
 template <class Machine, int kTop = kLargest, int64_t kShareElements = kWave>
 class Schedule {
  public:
@@ -79,7 +82,7 @@ class Schedule {
     each_size([&](auto log, const Items& items, bool first) {
       if (first && partitioned()) {
         auto* spectra = hold_blocks(round.input, {}, items, nullptr);
-        combine(spectra, filter_spectra<kTop>(windows(), items), items, false, round.output);
+        combine(spectra, filter_spectra<kTop>(pairs(), items), items, false, round.output);
       } else {
         convolve<log.value>({round}, items, filter_spectra<log.value>(1, items), items.most, {});
       }
@@ -103,7 +106,7 @@ class Schedule {
       float* sums = a_.dskip ? workspace_.take<float>(std::max<int64_t>(shares, 1) * a_.channels) : nullptr;
       Complex* cross = nullptr;
       if (in_parts) {
-        auto spectra = need_post || need_input ? filter_spectra<kTop>(windows(), items) : Spectra{};
+        auto spectra = need_post || need_input ? filter_spectra<kTop>(pairs(), items) : Spectra{};
         auto* inputs = need_post || need_filter ? hold_blocks(u, {}, items, nullptr) : nullptr;
         auto* gradients = need_input || need_filter || a_.dskip
                               ? hold_blocks(dy, a_.dskip ? u : Product{}, items, sums)
@@ -111,8 +114,8 @@ class Schedule {
         if (need_post) combine(inputs, spectra, items, false, to_post);
         if (need_input) combine(gradients, spectra, items, true, to_input);
         if (need_filter) {
-          cross = workspace_.take<Complex>(windows() * row);
-          Cross program{gradients, inputs, items, windows(), row, cross};
+          cross = workspace_.take<Complex>(pairs() * row);
+          Cross program{gradients, inputs, items, pairs(), row, cross};
           machine_.start(program, program.grid());
         }
       } else {
@@ -132,7 +135,7 @@ class Schedule {
           machine_.start(program, program.grid());
         }
       }
-      if (need_filter) filter_gradient<kLog>(cross, in_parts ? windows() : 1, items, !first);
+      if (need_filter) filter_gradient<kLog>(cross, in_parts ? pairs() : 1, items, !first);
       if (a_.dskip) {
         SumRows program{sums, items, shares, a_.channels, !first, a_.dskip};
         machine_.start(program, program.grid());
@@ -152,10 +155,11 @@ class Schedule {
     return log;
   }
   int top() const { return std::clamp(log_of(reached_), kSmallest, kTop); }
-  // Whether the filter has more taps than the largest block; what fits in a smaller one does not meet them.
+  // Whether the filter has more taps than the largest block has rows. Sequences that fit in a smaller block do not
+  // reach the taps beyond.
   bool partitioned() const { return reached_ > 1 << kTop; }
-  // Windows of the filter that meet anything (filter.h).
-  int windows() const {
+  // How many pairs of the filter (filter.h) can reach a row.
+  int pairs() const {
     int64_t m = 1 << kTop;
     return int(std::min(ceil_div(reached_, m) + 1, ceil_div(a_.max_length, m)));
   }
@@ -163,7 +167,8 @@ class Schedule {
   // log2 of the block for the shortest sequence that packed rows can hold when none is longer than `max_length`.
   int bottom() const { return std::clamp(log_of(a_.rows - (a_.sequences - 1) * a_.max_length), kSmallest, top()); }
 
-  // f(Index<log>, items, whether it is the first) for padded input's one size, or every size a packed one may have.
+  // Calls f(Index<log>, items, whether it is the first) for the one size of padded input, or for every size that packed
+  // sequences may have.
   template <class F>
   void each_size(const F& f) {
     auto visit = [&](int log, const Items& items) {
@@ -182,7 +187,8 @@ class Schedule {
     for (int i = 0; i < count; ++i) {
       int log = top() - i;
       int64_t points = int64_t(1) << log;
-      // Every sequence of a size but the smallest has more than M/2 rows: more than half of its blocks is filled.
+      // Sequences of a size have more than M/2 rows, except at the smallest size: more than half of their blocks is
+      // filled.
       most[i] = i == 0 ? a_.sequences + a_.rows / points : a_.sequences;
       most[i] = std::min(most[i], log == kSmallest ? a_.rows : 2 * a_.rows / points);
       int above = log == bottom() ? 0 : int(points / 2);
@@ -195,9 +201,9 @@ class Schedule {
   }
 
   template <int kLog>
-  Spectra filter_spectra(int windows, const Items& items) {
+  Spectra filter_spectra(int pairs, const Items& items) {
     using S = Size<kLog>;
-    int64_t tiles = Tiles<S>::count(a_.groups) * windows;
+    int64_t tiles = Tiles<S>::count(a_.groups) * pairs;
     auto* out = workspace_.take<Complex>(tiles * S::kElements);
     machine_.start(FilterSpectrum<kLog>{a_.filter, int(a_.groups), int(a_.taps), items, out}, tiles);
     return {out, int(a_.channels), int(a_.groups)};
@@ -223,24 +229,24 @@ class Schedule {
 
   void combine(const Complex* blocks, const Spectra& spectra, const Items& items, bool conjugate,
                const Product (&output)[2]) {
-    Combine<kTop> program{a_.dtype, int(a_.channels), windows(), conjugate, sequences_, items, blocks, spectra,
+    Combine<kTop> program{a_.dtype, int(a_.channels), pairs(), conjugate, sequences_, items, blocks, spectra,
                           a_.skip, {output[0], output[1]}};
     machine_.start(program, Tiles<Size<kTop>>::grid(a_.channels, items.most));
   }
 
   // From cross spectra of channels to the gradient of the groups' taps.
   template <int kLog>
-  void filter_gradient(Complex* cross, int windows, const Items& items, bool add) {
+  void filter_gradient(Complex* cross, int pairs, const Items& items, bool add) {
     using S = Size<kLog>;
     int64_t tiles = Tiles<S>::count(a_.groups);
     if (a_.groups < a_.channels) {
-      auto* sums = workspace_.take<Complex>(windows * tiles * S::kElements);
-      SumGroups program{cross, int(a_.channels), int(a_.groups), windows, S::kChannels, S::kElements, sums};
+      auto* sums = workspace_.take<Complex>(pairs * tiles * S::kElements);
+      SumGroups program{cross, int(a_.channels), int(a_.groups), pairs, S::kChannels, S::kElements, sums};
       machine_.start(program, program.grid());
       cross = sums;
     }
     int64_t parts = add ? 1 : ceil_div(a_.taps, S::kPoints);
-    machine_.start(FilterGradient<kLog>{cross, int(a_.groups), int(a_.taps), windows, int(reached_), add, items,
+    machine_.start(FilterGradient<kLog>{cross, int(a_.groups), int(a_.taps), pairs, int(reached_), add, items,
                                         a_.dfilter},
                    parts * tiles);
   }
@@ -249,8 +255,8 @@ class Schedule {
   Machine& machine_;
   Workspace workspace_;
   Sequences sequences_;
-  Rows outputs_[AssignBuckets::kOutputs];  // that this call writes
-  int64_t reached_;  // taps that meet anything
+  Rows outputs_[AssignBuckets::kOutputs];  // outputs that this call writes
+  int64_t reached_;  // taps that can reach a row
 };
 
 }  // namespace hyenarec::cuda

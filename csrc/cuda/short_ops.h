@@ -1,5 +1,6 @@
-// The short convolutions and conv_step among the ops of namespace hyenarec_cuda, as ops.h has the long ones: arguments
-// as those of namespace hyenarec, with which nothing is left to do on either side of the kernels.
+// The ops of namespace hyenarec_cuda for the short convolutions and conv_step, as ops.h has the long ones. Their
+// arguments are those of the operators of namespace hyenarec, so that nothing is left to do before or after the
+// kernels.
 #pragma once
 
 #include "../common/tensors.h"
@@ -9,14 +10,14 @@ namespace hyenarec::cuda_ops {
 
 using cuda::ConvStepArgs, cuda::ShortConvArgs, cuda::Values;
 
-// `t`, copied where kernels could not read it, beside x in its type and with these sizes.
+// Checks that `t` has the type and device of x and these sizes; copies it where kernels could not read its layout.
 inline Tensor beside(const Tensor& x, const Tensor& t, const std::vector<int64_t>& sizes, const char* name) {
   STD_TORCH_CHECK(t.device() == x.device() && t.scalar_type() == x.scalar_type() && sizes_of(t) == sizes, name,
                   ": expected the device and type of x, and the sizes of what it belongs to");
   return unit_stride(t);
 }
 
-// Of an output beside x with so many channels.
+// The sizes of x with this many channels instead.
 inline std::vector<int64_t> with_channels(const Tensor& x, int64_t channels) {
   std::vector<int64_t> sizes = sizes_of(x);
   sizes.back() = channels;

@@ -1,4 +1,4 @@
-// What a call of short_conv.h launches: the same for the device and for the host's test. `Machine` has start(program,
+// What a call of short_conv.h launches; the same for the device and for tests on the host. `Machine` has start(program,
 // grid), as in schedule.h.
 #pragma once
 #include "conv_step.h"
@@ -6,7 +6,8 @@
 
 namespace hyenarec::cuda {
 
-// Whether packs of kCount values lie at multiples of their size everywhere: none where there is no tensor.
+// Whether packs of kCount values lie at multiples of their size in every tensor; tensors that are absent count as
+// aligned.
 template <class T, int kCount>
 bool aligned(const Rows& rows) {
   return reinterpret_cast<uintptr_t>(rows.data) % (kCount * sizeof(T)) == 0 && rows.batch_stride % kCount == 0 &&
@@ -30,7 +31,7 @@ inline Fir fir_of(const ShortConvArgs& args) {
           args.bias};
 }
 
-// f(Float32{}), f(Bfloat16{}) or f(Float16{}), on the host.
+// Calls f(Float32{}), f(Bfloat16{}) or f(Float16{}), on the host.
 template <class F>
 void with_type(Dtype dtype, const F& f) {
   if (dtype == Dtype::bf16) return f(Bfloat16{});
@@ -38,7 +39,8 @@ void with_type(Dtype dtype, const F& f) {
   f(Float32{});
 }
 
-// f(Float32{}, Index<4>{}): the type, and the most taps of the smallest program that takes the call.
+// Calls f(Float32{}, Index<4>{}) or alike: with the type, and the most taps of the smallest program that takes the
+// call.
 template <class F>
 void with_program(const ShortConvArgs& args, const F& f) {
   with_type(args.dtype, [&](auto type) { args.width <= 4 ? f(type, Index<4>{}) : f(type, Index<kMostTaps>{}); });

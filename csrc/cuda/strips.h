@@ -1,18 +1,18 @@
-// The rows of a call in strips, which a thread walks through from the first row to the last.
+// The rows of a call, divided into strips; a thread goes through a strip from its first row to its last.
 #pragma once
 #include "rows.h"
 
 namespace hyenarec::cuda {
 
-// The sequence that a row lies in, found on the device: whatever starts and ends say, only rows that there are are
-// named. Remembers the last one, since the next row mostly lies in it too.
+// Finds the sequence that a row lies in, on the device. Whatever starts and ends say, it only names rows that exist. It
+// remembers the last sequence, since the next row mostly lies in the same one.
 class Located {
  public:
   HYENAREC_DEVICE Located(const Sequences& sequences, int count, int batch) : in_(sequences), count_(count) {
     if (!in_.packed) take(batch);
   }
 
-  // Of a row in its sequence; -1 where it lies in none.
+  // A row's position in its sequence; -1 where it lies in none.
   HYENAREC_DEVICE int position(int row) {
     if (in_.packed && !holds(row)) search(row);
     return holds(row) ? row - start_ : -1;
@@ -24,7 +24,8 @@ class Located {
     Span span = in_.span({sequence, 0}, 0);
     start_ = span.start, end_ = span.start + span.length;
   }
-  // The first sequence that ends behind the row: in order, one in which it lies if there is any.
+  // Takes the first sequence that ends after the row. Where sequences are in order, the row lies in this one or in
+  // none.
   HYENAREC_DEVICE void search(int row) {
     int low = 0, high = count_;
     while (low < high) {

@@ -5,7 +5,7 @@
 
 namespace hyenarec::cuda {
 
-// out[i] (+)= sum over r of in[r, i], r the shares that have an item; `out` may be row 0.
+// out[i] (+)= sum of in[r, i] over the shares r that have an item; `out` may be row 0 of `in`.
 struct SumRows {
   static constexpr int kColumns = 32, kStrips = 8, kThreads = kColumns * kStrips, kBlocks = 1;
   static constexpr int kSharedBytes = kThreads * int(sizeof(float));
@@ -37,28 +37,28 @@ struct SumRows {
   }
 };
 
-// Spectra of groups from those of their channels, in every window.
+// The spectra of groups, summed from those of their channels, for every pair (filter.h).
 struct SumGroups {
   static constexpr int kThreads = 256, kSharedBytes = 0, kBlocks = 1;
-  const Complex* in;  // (windows, tiles of channels, elements)
-  int channels, groups, windows;
-  int width, elements;  // kChannels and kElements of the size
-  Complex* out;         // (windows, tiles of groups, elements)
+  const Complex* in;  // (pairs, tiles of channels, elements)
+  int channels, groups, pairs;
+  int width, elements;  // kChannels and kElements of the Size (fft.h)
+  Complex* out;         // (pairs, tiles of groups, elements)
 
   int64_t row(int of) const { return ceil_div(of, width) * elements; }
-  int64_t grid() const { return ceil_div(windows * row(groups), kThreads); }
+  int64_t grid() const { return ceil_div(pairs * row(groups), kThreads); }
 
   template <class Block>
   HYENAREC_DEVICE void operator()(Block& block, int64_t index, void*) const {
     int64_t size = ceil_div(groups, width) * elements, channel_size = ceil_div(channels, width) * elements;
     block.phase([&](int thread) {
       int64_t at = index * kThreads + thread;
-      if (at >= windows * size) return;
-      int64_t window = at / size, rest = at % size, position = rest % elements / width * width;
+      if (at >= pairs * size) return;
+      int64_t pair = at / size, rest = at % size, position = rest % elements / width * width;
       int group = int(rest / elements * width + rest % width), each_group = channels / groups;
       Complex sum{};
       for (int d = group * each_group; group < groups && d < (group + 1) * each_group; ++d)
-        sum = sum + in[window * channel_size + int64_t(d / width) * elements + position + d % width];
+        sum = sum + in[pair * channel_size + int64_t(d / width) * elements + position + d % width];
       out[at] = sum;
     });
   }

@@ -1,9 +1,10 @@
-// The taps of Legendre filters from their coefficients, and from the taps' gradient those of coefficients and decay.
+// Computes the taps of Legendre filters from their coefficients, and the gradients of coefficients and decay from those
+// of the taps.
 //
 //     h[g, tau] = exp(-rate[g] tau) sum_n coefficients[g, n] sqrt(2n + 1) P_n(2 tau / (K - 1) - 1)
 //
-// with the polynomials by their recurrence in float64, as hyenarec_kernels/legendre.py has them: no table is read, and
-// none has to be kept. An explicit filter is taken as it is, in its own dtype.
+// The polynomials come from their recurrence in float64, as in hyenarec_kernels/legendre.py, so no table has to be read
+// or kept. An explicit filter is taken as it is, in its own dtype.
 #pragma once
 #include <type_traits>
 
@@ -12,24 +13,24 @@
 namespace hyenarec::cuda {
 
 struct Filter {
-  Dtype dtype;          // of both
+  Dtype dtype;          // of values and decay
   const void* values;   // (groups, terms) coefficients; of an explicit filter (groups, terms) taps
   const void* decay;    // (groups,) or null
   int groups, terms;
-  int64_t horizon;      // 0: explicit
+  int64_t horizon;      // 0: an explicit filter
 
   HYENAREC_DEVICE float value(const void* from, int64_t index) const {
     float value = 0.f;
     with_dtype(dtype, [&](auto type) { value = static_cast<const decltype(type)*>(from)[index]; });
     return value;
   }
-  // No faster than 1,000 an event, which leaves lag 0 alone: an infinite rate times a lag of 0 would be NaN.
+  // The rate is at most 1,000 per event, which leaves lag 0 alone: an infinite rate times a lag of 0 would be NaN.
   HYENAREC_DEVICE float window(int group, int lag) const {
     if (!decay) return 1.f;
     float a = value(decay, group);
     return expf(-(a > 1000.f * float(horizon) ? 1000.f : a / float(horizon)) * float(lag));
   }
-  // f(n, sqrt(2n + 1) P_n) for every term.
+  // Calls f(n, sqrt(2n + 1) P_n) for every term.
   template <class F>
   HYENAREC_DEVICE void polynomials(int lag, const F& f) const {
     double x = 2. * lag / double(horizon > 1 ? horizon - 1 : 1) - 1., before = 0., p = 1.;
@@ -71,7 +72,7 @@ struct MakeTaps {
 // One group's gradients, from those of its channels' taps.
 struct FilterGradients {
   static constexpr int kThreads = 256, kMostTaps = 512, kBlocks = 1;
-  static constexpr int kTerms = 8, kParts = kThreads / kTerms;  // that are summed at once
+  static constexpr int kTerms = 8, kParts = kThreads / kTerms;  // terms summed at once; threads for each
   static constexpr int kSharedBytes = (2 * kMostTaps + kThreads) * int(sizeof(float)) + kMostTaps * kTerms * 4;
   Filter filter;
   int channels, taps;

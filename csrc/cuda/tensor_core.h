@@ -1,9 +1,9 @@
-// Matrix products of a warp by tensor cores, and the same text on the host.
+// Matrix products of a warp on tensor cores, and the same source on the host.
 //
-// Inside `block.warps(f)` a warp computes as one: f(warp) is called by each of its 32 lanes on the device and once a
-// warp on the host, and a barrier follows. What a lane has in registers there is a `PerLane<T>`: one T on the device,
-// all 32 on the host, so that a value in the wrong lane shows on the host too. `warp.lanes(f)` runs f(lane) for each
-// lane; what one lane writes to shared memory, another one may read after `warp.sync()`.
+// Inside `block.warps(f)` the lanes of a warp work together: f(warp) is called by each of the 32 lanes on the device
+// and once per warp on the host; a barrier follows. A value that every lane holds in registers is a `PerLane<T>`: one T
+// on the device, all 32 on the host, so that a value in the wrong lane shows on the host too. `warp.lanes(f)` runs
+// f(lane) for each lane; what one lane writes to shared memory, others may read after `warp.sync()`.
 //
 //     block.warps([&](const Warp& warp) {
 //       PerLane<Accumulator> c{};
@@ -14,8 +14,8 @@
 //       warp.lanes([&](int lane) { ... c[lane].value[i] ... });
 //     });
 //
-// Registers of a lane (PTX, mma.m16n8k16 and m16n8k8), with g = lane / 4 and q = lane % 4; a word of 16-bit values holds
-// two neighbours, the lower in its low half:
+// Registers of a lane (PTX, mma.m16n8k16 and m16n8k8), with g = lane / 4 and q = lane % 4; a word of 16-bit values
+// holds two neighbours, the lower in its low half:
 //
 //                16-bit types, A (16, 16), B (16, 8)         TF32, A (16, 8), B (8, 8)
 //     A word w   row g + 8 (w % 2), columns 2q + 8 (w / 2)   row g + 8 (w % 2), column q + 4 (w / 2)
@@ -61,8 +61,8 @@ struct Warp {
 #endif
   }
 
-  // The same, to the compiler another one: what it computes of the lane here stays here, instead of taking registers all
-  // through the loop around.
+  // The same warp, which the compiler takes for another one. What depends on the lane is then computed here, and does
+  // not take registers all through the surrounding loop.
   HYENAREC_DEVICE Warp anew() const {
     Warp warp = *this;
 #ifdef __CUDA_ARCH__
@@ -90,9 +90,10 @@ struct Warp {
   }
 };
 
-// Four 8 x 8 matrices of 16-bit values from shared memory (ldmatrix.x4). Lane 8 m + i names row i of matrix m: 16 bytes,
-// aligned to 16. Word m of lane 4 g + q are columns 2q and 2q + 1 of row g of matrix m; transposed, rows 2q and 2q + 1 of
-// column g. A row may also be four 32-bit values: word m is then column q of row g.
+// Four 8 x 8 matrices of 16-bit values from shared memory (ldmatrix.x4). Lane 8 m + i gives the address of row i of
+// matrix m: 16 bytes, aligned to 16. Word m of lane 4 g + q receives columns 2q and 2q + 1 of row g of matrix m;
+// transposed, rows 2q and 2q + 1 of column g. A row may also be four 32-bit values: word m then receives column q of
+// row g.
 template <bool kTransposed, class F>
 HYENAREC_DEVICE PerLane<Words<4>> load_matrices(const Warp& warp, const F& row) {
   PerLane<Words<4>> result;
@@ -124,7 +125,7 @@ HYENAREC_DEVICE PerLane<Words<4>> load_matrices(const Warp& warp, const F& row) 
   return result;
 }
 
-// Two values rounded to nearest even in a word, `low` in its low half; and the value of either half.
+// packed: two values, rounded to nearest even, in one word, `low` in its low half. unpacked: the value of either half.
 template <class T>
 HYENAREC_DEVICE uint32_t packed(float low, float high) {
 #ifdef __CUDA_ARCH__
@@ -149,7 +150,7 @@ HYENAREC_DEVICE float unpacked(uint32_t word, int half) {
   return float(value);
 }
 
-// The leading 11 bits of a float, which is all that a TF32 product reads of it, and what is left.
+// leading: the leading 11 bits of a float, which are all that a TF32 product reads of it. trailing: the rest.
 HYENAREC_DEVICE uint32_t leading(uint32_t bits) { return bits & 0xffffe000u; }
 HYENAREC_DEVICE uint32_t trailing(uint32_t bits) {
   return float_to_bits(bits_to_float(bits) - bits_to_float(leading(bits)));
@@ -157,7 +158,7 @@ HYENAREC_DEVICE uint32_t trailing(uint32_t bits) {
 
 namespace on_host {
 
-// c += a b by every lane's words, put where the table above says that they belong; kInWord values in each.
+// c += a b, from every lane's words, of kInWord values each, at the places in the table above.
 template <int kInWord, class Value>
 HYENAREC_DEVICE void multiply(PerLane<Accumulator>& c, const PerLane<Words<4>>& a, const PerLane<Words<2>>& b,
                               const Value& value) {
@@ -194,8 +195,8 @@ HYENAREC_DEVICE void multiply_tf32(PerLane<Accumulator>& c, const PerLane<Words<
 #endif
 }
 
-// c += a b of type T, its sums in float32. Of 16-bit types a is (16, 16) and b (16, 8). Of Float32 a is (16, 8) and b
-// (8, 8), and the product is three in TF32, small parts first: it has 21 of the 24 bits.
+// c += a b for matrices of type T, summed in float32. For 16-bit types a is (16, 16) and b (16, 8). For Float32 a is
+// (16, 8) and b (8, 8), and the product is made of three TF32 products, small parts first; it keeps 21 of the 24 bits.
 template <class T>
 struct TensorCore {
   static constexpr int kInWord = 2, kDepth = 16;  // values in a word; columns of a

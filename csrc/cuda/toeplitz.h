@@ -1,25 +1,25 @@
-// One warp's products for one channel of 16 columns (columns.h): the convolution with the channel's taps, its transpose,
-// and the sums over rows that are the taps' gradient. Each is a product of matrices of which one is Toeplitz.
+// What one warp computes for one channel of 16 columns (columns.h): the convolution with the channel's taps, its
+// transpose, and the taps' gradient, which is sums over rows. Each is a matrix product with a Toeplitz matrix.
 //
-// Convolution: y (16 columns, 64 rows) = sum over steps of u (16 columns, kStep rows) W (kStep, 64), W[s, t] = h[t - s],
-// from the column's last rows backwards. Of W, a lane's words for neighbouring tiles of 8 rows are the same words moved
-// along: a step needs 8 kLagsApart + 1 of them, and the next step the same but two. They come from a table of the taps
-// in shared memory: word x is (h[x], h[x - 1]) of 16-bit types and h[x] of Float32, from x = -kBefore on, with zeros
-// around the taps.
+// Convolution: y (16 columns, 64 rows) = sum over steps of u (16 columns, kStep rows) W (kStep, 64), W[s, t] =
+// h[t - s], from the column's last rows backwards. A lane's words of W for neighbouring tiles of 8 rows are the same
+// words, shifted: a step needs 8 kPerTile + 1 of them, and the next step all but two of the same. They come from a
+// table of the taps in shared memory: word x is (h[x], h[x - 1]) for 16-bit types and h[x] for Float32, from
+// x = -kBefore on, with zeros around the taps.
 //
-// Gradient: G_m (16 rows of the gradient, 8 rows of the input) = sum over even b and the 16 columns of dy[8 b + i] times
-// u[8 (b - m) + j]: the sums along its diagonals belong to lags 8 m + i - j. Going back 16 rows of the input at a time,
-// each step ends with the last products of two G_m: eight of them are under way.
+// Gradient: G_m (16 rows of the gradient, 8 rows of the input) = sum over even b and the 16 columns of dy[8 b + i]
+// times u[8 (b - m) + j]; the sums along its diagonals belong to lags 8 m + i - j. A step goes back 16 rows of the
+// input; it adds to eight G_m and completes two of them.
 #pragma once
 #include "columns.h"
 
 namespace hyenarec::cuda {
 
-// Of one channel in a pool.
+// The columns of one channel in a pool (columns.h).
 struct ColumnView {
   const char* first;   // the round's first column
-  const int* reach;    // of every column: how many more there are of its sequence, backwards or forwards
-  const int* other;    // and on the other side; null, unless products begin `ahead`
+  const int* reach;    // for every column: how many columns of its sequence come before it (or after it)
+  const int* other;    // the same on the other side; null unless products begin `ahead` (Toeplitz::convolve)
   const char* zeros;   // `Toeplitz::kZeros` bytes
 
   HYENAREC_DEVICE bool holds(int column, int apart) const {
@@ -33,13 +33,13 @@ struct Toeplitz {
   static constexpr int kInWord = Core::kInWord;
   static constexpr int kStep = Core::kDepth, kSteps = kColumnRows / kStep;
   static constexpr int kTiles = kColumnRows / 8;                 // of 8 output rows
-  static constexpr int kLags = kStep / 2, kPerTile = 8 / kLags;  // between words; words from a tile to the next one
-  static constexpr int kWindow = kTiles * kPerTile + 1, kHeld = kWindow + 2 * (kSteps - 1);
+  static constexpr int kLags = kStep / 2, kPerTile = 8 / kLags;  // lags between words; words between tiles
+  static constexpr int kUsed = kTiles * kPerTile + 1, kHeld = kUsed + 2 * (kSteps - 1);
   static constexpr int kBefore = 16;
   static constexpr int kSlotBytes = Pool<T>::kSlotBytes;
-  static constexpr int kZeros = kSlotBytes + 112;  // a column of zeros from any bank on
+  static constexpr int kZeros = kSlotBytes + 112;  // a column of zeros that begins at any bank
 
-  // Columns that the taps reach, a column's own among them: from the last row of one, 63 rows further than its length.
+  // How many columns the taps reach, the column itself included: its first row needs taps - 1 rows before it.
   static HYENAREC_DEVICE int columns(int taps) { return (taps + kColumnRows - 2) / kColumnRows + 1; }
   static HYENAREC_DEVICE int table_words(int taps) { return kBefore + columns(taps) * kColumnRows + 8; }
   static HYENAREC_DEVICE uint32_t table_word(const float* taps, int count, int word) {
@@ -49,16 +49,17 @@ struct Toeplitz {
     else return packed<T>(tap(lag), tap(lag - 1));
   }
 
-  // A channel's output, 64 rows of 16 columns.
+  // A channel's output: 16 columns of 64 rows.
   using Output = PerLane<Accumulator>[kTiles];
 
-  // y += the products with columns up to `reach` before; transposed, behind. The table's first lag lies between columns
-  // that are the other way round, `ahead` columns apart: as many of these are looked at too, up to `reach`.
+  // y += the products with the columns up to `reach` before each column; transposed, after it. With `ahead` > 0, lag 0
+  // of the table lies between columns that are `ahead` columns apart in the other direction, so the columns on that
+  // side, again up to `reach`, contribute too.
   template <bool kTransposed>
   static HYENAREC_DEVICE void convolve(const Warp& warp, Output& y, const ColumnView& view, int reach, int ahead,
                                        const uint32_t* table, int taps) {
-    PerLane<Words<kHeld>> window;
-    PerLane<const uint32_t*> words;  // the first that a lane takes for the next column
+    PerLane<Words<kHeld>> held;
+    PerLane<const uint32_t*> words;  // the first word that a lane takes for the next column
     auto word = [&](int lane, int number) {
       uint32_t bits = words[lane][kLags * number];
       return kTransposed && kInWord == 2 ? bits << 16 | bits >> 16 : bits;
@@ -66,15 +67,15 @@ struct Toeplitz {
     warp.lanes([&](int lane) {
       int back = lane / 4 - kInWord * (lane % 4);
       words[lane] = table + kBefore + (kTransposed ? kInWord - 1 - back : back);
-      each<kWindow - 3>([&](auto j) { window[lane].word[j.value] = 0; });
-      window[lane].word[kWindow - 3] = word(lane, -1);
+      each<kUsed - 3>([&](auto j) { held[lane].word[j.value] = 0; });
+      held[lane].word[kUsed - 3] = word(lane, -1);
     });
     int last = columns(taps) - 1;
     HYENAREC_ONE_BY_ONE for (int number = 0; number <= last && number - ahead <= reach; ++number) {
       const int apart = number - ahead;
       PerLane<const char*> rows;
       warp.lanes([&](int lane) {
-        each<2 * kSteps>([&](auto j) { window[lane].word[kWindow - 2 + j.value] = word(lane, j.value); });
+        each<2 * kSteps>([&](auto j) { held[lane].word[kUsed - 2 + j.value] = word(lane, j.value); });
         rows[lane] = column_of(view, lane, apart, kTransposed) + lane / 16 * 16;
       });
       if (apart >= -reach)
@@ -85,18 +86,18 @@ struct Toeplitz {
             constexpr int at = 2 * step + kPerTile * decltype(i)::value;
             constexpr int low = at + (kTransposed ? kPerTile - 1 : 1), high = at + (kTransposed ? kPerTile : 0);
             PerLane<Words<2>> h;
-            warp.lanes([&](int lane) { h[lane] = {window[lane].word[low], window[lane].word[high]}; });
+            warp.lanes([&](int lane) { h[lane] = {held[lane].word[low], held[lane].word[high]}; });
             Core::multiply(y[kTransposed ? kTiles - 1 - i.value : i.value], u, h);
           });
         });
       warp.lanes([&](int lane) {
-        each<kWindow - 2>([&](auto j) { window[lane].word[j.value] = window[lane].word[j.value + 2 * kSteps]; });
+        each<kUsed - 2>([&](auto j) { held[lane].word[j.value] = held[lane].word[j.value + 2 * kSteps]; });
         words[lane] += kColumnRows;
       });
     }
   }
 
-  // The channel's rows become y, or y + skip u, in place.
+  // Overwrites the channel's rows u with y, or with y + skip u.
   template <bool kSkip>
   static HYENAREC_DEVICE void put(const Warp& warp, const Output& y, char* out, float skip = 0.f) {
     warp.sync();  // every lane has read what is overwritten now
@@ -112,13 +113,14 @@ struct Toeplitz {
     });
   }
 
-  // sums[lag] (+)= sum over the columns' rows of dy[t] u[t - lag], for each lag below `taps`; lag 0 is that of columns
-  // the other way round, `ahead` columns apart. No columns are further apart than `reach`.
+  // sums[lag] (+)= sum over the columns' rows of dy[t] u[t - lag], for each lag below `taps`. With `ahead` > 0, lag 0
+  // lies between columns that are `ahead` columns apart in the other direction. Columns further apart than `reach` are
+  // left out.
   static HYENAREC_DEVICE void correlate(const Warp& warp, const ColumnView& dy, const ColumnView& u, int reach, int ahead,
                                         float* sums, int taps, bool add) {
     Rows16 gradient[kTiles / 2];
     each<kTiles / 2>([&](auto p) { load_rows(warp, dy, 16 * p.value, gradient[p.value]); });
-    constexpr int kUnderWay = 2 * kTiles - 2, kPast = kTiles;  // G of a column, of which so many end with it
+    constexpr int kUnderWay = 2 * kTiles - 2, kPast = kTiles;  // G_m of a column, and how many it completes
     PerLane<Accumulator> g[kUnderWay]{};                       // m = 8 apart - 7 + index
     Ended ended{};
     HYENAREC_ONE_BY_ONE for (int apart = 0; kColumnRows * (apart - 1) < taps; ++apart) {
@@ -141,17 +143,19 @@ struct Toeplitz {
   }
 
  private:
-  // Words of a lane for 8 rows of all columns: of 16-bit types column 2q, 2q + 1 (and 8 on) of row g, else one column.
+  // A lane's words for 8 rows of all columns. For 16-bit types a word is columns 2q and 2q + 1 (or those 8 further on)
+  // of row g, for Float32 one column.
   static constexpr int kTileWords = kRoundColumns / (4 * kInWord);
 
-  // The column that lies `apart` before column lane % 16, or behind it, or zeros in the banks where it would be.
+  // The column `apart` before column lane % 16, or after it (`behind`). Where the view does not hold it: zeros, in the
+  // banks where it would be.
   static HYENAREC_DEVICE const char* column_of(const ColumnView& view, int lane, int apart, bool behind) {
     int column = lane % kRoundColumns;
     const char* at = view.first + (column + (behind ? apart : -apart)) * kSlotBytes;
     return view.holds(column, apart) ? at : view.zeros + (int(at - view.zeros) & 112);
   }
 
-  // The columns `apart` before all, where lanes begin to load them; of 16-bit types.
+  // Where each lane begins to load the columns `apart` before the round's; for 16-bit types.
   static HYENAREC_DEVICE PerLane<const char*> columns_of(const Warp& warp, const ColumnView& view, int apart) {
     PerLane<const char*> at{};
     if constexpr (kInWord == 2)
@@ -159,7 +163,7 @@ struct Toeplitz {
     return at;
   }
 
-  // Of 8 rows from `row` on of the columns `apart` before all, and of the next 8.
+  // Loads 8 rows, from `row` on, of the columns `apart` before the round's to `low`, and the next 8 rows to `high`.
   static HYENAREC_DEVICE void load_tiles(const Warp& warp, const ColumnView& view, const PerLane<const char*>& columns,
                                          int apart, int row, PerLane<Words<kTileWords>>& low,
                                          PerLane<Words<kTileWords>>& high) {
@@ -182,7 +186,7 @@ struct Toeplitz {
     }
   }
 
-  // Rows 16 p to 16 p + 15 of the columns themselves, as a's words.
+  // 16 rows of the columns themselves, as the words of matrix a.
   struct Rows16 {
     PerLane<Words<4>> part[kTileWords / 2];
   };
@@ -216,13 +220,14 @@ struct Toeplitz {
     });
   }
 
-  // Of the G that have ended: what belongs to the last 8 lags and the 7 before them, and to the 8 lags after these.
+  // What the completed G_m hold for the last 8 lags and the 7 before them, and for the 8 lags after these.
   struct Ended {
     PerLane<Words<2>> last, later;
   };
 
-  // Two more G have ended, and so have lags `lag` to `lag` + 15. Value v of lane (g, q) of G_m is of lag 8 m + 8 (v / 2)
-  // + g - 2q - v % 2; of the lanes' values for eight lags and seven before them, those of one lag are added.
+  // Two more G_m are complete, and with them the sums of lags `lag` to `lag` + 15. Value v of lane (g, q) of G_m
+  // belongs to lag 8 m + 8 (v / 2) + g - 2q - v % 2. The lanes' values for eight lags and the seven before them are
+  // added up by lag.
   static HYENAREC_DEVICE void finish(const Warp& warp, Ended& ended, const PerLane<Accumulator>& first,
                                      const PerLane<Accumulator>& second, int lag, float* sums, int taps, bool add) {
     PerLane<Words<2>> middle, last;
@@ -238,7 +243,7 @@ struct Toeplitz {
       PerLane<float> total[2];
       each<2>([&](auto half) {
         each<2>([&](auto e) {
-          PerLane<float> chosen;  // the lag that lane (g - s) mod 8 has is among the first 8 where g >= s
+          PerLane<float> chosen;  // for lag (g - s) mod 8: of these 8 lags where g >= s, else of the next
           warp.lanes([&](int lane) {
             const auto& here = half.value == 0 ? ended.last : middle;
             const auto& next = half.value == 0 ? middle : last;
@@ -253,7 +258,7 @@ struct Toeplitz {
           });
         });
       });
-      PerLane<float> sum, sent;  // of the half that a lane's number is odd or even for; the other lane's
+      PerLane<float> sum, sent;  // even lanes sum the first half, odd ones the second
       warp.lanes([&](int lane) {
         float first = total[0][lane], second = total[1][lane];
         sum[lane] = lane % 2 ? second : first, sent[lane] = lane % 2 ? first : second;

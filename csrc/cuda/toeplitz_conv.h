@@ -1,13 +1,13 @@
-// The convolution with up to 512 taps, forward and backward: exact Toeplitz products of tensor cores, each tensor's rows
-// read from memory and written to it once.
+// The convolution with up to 512 taps, forward and backward, as exact Toeplitz products on tensor cores. Each tensor's
+// rows are read from memory and written to it once.
 //
-// A block has a tile of channels, 32 bytes of a row, and a share of the rounds (columns.h). A round is read into shared
-// memory, gates multiplied in; each warp takes a channel at a time through its products, in place; the results leave
-// with their gates. Backward holds the input and the gradient of the output at once, for the filter's gradient; x, pre_gate
-// and grad are then read a second time, by the same block a few microseconds later.
+// A thread block handles a tile of channels, 32 bytes of a row, and a share of the rounds (columns.h). It reads a round
+// into shared memory and multiplies gates in; each warp computes the products of one channel at a time, in place; the
+// results are stored, multiplied by their gates. Backward holds the input and the output gradient at once, for the
+// filter's gradient; x, pre_gate and grad are then read a second time, by the same block a few microseconds later.
 //
-// An estimate, counted in the code compiled for sm_90 and not measured: bfloat16, both gates, 200 rows and taps, for each
-// element of one of 200 rows (a sequence fills 4 columns, so that 256 rows are computed).
+// Estimates, counted in the code compiled for sm_90 and not measured: bfloat16, both gates, sequences of 200 rows and
+// 200 taps, per element of these rows (a sequence fills 4 columns, so that 256 rows are computed).
 //
 //                                              forward        backward, all gradients
 //     bytes from and to memory                 8              14, and 6 more that the second-level cache may still have
@@ -18,9 +18,9 @@
 //       by memory alone                        2.7            4.7
 //       by instructions alone, at 100% / 60%   1.4 / 2.3      4.5 / 7.6
 //
-// The two blocks of a multiprocessor are in different phases. If memory and instructions overlap
-// well, forward takes 2.9 to 3.5 ps, 75 to 92% of a copy's speed, and with backward 9 to 11.5; without any overlap 5 and
-// 17. Registers: 92 forward and 112 backward, none spilled.
+// The two blocks of a multiprocessor are in different phases. If memory and instructions overlap well, forward takes
+// 2.9 to 3.5 ps, 75 to 92% of a copy's speed, and forward with backward 9 to 11.5 ps; without any overlap, 5 and 17 ps.
+// Registers: 92 forward and 112 backward, none spilled.
 #pragma once
 #include "toeplitz.h"
 
@@ -30,12 +30,12 @@ template <class T, bool kBackward>
 struct ToeplitzConv {
   using Products = Toeplitz<T>;
   static constexpr int kThreads = 256, kWarps = kThreads / 32;
-  static constexpr int kBlocks = kBackward && sizeof(T) == 4 ? 1 : 2;  // of a multiprocessor: of 255 registers, or of 128
+  static constexpr int kBlocks = kBackward && sizeof(T) == 4 ? 1 : 2;  // per multiprocessor: 255 registers, or 128
   static constexpr int kZeros = Products::kZeros;
 
-  int channels, groups, taps;  // taps: those that meet anything
+  int channels, groups, taps;  // taps: those that reach any row
   int halo, width;             // columns before a round (columns.h), and columns of a round
-  int vectors, shares;         // of a tile, 16 bytes each; shares of the rounds
+  int vectors, shares;         // vectors of 16 bytes in a tile; shares of the rounds
   bool wide;                   // the tensors' rows are aligned to 16 bytes
   Sequences sequences;
   Items items;
@@ -43,8 +43,8 @@ struct ToeplitzConv {
   const void* skip;     // (channels,) or null
   Dtype skip_dtype;
   Product input, gradient;     // u, and backward the gradient of y
-  Product of_input[2];         // of y: forward the output, backward the post-gate's gradient
-  Product of_gradient[2];      // of the transposed convolution of the gradient
+  Product of_input[2];         // made from y: forward the output, backward the post-gate's gradient
+  Product of_gradient[2];      // made from the transposed convolution of the gradient
   float* sums;                 // (shares, channels, taps) or null: the taps' gradient of a share
 
   HYENAREC_DEVICE int tile_channels() const { return vectors * Pool<T>::kVector; }

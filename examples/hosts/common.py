@@ -1,4 +1,4 @@
-"""What the scripts in these folders share: the log, early stopping, the options, and the line that each run prints."""
+"""Shared by the scripts in these folders: the log, early stopping, the options, and the line that each run prints."""
 
 from __future__ import annotations
 
@@ -21,8 +21,9 @@ MIXERS = ("attention", "hyena")
 
 @dataclass(frozen=True)
 class Task:
-    """A log whose columns are user_id and item_id, numbered from 0, and timestamp in whole seconds, in order of user
-    and time; what to train on it, and for how long: ``epochs``, or until ``patience`` of them were no better."""
+    """A log, and how to train on it. The columns of ``log`` are user_id and item_id, numbered from 0, and timestamp in
+    whole seconds; rows are in order of user and time. Training ends after ``epochs``, or after ``patience`` epochs that
+    were no better than the best."""
 
     log: pd.DataFrame
     length: int
@@ -44,18 +45,18 @@ class Task:
         return self.log[self._later == 0]
 
     def before(self, later: int) -> pd.DataFrame:
-        """The events that each user has before the one that ``later`` events follow: 1 validation's, 0 test's."""
+        """Each user's events before the one that ``later`` events follow: 1 for the validation event, 0 for the test
+        event."""
         return self.log[self._later > later]
 
     def histories(self, later: int) -> Tensor:
-        """:meth:`before` of each user who has three events or more: items (U, L) numbered from 1, padded on the left by
-        0."""
+        """:meth:`before` of each user with at least three events: items (U, L), numbered from 1, left-padded with 0."""
         rows = [torch.tensor(user[: len(user) - 1 - later]) + 1 for user in self._users]
         return nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_side="left")
 
     def ndcg(self, scores: Tensor, later: int) -> float:
-        """NDCG@10 of what comes after :meth:`histories`, among all items, by ``scores`` (U, items + 1) of the padding
-        and the items."""
+        """NDCG@10 of the events that come after :meth:`histories`, ranked among all items by ``scores`` (U, items + 1),
+        of the padding and the items."""
         targets = torch.tensor([[user[len(user) - 1 - later] + 1] for user in self._users])  # (U, 1)
         left_out = torch.zeros_like(targets) if self.repeats else self.histories(later)
         scores = scores.scatter(1, left_out, -torch.inf)
@@ -64,7 +65,7 @@ class Task:
 
     @property
     def repeats(self) -> bool:
-        """Whether an item comes back to a user, so that what was seen may be recommended."""
+        """Whether a user has an item more than once, so that seen items may be recommended."""
         return bool(self.log.duplicated(["user_id", "item_id"]).any())
 
     @property
@@ -81,7 +82,8 @@ class Task:
 class Progress:
     """Epochs and CPU seconds of a training, and the weights of the epoch that ranked the validation events best.
 
-    ``model`` gives the module in training. CPU seconds are those of all threads, whatever else the machine does.
+    ``model`` returns the module in training. CPU seconds are those of all threads; other work on the machine does not
+    count.
     """
 
     def __init__(self, task: Task, model: Callable[[], nn.Module]) -> None:
@@ -91,7 +93,8 @@ class Progress:
         self._began = process_time()
 
     def until_best(self, validate: Callable[[], float]) -> Iterator[int]:
-        """Numbers of epochs to train, until none is left or as many as ``patience`` were no better than the best."""
+        """The numbers of the epochs to train, until none is left or ``patience`` epochs were no better than the
+        best."""
         stop = False
         while not stop:
             yield self.epochs
@@ -99,11 +102,11 @@ class Progress:
             stop = self.validated(validate())
 
     def trained(self) -> None:
-        """Stops the clock: what follows is no training."""
+        """Stops the clock: what follows is not training."""
         self.seconds += process_time() - self._began
 
     def validated(self, value: float) -> bool:
-        """Ends an epoch whose NDCG@10 on the validation events is ``value``; whether it was the last one."""
+        """Ends an epoch whose NDCG@10 on the validation events is ``value``. Returns whether it was the last one."""
         self.epochs += 1
         if value > self.best:
             self.best, self.best_epoch = value, self.epochs
@@ -117,11 +120,12 @@ class Progress:
 
 
 Run = Callable[[str, Task], tuple[float, Progress]]
-"""Trains and tests "attention" or "hyena": NDCG@10 of the users' last events among all items."""
+"""Trains and tests "attention" or "hyena". Returns NDCG@10 of the users' last events, ranked among all items."""
 
 
 def generated_log(users: int = 300, items: int = 200, seed: int = 0) -> pd.DataFrame:
-    """Users walk through a circle of items by steps of 1 to 3, and jump now and then to where they started."""
+    """A log in which users walk through a circle of items by steps of 1 to 3, and now and then jump to where they
+    started."""
     rng = np.random.default_rng(seed)
     rows = []
     for user in range(users):
@@ -133,18 +137,18 @@ def generated_log(users: int = 300, items: int = 200, seed: int = 0) -> pd.DataF
 
 
 def numbered(log: pd.DataFrame) -> pd.DataFrame:
-    """Users and items by numbers from 0, in order of user and time."""
+    """The log with users and items numbered from 0, in order of user and time."""
     log = log.assign(**{name: log[name].factorize(sort=True)[0] for name in ("user_id", "item_id")})
     return log.sort_values(["user_id", "timestamp"], kind="stable", ignore_index=True)
 
 
 def main(run: Run, epochs: int = 10, length: int = 50, users: int = 300) -> None:
-    """Runs attention and HyenaMixer, and prints a line of JSON for each; ``users`` are those of the generated log."""
+    """Runs attention and HyenaMixer, and prints a line of JSON for each; the generated log has ``users`` users."""
     parser = argparse.ArgumentParser(description=sys.modules["__main__"].__doc__)
     parser.add_argument("--log", type=Path, help="CSV with user_id, item_id and timestamp; a generated log by default")
     parser.add_argument("--length", type=int, default=length, help="events of history that the model reads")
-    parser.add_argument("--epochs", type=int, default=epochs, help="at most")
-    parser.add_argument("--patience", type=int, default=Task.patience, help="epochs without a better one, then stop")
+    parser.add_argument("--epochs", type=int, default=epochs, help="most epochs to train")
+    parser.add_argument("--patience", type=int, default=Task.patience, help="epochs without improvement, then it stops")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--mixers", nargs="+", choices=MIXERS, default=MIXERS)
     options = parser.parse_args()

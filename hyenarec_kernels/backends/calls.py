@@ -1,4 +1,4 @@
-"""What the registry asks a backend about: a call, and the kinds of reason for which a backend does not take it."""
+"""A call that a backend is asked to serve, and the kinds of reason that a backend can give for refusing it."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ class Call(NamedTuple):
     """One call of an operator, or of its backward.
 
     Attributes:
-        function: the backend's function to be called: "long_conv", "long_conv_backward", ...
-        operator: the operator: "long_conv" for both of these.
-        arguments: those of the operator, ``x`` first. A backward call has them too, without the gradients and ``needs``
-            that it has besides.
+        function: the backend's function to call: "long_conv", "long_conv_backward", ...
+        operator: the operator that it belongs to: "long_conv" for both of these.
+        arguments: the operator's arguments, ``x`` first. They are the same for a backward call: the gradients and
+            ``needs``, which its function takes too, are left out.
     """
 
     function: str
@@ -21,8 +21,8 @@ class Call(NamedTuple):
 
 
 class Slower(str):
-    """A reason of speed: the backend could serve the call, but the backend ``than`` is faster. It does not count where
-    ``than`` does not work, or where the backend that gives it is forced."""
+    """A refusal for speed: the backend could serve the call, but the backend ``than`` is faster. The registry ignores
+    it if ``than`` does not work here, or if the refusing backend is forced."""
 
     __slots__ = ("than",)
     than: str
@@ -34,6 +34,7 @@ class Slower(str):
 
 
 class DeviceUnable(str):
-    """A reason that lies in the device: a backend forced on it is an error, where the reference would hide that."""
+    """A refusal because of the device. Forcing the backend there is an error: falling back to the reference would hide
+    the problem."""
 
     __slots__ = ()

@@ -1,4 +1,5 @@
-"""The compiled extension, which registers the ops of torch.ops.hyenarec_cpu and, compiled by nvcc, hyenarec_cuda."""
+"""The compiled extension. Loading it registers the ops of torch.ops.hyenarec_cpu and, if nvcc compiled them, of
+torch.ops.hyenarec_cuda."""
 
 from __future__ import annotations
 
@@ -8,13 +9,14 @@ from importlib.util import find_spec
 
 import torch
 
-# What the extension must say of itself. csrc/cpu/wire.h raises it with every change of an op or of the plan's layout.
+# The interface version that the extension must report. It goes up, here and in csrc/cpu/wire.h, with every change of an
+# op or of the plan's layout.
 INTERFACE = 8
 
 
 @lru_cache(maxsize=1)
 def probe() -> str | None:
-    """None where the extension loads and belongs to this Python code, otherwise the reason why not."""
+    """None if the extension loads and fits this Python code, otherwise the reason why not."""
     if find_spec("hyenarec_kernels._C") is None:
         return "the compiled extension was not built (no C++ compiler, no torch beside pip, or HYENAREC_BUILD=0)"
     try:
@@ -28,5 +30,5 @@ def probe() -> str | None:
 
 
 def has_cuda() -> bool:
-    """Whether the extension, which has to load, was compiled with the CUDA kernels."""
+    """Whether the extension was compiled with the CUDA kernels. The extension must load (`probe`)."""
     return hasattr(torch.ops.hyenarec_cuda, "long_conv")

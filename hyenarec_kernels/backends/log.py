@@ -1,7 +1,8 @@
-"""HYENAREC_LOG=1: which backend and which algorithm served a call, and why the backends before it did not.
+"""HYENAREC_LOG=1: logs which backend and which algorithm served a call, and why the backends before it did not.
 
-One line per distinct call: operator, device, dtype, layout, taps, groups and last rows tell calls apart, lengths do
-not. Lines go to the logger "hyenarec_kernels" at level INFO, and to stderr where no logging is set up.
+One line per distinct call. Calls are distinct if they differ in operator, device, dtype, layout, taps, groups or last
+rows; lengths do not matter. Lines go to the logger "hyenarec_kernels" at level INFO, and to stderr if no logging is set
+up.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from hyenarec_kernels.backends.calls import Call
 logger = logging.getLogger("hyenarec_kernels")
 
 
-@cache  # read once: reading the environment takes as long as the rest of a choice
+@cache  # read once: reading the environment takes as long as the rest of choosing a backend
 def enabled() -> bool:
     if settings.value("HYENAREC_LOG", ("0", "1")) != "1":
         return False
@@ -34,7 +35,11 @@ _reported: set[str] = set()
 def report(
     call: Call, backend: str, algorithm: Callable[[Call], str] | None, others: Iterable[tuple[str, str]]
 ) -> None:
-    """Logs the choice of ``backend``, whose ``algorithm`` says how it computes, unless the same line was logged."""
+    """Logs that ``backend`` serves the call, unless the same line was logged before.
+
+    ``algorithm`` says how it computes the call; ``others`` are the backends before it, each with the reason why it does
+    not serve the call.
+    """
     how = f" ({algorithm(call)})" if algorithm else ""
     line = f"{call.function}: {describe(call)}: served by {backend}{how}"
     _say(line + "".join(f"; not by {name}: {reason}" for name, reason in others))
@@ -55,7 +60,7 @@ def _say(line: str) -> None:
 
 
 def describe(call: Call) -> str:
-    """What tells calls apart, but for lengths: "cpu, float32, padded with lengths, 600 taps, 4 groups, last rows"."""
+    """What distinguishes calls, without lengths: "cpu, float32, padded with lengths, 600 taps, 4 groups, last rows"."""
     schema = getattr(torch.ops.hyenarec, call.operator).default._schema
     given = {argument.name: value for argument, value in zip(schema.arguments, call.arguments, strict=True)}
     x = given["x"]

@@ -1,19 +1,19 @@
-"""Which implementation serves an operator: the table of backends, their availability, and how to force one.
+"""Chooses the backend that serves an operator: the table of backends, their availability, and how to force one.
 
-A backend is an object, usually a module, with functions named as the operators of the ``hyenarec`` namespace
-(``long_conv``, ``long_conv_backward``, ...) and with their arguments; it need not have all of them. Besides it may have
+A backend is an object, usually a module, with one function per operator of the ``hyenarec`` namespace, of the same name
+and with the same arguments (``long_conv``, ``long_conv_backward``, ...). It may lack some operators. It may also have
 
-    accepts(call) -> None, or in one plain line the reason why it does not take this call    (all calls without it)
+    accepts(call) -> None, or a plain one-line reason why it does not take this call    (without it: takes all calls)
     algorithm(call) -> how it computes a call that it accepts, in a word or two, for the log
-    mixer, mixer_backward: a mixer's whole pass in one call, instead of one for each operator (`whole`)
+    mixer, mixer_backward: a mixer's whole pass in one call, instead of one call per operator (`whole`)
 
-This module alone chooses: the first backend of the table that works on the tensors' device, has the operator and
-accepts the call serves it. No backend hands a call on to another. ``use("reference")``, or the environment variable
-``HYENAREC_BACKEND``, forces one backend instead, whatever is faster. What a forced backend cannot compute, of an
-operator that it has, the reference serves.
+Only this module chooses. The first backend of the table that works on the tensors' device, has the operator and accepts
+the call serves it. No backend hands a call on to another. ``use("reference")``, or the environment variable
+``HYENAREC_BACKEND``, forces one backend instead, even if another is faster. If that backend has the operator but
+cannot compute the call, the reference serves it.
 
-Transforms of ``torch.func`` (``grad``, ``jvp``, ``vmap``) and forward mode call no kernel: there an operator is the
-reference's PyTorch operations themselves, whatever is forced (`under_transforms`).
+Transforms of ``torch.func`` (``grad``, ``jvp``, ``vmap``) and forward-mode differentiation call no kernel: there the
+reference's PyTorch operations compute every operator, even if another backend is forced (`under_transforms`).
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ class Backend:
 
     Attributes:
         devices: torch device types it serves; None for every device.
-        probe: None where it works on this machine, otherwise the reason why it does not; called often, so it must be
+        probe: returns None if it works on this machine, otherwise the reason why not. Called often, so it must be
             cheap.
-        load: its implementations; called often.
+        load: returns its implementations; called often too.
     """
 
     devices: tuple[str, ...] | None
@@ -56,7 +56,7 @@ def _module(name: str) -> Any:
     return import_module(f"hyenarec_kernels.backends.{name}")
 
 
-# Order of preference; the reference serves whatever nothing above it does.
+# In order of preference. The reference is last: it serves whatever the others do not.
 BACKENDS: dict[str, Backend] = {
     "cpu": Backend(("cpu",), lambda: _module("cpu").probe(), lambda: _module("cpu")),
     "cuda": Backend(("cuda",), lambda: _module("cuda").probe(), lambda: _module("cuda")),
@@ -76,7 +76,7 @@ def available(device: str) -> list[str]:
 
 @contextmanager
 def use(name: str) -> Iterator[None]:
-    """Forces one backend for every operator called inside, backward passes included.
+    """Forces one backend for every operator called inside the ``with`` block, backward passes included.
 
     Raises:
         ValueError: there is no backend of that name.
@@ -92,22 +92,24 @@ def use(name: str) -> Iterator[None]:
 
 
 def forced() -> str | None:
-    """The name of the backend that ``use`` or the environment variable forces, if any."""
+    """The name of the backend that ``use`` or the environment variable forces, or None."""
     return _forced or os.environ.get(ENVIRONMENT_VARIABLE) or None
 
 
 def lacks(operator: str) -> bool:
-    """Whether the forced backend does not have this operator at all, so that a call of it would be refused."""
+    """Whether the forced backend does not have this operator at all, so that calling the operator would raise an
+    error."""
     name = forced()
     return name in BACKENDS and BACKENDS[name].probe() is None and not hasattr(BACKENDS[name].load(), operator)
 
 
 def implementation(call: Call) -> Callable[..., Any]:
-    """The function that serves a call now.
+    """The function of the chosen backend that serves a call.
 
     Raises:
         ValueError: an environment variable has an unknown value.
-        NotImplementedError: the forced backend does not have the operator, or not on this device.
+        NotImplementedError: the forced backend does not work here, lacks the operator or does not run on this device;
+            or no backend serves the call.
     """
     device, name = call.arguments[0].device.type, forced()
     chosen, function = _first(call, device) if name is None else _served_by_force(name, call, device)
@@ -117,8 +119,8 @@ def implementation(call: Call) -> Callable[..., Any]:
 
 
 def whole(call: Call) -> Callable[..., Any] | None:
-    """The function that serves a call of several operators as one, of the first backend that has it and takes the
-    call; None where there is none, and each operator is to be called by itself."""
+    """The function that serves a call of several operators at once, from the first backend that has one and accepts the
+    call. None if there is none; then each operator must be called by itself."""
     name, device = forced(), call.arguments[0].device.type
     for candidate in BACKENDS if name is None else BACKENDS.keys() & {name}:
         if not _works(candidate, device):
@@ -135,7 +137,7 @@ def whole(call: Call) -> Callable[..., Any] | None:
 def under_transforms(call: Call) -> Callable[..., Any]:
     """The function that serves a call inside a transform of ``torch.func`` or in forward mode: the reference's.
 
-    There is no way to run a kernel: its derivatives are known to autograd's backward mode alone.
+    Kernels cannot be used there, because only autograd's backward mode knows their derivatives.
     """
     if log.enabled():
         reason = "transforms of torch.func and forward mode differentiate PyTorch's own operations"

@@ -1,4 +1,4 @@
-"""Environment variables whose values are words of a short list."""
+"""Reads environment variables that allow only a short list of values."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 
 def value(name: str, allowed: Sequence[str]) -> str | None:
-    """The variable's value; None where it is not set, or empty.
+    """The variable's value; None if it is not set or is empty.
 
     Raises:
         ValueError: the value is not one of ``allowed``.

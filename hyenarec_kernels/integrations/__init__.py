@@ -1,6 +1,7 @@
-"""HyenaMixer in other people's models: stand-ins for attention, and tools to exchange it.
+"""HyenaMixer in models of other libraries: replacements for attention modules, and tools to put them in.
 
-Modules named after a library import it, and are imported by name: ``hyenarec_kernels.integrations.transformers``.
+A module that is named after a library imports that library, so import it by name when you need it:
+``hyenarec_kernels.integrations.transformers``.
 """
 
 from hyenarec_kernels.integrations.attention import HyenaAttention

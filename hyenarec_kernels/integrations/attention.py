@@ -1,4 +1,4 @@
-"""A stand-in for ``nn.MultiheadAttention`` where it is causal self-attention."""
+"""A replacement for ``nn.MultiheadAttention`` that serves as causal self-attention."""
 
 from __future__ import annotations
 
@@ -16,20 +16,23 @@ class HyenaAttention(nn.Module):
     """:class:`hyenarec_kernels.nn.HyenaMixer` with the signature of ``nn.MultiheadAttention``, also inside
     ``nn.TransformerEncoderLayer``.
 
-    Its calls must be causal, by ``attn_mask`` or ``is_causal``, as calls of ``nn.MultiheadAttention`` are for next-item
-    prediction; if it is bidirectional, they must hide nothing. What a convolution cannot honour is refused: attention
-    weights, cross-attention, other masks. Put into an ``nn.TransformerEncoder`` by hand, it also needs the encoder's
-    ``use_nested_tensor`` to be False, which :func:`hyenarec_kernels.integrations.replace_attention` sets.
+    Its calls must be causal, by ``attn_mask`` or ``is_causal``, like calls of ``nn.MultiheadAttention`` for next-item
+    prediction. If its mixer is bidirectional, ``attn_mask`` must hide nothing. Calls that a convolution cannot serve
+    are refused: for attention weights, cross-attention or other masks. If you put it into an ``nn.TransformerEncoder``
+    by hand, set the encoder's ``use_nested_tensor`` to False, as
+    :func:`hyenarec_kernels.integrations.replace_attention` does.
 
     Args:
-        embed_dim: D, channels in and out.
+        embed_dim: D, input and output channels.
         horizon: K, how many events back the filters reach.
         batch_first: (B, L, D) instead of (L, B, D), as in ``nn.MultiheadAttention``.
-        query_only: the query is mixed, and keys and values may be other tensors of its shape that are not read. For
-            SASRec's blocks, whose queries are their normalised keys. Otherwise query, key and value must be one tensor.
-        dropout: of the output, in training; the probability that the attention weights had is a good value.
-        options: of :class:`hyenarec_kernels.nn.HyenaMixer`: ``bidirectional=True`` stands for attention without a mask,
-            ``device``, ``dtype``, ``terms`` and the like.
+        query_only: mix the query, and do not read keys and values, which may then be other tensors of its shape. This
+            is for SASRec's blocks, whose queries are their normalised keys. Otherwise query, key and value must be one
+            tensor.
+        dropout: the dropout probability of the output, in training; that of the replaced attention weights is a good
+            value.
+        options: further arguments of :class:`hyenarec_kernels.nn.HyenaMixer`, such as ``terms``, ``device`` and
+            ``dtype``; ``bidirectional=True`` replaces attention without a mask.
     """
 
     def __init__(
@@ -46,16 +49,16 @@ class HyenaAttention(nn.Module):
         self.embed_dim, self.batch_first, self.query_only = embed_dim, batch_first, query_only
         self.mixer = HyenaMixer(embed_dim, horizon, **options)
         self.dropout = nn.Dropout(dropout)
-        # nn.TransformerEncoderLayer asks for these before it computes attention by itself, past this module; without a
-        # bias it does not.
+        # nn.TransformerEncoderLayer reads these to decide whether to bypass this module and compute attention itself.
+        # It does not where in_proj_bias is None.
         self.num_heads, self.in_proj_bias, self._qkv_same_embed_dim = 1, None, True
 
     @classmethod
     def like(cls, attention: nn.MultiheadAttention, horizon: int, **options: Any) -> HyenaAttention:
-        """One to stand where ``attention`` stood: its size, layout, dropout, device, dtype and mode.
+        """A replacement for ``attention``, with its size, layout, dropout, device, dtype and training mode.
 
         Raises:
-            ValueError: its keys or values have another size than its queries: it is cross-attention.
+            ValueError: ``attention`` is cross-attention: its keys or values have another size than its queries.
         """
         if (attention.kdim, attention.vdim) != (attention.embed_dim, attention.embed_dim):
             raise ValueError(
@@ -84,21 +87,21 @@ class HyenaAttention(nn.Module):
         average_attn_weights: bool = True,
         is_causal: bool = False,
     ) -> tuple[Tensor, None]:
-        """The mixed query and, in place of attention weights, None.
+        """Returns the mixed query, in its shape, and None in place of attention weights.
 
         Args:
-            query: (B, L, D) with ``batch_first``, (L, B, D) without; (L, D) of one sequence.
+            query: (B, L, D) with ``batch_first``, (L, B, D) without; or (L, D), one sequence.
             key, value: the query itself (see ``query_only``).
-            key_padding_mask: (B, L), or (L,): True, or minus infinity, at padding.
+            key_padding_mask: (B, L), or (L,): True, or minus infinity, marks padding.
             need_weights: must be False; note that ``nn.MultiheadAttention``'s default is True.
-            attn_mask: the causal mask (L, L), or (B * heads, L, L): True or minus infinity above the diagonal, False
-                or 0 elsewhere. None with ``is_causal`` alone, and where the mixer is bidirectional.
+            attn_mask: the causal mask (L, L), or (B * heads, L, L): True or minus infinity above the diagonal, False or
+                0 elsewhere. It may be None if ``is_causal`` is True or the mixer is bidirectional.
             average_attn_weights: not read, as there are no weights.
-            is_causal: the call is causal. Beside ``attn_mask`` it is not read.
+            is_causal: says that the call is causal; not read if there is an ``attn_mask``.
 
         Raises:
             ValueError: the call asks for what a convolution cannot give. On an accelerator, and in a compiled program,
-                a wrong ``attn_mask`` fails an assertion of torch's instead, which nothing waits for.
+                a wrong ``attn_mask`` fails an asynchronous assertion of torch's instead.
         """
         self._check(query, key, value, need_weights, attn_mask, is_causal)
         batched = query.dim() == 3
@@ -140,7 +143,8 @@ class HyenaAttention(nn.Module):
             _check_mask(attn_mask, length, self.mixer.bidirectional)
         elif is_causal and self.mixer.bidirectional:
             raise ValueError("HyenaAttention: its mixer is bidirectional; a causal call needs one that is not")
-        # `is_causal` is read only here: nn.TransformerEncoder computes it, and a compiler cannot branch on that.
+        # `is_causal` is read only here: nn.TransformerEncoder computes it, and compiled code cannot branch on the
+        # result.
         elif not is_causal and not self.mixer.bidirectional:
             raise ValueError(
                 "HyenaAttention: without attn_mask the call is for attention to the future, too; pass is_causal=True "
@@ -149,7 +153,8 @@ class HyenaAttention(nn.Module):
 
 
 def _check_mask(mask: Tensor, length: int, bidirectional: bool) -> None:
-    """Refuses all masks (L, L) or (B * heads, L, L) but the causal one, or the empty one of a bidirectional mixer."""
+    """Refuses every mask (L, L) or (B * heads, L, L) but the causal one; for a bidirectional mixer, every mask that
+    hides something."""
     check_tensor("HyenaAttention", "attn_mask", mask)
     if mask.shape[-2:] != (length, length):
         raise ValueError(

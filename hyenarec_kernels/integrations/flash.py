@@ -1,4 +1,4 @@
-"""A stand-in for the attention module of FlashAttention's own models, which takes packed sequences."""
+"""A replacement for the attention module of FlashAttention's own models, which takes packed sequences."""
 
 from __future__ import annotations
 
@@ -10,15 +10,16 @@ from hyenarec_kernels.nn import HyenaMixer, key_mask
 
 
 class HyenaMHA(nn.Module):
-    """:class:`hyenarec_kernels.nn.HyenaMixer` with the signature of ``flash_attn.modules.mha.MHA``. It imports nothing
-    of flash_attn.
+    """:class:`hyenarec_kernels.nn.HyenaMixer` with the signature of ``flash_attn.modules.mha.MHA``. It does not
+    import flash_attn.
 
     Args:
-        embed_dim: D, channels in and out.
+        embed_dim: D, input and output channels.
         horizon: K, how many events back the filters reach.
-        dropout: of the output, in training.
-        return_residual: return the input beside the output, as that module does for fused blocks.
-        options: of :class:`hyenarec_kernels.nn.HyenaMixer`; ``bidirectional=True`` stands for ``causal=False``.
+        dropout: the dropout probability of the output, in training.
+        return_residual: also return the input, as that module does for fused blocks.
+        options: further arguments of :class:`hyenarec_kernels.nn.HyenaMixer`; ``bidirectional=True`` is
+            ``causal=False``.
     """
 
     def __init__(
@@ -30,7 +31,8 @@ class HyenaMHA(nn.Module):
 
     @classmethod
     def like(cls, attention: Any, horizon: int, **options: Any) -> HyenaMHA:
-        """One to stand where ``attention`` stood, for ``replace_attention(model, horizon, {MHA: HyenaMHA.like})``."""
+        """A replacement for the module ``attention``, for
+        ``replace_attention(model, horizon, {MHA: HyenaMHA.like})``."""
         if attention.cross_attn:
             raise ValueError("HyenaMHA: it cannot stand for cross-attention")
         weight = attention.out_proj.weight
@@ -50,20 +52,21 @@ class HyenaMHA(nn.Module):
         mixer_subset: Tensor | None = None,
         inference_params: Any = None,
     ) -> Tensor | tuple[Tensor, Tensor]:
-        """The mixed ``x``, in its shape.
+        """Returns the mixed ``x``, in its shape; with ``return_residual`` the pair of it and ``x``.
 
         Args:
             x: (B, L, D), or packed (T, D) with ``cu_seqlens``.
-            key_padding_mask: (B, L), True at *real* positions; ``nn.MultiheadAttention`` has it the other way round.
-            cu_seqlens: (S + 1,) int32, where each packed sequence starts, and their end.
+            key_padding_mask: (B, L), True at *real* positions, unlike in ``nn.MultiheadAttention``.
+            cu_seqlens: (S + 1,) int32, the start of each packed sequence, then the end of the last.
             max_seqlen: not read.
 
         Raises:
-            ValueError: for ``x_kv``, ``mixer_subset`` or ``inference_params``; for a mask beside ``cu_seqlens``.
+            ValueError: ``x_kv``, ``mixer_subset`` or ``inference_params`` is given, or a mask together with
+                ``cu_seqlens``.
         """
         for name, given in (("x_kv", x_kv), ("mixer_subset", mixer_subset), ("inference_params", inference_params)):
             if given is not None:
-                raise ValueError(f"HyenaMHA: {name} must be None: it mixes a sequence, whole, within itself")
+                raise ValueError(f"HyenaMHA: {name} must be None: it mixes whole sequences, each with itself alone")
         mask = None if key_padding_mask is None else key_mask(key_padding_mask)
         y = self.dropout(self.mixer(x, mask=mask, cu_seqlens=cu_seqlens))
         return (y, x) if self.return_residual else y

@@ -1,8 +1,8 @@
-"""HSTU's jagged signature: a layer for Meta's generative-recommenders and models that pack sequences as it does.
+"""A layer with HSTU's jagged signature, for Meta's generative-recommenders and models that pack sequences as it does.
 
     replace_attention(model, horizon=200, makers={SequentialTransductionUnitJagged: HyenaUnit.like})
 
-It imports no library; there is no need for fbgemm.
+It imports none of these libraries and does not need fbgemm.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from hyenarec_kernels.nn import HyenaMixer
 
 
 class HyenaUnit(nn.Module):
-    """Stands where ``SequentialTransductionUnitJagged`` stood: normalises, mixes and adds the residual.
+    """Replaces ``SequentialTransductionUnitJagged``: normalises, mixes and adds the residual.
 
     Args:
-        embedding_dim: D, channels in and out.
+        embedding_dim: D, input and output channels.
         horizon: K, how many events back the filters reach.
-        dropout_ratio: of the mixed output, in training.
-        options: of :class:`hyenarec_kernels.nn.HyenaMixer`.
+        dropout_ratio: the dropout probability of the mixed output, in training.
+        options: further arguments of :class:`hyenarec_kernels.nn.HyenaMixer`.
     """
 
     def __init__(self, embedding_dim: int, horizon: int, dropout_ratio: float = 0.0, **options: Any) -> None:
@@ -32,7 +32,7 @@ class HyenaUnit(nn.Module):
 
     @classmethod
     def like(cls, unit: Any, horizon: int, **options: Any) -> HyenaUnit:
-        """One of the size and dropout of a ``SequentialTransductionUnitJagged``."""
+        """A replacement with the size and dropout of ``unit``, a ``SequentialTransductionUnitJagged``."""
         return cls(unit._embedding_dim, horizon, unit._dropout_ratio, **options)
 
     def forward(

@@ -2,7 +2,8 @@
 
     config = Config(model=HyenaSASRec, dataset="ml-100k", config_file_list=[SASREC_SETTINGS])
 
-Its settings are SASRec's, and ``horizon``: how many events back the filters reach, MAX_ITEM_LIST_LENGTH by default.
+Its settings are those of SASRec, and ``horizon``: how many events back the filters reach, MAX_ITEM_LIST_LENGTH by
+default.
 """
 
 from __future__ import annotations
@@ -18,11 +19,11 @@ from torch import Tensor, nn
 from hyenarec_kernels.integrations.swap import replace_attention
 from hyenarec_kernels.nn import HyenaMixer, key_mask
 
-SASREC_SETTINGS = str(Path(recbole.__file__).parent / "properties/model/SASRec.yaml")  # found by a model's name alone
+SASREC_SETTINGS = str(Path(recbole.__file__).parent / "properties/model/SASRec.yaml")  # found only by the name SASRec
 
 
 class HyenaSublayer(nn.Module):
-    """Stands where RecBole's ``MultiHeadAttention`` stood, which adds the residual and normalises, too."""
+    """Replaces RecBole's ``MultiHeadAttention``. Like that, it also adds the residual and normalises."""
 
     def __init__(self, attention: MultiHeadAttention, horizon: int, **options: Any) -> None:
         super().__init__()
@@ -30,11 +31,11 @@ class HyenaSublayer(nn.Module):
         self.out_dropout, self.LayerNorm = attention.out_dropout, attention.LayerNorm
 
     def forward(self, input_tensor: Tensor, attention_mask: Tensor) -> Tensor:
-        """Mixes (B, L, D). The mask is what RecBole adds to scores, (B, 1, L, L) where attention is causal and
-        (B, 1, 1, L) where it is not, or (B, L), True at events.
+        """Mixes (B, L, D). The mask is the one that RecBole adds to scores, (B, 1, L, L) if attention is causal and
+        (B, 1, 1, L) if not, or (B, L), True at events.
 
         Raises:
-            ValueError: one of attention and mixer is causal, and the other is not.
+            ValueError: the mask is causal and the mixer is bidirectional, or the other way round.
         """
         if attention_mask.dim() == 4 and (attention_mask.shape[2] == 1) != self.mixer.bidirectional:
             kind = "causal, construct it without" if self.mixer.bidirectional else "not causal, construct it with"
@@ -52,5 +53,5 @@ class HyenaSASRec(SASRec):
         replace_attention(self, config["horizon"] or self.max_seq_length, {MultiHeadAttention: HyenaSublayer})
 
     def get_attention_mask(self, item_seq: Tensor, bidirectional: bool = False) -> Tensor:
-        """Where events are, (B, L); RecBole's own masks are (B, 1, L, L)."""
+        """The mask (B, L), True at events; RecBole's own masks are (B, 1, L, L)."""
         return item_seq != 0

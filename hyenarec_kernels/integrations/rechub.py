@@ -2,7 +2,7 @@
 
     replace_attention(model, horizon=200, makers={HSTULayer: HyenaHSTULayer})
 
-Times still enter by the model's time embedding; the layers do not read them.
+Times still enter through the model's time embedding; the layers do not read them.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from hyenarec_kernels.nn import HyenaMixer
 
 
 class HyenaHSTULayer(nn.Module):
-    """Stands where ``layer`` stood; ``HSTUBlock`` adds the residual."""
+    """Replaces ``layer``; ``HSTUBlock`` adds the residual."""
 
     def __init__(self, layer: HSTULayer, horizon: int, **options: Any) -> None:
         super().__init__()

@@ -7,7 +7,7 @@
         transformer_layers_type=HyenaPreLNLayers, transformer_layers_kwargs={"horizon": 100, "bidirectional": True}
     )
 
-Everything else of the model stays: its blocks, training, saving and recommending. ``n_heads`` is not read.
+The rest of the model stays: its blocks, training, saving and recommending. ``n_heads`` is not read.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from hyenarec_kernels.integrations.swap import replace_attention
 
 
 class HyenaSASRecLayers(SASRecTransformerLayers):
-    """SASRec's blocks.
+    """SASRec's blocks with HyenaMixer in place of attention.
 
     ``horizon`` and ``options`` are those of :func:`hyenarec_kernels.integrations.replace_attention`;
-    a ``horizon`` of ``session_max_len`` sees whole sessions.
+    with a ``horizon`` of ``session_max_len`` they see whole sessions.
     """
 
     def __init__(
@@ -41,7 +41,7 @@ class HyenaSASRecLayers(SASRecTransformerLayers):
 
 
 class HyenaPreLNLayers(PreLNTransformerLayers):
-    """Pre-norm blocks, as BERT4Rec has them; arguments as of :class:`HyenaSASRecLayers`."""
+    """Pre-norm blocks, as in BERT4Rec, with HyenaMixer; arguments as for :class:`HyenaSASRecLayers`."""
 
     def __init__(
         self, n_blocks: int, n_factors: int, n_heads: int, dropout_rate: float, *, horizon: int, **options: Any
@@ -55,8 +55,9 @@ class HyenaPreLNLayers(PreLNTransformerLayers):
 
 
 def _masks(timeline_mask: Tensor, attn_mask: Tensor | None) -> tuple[Tensor | None, Tensor]:
-    """The causal mask (L, L) where RecTools attends causally, and where padding is, (B, L), which RecTools by default
-    does not tell. It may merge both into one mask a head; ``timeline_mask`` (B, L, 1) always says where events are."""
+    """The causal mask (L, L), if RecTools attends causally, and the padding mask (B, L), True at padding. RecTools by
+    default passes no padding mask, and it may merge both into one mask per head, so they are made anew here:
+    ``timeline_mask`` (B, L, 1) always says where events are."""
     if attn_mask is not None:
         length = timeline_mask.shape[1]
         attn_mask = torch.ones(length, length, dtype=torch.bool, device=timeline_mask.device).triu(1)

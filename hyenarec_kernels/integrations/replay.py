@@ -18,7 +18,7 @@ from hyenarec_kernels.integrations.swap import replace_attention
 
 
 class HyenaEncoder(SasRecTransformerLayer):
-    """SasRec's encoder. ``horizon`` and ``options`` are those of
+    """SasRec's encoder with HyenaMixer. ``horizon`` and ``options`` are those of
     :func:`hyenarec_kernels.integrations.replace_attention`, the other arguments those of ``SasRecTransformerLayer``."""
 
     def __init__(
@@ -50,7 +50,7 @@ class HyenaEncoder(SasRecTransformerLayer):
 
 
 class NoMask(torch.nn.Module):
-    """In place of RePlay's builder of attention masks, which makes (B * heads, L, L) for every batch."""
+    """Replaces RePlay's builder of attention masks, which makes one of (B * heads, L, L) for every batch."""
 
     def forward(self, feature_tensors: Any, padding_mask: Tensor) -> None:
         return None
@@ -67,8 +67,8 @@ def hyena_sasrec(
     horizon: int | None = None,
     **options: Any,
 ) -> SasRec:
-    """``SasRec.from_params`` with a :class:`HyenaEncoder`, whose filters reach back ``max_sequence_length`` events, or
-    ``horizon``."""
+    """``SasRec.from_params`` with a :class:`HyenaEncoder`, whose filters reach back ``horizon`` events, by default
+    ``max_sequence_length``. ``options`` are those of the encoder."""
     model = SasRec.from_params(
         schema, embedding_dim, 1, num_blocks, max_sequence_length, dropout, hidden_dim=hidden_dim
     )

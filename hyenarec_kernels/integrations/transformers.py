@@ -1,4 +1,4 @@
-"""A decoder for Hugging Face transformers: Llama's, with :class:`hyenarec_kernels.nn.HyenaMixer` for its attention.
+"""A decoder for Hugging Face transformers: Llama's, with :class:`hyenarec_kernels.nn.HyenaMixer` in place of attention.
 
 Importing this module registers the model type ``hyena`` with ``AutoConfig``, ``AutoModel`` and
 ``AutoModelForCausalLM``. Written for transformers 5.24.
@@ -24,7 +24,8 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 from transformers.utils.output_capturing import capture_outputs
 
-from hyenarec_kernels.nn import HyenaMixer, StreamingState, key_mask
+from hyenarec_kernels.nn import Filter, HyenaMixer, StreamingState, key_mask
+from hyenarec_kernels.nn.masks import require
 
 
 @strict
@@ -32,12 +33,12 @@ class HyenaConfig(LlamaConfig):
     """``LlamaConfig`` and the mixer's options.
 
     ``horizon`` is K, how many events back the filters reach; ``mixer_options`` are further arguments of
-    :class:`hyenarec_kernels.nn.HyenaMixer`. ``attention_dropout`` drops from the mixers' outputs. The numbers of heads
-    and what belongs to rotary positions are not read: a convolution has neither.
+    :class:`hyenarec_kernels.nn.HyenaMixer`. ``attention_dropout`` is the dropout probability of the mixers' outputs.
+    The options for heads and rotary positions are not read: a convolution has neither.
     """
 
     model_type = "hyena"
-    base_model_tp_plan = None  # Llama's names the projections of its attention
+    base_model_tp_plan = None  # Llama's plan names projections of attention
 
     num_attention_heads: int = 1
     horizon: int = 1024
@@ -45,17 +46,18 @@ class HyenaConfig(LlamaConfig):
 
     @property
     def layer_types(self) -> list[str]:
-        """By these transformers chooses what its caches hold."""
+        """The names by which transformers chooses the classes of a cache's layers."""
         return [HyenaCacheLayer._layer_type] * self.num_hidden_layers
 
     def validate_layer_type(self) -> None:
-        """The library's own check knows its own types alone."""
+        """Does nothing: the library's own check knows only its own types."""
 
 
 class HyenaCacheLayer(CacheLayerMixin):
     """One mixer's streaming state, in a ``DynamicCache`` or ``StaticCache`` that is made with a `HyenaConfig`.
 
-    It stays as large as the horizon. It can be reordered for beams, but not cropped: assisted decoding is refused.
+    Its size depends on the horizon, not on how much it has read. It can be reordered for beam search, but not cropped,
+    so assisted decoding is refused.
     """
 
     _layer_type = "hyena"
@@ -70,7 +72,8 @@ class HyenaCacheLayer(CacheLayerMixin):
         self.length = 0
 
     def update(self, x: Tensor, mask: Tensor | None, mixer: HyenaMixer) -> Tensor:
-        """The output at new events ``x`` (B, L, D), which the state then has seen; ``mask`` (B, L) if it is empty."""
+        """The outputs at new events ``x`` (B, L, D), which the state then includes. ``mask`` (B, L) is read only for
+        the first events."""
         self.length += x.shape[1]
         if self.state is None:
             y, self.state = mixer.prefill(x, mask=mask)
@@ -105,14 +108,14 @@ class HyenaCacheLayer(CacheLayerMixin):
         return -1
 
     def lazy_initialization(self, *_: Any) -> None:
-        """The first :meth:`update` makes the state."""
+        """Does nothing: the first :meth:`update` makes the state."""
 
 
 STATIC_LAYER_TYPE_MAPPING[HyenaCacheLayer._layer_type] = HyenaCacheLayer  # its size is static, too
 
 
 class HyenaLlamaAttention(nn.Module):
-    """Stands where ``LlamaAttention`` stood."""
+    """Replaces ``LlamaAttention``."""
 
     def __init__(self, config: HyenaConfig, layer_idx: int) -> None:
         super().__init__()
@@ -144,7 +147,7 @@ class HyenaPreTrainedModel(LlamaPreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        if not isinstance(module, HyenaMixer):
+        if not isinstance(module, HyenaMixer | Filter):  # a checkpoint may lack tensors of a mixer's filters alone
             super()._init_weights(module)
             return
         tensors = module.state_dict(keep_vars=True).items()
@@ -154,7 +157,7 @@ class HyenaPreTrainedModel(LlamaPreTrainedModel):
 
 
 class HyenaModel(HyenaPreTrainedModel, LlamaModel):
-    """``LlamaModel`` without attention, positions and masks of queries by keys."""
+    """``LlamaModel`` with mixers, and without attention, positions and (L, L) masks."""
 
     def __init__(self, config: HyenaConfig) -> None:
         super().__init__(config)
@@ -177,23 +180,29 @@ class HyenaModel(HyenaPreTrainedModel, LlamaModel):
     ) -> BaseModelOutputWithPast:
         """As ``LlamaModel.forward``.
 
-        Packed sequences are given by ``cu_seq_lens_q``, or by ``position_ids`` that start anew where a sequence starts,
-        without ``attention_mask`` and ``cache``. Otherwise positions are not read.
+        Packed sequences are marked by ``cu_seq_lens_q``, or by ``position_ids`` that restart where a sequence starts,
+        if there is neither ``attention_mask`` nor ``cache``. Otherwise positions are not read.
 
         Raises:
-            ValueError: packed sequences with a cache, a cache of attention's, or padding after a cache's events.
+            ValueError: there are packed sequences together with a cache, a cache that was made for attention, padding
+                after the events of a cache, an ``attention_mask`` (B, 1, L, L) that lets events see later ones (or,
+                with bidirectional mixers, hides them), or ``output_attentions``.
         """
+        if kwargs.get("output_attentions"):
+            raise ValueError("HyenaModel: a convolution has no attention weights; leave output_attentions out")
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("HyenaModel: give either input_ids or inputs_embeds")
         x = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds  # (B, L, D)
         if cu_seq_lens_q is None and position_ids is not None and attention_mask is None and cache is None:
             cu_seq_lens_q = _cu_seqlens(position_ids.expand(x.shape[:2]))
-        if cu_seq_lens_q is not None:
-            if cache is not None or use_cache:
-                raise ValueError("HyenaModel: packed sequences are mixed without a cache; pass use_cache=False")
-        elif cache is None and (self.config.use_cache and not self.training if use_cache is None else use_cache):
+        if cu_seq_lens_q is not None and (cache is not None or use_cache):
+            raise ValueError("HyenaModel: packed sequences are mixed without a cache; pass use_cache=False")
+        both_ways = bool((self.config.mixer_options or {}).get("bidirectional"))
+        if use_cache is None:
+            use_cache = self.config.use_cache and not self.training and not both_ways
+        if use_cache and cache is None and cu_seq_lens_q is None:
             cache = DynamicCache(config=self.config)
-        mask = None if attention_mask is None else key_mask(attention_mask)
+        mask = None if attention_mask is None else _key_mask(attention_mask, both_ways)
         if cache is not None:
             mask = _check_cache(cache, mask, x, len(self.layers))
         for layer in self.layers:
@@ -213,7 +222,8 @@ class HyenaForCausalLM(HyenaPreTrainedModel, LlamaForCausalLM):
 
 
 def _cu_seqlens(positions: Tensor) -> Tensor | None:
-    """Where the sequences in ``positions`` (B, L) start in the flat batch, and its end; None for one in each row."""
+    """Where the sequences in ``positions`` (B, L) start in the flattened batch, and where the last ends; None if each
+    row is one sequence."""
     fresh = torch.ones_like(positions, dtype=torch.bool)
     fresh[:, 1:] = positions.diff() != 1
     if not fresh[:, 1:].any():
@@ -222,8 +232,22 @@ def _cu_seqlens(positions: Tensor) -> Tensor | None:
     return torch.cat([fresh.flatten().nonzero()[:, 0], end])
 
 
+def _key_mask(mask: Tensor, both_ways: bool) -> Tensor:
+    """The mask (B, L) of real events, from one that :func:`hyenarec_kernels.nn.key_mask` takes. Raises ValueError if a
+    mask of queries and keys hides later events from mixers that see them, or shows them to mixers that do not."""
+    real = key_mask(mask)
+    if mask.dim() == 4 and mask.shape[2] > 1:
+        visible = mask == 0 if mask.is_floating_point() else mask != 0
+        pairs = real[:, None, :, None] & real[:, None, None, :]  # (B, 1, L, L): both are events
+        future = pairs & torch.ones_like(pairs).triu(1)
+        kind = "hides later events from bidirectional mixers" if both_ways else "shows later events to causal mixers"
+        require((visible | ~future) if both_ways else ~(visible & future), f"HyenaModel: attention_mask {kind}")
+    return real
+
+
 def _check_cache(cache: Cache, mask: Tensor | None, x: Tensor, layers: int) -> Tensor | None:
-    """The mask of ``x`` (B, L, D) for a cache that is empty; None for one that is not, after checks."""
+    """The mask for the mixers: ``mask`` if the cache is empty, otherwise None. Raises ValueError if the cache is not
+    for mixers or ``mask`` marks padding in ``x`` (B, L, D) after cached events."""
     if len(cache.layers) != layers or not all(isinstance(layer, HyenaCacheLayer) for layer in cache.layers):
         raise ValueError(f"HyenaModel: cache must be made as DynamicCache(config=model.config), got {cache}")
     if not cache.get_seq_length():

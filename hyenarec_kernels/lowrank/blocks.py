@@ -1,7 +1,8 @@
-"""The blocks of a filter between two chunks of time, in the local polynomial bases of the chunks.
+"""The blocks of a filter: what one chunk of input does to one chunk of output, in the local bases of the chunks.
 
-Inside the window of lags that a chunk distance covers the filter is the polynomial through its values at Chebyshev
-nodes; the block of that polynomial is zero wherever the degrees of the two basis polynomials add up to too much.
+On the run of lags that one chunk distance covers, the filter is the polynomial through its values at Chebyshev nodes.
+In the block of that polynomial, all entries are zero whose two basis polynomials have degrees that add up to the number
+of nodes or more.
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ def chebyshev_nodes(count: int) -> Array:
 
 @lru_cache(maxsize=64)
 def local_basis(chunk: int, rank: int) -> Array:
-    """Orthonormal polynomials of degree < rank on `chunk` points, even and odd in turn, (chunk, rank); zeros beyond the
-    `chunk` there are."""
+    """Orthonormal polynomials of degree < rank on `chunk` points, alternately even and odd: (chunk, rank). There are
+    only `chunk` of them; further columns are zeros."""
     vandermonde = np.polynomial.legendre.legvander(np.linspace(-1, 1, chunk), min(rank, chunk) - 1)
     basis: Array = np.linalg.qr(vandermonde)[0].astype(np.float64)
     return np.pad(basis, ((0, 0), (0, rank - basis.shape[1])))
@@ -33,10 +34,12 @@ def local_basis(chunk: int, rank: int) -> Array:
 
 @lru_cache(maxsize=256)
 def blocks_from_nodes(chunk: int, nodes: int) -> Array:
-    """Maps a window's values at `nodes` lags to the entries (r, s), r + s < nodes, of Q^T T Q, (entries, nodes).
+    """Maps a filter's values at `nodes` Chebyshev nodes of a run of lags to the entries (r, s), r + s < nodes, of the
+    block Q^T T Q: (entries, nodes).
 
-    T[i, j] = p(i - j) with p the polynomial through the nodes; p has degree < nodes, so the other entries are zero, and
-    p(i - j) is known from its values for i and j on a grid of Chebyshev points of the chunk.
+    T[i, j] = p(i - j), where p is the polynomial through the values, and Q is the local basis. p has degree < nodes, so
+    the other entries are zero, and p(i - j) is known from its values for i and j on a grid of Chebyshev points of the
+    chunk.
     """
     points, transform = chebyshev_nodes(nodes), chebyshev_transform(nodes)
     rows = np.polynomial.chebyshev.chebvander(np.linspace(-1, 1, chunk), nodes - 1) @ transform
@@ -50,7 +53,7 @@ def blocks_from_nodes(chunk: int, nodes: int) -> Array:
 
 @lru_cache(maxsize=256)
 def entries(nodes: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """(r, s) of every entry with r + s < nodes, in the order of blocks_from_nodes."""
+    """The indices (r, s) of every entry with r + s < nodes, in the order of blocks_from_nodes."""
     r = np.repeat(np.arange(nodes), np.arange(nodes, 0, -1))
     return r, np.concatenate([np.arange(nodes - row) for row in range(nodes)])
 
@@ -61,7 +64,7 @@ def kept_entries(nodes: int, rank: int, degree: int) -> npt.NDArray[np.bool_]:
 
 
 def chebyshev_transform(count: int) -> Array:
-    """Values at chebyshev_nodes(count) -> Chebyshev coefficients, (count, count)."""
+    """Maps values at chebyshev_nodes(count) to Chebyshev coefficients: (count, count)."""
     weights = np.where(np.arange(count) == 0, 1.0, 2.0)[:, None]
     transform: Array = np.polynomial.chebyshev.chebvander(chebyshev_nodes(count), count - 1).T * (weights / count)
     return transform

@@ -1,8 +1,8 @@
-"""Levels of a streaming state that is smaller than the horizon: chunks whose events are remembered by a few moments.
+"""The levels of a compact streaming state, which remembers finished chunks by a few moments instead of their events.
 
-A level cuts time into chunks. Of a finished chunk it keeps ``rank`` moments, and each of its ``slots`` distances has a
-block that turns them into the polynomial that the chunk adds to a later chunk's outputs. Lower levels serve the chunks
-of the present parent, the top level everything before it, up to the horizon.
+A level cuts time into chunks and keeps ``rank`` moments of each finished one. For each distance from 1 to ``slots`` it
+has a block, which turns the moments of a chunk into the polynomial that this chunk adds to the outputs of a later one.
+A lower level covers only the current parent chunk; the top level covers everything before, up to the horizon.
 """
 
 from __future__ import annotations
@@ -14,12 +14,13 @@ import numpy as np
 import torch
 
 from hyenarec_kernels.lowrank.blocks import Array, blocks_from_nodes, chebyshev_nodes, entries, local_basis
-from hyenarec_kernels.lowrank.levels import TOLERANCE, Level, Windows
+from hyenarec_kernels.lowrank.levels import TOLERANCE, BasisFilters, Level
 
-PAGE = 8  # rows of a page in a ring of the inputs themselves, as csrc/cpu/args.h has it
-CHUNKS = (16, 32, 64, 128)  # of the lowest level
-FANS = (4, 8)  # chunks in a parent
-# The oldest chunk of the top level leaves as a whole, so the horizon is shorter by up to one: at most an eighth.
+PAGE = 8  # rows per page in the ring of inputs of an exact state; kRingPage in csrc/cpu/args.h
+CHUNKS = (16, 32, 64, 128)  # events per chunk of the lowest level, to choose from
+FANS = (4, 8)  # chunks per parent, to choose from
+# The top level drops its oldest chunk as a whole, so filters may end up to one such chunk before the horizon. Therefore
+# its chunks are at most an eighth of the horizon.
 TOP_SHARE = 8
 
 
@@ -33,15 +34,16 @@ class CompactLevel:
 
     @property
     def basis(self) -> Array:
-        """The polynomials that moments are taken with, orthonormal on the chunk, (chunk, rank)."""
+        """The polynomials that give the moments, orthonormal on the chunk: (chunk, rank)."""
         return local_basis(self.chunk, self.rank)
 
     def blocks(self, coefficients: Array, horizon: int) -> Array:
-        """Of Legendre filters ``coefficients`` (G, N): from moments to polynomials, (slots, rank, rank, G)."""
+        """The blocks of Legendre filters with ``coefficients`` (G, N), without windows: (slots, rank, rank, G). They
+        map a chunk's moments to the coefficients of what it adds to a later chunk."""
         groups, terms = coefficients.shape
-        windows = Windows(terms, horizon)
-        nodes = windows.exact_nodes
-        samples = windows.samples(self.chunk, np.arange(1, self.slots + 1, dtype=np.float64), chebyshev_nodes(nodes))
+        filters = BasisFilters(terms, horizon)
+        nodes = filters.exact_nodes
+        samples = filters.samples(self.chunk, np.arange(1, self.slots + 1, dtype=np.float64), chebyshev_nodes(nodes))
         values = blocks_from_nodes(self.chunk, nodes) @ (samples @ coefficients.T)  # (slots, entries, G)
         blocks = np.zeros((self.slots, nodes, nodes, groups))
         blocks[:, *entries(nodes)] = values
@@ -50,12 +52,12 @@ class CompactLevel:
 
 @lru_cache(maxsize=64)
 def compact_levels(terms: int, horizon: int, dtype: torch.dtype) -> tuple[CompactLevel, ...]:
-    """The levels of the smallest state whose error is at most the dtype's tolerance (:class:`Windows`, ``bound``); half
-    of the lowest chunk, which is what a step reads, counts twice.
+    """The levels of the smallest state whose error bound (:class:`BasisFilters`, ``bound``) is at most the dtype's
+    tolerance. In the size that is minimised, half of the lowest chunk counts twice, because a step reads that much.
 
-    Empty where none is less than half of the ``horizon - 1`` last inputs themselves.
+    Empty if no state is less than half as large as the exact one, the last ``horizon - 1`` inputs.
     """
-    windows = Windows(terms, horizon)
+    filters = BasisFilters(terms, horizon)
     best: tuple[CompactLevel, ...] = ()
     smallest = (horizon - 1) // 2
 
@@ -67,7 +69,7 @@ def compact_levels(terms: int, horizon: int, dtype: torch.dtype) -> tuple[Compac
         for index, chunk in enumerate(chunks):
             top = index + 1 == len(chunks)
             slots = horizon // chunk - 1 if top else chunks[index + 1] // chunk - 1
-            rank = _rank(windows, chunk, slots, TOLERANCE[dtype] / len(chunks))
+            rank = _rank(filters, chunk, slots, TOLERANCE[dtype] / len(chunks))
             if rank is None:
                 return
             levels.append(CompactLevel(chunk, rank, slots))
@@ -80,16 +82,16 @@ def compact_levels(terms: int, horizon: int, dtype: torch.dtype) -> tuple[Compac
                 extend((*chunks, chunks[-1] * fan))
 
     for chunk in CHUNKS:
-        if chunk >= windows.exact_nodes:
+        if chunk >= filters.exact_nodes:
             extend((chunk,))
     return best
 
 
 @lru_cache(maxsize=1024)
-def _rank(windows: Windows, chunk: int, slots: int, tolerance: float) -> int | None:
-    nodes = windows.exact_nodes
+def _rank(filters: BasisFilters, chunk: int, slots: int, tolerance: float) -> int | None:
+    nodes = filters.exact_nodes
     for rank in range(2, nodes + 1):
         level = Level(chunk, 0, rank, min(2 * rank - 1, nodes), nodes, slots, slots + 1, 0)
-        if windows.bound(level, slots) <= tolerance:
+        if filters.bound(level, slots) <= tolerance:
             return rank
     return None

@@ -1,8 +1,8 @@
-"""Levels of the block low-rank form: chunks, ranks and what they drop, computed entry by entry in float64.
+"""Levels of the block low-rank form: chunk sizes, ranks, and the error they cause, computed entry by entry in float64.
 
-Inside the window of lags that a chunk distance covers the filter is replaced by the polynomial through its values at
-Chebyshev nodes and written in the local polynomial basis of the two chunks, of which a few entries are kept. The bound
-of what is dropped holds for every filter of the basis.
+On the run of lags that one chunk distance covers, the filter is replaced by the polynomial through its values at
+Chebyshev nodes. Its block is written in the local bases of the two chunks, and only some of the entries are kept. The
+bound of the error holds for every filter that the basis spans.
 """
 
 from __future__ import annotations
@@ -29,10 +29,11 @@ TOLERANCE = {torch.float64: 1e-12, torch.float32: 4e-6, torch.bfloat16: 1e-3, to
 
 @dataclass(frozen=True)
 class Level:
-    """Chunks of `chunk` rows, `fan` in a parent; distances 1..near_pairs inside a parent.
+    """Chunks of `chunk` rows, `fan` of them per parent (0 at the top level, which has no parents).
 
-    `rank` local polynomials a chunk; a block keeps entries (r, s) with r, s < rank and r + s < degree; each window of
-    lags is sampled at `nodes` lags.
+    A chunk has `rank` local polynomials, and a block keeps entries (r, s) with r, s < rank and r + s < degree. For each
+    distance the filter is sampled at `nodes` lags. The level has blocks for distances 1 to near_pairs, inside a parent,
+    and for far_pairs distances from far_first on.
     """
 
     chunk: int
@@ -51,7 +52,7 @@ class Level:
 
     @property
     def lags(self) -> Array:
-        """(distances * nodes,)"""
+        """The lags at which the filter is sampled for all distances: (distances * nodes,)."""
         window = (self.chunk - 1) * chebyshev_nodes(self.nodes)
         lags: Array = (self.chunk * np.array(self.distances, dtype=np.float64)[:, None] + window).reshape(-1)
         return lags
@@ -69,7 +70,7 @@ def make_levels(horizon: int, length: int, chunks: tuple[int, ...], shapes: tupl
             continue
         fan = chunks[index + 1] // chunk
         near = min(fan - 1, reach)
-        covered = horizon // chunks[index + 1] - 1  # distances of parents that the levels above take
+        covered = horizon // chunks[index + 1] - 1  # distances of parents, which the levels above serve
         limited = -(-length // chunks[index + 1]) - 1 > covered
         first = covered * fan + 1
         levels.append(Level(chunk, fan, *shape, near, first, max(reach - first + 1, 0) if limited else 0))
@@ -77,34 +78,34 @@ def make_levels(horizon: int, length: int, chunks: tuple[int, ...], shapes: tupl
 
 
 def last_distance(horizon: int, length: int, chunk: int) -> int:
-    """The largest chunk distance inside the sequence whose window of lags lies below the horizon."""
+    """The largest chunk distance inside the sequence whose lags all lie below the horizon."""
     return min(-(-length // chunk), horizon // chunk) - 1
 
 
 @dataclass(frozen=True)
-class Windows:
-    """The windows of lags of the basis filters that chunks at one distance cover, on chunks of any size."""
+class BasisFilters:
+    """The filters of single terms on the runs of lags that chunk distances cover, for chunks of any size."""
 
     terms: int
     horizon: int
 
     @property
     def exact_nodes(self) -> int:
-        """Nodes that determine a window: a filter is a polynomial of degree < terms."""
+        """The number of nodes that determine a filter on a run of lags: it is a polynomial of degree < terms."""
         return max(self.terms, 2)
 
     def samples(self, chunk: int, distances: Array, nodes: Array) -> Array:
-        """The basis filters at `nodes` in [-1, 1] of every window, (windows, nodes, terms)."""
-        lags = chunk * distances[:, None] + (chunk - 1) * nodes  # (windows, nodes)
+        """The basis filters at `nodes`, in [-1, 1], of the lags of every distance: (distances, nodes, terms)."""
+        lags = chunk * distances[:, None] + (chunk - 1) * nodes  # (distances, nodes)
         return sampled_basis(lags.reshape(-1), self.terms, self.horizon).reshape(*lags.shape, self.terms)
 
-    @lru_cache(maxsize=256)  # noqa: B019 (windows live as long as the search that made them)
+    @lru_cache(maxsize=256)  # noqa: B019 (an instance lives as long as the search that made it)
     def energy(self, chunk: int, last: int, nodes: int) -> Array:
-        """Squares of the entries (r, s) summed over basis filters and distances 1..last, from windows sampled at
-        `nodes` lags: (entries,).
+        """The squares of the blocks' entries (r, s), summed over the basis filters and the distances 1..last:
+        (entries,). Filters are sampled at `nodes` lags per distance.
 
-        Polynomials turn fastest at both ends of the horizon: beyond 24 windows, 8 at either end and 8 between stand
-        for the rest. This ranks candidates; the bound of a plan that is kept looks at every window.
+        Polynomials oscillate fastest at both ends of the horizon. So beyond 24 distances, 8 at either end and 8 in
+        between stand for all. This ranks candidates only; the bound of the plan that is kept looks at every distance.
         """
         distances = np.arange(1, last + 1, dtype=np.float64)
         if last > 24:
@@ -116,7 +117,7 @@ class Windows:
     def shape(self, chunk: int, last: int, tolerance: float) -> Shape:
         """The smallest (rank, degree, nodes) that drops less than `tolerance`, or the largest, which drops nothing.
 
-        A window of lags may need more nodes than a chunk has rows: it is nearly twice as long.
+        There may be more nodes than a chunk has rows, because a run of lags is nearly twice as long as a chunk.
         """
         count = self.exact_nodes
         energy, most = self.energy(chunk, last, count), min(count, chunk)
@@ -127,11 +128,12 @@ class Windows:
         return most, min(2 * most - 1, count), count
 
     def bound(self, level: Level, last: int) -> float:
-        """The largest error of the level's blocks: of the entries that are dropped and of sampling together.
+        """An upper bound of the error of the level's blocks, through dropped entries and sampling together, relative to
+        sqrt(horizon) times the norm of the coefficients.
 
-        For coefficients of norm 1 the error of one window is at most its Frobenius norm over all basis filters. A chunk
-        of the output sums over windows, so by Cauchy-Schwarz its error is at most the root of the sum of the squares of
-        these norms, times ||u||.
+        For coefficients of norm 1, the error at one distance is at most the Frobenius norm of the errors of all basis
+        filters. A chunk of the output sums over distances, so by Cauchy-Schwarz its error is at most the root of the
+        sum of the squares of these norms, times ||u||.
         """
         nodes = np.concatenate([chebyshev_nodes(self.exact_nodes), chebyshev_nodes(level.nodes)])
         off, squares = error_map(level, self.exact_nodes), 0.0
@@ -142,9 +144,11 @@ class Windows:
 
 
 def error_map(level: Level, exact: int) -> Array:
-    """Maps a window's values at `exact` nodes that determine it, then at its own, to what a level's block is off by.
+    """Maps a filter's values on a run of lags to the error of a level's block. The values are those at `exact` nodes,
+    which determine the filter there, then those at the level's own nodes.
 
-    Only its Frobenius norm is kept: the triangle of the map's QR, (at most exact + nodes, exact + nodes).
+    Only the Frobenius norm of the result matters, so the map is replaced by the triangular factor of its QR
+    decomposition: (at most exact + nodes, exact + nodes).
     """
     kept = kept_entries(exact, level.rank, level.degree)
     sampled = np.zeros((len(kept), level.nodes))
@@ -154,7 +158,7 @@ def error_map(level: Level, exact: int) -> Array:
 
 
 def block_map(level: Level) -> Array:
-    """From a polynomial's values at a window's nodes to its block, (nodes, rank * rank)."""
+    """Maps a polynomial's values at the nodes of a run of lags to its block: (nodes, rank * rank)."""
     kept = kept_entries(level.nodes, level.rank, level.degree)
     r, s = (index[kept] for index in entries(level.nodes))
     out = np.zeros((level.nodes, level.rank, level.rank))
@@ -163,7 +167,7 @@ def block_map(level: Level) -> Array:
 
 
 def transfer(below: Level, above: Level) -> Array:
-    """The basis of a chunk's parent in that of its children, (fan, rank below, rank above)."""
+    """The local basis of a parent chunk, expressed in those of its children: (fan, rank below, rank above)."""
     parts = local_basis(above.chunk, above.rank).reshape(-1, below.chunk, above.rank)
     moved: Array = np.einsum("ib,jia->jba", local_basis(below.chunk, below.rank), parts)
     return moved

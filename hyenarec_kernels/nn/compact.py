@@ -1,13 +1,13 @@
 """A streaming state whose size hardly grows with the horizon.
 
-    y_t = sum over the present chunk of taps * inputs  +  sum over levels of  <local polynomials at t, what has come in>
+    y_t = sum over the current chunk of taps * inputs  +  sum over levels of  <local polynomials at t, incoming>
 
-The lowest level's present chunk is a page: rows that have come are inputs, those still to come hold what everything
-before the chunk adds to their outputs. A step reads the rows up to its own and writes that one. When a page is full,
-each level (:mod:`hyenarec_kernels.lowrank.compact`) adds the page's moments to those of its own present chunk; keeps
-the moments of finished chunks; and knows what those add to the present one, as coefficients of local polynomials. These
-fill the next page. A window ``exp(-a tau / K)`` splits into factors of the two chunks' rows and of the chunks between
-them, none above 1.
+The lowest level's current chunk is a page: its rows up to the newest event hold inputs; its later rows hold what
+everything before the chunk will add to their outputs. A step reads the rows up to its own and overwrites that one. When
+a page is full, each level (:mod:`hyenarec_kernels.lowrank.compact`) adds the page's moments to those of its own current
+chunk. It keeps the moments of finished chunks, and what those add to the current one, as coefficients of local
+polynomials ("incoming"). These fill the next page. A window ``exp(-a tau / K)`` splits into factors for the row
+in the input's chunk, for the row in the output's chunk, and for the chunks between them. None is above 1.
 """
 
 from __future__ import annotations
@@ -27,14 +27,15 @@ from hyenarec_kernels.ops.compact_step import compact_step
 
 @dataclass(frozen=True)
 class LevelTables:
-    """What one level needs of ``F`` filters of D channels; shared by all sequences.
+    """The constants of one level, for ``F`` filters of D channels, chunks of C events and R moments. All sequences
+    share them.
 
     Attributes:
-        basis: (C, R) the local polynomials of a chunk.
-        enter: (F, C, D) the window from a row to the end of its chunk.
-        leave: (F, C, D) the window from the end of a chunk to a row of the next.
-        blocks: (F, slots, R, R, D) from the moments at distance 1, 2, .. to what they add, the window of the chunks
-            between included.
+        basis: (C, R) the local polynomials on a chunk.
+        enter: (F, C, D) the window's factor from a row to the end of its chunk.
+        leave: (F, C, D) the window's factor from the end of a chunk to a row of the next.
+        blocks: (F, slots, R, R, D), for distances 1, 2, ..: from a chunk's moments to the coefficients of what it adds,
+            including the window's factor for the chunks between.
     """
 
     basis: Tensor
@@ -64,12 +65,12 @@ class LevelTables:
 
 @dataclass(frozen=True)
 class LevelState:
-    """The memory that a level above the lowest has of B sequences and F filters.
+    """What a level above the lowest remembers, of B sequences for F filters.
 
     Attributes:
-        sums: (B, F, R, D) the moments of the present chunk's full pages.
-        incoming: (B, F, R, D) what finished chunks add to the present one.
-        moments: (B, F, slots, R, D) of finished chunks, those of chunk n in slot ``n % slots``.
+        sums: (B, F, R, D) the moments of the current chunk so far, that is, of its full pages.
+        incoming: (B, F, R, D) the coefficients of what finished chunks add to the current one.
+        moments: (B, F, slots, R, D) those of finished chunks; chunk n is in slot ``n % slots``.
     """
 
     sums: Tensor
@@ -79,19 +80,21 @@ class LevelState:
 
 @dataclass(frozen=True)
 class CompactState(StreamingState):
-    """What a mixer with polynomial filters remembers of ``B`` sequences, in a few hundred numbers a channel.
+    """What a mixer with polynomial filters remembers of ``B`` sequences, in a few hundred numbers per channel.
 
-    As :class:`MixerState`, to the bound that is computed with its sizes (float32: 4e-6 of the filter's norm and the
-    input's), while a history is not longer than the horizon, rounded down to chunks of the top level. After that the
-    oldest chunk leaves as a whole: filters end less than one chunk before the horizon.
+    It gives the outputs of :class:`MixerState`, up to an error bound that is computed with its sizes (float32: 4e-6 of
+    the filter's norm times the input's), as long as a history is not longer than the horizon, rounded down to whole
+    chunks of the top level. After that the oldest chunk is dropped as a whole: filters then end up to one such chunk
+    before the horizon.
 
     Attributes:
-        projected: as in :class:`MixerState`, like ``steps``, ``short_taps``, ``short_bias`` and ``gate``.
-        page: (B, F, C, D) the present chunk's inputs, and of rows to come what earlier chunks add to their outputs.
-        moments: (B, F, slots, R, D) of the lowest level's finished chunks, those of chunk n in slot ``n % slots``.
-        levels: those above, the lowest first.
+        projected: as in :class:`MixerState`, and so are ``steps``, ``short_taps``, ``short_bias`` and ``gate``.
+        page: (B, F, C, D) the current chunk: inputs up to the newest event, then what earlier chunks will add to the
+            outputs of later rows.
+        moments: (B, F, slots, R, D) those of the lowest level's finished chunks; chunk n is in slot ``n % slots``.
+        levels: the levels above the lowest, in ascending order.
         near: (F, C, D) the taps inside a chunk, skip included, largest lag first.
-        tables: of each level, the lowest too.
+        tables: the constants of every level, the lowest first.
     """
 
     projected: Tensor
@@ -107,7 +110,7 @@ class CompactState(StreamingState):
 
     @property
     def horizon(self) -> int:
-        """The longest history that it is exact for, in events."""
+        """The longest history, in events, of which nothing is dropped."""
         top = self.tables[-1]
         return (top.blocks.shape[1] + 1) * top.basis.shape[0]
 
@@ -145,10 +148,10 @@ class CompactState(StreamingState):
 
     def filled(self, projected: Tensor, inputs: Tensor | None, length: Tensor) -> CompactState:
         assert inputs is not None  # without long convolutions no state is compact
-        rows = torch.arange(self.page.shape[2], device=length.device)  # of a page
+        rows = torch.arange(self.page.shape[2], device=length.device)  # rows of a page
         first = (length.clamp(min=1) - 1) // len(rows) * len(rows)  # the page's first event, (B,)
         found = [self._found(number, inputs, length, first) for number in range(len(self.tables))]
-        page = self._rows(inputs, length, first[:, None] + rows)  # (B, F, C, D), those to come are zeros
+        page = self._rows(inputs, length, first[:, None] + rows)  # (B, F, C, D), zeros in rows to come
         for tables, (_, incoming, _) in zip(self.tables, found, strict=True):
             at = first[:, None] % len(tables.basis) + rows  # (B, C)
             added = torch.einsum("bcr,fbcd,bfrd->bfcd", tables.basis[at], tables.leave[:, at], incoming)
@@ -158,14 +161,14 @@ class CompactState(StreamingState):
         return replace(self, projected=newest, page=page, moments=found[0][2], levels=levels, steps=steps)
 
     def _found(self, number: int, inputs: Tensor, length: Tensor, first: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """A level's sums, incoming and moments as of event ``first`` (B,), where the present page begins."""
+        """A level's sums, incoming and moments as of event ``first`` (B,), where the current page begins."""
         tables, like = self.tables[number], self.moments if number == 0 else self.levels[number - 1].moments
         chunk, slots = len(tables.basis), like.shape[2]
         present = first // chunk  # (B,)
         chunks = present[:, None] + torch.arange(-slots, 1, device=length.device)  # (B, slots + 1)
         events = chunks[..., None] * chunk + torch.arange(chunk, device=length.device)  # (B, slots + 1, C)
         kept = events < first[:, None, None]
-        if number + 1 < len(self.tables):  # what lies before the parent is the levels' above
+        if number + 1 < len(self.tables):  # the levels above serve what lies before the parent
             fan = len(self.tables[number + 1].basis) // chunk
             kept &= (chunks // fan == present[:, None] // fan)[..., None]
         known = self._rows(inputs, length, events.flatten(1)) * kept.flatten(1)[:, None, :, None]
@@ -174,13 +177,13 @@ class CompactState(StreamingState):
         finished, moments = found[:, :, :-1], torch.zeros_like(like)
         slot = (chunks[:, :-1] % slots)[:, None, :, None, None].expand_as(finished)
         moments.scatter_(2, slot, finished.to(moments.dtype))
-        incoming = torch.einsum("fnrsd,bfnsd->bfrd", tables.blocks, finished.flip(2))  # by distance
+        incoming = torch.einsum("fnrsd,bfnsd->bfrd", tables.blocks, finished.flip(2))  # in the order of distances
         return found[:, :, -1].contiguous(), incoming, moments
 
     @staticmethod
     def _rows(inputs: Tensor, length: Tensor, events: Tensor) -> Tensor:
-        """The rows of ``events`` (B, n) among the last inputs of ``length`` (B,), (B, F, n, D); 0 where there are
-        none."""
+        """The inputs (B, F, n, D) at ``events`` (B, n), picked from the last inputs of histories of ``length`` (B,)
+        events; 0 where ``inputs`` does not have the event."""
         place = events - (length - inputs.shape[2])[:, None]
         index = place.clamp(0, inputs.shape[2] - 1)[:, None, :, None].expand(-1, inputs.shape[1], -1, inputs.shape[3])
         there = (place >= 0) & (place < inputs.shape[2])
@@ -195,4 +198,4 @@ class CompactState(StreamingState):
         return compact_step(x, page, levels, near, tables, self.steps, number, pre_gate=pre_gate, post_gate=post_gate)
 
 
-torch.serialization.add_safe_globals([CompactState, LevelState, LevelTables])  # so `torch.load` need not trust anyone
+torch.serialization.add_safe_globals([CompactState, LevelState, LevelTables])  # for torch.load(weights_only=True)

@@ -1,9 +1,10 @@
 """Long filters as modules: what a Hyena mixer convolves with.
 
-Stored parameters are of unit scale whatever the horizon; the factor that makes a filter's norm about 1 is applied in
-``forward``. One learning rate therefore suits any horizon. Windows and polynomials are stored as deviations from their
-start (:mod:`hyenarec_kernels.nn.starts`), so weight decay and a host's own initial values leave them near it. The
-coefficients of all groups lie in one row, because libraries that draw every matrix anew leave vectors as they are.
+Stored parameters have unit scale whatever the horizon; ``forward`` multiplies in what gives a filter a norm of about 1.
+So one learning rate suits any horizon. Windows and polynomials are stored as deviations from their initial values
+(:mod:`hyenarec_kernels.nn.starts`), so weight decay, and a host library that initialises all parameters itself, leave
+filters near these values. The coefficients of all groups are stored as one vector, because libraries that initialise
+every matrix anew leave vectors as they are.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from torch.nn.functional import linear
 from hyenarec_kernels.dtypes import wide
 from hyenarec_kernels.integers import integer
 from hyenarec_kernels.legendre import legendre_at, legendre_basis, product, window
-from hyenarec_kernels.nn.linear import is_plain
+from hyenarec_kernels.nn.linear import hooked, is_plain
 from hyenarec_kernels.nn.starts import first, log_rates
 from hyenarec_kernels.ops.legendre_conv import legendre_conv
 from hyenarec_kernels.ops.long_conv import long_conv
@@ -31,8 +32,9 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 
-# Of a filter's terms but the constant. ml-100k NDCG@10, means of three seeds, 20 epochs, the mixer's output scaled by
-# 0.2: validation .108, test .093; with all coefficients random, of deviation 1, .104 and .085.
+# Standard deviation of a filter's initial coefficients, except the constant's. ml-100k NDCG@10, means of three seeds,
+# 20 epochs, with the mixer's output scaled by 0.2: validation .108, test .093. With all coefficients random, of
+# standard deviation 1: .104 and .085.
 INITIAL_DEVIATION = 0.1
 
 
@@ -53,12 +55,12 @@ class Filter(nn.Module):
 
     Args:
         groups: G; group ``g`` serves the channels ``g * D/G`` to ``(g+1) * D/G - 1``.
-        horizon: K, the filter's support in events; a constant of the model, not the length of a batch.
-        window: multiply the taps by ``exp(-rate * tau / K)``, one learned ``rate`` a group. The rates start log-spaced
-            from 1 to K/4 over the groups: some channels remember the whole horizon, others about four events, so that
-            slow drifts and bursts both have theirs. Stored are the logarithms of what each is multiplied by, 0 at
-            first, which one learning rate moves alike at any horizon.
-        device, dtype: of the parameters, torch's defaults if None. On the meta device they hold nothing: then
+        horizon: K, the filters' length in events; a constant of the model, not the length of a batch.
+        window: multiply the taps by ``exp(-rate * tau / K)``, with one learned ``rate`` per group. Initial rates are
+            log-spaced from 1 to K/4 over the groups: some channels remember the whole horizon, which suits slow drifts,
+            others about four events, which suits bursts. ``log_rate`` stores the logarithm of each rate's ratio to its
+            initial value. It starts at 0, and one learning rate suits any horizon.
+        device, dtype: of the parameters; torch's defaults if None. On the meta device parameters have no values until
             ``to_empty`` and :meth:`reset_parameters`, or a state dict, fill them.
     """
 
@@ -74,12 +76,13 @@ class Filter(nn.Module):
         super().__init__()
         kind = type(self).__name__
         self.groups, self.horizon = groups, horizon = integer(kind, "groups", groups), integer(kind, "horizon", horizon)
-        # Stored with the weights: with another horizon or of another kind they would load and mean something else.
-        # Without elements there is nothing to fill on the meta device, and every loader compares names and shapes.
+        # Stored with the weights to tell kind and horizon: weights of others might load and mean something else. Every
+        # loader compares names and shapes. The buffer has no elements, so that nothing has to fill it on the meta
+        # device.
         stored = f"{kind.removesuffix('Filter').lower()}_horizon"
         self.register_buffer(stored, torch.empty(0, horizon, device=device, dtype=dtype))
         self.log_rate = nn.Parameter(torch.empty(groups, device=device, dtype=dtype)) if window else None
-        Filter.reset_parameters(self)  # a subclass may have nothing more to fill
+        Filter.reset_parameters(self)  # a subclass may have nothing else to fill
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
@@ -97,12 +100,13 @@ class Filter(nn.Module):
         return long_conv(x, self(), skip, **options)
 
     def polynomial(self) -> Tensor | None:
-        """Where the taps before the window are polynomials of the lag, their Legendre coefficients (G, N), in float32
-        (float64 for a float64 module); otherwise None."""
+        """The Legendre coefficients (G, N) of the taps without the window, in float32 (float64 for a float64 module);
+        None if these taps are not polynomials of the lag, or if a call has hooks, which may compute parameters
+        (pruning) or change the taps."""
         return None
 
     def decay(self) -> Tensor | None:
-        """The windows' rates (G,) in units of 1/K, as the operators take them; None without a window."""
+        """The windows' rates (G,) in units of 1/K, as operators take them for ``decay``; None without a window."""
         if self.log_rate is None:
             return None
         dtype = wide(self.log_rate.dtype)
@@ -115,7 +119,8 @@ class Filter(nn.Module):
         return taps if decay is None else taps * window(decay.to(taps.dtype), self.horizon, self.horizon)
 
     def _initial_window(self, dtype: torch.dtype, device: torch.device) -> Tensor:
-        """The window (G, K) that a filter starts with, or ones. Plain, where parameters may be distributed tensors."""
+        """The initial window (G, K), or ones without a window. A plain tensor, even if parameters are distributed
+        tensors."""
         if self.log_rate is None:
             return torch.ones(self.groups, self.horizon, dtype=dtype, device=device)
         return window(log_rates(self.groups, self.horizon, dtype, device).exp(), self.horizon, self.horizon)
@@ -125,12 +130,12 @@ class Filter(nn.Module):
 
 
 class BasisFilter(Filter):
-    """``terms`` learned coefficients a group over a fixed basis, times the window.
+    """A filter with ``terms`` learned coefficients per group over a fixed basis, times the window.
 
-    A filter starts near its window alone, an exponential average of the past: the constant's coefficient is 1, the
-    others have a deviation of ``INITIAL_DEVIATION`` (the mean cosine of Legendre filters with their windows is 0.8).
-    With all of them as random, over half of a filter's energy would lie at lag 0, where the terms add up. ``weight``
-    (G*N,) is the difference from the constant alone, group by group.
+    It starts near its window alone, an exponential average of the past: the constant term has coefficient 1, the others
+    are random with standard deviation ``INITIAL_DEVIATION`` (the mean cosine between initial Legendre filters and their
+    windows is 0.8). If all of them were equally random, over half of a filter's energy would lie at lag 0, where the
+    terms add up. ``weight`` (G*N,) stores the difference from the constant term alone, group after group.
     """
 
     scale: Tensor  # (G,) brings the initial filters to an expected norm of 1
@@ -163,11 +168,11 @@ class BasisFilter(Filter):
         self.scale.copy_(beside(self.scale, (self._initial_window(dtype, device).square() @ energy).rsqrt()))
 
     def basis(self, dtype: torch.dtype, device: torch.device) -> Tensor:
-        """The basis (N, K), each row of mean square about 1; shared, not to be written to."""
+        """The basis (N, K), each row of mean square about 1. It may be shared: do not write to it."""
         raise NotImplementedError(f"{type(self).__name__} must define basis")
 
     def coefficients(self) -> Tensor:
-        """What multiplies the basis, (G, N), in float32 (float64 for a float64 module)."""
+        """The coefficients of the basis, (G, N), in float32 (float64 for a float64 module)."""
         dtype = wide(self.weight.dtype)
         constant = beside(self.weight, first(self.terms, dtype, self.weight.device))  # (N,)
         deviations = self.weight.to(dtype).view(self.groups, self.terms)  # (G, N)
@@ -182,37 +187,44 @@ class BasisFilter(Filter):
 
 
 class _PolynomialFilter(BasisFilter):
-    """:meth:`convolve` hands coefficients to the operator, so the taps need not exist."""
+    """A filter whose :meth:`convolve` passes coefficients to the operator, which need not compute all taps."""
 
-    def polynomial(self) -> Tensor:
-        raise NotImplementedError(f"{type(self).__name__} must define polynomial")
+    def legendre(self) -> Tensor:
+        """The Legendre coefficients, (G, N)."""
+        raise NotImplementedError(f"{type(self).__name__} must define legendre")
+
+    def polynomial(self) -> Tensor | None:
+        return None if hooked(self) else self.legendre()
 
     def convolve(self, x: Tensor, skip: Tensor | None = None, **options: Unpack[ConvOptions]) -> Tensor:
-        return legendre_conv(x, self.polynomial(), skip, horizon=self.horizon, decay=self.decay(), **options)
+        if (coefficients := self.polynomial()) is None:
+            return super().convolve(x, skip, **options)
+        return legendre_conv(x, coefficients, skip, horizon=self.horizon, decay=self.decay(), **options)
 
 
 class LegendreFilter(_PolynomialFilter):
-    """Polynomials orthonormal over the horizon: :func:`hyenarec_kernels.legendre_filter` (arXiv 2603.25027)."""
+    """A series of Legendre polynomials over the horizon: :func:`hyenarec_kernels.legendre_filter` (arXiv
+    2603.25027)."""
 
     def basis(self, dtype: torch.dtype, device: torch.device) -> Tensor:
         return legendre_basis(self.terms, self.horizon, dtype, device)
 
-    def polynomial(self) -> Tensor:
+    def legendre(self) -> Tensor:
         return self.coefficients()
 
 
 class ChebyshevFilter(_PolynomialFilter):
     """Chebyshev polynomials of the first kind, ``sqrt(2) T_n(2*tau/(K-1) - 1)``, ``T_0`` itself; for comparison.
 
-    They span what as many Legendre polynomials span.
+    They span the same space as the same number of Legendre polynomials.
     """
 
     def basis(self, dtype: torch.dtype, device: torch.device) -> Tensor:
-        lags = torch.arange(self.horizon, dtype=torch.float64, device="cpu")  # whatever device is the default
+        lags = torch.arange(self.horizon, dtype=torch.float64, device="cpu")  # even if the default device is another
         x = 2 * lags / max(self.horizon - 1, 1) - 1
         return _harmonics(x.arccos(), self.terms).to(dtype).to(device)  # T_n(cos t) = cos(n t)
 
-    def polynomial(self) -> Tensor:
+    def legendre(self) -> Tensor:
         coefficients = self.coefficients()
         change = _chebyshev_to_legendre(self.terms).to(coefficients.dtype).to(coefficients.device)
         return product(coefficients, change)
@@ -227,7 +239,7 @@ class CosineFilter(BasisFilter):
 
 
 class ExplicitFilter(Filter):
-    """One learned weight (G*K,) a tap, without a window."""
+    """One learned weight per tap, (G*K,), without a window."""
 
     def __init__(
         self,
@@ -255,7 +267,8 @@ class ImplicitFilter(Filter):
 
         h = window * MLP(tau/K, cos(2 pi f tau/K), sin(2 pi f tau/K)),    f = 0, ..., bands-1
 
-    The features are real and imaginary parts of complex exponentials; a high ``frequency`` lets the MLP fit detail.
+    Besides ``tau/K`` the MLP reads the real and imaginary parts of complex exponentials. It has ``depth`` hidden layers
+    of ``width`` units with activation ``sin(frequency * z)``; a high ``frequency`` lets it fit detail.
     """
 
     scale: Tensor  # (G,) as in BasisFilter
@@ -278,9 +291,12 @@ class ImplicitFilter(Filter):
         bands = integer(kind, "bands", bands, 0)
         width, depth = integer(kind, "width", width), integer(kind, "depth", depth)
         self.bands, self.width, self.frequency = bands, width, frequency
+        # Stored with the weights as the horizon is: shapes tell everything else.
+        stored = f"frequency_{float(frequency)!r}".replace(".", "_")
+        self.register_buffer(stored, torch.empty(0, device=device, dtype=dtype))
         sizes = [1 + 2 * bands] + [width] * depth
         self.weight = nn.Parameter(torch.empty(groups * width, device=device, dtype=dtype))
-        # Empty, for `reset_parameters` to fill: filled twice they would take a seed's random numbers twice.
+        # Left empty for `reset_parameters` to fill: filling them twice would draw random numbers twice.
         layers: list[nn.Module] = [
             nn.utils.skip_init(  # type: ignore[no-untyped-call]
                 nn.Linear, *size, device=self.weight.device, dtype=self.weight.dtype
@@ -298,7 +314,7 @@ class ImplicitFilter(Filter):
             assert isinstance(layer, nn.Linear)
             layer.reset_parameters()
         nn.init.normal_(self.weight)
-        self.weight.mul_((2 / self.width) ** 0.5)  # a sine's mean square is 1/2: outputs of unit variance
+        self.weight.mul_((2 / self.width) ** 0.5)  # a sine's mean square is 1/2, so outputs have unit variance
         initial = self._initial_window(wide(self.weight.dtype), self.weight.device)
         self.scale.copy_(beside(self.scale, initial.square().sum(1).rsqrt()))
 
@@ -321,17 +337,18 @@ class ImplicitFilter(Filter):
 
 
 def _chebyshev_to_legendre(terms: int) -> Tensor:
-    """The basis of `ChebyshevFilter` in that of `LegendreFilter`, whatever the horizon: (N, N) float64.
+    """The change of basis from `ChebyshevFilter` to `LegendreFilter`, the same for every horizon: (N, N) float64.
 
-    Both are known at N Chebyshev nodes, which determine polynomials of N terms; there the system is well conditioned.
+    Both bases are evaluated at N Chebyshev nodes, which determine polynomials of N terms; there the linear system is
+    well conditioned.
     """
     phase = (torch.arange(terms, dtype=torch.float64) + 0.5) * (math.pi / terms)
-    legendre = legendre_at(phase.cos() + 1, terms, 3)  # of 3 taps: lags 0 .. 2 are -1 .. 1
+    legendre = legendre_at(phase.cos() + 1, terms, 3)  # a horizon of 3 maps lags 0 .. 2 to -1 .. 1
     change: Tensor = torch.linalg.solve(legendre, _harmonics(phase, terms), left=False)
     return change
 
 
 def _harmonics(phase: Tensor, terms: int) -> Tensor:
-    """``cos(n phase)`` for n < terms, each but the constant times sqrt(2): (K,) to (terms, K)."""
+    """``cos(n phase)`` for n < terms, all but the constant times sqrt(2): takes (K,), returns (terms, K)."""
     rows = math.sqrt(2) * torch.cos(torch.arange(terms, dtype=phase.dtype, device=phase.device)[:, None] * phase)
     return torch.cat([torch.ones_like(rows[:1]), rows[1:]])

@@ -1,9 +1,9 @@
-"""A mixer's whole pass as one function of autograd, for calls that nothing traces or transforms.
+"""A mixer's whole pass as one autograd function, for calls that are not traced or transformed.
 
-Small batches on a GPU wait for the host, and `HyenaMixer`, operation by operation with a node of autograd's for each,
-takes more than twice as long there: 250 us forward in place of 98 (`python -m benchmarks host`). This computes the
-same, by the same backends, for the mixers that most people train: of order 2, with Legendre filters and the identity as
-the gate. A second derivative goes operation by operation too.
+With small batches a GPU waits for the host. There `HyenaMixer`, run operation by operation with an autograd node for
+each, takes more than twice as long: 250 us instead of 98 for the forward pass (`python -m benchmarks host`). This
+module computes the same with the same backends, for the mixers that most people train: of order 2, with Legendre
+filters and the identity as the gate. Second derivatives are computed operation by operation.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torch.nn.functional import linear
 from hyenarec_kernels import backends
 from hyenarec_kernels.dtypes import wide
 from hyenarec_kernels.nn.filters import LegendreFilter
-from hyenarec_kernels.nn.linear import is_plain
+from hyenarec_kernels.nn.linear import hooked, is_plain
 from hyenarec_kernels.nn.projections import SCALE, Projections
 from hyenarec_kernels.nn.starts import first, gate_starts, last_identity, log_rates
 from hyenarec_kernels.ops.checks import autocast_dtype
@@ -46,7 +46,7 @@ class Learned(NamedTuple):
 
 
 class Settings(NamedTuple):
-    """The rest of a call."""
+    """What a call depends on besides ``x`` and the parameters."""
 
     scale: Tensor  # (G,) of the filter
     starts: Tensor | None
@@ -56,13 +56,13 @@ class Settings(NamedTuple):
 
 
 class Kept(NamedTuple):
-    """What a backward pass reads of the forward one besides ``x``: activations, (..., D) each, and parameters as they
-    act."""
+    """What the forward pass keeps for the backward pass besides ``x``: activations, (..., D) each unless noted, and the
+    effective parameters."""
 
     projected: Tensor  # (..., 3 D)
     u: Tensor  # the values times the first gate
     q: Tensor  # the last gate
-    v: Tensor
+    v: Tensor  # the last gate times the long convolution's output
     w_in: Tensor
     w_out: Tensor
     taps: Tensor
@@ -73,14 +73,17 @@ class Kept(NamedTuple):
 
 
 def learned(mixer: Projections, x: Tensor) -> Learned | None:
-    """The parameters of ``mixer``; None where a pass of ``x`` must go operation by operation."""
+    """The parameters of ``mixer``; None if ``x`` must be processed operation by operation (`separate`)."""
     if mixer.order != 2 or mixer.gate != "identity" or mixer.bidirectional or mixer.gate_dim or mixer.frozen:
         return None
-    # Read where modules keep them, for their attributes take ten times as long. What is computed, by a parametrization
-    # or a hook, is not there; and a host may have put something else in the place of a layer or of a method.
+    # Read from the modules' own dictionaries, since attribute access takes ten times as long. A tensor that is
+    # computed, by a parametrization or a hook, is not in them; and a host library may have replaced a layer or a
+    # method.
     modules: dict[str, Any] = mixer._modules
     into, out, filter = modules["in_proj"], modules["out_proj"], modules["filters"]._modules["0"]
-    if type(filter) is not LegendreFilter or not is_plain(into) or not is_plain(out) or mixer.replaced():
+    if not (is_plain(into) and is_plain(out)) or mixer.replaced():
+        return None
+    if type(filter) is not LegendreFilter or hooked(filter):
         return None
     own, weights = mixer._parameters, filter._parameters
     log_rate = weights.get("log_rate")
@@ -98,7 +101,8 @@ def learned(mixer: Projections, x: Tensor) -> Learned | None:
 def mix(mixer: Projections, given: Learned, x: Tensor, where: Segments, drawn: Tensor | None) -> Tensor:
     """The mixer's output, with gradients; ``drawn`` is what dropout multiplies the projected channels by."""
     settings = _settings(mixer, x, where)
-    if drawn is not None:  # its values' channels are 1 and gates have no start: as good as multiplying W_in, or z
+    # Multiplying the stored weight is enough: where `drawn` is not 1, in the gates' rows, W_in has no constant part.
+    if drawn is not None:
         given = given._replace(w_in=given.w_in * drawn[:, None])
     if torch.is_grad_enabled() and (x.requires_grad or any(t is not None and t.requires_grad for t in given)):
         y: Tensor = _Mix.apply(settings, x, *given)  # type: ignore[no-untyped-call]
@@ -107,7 +111,7 @@ def mix(mixer: Projections, given: Learned, x: Tensor, where: Segments, drawn: T
 
 
 def mix_and_keep(mixer: Projections, given: Learned, x: Tensor, where: Segments) -> tuple[Tensor, Kept]:
-    """The output and what it was made of, without gradients."""
+    """The output and the tensors that it was computed from, without gradients."""
     return _forward(_settings(mixer, x, where), x, given)[1:]
 
 
@@ -119,7 +123,7 @@ def _settings(mixer: Projections, x: Tensor, where: Segments) -> Settings:
 
 
 def _own_precision(x: Tensor) -> AbstractContextManager[Any]:
-    """Products in the dtype of their factors."""
+    """Switches autocast off, so that matrix products are in the dtype of their factors."""
     return without_autocast(x.device.type) if torch._C._is_any_autocast_enabled() else nullcontext()
 
 
@@ -145,12 +149,12 @@ class _Mix(torch.autograd.Function):
         return None, *(gradient if need else None for gradient, need in zip(found, needs, strict=True))
 
 
-TENSORS = 3  # among the settings
+TENSORS = 3  # the fields of Settings that are tensors, which come first
 ARGUMENTS = TENSORS + 1 + len(Learned._fields)
 
 
 def _forward(settings: Settings, x: Tensor, given: Learned) -> tuple[Tensor, Tensor, Kept]:
-    """``x`` in the dtype to compute in and with zeros in padding, the output, and what it was made of."""
+    """``x`` in the dtype to compute in and with zeros in padding, the output, and the tensors it was computed from."""
     with _own_precision(x), torch._C._AutoDispatchBelowAutograd():
         read = _read(settings, x)
         whole = _whole("mixer", settings, read, given)
@@ -169,7 +173,7 @@ def _read(settings: Settings, x: Tensor) -> Tensor:
 def _whole(
     function: str, settings: Settings, x: Tensor, given: Learned
 ) -> tuple[Callable[..., Any], tuple[Any, ...]] | None:
-    """The function of a backend that computes all of it, if one does, and its arguments."""
+    """The function of a backend that computes the whole pass, and its arguments; None if no backend has one."""
     origins = _origins_of(settings, given)[2]
     arguments = (x, *given, *settings[:4], origins, SCALE)
     served = backends.whole(backends.Call(function, "mixer", arguments))
@@ -179,7 +183,7 @@ def _whole(
 def _compute(
     settings: Settings, x: Tensor, given: Learned, short: Callable[..., Any], long: Callable[..., Any]
 ) -> tuple[Tensor, Kept]:
-    """The output and what it was made of; ``short`` and ``long`` are the two convolutions."""
+    """The output and the tensors it was computed from; ``short`` and ``long`` compute the two convolutions."""
     scale, starts, ends, horizon, dtype = settings
     channels, groups = given.taps.shape[0], scale.shape[0]
     matrices, vectors, _ = _origins_of(settings, given)
@@ -235,10 +239,11 @@ def _backward(
 
 
 def _stored_gradient(whole: Tensor, grad: Tensor, x: Tensor) -> Tensor:
-    """Of the matrix stored for ``whole`` (O, I), by which x (..., I) was multiplied; `grad` (..., O) of the product."""
+    """The gradient of the stored weight that ``whole`` (O, I) was made from. `grad` (..., O) is that of the product of
+    x (..., I) and ``whole``."""
     outputs, inputs = whole.shape
     grad, x = grad.reshape(-1, outputs), x.reshape(-1, inputs)
-    if outputs > inputs and x.device.type == "cpu":  # the wider side should be the columns: hyenarec_kernels.nn.linear
+    if outputs > inputs and x.device.type == "cpu":  # faster if the wider side is the columns: see nn/linear.py
         return torch.addmm(whole.t(), x.t(), grad, beta=0, alpha=SCALE).t()
     return torch.addmm(whole, grad.t(), x, beta=0, alpha=SCALE)  # beta 0: `whole` is not read
 
@@ -246,7 +251,7 @@ def _stored_gradient(whole: Tensor, grad: Tensor, x: Tensor) -> Tensor:
 def _differentiable_backward(
     settings: Settings, x: Tensor, given: Learned, needs: Sequence[bool], grad: Tensor
 ) -> tuple[Tensor | None, ...]:
-    # Views, so that a tensor given for two arguments gets each one's gradient and not twice their sum.
+    # Views, so that a tensor that is passed as two arguments gets a gradient for each, and not their sum for both.
     inputs = [None if t is None else t.view_as(t) for t in (x, *given)]
     read: Any = _read(settings, inputs[0])  # type: ignore[arg-type]
     y, _ = _compute(settings, read, Learned(*inputs[1:]), _differentiable_short, _differentiable_long)  # type: ignore[arg-type]
@@ -256,7 +261,7 @@ def _differentiable_backward(
 
 
 def _served(operator: str, function: str, grads: tuple[Tensor, ...], arguments: tuple[Any, ...], *needs: Any) -> Any:
-    """What the backend that takes the call gives."""
+    """The result of the backend that serves the call."""
     return backends.implementation(backends.Call(function, operator, arguments))(*grads, *arguments, *needs)
 
 
@@ -293,8 +298,8 @@ def _origins_of(settings: Settings, given: Learned) -> Origins:
 def _origins(
     dim: int, width: int, groups: int, terms: int, horizon: int, dtype: torch.dtype, device: torch.device
 ) -> Origins:
-    """What is added to the stored matrices, and to taps, offset, terms and log_rate (none for a horizon of 0); and all
-    of these, one after the other. Do not write to them."""
+    """The constants that are added to the stored matrices, and to taps, offset, terms and log_rate (the last only if
+    the horizon is not 0); then all of them flattened into one vector. They are cached: do not write to them."""
     precise = wide(dtype)
     with torch.inference_mode(False), torch.no_grad():
         matrices = (last_identity(3 * dim, dim, dtype, device), last_identity(dim, dim, dtype, device))

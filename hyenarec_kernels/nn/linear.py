@@ -1,4 +1,4 @@
-"""Linear layers by the products that CPUs train fastest."""
+"""Linear layers, by the matrix products that are fastest to train on a CPU."""
 
 from __future__ import annotations
 
@@ -9,21 +9,23 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 from torch.nn.modules.module import _has_any_global_hook
 
-Linear = nn.Linear  # the name by which our own layers could be had when they were a class
+Linear = nn.Linear  # kept for old imports: our own layers once were a class of this name
 
 
 def fast_linear(layer: nn.Module, x: Tensor) -> Tensor:
-    """``layer(x)``, faster to train where ``layer`` is an ``nn.Linear``, x is on a CPU, rows are many and channels few.
+    """``layer(x)``, faster to train where ``layer`` is an ``nn.Linear``, x is on a CPU, and has many rows and few
+    channels.
 
-    Layers stay ``nn.Linear`` itself, since quantisation looks for exactly that class. Whatever else stands in their
-    place (quantised, adapted, parametrised) is called as it is, and so is a layer with hooks.
+    Layers stay plain ``nn.Linear``, because quantisation looks for exactly that class. Whatever else stands in their
+    place (a quantised, adapted or parametrised layer) is simply called, and so is a layer with hooks.
 
-    32,768 rows from 64 to 256 channels, forward and backward on one core of a Xeon: 42 ms by ``nn.Linear``, 33 here.
-    Two things take the difference. A bias that is copied into the output first costs 6 ms, one added to it 2. The
-    weight's gradient as ``grad.T @ x`` takes 13.4 ms, as ``(x.T @ grad).T`` 8.9: the wider side should be the columns.
+    32,768 rows from 64 to 256 channels, forward and backward on one core of a Xeon, take 42 ms by ``nn.Linear`` and 33
+    here. Two things make the difference. A bias that is copied into the output first costs 6 ms, one that is added
+    afterwards 2. The weight's gradient takes 13.4 ms as ``grad.T @ x``, and 8.9 as ``(x.T @ grad).T``: the wider side
+    should be the columns.
 
     Args:
-        layer: a linear layer, or what a host put in its place.
+        layer: a linear layer, or what a host library put in its place.
         x: (..., in_features).
 
     Returns:
@@ -36,7 +38,7 @@ def fast_linear(layer: nn.Module, x: Tensor) -> Tensor:
 
 
 def fast_product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """``x`` (..., I) times ``weight`` (O, I), plus ``bias`` (O,): what :func:`fast_linear` computes of a layer's."""
+    """``x`` (..., I) times ``weight`` (O, I), plus ``bias`` (O,): what :func:`fast_linear` computes."""
     if x.device.type != "cpu" or not torch.is_grad_enabled():
         return linear(x, weight, bias)
     factor = weight.t()
@@ -48,10 +50,10 @@ def fast_product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tenso
 
 def is_plain(layer: nn.Module) -> TypeGuard[nn.Linear]:
     """Whether a call of the layer does no more than ``nn.Linear.forward``."""
-    return type(layer) is nn.Linear and not _hooked(layer)
+    return type(layer) is nn.Linear and not hooked(layer)
 
 
-def _hooked(layer: nn.Module) -> bool:
-    """Whether a call of the layer does more than its ``forward``: the same question that ``nn.Module`` asks itself."""
+def hooked(layer: nn.Module) -> bool:
+    """Whether a call of the layer does more than its ``forward``; ``nn.Module`` tests the same."""
     own = layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks or layer._backward_pre_hooks
     return bool(own) or _has_any_global_hook()  # type: ignore[no-untyped-call]

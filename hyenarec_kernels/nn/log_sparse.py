@@ -1,4 +1,4 @@
-"""Long filters whose detail falls with the lag (the sparsity of LDM, arXiv 2412.16572, as a filter)."""
+"""Long filters with less detail at larger lags (the sparsity of LDM, arXiv 2412.16572, as a filter)."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from hyenarec_kernels.sharding import beside
 
 
 class LogSparseFilter(Filter):
-    """Piecewise constant taps over lags whose steps grow as the lags do, times the window.
+    """Piecewise constant taps, in steps that grow with the lag, times the window.
 
-    The first eight lags have a weight each, then every doubling of the lag is four steps: O(log K) weights a group, as
-    a forecaster has that keeps the recent past in detail and averages of the rest. ``weight`` (G*N,) is the difference
-    from the window alone, near which a filter starts, group by group.
+    The first eight lags have one weight each; after that every doubling of the lag has four steps of one weight each.
+    This makes O(log K) weights per group, like a forecaster that keeps the recent past in detail and the rest as
+    averages. A filter starts near its window alone; ``weight`` (G*N,) stores the difference from it, group after group.
     """
 
     scale: Tensor  # (G,) brings the initial filters to an expected norm of 1
@@ -54,7 +54,7 @@ class LogSparseFilter(Filter):
 
 
 def step_of_lags(horizon: int) -> Tensor:
-    """The number of the step that each lag belongs to, (horizon,) int64 on the CPU."""
-    lags = torch.arange(horizon, dtype=torch.float64, device="cpu")  # whatever device is the default
+    """Which step each lag belongs to, counted from 0: (horizon,) int64 on the CPU."""
+    lags = torch.arange(horizon, dtype=torch.float64, device="cpu")  # even if the default device is another
     part, doublings = torch.frexp(lags)  # a lag is part * 2^doublings, part from 1/2 to 1
     return torch.where(lags < 8, lags, 4 * doublings + (8 * part).floor() - 12).long()

@@ -1,4 +1,4 @@
-"""Masks as libraries hand them to attention, as the one mask that a mixer takes."""
+"""Converts the masks that libraries pass to attention into the one that a mixer takes."""
 
 from __future__ import annotations
 
@@ -8,27 +8,28 @@ from torch import Tensor
 from hyenarec_kernels.ops.checks import check_tensor
 from hyenarec_kernels.segments import MASK_DTYPES
 
-NEGLIGIBLE = -1e3  # what an additive mask adds, at most, to the scores of padding: exp of it is 0 in every dtype
+NEGLIGIBLE = -1e3  # an additive mask must add this or less to the scores of padding; its exp is 0 in every dtype
 
 
 def key_mask(mask: Tensor | None = None, *, key_padding_mask: Tensor | None = None) -> Tensor:
-    """A mask (B, L) bool, True for real positions, as :class:`HyenaMixer` takes it, from what attention takes.
+    """Converts a mask for attention into the mask (B, L) that :class:`HyenaMixer` takes: bool, True at real positions.
 
     Args:
-        mask: in the polarity of transformers and of ``scaled_dot_product_attention``. Bool or integers: True, or 1, is
-            real. Floating point is added to the scores: 0 is real, -1,000 or less (-inf too) is padding. (B, L),
-            (B, L, 1), (B, 1, 1, L), or (B, H, L, L): the last query sees every real key, other real ones see all of
-            these or all up to themselves, and queries of padding these, every key or none.
-        key_padding_mask: in the polarity of ``nn.MultiheadAttention``, (B, L). Bool: True is *padding*. Floating point
-            is added to the scores as above.
+        mask: a mask as transformers and ``scaled_dot_product_attention`` take it. Bool or integers: True, or 1, is
+            real. Floating point, which is added to the scores: 0 is real, -1,000 or less (-inf too) is padding. Its
+            shape is (B, L), (B, L, 1), (B, H, 1, L) or (B, H, L, L), the same for every head. Of the last kind, the
+            last query must see every real key; the other real queries must all see these, or all only those up to
+            themselves; and a query at padding may see the same, every key or none.
+        key_padding_mask: a mask (B, L) as ``nn.MultiheadAttention`` takes it. Bool or integers: True, or 1, is
+            *padding*. Floating point as above.
 
     Returns:
-        (B, L) bool. The mixer refuses one with holes: the real positions of a row must be one run.
+        (B, L) bool. The mixer refuses a mask with holes: the real positions of each row must be contiguous.
 
     Raises:
-        ValueError: none or both are given, a shape or dtype does not fit, a value is neither real nor padding, or
-            queries see something else. On an accelerator, which is not waited for, wrong values fail a device-side
-            assertion.
+        ValueError: neither or both are given, a shape or dtype does not fit, a value is neither real nor padding, or
+            queries see other keys than described. On an accelerator wrong values fail a device-side assertion instead,
+            because raising would have to wait for the device.
     """
     if (mask is None) == (key_padding_mask is None):
         raise ValueError("key_mask: give either mask or key_padding_mask")
@@ -47,16 +48,19 @@ def key_mask(mask: Tensor | None = None, *, key_padding_mask: Tensor | None = No
     if mask.dim() == 3 and mask.shape[2] == 1:
         mask = mask[..., 0]
     elif mask.dim() == 4 and mask.shape[2] == 1:
+        heads_differ = (mask != mask[:, :1]).any()
+        require(~heads_differ, "key_mask: a mask (B, H, 1, L) must be the same for every head")
         mask = mask[:, 0, 0]
     elif mask.dim() != 2 and not square:
-        raise ValueError(f"key_mask: mask must be (B, L), (B, L, 1), (B, 1, 1, L) or (B, H, L, L), got {shape}")
+        raise ValueError(f"key_mask: mask must be (B, L), (B, L, 1), (B, H, 1, L) or (B, H, L, L), got {shape}")
     visible = _additive("mask", mask) if mask.is_floating_point() else _binary("mask", mask)
     return _keys(visible) if square else visible
 
 
 def _keys(visible: Tensor) -> Tensor:
-    """The real keys (B, L) of what queries see, (B, H, L, L). Sequences packed into a row, windows and the like would
-    otherwise lose what the last query does not see."""
+    """The real keys (B, L): those that the last query sees, if ``visible`` (B, H, L, L) is of a known form. Other
+    forms, such as several sequences in one row or a sliding window, are refused: keys that the last query does not see
+    would be lost."""
     real = visible[:, 0, -1]
     first = real.int().argmax(-1)  # (B,)
     seen_first = visible[torch.arange(len(real), device=real.device), 0, first]  # (B, L)
@@ -88,8 +92,8 @@ def _binary(name: str, mask: Tensor) -> Tensor:
 
 
 def require(right: Tensor, message: str) -> None:
-    """Raises ValueError with ``message`` unless ``right`` is all True, in eager code on the CPU; elsewhere it is an
-    assertion of torch's, which nothing waits for."""
+    """Unless ``right`` is all True, raises ValueError with ``message`` in eager code on the CPU. Elsewhere an
+    asynchronous assertion of torch's fails, which does not wait for the device."""
     if right.device.type == "cpu" and not torch.compiler.is_compiling():
         if not right.all():
             raise ValueError(message)

@@ -37,32 +37,32 @@ class HyenaMixer(Projections):
         v <- h_i * (q_i v) + skip_i (q_i v)    for i = 1 .. order-1      (* is causal convolution)
         y = (gate(q_order) v) W_out
 
-    It starts close to its long filters applied to the input itself, and stores how far it is from there
-    (``hyenarec_kernels/nn/projections.py``).
+    At its start it does little more than convolve the input itself with its long filters. Parameters store the
+    deviation from that (``hyenarec_kernels/nn/projections.py``).
 
     Args:
-        dim: D, channels in and out.
+        dim: D, input and output channels.
         horizon: K, how many events back the long filters reach.
-        order: how many gates, at least 1; there are ``order - 1`` long convolutions.
+        order: the number of gates, at least 1; there are ``order - 1`` long convolutions.
         filter: "legendre" (arXiv 2603.25027), "chebyshev", "cosine", "implicit" (Hyena's own), "explicit",
             "logsparse" (:class:`hyenarec_kernels.nn.LogSparseFilter`), or a callable ``(groups, horizon) -> Filter``.
-        terms: polynomial or cosine terms a filter.
-        groups: filters a convolution, a divisor of ``dim``; one a channel by default.
+        terms: the number of polynomial or cosine terms per filter.
+        groups: the number of filters per long convolution, a divisor of ``dim``; by default one per channel.
         window: whether filters decay exponentially (:class:`hyenarec_kernels.nn.Filter`).
-        gate: "identity" (Hyena), "sigmoid" or "silu", applied to ``q_order``; "none" leaves all gates out.
+        gate: the activation of ``q_order``: "identity" (Hyena), "sigmoid" or "silu". "none" leaves all gates out.
         short_width: W, taps of the short convolution.
         bidirectional: each long convolution also has a filter that reaches as far into the future, so that every
             position sees both sides of its sequence; such a mixer has no streaming state.
-        gate_dim: channels that the gates are made of, and nothing else: ``x`` has them behind its D, which make the
-            values. 0: the gates are made of the D, too.
-        gate_dropout: in training, the probability with which :meth:`forward` does without a channel of a gate, rounded
-            to 1/256. The gate is then its bias alone, which starts at 1 for the outer gates. One draw serves a whole
-            call, so that it costs a product with a matrix of weights and none with activations.
-        device, dtype: of the parameters, torch's defaults if None. On the meta device they hold nothing: then
+        gate_dim: the number of additional input channels, from which alone the gates are made. In ``x`` they follow the
+            D channels that make the values. 0: the gates, too, are made of the D channels.
+        gate_dropout: the probability, rounded to 1/256, with which :meth:`forward` drops a channel of a gate in
+            training. There the gate is its bias alone, which starts at 1 for the outer gates. One draw serves a whole
+            call, so it can be multiplied into a matrix of weights and not into activations.
+        device, dtype: of the parameters; torch's defaults if None. On the meta device parameters have no values until
             ``to_empty`` and :meth:`reset_parameters`, or a state dict, fill them.
 
     Raises:
-        ValueError: an argument out of range.
+        ValueError: an argument is out of range.
     """
 
     def __init__(
@@ -104,7 +104,7 @@ class HyenaMixer(Projections):
             raise ValueError(f"HyenaMixer: gate_dropout must be from 0 to 255/256, got {gate_dropout!r}")
         super().__init__(dim, 0 if gate == "none" else order, short_width, device, dtype, gate_dim, gate_dropout)
         self.horizon, self.order, self.gate = horizon, order, gate
-        self.register_buffer(f"{gate}_gate", torch.empty(0, device=device, dtype=dtype))  # as in Filter: a kind, stored
+        self.register_buffer(f"{gate}_gate", torch.empty(0, device=device, dtype=dtype))  # tells the kind, as in Filter
         self.bidirectional = bidirectional
 
         def make_filters(count: int) -> Sequence[Filter]:
@@ -122,24 +122,24 @@ class HyenaMixer(Projections):
             return cast(Sequence[Filter], nn.ModuleList(made))
 
         self.filters = make_filters(order - 1)
-        self.ahead_filters = make_filters(order - 1 if bidirectional else 0)  # of the future
-        # None without long convolutions: data-parallel training waits for the gradient of every parameter there is.
+        self.ahead_filters = make_filters(order - 1 if bidirectional else 0)  # these reach into the future
+        # None without long convolutions, because data-parallel training waits for the gradient of every parameter.
         self.skip = nn.Parameter(torch.empty(order - 1, dim, device=device, dtype=dtype)) if order > 1 else None
         self._reset_linear()
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Gives all parameters and buffers, those of the filters too, a new initial value."""
+        """Gives all parameters and buffers, those of the filters too, new initial values."""
         for f in (*self.filters, *self.ahead_filters):
             f.reset_parameters()
         self._reset_linear()
 
     @torch.no_grad()
     def _reset_linear(self) -> None:
-        """All but the filters, which a constructor has just filled."""
+        """Resets all but the filters, which their own constructors or resets have just filled."""
         super().reset_parameters()
-        # A residual carries the event itself past the mixer: skips that start at 0 instead of 1 raise ml-100k's
-        # validation NDCG@10 from .108 to .111 (two seeds).
+        # Skips start at 0, because a residual already carries the event itself past the mixer. On ml-100k this gives a
+        # validation NDCG@10 of .111, skips that start at 1 give .108 (two seeds).
         if self.skip is not None:
             self.skip.zero_()
 
@@ -154,26 +154,26 @@ class HyenaMixer(Projections):
         timestamps: Tensor | None = None,
         last_only: bool = False,
     ) -> Tensor:
-        """Mixes sequences, each by itself.
+        """Mixes the positions of each sequence; sequences do not see each other.
 
         Args:
-            x: padded (B, L, D) or packed (T, D), in the dtype of the weights (any float under autocast); with
-                ``gate_dim`` (B, L, D + gate_dim) or (T, D + gate_dim).
+            x: padded (B, L, D) or packed (T, D), in the dtype of the weights (under autocast in any floating-point
+                dtype but float64); with ``gate_dim`` (B, L, D + gate_dim) or (T, D + gate_dim).
             lengths, starts: (B,) int32 or int64, as :func:`hyenarec_kernels.long_conv` takes them. Padding may hold
                 anything.
-            mask: (B, L) bool, or integers 0 and 1, instead of these. True marks real positions, which must be one
-                run in each row; padding may be on both sides.
-            cu_seqlens: (S + 1,) int32 or int64 for packed ``x``, which may also be (1, T, D).
-            timestamps: taken and ignored, so that mixers that know time share this signature.
-            last_only: the last real position of each sequence only; projects and convolves no more than the
-                ``(order-1)*(K-1) + W`` positions it depends on.
+            mask: instead of these, (B, L) bool, or integers 0 and 1. True or 1 marks real positions, which must be
+                contiguous in each row; padding may be on both sides.
+            cu_seqlens: (S + 1,) int32 or int64, for packed ``x``, which may then also be (1, T, D).
+            timestamps: accepted and ignored, so that mixers that use time can share this signature.
+            last_only: compute only the output at the last real position of each sequence, from no more than the
+                ``(order-1)*(K-1) + W`` positions that it depends on.
 
         Returns:
             The shape of ``x``, with D channels, 0 in padding; with ``last_only`` (B, D) or (S, D), 0 for an empty
             sequence.
 
         Raises:
-            ValueError: arguments that do not fit together, or a mask with holes.
+            ValueError: arguments do not fit together, or the mask has holes.
         """
         if _packed_in_a_batch(x, cu_seqlens):
             y = self.forward(
@@ -190,7 +190,7 @@ class HyenaMixer(Projections):
             return last_rows(y.reshape(-1, self.dim), *spans(x, inside(x, where)), 1)[:, 0]
         return separate.mix_last(self, x, where, drawn)
 
-    @torch.inference_mode(False)  # steps write to a state, which for inference tensors no other mode allows
+    @torch.inference_mode(False)  # steps write to a state, and only inference mode may write to inference tensors
     @torch.no_grad()
     def init_state(
         self, batch_size: int, *, state: Literal["exact", "compact"] = "exact", moments: torch.dtype | None = None
@@ -198,11 +198,16 @@ class HyenaMixer(Projections):
         """The state of ``batch_size`` empty sequences; it captures the filters as they are now.
 
         Args:
-            state: "exact" is a :class:`MixerState`, the last ``horizon - 1`` inputs. "compact" is a
-                :class:`hyenarec_kernels.nn.CompactState`, smaller where the horizon is long, for polynomial filters;
-                where it would not be smaller, the exact one.
-            moments: of a compact state, in which dtype finished chunks are remembered: that of the state, or
-                torch.bfloat16, half as large.
+            state: "exact" gives a :class:`MixerState`, the last ``horizon - 1`` inputs. "compact", for polynomial
+                filters (legendre, chebyshev), gives a :class:`hyenarec_kernels.nn.CompactState`, which is smaller if
+                the horizon is long; where it would not be smaller, it gives the exact one.
+            moments: the dtype in which a compact state remembers finished chunks: by default that of the state, or
+                torch.bfloat16, half as large as float32.
+
+        Raises:
+            ValueError: ``batch_size`` is negative, ``state`` or ``moments`` is not one of these, or the filters have no
+                compact state.
+            NotImplementedError: the mixer is bidirectional.
         """
         op = "HyenaMixer.init_state"
         batch_size = integer(op, "batch_size", batch_size, 0)
@@ -224,10 +229,11 @@ class HyenaMixer(Projections):
         state: Literal["exact", "compact"] = "exact",
         moments: torch.dtype | None = None,
     ) -> tuple[Tensor, StreamingState]:
-        """:meth:`forward` of whole histories, without dropout, and the state after each one's last event, for
-        :meth:`step`.
+        """Runs :meth:`forward` on whole histories, without dropout, and makes the state after the last event of each,
+        for :meth:`step`.
 
-        ``state`` and ``moments`` as in :meth:`init_state`. The output has gradients, the state has none.
+        The first arguments are those of :meth:`forward`; ``state`` and ``moments`` are those of :meth:`init_state`. The
+        output has gradients, the state has none.
         """
         if _packed_in_a_batch(x, cu_seqlens):
             given: dict[str, Any] = {"lengths": lengths, "starts": starts, "mask": mask, "cu_seqlens": cu_seqlens}
@@ -254,15 +260,17 @@ class HyenaMixer(Projections):
             return y, empty.filled(newest(projected, self.short_width - 1), inputs, length)
 
     def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
-        """One event of every sequence: ``x`` (B, D) to the output (B, D) and ``state`` itself, moved on by that event.
+        """Reads one more event of every sequence: takes ``x`` (B, D), or (B, D + gate_dim), and returns the output
+        (B, D) and ``state`` itself, updated.
 
-        Equals :meth:`forward` at that position, for K multiply-adds a channel and no matrix product over the history.
-        The state is written to, not copied: continue one history in two ways from two ``state.index`` copies. Without
-        gradients, those of the weights too.
+        The output equals that of :meth:`forward` at that position, at K multiply-adds per channel and without a matrix
+        product over the history. The state is written to, not copied: to continue one history in two ways, make two
+        copies with ``state.index``. There are no gradients, not even of the weights.
 
         Raises:
-            ValueError: ``x`` or ``state`` does not fit the mixer. Other weights of the same shape are not noticed.
-            NotImplementedError: ``x`` requires a gradient.
+            ValueError: ``x`` or ``state`` does not fit the mixer. A state of other weights of the same shape is not
+            noticed.
+            NotImplementedError: gradients are enabled and ``x`` requires one, or a transform of `torch.func` is active.
         """
         op = "HyenaMixer.step"
         self._check(op, x)
@@ -280,9 +288,9 @@ class HyenaMixer(Projections):
         if (matrices := self._matrices_for(x)) is not None:
             short = state.projected, state.short_taps, state.short_bias
             return mixer_step(x, *matrices, *short, *state.memory(), state.steps, state.gate), state
-        new = self.project_in(x)  # (B, (gates+1) D)
+        new = self.project_in(x)  # (B, (num_gates + 1) * D)
         z = conv_step(new.to(state.short_taps.dtype), state.projected, state.short_taps, state.steps)
-        *gates, v = (z + state.short_bias).to(new.dtype).chunk(self.gates + 1, -1)
+        *gates, v = (z + state.short_bias).to(new.dtype).chunk(self.num_gates + 1, -1)
         q: list[Tensor | None] = [*gates] or [None] * self.order
         gate = separate.gated(self, q[-1])
         for i in range(self.order - 1):
@@ -291,8 +299,9 @@ class HyenaMixer(Projections):
         return self.project_out(v if self.filters else separate.product(gate, v)), state
 
     def _matrices_for(self, x: Tensor) -> tuple[Tensor, Tensor] | None:
-        """What the operator needs that does a whole step; None where its parts are called one by one: on accelerators
-        and in half precision, which has no kernel for it, and where others than this mixer multiply by the weights."""
+        """The matrices for the operator that does a whole step. None if its parts are to be called one by one: on
+        accelerators, in half precision, for which there is no such kernel, and where a host library has replaced a
+        layer or method."""
         weight = self.short_weight
         if x.device.type != "cpu" or x.dtype != wide(weight.dtype) or torch.is_autocast_enabled("cpu"):
             return None
@@ -306,7 +315,7 @@ class HyenaMixer(Projections):
     def _where(
         self, x: Tensor, lengths: Index | None, starts: Index | None, mask: Index | None, cu_seqlens: Index | None
     ) -> Segments:
-        """Where the sequences of ``x`` lie, once for the whole call, after checks."""
+        """Checks the arguments and finds where the sequences of ``x`` lie, once for the whole call."""
         self._check("HyenaMixer", x)
         if jit_tracing() and torch.is_grad_enabled():
             raise NotImplementedError("HyenaMixer: torch.jit.trace records no gradients; trace it under torch.no_grad")
@@ -319,7 +328,7 @@ class HyenaMixer(Projections):
         return Segments.of_mask("HyenaMixer", x, mask)
 
     def _check(self, op: str, x: Tensor) -> None:
-        """``x`` is a tensor in the dtype of the weights, or one that autocast will cast."""
+        """Raises ValueError unless ``x`` is a tensor in the dtype of the weights, or in one that autocast will cast."""
         check_tensor(op, "x", x)
         dtype = self.short_weight.dtype
         if x.dtype == dtype:
@@ -329,7 +338,7 @@ class HyenaMixer(Projections):
             raise ValueError(f"{op}: x must be {dtype} as the mixer's weights are, got {x.dtype}")
 
     def _state_shapes(self, state: StreamingState) -> dict[str, tuple[int, ...]]:
-        channels = (self.gates + 1) * self.dim
+        channels = (self.num_gates + 1) * self.dim
         return {
             "projected": (state.steps.shape[0], self.short_width - 1, channels),
             "short_taps": (self.short_width, channels),
@@ -338,11 +347,11 @@ class HyenaMixer(Projections):
 
 
 def _packed_in_a_batch(x: Tensor, cu_seqlens: Index | None) -> bool:
-    """Whether ``x`` is (1, T, D) of packed sequences, as transformers' collators make it."""
+    """Whether ``x`` is (1, T, D) of packed sequences, as transformers' collators make them."""
     return cu_seqlens is not None and isinstance(x, Tensor) and x.dim() == 3 and x.shape[0] == 1
 
 
 def _without_autocast(x: Tensor) -> AbstractContextManager[Any]:
-    """What states are made of is not rounded beyond what the forward rounds."""
+    """Switches autocast off, so that what enters a state is not rounded more than in the forward pass."""
     device = x.device.type
     return torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()

@@ -1,4 +1,4 @@
-"""Filters by the names that options give them."""
+"""Filters by name."""
 
 from __future__ import annotations
 
@@ -26,7 +26,8 @@ def make_filter(
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
 ) -> Filter:
-    """The filter of a name; ``terms`` and ``window`` go to the kinds that have them."""
+    """Makes the filter with this name; ``terms`` and ``window`` go to the kinds that take them. An unknown name raises
+    ValueError."""
     bases: dict[str, type[BasisFilter]] = {
         "legendre": LegendreFilter,
         "chebyshev": ChebyshevFilter,

@@ -1,4 +1,4 @@
-"""A mixer's whole pass, operation by operation: for every mixer and every mode that `joint` does not take."""
+"""A mixer's whole pass, operation by operation, for every mixer and every mode that `joint` does not support."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from hyenarec_kernels.segments import Segments, inside, last_rows, spans, zero_p
 from hyenarec_kernels.tracing import jit_tracing
 
 
-class Mixer(Protocol):
-    """What is read of a :class:`hyenarec_kernels.nn.HyenaMixer`."""
+class MixerParts(Protocol):
+    """What this module reads of a :class:`hyenarec_kernels.nn.HyenaMixer`."""
 
     dim: int
-    gates: int
+    num_gates: int
     order: int
     horizon: int
     short_width: int
@@ -39,27 +39,28 @@ class Mixer(Protocol):
     def short_offset(self) -> Tensor: ...
 
 
-Factors = tuple[Tensor | None, Tensor]  # (q_i, v) of a long convolution's input; None where v is the product
+# A long convolution's input as its two factors (q_i, v); q_i is None if v already is the product.
+Factors = tuple[Tensor | None, Tensor]
 
 
-def mix(mixer: Mixer, x: Tensor, where: Segments, drawn: Tensor | None) -> tuple[Tensor, Tensor, list[Factors]]:
-    """The output, the short convolution's input, and the factors of each long convolution's input; ``drawn`` is what
-    dropout multiplies the projected channels by."""
+def mix(mixer: MixerParts, x: Tensor, where: Segments, drawn: Tensor | None) -> tuple[Tensor, Tensor, list[Factors]]:
+    """The output, the short convolution's input, and the factors of each long convolution's input; ``drawn`` holds
+    dropout's factors for the projected channels, if any."""
     projected, (*q, gate), v = project(mixer, x, where, drawn)
     v, factors = convolve(mixer, v, q, gated(mixer, gate), where)
     return mixer.project_out(v), projected, factors
 
 
-def mix_last(mixer: Mixer, x: Tensor, where: Segments, drawn: Tensor | None) -> Tensor:
+def mix_last(mixer: MixerParts, x: Tensor, where: Segments, drawn: Tensor | None) -> Tensor:
     """The output at each sequence's last position, (S, D)."""
     where = inside(x, where)
     first, length = spans(x, where)
-    # It depends on `reach` events of each sequence, unless x as a whole is fewer. A traced program is for any
-    # number of events and may not choose by it.
+    # The output depends on the last `reach` events of each sequence only. x is cut down to these, unless all of it is
+    # less. A traced program, which serves any number of events and may not branch on it, always cuts.
     reach = (mixer.order - 1) * (mixer.horizon - 1) + mixer.short_width
     traced = torch.compiler.is_compiling() or jit_tracing()
-    if not jit_tracing():  # which would keep the number of events of its example
-        # At least 2, for an exported program treats a size of 1 as a case of its own and refuses it.
+    if not jit_tracing():  # which would record its example's number of events as a constant
+        # At least 2, because an exported program treats a size of 1 as a special case and refuses it.
         events = torch.sym_max(x.shape[-2], 2) if traced else x.shape[-2]  # type: ignore[no-untyped-call]
         reach = torch.sym_min(reach, events)  # type: ignore[no-untyped-call]
     if traced or first.shape[0] * reach < x.shape[:-1].numel():
@@ -78,27 +79,28 @@ def mix_last(mixer: Mixer, x: Tensor, where: Segments, drawn: Tensor | None) -> 
 
 
 def project(
-    mixer: Mixer, x: Tensor, where: Segments, drawn: Tensor | None
+    mixer: MixerParts, x: Tensor, where: Segments, drawn: Tensor | None
 ) -> tuple[Tensor, list[Tensor | None], Tensor]:
-    """What the short convolution reads; the order gates and the values after it. A gate of None has been
-    multiplied in, or there are no gates."""
-    # The operators mask by themselves; in_proj's gradient would multiply their zeros with what the padding holds.
+    """The input of the short convolution, then what it gives: ``order`` gates, and the values. A gate is None if the
+    values have been multiplied by it already, or if the mixer has no gates."""
+    # The operators ignore padding, but the gradient of in_proj's weight would multiply zeros with what the padding
+    # holds.
     projected = mixer.project_in(zero_padding(x, where))
     if drawn is not None:
         projected = projected * drawn.to(projected.dtype)
     weight, bias = mixer.short_taps(), mixer.short_offset()
-    if not mixer.gates:
+    if not mixer.num_gates:
         return projected, [None] * mixer.order, short_conv(projected, weight, bias, segments=where)
     if mixer.order > 1:  # the first long convolution's gate
         v, q = gated_short_conv(projected, weight, bias, mixer.dim, segments=where)
-        gates = [q] if mixer.order == 2 else q.chunk(mixer.order - 1, -1)  # of one part, backward would copy it
+        gates = [q] if mixer.order == 2 else q.chunk(mixer.order - 1, -1)  # chunk(1) costs a copy in backward
         return projected, [None, *gates], v
     gate, v = short_conv(projected, weight, bias, segments=where).chunk(2, -1)
     return projected, [gate], v
 
 
 def convolve(
-    mixer: Mixer,
+    mixer: MixerParts,
     v: Tensor,
     q: Sequence[Tensor | None],
     gate: Tensor | None,
@@ -106,10 +108,11 @@ def convolve(
     *,
     last_only: bool = False,
 ) -> tuple[Tensor, list[Factors]]:
-    """The recurrence from ``v`` to ``gate * v``, and the factors of each convolution's input."""
+    """The recurrence of long convolutions, from ``v`` to the last ``gate * v``; also the factors of each convolution's
+    input."""
     factors: list[Factors] = []
     skips: Sequence[Tensor | None] = [None] * len(mixer.filters)
-    if mixer.skip is not None:  # of one part, backward would fill zeros with it
+    if mixer.skip is not None:  # unbind of one row costs a copy in backward
         skips = [mixer.skip.squeeze(0)] if mixer.order == 2 else mixer.skip.unbind()
     for i, f in enumerate(mixer.filters):
         last = i == mixer.order - 2
@@ -126,13 +129,13 @@ def convolve(
     return (v if mixer.filters else product(gate, v)), factors
 
 
-def gated(mixer: Mixer, q: Tensor | None) -> Tensor | None:
-    """The last gate as it acts."""
+def gated(mixer: MixerParts, q: Tensor | None) -> Tensor | None:
+    """The last gate ``q`` with the mixer's activation applied."""
     return None if q is None else GATES[mixer.gate](q)
 
 
 def _ahead(filter: Filter, v: Tensor, options: ConvOptions) -> Tensor:
-    """A long convolution backwards in time: of everything reversed, and reversed again."""
+    """A long convolution backwards in time: reverses everything in time, convolves, and reverses the result."""
     where, gates = options["segments"], (options["pre_gate"], options["post_gate"])
     assert where is not None
     pre, post = (None if gate is None else gate.flip(-2) for gate in gates)

@@ -1,8 +1,8 @@
-"""Where parameters start: constants to which modules add what they store.
+"""Initial values of parameters, as constants to which modules add what they store.
 
-A module stores *deviations* from a good start, so that a pull towards zero, such as weight decay or somebody's own
-initialisation of all matrices, is a pull towards that start. The constants are made when they are needed, and never
-held as buffers: a buffer would have to be filled again by whoever builds a model on the meta device.
+A module stores *deviations* from a good start. So whatever pulls parameters towards zero, such as weight decay or a
+host library that initialises all matrices itself, pulls them towards that start. The constants are computed when they
+are needed and are not buffers: whoever builds a model on the meta device would have to fill a buffer again.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Ts = TypeVarTuple("Ts")
 
 
 def _constant(make: Callable[[*Ts], Tensor]) -> Callable[[*Ts], Tensor]:
-    """``make``, whose results are kept and shared: do not write to them. Programs that are traced make their own."""
+    """``make`` with its results cached and shared: do not write to them. Code that is traced makes its own."""
 
     @lru_cache(maxsize=64)
     def kept(*args: *Ts) -> Tensor:
@@ -37,7 +37,8 @@ def _constant(make: Callable[[*Ts], Tensor]) -> Callable[[*Ts], Tensor]:
 
 @_constant
 def first(size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """(size,): 1, then zeros. A short filter that lets its input through; the constant among the terms of a basis."""
+    """(size,): 1, then zeros. As a short filter it lets its input through; as coefficients it is a basis's constant
+    term."""
     return (torch.arange(size, device=device) == 0).to(dtype)
 
 
@@ -49,13 +50,13 @@ def last_identity(rows: int, columns: int, dtype: torch.dtype, device: torch.dev
 
 
 @_constant
-def gate_starts(gates: int, dim: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """((gates + 1) * dim,): 1 for the channels of the first and the last gate, 0 for those between and the values."""
-    gate = torch.arange((gates + 1) * dim, device=device) // dim
-    return ((gate < gates) & ((gate == 0) | (gate == gates - 1))).to(dtype)
+def gate_starts(num_gates: int, dim: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """((num_gates + 1) * dim,): 1 for the first and the last gate, 0 for those between and for the values."""
+    gate = torch.arange((num_gates + 1) * dim, device=device) // dim
+    return ((gate < num_gates) & ((gate == 0) | (gate == num_gates - 1))).to(dtype)
 
 
 @_constant
 def log_rates(groups: int, horizon: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """(groups,): logarithms of window rates, in units of 1/K, evenly from a rate of 1 to one of K/4."""
+    """(groups,): logarithms of initial window rates, in units of 1/K, evenly spaced from a rate of 1 to one of K/4."""
     return torch.linspace(0, math.log(max(horizon / 4, 1)), groups, dtype=dtype, device=device)

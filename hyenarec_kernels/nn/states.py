@@ -1,4 +1,4 @@
-"""States of sequences without events, for the filters of a mixer as they are now."""
+"""Makes states of empty sequences, from the filters of a mixer as they are now."""
 
 from __future__ import annotations
 
@@ -28,10 +28,13 @@ def make_state(
     horizon: int,
     dim: int,
 ) -> StreamingState:
-    """``short``: taps (W, C), largest lag first, and bias of the short convolution; ``skip`` (F, D) of the filters.
+    """The state of ``batch`` empty sequences, as :meth:`HyenaMixer.init_state` returns it.
+
+    ``short`` holds the taps (W, C), largest lag first, and the bias (C,) of the short convolution; ``skip`` (F, D)
+    belongs to the long filters and is None if there are none.
 
     Raises:
-        ValueError: unknown kinds, or filters that have no compact state.
+        ValueError: ``kind`` or ``moments`` is not allowed, or the filters have no compact state.
     """
     if kind not in ("exact", "compact"):
         raise ValueError(f"{op}: state must be 'exact' or 'compact', got {kind!r}")
@@ -52,7 +55,7 @@ def make_state(
     taps = torch.cat([taps[:, :-1], taps[:, -1:] + skip[:, None].to(dtype)], 1)  # lag 0 stands last
     if not levels:
         paged = taps.device.type == "cpu" and horizon > 2 * PAGE and not backends.lacks("compact_step")
-        paged = paged and not is_distributed(taps)  # of steps, conv_step alone is divided over processes
+        paged = paged and not is_distributed(taps)  # of the step operators only conv_step takes DTensors
         past = taps.new_zeros(batch, len(filters), in_pages(horizon) if paged else horizon - 1, dim)
         return MixerState(projected, past, steps, *short, taps, gate)
 
@@ -69,14 +72,14 @@ def make_state(
 
 
 def _levels(op: str, filters: Sequence[Filter], dtype: torch.dtype) -> tuple[CompactLevel, ...]:
-    """Those of all filters; empty where the inputs themselves are fewer numbers."""
+    """The levels, which all filters must share; empty where the exact state is small enough."""
     found = set()
     for f in filters:
         coefficients = f.polynomial()
         if coefficients is None:
             raise ValueError(
-                f"{op}: filters must be polynomials of the lag for a compact state (legendre, chebyshev), got "
-                f"{type(f).__name__}; state='exact' serves any filter"
+                f"{op}: filters must be polynomials of the lag (legendre, chebyshev), without hooks, for a compact "
+                f"state, got {type(f).__name__}; state='exact' serves any filter"
             )
         found.add(compact_levels(coefficients.shape[1], f.horizon, dtype))
     if len(found) > 1:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class StreamingState(ABC):
-    """A state of several sequences: picked along the batch, and joined."""
+    """The state of a batch of sequences. States can be indexed along the batch dimension, and concatenated."""
 
     projected: Tensor
     steps: Tensor
@@ -31,29 +31,31 @@ class StreamingState(ABC):
 
     @abstractmethod
     def tensors(self) -> dict[str, Tensor]:
-        """What differs from sequence to sequence, the sequences first: what has to be stored for each of them."""
+        """The tensors that differ between sequences, batch dimension first, by name: all that has to be stored for each
+        sequence."""
 
     @abstractmethod
     def with_tensors(self, tensors: Mapping[str, Tensor]) -> Self:
-        """The same with other sequences' :meth:`tensors`."""
+        """This state, but with the :meth:`tensors` of other sequences."""
 
     @abstractmethod
     def shared(self) -> dict[str, Tensor]:
-        """What it captured of its mixer, the same for all sequences."""
+        """The tensors, by name, that were captured from the mixer and are the same for all sequences."""
 
     @property
     @abstractmethod
     def reach(self) -> int:
-        """Inputs of a long convolution that it remembers something of."""
+        """How many of a long convolution's last inputs the state remembers something of."""
 
     @abstractmethod
     def shapes(self, filters: int, horizon: int, dim: int) -> dict[str, tuple[int, ...]]:
-        """Of its tensors, beside a mixer of these sizes."""
+        """The shapes, by name, that some of its tensors must have to fit a mixer of these sizes."""
 
     @abstractmethod
     def filled(self, projected: Tensor, inputs: Tensor | None, length: Tensor) -> Self:
-        """The state after histories of ``length`` (B,) events: the last inputs of the short convolution, and the last
-        ``reach`` of the long ones (B, F, reach, D), zeros before the first event; None where there are no long ones."""
+        """The state after histories of ``length`` (B,) events. ``projected`` (B, W-1, C) holds the last inputs of the
+        short convolution, ``inputs`` (B, F, reach, D) those of the long ones, None if there are none; both have zeros
+        before the first event."""
 
     @abstractmethod
     def memory(self) -> tuple[list[Tensor], list[Tensor]]:
@@ -62,19 +64,22 @@ class StreamingState(ABC):
 
     @abstractmethod
     def convolve(self, number: int, x: Tensor, pre_gate: Tensor | None, post_gate: Tensor | None) -> Tensor:
-        """The event's value ``x`` (B, D) through long convolution ``number``, gates as in
-        :func:`hyenarec_kernels.conv_step`."""
+        """The output (B, D) of long convolution ``number`` for the event's value ``x`` (B, D), which the state then
+        remembers. Gates are as in :func:`hyenarec_kernels.conv_step`."""
 
-    @torch.inference_mode(False)  # steps write to a state, which for inference tensors no other mode allows
+    @torch.inference_mode(False)  # steps write to a state, and only inference mode may write to inference tensors
     def index(self, rows: Tensor | slice) -> Self:
         """A copy of the state of some sequences.
 
         Args:
-            rows: integer indices (n,), a bool mask (B,), or a slice. Integers are always indices, those of a mask of 0
-                and 1 too: make it bool.
+            rows: integer indices (n,), a bool mask (B,), or a slice. Integers are always indices: convert a mask of 0
+                and 1 to bool.
+
+        Raises:
+            ValueError: ``rows`` has another number of dimensions.
         """
         tensors = self.tensors()
-        if isinstance(rows, slice):  # indexing with it would give views
+        if isinstance(rows, slice):  # indexing with a slice would give views
             steps = tensors["steps"]
             rows = torch.arange(steps.shape[0], device=steps.device)[rows]
         if isinstance(rows, Tensor) and rows.dim() != 1:
@@ -86,11 +91,11 @@ class StreamingState(ABC):
     @classmethod
     @torch.inference_mode(False)
     def cat(cls, states: Sequence[Self]) -> Self:
-        """Copies of states of one mixer, joined along the batch.
+        """Concatenates states of one mixer along the batch dimension, as a copy.
 
         Raises:
-            ValueError: there are none, or they hold the filters of different mixers (which is looked at: on an
-                accelerator this waits for the device).
+            ValueError: there are none, or they are of different mixers. This compares the filters that they captured,
+                and on an accelerator waits for the device.
         """
         op = f"{cls.__name__}.cat"
         if not states:
@@ -119,28 +124,30 @@ class StreamingState(ABC):
 
 @dataclass(frozen=True)
 class MixerState(StreamingState):
-    """What a mixer of ``order`` remembers of ``B`` sequences: its size does not grow with their length.
+    """What a mixer of ``order`` remembers of ``B`` sequences, exactly; its size does not grow with their length.
 
-    Histories are rings, which :meth:`HyenaMixer.step` writes to: of ``n`` rows the oldest is row ``steps % n``, and
-    zeros stand for what lies before a sequence's start. Sequences are independent, so states of different users can be
-    joined and picked along the batch whatever their lengths. ``(W-1)*C + (order-1)*(K-1)*D`` values a sequence, in
-    float32 (float64 for a float64 mixer); C is ``(order+1)*D``, or D without gates.
+    Histories are ring buffers, which :meth:`HyenaMixer.step` writes to: of ``n`` rows, row ``steps % n`` is the oldest,
+    and rows before a sequence's start are zeros. Sequences are independent, so states of different users can be
+    concatenated and indexed along the batch dimension, whatever their lengths. A sequence takes
+    ``(W-1)*C + (order-1)*(K-1)*D`` values, in float32 (float64 for a float64 mixer); C is ``(order+1)*D``, or D without
+    gates.
 
-    On a CPU histories of over 16 events are rings of pages of 8 rows, K rounded up to whole pages. Of the present page,
-    rows that have come are inputs, and those still to come hold what all events before the page add to their outputs.
-    That is worked out once a page, so that a step in between reads 8 rows and not K (256 users with 200 taps of 64
-    channels, one core: medians of .4 ms instead of 3.0, means of 1.2).
+    On a CPU, with a horizon of over 16 events, histories are rings of pages of 8 rows, K rounded up to whole pages. In
+    the current page, rows up to the newest event hold inputs; later rows hold what all events before the page will add
+    to their outputs. That is computed once per page, so that the steps in between read 8 rows and not K (256 users with
+    200 taps of 64 channels, one core: medians of .4 ms instead of 3.0, means of 1.2).
 
     Attributes:
         projected: (B, W-1, C) the last inputs of the short convolution.
         gated: (B, order-1, K-1, D) the last inputs ``u`` of each long convolution, or their pages.
-        steps: (B,) int64 steps taken since ``init_state`` or ``prefill``; beside pages all events.
+        steps: (B,) int64 steps taken since ``init_state`` or ``prefill``; with pages, the number of all events.
         short_taps: (W, C) the short filter, largest lag first.
-        short_bias: (C,) what it adds.
-        taps: (order-1, K, D) the long filters, skip included, largest lag first. Like the short one captured by
-            ``init_state`` and shared by all sequences; after a change of the parameters, states must be made anew.
-        gate: the mixer's kind of gate. A mixer refuses states of another kind or size. It cannot tell states of other
-            weights: comparing them at every step would take longer than the step.
+        short_bias: (C,) the short convolution's bias.
+        taps: (order-1, K, D) the long filters, skip included, largest lag first. Like the short filter they are
+            captured by ``init_state`` and shared by all sequences; after a change of the parameters, states must be
+            made anew.
+        gate: the mixer's kind of gate. A mixer refuses states of another kind or size. It cannot recognise states of
+            other weights: comparing these at every step would take longer than the step.
     """
 
     projected: Tensor
@@ -181,10 +188,10 @@ class MixerState(StreamingState):
     def _pages(self, inputs: Tensor, length: Tensor) -> Tensor:
         """The last inputs (B, F, n, D) of sequences of ``length`` (B,) as a ring of pages."""
         (_, filters, rows, dim), horizon = inputs.shape, self.taps.shape[1]
-        first = (length.clamp(min=1) - 1) // PAGE * PAGE  # the present page's first event, (B,)
+        first = (length.clamp(min=1) - 1) // PAGE * PAGE  # the current page's first event, (B,)
         page = torch.arange(PAGE, device=length.device)
-        seen = torch.arange(horizon + PAGE - 2, device=length.device) + (first - horizon + 1)[:, None]  # events
-        place = seen - (length - rows)[:, None]  # of each among the inputs
+        seen = torch.arange(horizon + PAGE - 2, device=length.device) + (first - horizon + 1)[:, None]  # event numbers
+        place = seen - (length - rows)[:, None]  # of each event among the inputs
         there = (place >= 0) & (seen < first[:, None])
         index = place.clamp(0, rows - 1)[:, None, :, None].expand(-1, filters, -1, dim)
         before = (inputs.gather(2, index) * there[:, None, :, None]).transpose(2, 3).flatten(1, 2)  # (B, F D, n)
@@ -207,13 +214,13 @@ class MixerState(StreamingState):
 
 
 def in_pages(rows: int) -> int:
-    """Rows of whole pages that hold as many."""
+    """``rows``, rounded up to whole pages."""
     return -(-rows // PAGE) * PAGE
 
 
 def ring(newest: Tensor, length: Tensor, dim: int = 1) -> Tensor:
-    """The last rows of sequences of ``length`` (B,) events, the oldest first along ``dim``, as a ring by the number of
-    the event."""
+    """The last rows of sequences of ``length`` (B,) events, given oldest first along ``dim``, as a ring of n rows:
+    event e is in row ``e % n``."""
     count = newest.shape[dim]
     order = (torch.arange(count, device=length.device) - length[:, None]) % max(count, 1)  # (B, n)
     shape = [1] * newest.dim()
@@ -222,7 +229,7 @@ def ring(newest: Tensor, length: Tensor, dim: int = 1) -> Tensor:
 
 
 def check_state(op: str, name: str, given: object, kind: type[StreamingState] | None = None) -> None:
-    """``given`` is a state, of that kind."""
+    """Raises ValueError unless ``given`` is a state, of class ``kind`` if there is one."""
     if not isinstance(given, kind or StreamingState):
         wanted = kind.__name__ if kind else "StreamingState"
         raise ValueError(f"{op}: {name} must be a {wanted}, got {type(given).__qualname__}")
@@ -231,7 +238,8 @@ def check_state(op: str, name: str, given: object, kind: type[StreamingState] | 
 def check_fits(
     op: str, state: StreamingState, gate: str, shapes: Mapping[str, tuple[int, ...]], weight: Tensor
 ) -> None:
-    """``state`` has the kind of gate and the sizes of a mixer's states, and belongs beside its ``weight``."""
+    """Raises ValueError unless ``state`` has the mixer's kind of gate, these shapes, and the dtype and device that
+    belong to its ``weight``."""
     if state.gate != gate:
         raise ValueError(f"{op}: this is no state of this mixer: gate must be {gate!r}, got {state.gate!r}")
     dtype = wide(weight.dtype)
@@ -245,4 +253,4 @@ def check_fits(
             )
 
 
-torch.serialization.add_safe_globals([MixerState])  # so `torch.load` need not trust whoever stored one
+torch.serialization.add_safe_globals([MixerState])  # for torch.load(weights_only=True)

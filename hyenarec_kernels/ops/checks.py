@@ -17,7 +17,7 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
 def check_input(op: str, x: Tensor) -> None:
-    """``x`` is (B, L, D) or (T, D), D >= 1, in a supported dtype."""
+    """Raises ValueError unless ``x`` is (B, L, D) or (T, D), D >= 1, in a supported dtype."""
     check_tensor(op, "x", x)
     if x.dim() not in (2, 3) or x.shape[-1] < 1:
         raise ValueError(f"{op}: x must be padded (B, L, D) or packed (T, D) with D >= 1, got {tuple(x.shape)}")
@@ -26,8 +26,9 @@ def check_input(op: str, x: Tensor) -> None:
 
 
 def check_tensor(op: str, name: str, given: object) -> None:
-    """``given`` is a dense tensor, not a list or an array, whose conversion would cut it off from gradients."""
-    if type(given) not in PLAIN and not torch.compiler.is_compiling():  # there, the operator itself does so
+    """Raises ValueError unless ``given`` is a dense tensor. Lists and arrays are not converted, for that would cut off
+    their gradients."""
+    if type(given) not in PLAIN and not torch.compiler.is_compiling():  # then the operator itself does it
         sharding.prepare(given)
     if not isinstance(given, Tensor):
         raise ValueError(f"{op}: {name} must be a tensor, got {type(given).__module__}.{type(given).__qualname__}")
@@ -38,7 +39,8 @@ def check_tensor(op: str, name: str, given: object) -> None:
 
 
 def check_groups(op: str, name: str, grouped: Tensor, x: Tensor) -> None:
-    """``grouped`` is (G, n >= 1) where G divides the channels of ``x``, and a parameter beside ``x``."""
+    """Raises ValueError unless ``grouped`` is (G, n >= 1), where G divides the channels of ``x``, in a dtype as for
+    :func:`check_parameter`."""
     check_tensor(op, name, grouped)
     if grouped.dim() != 2 or grouped.shape[1] < 1 or grouped.shape[0] < 1 or x.shape[-1] % grouped.shape[0]:
         raise ValueError(
@@ -49,25 +51,26 @@ def check_groups(op: str, name: str, grouped: Tensor, x: Tensor) -> None:
 
 
 def check_parameter(op: str, name: str, parameter: Tensor | None, shape: Sequence[int], x: Tensor) -> None:
-    """``parameter``, if any, has this shape, and the dtype of ``x`` or float32 (float64 beside float64)."""
+    """Raises ValueError unless ``parameter`` is None or has this shape, and the dtype of ``x`` or float32 (float64 if
+    ``x`` is float64)."""
     allowed = {x.dtype, wide(x.dtype)}
     _check(op, name, parameter, shape, allowed, x)
 
 
 def check_gate(op: str, name: str, gate: Tensor | None, shape: Sequence[int], x: Tensor) -> None:
-    """``gate``, if any, has this shape and the dtype of ``x``."""
+    """Raises ValueError unless ``gate`` is None or has this shape and the dtype of ``x``."""
     _check(op, name, gate, shape, {x.dtype}, x)
 
 
 def autocast(x: Tensor) -> Tensor:
-    """``x`` in the dtype autocast asks for; autocast leaves float64 alone."""
+    """``x`` in the dtype that autocast asks for, if it is on; autocast does not change float64."""
     if not isinstance(x, Tensor):
-        return x  # type: ignore[unreachable]  # the argument's own check refuses it by name
+        return x  # type: ignore[unreachable]  # a later check refuses it by name
     return x.to(autocast_dtype(x))
 
 
 def autocast_dtype(x: Tensor) -> torch.dtype:
-    """The dtype of products with ``x``: its own, unless autocast asks for another."""
+    """The dtype of matrix products with ``x``: its own, unless autocast asks for another."""
     device = x.device.type
     if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device) and x.dtype != torch.float64:
         return torch.get_autocast_dtype(device)

@@ -1,4 +1,4 @@
-"""One event more of a gated causal convolution: what streaming computes."""
+"""One step of a gated causal convolution: streaming, one event at a time."""
 
 from __future__ import annotations
 
@@ -24,20 +24,22 @@ def conv_step(
     pre_gate: Tensor | None = None,
     post_gate: Tensor | None = None,
 ) -> Tensor:
-    """The next output of :func:`hyenarec_kernels.long_conv` for each of B sequences, K multiply-adds a channel.
+    """The next output of :func:`hyenarec_kernels.long_conv` for each of B sequences, at K multiply-adds per channel.
 
         u = pre_gate * x
         y[b, d] = taps[K-1, d] * u[b, d] + sum_{0 < lag < K} taps[K-1-lag, d] * (the u of `lag` events ago)[b, d]
         out = post_gate * y
 
-    It has no gradients, since it writes to ``history``: call it under `torch.no_grad`.
+    It writes to ``history`` and so has no gradients: call it under `torch.no_grad`.
 
     Args:
         x: (B, D), the newest event of each sequence.
-        history: (B, K-1, D), float32 (float64 beside float64): rings of past ``u``. Written to: ``u`` takes the place
-            of its ring's oldest row, the one at ``steps[b] % (K-1)``.
-        taps: (K, D) in the dtype of ``history``, the largest lag first, ``skip`` included at lag 0.
-        steps: (B,) int64; the caller counts on, one a call.
+        history: (B, K-1, D), float32 (float64 if ``x`` is float64): a ring buffer of past ``u`` for each sequence.
+            Written to: ``u`` replaces the oldest row of the ring, ``steps[b] % (K-1)``.
+        taps: (K, D) in the dtype of ``history``, the largest lag first; to have a ``skip``, add it to lag 0, the last
+            row.
+        steps: (B,) int64, how many steps each sequence has taken with this ``history``; not changed, so the caller adds
+            1 after each call.
         pre_gate, post_gate: the shape and dtype of ``x``.
 
     Returns:
@@ -45,7 +47,8 @@ def conv_step(
 
     Raises:
         ValueError: an argument has a shape, dtype or device that does not fit, or rows of ``history`` share memory.
-        NotImplementedError: a gradient of the output would be wanted, or a transform of `torch.func` calls it.
+        NotImplementedError: gradients are enabled and an argument requires one, or a transform of `torch.func` is
+            active.
     """
     op = "conv_step"
     for name, given in (("x", x), ("history", history), ("taps", taps), ("steps", steps)):
@@ -80,7 +83,8 @@ def conv_step(
 
 
 def refuse_gradients(op: str, instead: str, *arguments: Any) -> None:
-    """That nobody wants a derivative of these arguments, which would be lost in silence: a state is written to."""
+    """Raises NotImplementedError if a derivative of these arguments is wanted. It would be lost silently, because the
+    operator writes to a state."""
     given = [t for a in arguments for t in (a if isinstance(a, list | tuple) else (a,))]
     wanted = torch.is_grad_enabled() and any(isinstance(t, Tensor) and t.requires_grad for t in given)
     if wanted or transformed():
@@ -91,8 +95,8 @@ def refuse_gradients(op: str, instead: str, *arguments: Any) -> None:
 
 
 def define_step(name: str, schema: str, width: Callable[..., int] = lambda x, *rest: x.shape[-1]) -> None:
-    """Defines an operator that writes to a state. It returns a row for each of its first argument, ``x``, with as many
-    channels as ``width`` finds in its arguments."""
+    """Defines an operator that writes to a state. Its output has one row for each row of ``x``, its first argument;
+    ``width`` computes the number of output channels from all arguments."""
 
     def dispatch(*arguments: Any) -> Tensor:
         out: Tensor = backends.implementation(backends.Call(name, name, arguments))(*arguments)

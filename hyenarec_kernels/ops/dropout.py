@@ -1,4 +1,4 @@
-"""Dropout, of values or of their GELU."""
+"""Dropout, of the input itself or of its GELU."""
 
 from __future__ import annotations
 
@@ -17,19 +17,20 @@ def dropout(x: Tensor, probability: float, seed: Tensor, *, activation: Literal[
 
         out = keep(seed) * act(x) / (1 - p),    p = round(256 * probability) / 256
 
-    The mask is computed wherever it is needed and never stored (Philox 4x32-10 of Salmon et al. 2011, one byte per
-    element), and it is the same on every backend. With GELU (arXiv 1606.08415, by the error function) the forward pass
-    reads a feed-forward's hidden values once and writes them once; the backward pass reads twice and writes once.
+    The mask is computed again wherever it is needed and never stored (Philox 4x32-10 of Salmon et al. 2011, one byte
+    per element). It is the same on every backend. With GELU (arXiv 1606.08415, in its exact form, by the error
+    function) the forward pass reads the hidden values of a feed-forward layer once and writes them once; the backward
+    pass reads twice and writes once.
 
     Args:
         x: any shape; float32, bfloat16, float16 or float64.
         probability: the probability that an element becomes 0; from 0 to 255/256.
-        seed: (1,) int64 on the device of ``x``. Give every call another one, or it repeats its mask.
+        seed: (1,) int64 on the device of ``x``. Give every call a new one, or it repeats the mask.
         activation: None or "gelu".
 
     Returns:
-        The shape and dtype of ``x``, contiguous. Computed in float32 (float64 for float64) and rounded once; in
-        float32 GELU is within 4e-7 of its argument's size.
+        The shape and dtype of ``x``, contiguous. Computed in float32 (float64 for float64) and rounded once. In float32
+        the error of GELU is at most 4e-7 of its argument's size.
 
     Raises:
         ValueError: an argument has a shape, dtype or value that does not fit.

@@ -1,4 +1,4 @@
-"""The short convolution of a mixer's projection, split, with its first gate multiplied in."""
+"""A mixer's short convolution, which also splits gates from values and multiplies the values by the first gate."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ def gated_short_conv(
     cu_seqlens: Index | None = None,
     segments: Segments | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """:func:`hyenarec_kernels.short_conv` of C channels, of which the first ``dim`` multiply the last.
+    """:func:`hyenarec_kernels.short_conv` of C channels; then the first ``dim`` channels multiply the last ``dim``.
 
         z[t, c] = sum_{j<W} weight[c, j] * x[t - j, c] + bias[c]
         u = z[:, :dim] * z[:, C-dim:],    q = z[:, dim:C-dim]
 
     Args:
-        x: padded (B, L, C) or packed (T, C), C a multiple of ``dim`` and at least twice as many.
+        x: padded (B, L, C) or packed (T, C), C a multiple of ``dim``, at least ``2 * dim``.
         weight, bias, lengths, starts, cu_seqlens, segments: as in :func:`hyenarec_kernels.short_conv`.
-        dim: D, channels of a gate.
+        dim: D, the channels of one gate and of the values.
 
     Returns:
-        ``u`` (..., D) and ``q`` (..., C - 2 D) in the dtype of ``x``, contiguous, 0 in padding; computed in float32
-        (float64 for float64) and each rounded once.
+        ``u`` (..., D), the gated values, and ``q`` (..., C - 2 D), the other gates, in the dtype of ``x``, contiguous,
+        0 in padding. Computed in float32 (float64 for float64) and each rounded once.
 
     Raises:
         ValueError: as :func:`hyenarec_kernels.short_conv`, and for a ``dim`` that does not fit.

@@ -1,4 +1,4 @@
-"""The gated long convolution with Legendre filters, whose taps need not exist in memory."""
+"""The gated long convolution with Legendre filters, whose taps need not be in memory."""
 
 from __future__ import annotations
 
@@ -40,21 +40,21 @@ def legendre_conv(
 
     Args:
         x: padded (B, L, D) or packed (T, D); float32, bfloat16, float16 or float64; any strides.
-        coefficients: (G, N), N >= 1, G a divisor of D; the dtype of ``x``, or float32 (float64 beside float64).
-        skip: (D,), dtype as ``coefficients``.
-        horizon: K >= 1, the filter's support; a constant of the model, not the length of the batch.
-        decay: (G,) rates of the windows, >= 0, dtype as ``coefficients``; None for no window. The unit is 1/K: a window
-            falls to 1/e in K / decay events. 0 is no window; inf leaves lag 0 alone, and its gradient is 0; NaN makes
-            the outputs and gradients of its own group's channels NaN.
+        coefficients: (G, N), N >= 1, G a divisor of D; the dtype of ``x``, or float32 (float64 if ``x`` is float64).
+        skip: (D,), in a dtype as for ``coefficients``.
+        horizon: K >= 1, the filter's length in events; a constant of the model, not the length of the batch.
+        decay: (G,) rates of the windows, >= 0, in a dtype as for ``coefficients``; None for no window. The unit is 1/K:
+            a window falls to 1/e in K / decay events. A rate of 0 is no window. inf keeps only lag 0, and its gradient
+            is 0. NaN makes the outputs and gradients of its own group's channels NaN.
         pre_gate, post_gate, lengths, starts, cu_seqlens, segments, last_only: as in :func:`long_conv`.
 
     Returns:
         As :func:`long_conv`.
 
     Raises:
-        ValueError: as :func:`long_conv`, and for ``horizon`` below 1 or a negative ``decay``. Values of ``decay`` are
-            checked on the CPU only; elsewhere the window of a negative one grows with the lag, and accuracy is not
-            promised.
+        ValueError: as :func:`long_conv`, and for a ``horizon`` below 1 or a negative ``decay``. Values of ``decay`` are
+            checked on the CPU only; elsewhere a negative rate gives a window that grows with the lag, and accuracy is
+            not promised.
     """
     op = "legendre_conv"
     check_input(op, x)

@@ -35,33 +35,33 @@ def long_conv(
 
     Args:
         x: padded (B, L, D) or packed (T, D); float32, bfloat16, float16 or float64; any strides.
-        filter: (G, K), lag 0 first, G a divisor of D; the dtype of ``x``, or float32 (float64 beside float64). K may
-            exceed L.
-        skip: (D,), dtype as ``filter``.
-        pre_gate: the shape and dtype of ``x``.
-        post_gate: the shape of the output and the dtype of ``x``.
-        lengths: (B,) int32 or int64 (a list or a NumPy array too), padded ``x`` only: row ``b``'s sequence is
-            ``x[b, starts[b]:starts[b] + lengths[b]]``. All of each row by default. The rest is padding: it
-            may hold anything, in the gates too, and its output is 0.
-        starts: (B,) beside ``lengths``; 0 (right padding) by default, ``L - lengths`` for left padding.
-        cu_seqlens: (S + 1,) int32 or int64, packed ``x`` only: sequence ``s`` is ``x[cu_seqlens[s]:cu_seqlens[s +
-            1]]``.
-        segments: in place of these three, a :class:`hyenarec_kernels.segments.Segments` that was made of them for
+        filter: (G, K), lag 0 first, G a divisor of D; the dtype of ``x``, or float32 (float64 if ``x`` is float64). K
+            may exceed L.
+        skip: (D,), in a dtype as for ``filter``.
+        pre_gate: in the shape and dtype of ``x``.
+        post_gate: in the shape of the output and the dtype of ``x``.
+        lengths: (B,) int32 or int64, a tensor, list or NumPy array, for padded ``x`` only: row ``b``'s sequence is
+            ``x[b, starts[b]:starts[b] + lengths[b]]``; by default, all of each row. The rest is padding: it may hold
+            anything, in the gates too, and its output is 0.
+        starts: (B,), only together with ``lengths``; 0 (right padding) by default, ``L - lengths`` for left padding.
+        cu_seqlens: (S + 1,) int32 or int64, required for packed ``x``, and for it only: sequence ``s`` is
+            ``x[cu_seqlens[s]:cu_seqlens[s + 1]]``.
+        segments: instead of these three, a :class:`hyenarec_kernels.segments.Segments` that was made from them for
             several calls with inputs of one shape; its values are not checked again.
-        last_only: compute the last position of each sequence only, at a cost of O(K D) a sequence.
+        last_only: compute only the last position of each sequence, at a cost of O(K D) per sequence.
 
     Returns:
         The shape and dtype of ``x``, contiguous; with ``last_only`` (B, D) or (S, D), 0 for an empty sequence. Computed
         in float32 (float64 for float64) and rounded once. Under autocast ``x`` and the gates are cast to the autocast
         dtype.
 
-    Outputs and gradients are the same run to run. Between numbers of CPU threads their last bits may differ where the
-    taps are so many that they go through an FFT: torch's FFTs divide their work by the number of threads.
+    Outputs and gradients are the same from run to run. With another number of CPU threads their last bits may differ if
+    there are so many taps that they go through an FFT: torch's FFTs divide their work by the number of threads.
 
     Raises:
         ValueError: an argument has a shape, dtype, device or value that does not fit. Values of ``lengths``, ``starts``
-            and ``cu_seqlens`` are checked on the CPU, in compiled and exported programs too; on other devices, which
-            are not waited for, they are clamped to the positions that ``x`` has.
+            and ``cu_seqlens`` are checked on the CPU, in compiled and exported programs too. On other devices a check
+            would have to wait for the device, so they are clamped to the positions of ``x`` instead.
     """
     op = "long_conv"
     check_input(op, x)
@@ -78,7 +78,7 @@ def long_conv(
 
 
 def gated_shape(x: Tensor, starts: Tensor | None, last_only: bool) -> Sequence[int]:
-    """The output's shape: that of ``x``, or one row a sequence."""
+    """The output's shape: that of ``x`` or, with ``last_only``, one row per sequence."""
     if not last_only:
         return x.shape
     sequences = starts.shape[0] if x.dim() == 2 and starts is not None else x.shape[0]

@@ -1,10 +1,10 @@
 """Registers an operator and its backward with torch: schema, dispatch to a backend, fake, autograd, double backward.
 
-Every operator of the package has the arguments ``(tensors..., constants..., options...)`` and one output or more. Its
-backward has ``(grads..., tensors..., constants..., options..., needs)``, a grad for each output, and one gradient for
-each of ``tensors``: an empty ``(0,)`` tensor where ``needs`` is False or the tensor is absent. One result is returned
-as it is, several as a tuple. ``constants`` are tensors without gradients: where the sequences start and end, except for
-an operator that knows no sequences.
+Every operator of the package takes ``(tensors..., constants..., options...)`` and has one or more outputs. Its backward
+takes ``(grads..., tensors..., constants..., options..., needs)``, with one grad per output, and returns one gradient
+for each of ``tensors``: an empty ``(0,)`` tensor where ``needs`` is False or the tensor is None. One result is returned
+as it is, several as a tuple. ``constants`` are tensors without gradients: the starts and ends of the sequences, unless
+the operator does not deal with sequences.
 """
 
 from __future__ import annotations
@@ -40,10 +40,10 @@ def register(
         name: the operator.
         tensors: schema of each differentiable argument, ``x`` first.
         options: schema of the arguments after ``constants``; none of them a tensor.
-        output_shapes: the shapes of the outputs, from the operator's arguments.
-        outputs: how many these are.
+        output_shapes: computes the shapes of the outputs from the operator's arguments.
+        outputs: the number of outputs.
         constants: schema of each tensor that has no gradient.
-        check: gets the operator's arguments as real tensors, before a backend does; raises where values are wrong.
+        check: called with the operator's arguments, real tensors, before a backend is; raises if values are wrong.
     """
     count = len(tensors)
     arguments = ", ".join((*tensors, *constants, options))
@@ -78,7 +78,8 @@ def register(
     def double_backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         create_graph = torch.is_grad_enabled()
         with torch.enable_grad(), without_autocast(grads[0].device.type):
-            # Views, so that a tensor given for two arguments gets each one's gradient and not twice their sum.
+            # Views, so that a tensor that is passed as two arguments gets a gradient for each, and not their sum for
+            # both.
             inputs = [None if t is None else t.view_as(t) for t in ctx.saved_tensors]
             outputs = _all(getattr(reference, backward_name)(*inputs, *ctx.options))
         pairs = [(o, g) for o, g in zip(outputs, grads, strict=True) if o.requires_grad]
@@ -102,13 +103,14 @@ def _differentiate(
     call: Callable[..., backends.Call],
     serve: Callable[..., Any],
 ) -> Callable[..., Any]:
-    """Registers the gradients of an operator, and returns the operator for Python to call.
+    """Registers the gradients of an operator, and returns the function by which Python calls it.
 
-    What it returns calls ``serve`` itself where nothing listens to torch's dispatcher (`direct`), which would be passed
-    three times: above autograd, below it, and into the backend's own operator. Each takes as long as ten `torch.add`.
+    That function calls ``serve`` directly if nothing intercepts calls in torch's dispatcher (`direct`). Otherwise a
+    call passes the dispatcher three times (above autograd, below it, and into the backend's own operator), each of
+    which takes as long as ten `torch.add`.
 
-    `torch.library.register_autograd` would do so for backward passes alone: forward mode would give zeros in silence,
-    and `torch.func` would raise. There the operator is the reference, whose PyTorch operations can all of it.
+    `torch.library.register_autograd` would give backward passes only: forward mode would silently give zeros, and
+    `torch.func` would raise. For these the operator is the reference, whose PyTorch operations support both.
     """
     operator = getattr(torch.ops.hyenarec, name).default
 
@@ -147,8 +149,8 @@ def _differentiate(
             if not arguments[i].is_floating_point():
                 raise NotImplementedError(f"{name}: vmap over lengths, starts, cu_seqlens or seeds is not supported")
 
-        # One call an example, each as if there were no vmap. Per-sample gradients do not come here: below their
-        # transform stands the reference.
+        # One call per example, as if there were no vmap. Per-sample gradients do not come here: under their transform
+        # the reference runs instead.
         examples = [
             operator(*(a.select(in_dims[i], n) if i in mapped else a for i, a in enumerate(arguments)))
             for n in range(info.batch_size)
@@ -163,7 +165,7 @@ def _differentiate(
 
 
 def _one_or_all(results: Iterable[Tensor]) -> Tensor | tuple[Tensor, ...]:
-    """As a schema returns them: one result is no tuple."""
+    """Results as a schema returns them: a single one is not in a tuple."""
     made = tuple(results)
     return made if len(made) > 1 else made[0]
 
@@ -179,8 +181,8 @@ def _tensors(count: int) -> str:
 def _checked(
     name: str, operator: str, own: slice, where: slice | None, check: Callable[..., None] | None
 ) -> Callable[..., backends.Call]:
-    """Makes the `Call` of ``operator`` or its backward, after checks; ``own`` are the arguments of the operator, and
-    ``where`` of these say where the sequences lie."""
+    """A function that checks arguments and makes the `Call` of ``operator`` or its backward. ``own`` selects the
+    operator's arguments; ``where`` selects, among these, the starts and ends of sequences."""
 
     def call(*arguments: Any) -> backends.Call:
         made = backends.Call(name, operator, arguments[own])
@@ -194,13 +196,13 @@ def _checked(
 
 
 def _define(name: str, schema: str, call: Callable[..., backends.Call]) -> Callable[..., Any]:
-    """Defines an operator or its backward; returns what serves it."""
+    """Defines an operator or its backward, and returns the function that implements it."""
 
     def dispatch(*arguments: Any) -> Any:
         made = call(*arguments)
         with without_autocast(made.arguments[0].device.type):
             results = backends.implementation(made)(*arguments)
-        # The fakes promise this. A backend's own operations may keep the strides of x where a result is all zeros.
+        # The fakes promise contiguous results. A backend may return the strides of x where a result is all zeros.
         if isinstance(results, Tensor):
             return results.contiguous()
         return _one_or_all(result.contiguous() for result in results)
@@ -210,6 +212,6 @@ def _define(name: str, schema: str, call: Callable[..., backends.Call]) -> Calla
 
 
 def without_autocast(device: str) -> AbstractContextManager[Any]:
-    """Backends choose their own precision: autocast must not reach the matrix products inside."""
+    """Switches autocast off: backends choose their own precision, and it must not reach the matrix products inside."""
     on = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)  # "meta" has none
     return torch.autocast(device, enabled=False) if on else nullcontext()

@@ -23,7 +23,7 @@ def short_conv(
     cu_seqlens: Index | None = None,
     segments: Segments | None = None,
 ) -> Tensor:
-    """Depthwise causal FIR filter, one of ``W`` taps a channel, as in Hyena's projections (arXiv 2302.10866, section
+    """Depthwise causal convolution with ``W`` taps per channel, as in Hyena's projections (arXiv 2302.10866, section
     3).
 
         out[t, d] = act(sum_{j<W} weight[d, j] * x[t - j, d] + bias[d])
@@ -32,16 +32,16 @@ def short_conv(
 
     Args:
         x: padded (B, L, D) or packed (T, D); float32, bfloat16, float16 or float64; any strides.
-        weight: (D, W), W >= 1, lag 0 first; the dtype of ``x``, or float32 (float64 beside float64).
-        bias: (D,), dtype as ``weight``.
+        weight: (D, W), W >= 1, lag 0 first; the dtype of ``x``, or float32 (float64 if ``x`` is float64).
+        bias: (D,), in a dtype as for ``weight``.
         activation: None or "silu".
-        lengths: (B,) int32 or int64 (a list or a NumPy array too), padded ``x`` only: row ``b``'s sequence is
-            ``x[b, starts[b]:starts[b] + lengths[b]]``. All of each row by default. The rest is padding: it
-            may hold anything, and its output is 0.
-        starts: (B,) beside ``lengths``; 0 (right padding) by default, ``L - lengths`` for left padding.
-        cu_seqlens: (S + 1,) int32 or int64, packed ``x`` only: sequence ``s`` is ``x[cu_seqlens[s]:cu_seqlens[s +
-            1]]``.
-        segments: in place of these three, a :class:`hyenarec_kernels.segments.Segments` that was made of them for
+        lengths: (B,) int32 or int64, a tensor, list or NumPy array, for padded ``x`` only: row ``b``'s sequence is
+            ``x[b, starts[b]:starts[b] + lengths[b]]``; by default, all of each row. The rest is padding: it may hold
+            anything, and its output is 0.
+        starts: (B,), only together with ``lengths``; 0 (right padding) by default, ``L - lengths`` for left padding.
+        cu_seqlens: (S + 1,) int32 or int64, required for packed ``x``, and for it only: sequence ``s`` is
+            ``x[cu_seqlens[s]:cu_seqlens[s + 1]]``.
+        segments: instead of these three, a :class:`hyenarec_kernels.segments.Segments` that was made from them for
             several calls with inputs of one shape; its values are not checked again.
 
     Returns:
@@ -50,8 +50,8 @@ def short_conv(
 
     Raises:
         ValueError: an argument has a shape, dtype, device or value that does not fit. Values of ``lengths``, ``starts``
-            and ``cu_seqlens`` are checked on the CPU, in compiled and exported programs too; on other devices, which
-            are not waited for, they are clamped to the positions that ``x`` has.
+            and ``cu_seqlens`` are checked on the CPU, in compiled and exported programs too. On other devices a check
+            would have to wait for the device, so they are clamped to the positions of ``x`` instead.
     """
     op = "short_conv"
     check_input(op, x)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from hyenarec.errors import UserError
 
-try:  # light ones, that say whether the extra is installed
+try:  # cheap imports, which tell whether the extra is installed
     import rich  # noqa: F401
     import safetensors  # noqa: F401
 except ModuleNotFoundError as error:
@@ -20,7 +20,7 @@ __all__ = ["Recommendation", "Recommender", "UserError"]
 
 
 def __getattr__(name: str) -> Any:
-    """Recommender and Recommendation, imported when first asked for: a command's ``--help`` needs no torch."""
+    """Imports Recommender and Recommendation when first asked for, so that a command's ``--help`` needs no torch."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from hyenarec import recommendation

@@ -1,8 +1,8 @@
-"""Recommendations for every user of a log, in one file: batch scoring that a kill only delays.
+"""Recommendations for every user of a log, in one file: batch scoring that can be killed and resumed.
 
-Users are scored in their order, some thousands at a time. Each such part is on disk, in a folder beside the file to
-come, before the next begins; the same job finds the parts there and does the rest. At the end they are joined, one
-after another, so that at no time more than a part is in memory.
+Users are scored in order, some thousands at a time. Each such part is written to a folder beside the output file before
+the next begins; when the same job is started again, it finds the finished parts there and does the rest. At the end the
+parts are joined one after another, so that memory never holds more than one part.
 """
 
 from __future__ import annotations
@@ -38,15 +38,15 @@ from hyenarec.trained import Trained
 KINDS = (".parquet", ".csv", ".jsonl")
 USERS_A_PART, ROWS_A_PART = 4096, 1 << 18
 JOB, JOINED = "job.json", "joined"
-PART = re.compile(r"([0-9]{6})-([0-9]+)\.part")  # its number, and how many of its users have no recommendations
+PART = re.compile(r"([0-9]{6})-([0-9]+)\.part")  # a part's number, and how many of its users have no recommendations
 JSON_LINE = re.compile(rb'\{"for": .*"(?:recommendations|error)": ')
 EVERY_ITEM = "it has every item that may be recommended"
 
 
 @dataclass(frozen=True)
 class Job:
-    """What to recommend to the users of ``store``. ``allowed`` (V,) bool or None are the items that may be
-    recommended, and ``names`` theirs."""
+    """What to recommend to the users of ``store``: ``k`` items each, of those that are ``allowed``, (V,) bool, or of
+    all where that is None. ``names`` are the items' names."""
 
     recommender: Recommender
     store: SequenceStore
@@ -57,7 +57,7 @@ class Job:
 
     @cached_property
     def known(self) -> NDArray[np.int32]:
-        """The model's place of each item of the store, -1 where it has none."""
+        """The model's index of each item of the store, (V,) int32, -1 where it does not know the item."""
         return self.recommender.item_ids.find(self.store.item_ids.decode(np.arange(self.store.n_items)))
 
     @property
@@ -65,7 +65,7 @@ class Job:
         return max(1, min(USERS_A_PART, ROWS_A_PART // self.k))
 
     def describe(self, kind: str) -> dict[str, Any]:
-        """What tells one job from another, as JSON."""
+        """What tells this job from others, as JSON."""
         recommender = self.recommender
         model = Trained(recommender.model, recommender.user_ids, recommender.item_ids, recommender.config)
         names = json.dumps(sorted(self.names.items(), key=str)) if self.names is not None else ""
@@ -95,15 +95,15 @@ def check_place(out: Path) -> None:
 
 
 def recommend_to_all(job: Job, out: Path) -> int:
-    """Write the recommendations of all users of ``job`` to ``out``, whole or not at all, and return how many users
-    have none.
+    """Write the recommendations for all users of ``job`` to ``out``, completely or not at all, and return how many
+    users have none.
 
-    A .parquet or .csv file has a row a recommendation: user, rank from 1, item, its name where there are names, score.
-    A .jsonl file has a line a user, as ``recommend --json`` prints it, with the reason where there is none. Raises
-    :class:`UserError` where ``out`` cannot be written, is in use, or is anybody's own.
+    A .parquet or .csv file has one row per recommendation: user, rank from 1, item, its name where there are names,
+    score. A .jsonl file has one line per user, as ``recommend --json`` prints it, with the reason where there are none.
+    Raises :class:`UserError` where ``out`` cannot be written, is in use, or holds anything but recommendations.
     """
     check_place(out)
-    kind, out = out.suffix.lower(), Path(os.path.realpath(out))  # a link stays one
+    kind, out = out.suffix.lower(), Path(os.path.realpath(out))  # so that a symbolic link stays one
     with _parts_folder(out, job.describe(kind)) as folder:
         parts = filter(None, (PART.fullmatch(path.name) for path in folder.iterdir()))
         done = {int(part[1]): int(part[2]) for part in parts}
@@ -128,7 +128,7 @@ def recommend_to_all(job: Job, out: Path) -> int:
             raise KeyboardInterrupt(message) from None
         whole = [_part(folder, number, done[number]) for number in range(len(starts))]
         write_atomically(folder / JOINED, lambda path: _join(whole, path, kind, job.names is not None))
-        (folder / JOINED).replace(out)  # from there, so that a kill leaves nothing half-written beside it
+        (folder / JOINED).replace(out)  # joined in the folder, so that a kill leaves no half-written file beside it
         sync_folder(out.parent)
     return sum(done.values())
 
@@ -137,13 +137,13 @@ def _part(folder: Path, number: int, unanswered: int) -> Path:
     return folder / f"{number:06}-{unanswered}.part"
 
 
-Found = tuple[NDArray[np.int64], NDArray[np.float32]]  # places in the catalogue and scores, both (n,), the best first
+Found = tuple[NDArray[np.int64], NDArray[np.float32]]  # places in the catalogue and scores, both (n,), best first
 NONE_FOUND: Found = np.empty(0, np.int64), np.empty(0, np.float32)
 
 
 @torch.inference_mode()
 def _score(job: Job, users: range, advance: Callable[[int], None]) -> list[Found | None]:
-    """What each of ``users`` is recommended; None for those without anything."""
+    """The recommendations for each of ``users``; None for those without any."""
     found: list[Found | None] = []
     at_a_time = scored_at_a_time(len(job.recommender.item_ids))
     for first in range(users.start, users.stop, at_a_time):
@@ -204,7 +204,7 @@ def _write_part(path: Path, kind: str, job: Job, users: range, found: Sequence[F
 
 
 def _line(job: Job, user: int, one: Found | None) -> dict[str, Any]:
-    """What ``recommend --json`` prints of a user, but for the name."""
+    """What ``recommend --json`` prints for a user, without the name."""
     history = job.store.history(user)
     unknown = job.store.item_ids.decode(history[job.known[history] < 0])
     if one is None:
@@ -232,7 +232,7 @@ def _header(named: bool) -> list[str]:
 
 
 def _is_ours(path: Path) -> bool:
-    """Whether a file is one that :func:`recommend_to_all` wrote, by how it begins."""
+    """Whether :func:`recommend_to_all` wrote a file, judged by how it begins."""
     if path.suffix.lower() == ".parquet":
         try:
             return list(pl.read_parquet_schema(path)) in (_header(False), _header(True))
@@ -247,8 +247,8 @@ def _is_ours(path: Path) -> bool:
 
 @contextmanager
 def _parts_folder(out: Path, description: dict[str, Any]) -> Iterator[Path]:
-    """The folder of the parts of the job that is described, this process's own until it ends; without an error it is
-    removed then. Parts of another job are."""
+    """The folder for the parts of the described job, which no other process can use meanwhile. Parts of other jobs are
+    removed from it; without an error the folder itself is removed at the end."""
     folder = out.with_name(f"{out.name}.parts")
     try:
         folder.mkdir(exist_ok=True)
@@ -262,7 +262,7 @@ def _parts_folder(out: Path, description: dict[str, Any]) -> Iterator[Path]:
 
 
 def _keep_parts_of(folder: Path, description: dict[str, Any]) -> None:
-    """Removes the parts of another job from ``folder`` and leaves the description there."""
+    """Removes the parts of any other job from ``folder``, and writes this job's description there."""
     found = sorted(path.name for path in folder.iterdir())
     others = [name for name in found if name not in (JOB, JOINED) and not PART.fullmatch(name)]
     if others:
@@ -272,7 +272,7 @@ def _keep_parts_of(folder: Path, description: dict[str, Any]) -> None:
         before = json.loads(job.read_text(encoding="utf-8"))
     if found and before != description:
         console.print(f"{folder}: its parts are of a job with another model, log or options, and are made anew")
-        job.unlink(missing_ok=True)  # first: parts without it belong to no job
+        job.unlink(missing_ok=True)  # first, because parts without it belong to no job
         for name in found:
             (folder / name).unlink(missing_ok=True)
     write_text(job, json.dumps(description) + "\n")

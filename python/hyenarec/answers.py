@@ -1,4 +1,4 @@
-"""What is asked of a recommender, as its model reads it, and what it answers."""
+"""What a recommender is asked, in the form that its model reads, and what it answers."""
 
 from __future__ import annotations
 
@@ -41,7 +41,8 @@ class Answer:
     error: str | None
 
     def all_of(self, k: int, name: str) -> list[Recommendation]:
-        """All ``k`` recommendations; :class:`UserError` that names the history where there are fewer."""
+        """All ``k`` recommendations. Raises :class:`UserError`, which calls the history ``name``, where there are
+        fewer."""
         if self.error:
             raise UserError(f"{name}: {self.error}")
         left = len(self.recommendations)
@@ -52,7 +53,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class Request:
-    """A history as the model reads it: items (L,) and, where it knows times, times (L,); or why it cannot."""
+    """A history as the model reads it: items (L,) and, if it knows time, times (L,) in seconds; or why it cannot."""
 
     items: NDArray[np.int32]
     times: NDArray[np.int64] | None
@@ -61,5 +62,5 @@ class Request:
 
 
 def item_cells(item: Item, names: Mapping[Item, str] | None) -> dict[str, Item | None]:
-    """An item and, where there are ``names``, its own or None: what every output says of it."""
+    """An item and, where there are ``names``, its name or None: the cells for an item in every output."""
     return {"item": item} if names is None else {"item": item, "name": names.get(item)}

@@ -1,4 +1,4 @@
-"""Baselines that train nothing, to print beside every model."""
+"""Baselines that need no training, to print beside every model."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from hyenarec.evaluation import Scorer
 
 DAY = 86_400  # seconds
 RECENT_DAYS = 7
-# Of item-to-item. Of six settings, these are within .002 of the best validation NDCG@10 on ml-100k (.106; .034 by
-# popularity) and within .007 on online-retail (.192; .028 by repeat-last) and email-eu-core (.471; .497).
+# Settings of item-to-item. Of six tried, these are within .002 of the best validation NDCG@10 on ml-100k (.106;
+# popularity has .034) and within .007 on online-retail (.192; repeat-last has .028) and email-eu-core (.471; .497).
 FOLLOWING = 10  # events after an item that count as following it
 NEIGHBOURS = 100  # items that are kept as an item's followers
-LAST = 20  # events of a history that say what follows
+LAST = 20  # events of a history from which the next item is predicted
 FOLLOWERS_AT_A_TIME = 1 << 18
-MOST_EVENTS = 2_000_000  # that are counted; of larger logs, those of every second, third, ... user
+MOST_EVENTS = 2_000_000  # counted at most; of larger logs, those of every second, third, ... user
 
 
 class Popularity:
-    """Scores an item by its count among the training events, the same for everyone.
+    """Scores an item by its number of training events, the same for everyone.
 
-    ``days`` counts only the last days before the newest training event, which on time splits is a strong rival.
+    With ``days`` only those of the last days before the newest training event count: a strong rival on time splits.
     """
 
     def __init__(self, store: SequenceStore, split: Split, days: float | None = None) -> None:
@@ -61,8 +61,8 @@ class ItemToItem:
 
     ``C[i, j]`` adds up ``1 / lag`` over all training events of ``j`` that come ``lag`` events after one of ``i``, up to
     ten, and is divided by ``sqrt(n_i n_j)``, so that items do not win by being popular. The score of ``j`` adds up
-    ``C[i, j] / age`` over the last 20 events ``i`` of a history. Items that follow none of them come last, by
-    popularity. Of more than two million training events, those of every second, third, ... user count.
+    ``C[i, j] / age`` over the last 20 events ``i`` of a history. Items that follow none of these come last, by
+    popularity. Of more than two million training events, only those of every second, third, ... user count.
     """
 
     def __init__(self, store: SequenceStore, split: Split, popularity: Popularity) -> None:
@@ -70,7 +70,7 @@ class ItemToItem:
         users = store.users_of(training)
         counted = users % max(1, -(-len(training) // MOST_EVENTS)) == 0
         users, items = users[counted], store.items[training[counted]].astype(np.int64)
-        pairs, parts = [], []  # before x V + after, and 1 / lag, of every pair
+        pairs, parts = [], []  # item before x V + item after, and 1 / lag, of every pair
         for lag in range(1, FOLLOWING + 1):
             same = users[lag:] == users[:-lag]
             pairs.append(items[:-lag][same] * store.n_items + items[lag:][same])
@@ -86,7 +86,7 @@ class ItemToItem:
         order = order[kept]
         self.starts = torch.from_numpy(np.searchsorted(before[order], np.arange(store.n_items + 1)))  # (V+1,)
         self.after, self.weights = torch.from_numpy(after[order]), torch.from_numpy(weights[order]).float()
-        # Below the least weight that a follower can have.
+        # Scaled to stay below the least score that a follower can have.
         least = float(self.weights.min()) / LAST if len(order) else 1.0
         self.fallback = popularity.counts / (popularity.counts.max() + 1) * least  # (V,)
 
@@ -115,6 +115,6 @@ def baselines(store: SequenceStore, split: Split) -> dict[str, Scorer]:
     }
     if (
         store.timestamps is not None and np.ptp(store.timestamps) >= 2 * RECENT_DAYS * DAY
-    ):  # else no times, only an order
+    ):  # a shorter range may be an order and no times
         found[f"popularity, {RECENT_DAYS} days"] = Popularity(store, split, days=RECENT_DAYS)
     return found

@@ -14,12 +14,12 @@ from hyenarec.data.splits import Split, training_counts, training_events
 from hyenarec.data.store import SequenceStore
 from hyenarec.evaluation import Ranking, ages
 
-# Upper bounds of buckets, after which one more is open.
+# Upper bounds of buckets; one more bucket, without a bound, follows.
 AGE_BUCKETS = (0, 1, 5, 20, 100, 500)  # events since a target's last occurrence; 0 is none
 POPULARITY_BUCKETS = (0, 5, 20, 100, 500)  # training events of a target's item
 TRANSITION_BUCKETS = (0, 1, 2, 5, 20)  # training events of a target's item right after the item before it
-CHUNK = 1 << 24  # events at a time: what is made of them takes 24 bytes an event
-# Breakdowns, and their column.
+CHUNK = 1 << 24  # events at a time; temporary arrays take 24 bytes for each
+# The breakdowns, and the column that says which bucket a row is of.
 KINDS = {
     "by_history_length": "history",
     "by_age": "age",
@@ -35,11 +35,11 @@ MEANING = {
 
 
 def metrics_of(ranking: Ranking, counts: NDArray[np.int64]) -> dict[str, float]:
-    """A ranking's metrics and, where it has counted what it shows, what its best ten items are like.
+    """A ranking's metrics and, where it has counted the items that it shows, what its best ten are like.
 
-    ``counts`` (V,) are training events. ``coverage@10`` is the share of the catalogue that is among the best ten for
-    any target; ``novelty@10`` the mean over all that is shown of ``log2(N / (count + 1))`` bits, N being all events
-    that ``counts`` hold and one more an item: how surprising it is that a random event is of this item.
+    ``counts`` (V,) are the training events of each item. ``coverage@10`` is the share of the catalogue that is among
+    the best ten for any target. ``novelty@10`` is the mean over all items shown of ``log2(N / (count + 1))`` bits,
+    where N is the sum of ``counts`` and one more per item: how surprising it is that a random event is of this item.
     """
     found = ranking.metrics()
     if ranking.shown is not None:
@@ -50,10 +50,10 @@ def metrics_of(ranking: Ranking, counts: NDArray[np.int64]) -> dict[str, float]:
 
 
 def transitions(store: SequenceStore, split: Split, targets: NDArray[np.int64]) -> NDArray[np.int64]:
-    """How often in training each target's item came right after the item that is right before it; (n,). 0 for a user's
+    """How often in training each target's item came right after the item that precedes the target, (n,); 0 for a user's
     first event."""
 
-    def pair(events: NDArray[np.int64]) -> NDArray[np.int64]:  # of each event's item and the one before it
+    def pair(events: NDArray[np.int64]) -> NDArray[np.int64]:  # one number for each event's item and the one before it
         return store.items[events - 1].astype(np.int64) * store.n_items + store.items[events]
 
     has_one = targets > store.offsets[store.users_of(targets)]
@@ -61,7 +61,7 @@ def transitions(store: SequenceStore, split: Split, targets: NDArray[np.int64]) 
     asked[has_one] = pair(targets[has_one])
     pairs, which = np.unique(asked, return_inverse=True)
     found = np.zeros(len(pairs), dtype=np.int64)
-    follows = training_events(store, split)  # (E,), those of which have a training event of their user before them
+    follows = training_events(store, split)  # (E,), the training events that have an event of the same user before them
     follows[store.offsets[:-1][np.diff(store.offsets) > 0]] = False
     for first in range(0, len(follows), CHUNK):
         keys = pair(first + np.flatnonzero(follows[first : first + CHUNK]))
@@ -72,9 +72,9 @@ def transitions(store: SequenceStore, split: Split, targets: NDArray[np.int64]) 
 
 @dataclass(frozen=True)
 class TargetKinds:
-    """What kind of target each of n is: ``ages`` (n,), how many events ago its item occurred last (0: never),
-    ``popularity`` (n,), the training events of its item, which for all items are ``counts`` (V,), and ``transitions``
-    (n,), how many of those come right after the item that is right before the target."""
+    """What kind of target each of n targets is. ``ages`` (n,): how many events ago its item last occurred (0: never);
+    ``popularity`` (n,): the training events of its item; ``transitions`` (n,): how many of these come right after the
+    item that precedes the target. ``counts`` (V,) are the training events of all items."""
 
     ages: NDArray[np.int64]
     popularity: NDArray[np.int64]
@@ -98,20 +98,21 @@ class TargetKinds:
         }
 
     def report(self, ranking: Ranking) -> dict[str, Any]:
-        """What a result says of a ranking of the test targets: the metrics as ``test``, and each breakdown by its
+        """What a result reports of a ranking of the test targets: the metrics as ``test``, and each breakdown by its
         name."""
         parts = self.breakdown(ranking)
         return {"test": metrics_of(ranking, self.counts)} | {f"test_{name}": rows for name, rows in parts.items()}
 
 
 def averaged(reports: Sequence[Mapping[str, Any]], kind: str, metric: str = "NDCG@10") -> dict[str, float]:
-    """By bucket of a breakdown, the mean of ``metric`` over results of several seeds, which share their targets."""
+    """For each bucket of a breakdown, the mean of ``metric`` over results of several seeds, which share their
+    targets."""
     same = zip(*(report[f"test_{kind}"] for report in reports), strict=True)
     return {rows[0][KINDS[kind]]: mean(row[metric] for row in rows) for rows in same}
 
 
 def seen_and_unseen(report: Mapping[str, Any], metric: str = "NDCG@10") -> dict[str, float | None]:
-    """``metric`` for targets that their user has had before, and for the others; None where there are none."""
+    """``metric`` for targets whose item the user has had before, and for the others; None where there are none."""
     found: dict[str, float | None] = {}
     for name, is_new in (("seen before", False), ("new to the user", True)):
         rows = [row for row in report["test_by_age"] if (row["age"] == "0") == is_new]

@@ -1,7 +1,7 @@
 """Checkpoints: one file each (:mod:`hyenarec.tensor_file`), with everything needed to use or resume a model.
 
 Tensors carry their role as a prefix (``model.``, ``optimizer.``, ``user_ids.``, ``item_ids.``); the JSON half
-(configuration, progress) travels in the file's own header, so weights, configuration and id maps cannot part.
+(configuration, progress) is in the file's own header, so weights, configuration and id maps cannot be separated.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ T = TypeVar("T")
 KIND = tensor_file.Kind("checkpoint", version=2)
 
 
-# Tensors that have a row an item.
+# Tensors with one row per item.
 OF_ITEMS = {
     *("model.items.weight", "model.bias", "rows.rows/read"),
     *(f"rows.{table}/{key}" for table in ("items.weight", "bias") for key in ("exp_avg", "exp_avg_sq")),
@@ -32,7 +32,7 @@ OF_ITEMS = {
 def save(path: Path, tensors: dict[str, Tensor], header: dict[str, Any], shard: ItemShard | None = None) -> None:
     """Write ``tensors`` and the JSON-serialisable ``header`` to ``path`` atomically.
 
-    With a ``shard`` of the items all processes call this, and the first writes; the file is that of whole tensors.
+    With a ``shard`` of the items all processes call this, and process 0 writes; the file is the same as without shards.
     """
     if shard is None:
         arrays: dict[str, Any] = {name: tensor.detach().cpu().numpy() for name, tensor in tensors.items()}
@@ -44,24 +44,27 @@ def save(path: Path, tensors: dict[str, Tensor], header: dict[str, Any], shard: 
         }
         tensor_file.save(path, KIND, arrays, header)
     else:
-        for name in sorted(tensors.keys() & OF_ITEMS):  # as they are written
+        for name in sorted(tensors.keys() & OF_ITEMS):  # in the order in which process 0 writes them
             shard.send(tensors[name])
 
 
 def load(path: Path, shard: ItemShard | None = None) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Read what :func:`save` wrote, onto the CPU; with a ``shard`` only its rows of tensors that have one an item.
+    """Read what :func:`save` wrote, onto the CPU; with a ``shard`` only its rows of tensors with one row per item.
     Raises as :func:`hyenarec.tensor_file.load` does."""
     arrays, header = load_mapped(path)
     return copied(arrays, path, shard), header
 
 
 def load_mapped(path: Path) -> tuple[tensor_file.Arrays, dict[str, Any]]:
-    """The same, verified, but with its arrays still on the disk, for :func:`copied`."""
+    """The same, verified, but with the arrays still on disk (memory-mapped), for :func:`copied`."""
     return tensor_file.load(path, KIND)
 
 
 def copied(arrays: tensor_file.Arrays, path: Path, shard: ItemShard | None = None) -> dict[str, Tensor]:
-    """The tensors of the file ``path``, or of those of items the rows of ``shard``."""
+    """The arrays of the file ``path`` as tensors; with a ``shard`` only its rows of those with one row per item.
+
+    Raises :class:`DamagedError` where these do not have ``shard.n_items`` rows.
+    """
     found = {}
     for name, array in arrays.items():
         if shard is not None and name in OF_ITEMS:
@@ -73,9 +76,9 @@ def copied(arrays: tensor_file.Arrays, path: Path, shard: ItemShard | None = Non
 
 
 def fill(module: torch.nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
-    """Load the weights of ``module`` from the file ``path``.
+    """Load ``tensors``, which come from the file ``path``, into ``module``.
 
-    Raises :class:`DamagedError` unless the tensors have its names, shapes and dtypes, and no NaN or infinity.
+    Raises :class:`DamagedError` unless they have the module's names, shapes and dtypes, and no NaN or infinity.
     """
     expected = module.state_dict()
     check_names(tensors.keys(), expected.keys(), path)
@@ -90,7 +93,7 @@ def fill(module: torch.nn.Module, tensors: dict[str, Tensor], path: Path) -> Non
 
 
 def check_names(found: Any, expected: Any, path: Path) -> None:
-    """Raises :class:`DamagedError` with the first of the names that are in one of the two sets only."""
+    """Raises :class:`DamagedError` with the first name that is in only one of the two sets."""
     for name in sorted(found ^ expected):
         what = "is missing" if name in expected else "does not belong to such a model"
         raise DamagedError(f"{path}: tensor {name!r:.80} {what}")
@@ -105,7 +108,7 @@ def with_prefix(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def without_prefix(prefix: str, tensors: Mapping[str, T]) -> dict[str, T]:
-    """The tensors under ``prefix``, with it taken off."""
+    """The tensors under ``prefix``, by their names without it."""
     start = len(prefix) + 1
     return {name[start:]: tensor for name, tensor in tensors.items() if name.startswith(f"{prefix}.")}
 
@@ -120,7 +123,7 @@ def optimizer_tensors(model: torch.nn.Module, optimizer: torch.optim.Optimizer) 
 
 
 def restore_optimizer(model: torch.nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
-    """The inverse of :func:`optimizer_tensors`. Raises ValueError for what is no state of this model."""
+    """The inverse of :func:`optimizer_tensors`. Raises ValueError for tensors that are not of this model."""
     parameters = dict(model.named_parameters())
     for full, value in tensors.items():
         name, _, key = full.rpartition("/")
@@ -129,5 +132,5 @@ def restore_optimizer(model: torch.nn.Module, optimizer: torch.optim.Optimizer, 
             raise ValueError(f"optimizer state {full!r:.80} does not belong to such a model")
         if value.shape != (() if key == "step" else parameter.shape):
             raise ValueError(f"optimizer state {full!r:.80} has another shape than its parameter")
-        # AdamW keeps its step counter beside the parameter when fused, and so do we.
+        # A fused AdamW keeps its step counter on the parameter's device, and so do we.
         optimizer.state[parameter][key] = value.to(parameter.device)

@@ -1,8 +1,8 @@
-"""Masked items: how models that see a whole sequence at once learn and are asked (BERT4Rec, arXiv 1904.06690, section
-3.6).
+"""Masked items: how models that see a whole sequence at once are trained and asked for the next item (BERT4Rec, arXiv
+1904.06690, section 3.6).
 
-In training some events are hidden and predicted from all the others. To predict the next item a hidden event is put
-after the history, and its prediction taken.
+In training some events are hidden and predicted from all the others. To predict the next item, a hidden event is put
+after the history, and predicted.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ SHARE = 0.2  # of events hidden in training: the source's choice for ML-1M
 def hide_events(batch: Batch) -> Batch:
     """A training batch with events hidden at random: ``masked`` (P,) are their rows and ``targets`` (P,) their items.
 
-    Sequences grow by the item after their last, so that they hold every item that the next-item batch predicts. That
-    last event is always among the hidden ones, as it is when serving; the source has separate samples for it instead.
+    Sequences grow by one item, the target of their last event, so that they hold every item that the next-item batch
+    predicts. This last item is always hidden, as it is when serving; the source has separate samples for it instead.
     """
     assert batch.targets is not None
     whole = _extended(batch, batch.targets[batch.packing.last])
@@ -38,7 +38,7 @@ def hide_next(batch: Batch) -> Batch:
 
 
 def _extended(batch: Batch, last: Tensor) -> Batch:
-    """Every sequence with one more item, ``last`` (S,); without timestamps, which the new event has none of."""
+    """Every sequence with one more item, ``last`` (S,); without timestamps, since the new event has none."""
     packing = batch.packing
     cu_seqlens = packing.cu_seqlens + torch.arange(packing.sequences + 1, device=packing.cu_seqlens.device)
     longer = Packing(cu_seqlens, packing.max_length + 1)

@@ -1,4 +1,4 @@
-"""A model whose steps and forwards run as compiled programs, where there are some."""
+"""A model whose steps and forwards run as compiled programs, where it has such programs."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from hyenarec.programs import HistoryProgram, Package, StepProgram, export, infe
 
 
 class CompiledModel:
-    """What :meth:`SequenceModel.step` and its forward give, by packages of AOTInductor: no Python between operators.
+    """What :meth:`SequenceModel.step` and its forward compute, by packages of AOTInductor: no Python between operators.
 
-    States are those of the model itself, as ``compact`` as said, on the CPU in float32.
+    States are those of the model itself, compact where ``compact`` says so, on the CPU in float32.
     """
 
     def __init__(self, model: SequenceModel, *, compact: bool) -> None:
@@ -32,12 +32,13 @@ class CompiledModel:
             package(export(step), path)
             self._step = Package.load(path)
             self._forward: Package | None = None
-            with suppress(UserError):  # torch unrolls a GRU over the events of its example
+            with suppress(UserError):  # not for a GRU, which torch unrolls over the events of its example
                 package(export(HistoryProgram(plain, 0)), path)
                 self._forward = Package.load(path)
 
     def takes_step(self, state: ModelState, timestamps: Tensor | None) -> bool:
-        """Where a model knows time and is given none, it counts events instead: another program."""
+        """Whether :meth:`step` can take this. A model that knows time counts events where it gets no times: that would
+        be another program, which was not compiled."""
         return list(state.tensors()) == self._names and (timestamps is not None or not self._knows_time)
 
     def step(self, items: Tensor, state: ModelState, timestamps: Tensor | None) -> tuple[Tensor, ModelState]:
@@ -45,14 +46,14 @@ class CompiledModel:
         self._model.check_room(state)
         times = [timestamps] if self._knows_time and timestamps is not None else []
         tensors = state.tensors()
-        if not all(values.is_contiguous() for values in tensors.values()):  # which a package takes for granted
+        if not all(values.is_contiguous() for values in tensors.values()):  # a package assumes it
             tensors = {name: values.contiguous() for name, values in tensors.items()}
             state = state.with_tensors(tensors)
         (hidden,) = self._step(*(given.contiguous() for given in (items, *times)), *tensors.values())
         return hidden, state
 
     def takes_batch(self, batch: Batch) -> bool:
-        """Whether whole histories are of the kind that was compiled; of times as above."""
+        """Whether :meth:`hidden` can take this; what was said of times holds here too."""
         return self._forward is not None and (batch.timestamps is not None or not self._knows_time)
 
     def hidden(self, batch: Batch) -> Tensor:

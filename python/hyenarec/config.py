@@ -1,4 +1,4 @@
-"""The shape of a model and how it is trained: what a checkpoint carries so that both can be had again.
+"""The configuration of a model and of its training, which a checkpoint carries so that both can be repeated.
 
 Needs no torch, so that a command can explain its options before anything large is imported.
 """
@@ -18,16 +18,16 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-MANY = 2**31 - 1  # of what is only counted
+MANY = 2**31 - 1  # upper limit of options that only count something
 LONGEST = 2**20  # events of a history, taps of a filter
-BASIS_VALUES = 2**25  # of a filter's basis, terms x taps: 256 MiB in float64, which no tensor of a checkpoint shows
-# Items up to which loss auto scores all: there a step of 6,400 events takes 1.2 s of one core of a Sapphire Rapids
-# Xeon, and 0.19 s with 1,024 negatives.
+BASIS_VALUES = 2**25  # of a filter's basis, terms x taps: 256 MiB in float64, which no tensor of a checkpoint bounds
+# The most items that loss auto scores all: with so many, a step of 6,400 events takes 1.2 s on one core of a Sapphire
+# Rapids Xeon, and 0.19 s with 1,024 negatives.
 FULL_LOSS_ITEMS = 20_000
-LARGEST_SEED = 2**32 - 1  # a step's seed is made of it and has to stay within 64 bits
+LARGEST_SEED = 2**32 - 1  # a step's seed is computed from it and must fit into 64 bits
 
 MIXERS_THAT_DECOUPLE = ("attention", "hyena")
-# And hyena with --hyena.local.
+# Hyena has heads too, with --hyena.local.
 MIXERS_WITH_HEADS = (
     *("attention", "bert4rec", "hytrec", "fuxi_linear", "grela", "elastic"),
     *("hstu", "dman", "sparsek", "gems"),
@@ -64,7 +64,7 @@ def check_ranges(config: object, ranges: Mapping[str, tuple[float, float]], pref
         value = getattr(config, name)
         if value is None:
             continue
-        if value != value:  # NaN; math.isnan has no answer for an integer of 400 digits
+        if value != value:  # NaN; math.isnan fails for an integer of 400 digits
             raise UserError(f"option {prefix}{name}: {value} is not a number")
         if value < low:
             raise UserError(f"option {prefix}{name}: {shortened(value)} is below {low}")
@@ -95,7 +95,7 @@ def _choices(hint: Any) -> tuple[Any, ...]:
 
 @dataclass(frozen=True)
 class HyenaConfig:
-    """The hyena mixer. benchmarks/results/ablation-ml-100k.json has what each option is worth."""
+    """The hyena mixer. benchmarks/results/ablation-ml-100k.json shows what each option is worth."""
 
     horizon: int | None = None
     """Filter taps, in events; default: the model's max_length."""
@@ -112,7 +112,8 @@ class HyenaConfig:
     short_width: int = 4
     """Taps of the short convolution."""
     local: int | None = None
-    """Last events that a softmax attention beside the convolutions sees; what both give is summed. Default: none."""
+    """Newest events that an additional softmax attention sees; its output is added to that of the convolutions.
+    Default: no attention."""
 
     def __post_init__(self) -> None:
         check_fields(self, "hyena.")
@@ -130,10 +131,10 @@ class AttentionConfig:
     heads: int = 2
     """Heads; a divisor of dim."""
     cache: Literal["full", "window", "citrus"] = "full"
-    """Which events the mixer attention remembers where it reads them one at a time: all, the last ones, or those that
-    the last ones attend to."""
+    """Which events the mixer attention remembers when it reads them one at a time: all of them (full), the last ones
+    (window), or the last ones and those that they attend to (citrus)."""
     cache_events: int | None = None
-    """How many events such a cache of the last or of the most attended ones holds; default: max_length."""
+    """Events that a cache window or citrus holds; default: max_length."""
 
     def __post_init__(self) -> None:
         check_fields(self, "attention.")
@@ -153,16 +154,16 @@ class ModelConfig:
     blocks: int = 2
     """Mixer + feed-forward blocks."""
     block: Literal["plain", "ligr"] = "plain"
-    """plain: pre-norm residual blocks; ligr: what a block adds is weighed by gates made of the residual stream, and the
-    feed-forward is a SwiGLU. eSASRec is mixer attention, block ligr and loss sampled."""
+    """plain: pre-norm residual blocks; ligr: gates computed from the residual stream multiply what a block adds to it,
+    and the feed-forward is a SwiGLU. eSASRec is mixer attention, block ligr and loss sampled."""
     embedding: Literal["shared", "decoupled"] = "shared"
     """shared: one embedding of an item for everything; decoupled: a second, small one makes the queries and keys of
-    attention, or the gates of hyena, so that what to look for and what is found there do not pull at the same numbers
-    (DARE)."""
+    attention, or the gates of hyena, so that what is looked for and what is found there do not compete for the same
+    numbers (DARE)."""
     max_length: int = 200
     """Events of history that the model reads; longer histories are cut to their last events."""
     dropout: float = 0.2
-    """Dropout on embeddings, mixer outputs, feed-forward layers and, of hyena, channels of gates."""
+    """Dropout on embeddings, mixer outputs, feed-forward layers and, in hyena, channels of gates."""
     hyena: HyenaConfig = field(default_factory=HyenaConfig)
     attention: AttentionConfig = field(default_factory=AttentionConfig)
 
@@ -174,7 +175,7 @@ class ModelConfig:
     def __post_init__(self) -> None:
         check_fields(self)
         check_ranges(self, MODEL_RANGES)
-        if not 0 <= self.dropout <= 0.99:  # of more, rounded to 1/256, nothing might be left
+        if not 0 <= self.dropout <= 0.99:  # more, rounded to 1/256, might drop everything
             raise UserError(f"option dropout: {self.dropout} is outside [0, 0.99]")
         heads = self.mixer in MIXERS_WITH_HEADS or (self.mixer == "hyena" and self.hyena.local is not None)
         if heads and self.dim % self.attention.heads:
@@ -201,7 +202,7 @@ class TrainingConfig:
     epochs: int = 200
     """Most epochs to train."""
     batch_size: int = 128
-    """Training windows a step."""
+    """Training slices per step: a slice is at most max_length events of one user."""
     learning_rate: float = 1e-3
     """Peak learning rate of AdamW."""
     schedule: Literal["constant", "cosine"] = "constant"
@@ -216,10 +217,10 @@ class TrainingConfig:
     """Cross entropy over the full catalogue, or sampled softmax with logQ correction; auto takes full up to 20,000
     items and sampled beyond."""
     negatives: int = 1024
-    """Negatives a step of the sampled softmax, drawn by training frequency."""
+    """Negatives per step of the sampled softmax, drawn by training frequency."""
     shard_items: bool = False
-    """Divide the item table among the processes that torchrun starts, for tables that one of them cannot hold; with the
-    sampled softmax alone."""
+    """Divide the item table among the processes that torchrun starts, for tables that one of them cannot hold; only
+    with the sampled softmax."""
     bf16: bool = False
     """Compute matrix products in bfloat16 (autocast)."""
     metric: Literal["NDCG@5", "NDCG@10", "NDCG@20", "Recall@5", "Recall@10", "Recall@20", "MRR"] = "NDCG@10"
@@ -234,7 +235,7 @@ class TrainingConfig:
     """What counts as seen in evaluation: the user's whole history, as in recommending, or only the input, the last
     max_length events of it, as in published results."""
     checkpoint_minutes: float = 5.0
-    """Save inside an epoch after so many minutes, besides after every epoch."""
+    """Minutes after which to save within an epoch; it is always saved after every epoch."""
     seed: int = 0
     """Seed of weights, order, dropout and negatives."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -245,7 +246,7 @@ class TrainingConfig:
         check_ranges(self, TRAINING_RANGES)
 
     def torch_device(self) -> torch.device:
-        """The device that ``device`` names on this machine. Raises :class:`UserError` where there is no such one."""
+        """The device that ``device`` selects on this machine. Raises :class:`UserError` where there is none."""
         import torch
 
         available = torch.cuda.is_available()
@@ -254,7 +255,7 @@ class TrainingConfig:
         return torch.device("cuda" if available and self.device != "cpu" else "cpu")
 
     def for_items(self, n_items: int) -> TrainingConfig:
-        """The same with the ``loss`` that auto takes for so many items."""
+        """The same, with the ``loss`` that auto chooses for so many items."""
         if self.loss != "auto":
             return self
         return replace(self, loss="full" if n_items <= FULL_LOSS_ITEMS else "sampled")
@@ -268,7 +269,7 @@ class TrainingConfig:
 
 
 def refuse_unused(model: ModelConfig, training: TrainingConfig, mixers: Sequence[str]) -> None:
-    """Raises :class:`UserError` for an option that was changed although none of ``mixers``, and nothing else, reads
+    """Raises :class:`UserError` for an option that was changed although none of ``mixers``, nor anything else, reads
     it."""
 
     def refuse(prefix: str, config: Any, options: Sequence[str], why: str) -> None:
@@ -302,7 +303,7 @@ def refuse_unused(model: ModelConfig, training: TrainingConfig, mixers: Sequence
 
 
 def from_json(cls: type[T], data: object, name: str) -> T:
-    """The configuration of dataclass ``cls`` from parsed JSON, ``name`` being what messages call it.
+    """Make the dataclass ``cls`` from parsed JSON; messages call the data ``name``.
 
     Raises :class:`UserError` for anything but an object, and for an option that is unknown, missing, of another type or
     out of range.

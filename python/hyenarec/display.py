@@ -21,9 +21,9 @@ from rich.status import Status
 from rich.table import Table
 from rich.text import Text
 
-# Categories of characters that move the cursor, reorder the text around them, end lines or are no characters at all.
+# Unicode categories of characters that move the cursor, reorder text, end lines or are no characters at all.
 HIDDEN = {"Cc", "Cf", "Cs", "Zl", "Zp"}
-JOINERS = "\u200c\u200d"  # of Cf too, but harmless, and parts of words in Persian and Hindi and of emoji
+JOINERS = "\u200c\u200d"  # in Cf too, but harmless: parts of words in Persian and Hindi, and of emoji
 IN_ASCII = {"±": "+-", "…": "...", "─": "-", "━": "-"}
 SECONDS_A_LINE = 30.0  # between two lines about progress where there is no bar
 FOLDED = 16  # columns that a long text keeps when a table is too wide
@@ -56,7 +56,7 @@ def _escaped(character: str) -> str:
 
 
 class PlainConsole(Console):
-    """A console that takes every string for text, not for markup: most of what it prints comes from somebody's data."""
+    """A console that takes every string as text, not as markup: most of what it prints comes from somebody's data."""
 
     def __init__(self) -> None:
         super().__init__(markup=False, emoji=False, highlight=False, soft_wrap=True)
@@ -65,7 +65,7 @@ class PlainConsole(Console):
         return super().render_str(shown(text), **options)
 
     def status(self, status: Any, **options: Any) -> Status:
-        # A spinner takes a string for markup, whatever its console says; its dots are Braille characters.
+        # A spinner takes a string as markup, whatever its console says; its dots are Braille characters.
         spinner = "dots" if self.encoding.startswith("utf") else "line"
         return super().status(Text(shown(str(status))), spinner=spinner, **options)
 
@@ -88,11 +88,11 @@ def make_output_safe() -> None:
 def show_table(
     title: str, columns: Sequence[str], rows: Sequence[Mapping[str, Any]], text: Sequence[str] | None = None
 ) -> None:
-    """Print ``rows`` under ``columns``; floats with four digits, missing cells as a dash.
+    """Print ``rows`` under ``columns``: floats with four decimals, missing cells as a dash.
 
-    Figures are never cut. Where the table is wider than the terminal it loses its lines, then the columns ``text``
-    (default: the first) fold, then every row becomes a block of lines. What is no terminal has any width, unless
-    the environment variable COLUMNS says otherwise.
+    Figures are never cut. A table wider than the terminal first loses its borders; then the columns ``text`` (default:
+    the first) are folded; at last every row becomes a block of lines. Output that does not go to a terminal may have
+    any width, unless the environment variable COLUMNS gives one.
     """
     text = columns[:1] if text is None else text
     cells = [[shown(_cell(row.get(column))) for column in columns] for row in rows]
@@ -137,7 +137,7 @@ def _cell(value: Any) -> str:
 
 
 class TrainingDisplay:
-    """One bar for the epoch at hand and one line for each finished epoch."""
+    """One bar for the current epoch and one line for each finished epoch."""
 
     def __init__(self, progress: Progress) -> None:
         self._progress = progress
@@ -149,7 +149,7 @@ class TrainingDisplay:
         )
 
     def advance(self, pace: str = "") -> None:
-        """One step more; ``pace`` says how long they take."""
+        """One more step is done; ``pace`` says how long steps take."""
         self._progress.update(self._task, advance=1, pace=pace)
 
     def line(self, text: str) -> None:
@@ -166,8 +166,8 @@ def training_display() -> Iterator[TrainingDisplay]:
 
 @contextmanager
 def counting(what: str, total: int, done: int) -> Iterator[Callable[[int], None]]:
-    """Inside, the function that this yields counts on from ``done``, and people see how many of ``total`` are done and
-    how long the rest will take: in a bar, or without a terminal in a line now and then, the first at once."""
+    """Yields a function that adds to the number ``done``. Meanwhile people see how many of ``total`` are done and how
+    long the rest will take: as a bar, or without a terminal as a line now and then, the first at once."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task(what, total=total, completed=done)

@@ -1,13 +1,13 @@
-"""Training by several processes, as ``torchrun`` starts them: what is distributed, and how.
+"""Training with several processes, as ``torchrun`` starts them: what is distributed, and how.
 
-Every process holds the whole model, or with ``--shard-items`` a part of the item table
-(:mod:`hyenarec.item_shards`), and the whole log, and goes through the same batches in the same order. Of each
-batch it trains on its own sequences (:func:`part`), and gradients are added up (:func:`backward`), so that a step is
-that of one process on the whole batch: with the same loss up to rounding, but for dropout, whose masks are drawn by
-every process for its own part. Evaluation deals its batches out (:func:`mine`) and puts the ranks together
-(:func:`add_up`). Process 0 writes the run's folder; all read it, so it must lie where all can.
+Every process holds the whole model, or with ``--shard-items`` a part of the item table (:mod:`hyenarec.item_shards`),
+and the whole log, and goes through the same batches in the same order. It trains on its own sequences of each batch
+(:func:`part`), and gradients are added up (:func:`backward`), so that a step is that of one process on the whole batch.
+The loss is the same up to rounding, except for dropout, whose masks every process draws for its own part. Evaluation
+deals out whole batches (:func:`mine`) and combines the ranks (:func:`add_up`). Process 0 writes the run's folder; all
+processes read it, so it must lie where all can.
 
-Where there is one process every function here is the identity, and nothing is started.
+With a single process every function here is the identity, and nothing is started.
 """
 
 from __future__ import annotations
@@ -33,19 +33,19 @@ from hyenarec.data.batches import Batch
 from hyenarec.errors import UserError
 from hyenarec.packing import Packing
 
-LONGEST_WAIT = timedelta(minutes=30)  # of one process for another: evaluation takes some longer than others
+LONGEST_WAIT = timedelta(minutes=30)  # of one process for another: evaluation does not take all processes equally long
 
-# Buffers are constants, and those of item features are large: they need not be sent in every step. A newer torch warns
+# Buffers are constants, and those of item features are large, so they are not sent in every step. A newer torch warns
 # of the option's older name.
 _options = inspect.signature(DistributedDataParallel).parameters
 BUFFERS_STAY: Any = {next(name for name in ("forward_sync_buffers", "broadcast_buffers") if name in _options): False}
 
 
 def start() -> None:
-    """Join the other processes where ``torchrun`` started this one, on its own GPU where there are any."""
+    """Join the other processes, if ``torchrun`` started this one; on its own GPU, if there are any."""
     if not dist.is_available() or not dist.is_torchelastic_launched() or _started():
         return
-    from torch.distributed.distributed_c10d import PrefixStore  # which not every torch has
+    from torch.distributed.distributed_c10d import PrefixStore  # not every build of torch has it
     from torch.distributed.rendezvous import rendezvous
 
     backend = "gloo"
@@ -60,8 +60,8 @@ def start() -> None:
         backend = "cpu:gloo,cuda:nccl"
     with peers():
         store, rank, size = next(rendezvous("env://", timeout=LONGEST_WAIT))
-        # torchrun's --max-restarts starts processes anew that find the addresses of the ended ones in the same store,
-        # and wait for them: https://github.com/pytorch/pytorch/issues/135712
+        # torchrun's --max-restarts starts new processes, which would find the addresses of the ended ones in the same
+        # store and wait for them: https://github.com/pytorch/pytorch/issues/135712
         store = PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
         dist.init_process_group(backend, timeout=LONGEST_WAIT, store=store, rank=rank, world_size=size)
 
@@ -88,13 +88,13 @@ def is_main() -> bool:
 
 
 def wrap(model: nn.Module, trained: Collection[Tensor], *, shards: bool = False) -> nn.Module:
-    """``model``, whose parameters ``trained`` get gradients that are means over the processes. It begins as process 0
-    has it, but with ``shards``, which differ, as each has drawn it."""
+    """``model``, wrapped so that the gradients of its parameters ``trained`` become means over the processes. All
+    processes start with the weights of process 0; but with ``shards``, which differ, each keeps those it has drawn."""
     if size() == 1:
         return model
     apart = [parameter for parameter in model.parameters() if not any(parameter is other for other in trained)]
     for parameter in apart:
-        parameter.requires_grad_(False)  # which is how it is told what it need not wait for
+        parameter.requires_grad_(False)  # tells DDP not to wait for these gradients
     with peers():
         wrapped = DistributedDataParallel(model, init_sync=not shards, **BUFFERS_STAY)
     for parameter in apart:
@@ -103,10 +103,10 @@ def wrap(model: nn.Module, trained: Collection[Tensor], *, shards: bool = False)
 
 
 def shares(lengths: NDArray[np.int64], parts: int) -> list[list[int]]:
-    """Which of the sequences of these ``lengths`` (S,) each of ``parts`` gets, so that all have about as many tokens.
+    """Which of the sequences of these ``lengths`` (S,) each of ``parts`` gets, so that all get about as many tokens.
 
-    The longest sequence that is left goes to the part with the fewest tokens. No part has over 4/3 of the least
-    possible most, and mostly the difference is under the shortest sequence.
+    The longest sequence that is left goes to the part with the fewest tokens. No part gets over 4/3 of the smallest
+    possible maximum, and mostly the parts differ by less than the shortest sequence.
     """
     found: list[list[int]] = [[] for _ in range(parts)]
     tokens = [(0, part) for part in range(parts)]
@@ -118,7 +118,7 @@ def shares(lengths: NDArray[np.int64], parts: int) -> list[list[int]]:
 
 
 def part(batch: Batch) -> tuple[Batch, float]:
-    """The sequences of a training batch that this process trains on, and their share of its predictions.
+    """The sequences of a training batch that this process trains on, and their share of the batch's predictions.
 
     Where there are fewer sequences than processes, some train on one with a share of 0.
     """
@@ -143,24 +143,25 @@ def part(batch: Batch) -> tuple[Batch, float]:
 
 
 def own_seed(seed: int) -> None:
-    """Seed torch for what each process draws for itself."""
+    """Seed torch for the numbers that each process draws for itself."""
     if size() > 1:
-        # Apart in the low 32 bits, the only ones that torch's generator of the CPU reads.
+        # The seeds differ in the low 32 bits, the only ones that torch's CPU generator reads.
         torch.manual_seed(seed ^ ((rank() + 1) * 0x9E3779B9 % 2**32))
 
 
 def backward(loss: Tensor, share: float) -> None:
-    """Gradients of the mean over the whole batch, from each process's mean over its share of it.
+    """Compute the gradients of the mean loss over the whole batch; ``loss`` is a process's mean over its ``share`` of
+    it.
 
-    Those of a wrapped model become means over the processes in here; of others they still have to.
+    Gradients of a wrapped model become means over the processes in here; others still have to be averaged.
     """
     with peers():
         (loss * (share * size())).backward() if size() > 1 else loss.backward()  # type: ignore[no-untyped-call]
 
 
 def clip(parameters: Collection[Tensor], rows: Collection[Tensor], most: float, *, shards: bool) -> None:
-    """Scale the gradients down so that the norm of all is at most ``most``. Processes have the same gradients, but with
-    ``shards`` each has ``rows`` of its own."""
+    """Scale the gradients down so that the norm of all together is at most ``most``. All processes have the same
+    gradients, but with ``shards`` each has its own ``rows``."""
     if not shards:
         nn.utils.clip_grad_norm_((*parameters, *rows), most)
         return
@@ -171,7 +172,7 @@ def clip(parameters: Collection[Tensor], rows: Collection[Tensor], most: float, 
 
 
 def add_up(value: Tensor) -> Tensor:
-    """The sum of the processes' values, in place."""
+    """The sum of the processes' values, which replaces ``value`` in place."""
     if size() > 1:
         with peers():
             dist.all_reduce(value)
@@ -179,8 +180,9 @@ def add_up(value: Tensor) -> Tensor:
 
 
 def exchange(values: Tensor, sent: list[int], received: list[int]) -> Tensor:
-    """What the processes send this one of their ``values`` (n, ...), one process after another: each sends the first
-    ``sent[0]`` to process 0, the next ``sent[1]`` to process 1, and so on, and gets ``received``."""
+    """Exchange rows: a process sends the first ``sent[0]`` of its ``values`` (n, ...) to process 0, the next
+    ``sent[1]`` to process 1, and so on. Returns what it gets, ``received[0]`` rows from process 0, then those from
+    process 1, ..."""
     if size() == 1:
         return values
     found = values.new_empty(sum(received), *values.shape[1:])
@@ -190,7 +192,7 @@ def exchange(values: Tensor, sent: list[int], received: list[int]) -> Tensor:
 
 
 def gather(values: Tensor) -> list[Tensor]:
-    """The processes' values, all of one shape."""
+    """The values of all processes, in their order; all have one shape."""
     if size() == 1:
         return [values]
     found = [torch.empty_like(values) for _ in range(size())]
@@ -200,8 +202,8 @@ def gather(values: Tensor) -> list[Tensor]:
 
 
 def refuse_differing(what: str, *values: object) -> None:
-    """Raises :class:`UserError` in all processes where one has other ``values`` than process 0: they would wait for
-    each other forever, or give what is wrong. Values are told apart by their ``repr``."""
+    """Raises :class:`UserError` in all processes if one has other ``values`` than process 0: they would wait for each
+    other forever, or compute something wrong. Values are compared by their ``repr``."""
     if size() == 1:
         return
     digest = hashlib.blake2b(repr(values).encode(), digest_size=7).digest()
@@ -226,22 +228,22 @@ def receive(values: Tensor, process: int) -> None:
 
 
 def add_up_ranks(ranks: NDArray[np.int64]) -> None:
-    """Add up, in place, what each process found of its own batches, with zeros elsewhere."""
+    """Add up, in place, the ranks that each process found for its own batches, with zeros elsewhere."""
     add_up(torch.from_numpy(ranks))
 
 
 def mine(batch: int) -> bool:
-    """Whether this process evaluates the batch of that number."""
+    """Whether this process evaluates the batch with this number."""
     return batch % size() == rank()
 
 
 def any_of(here: bool, device: torch.device) -> bool:
-    """Whether something is so in any of the processes."""
+    """Whether ``here`` is true in any of the processes."""
     return here if size() == 1 else bool(add_up(torch.tensor(float(here), device=device)) > 0)
 
 
 def wait() -> None:
-    """Go on when all processes are here."""
+    """Wait until all processes are here."""
     if size() > 1:
         add_up(torch.zeros(()))
 
@@ -252,7 +254,7 @@ def _started() -> bool:
 
 @contextmanager
 def peers() -> Iterator[None]:
-    """Inside, the end of another process is one line."""
+    """Inside the context, the end of another process becomes one line that says what to do."""
     try:
         yield
     except RuntimeError as error:

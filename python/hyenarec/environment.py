@@ -1,4 +1,4 @@
-"""The machine and the versions behind a figure, and whether what was asked for can run on it."""
+"""The machine and the versions that a figure was measured with, and whether what was asked for can run on it."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from hyenarec_kernels import backends
 from hyenarec_kernels.backends import log
 
 BACKEND_VARIABLE = "HYENAREC_BACKEND"
-TRAINED_BYTES = 16  # of a parameter: itself, its gradient and AdamW's two averages in float32
+TRAINED_BYTES = 16  # per parameter: itself, its gradient and AdamW's two averages, in float32
 
 
 def check_backend(device: torch.device) -> None:
-    """Raises :class:`UserError` where ``HYENAREC_BACKEND`` names what does not work on this machine's ``device``."""
+    """Raises :class:`UserError` where ``HYENAREC_BACKEND`` names a backend that does not work on this ``device``."""
     name = os.environ.get(BACKEND_VARIABLE)
     try:
         usable = backends.available(device.type)

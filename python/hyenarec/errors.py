@@ -11,19 +11,19 @@ class UserError(Exception):
 
 
 def expect(value: object, kinds: type | tuple[type, ...], what: str, wanted: str) -> None:
-    """Raises :class:`UserError` that says what was ``wanted`` as ``what``, unless ``value`` is of ``kinds``."""
-    wants_bool = isinstance(kinds, tuple) and bool in kinds  # which are integers to Python
+    """Raises :class:`UserError`, which says that ``what`` must be ``wanted``, unless ``value`` is of ``kinds``."""
+    wants_bool = isinstance(kinds, tuple) and bool in kinds  # bools are integers to Python
     if not isinstance(value, kinds) or (isinstance(value, bool) and not wants_bool):
         raise UserError(f"{what}: expected {wanted}, got {shortened(value)}")
 
 
 def is_iterable(value: object) -> bool:
-    """Whether ``value`` can be gone through: an array or tensor of no dimensions only has the method."""
+    """Whether ``value`` can be iterated over: an array or tensor without dimensions cannot, but has the method."""
     return isinstance(value, Iterable) and getattr(value, "ndim", 1) != 0
 
 
 def shortened(value: object) -> str:
-    """How ``value`` is written in a message: on one line, and not a long one."""
+    """``value`` as messages show it: on one line, and not a long one."""
     text = repr(value) if not isinstance(value, int) or abs(value) < 10**30 else "a number of over 30 digits"
     text = " ".join(text.split())
     return text if len(text) <= 60 else f"{text[:57]}..."
@@ -34,8 +34,8 @@ class ScoreError(UserError, ValueError):
 
 
 class DamagedError(UserError):
-    """A file of ours that is truncated, damaged or of another version, so that nothing but replacing it helps."""
+    """A file of ours that is truncated, damaged or of another version, so that it can only be replaced."""
 
 
 class DivergedError(UserError):
-    """A training whose loss, weights or scores are no numbers any more."""
+    """A training whose loss, weights or scores have become NaN or infinite."""

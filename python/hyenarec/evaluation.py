@@ -19,15 +19,15 @@ from hyenarec.data.store import SequenceStore
 from hyenarec.errors import ScoreError, UserError
 from hyenarec.item_shards import ItemShard
 
-# Upper bounds of buckets, after which one more is open.
+# Upper bounds of buckets; one more bucket, without a bound, follows.
 LENGTH_BUCKETS = (10, 20, 50, 100, 200, 500, 1000)  # events in a history
-SHOWN = 10  # best items of each target that coverage and novelty are of
+SHOWN = 10  # best items per target from which coverage and novelty are computed
 DEFAULT_KS = (5, 10, 20)
 SCORES_AT_A_TIME = 1 << 26  # 256 MiB of float32
 
 Seen = Literal["history", "input"]
-"""Which items count as seen: all of the user's history before the target, as recommending has it, or only the part of
-it that the model reads, as published results have it (then the model's ``max_length`` changes what is ranked)."""
+"""Which items count as seen: those of the user's whole history before the target, as in recommending, or only those of
+the part that the model reads, as in published results (then the model's ``max_length`` changes what is ranked)."""
 
 
 def scored_at_a_time(n_items: int, most: int = 256) -> int:
@@ -63,8 +63,8 @@ def target_ranks(scores: Tensor, targets: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Ranking:
-    """Ranks of the targets (0-based) and the full lengths of the histories before them, both (n,); and how often each
-    item was among the best ten, (V,), where that was asked for."""
+    """Ranks of the targets (0-based) and the full lengths of the histories before them, both (n,); and if it was asked
+    for, ``shown`` (V,): how often each item was among the best ten."""
 
     ranks: NDArray[np.int64]
     history_lengths: NDArray[np.int64]
@@ -73,8 +73,9 @@ class Ranking:
     def metrics(self, ks: Sequence[int] = DEFAULT_KS) -> dict[str, float]:
         """NDCG, Recall and HR at each k, and MRR over the whole catalogue.
 
-        One target a user, so Recall@k and HR@k are the same number, NDCG@k is the mean of ``1 / log2(rank + 2)`` over
-        ranks below k, and MRR is the mean of ``1 / (rank + 1)``. NaN where there is no target.
+        There is one target per user, so Recall@k and HR@k are the same number, NDCG@k is the mean of
+        ``1 / log2(rank + 2)`` over ranks below k (else 0), and MRR is the mean of ``1 / (rank + 1)``. NaN where
+        there is no target.
         """
         if not len(self.ranks):
             return {f"{name}@{k}": float("nan") for k in ks for name in ("NDCG", "Recall", "HR")} | {
@@ -90,17 +91,17 @@ class Ranking:
         return found
 
     def by_history_length(self, ks: Sequence[int] = DEFAULT_KS) -> list[dict[str, Any]]:
-        """The same metrics for users of each length bucket that has any; each entry also has ``history`` and
+        """The same metrics for each length bucket that has any users; each entry also has ``history`` and
         ``targets``."""
         return self.by("history", self.history_lengths, LENGTH_BUCKETS, ks)
 
     def by(
         self, name: str, values: NDArray[np.int64], bounds: Sequence[int], ks: Sequence[int] = DEFAULT_KS
     ) -> list[dict[str, Any]]:
-        """The same metrics for targets of each bucket of ``values`` (n,) that has any, ascending.
+        """The same metrics for the targets in each bucket of ``values`` (n,) that has any, ascending.
 
-        Bucket ``i`` is ``bounds[i-1] < value <= bounds[i]``, the last one open. Each entry also has ``targets`` and,
-        under ``name``, which values its bucket holds.
+        Bucket ``i`` holds values with ``bounds[i-1] < value <= bounds[i]``; the last has no upper bound. Each entry
+        also has ``targets``, their number, and under ``name`` the values that its bucket holds.
         """
         bucket = np.searchsorted(bounds, values)
         rows: list[dict[str, Any]] = []
@@ -132,10 +133,11 @@ def rank_targets(
 ) -> Ranking:
     """Rank every target event among all items, given the history before it cut to ``max_length`` events.
 
-    ``targets`` (n,) absolute event indices of ``store``. With ``exclude_seen`` the items that ``seen`` names are never
-    recommended; a target that is one of them counts as missed. ``count_shown`` asks for the ranking's ``shown``. The
-    scores of a model with a ``shard`` of the item table are of its items alone, and all processes rank the same.
-    Raises :class:`UserError` where there are no targets and :class:`ScoreError` for scores that rank nothing.
+    ``targets`` (n,) are indices of events in ``store``. With ``exclude_seen``, items that are seen in the sense of
+    ``seen`` are never recommended, and a target that is one of them counts as missed. ``count_shown`` asks for the
+    ranking's ``shown``. With a ``shard`` of the item table, scores are those of own items alone, and all processes rank
+    the same targets. Raises :class:`UserError` where there are no targets, and :class:`ScoreError` where a score is NaN
+    or a target's is +inf.
     """
     if not len(targets):
         raise UserError("nothing to evaluate: the split has no targets (every user has too few events)")
@@ -174,8 +176,8 @@ def rank_targets(
 
 
 def ages(store: SequenceStore, targets: NDArray[np.int64]) -> NDArray[np.int64]:
-    """How many events ago each target's item occurred last in its user's history: 1 is the event just before, 0 none;
-    (n,)."""
+    """How many events ago each target's item last occurred in its user's history, (n,): 1 is the event just before, 0
+    means never."""
     starts = store.offsets[store.users_of(targets)]
     found = np.zeros(len(targets), dtype=np.int64)
     for place, (start, target) in enumerate(zip(starts.tolist(), targets.tolist(), strict=True)):
@@ -186,33 +188,33 @@ def ages(store: SequenceStore, targets: NDArray[np.int64]) -> NDArray[np.int64]:
 
 
 def repeats(store: SequenceStore, targets: NDArray[np.int64]) -> int:
-    """How many of the target events are of an item that their user has had before."""
+    """How many of the target events have an item that their user has had before."""
     return int((ages(store, targets) > 0).sum())
 
 
 def repeats_line(store: SequenceStore, targets: NDArray[np.int64], exclude_seen: bool) -> str | None:
-    """One line for people where targets count as missed because their user has seen them; None where none does."""
+    """One line for people if targets count as missed because their user has seen them; None if none does."""
     found = repeats(store, targets) if exclude_seen else 0
     if not found:
         return None
     return (
         f"{found:,} of {len(targets):,} targets are in their own history: items already seen are not recommended, so "
-        "these may count as missed; --no-exclude-seen ranks them too, and where rows stand twice --drop-duplicates"
+        "these may count as missed; --no-exclude-seen ranks them too, and --drop-duplicates keeps one of repeated rows"
     )
 
 
 @dataclass(frozen=True)
 class KnownPart:
-    """What a model can be asked of a log that has grown since: the log without events of items that are new to it."""
+    """What a model can be asked about a log that has grown since its training: the log without items new to it."""
 
     store: SequenceStore
     """The log's users, with the model's items."""
     targets: NDArray[np.int64]
     """The targets that are left, as event indices of ``store``, (m,)."""
     kept: NDArray[np.bool_]
-    """Which of all targets these are, (n,): the others are new items, or have nothing but new items before them."""
+    """Which of all targets these are, (n,): the others are new items, or have only new items before them."""
     history_lengths: NDArray[np.int64]
-    """Events before each of all targets, (n,)."""
+    """The number of events before each of all targets, (n,)."""
     places: NDArray[np.int64]
     """The model's index of each of the log's items, (V,), -1 for a new one."""
 
@@ -222,13 +224,13 @@ class KnownPart:
         return int((self.places < 0).sum())
 
     def counts(self, counts: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Counts of the log's items as counts of the model's."""
+        """Counts of the log's items, (V,), as counts of the model's items."""
         found = np.zeros(self.store.n_items, dtype=np.int64)
         found[self.places[self.places >= 0]] = counts[self.places >= 0]
         return found
 
     def describe(self) -> str | None:
-        """One line for people where the log has new items; None where it has none."""
+        """One line for people if the log has new items; None if it has none."""
         if not self.new_items:
             return None
         lost, total = int((~self.kept).sum()), len(self.kept)
@@ -238,15 +240,15 @@ class KnownPart:
         )
 
     def with_lost(self, ranking: Ranking) -> Ranking:
-        """``ranking`` of ``targets`` as one of all targets, of which the lost ones are missed."""
+        """``ranking``, which is of ``targets``, as one of all targets: the lost ones count as missed."""
         ranks, lengths = np.full(len(self.kept), self.store.n_items, dtype=np.int64), self.history_lengths.copy()
         ranks[self.kept], lengths[self.kept] = ranking.ranks, ranking.history_lengths
         return replace(ranking, ranks=ranks, history_lengths=lengths)
 
 
 def known_part(store: SequenceStore, item_ids: Ids, targets: NDArray[np.int64], absent: int = 0) -> KnownPart | None:
-    """``store`` as a model of ``item_ids`` sees it; None where the log lacks more items of the model than the
-    ``absent`` ones that the log of its training lacked, so is another one."""
+    """``store`` as a model of ``item_ids`` sees it. None where the log lacks more of the model's items than ``absent``,
+    the number that the log of its training lacked: then it is another log."""
     lengths = targets - store.offsets[store.users_of(targets)]
     mine, theirs = item_ids.to_arrays(), store.item_ids.to_arrays()
     if mine.keys() == theirs.keys() and all(np.array_equal(mine[key], theirs[key]) for key in mine):

@@ -35,7 +35,7 @@ def train(
     features: Features | None = None,
 ) -> dict[str, Any]:
     """Train (or finish) the run in ``out`` and draw its curve; returns the run's result."""
-    from hyenarec.plots import training_curves  # matplotlib: a command that draws nothing does without it
+    from hyenarec.plots import training_curves  # imports matplotlib, which a command that draws nothing does without
 
     refuse_foreign(out / CURVE, PNG)
     run = Run(out, store, split, model, training, source, start, features)
@@ -66,7 +66,7 @@ def baseline_rows(
 
 
 def summarise(results: dict[str, list[dict[str, Any]]]) -> dict[str, dict[str, dict[str, float]]]:
-    """Mean and sample standard deviation over seeds of every test metric and of the seconds an epoch."""
+    """Mean and sample standard deviation over seeds of every test metric and of the seconds per epoch."""
     summary: dict[str, dict[str, dict[str, float]]] = {}
     for name, runs in results.items():
         values = {metric: [run["test"][metric] for run in runs] for metric in runs[0]["test"]}
@@ -79,8 +79,8 @@ def summarise(results: dict[str, list[dict[str, Any]]]) -> dict[str, dict[str, d
 
 
 def mean_and_spread(summary: dict[str, dict[str, float]], seeds: int) -> dict[str, str]:
-    """A system's part of :func:`summarise` as cells: mean and spread, narrow enough for four columns on an 80-column
-    terminal; the mean alone of a single seed."""
+    """A system's part of :func:`summarise` as table cells: mean and spread, narrow enough for four columns on an
+    80-column terminal; for a single seed only the mean."""
     cells = {}
     for metric, value in summary.items():
         digits = 1 if metric == "s/epoch" else 4
@@ -103,7 +103,7 @@ def show_log(store: SequenceStore) -> None:
 
 
 def show_loss(training: TrainingConfig, store: SequenceStore) -> None:
-    """Say which loss was chosen, and why, where nobody named one."""
+    """Say which loss was chosen, and why, if the user chose none."""
     if training.loss == "auto":
         which, than = {
             "full": ("full, over all", "no more than"),
@@ -116,7 +116,7 @@ def show_loss(training: TrainingConfig, store: SequenceStore) -> None:
 
 
 def announce_repeats(store: SequenceStore, split: Split, training: TrainingConfig) -> None:
-    """Say so where test targets count as missed because their users have seen them."""
+    """Say so where test targets count as missed because their users have seen them before."""
     line = repeats_line(store, split.test, training.exclude_seen)
     if line:
         console.print(line)

@@ -1,6 +1,6 @@
-"""Files of a trained model that other programs run: programs of torch.export, packages of AOTInductor, and ONNX.
+"""Exports a trained model to files that other programs run: programs of torch.export, packages of AOTInductor, ONNX.
 
-Each is read back and compared with the model, on random histories, before :func:`export_model` returns.
+Each file is read back and compared with the model, on random histories, before :func:`export_model` returns.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ if TYPE_CHECKING:
 
 Format = Literal["program", "package", "onnx"]
 FORMATS: tuple[Format, ...] = ("program", "package", "onnx")
-# Between a file's scores and the model's own, as a share of the largest: sums are taken in another order.
+# How far a file's scores may be from the model's, as a share of the largest: sums are taken in another order.
 TOLERANCE = 1e-4
-CHECKED = ((1, 2), (3, 17), (2, 1 << 30))  # users and most events, cut to max_length
+CHECKED = ((1, 2), (3, 17), (2, 1 << 30))  # numbers of users, and of events before they are cut to max_length
 
 
 @dataclass(frozen=True)
 class Exported:
-    """The files, and in a line each the programs that this mixer has none of."""
+    """The files written, and one line for each program that cannot be made of this mixer."""
 
     files: list[Written]
     left_out: list[str]
@@ -49,7 +49,7 @@ class Exported:
 
 @dataclass(frozen=True)
 class Written:
-    """A file, and by how much its scores differ from the model's, as a share of the largest."""
+    """A file, its size in bytes, and by how much its scores differ from the model's, as a share of the largest."""
 
     path: Path
     size: int
@@ -65,17 +65,17 @@ def export_model(
     compact: bool = True,
     int8: bool = False,
 ) -> Exported:
-    """Writes ``formats`` into ``folder``, which is made where it is missing.
+    """Writes ``formats`` into ``folder``, which is created if it is missing.
 
     Args:
-        recommender: whose model is exported, in float32.
+        recommender: its model is exported, in float32.
         top: items that each program returns.
-        compact: whether a step's states are the compact ones (:class:`hyenarec_kernels.nn.CompactState`) where there
-            are some.
-        int8: matrices are rounded to 8 bits, with a factor a row: files of about a quarter.
+        compact: whether a step's states are compact (:class:`hyenarec_kernels.nn.CompactState`) where the mixer has
+            such states.
+        int8: rounds matrices to 8 bits, with one factor per row: files of about a quarter of the size.
 
     Raises:
-        UserError: nothing can be exported of the model's mixer, or something that a format needs is missing.
+        UserError: no program of the model's mixer can be exported, or something that a format needs is missing.
     """
     if not 1 <= top <= len(recommender.item_ids):
         raise UserError(f"option k: {top} is not between 1 and the {len(recommender.item_ids)} items")
@@ -124,7 +124,8 @@ def export_model(
 
 
 def write_onnx(model: SequenceModel, path: Path, top: int) -> None:
-    """A :class:`HistoryProgram` of standard operators, for any number of users and up to ``max_length`` events."""
+    """Writes a :class:`HistoryProgram` of standard operators, for any number of users and up to ``max_length``
+    events."""
     exported = export(HistoryProgram(use_standard(inference_copy(model), model.config.max_length), top))
     names = ["items", "lengths", *(["timestamps"] if MIXERS[model.config.mixer].knows_time else [])]
     try:
@@ -138,7 +139,7 @@ def write_onnx(model: SequenceModel, path: Path, top: int) -> None:
                 verbose=False,
             )
     except torch.onnx.errors.OnnxExporterError as error:
-        first: BaseException = error  # which says what could not be written; the last one says how to report it
+        first: BaseException = error  # it says what could not be written; the last one says how to report it
         while first.__cause__ is not None:
             first = first.__cause__
         reason = next(line for line in str(first).splitlines() if line.strip())
@@ -160,7 +161,7 @@ def run_onnx(path: Path) -> Callable[..., list[Tensor]]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the notes of torch's exporters about their own insides."""
+    """Inside the context, torch's exporters print no notes about their own internals."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
@@ -212,7 +213,8 @@ def _histories(model: SequenceModel, users: int, events: int) -> tuple[Tensor, .
 
 
 def _difference(model: SequenceModel, hidden: Tensor, scores: Tensor, best: Tensor) -> float:
-    """Of the best scores from the model's own, and of what the model gives these items."""
+    """Of the best scores from the model's own best, and from the model's scores of the same items: the larger
+    difference, as a share of the largest score."""
     own = model.scores_of(hidden)
     largest = own.abs().max().clamp(min=1e-9)
     off = (scores - own.topk(scores.shape[1]).values).abs().max(), (scores - own.gather(1, best)).abs().max()
@@ -220,7 +222,7 @@ def _difference(model: SequenceModel, hidden: Tensor, scores: Tensor, best: Tens
 
 
 def _describe(recommender: Recommender, history: HistoryProgram, step: StepProgram, folder: Path) -> None:
-    """What a program in another language has to know: ids by number, and the tensors of a user's state."""
+    """Writes what a program in another language has to know: item ids by index, and the tensors of a user's state."""
     state = step.model.init_state(1, compact=step.compact).tensors()
     knows_time = {"timestamps": "int64"} if step.knows_time else {}
     described = {

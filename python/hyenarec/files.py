@@ -1,4 +1,4 @@
-"""Writing files whole or not at all, and none over somebody's own."""
+"""Writing files completely or not at all, and never over somebody else's."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from hyenarec.errors import UserError
 
 WRITTEN_BY = "hyenarec"
 JSON, PNG = ".json", ".png"
-# How our files that people name begin. Nothing else of theirs is ever replaced.
+# How those files of ours begin whose names people choose. No other file under such a name is ever replaced.
 OURS = {
     JSON: re.compile(rb'\{\s*"written_by": "%b' % WRITTEN_BY.encode()),
     PNG: re.compile(rb"\x89PNG.{0,4000}Software\0%b" % WRITTEN_BY.encode(), re.DOTALL),
 }
-UNFINISHED = re.compile(r"\..+\.[0-9]+\.tmp")  # the name that a file has until it is whole
+UNFINISHED = re.compile(r"\..+\.[0-9]+\.tmp")  # the name of a file until it is complete
 
 
 def as_path(given: object, what: str) -> Path:
-    """``given`` as a path. Raises :class:`UserError`, beginning with ``what``, for what is none or is empty."""
+    """``given`` as a path. Raises :class:`UserError`, beginning with ``what``, where it is no path or is empty."""
     if not isinstance(given, str | os.PathLike) or isinstance(os.fspath(given), bytes):
         raise UserError(f"{what}: a path is a string or a pathlib.Path, not {given!r:.60}")
     if not os.fspath(given):
@@ -35,8 +35,8 @@ def as_path(given: object, what: str) -> Path:
 
 
 def refuse_foreign(path: Path, kind: str) -> None:
-    """Raises :class:`UserError` where ``path`` is named as, or holds, anything but what this package writes as ``kind``
-    (:data:`JSON` or :data:`PNG`)."""
+    """Raises :class:`UserError` where ``path`` has the suffix of another kind, or holds anything but what this package
+    writes as ``kind`` (:data:`JSON` or :data:`PNG`)."""
     if path.suffix.lower() in OURS.keys() - {kind}:
         raise UserError(f"{path}: what is written here is {kind[1:].upper()}; choose a name that ends in {kind}")
     try:
@@ -61,10 +61,10 @@ def write_report(path: Path, command: str, report: Mapping[str, Any]) -> None:
 def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
     """Call ``write(temporary_path)``, then put the result at ``path`` in one step; nothing is left behind on failure.
 
-    The file has the mode that the umask gives, whatever ``write`` makes of it. Raises :class:`UserError` with the
+    The file gets the permissions that the umask gives, whatever ``write`` sets. Raises :class:`UserError` with the
     system's reason when the disk is full or the folder cannot be written.
     """
-    path = Path(os.path.realpath(path))  # a link stays one
+    path = Path(os.path.realpath(path))  # so that a symbolic link stays one
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         temporary.touch()
@@ -88,7 +88,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def remove_unfinished(folder: Path) -> None:
-    """Remove what processes that were killed while saving left in ``folder``; nobody may be saving there now."""
+    """Remove what killed processes left half-written in ``folder``; nobody may be saving there meanwhile."""
     for path in folder.iterdir():
         if UNFINISHED.fullmatch(path.name) and path.is_file():
             path.unlink(missing_ok=True)
@@ -96,8 +96,8 @@ def remove_unfinished(folder: Path) -> None:
 
 @contextmanager
 def alone_in(folder: Path) -> Iterator[None]:
-    """Inside, no other process is in ``folder`` by this function; the system lets go of it when a process ends. Raises
-    :class:`UserError` where one is."""
+    """Inside the context, no other process can enter ``folder`` by this function; the system frees it when the process
+    ends. Raises :class:`UserError` where another process is in it."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         try:
@@ -111,8 +111,8 @@ def alone_in(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def unwritten(paths: Sequence[Path], name: str, what: str = "the log") -> Iterator[None]:
-    """Inside, what lies in the files at ``paths`` is read. Raises :class:`UserError`, beginning with ``name``, where
-    one of them is another in the end, or was written meanwhile: what was read may be of neither."""
+    """Inside the context, the files at ``paths`` are read. Raises :class:`UserError`, beginning with ``name``, if one
+    of them was replaced or written meanwhile: what was read may be of neither version."""
 
     def states() -> list[tuple[int, ...]]:
         found = [path.stat() for path in paths]

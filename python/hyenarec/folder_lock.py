@@ -1,4 +1,4 @@
-"""One process at a time trains in a folder: it holds a lock on ``.lock`` there, which ends with the process."""
+"""Only one process at a time trains in a folder: it holds a lock on ``.lock`` there until it ends."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from typing import IO
 from hyenarec.errors import UserError
 
 LOCK = ".lock"
-LOCK_MARK = "hyenarec "  # before the process, so that nobody else's lock is taken for one of ours
+LOCK_MARK = "hyenarec "  # before the process id, so that a foreign lock file is not taken for one of ours
 
 
 def lock(folder: Path) -> IO[str]:
-    """The open lock file of ``folder``, which is created. The system lets go of it when this process ends.
+    """Create and lock the lock file of ``folder``; returns it open. The system unlocks it when this process ends.
 
     Raises :class:`UserError` where another process holds it, or the folder cannot be written.
     """
@@ -35,7 +35,7 @@ def lock(folder: Path) -> IO[str]:
             if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
                 break
             file.close()  # its holder ended, and removed it, between opening and locking
-        if path.stat().st_size:  # empty is one whose process was killed before it wrote
+        if path.stat().st_size:  # empty if its process was killed before it wrote
             file.seek(0)
             if file.read(len(LOCK_MARK)) != LOCK_MARK:
                 file.close()
@@ -49,6 +49,6 @@ def lock(folder: Path) -> IO[str]:
 
 
 def unlock(file: IO[str], folder: Path) -> None:
-    """Let go of ``file``, which :func:`lock` opened for ``folder``, and remove it."""
-    (folder / LOCK).unlink(missing_ok=True)  # while it is still held: nobody else's is removed
+    """Unlock and remove ``file``, which :func:`lock` opened for ``folder``."""
+    (folder / LOCK).unlink(missing_ok=True)  # while it is still locked, so that nobody else's is removed
     file.close()

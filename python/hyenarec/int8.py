@@ -1,4 +1,4 @@
-"""Matrices in 8 bits: whole numbers from -127 to 127 and a factor for each row."""
+"""Matrices in 8 bits: integers from -127 to 127 and a factor for each row."""
 
 from __future__ import annotations
 
@@ -42,10 +42,10 @@ class RoundedLinear(Rounded):
 
 
 def round_weights(model: SequenceModel) -> SequenceModel:
-    """``model``, an inference copy, itself, with embeddings and linear layers in 8 bits; the rest stays as it is."""
+    """Rounds embeddings and linear layers of ``model``, an inference copy, to 8 bits in place; returns ``model``."""
     for module in list(model.modules()):
         if isinstance(module, HyenaMixer):
-            module.frozen = None  # by the stored matrices again, which are what is rounded
+            module.frozen = None  # use the stored matrices again, which are what is rounded
         for name, layer in list(module.named_children()):
             if type(layer) is nn.Linear:
                 setattr(module, name, RoundedLinear(layer))

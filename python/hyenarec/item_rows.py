@@ -1,9 +1,9 @@
-"""Training of a large catalogue, whose steps read few rows of the item table and cost what those rows cost.
+"""Training with a large catalogue: a step reads few rows of the item table, and costs only what those rows cost.
 
-A step of the sampled softmax reads the rows of its batch's items, of its targets and of its negatives. They alone are
-gathered, in one small table which the model and the loss use in place of the whole one, and only they have gradients
-and are written back. Every other row moves too in AdamW, by its decay and by what is left of its momentum; it does so
-when it is next read, all its missed steps at once (:class:`RowAdamW`).
+A step of the sampled softmax reads the rows of its batch's items, of its targets and of its negatives. Only these are
+gathered, in one small table that the model and the loss use in place of the whole one, and only these have gradients
+and are written back. AdamW moves every other row too, by its weight decay and by what is left of its momentum; such a
+row catches up when it is next read, with all the steps that it missed at once (:class:`RowAdamW`).
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from hyenarec.featured_items import FeaturedItems
 from hyenarec.item_shards import Exchange, ItemShard
 from hyenarec.losses import sampled_softmax
 
-BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8  # as torch.optim.AdamW has them by default
-MISSED_STEPS = 1 << 14  # after so many steps, and after an epoch, every row is brought up to date
-ROWS_AT_A_TIME = 1 << 16  # when all are
+BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8  # the defaults of torch.optim.AdamW
+MISSED_STEPS = 1 << 14  # every row is brought up to date after so many steps, and after an epoch
+ROWS_AT_A_TIME = 1 << 16  # when every row is brought up to date
 
 
 @dataclass(frozen=True)
-class Rows:
-    """Rows of the item table that a step reads: ``places`` (R,) int64 in the table, sorted, and their ``weight``
-    (R, D) and ``bias`` (R,), which are leaves that take gradients."""
+class ReadRows:
+    """Rows of the item table that a step reads: ``places`` (R,) int64 are their indices in the table, sorted;
+    ``weight`` (R, D) and ``bias`` (R,) are leaf tensors that take gradients."""
 
     places: Tensor
     weight: Tensor
@@ -35,16 +35,16 @@ class Rows:
 
 
 class RowAdamW:
-    """AdamW of an item table, (V, D), and of its bias, (V,), of which a step reads and writes some rows only.
+    """AdamW for an item table, (V, D), and for its bias, (V,), of which a step reads and writes only some rows.
 
-    Up to rounding the result is that of :class:`torch.optim.AdamW` on all rows, but for epsilon, which in steps that do
-    not read a row stands beside the second moment as it was when it was last read. A row that was read last in step
-    ``s`` has missed the steps ``s+1 ... t``, whose gradients are zero. Step ``j`` of them would have decayed it, by
-    ``a_j = 1 - rate_j * decay``, and moved it by
+    Up to rounding the result is that of :class:`torch.optim.AdamW` on all rows, except for epsilon: in steps that do
+    not read a row, epsilon is added to the second moment as it was when the row was last read. A row that was last read
+    in step ``s`` has missed the steps ``s+1 ... t``, whose gradients are zero. Step ``j`` of these would have decayed
+    it by ``a_j = 1 - rate_j * decay``, and moved it by
     ``rate_j * sqrt(1 - beta2^j) / (1 - beta1^j) * (beta1 / sqrt(beta2))^(j-s) * m / sqrt(v)``, where ``m`` and ``v``
-    are its moments after step ``s``. So all of them take a row ``p`` to ``A p - B m / sqrt(v)`` with two numbers, ``A``
-    and ``B``, that depend on ``s`` and ``t`` alone: they are kept for every ``s`` since all rows were last brought up
-    to date, and brought from ``t`` to ``t+1`` in a step.
+    are its moments after step ``s``. So together they turn a row ``p`` into ``A p - B m / sqrt(v)``, with two numbers
+    ``A`` and ``B`` that depend only on ``s`` and ``t``. These are kept for every ``s`` since all rows were last brought
+    up to date, and each step updates them from ``t`` to ``t+1``.
     """
 
     def __init__(self, weight: Tensor, bias: Tensor, weight_decay: float) -> None:
@@ -55,25 +55,25 @@ class RowAdamW:
         }
         device = weight.device
         self.step_count = 0
-        self._read = torch.zeros(len(weight), dtype=torch.int64, device=device)  # the step up to which each row is
-        self._all_read = 0  # the step up to which all are
-        # By s, from ``_all_read`` to ``step_count``: A and B of the table, and B of the bias, which does not decay.
+        self._read = torch.zeros(len(weight), dtype=torch.int64, device=device)  # the last step that each row includes
+        self._all_read = 0  # the last step that all rows include
+        # For each s from ``_all_read`` to ``step_count``: A and B of the table, and B of the bias, which has no decay.
         self._missed = torch.zeros(3, MISSED_STEPS + 1, dtype=torch.float64, device=device)
         self._missed[0, 0] = 1
         ratio = BETA1 / BETA2**0.5
         exponents = torch.arange(MISSED_STEPS, 0, -1, dtype=torch.float64, device=device)
-        self._momentum = ratio**exponents  # (N,) of missed steps N ... 1
+        self._momentum = ratio**exponents  # (N,), for N ... 1 missed steps
 
     @torch.no_grad()
-    def read(self, places: Tensor) -> Rows:
-        """The rows at ``places`` (R,), distinct, brought up to date."""
+    def read(self, places: Tensor) -> ReadRows:
+        """The rows at ``places`` (R,), which must be distinct, brought up to date."""
         self._bring_up_to_date(places)
         weight, bias = self._weight[places], self._bias[places]
-        return Rows(places, weight.requires_grad_(), bias.requires_grad_())
+        return ReadRows(places, weight.requires_grad_(), bias.requires_grad_())
 
     @torch.no_grad()
-    def step(self, rows: Rows, rate: float) -> None:
-        """One step at learning rate ``rate`` by the gradients of the rows, which are of the newest :meth:`read`."""
+    def step(self, rows: ReadRows, rate: float) -> None:
+        """One step at learning rate ``rate`` with the gradients of ``rows``, which the latest :meth:`read` returned."""
         t = self.step_count = self.step_count + 1
         first, second = 1 - BETA1**t, 1 - BETA2**t
         kept = 1 - rate * self._decay
@@ -87,7 +87,7 @@ class RowAdamW:
             for whole, part in ((table, row), (moments[0], m), (moments[1], v)):
                 whole.index_copy_(0, rows.places, part)
         self._read[rows.places] = t
-        done = t - self._all_read  # steps of which the numbers are kept
+        done = t - self._all_read  # steps whose A and B are kept
         moved = rate * second**0.5 / first * self._momentum[-done:]  # (done,)
         self._missed[:2, :done] *= kept
         self._missed[1:, :done] += moved
@@ -97,7 +97,8 @@ class RowAdamW:
 
     @torch.no_grad()
     def bring_all_up_to_date(self) -> None:
-        """Every row as AdamW on all rows has it. When this is done is part of what a training computes, by rounding."""
+        """Makes every row what AdamW on all rows makes it. Equal trainings must do this after the same steps: it
+        affects rounding."""
         for places in torch.split(torch.arange(len(self._read), device=self._read.device), ROWS_AT_A_TIME):
             self._bring_up_to_date(places)
         self._all_read = self.step_count
@@ -128,11 +129,11 @@ class RowAdamW:
         return ("items.weight", self._weight.data, kept), ("bias", self._bias.data, 1.0)
 
     def tensors(self) -> dict[str, Tensor]:
-        """The state by name; with the tables themselves, all that a training needs to go on with the same bits.
+        """The state by name; with the tables themselves, all that a training needs to continue with the same bits.
 
-        ``NAME/exp_avg`` and ``NAME/exp_avg_sq`` of both tables are their moments, each row's as of the step that it
-        was read in last: ``rows/read`` (V,). ``rows/steps`` (2,) are the steps done, and those up to which all rows
-        are brought; ``rows/missed`` (3, n) float64 the numbers A and B of every step between.
+        ``NAME/exp_avg`` and ``NAME/exp_avg_sq`` are the moments of both tables, each row's as of the step in
+        ``rows/read`` (V,), in which it was last read. ``rows/steps`` (2,) are the steps done, and the last step that
+        all rows include; ``rows/missed`` (3, n) float64 are the numbers A and B for every step between.
         """
         found = {
             f"{name}/{key}": moment
@@ -144,7 +145,7 @@ class RowAdamW:
         return found | {"rows/read": self._read, "rows/steps": torch.tensor(steps), "rows/missed": kept}
 
     def restore(self, tensors: dict[str, Tensor]) -> None:
-        """The inverse of :meth:`tensors`. Raises ValueError for what is no state of these tables."""
+        """The inverse of :meth:`tensors`. Raises ValueError for tensors that are no state of these tables."""
         own = self.tensors()
         for name in sorted(own.keys() ^ tensors.keys()):
             what = "does not belong to such a model" if name in tensors else "is missing"
@@ -170,7 +171,7 @@ class RowAdamW:
 
 class SampledRows:
     """The sampled softmax of a catalogue: its negatives, its rows, and their optimiser, which with a ``shard`` of the
-    table has the rows of that alone."""
+    table has only the shard's rows."""
 
     def __init__(
         self,
@@ -182,9 +183,9 @@ class SampledRows:
         shard: ItemShard | None = None,
         featured: FeaturedItems | None = None,
     ) -> None:
-        """Negatives are drawn in proportion to ``counts`` (V,), whole numbers of which each counts one more.
+        """Negatives are drawn in proportion to ``counts`` (V,), whole numbers, each plus one.
 
-        With ``featured`` items the model and the loss read rows with their features, and the rows here are without.
+        With ``featured`` items, the model and the loss read rows with features added; the rows here are without.
         """
         self._shard, self._featured = shard, featured
         self.optimizer = RowAdamW(weight, bias, weight_decay)
@@ -195,9 +196,10 @@ class SampledRows:
         self._log_q = counts.double().log_().sub_(float(self._up_to[-1].log())).float()  # (V,)
 
     def read(self, batch: Batch) -> SampledStep:
-        """What a step on this process's part of ``batch`` reads, negatives drawn by torch's own generator included.
+        """The rows that a step on this process's part of ``batch`` reads, with negatives drawn by torch's own
+        generator.
 
-        Without shards all processes read the rows of the whole batch, so that they all make the same step.
+        Without shards, all processes read the rows of the whole batch, so that they all make the same step.
         """
         draws = torch.randint(int(self._up_to[-1]), (self._negatives,), device=self._up_to.device)
         drawn = torch.searchsorted(self._up_to, draws, right=True)  # (M,)
@@ -214,12 +216,13 @@ class SampledRows:
         with torch.no_grad():
             table = exchange.fetch(torch.cat((held.weight, held.bias[:, None]), 1)[where])  # (R, D+1)
         weight, bias = table[:, :-1].contiguous(), table[:, -1].contiguous()
-        rows = Rows(places, weight.requires_grad_(), bias.requires_grad_())
+        rows = ReadRows(places, weight.requires_grad_(), bias.requires_grad_())
         return ShardedStep(rows, rows.weight, batch, share, negatives, self._log_q[places], held, exchange, where)
 
 
 def _local(batch: Batch, drawn: Tensor) -> tuple[Tensor, Batch, Tensor]:
-    """The rows (R,) that a batch and negatives (M,) read, sorted, and both with places among them for items."""
+    """The indices (R,) of all table rows that a batch and negatives (M,) read, sorted; and both, with each item
+    replaced by its place among these rows."""
     assert batch.targets is not None
     everything = torch.cat((batch.items, batch.targets, drawn))
     places, local = torch.unique(everything, return_inverse=True)
@@ -229,19 +232,19 @@ def _local(batch: Batch, drawn: Tensor) -> tuple[Tensor, Batch, Tensor]:
 
 @dataclass(frozen=True)
 class SampledStep:
-    """A step's ``rows``, the ``table`` (R, D) that the model and the loss read, its ``batch`` whose items and targets
-    are places among them, that part's ``share`` of all predictions, ``negatives`` (M,), places too, and ``log_q`` (R,)
-    of the rows."""
+    """What a step computes with: its ``rows``; the ``table`` (R, D) that the model and the loss read; this process's
+    part of the ``batch``, whose items and targets are places in the table; that part's ``share`` of all predictions;
+    the ``negatives`` (M,), places too; and ``log_q`` (R,) of the rows."""
 
-    rows: Rows
+    rows: ReadRows
     table: Tensor
     batch: Batch
     share: float
     negatives: Tensor
     log_q: Tensor
 
-    def added_up(self) -> Rows:
-        """The rows that this process has an optimiser for, with gradients that are means over the processes."""
+    def added_up(self) -> ReadRows:
+        """The rows that this process has an optimiser for, with gradients averaged over the processes."""
         for tensor in (self.rows.weight, self.rows.bias) if distributed.size() > 1 else ():
             assert tensor.grad is not None
             distributed.add_up(tensor.grad.div_(distributed.size()))
@@ -253,14 +256,14 @@ class SampledStep:
 
 @dataclass(frozen=True)
 class ShardedStep(SampledStep):
-    """The same where ``rows`` came from the processes that hold them: ``held`` (H,) are those of this one that any
-    reads, and ``where`` (A,) each that was asked for is among them."""
+    """The same with ``rows`` that came from the processes that hold them. ``held`` (H,) are the rows of this process
+    that any process reads; ``where`` (A,) is the place among them of each row that was asked for."""
 
-    held: Rows
+    held: ReadRows
     exchange: Exchange
     where: Tensor
 
-    def added_up(self) -> Rows:
+    def added_up(self) -> ReadRows:
         weight, bias = self.rows.weight.grad, self.rows.bias.grad
         assert weight is not None and bias is not None
         gradients = torch.cat((weight, bias[:, None]), 1).div_(distributed.size())  # (R, D+1)

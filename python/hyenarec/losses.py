@@ -1,4 +1,4 @@
-"""Losses over the item catalogue that never hold the (tokens, items) score matrix whole."""
+"""Losses over the item catalogue that never hold the whole (tokens, items) score matrix."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import embedding, softplus
 
-# Scores held at a time, unless that makes chunks of fewer tokens than there are channels: every chunk also passes over
-# the whole embedding table, (V, D), and should be worth it. On one core of a Sapphire Rapids Xeon 2M scores (8 MiB of
-# float32) are the fastest of 256K to 4M in float32 and bfloat16 (7,000 tokens, 3,416 items); at 500,000 items and 64
-# channels 64 tokens at a time are 3.8 times faster than 4.
+# Scores held at a time, unless chunks would then have fewer tokens than there are channels: every chunk also passes
+# over the whole embedding table, (V, D), and should be worth it. On one core of a Sapphire Rapids Xeon, 2M scores (8
+# MiB of float32) are the fastest of 256K to 4M in float32 and bfloat16 (7,000 tokens, 3,416 items); with 500,000 items
+# and 64 channels, 64 tokens at a time are 3.8 times faster than 4.
 CHUNK_SCORES = 1 << 21
 
-# From a chunk of tokens, their scores (C, V) and as much room: the sum of their losses (), and in that room the
-# gradient of the scores.
+# Takes a chunk of tokens, their scores (C, V) and a buffer of the same shape; returns the sum of the tokens' losses,
+# (), and writes the gradient of the scores into the buffer.
 Chunk = Callable[[slice, Tensor, Tensor], Tensor]
 
 
@@ -31,8 +31,8 @@ def _matmul_dtype(tensor: Tensor) -> torch.dtype:
 def _loss_and_gradients(
     hidden: Tensor, weight: Tensor, bias: Tensor, of_chunk: Chunk
 ) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
-    """The sum of the tokens' losses, (), and beside it, so that no score is computed twice or kept, its gradients by
-    ``hidden``, ``weight`` and ``bias``."""
+    """The sum of the tokens' losses, (), and its gradients by ``hidden``, ``weight`` and ``bias``, computed together so
+    that no score is computed twice or kept."""
     dtype = _matmul_dtype(weight)
     h, e, b = hidden.to(dtype), weight.to(dtype), bias.to(dtype)
     tokens, n_items = len(h), len(e)
@@ -57,12 +57,12 @@ def _loss_and_gradients(
 def _softmax(scores: Tensor, out: Tensor) -> Tensor:
     """The softmax of each row into ``out``; returns the rows' log normalisers, (C,) float32."""
     torch.softmax(scores, 1, out=out)
-    # A row's largest probability is exp(0) / normaliser: the normaliser for the price of two maxima.
+    # A row's largest probability is exp(largest score) / normaliser, so two maxima are enough for the normaliser.
     return scores.amax(1).float() - out.amax(1).float().log()
 
 
 def _scaled(ctx: Any, grad: Tensor) -> list[Tensor]:
-    """The saved gradients of the sum over tokens as those of the mean, times the incoming one."""
+    """The saved gradients, which are of the sum over tokens, as those of the mean, times the incoming gradient."""
     scale = grad / len(ctx.saved_tensors[0])
     return [gradient.to(dtype) * scale for gradient, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)]
 
@@ -100,8 +100,10 @@ def full_cross_entropy(hidden: Tensor, weight: Tensor, bias: Tensor, targets: Te
 
 
 class _AgainstNegatives(torch.autograd.Function):
-    """``own`` (T,) is each token's score of its target: beside the negatives', (M, D) and (M,), it has the loss
-    log(exp(own) + sum of exp(scores)) - own = softplus(log sum of exp(scores) - own)."""
+    """Each token's loss against shared negatives of ``weight`` (M, D) and ``bias`` (M,); ``own`` (T,) is its target's
+    score.
+
+    The loss is log(exp(own) + sum of exp(scores)) - own = softplus(log sum of exp(scores) - own)."""
 
     @staticmethod
     def forward(
@@ -110,7 +112,7 @@ class _AgainstNegatives(torch.autograd.Function):
         grad_own = torch.empty_like(own, dtype=torch.float32)
 
         def of_chunk(tokens: slice, scores: Tensor, gradient: Tensor) -> Tensor:
-            # The least number and not -inf: a token whose negatives all are its target would have no softmax.
+            # The least finite number, not -inf: a token whose negatives are all its target would get NaN.
             scores.masked_fill_(targets[tokens, None] == negatives, torch.finfo(scores.dtype).min)
             excess = _softmax(scores, gradient) - own[tokens].float()  # (C,)
             share = torch.sigmoid(excess)  # of the negatives in the whole softmax
@@ -139,7 +141,7 @@ def sampled_softmax(
     unbiased; a negative that equals a row's target is dropped in that row, and the target, which is always present,
     needs no correction (Bengio & Senecal 2008). Precision and memory are those of :func:`full_cross_entropy`.
     """
-    # embedding and gather: the gradient of indexing sorts the indices (7.6 ms instead of 2.8 for 32,768 x 64)
+    # embedding and gather, as the gradient of indexing sorts the indices (7.6 ms instead of 2.8 for 32,768 x 64)
     own = (hidden * embedding(targets, weight)).sum(1) + bias.gather(0, targets)  # (T,)
     corrected = bias[negatives] - (log_q[negatives] + math.log(len(negatives)))  # (M,)
     return _AgainstNegatives.apply(  # type: ignore[no-any-return,no-untyped-call]

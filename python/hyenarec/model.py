@@ -1,4 +1,4 @@
-"""The backbone that all recommenders share; they differ in the mixer alone."""
+"""The backbone that all recommenders share; only the mixer differs."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ from hyenarec_kernels.ops import dropout as kernels
 
 
 class Dropout(nn.Module):
-    """Dropout of values, or of their GELU, whose probability is rounded to 1/256.
+    """Dropout of values, or of their GELU; its probability is rounded to 1/256.
 
-    On a CPU by :func:`hyenarec_kernels.ops.dropout.dropout`, which keeps no mask: torch's own draws a number an element
-    on one thread. On a GPU by torch's.
+    On a CPU it is :func:`hyenarec_kernels.ops.dropout.dropout`, which stores no mask; torch's own draws one random
+    number per element, on one thread. On a GPU it is torch's.
     """
 
     def __init__(self, probability: float, activation: Literal["gelu"] | None = None) -> None:
@@ -89,7 +89,7 @@ class Block(nn.Module):
         return self._after(x, mixed), state
 
     def _read(self, x: Tensor, small: Tensor | None) -> Tensor:
-        """What the mixer reads: the stream, and behind it the second embedding of the events where there is one."""
+        """What the mixer reads: the normed stream, concatenated with the events' second embedding if there is one."""
         normed: Tensor = self.mixer_norm(x)
         return normed if small is None else torch.cat((normed, small.to(normed.dtype)), -1)
 
@@ -108,12 +108,12 @@ class SwiGLU(nn.Sequential):
 
 
 class LiGRBlock(Block):
-    """A block that weighs what each of its two branches adds by a gate made of the residual stream itself:
+    """A block in which a gate, computed from the residual stream itself, multiplies what each of its two branches adds:
 
         x <- x + sigmoid(W x + b) mixer(norm(x)),    and so for the feed-forward, which is a SwiGLU (4x)
 
     LiGR's layers (arXiv 2502.03417) as eSASRec has them (arXiv 2508.06450). Ours: any mixer, not attention alone; and
-    the values that layers start from are torch's.
+    layers are initialised as torch does by default.
     """
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
@@ -141,8 +141,8 @@ class SmallEmbedding(nn.Module):
     """A second, small embedding of events: items, and positions where the model has them.
 
     DARE (arXiv 2410.02604) has one table for attention and another for what is attended to, because in one table the
-    two pull at the same numbers. Ours: that the next item is predicted by it, so that a query is made of the event
-    before instead of a candidate; the values' table is that of the scores too; each block projects the small embedding
+    two compete for the same numbers. Ours: it serves to predict the next item, so that a query is made from the event
+    before instead of from a candidate; the values' table also gives the scores; each block projects the small embedding
     to full width, so that the same kernels serve; and with hyena it makes the gates.
     """
 
@@ -150,7 +150,7 @@ class SmallEmbedding(nn.Module):
         super().__init__()
         self.items = nn.Embedding(n_items, config.small_dim)
         self.positions = nn.Embedding(length, config.small_dim) if length else None
-        nn.init.normal_(self.items.weight)  # of unit variance, as what the mixers read beside it
+        nn.init.normal_(self.items.weight)  # of unit variance, like what the mixers read beside it
         if self.positions is not None:
             nn.init.normal_(self.positions.weight, std=config.small_dim**-0.5)
 
@@ -161,7 +161,8 @@ class SmallEmbedding(nn.Module):
 
 @dataclass(frozen=True)
 class ModelState:
-    """What a model remembers of ``S`` sequences: a state a block, and ``events`` (S,) int64, how many each has read."""
+    """What a model remembers of ``S`` sequences: one state per block, and ``events`` (S,) int64, how many each has
+    read."""
 
     blocks: tuple[State, ...]
     events: Tensor
@@ -172,20 +173,20 @@ class ModelState:
 
     @staticmethod
     def cat(states: Sequence[ModelState]) -> ModelState:
-        """Copies of states of one model, joined."""
+        """Copies of states of one model, joined along the sequences."""
         blocks = zip(*(state.blocks for state in states), strict=True)
         joined = tuple(type(same[0]).cat(same) for same in blocks)
         return ModelState(joined, torch.cat([state.events for state in states]))
 
     def tensors(self) -> dict[str, Tensor]:
-        """Everything that differs from sequence to sequence, by name; the sequences first."""
+        """Everything that differs between sequences, by name; dimension 0 is the sequences."""
         named = {
             f"{i}.{name}": values for i, block in enumerate(self.blocks) for name, values in block.tensors().items()
         }
         return named | {"events": self.events}
 
     def with_tensors(self, tensors: Mapping[str, Tensor]) -> ModelState:
-        """The same with other sequences' :meth:`tensors`."""
+        """The same state with the :meth:`tensors` of other sequences."""
         blocks = tuple(
             block.with_tensors({name: tensors[f"{i}.{name}"] for name in block.tensors()})
             for i, block in enumerate(self.blocks)
@@ -196,18 +197,18 @@ class ModelState:
 class SequenceModel(nn.Module):
     """Item embedding -> dropout -> blocks -> norm; scores are ``h E^T + bias`` with the embedding tied.
 
-    ``forward(batch)`` returns the hidden states (T, D), or (S, D) of each sequence's last event with ``last_only``;
-    with a ``table`` (R, D) the batch's items are rows of it instead of the whole item embedding. :meth:`scores` turns
-    them into scores over the catalogue, (S, V). A model whose mixer is not causal has a ``mask``
-    that stands for the batch's masked items, and is asked for the next item by a masked one after the history.
+    ``forward(batch)`` returns hidden states (T, D), or with ``last_only`` only those of each sequence's last event,
+    (S, D). With a ``table`` (R, D) the batch's items are rows of it instead of the whole item embedding. :meth:`scores`
+    returns scores over the catalogue, (S, V). A model whose mixer is not causal has a learned ``mask`` that stands for
+    the batch's masked items; to predict the next item, a masked one is put after the history.
 
-    With ``shard_items`` each of the processes that train together holds a :attr:`shard` of the table, all ask for the
-    same batches, and scores are of its items alone, (S, v).
+    With ``shard_items`` each of the processes that train together holds a :attr:`shard` of the table. All must pass the
+    same batches, and scores are those of a process's own items, (S, v).
 
     With ``features`` of the items the table is a sum (:mod:`hyenarec.featured_items`).
 
-    A model whose mixer is causal also reads events one at a time: :meth:`prefill` and :meth:`step` give the hidden
-    states of ``forward`` over everything that each sequence has read so far.
+    A model whose mixer is causal can also read events one at a time: :meth:`prefill` and :meth:`step` give the hidden
+    states that ``forward`` gives over everything that each sequence has read so far.
     """
 
     def __init__(
@@ -247,7 +248,7 @@ class SequenceModel(nn.Module):
         return self.norm(x)  # type: ignore[no-any-return]
 
     def _positions(self, packing: Packing) -> Tensor | None:
-        """The place of every event (T,), where the model looks it up: to find it, the host waits for a GPU."""
+        """The position of every event (T,), if the model uses it: computing it makes the host wait for a GPU."""
         return None if self.positions is None else packing.positions
 
     def _embed(
@@ -255,7 +256,7 @@ class SequenceModel(nn.Module):
     ) -> Tensor:
         x = (
             self.items(items) if table is None else embedding(items, table)
-        ) * self.config.dim**0.5  # (T, D), of unit variance as the mixers' outputs are
+        ) * self.config.dim**0.5  # (T, D), of unit variance like the mixers' outputs
         if masked is not None:
             assert self.mask is not None
             x = x.index_copy(0, masked, self.mask.expand(len(masked), -1))
@@ -272,7 +273,8 @@ class SequenceModel(nn.Module):
         return self.items.add_features(weight) if isinstance(self.items, FeaturedItems) else weight
 
     def folded(self) -> SequenceModel:
-        """The same model without features, in whose table they are: it shares all other weights with this one."""
+        """The same model without features: they are added into its item table. It shares all other weights with
+        this."""
         if not isinstance(self.items, FeaturedItems):
             return self
         plain = copy.copy(self)
@@ -287,7 +289,7 @@ class SequenceModel(nn.Module):
         return self.items if isinstance(self.items, ItemShard) else None
 
     def parameter_count(self) -> int:
-        """Of all processes together where the item table is cut into parts."""
+        """The number of parameters, of all processes together if the item table is cut into shards."""
         own = sum(parameter.numel() for parameter in self.parameters())
         elsewhere = self.shard.n_items - self.shard.num_embeddings if self.shard else 0
         return own + elsewhere * (self.config.dim + 1)
@@ -302,7 +304,7 @@ class SequenceModel(nn.Module):
 
     def scores_of(self, hidden: Tensor) -> Tensor:
         """Scores of every item after hidden states (S, D), (S, V) float32."""
-        with torch.autocast(hidden.device.type, enabled=False):  # half precision would tie scores that differ
+        with torch.autocast(hidden.device.type, enabled=False):  # in half precision, scores that differ would tie
             return torch.addmm(self.bias, hidden.to(self.bias.dtype), self.table().T)
 
     @property
@@ -312,7 +314,7 @@ class SequenceModel(nn.Module):
         return self.config.max_length if mixer.needs_positions or mixer.bounded else None
 
     def init_state(self, sequences: int, *, compact: bool = False) -> ModelState:
-        """The state of sequences without events. ``compact`` asks for a smaller one where the mixer has it
+        """The state of sequences without events. ``compact`` asks for a smaller state if the mixer has one
         (:class:`hyenarec_kernels.nn.CompactState`)."""
         self._check_causal()
         nothing = torch.zeros(sequences, dtype=torch.int64, device=self.bias.device)
@@ -320,7 +322,8 @@ class SequenceModel(nn.Module):
         return ModelState(blocks, nothing)
 
     def prefill(self, batch: Batch, *, compact: bool = False) -> tuple[Tensor, ModelState]:
-        """The hidden states after whole histories, none of them empty, (S, D), and the state for :meth:`step`."""
+        """The hidden states (S, D) after whole histories, none of which may be empty, and the state for
+        :meth:`step`."""
         self._check_causal()
         positions = self._positions(batch.packing)
         x, states = self._embed(batch.items, positions), []
@@ -331,12 +334,12 @@ class SequenceModel(nn.Module):
         return self.norm(x[batch.packing.last]), ModelState(tuple(states), batch.packing.lengths)
 
     def step(self, items: Tensor, state: ModelState, timestamps: Tensor | None = None) -> tuple[Tensor, ModelState]:
-        """The next event of every sequence, ``items`` (S,) at ``timestamps`` (S,): the hidden states after it (S, D),
-        and the state. The state given may be written to: go on with the one that comes back.
+        """Read the next event of every sequence, ``items`` (S,) at ``timestamps`` (S,): the hidden states after it,
+        (S, D), and the new state. The given state may be overwritten: go on with the new one.
 
         Raises :class:`UserError` where a sequence has as many events as the model has positions.
         """
-        if not torch.compiler.is_compiling():  # a compiled program cannot look at values: its caller does
+        if not torch.compiler.is_compiling():  # a compiled program cannot look at values: its caller checks them
             self.check_room(state)
         x, states = self._embed(items, state.events), []
         small = self._embed_small(items, state.events)

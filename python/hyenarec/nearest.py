@@ -1,8 +1,8 @@
 """Approximate recommending: an index of the catalogue that finds most of the best items without scoring all of them.
 
-A score is ``h e + bias``, so the best items are those with the largest inner product of ``(h, 1)`` and ``(e, bias)``:
-a graph of neighbours (HNSW, arXiv 1603.09320) finds them among a few thousand. The index is made by faiss, in the extra
-``hyenarec[ann]``, and lives in memory. What it finds is scored exactly.
+A score is ``h e + bias``, so the best items are those with the largest inner product of ``(h, 1)`` and ``(e, bias)``. A
+graph of neighbours (HNSW, arXiv 1603.09320) finds them by looking at a few thousand items. The index is built by faiss,
+in the extra ``hyenarec[ann]``, and lives in memory. The items that it finds get their exact scores.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from hyenarec.errors import UserError
 from hyenarec.model import SequenceModel
 
 NEIGHBOURS = 32  # links of an item in the graph
-BUILT_WITH, CANDIDATES = 80, 128  # candidates that are kept while an item is put in, and while one is looked for
+BUILT_WITH, CANDIDATES = 80, 128  # candidates kept while an item is inserted, and while items are searched for
 
 
 class NearestItems:
@@ -45,9 +45,9 @@ class NearestItems:
         *,
         candidates: int = CANDIDATES,
     ) -> tuple[Tensor, Tensor]:
-        """About the best ``k`` items after hidden states (S, D), and not in ``seen`` where that is given: their scores,
-        descending, and places in the catalogue, both (S, k). Where fewer are found the scores end in -inf. More
-        ``candidates`` find more of the best and take longer."""
+        """Approximately the best ``k`` items after hidden states (S, D), without those that are ``seen`` where these
+        are given: their scores, descending, and places in the catalogue, both (S, k). Where fewer are found, the scores
+        end in -inf. More ``candidates`` find more of the best items and take longer."""
         hidden = hidden.float().cpu()
         most = max((len(np.unique(items)) for items in seen), default=0) if seen else 0
         wanted = min(k + most, len(self._weight))

@@ -1,19 +1,19 @@
-"""How long a training takes, told from the steps that it has done."""
+"""How long a training takes, estimated from the steps that it has done."""
 
 from __future__ import annotations
 
 import time
 
-MEASURED_STEPS = 4  # of which an estimate is made, after one that also pays for fresh memory
+MEASURED_STEPS = 4  # measured for an estimate, after a first one that also pays for fresh memory
 MEASURED_SECONDS = 10.0  # or fewer steps, where they take this long together
-TOLD_FROM = 30.0  # seconds an epoch: a shorter one has ended before its estimate is read
+TOLD_FROM = 30.0  # seconds per epoch: a shorter epoch ends before its estimate is read
 
 
 class Pace:
-    """The mean time of the steps of an epoch since its second, while they are done."""
+    """The mean time of the steps of an epoch, without the first, updated as steps are done."""
 
     def __init__(self, steps: int) -> None:
-        """``steps`` of a whole epoch."""
+        """``steps`` is how many a whole epoch has."""
         self.steps, self._done, self._began, self._last = steps, 0, 0.0, 0.0
 
     def step(self) -> None:
@@ -25,7 +25,7 @@ class Pace:
 
     @property
     def seconds(self) -> float | None:
-        """Of a step; None until enough of them are measured."""
+        """The seconds of a step; None until enough of them are measured."""
         measured, passed = self._done - 1, self._last - self._began
         if measured < 1 or (measured < MEASURED_STEPS and passed < MEASURED_SECONDS):
             return None

@@ -1,7 +1,7 @@
 """Packed batches: the one layout in which sequences travel through the model.
 
-A batch of ``S`` sequences with ``T`` events in all is a ``(T, ...)`` array and the offsets ``cu_seqlens``; nothing is
-spent on padding in the embedding, the feed-forward, the norms and the loss. Mixers that need a rectangle (softmax
+A batch of ``S`` sequences with ``T`` events in all is a ``(T, ...)`` array and the offsets ``cu_seqlens``, so that the
+embedding, the feed-forward, the norms and the loss spend nothing on padding. Mixers that need a rectangle (softmax
 attention, recurrent cells) ask for one with :meth:`Packing.pad` and come back with :meth:`Packing.unpad`.
 """
 
@@ -15,7 +15,7 @@ from torch import Tensor
 
 
 def kept(compute: Callable[[Packing], Tensor]) -> property:
-    """A property computed once, but anew in compiled code, which cannot trace the lock of ``cached_property``."""
+    """A property computed once; in compiled code every time, as that cannot trace the lock of ``cached_property``."""
     name = f"_{compute.__name__}"
 
     def get(packing: Packing) -> Tensor:
@@ -84,7 +84,7 @@ class Packing:
         return x.flatten(0, 1).index_select(0, self._slots)
 
     def elapsed(self, times: Tensor) -> Tensor:
-        """From ``times`` (T,) to the time since the event before in the same sequence, 0 for the first, (T,)."""
+        """The time since the event before in the same sequence, 0 for the first, (T,), from ``times`` (T,)."""
         later: Tensor = self.positions > 0
         return times.diff(prepend=times[:1]) * later
 
@@ -94,10 +94,10 @@ class Packing:
 
 @dataclass(frozen=True)
 class Rectangle(Packing):
-    """Sequences that fill the rows of a right-padded rectangle, padding and all: nothing is moved to pad them.
+    """Sequences in the rows of a right-padded rectangle, with their padding as events: nothing is moved to pad them.
 
-    For compiled programs, whose shapes may not depend on values. Rows of padding hold anything; causal mixers keep them
-    out of every real row, and :attr:`last` passes over them.
+    For compiled programs, whose shapes may not depend on values. Padding may hold anything: causal mixers keep it out
+    of every real event's output, and :attr:`last` gives the last real events.
     """
 
     sizes: Tensor
@@ -123,7 +123,7 @@ class Rectangle(Packing):
     def positions(self) -> Tensor:
         return self._whole(torch.arange(self.max_length, device=self.sizes.device))
 
-    def _whole(self, values: Tensor) -> Tensor:  # (T,); without a quotient, of which ONNX has none by symbols of sizes
+    def _whole(self, values: Tensor) -> Tensor:  # (T,); without division, which ONNX lacks for symbolic sizes
         return values.expand(self.sequences, self.max_length).flatten()
 
     @property

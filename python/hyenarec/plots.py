@@ -17,7 +17,7 @@ from hyenarec.model import SequenceModel
 
 
 def write_figure(figure: Figure, path: Path) -> None:
-    """Write a picture, over whatever is there."""
+    """Write a picture, replacing whatever is there."""
     mark = {"Software": WRITTEN_BY}
     write_atomically(path, lambda temporary: figure.savefig(temporary, format="png", dpi=120, metadata=mark))
 
@@ -29,8 +29,8 @@ def save_figure(figure: Figure, path: Path) -> None:
 
 
 def training_curves(histories: Mapping[str, Sequence[Mapping[str, Any]]], metric: str, path: Path) -> None:
-    """Loss and validation ``metric`` by epoch, one line a run; ``histories`` maps a label to a run's
-    ``metrics.jsonl`` rows."""
+    """Loss and validation ``metric`` by epoch, one line per run; ``histories`` maps a label to the rows of a run's
+    ``metrics.jsonl``."""
     figure = Figure(figsize=(10, 4), layout="constrained")
     loss_axes, metric_axes = figure.subplots(1, 2)
     for label, rows in histories.items():
@@ -77,8 +77,8 @@ def learned_filters(model: SequenceModel, path: Path, channels: int = 6) -> None
 
 
 def breakdowns(values: Mapping[str, Mapping[str, Mapping[str, float]]], metric: str, path: Path) -> None:
-    """``metric`` by kind of target, a plot for each breakdown: ``values`` maps a system to the
-    buckets of each breakdown, as :func:`hyenarec.breakdown.averaged` has them."""
+    """``metric`` by kind of target, one plot per breakdown: ``values`` maps a system to the buckets of each breakdown,
+    as :func:`hyenarec.breakdown.averaged` returns them."""
     figure = Figure(figsize=(6 * len(KINDS), 4.5), layout="constrained")
     for kind, axes in zip(KINDS, figure.subplots(1, len(KINDS)), strict=True):
         for number, (name, parts) in enumerate(values.items()):
@@ -90,7 +90,7 @@ def breakdowns(values: Mapping[str, Mapping[str, Mapping[str, float]]], metric: 
 
 
 def lines(x: Sequence[float], y: Mapping[str, Sequence[float]], names: tuple[str, str], path: Path) -> None:
-    """A line for each label of ``y`` over ``x``, on a logarithmic axis; ``names`` of the two axes."""
+    """A line for each label of ``y`` over ``x``, on a logarithmic axis; ``names`` are those of the two axes."""
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.subplots()
     for label, values in y.items():
@@ -104,7 +104,7 @@ def lines(x: Sequence[float], y: Mapping[str, Sequence[float]], names: tuple[str
 
 
 def importance_bars(shares: Mapping[str, float], path: Path) -> None:
-    """How much each option of a search mattered, as bars, the most on top."""
+    """How much each option of a search mattered, as bars, the largest on top."""
     figure = Figure(figsize=(7, 0.5 * len(shares) + 1), layout="constrained")
     axes = figure.subplots()
     names = list(shares)[::-1]

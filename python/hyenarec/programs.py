@@ -1,7 +1,7 @@
-"""A model's two uses as programs of tensors alone, which can be exported and compiled.
+"""A model's two uses as programs on tensors alone, which can be exported and compiled.
 
 A :class:`HistoryProgram` reads whole histories, a :class:`StepProgram` one event of every user. Both compute in
-float32, whatever the model was trained in, and end in the best items or in hidden states.
+float32, whatever the model was trained in, and return the best items or hidden states.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from hyenarec.packing import Rectangle
 from hyenarec_kernels.native import called_directly, use_native
 from hyenarec_kernels.nn import HyenaMixer
 
-# Weights are not known while a program is compiled, so that what depends on them alone is computed when it is loaded.
+# Weights are not known while a program is compiled, so what is computed from them alone is computed when it is loaded.
 COMPILER = {"aot_inductor.use_runtime_constant_folding": True}
 
 
@@ -36,15 +36,15 @@ def inference_copy(model: SequenceModel) -> SequenceModel:
         )
     made = copy.deepcopy(model).cpu().float().eval().requires_grad_(False)
     for module in made.modules():
-        if isinstance(module, HyenaMixer):  # else every call would add the identity to what is stored
+        if isinstance(module, HyenaMixer):  # else every call would add the identity to the stored matrices
             module.freeze()
     return made
 
 
 class HistoryProgram(nn.Module):
-    """``items`` (B, L) int64, L at least 2, right-padded with any item, ``lengths`` (B,) int64, at least 1, and, for a
-    model that knows time, ``timestamps`` (B, L) int64 in seconds, to scores (B, top) float32 and items (B, top) int64,
-    the best first; with ``top`` 0 to hidden states (B, D)."""
+    """Turns ``items`` (B, L) int64, L at least 2, right-padded with any item, ``lengths`` (B,) int64, at least 1, and,
+    for a model that knows time, ``timestamps`` (B, L) int64 in seconds, into scores (B, top) float32 and items (B, top)
+    int64, best first; or with ``top`` 0 into hidden states (B, D)."""
 
     def __init__(self, model: SequenceModel, top: int) -> None:
         super().__init__()
@@ -58,9 +58,9 @@ class HistoryProgram(nn.Module):
 
 
 class StepProgram(nn.Module):
-    """``items`` (B,) int64, for a model that knows time ``timestamps`` (B,) int64, and the tensors of a state of B
-    users in the order of ``names``, to what :class:`HistoryProgram` returns. The state's tensors are written to where
-    they lie: those of neighbours in a pool of users may be given as views, and nothing is copied."""
+    """Turns ``items`` (B,) int64, for a model that knows time ``timestamps`` (B,) int64 in seconds, and the tensors of
+    a state of B users, in the order of ``names``, into what :class:`HistoryProgram` returns. The state's tensors are
+    updated in place: views of neighbouring users in a pool may be given, without a copy."""
 
     def __init__(self, model: SequenceModel, top: int, *, compact: bool) -> None:
         super().__init__()
@@ -82,7 +82,7 @@ class StepProgram(nn.Module):
 
 
 def _same_users(items: Tensor, *others: Tensor) -> None:
-    """Says that all have as many rows, or torch.export takes each tensor's for a number of its own."""
+    """Tells torch.export that all have the same number of rows; else it takes each tensor's for an independent size."""
     for values in others:
         torch._check(values.shape[0] == items.shape[0])  # type: ignore[no-untyped-call]
 
@@ -95,7 +95,8 @@ def _best(model: SequenceModel, hidden: Tensor, top: int) -> tuple[Tensor, ...]:
 
 
 def export(program: HistoryProgram | StepProgram, *, batch: int | None = None) -> ExportedProgram:
-    """``program`` for any number of users, or for ``batch``, and of events: at most ``max_length`` of the model."""
+    """``program`` for any number of users, or for ``batch``, and for any number of events up to the model's
+    ``max_length``. Raises :class:`UserError` where torch cannot export it."""
     model, users = program.model, 3 if batch is None else batch
     knows_time = MIXERS[model.config.mixer].knows_time
     some = Dim("users", min=1, max=1 << 20) if batch is None else None
@@ -116,10 +117,10 @@ def export(program: HistoryProgram | StepProgram, *, batch: int | None = None) -
             inputs, shapes = (*inputs, inputs[0].clone()), shapes | {"timestamps": both}
     try:
         with torch.no_grad(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch's own, about its own insides
+            warnings.simplefilter("ignore")  # torch's warnings about its own internals
             exported = torch.export.export(program, inputs, dynamic_shapes=shapes, strict=False)
             if batch is None and isinstance(program, HistoryProgram):
-                # torch only notes where a loop was unrolled for the example's sizes, and a package would not look.
+                # Where a loop was unrolled for the example's sizes, torch only notes it, and a package would not check.
                 lengths = torch.ones(2, dtype=torch.int64)
                 for events in (2, min(9, most)):
                     items = torch.zeros(2, events, dtype=torch.int64)
@@ -132,14 +133,14 @@ def export(program: HistoryProgram | StepProgram, *, batch: int | None = None) -
 
 
 def package(program: ExportedProgram, path: Path) -> None:
-    """Compiles ``program``, with the compiled library's operators, into an AOTInductor package at ``path``."""
+    """Compile ``program``, with the compiled library's operators, into an AOTInductor package at ``path``."""
     try:
         use_native(program)
     except NotImplementedError as error:
         raise UserError(f"a package needs the compiled library: {error}") from error
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch's own, about its own insides
+            warnings.simplefilter("ignore")  # torch's warnings about its own internals
             settings = COMPILER | called_directly()
             torch._inductor.aoti_compile_and_package(program, package_path=str(path), inductor_configs=settings)
     except Exception as error:
@@ -151,7 +152,8 @@ def package(program: ExportedProgram, path: Path) -> None:
 
 @dataclass(frozen=True)
 class Package:
-    """A loaded package; :meth:`__call__` is without the checks and the trees of torch's own, half of a step's time."""
+    """A loaded package; a call skips torch's own checks and its trees of arguments, which take half of a step's
+    time."""
 
     loader: Any
 

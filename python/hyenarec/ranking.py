@@ -20,8 +20,8 @@ NOT_FINITE = "the model's scores are NaN or infinite: damaged weights, or times 
 
 @dataclass(frozen=True)
 class Top:
-    """The best items of each of S histories: ``places`` in the catalogue and ``scores``, both (S, k), of which the
-    first ``left`` (S,) may be recommended. Where the model's scores are not ``finite`` (S,) they mean nothing."""
+    """The best items of each of S histories: ``places`` in the catalogue and ``scores``, both (S, k), of which only the
+    first ``left`` (S,) may be recommended. Where the model's scores are not ``finite`` (S,), they mean nothing."""
 
     places: NDArray[np.int64]
     scores: NDArray[np.float32]
@@ -36,9 +36,9 @@ def best_items(
     allowed: Tensor | None = None,
     shard: ItemShard | None = None,
 ) -> Top:
-    """The best ``k`` items by ``scores`` (S, V), which this writes to, or as many as there are left: by what was
-    ``seen`` in each of the S histories, and by ``allowed`` (S, V) or (V,) bool. Where ``scores`` are of a ``shard`` of
-    the items alone, all processes call this, and find the same: the best of the best of each."""
+    """The best ``k`` items by ``scores`` (S, V), or as many as are left without those ``seen`` in each of the S
+    histories and those not ``allowed``, (S, V) or (V,) bool. It overwrites ``scores``. If they are those of a ``shard``
+    of the items alone, all processes must call this, and get the same result: the best of each one's best."""
     finite = finite_rows(scores)
     if seen is not None:
         histories = pack_histories(seen, max(map(len, seen))).to(scores.device)

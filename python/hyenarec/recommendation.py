@@ -1,4 +1,4 @@
-"""Serving: from the log's own item ids to the log's own item ids."""
+"""Serving: from histories to recommendations, both in the log's own item ids."""
 
 from __future__ import annotations
 
@@ -61,11 +61,11 @@ class Recommender:
 
     @classmethod
     def load(cls, path: str | Path, device: str | torch.device = "cpu", *, shard_items: bool = False) -> Recommender:
-        """From a run's folder (its best checkpoint) or one checkpoint file.
+        """Load a run's folder (its best checkpoint) or one checkpoint file.
 
         With ``shard_items`` each of the processes that ``hyenarec.distributed.start`` joined holds a part of the
-        item table: all ask the same questions, score their own items, and get the same answers.
-        Raises :class:`UserError` where there is none, or it is damaged or of another version.
+        item table: all must ask the same questions, each scores its own items, and all get the same answers.
+        Raises :class:`UserError` where there is no checkpoint, or it is damaged or of another version.
         """
         trained = load_trained(as_path(path, "run"), shard_items=shard_items)
         try:
@@ -79,10 +79,10 @@ class Recommender:
             raise UserError(f"option device: {shortened(device)} cannot be used here: {reason}") from error
 
     def with_items(self, path: str | Path) -> Recommender:
-        """The same with the new items of a table of features: those that the model does not know.
+        """This recommender with the new items of a table of features: those that the model does not know.
 
-        ``path`` is such a table as the model was trained with. A new item has a row made of its features alone, and the
-        mean of all items' biases; rows of known items stay as they were learned, whatever the table has for them.
+        ``path`` is a table like the one that the model was trained with. A new item gets a row made from its features
+        alone, and the mean of all items' biases; rows of known items stay as learned, whatever the table has for them.
 
         Raises :class:`UserError` where the model was trained without features, and for what is wrong with the table.
         """
@@ -94,8 +94,8 @@ class Recommender:
         )
 
     def approximate(self) -> None:
-        """From now on :meth:`recommend` and :meth:`answers` look items up in an index (faiss's), which is made
-        here, instead of scoring the whole catalogue: they find nearly the same ones.
+        """From now on, :meth:`recommend` and :meth:`answers` look items up in an index of faiss, which is built here,
+        instead of scoring the whole catalogue: they find nearly the same items.
 
         Raises :class:`UserError` where faiss, of the extra ``hyenarec[ann]``, is not installed.
         """
@@ -111,20 +111,20 @@ class Recommender:
             return self.model.scores(batch)
 
     def step(self, items: Tensor, state: ModelState, timestamps: Tensor | None = None) -> tuple[Tensor, ModelState]:
-        """The model's own ``step``, compiled where :meth:`compile` has been called."""
+        """The model's own ``step``, compiled if :meth:`compile` was called."""
         if self._compiled is not None and self._compiled.takes_step(state, timestamps):
             return self._compiled.step(items, state, timestamps)
         with self.autocast():
             return self.model.step(items, state, timestamps)
 
     def compile(self, *, compact: bool = False) -> None:
-        """Compiles what this recommender computes from now on: sessions' steps, of states as ``compact`` as said, and
-        forwards of whole histories. They then run in float32 and without Python between the operators.
+        """Compile what this recommender computes from now on: the steps of sessions whose states are compact or not, as
+        ``compact`` says, and forwards of whole histories. They then run in float32, without Python between operators.
 
-        Takes half a minute and a C++ compiler. Raises :class:`UserError` where there is none, on a GPU, and for mixers
-        that cannot be exported.
+        This takes half a minute and a C++ compiler. Raises :class:`UserError` where there is none, on a GPU, and for
+        mixers that cannot be exported.
         """
-        from hyenarec.compiled import CompiledModel  # it takes half a second to import what compiles
+        from hyenarec.compiled import CompiledModel  # importing what compiles takes half a second
 
         self._refuse_shard("compile")
         expect(compact, (bool, np.bool_), "option compact", "True or False")
@@ -133,7 +133,7 @@ class Recommender:
         self._compiled = CompiledModel(self.model, compact=bool(compact))
 
     def autocast(self) -> torch.autocast:
-        """The precision that the model was trained in."""
+        """A context with the precision that the model was trained in."""
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config["training"]["bf16"])
 
     def session(
@@ -143,8 +143,8 @@ class Recommender:
         timestamps: Iterable[Sequence[int]] | None = None,
         compact: bool = False,
     ) -> Session:
-        """Users whose events come one at a time, with what happened so far; a history may be empty. ``compact`` makes
-        the states of the hyena mixer small, and not quite exact beyond its horizon.
+        """A session for users whose events come one at a time, after what happened so far; a history may be empty.
+        ``compact`` makes the states of the hyena mixer small, but not quite exact beyond its horizon.
 
         Raises :class:`UserError` for unknown items, wrong timestamps, and a mixer that is not causal.
         """
@@ -161,14 +161,14 @@ class Recommender:
         exclude_seen: bool | None = None,
         allowed: Tensor | None = None,
     ) -> list[list[Recommendation]]:
-        """The best ``k`` next items for each history, oldest event first, of users known or new.
+        """The best ``k`` next items for each history, oldest event first; users may be known or new.
 
-        ``timestamps``, one for each event in the log's own unit, are for models that know time (hytrec, fuxi_linear);
-        without them such a model takes positions in their place and a warning says so. With ``exclude_seen`` no item of
-        the history (its whole length, not only what the model reads) is recommended; by default as the model was
-        trained to be evaluated. ``allowed`` (V,) bool, made by :meth:`allowed`, says which items may be recommended.
-        Raises :class:`UserError` for the first history that is empty, has an unknown item, impossible timestamps or
-        fewer than ``k`` items to recommend; :meth:`answers` answers the others.
+        ``timestamps``, one per event in the log's own unit, are for models that know time (hytrec, fuxi_linear);
+        without them such a model uses positions instead, and warns. With ``exclude_seen`` no item of the history (all
+        of it, not only what the model reads) is recommended; the default is what evaluation used in training.
+        ``allowed`` (V,) bool, made by :meth:`allowed`, says which items may be recommended. Raises :class:`UserError`
+        for the first history that is empty, has an unknown item, impossible timestamps or fewer than ``k`` items to
+        recommend; :meth:`answers` still answers the others.
         """
         answers = self.answers(
             histories, k, timestamps=timestamps, exclude_seen=exclude_seen, allowed=allowed, unknown="error"
@@ -187,11 +187,10 @@ class Recommender:
     ) -> Iterator[Answer]:
         """One :class:`Answer` for each history, in their order, while ``histories`` are read block by block.
 
-        As :meth:`recommend`, but no history costs another its answer: one without an answer says why, and one that has
-        seen nearly everything gets fewer than ``k`` items. Items that the model does not know are left out of a history
-        with ``unknown="skip"``, and leave it without an answer with ``"error"``.
-        Raises :class:`UserError` for a wrong ``k``, for items where histories are expected, and where timestamps are
-        not as many as the events.
+        Like :meth:`recommend`, but no history can make the others fail: one without an answer says why, and one that
+        has seen nearly everything gets fewer than ``k`` items. With ``unknown="skip"``, items that the model does not
+        know are left out of a history; with ``"error"`` such a history gets no answer. Raises :class:`UserError` for a
+        wrong ``k``, for items where histories are expected, and where there are not as many timestamps as events.
         """
         self.check_k(k)
         if isinstance(histories, str | bytes):
@@ -209,8 +208,8 @@ class Recommender:
         return self._answer_in_blocks(requests, k, exclude_seen, allowed)
 
     def allowed(self, allow: Iterable[Item] | None = None, deny: Iterable[Item] = ()) -> Tensor:
-        """Which items of the catalogue may be recommended, (V,) bool: of ``allow`` alone where it is given, and none of
-        ``deny``. Raises :class:`UserError` for an unknown item, and where none is left."""
+        """Which items of the catalogue may be recommended, (V,) bool: all, or only those of ``allow`` if it is given,
+        without those of ``deny``. Raises :class:`UserError` for an unknown item, and where none is left."""
         mask = torch.full((len(self.item_ids),), allow is None)
         for items, value in ((allow or (), True), (deny, False)):
             mask[torch.from_numpy(self.item_ids.encode(list(items), "item").astype(np.int64))] = value
@@ -222,8 +221,8 @@ class Recommender:
     def similar(self, item: Item, k: int = 10) -> list[Neighbour]:
         """The ``k`` items whose embeddings have the highest cosine with that of ``item``, which is not among them.
 
-        Embeddings are what the model reads items by: similar are those that mean the same for what comes next. Raises
-        :class:`UserError` for an unknown item, and for ``k`` below 1 or above the number of other items.
+        Embeddings are how the model reads items, so similar items are those that mean the same for what comes next.
+        Raises :class:`UserError` for an unknown item, and for ``k`` below 1 or above the number of other items.
         """
         self._refuse_shard("similar")
         self.check_k(k)
@@ -307,7 +306,7 @@ class Recommender:
 
     @property
     def time_unit(self) -> str:
-        """Of the log's own times, in which callers give theirs."""
+        """The unit of the log's own times, in which callers give theirs."""
         data = self.config.get("data")
         unit = data.get("time_unit") if isinstance(data, dict) else None
         if unit not in UNITS:
@@ -349,7 +348,7 @@ class Recommender:
     def _approximate(
         self, index: NearestItems, requests: Sequence[Request], k: int, exclude_seen: bool
     ) -> list[Answer]:
-        """:meth:`ranked` of the items that ``index`` finds."""
+        """What :meth:`ranked` returns, for the items that ``index`` finds."""
         with self.autocast():
             hidden = self.model.hidden_after(self.batch(requests))  # (S, D)
         values, places = index.search(hidden, k, [request.items for request in requests] if exclude_seen else None)
@@ -369,7 +368,8 @@ class Recommender:
         exclude_seen: bool | None,
         names: Sequence[str],
     ) -> list[list[Recommendation]]:
-        """The best ``k`` items by ``scores`` (S, V), which this writes to, after histories with these names."""
+        """The best ``k`` items by ``scores`` (S, V), which are overwritten, after histories that messages call by
+        ``names``."""
         self.check_k(k)
         requests = [Request(history, None, [], None) for history in histories]
         answers = self.ranked(scores, requests, k, self.excludes(exclude_seen)) if requests else []
@@ -383,7 +383,7 @@ class Recommender:
         exclude_seen: bool,
         allowed: Tensor | None = None,
     ) -> list[Answer]:
-        """``hyenarec.ranking.best_items`` as answers."""
+        """The result of ``hyenarec.ranking.best_items`` as answers."""
         histories = [request.items for request in requests]
         top = best_items(scores, histories if exclude_seen else None, k, allowed, self.model.shard)
         answers = []

@@ -1,11 +1,11 @@
-"""A training kept in a folder: saved, resumed bit for bit, and finished with a result.
+"""A training run kept in a folder: saved, resumed bit for bit, and finished with a result.
 
     last.safetensors   weights, optimiser and progress: what resuming needs
     best.safetensors   weights of the best epoch and the id maps: what using the model needs
     config.json        the options and the log
-    metrics.jsonl      a row an epoch
+    metrics.jsonl      one row per epoch
     result.json        test metrics of the best epoch, once training has ended
-    timing.json        seconds of every epoch: what differs between equal runs
+    timing.json        seconds of every epoch, apart because equal runs differ in them
 
 One process at a time trains in a folder (:mod:`hyenarec.folder_lock`).
 """
@@ -40,15 +40,15 @@ from hyenarec.training import Progress, Timing, Trainer
 LAST, CONFIG, METRICS = "last.safetensors", "config.json", "metrics.jsonl"
 RESULT, TIMING = "result.json", "timing.json"
 
-# Options that change nothing about the epochs trained so far; a cosine schedule is laid out over its epochs.
+# Options that change nothing about the epochs trained so far, except that a cosine schedule depends on ``epochs``.
 FREE_OPTIONS = ("epochs", "patience", "checkpoint_minutes", "device", "shard_items")
 FILES = {"data": "the log", "item_features": "the table of item features", "start": "the run to go on from"}
 MADE_AGAIN = "remove it, and the same command makes it again"
-SLOW_HOURS = 1.0  # of an epoch's loss, from which a warning is due
+SLOW_HOURS = 1.0  # for the loss of an epoch: if it takes longer, a warning says so
 
 
 class Run:
-    """A training run in a folder, which is created, or resumed if it holds one of the same options and log."""
+    """A training run in a folder, which is created, or resumed if it holds a run with the same options and log."""
 
     def __init__(
         self,
@@ -93,10 +93,10 @@ class Run:
             )
 
     def train(self) -> dict[str, Any]:
-        """Train to the end (or from where the folder's run stopped) and return the result that ``result.json``
-        holds.
+        """Train to the end, from the start or from where the folder's run stopped, and return the result, which is also
+        in ``result.json``.
 
-        Raises :class:`Interrupted`, having saved, where SIGINT or SIGTERM asks to stop.
+        Raises :class:`Interrupted`, after saving, when SIGINT or SIGTERM asks to stop.
         """
         trainer = self.trainer
         try:
@@ -140,7 +140,8 @@ class Run:
 
     @property
     def _writes(self) -> bool:
-        """Whether checkpoints are made here: by process 0, or by all, each with its shard of the items."""
+        """Whether this process takes part in writing checkpoints: process 0 does, or with shards of the items all
+        do."""
         return distributed.is_main() or self.trainer.model.shard is not None
 
     def _write_best(self, trainer: Trainer) -> None:
@@ -170,7 +171,8 @@ class Run:
             unlock(self._lock, self.folder)
 
     def _refuse_differing(self) -> None:
-        """Before a model is made, as processes with models of other shapes would wait for each other."""
+        """Refuse processes with different options. To be called before a model is made: processes whose models have
+        different shapes would wait for each other."""
         given = self.description
         split = given["source"]["split"]
         distributed.refuse_differing("option data", given["data"])
@@ -199,7 +201,7 @@ class Run:
             self._refuse_other_best(self.folder / BEST)
 
     def _refuse_other_files(self) -> None:
-        """A file of one of a run's names that no run wrote is somebody's own, and would be replaced."""
+        """Refuse to replace a file that has a name of a run's files but that no run wrote: it is somebody's own."""
         config = self.folder / CONFIG
         try:
             ours = json.loads(config.read_text(encoding="utf-8")) if config.exists() else {}
@@ -241,7 +243,7 @@ class Run:
             )
 
     def _refuse_other_best(self, path: Path) -> None:
-        """A ``best`` that this run did not write would be tested and served as its own."""
+        """Refuse a ``best`` that this run did not write: it would be tested and served as this run's."""
         try:
             config = checkpoint.load_mapped(path)[1].get("config", {})
         except DamagedError as error:
@@ -254,8 +256,8 @@ class Run:
             )
 
     def _rebuild_best(self) -> None:
-        """Where ``best`` was lost: from ``last`` if that epoch was the best, otherwise by training its epochs again,
-        which gives the same bits."""
+        """Restore a lost ``best``: from ``last`` if its epoch was the best, otherwise by training up to the best epoch
+        again, which gives the same bits."""
         trainer, best_epoch = self.trainer, self.trainer.progress.best_epoch
         if (trainer.progress.epoch, trainer.progress.batch) != (best_epoch, 0):
             console.print(f"{BEST} is missing: training up to its epoch, {best_epoch}, again", highlight=False)
@@ -316,12 +318,13 @@ class Run:
 
 
 def read_history(folder: Path) -> list[dict[str, Any]]:
-    """The rows of a run's ``metrics.jsonl``, one an epoch."""
+    """The rows of a run's ``metrics.jsonl``, one per epoch."""
     return [json.loads(line) for line in (folder / METRICS).read_text(encoding="utf-8").splitlines()]
 
 
 def check_folder(folder: Path) -> None:
-    """Raises :class:`UserError` where no run can be kept in ``folder``, without creating it: before a log is read."""
+    """Raises :class:`UserError` where no run can be kept in ``folder``. It creates nothing, and is called before a log
+    is read."""
     place = folder = as_path(folder, "option out")
     try:
         while not place.exists() and place != place.parent:
@@ -335,7 +338,7 @@ def check_folder(folder: Path) -> None:
 
 
 def _is_whole(progress: Progress) -> bool:
-    """Whether a history has a row an epoch, and the best epoch its place and its values in it."""
+    """Whether the history has one row per epoch, and the best epoch has its place and its values in it."""
     if progress.epoch != len(progress.history) or not 0 <= progress.best_epoch <= progress.epoch:
         return False
     if not all(isinstance(row, dict) and isinstance(row.get("validation", {}), dict) for row in progress.history):
@@ -346,7 +349,7 @@ def _is_whole(progress: Progress) -> bool:
 
 
 def _read_timing(folder: Path, epochs: int) -> Timing:
-    """Seconds of the epochs so far; those of a file that was lost or is older than ``last`` are 0."""
+    """The seconds of the epochs so far; 0 for those missing from a file that was lost or is older than ``last``."""
     try:
         timing = from_json(Timing, json.loads((folder / TIMING).read_text(encoding="utf-8")), TIMING)
     except (OSError, ValueError, UserError):
@@ -356,7 +359,7 @@ def _read_timing(folder: Path, epochs: int) -> Timing:
 
 
 def _differences(there: Any, here: dict[str, Any]) -> list[str]:
-    """What keeps this command from going on with that run: options and data in which the two configurations differ."""
+    """Why this command cannot continue that run: options and data in which the two configurations differ."""
     there, here = _that_matters(there), _that_matters(here)
     why = {"training.epochs": " (a cosine schedule is laid out over its epochs)"}
     return [
@@ -375,11 +378,11 @@ def _way_out(differing: list[str]) -> str:
 
 
 def _that_matters(config: Any) -> dict[str, Any]:
-    """The leaves of a run's description that its weights depend on, by their dotted names."""
+    """The values in a run's description that its weights depend on, by their dotted names."""
     leaves = dict(_leaves(config if isinstance(config, dict) else {}))
     cosine = leaves.get("training.schedule") == "cosine"
     free = {f"training.{name}" for name in FREE_OPTIONS if not (cosine and name == "epochs")}
-    # Of the source the split alone: whatever its path and columns, the fingerprint tells what was read.
+    # Of the source only the split matters: whatever its path and columns, the fingerprint tells what was read.
     return {
         name: value
         for name, value in leaves.items()

@@ -1,4 +1,4 @@
-"""Users whose events come one at a time."""
+"""Users whose events arrive one at a time."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from hyenarec.model import ModelState, SequenceModel
 
 
 def part_kept(most: int) -> int:
-    """How many of the last events are read anew, once ``most`` have taken all positions of a model: three quarters."""
+    """How many of the last events are read again when ``most`` events fill all positions of a model: three quarters."""
     return 3 * most // 4
 
 
@@ -46,7 +46,7 @@ class Reader(Protocol):
 
 
 class Session:
-    """The states of some users, which :meth:`append` moves on by one event each.
+    """The states of some users, which :meth:`append` advances by one event each.
 
     :meth:`hyenarec.Recommender.session` makes it.
 
@@ -54,13 +54,13 @@ class Session:
     >>> session.append(["soul-002", "jazz-001"])
     >>> session.recommend(k=10)
 
-    A new event costs a step of the model, whatever the length of the history. Scores are those of the model for all
-    events since the history given at first, of which it read the last ``max_length``, which is all that
-    :meth:`hyenarec.Recommender.recommend` ever reads. A model with positions (attention, hydra, elastic, hytrec,
-    fuxi_linear, hstu, dman, sparsek, gems) can count no more than ``max_length``: then the last three quarters are read
-    anew.
+    A new event costs one step of the model, however long the history is. The model has then read the last
+    ``max_length`` events of the history given at first, which is all that :meth:`hyenarec.Recommender.recommend` ever
+    reads, and every event since. A model with positions
+    (attention, hydra, elastic, hytrec, fuxi_linear, hstu, dman, sparsek, gems) cannot count more than ``max_length``
+    events: when they are full, it reads the last three quarters of them again.
 
-    With ``compact`` the hyena mixer remembers long windows in a few hundred numbers a channel
+    With ``compact`` the hyena mixer remembers long horizons in a few hundred numbers per channel
     (:class:`hyenarec_kernels.nn.CompactState`).
     """
 
@@ -74,11 +74,11 @@ class Session:
         self._join(requests)
 
     def __len__(self) -> int:
-        """Users."""
+        """The number of users."""
         return len(self._items)
 
     def join(self, histories: Iterable[Sequence[Item]], *, timestamps: Iterable[Sequence[int]] | None = None) -> range:
-        """Adds users, and returns their numbers. A history may be empty: someone new.
+        """Add users, and return their numbers. A history may be empty: someone new.
 
         Raises :class:`UserError`, and adds nobody, for unknown items and wrong timestamps.
         """
@@ -87,7 +87,7 @@ class Session:
         return range(before, len(self))
 
     def leave(self, users: Iterable[int]) -> None:
-        """Forgets users by their numbers. Those who stay move up, in their order."""
+        """Forget users by their numbers. Those who stay are numbered anew, in the same order."""
         gone = set(self._numbers(users))
         stay = [user for user in range(len(self)) if user not in gone]
         rows = torch.tensor(stay, dtype=torch.int64, device=self._hidden.device)
@@ -98,10 +98,10 @@ class Session:
     def append(
         self, items: Sequence[Item], *, users: Iterable[int] | None = None, timestamps: Sequence[int] | None = None
     ) -> None:
-        """The next event of every user, or of those whose numbers are given; each at most once.
+        """Read the next event of every user, or of those whose numbers are given; each at most once.
 
-        ``timestamps``, in the log's own unit, are for models that know time, and then needed with every event if the
-        histories had them. Raises :class:`UserError`, and changes nothing, for what it cannot read.
+        ``timestamps``, in the log's own unit, are for models that know time; they are needed with every event if the
+        histories had them. Raises :class:`UserError`, and changes nothing, for an event that it cannot read.
         """
         chosen = list(range(len(self))) if users is None else self._numbers(users)
         if not is_iterable(items) or isinstance(items, str | bytes) or len(items) != len(chosen):
@@ -154,7 +154,7 @@ class Session:
         return self._recommender.best(scores, histories, k, exclude_seen, [f"user {user}" for user in chosen])
 
     def state(self, user: int) -> ModelState:
-        """A copy of a user's state; its ``tensors()`` are what a store keeps."""
+        """A copy of a user's state; to store it, keep its ``tensors()``."""
         return self._state.index(torch.tensor(self._numbers([user]), device=self._hidden.device))
 
     @torch.inference_mode()
@@ -189,7 +189,7 @@ class Session:
         return state, hidden.to(self._hidden.dtype)
 
     def _make_room(self, users: Sequence[int]) -> None:
-        """Reads the last part of the histories anew that have taken all positions."""
+        """Reads the last part of those histories again that fill all positions."""
         most = self._recommender.model.most_events
         if most is None:
             return

@@ -1,4 +1,4 @@
-"""Where the data of a run come from, and how they are split: what a checkpoint keeps to find them again."""
+"""Where the data of a run come from, and how they are split: a checkpoint keeps this to find them again."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from hyenarec.files import as_path
 
 @dataclass(frozen=True)
 class Source:
-    """Where the data came from, so that a checkpoint can find them again, from any folder: ``data`` is made absolute.
+    """Where the data are, so that a checkpoint can find them again from any folder: ``data`` is made absolute.
 
-    The other fields are the options of :func:`hyenarec.data.read_log`.
+    The other fields, but for ``split``, are the options of :func:`hyenarec.data.read_log`.
     """
 
     data: str
@@ -40,7 +40,7 @@ class Source:
         check_fields(self)
 
     def open(self) -> SequenceStore:
-        """The store, or the log read."""
+        """Open the store, or read the log."""
         return open_data(
             self.data,
             user=self.user,
@@ -53,9 +53,9 @@ class Source:
 
 
 def load_source(source: Source) -> tuple[SequenceStore, Split]:
-    """The store, all of it verified, and the split that ``source`` describes. Raises :class:`UserError`, beside what
-    opening it does, where several processes would share a pipe, of which each event reaches only one."""
-    from hyenarec import distributed  # which imports torch; --help needs none
+    """The store, all of it verified, and the split that ``source`` describes. Raises :class:`UserError` as opening it
+    does, and where several processes would share a pipe, which gives each event to only one of them."""
+    from hyenarec import distributed  # imports torch, which --help does without
 
     if distributed.size() > 1 and (source.data == STANDARD_INPUT or Path(source.data).is_fifo()):
         name = "standard input" if source.data == STANDARD_INPUT else source.data

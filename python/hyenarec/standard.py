@@ -1,4 +1,4 @@
-"""The hyena mixer in operators that every runtime has, for sequences that fill right-padded rectangles."""
+"""The hyena mixer made of operators that every runtime has, for sequences that fill right-padded rectangles."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from hyenarec_kernels.nn import HyenaMixer
 
 
 class StandardHyena(nn.Module):
-    """:class:`hyenarec_kernels.nn.HyenaMixer` by matrix products and ONNX's ``Conv``, up to ``length`` events.
+    """:class:`hyenarec_kernels.nn.HyenaMixer` by matrix products and ONNX's ``Conv``, for up to ``length`` events.
 
-    Its weights are what the mixer computes from its parameters. Causal, so that right-padding needs no mask.
+    Its weights are what the mixer computes from its parameters. It is causal, so right-padding needs no mask.
     """
 
     w_in: Tensor
@@ -26,7 +26,8 @@ class StandardHyena(nn.Module):
 
     def __init__(self, mixer: HyenaMixer, length: int) -> None:
         super().__init__()
-        self.dim, self.order, self.gates, self.activation = mixer.dim, mixer.order, mixer.gates, GATES.get(mixer.gate)
+        self.dim, self.order, self.num_gates = mixer.dim, mixer.order, mixer.num_gates
+        self.activation = GATES.get(mixer.gate)
         self.horizon = min(mixer.horizon, length)
         with torch.no_grad():
             self.register_buffer("w_in", mixer.project_in(torch.eye(mixer.width)).T.contiguous())
@@ -47,7 +48,7 @@ class StandardHyena(nn.Module):
 
     def forward(self, x: Tensor, *, lengths: Tensor, last_only: bool = False) -> Tensor:
         z = _causal(linear(x, self.w_in).mT, self.short_taps) + self.short_bias[:, None]  # (B, C, L)
-        *q, v = z.chunk(self.gates + 1, 1)
+        *q, v = z.chunk(self.num_gates + 1, 1)
         gate = self.activation(q[-1]) if self.activation and q else None
         for i in range(self.order - 1):
             v = _causal(q[i] * v if q else v, self.taps[i])
@@ -58,12 +59,12 @@ class StandardHyena(nn.Module):
 
 
 def _causal(x: Tensor, taps: Tensor) -> Tensor:
-    """``x`` (B, C, L) through a filter a channel, ``taps`` (C, 1, K), the largest lag first."""
+    """``x`` (B, C, L) convolved with one filter per channel, ``taps`` (C, 1, K), the largest lag first."""
     return conv1d(pad(x, (taps.shape[-1] - 1, 0)), taps, groups=len(taps))
 
 
 def use_standard(model: SequenceModel, length: int) -> SequenceModel:
-    """``model`` itself, with standard operators alone, for histories of up to ``length`` events."""
+    """``model`` itself, changed to standard operators alone, for histories of up to ``length`` events."""
     for block in model.blocks:
         if isinstance(block.mixer, HyenaRecMixer):
             setattr(block.mixer, "operator", StandardHyena(block.mixer.operator, length))  # noqa: B010 (of another class)

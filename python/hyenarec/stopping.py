@@ -1,4 +1,4 @@
-"""Stopping a training between two of its steps, where a signal asks for it."""
+"""Stopping a training between two of its steps, when a signal asks for it."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Interrupted(KeyboardInterrupt):
 
 
 class Interruptible:
-    """The model's scores, between whose batches training may stop."""
+    """The model's scores, with a chance for training to stop before each batch."""
 
     def __init__(self, model: SequenceModel, check_stop: CheckStop) -> None:
         self._model, self._check_stop = model, check_stop
@@ -39,9 +39,9 @@ class Interruptible:
 
 @contextmanager
 def stop_requests() -> Iterator[CheckStop]:
-    """Inside, SIGINT and SIGTERM only leave a note, and the function that this yields raises :class:`Interrupted` when
-    there is one: call it where the state is whole. Of several processes all have to call it with their device for one
-    to stop them all, and without one each asks for itself. A second signal acts at once.
+    """Inside the context, SIGINT and SIGTERM are only noted. The function that this yields raises :class:`Interrupted`
+    if one was: call it where the state is complete. If all of several processes call it with their device, a signal to
+    one stops them all; called without a device, it asks for its own process alone. A second signal acts at once.
 
     Signals that the process ignores stay ignored; outside the main thread, which alone gets signals, nothing changes.
     """

@@ -1,7 +1,7 @@
 """The files of stores and checkpoints: arrays with a JSON header and a checksum, in the safetensors format.
 
-One entry of the file's metadata holds format, version, checksum and JSON, in this order: of several entries safetensors
-would shuffle the order, and equal contents would have unequal bytes.
+A single entry of the file's metadata holds format, version, checksum and JSON, in this order: safetensors would write
+several entries in a random order, and files with equal contents would have different bytes.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 Arrays = dict[str, NDArray[Any]]
 
-BLOCK = 1 << 20  # bytes, read or written at a time, while they are in the processor's cache
+BLOCK = 1 << 20  # bytes read or written at a time, so that they stay in the processor's cache
 
 DTYPES = {
     "BOOL": np.dtype(bool),
@@ -40,7 +40,7 @@ DTYPES = {
 
 @dataclass(frozen=True)
 class Kind:
-    """What a file is: ``name`` in messages and in its format, and the version that is read and written."""
+    """What a file is: its ``name``, in messages and in its format, and the version that is read and written."""
 
     name: str
     version: int
@@ -52,7 +52,7 @@ class Kind:
 
 @dataclass(frozen=True)
 class Streamed:
-    """An array that is written as its ``blocks`` of bytes come, and is nowhere whole."""
+    """An array that is written as its ``blocks`` of bytes come, and is never whole in memory."""
 
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
@@ -65,7 +65,7 @@ class Streamed:
 
 @dataclass(frozen=True)
 class Head:
-    """The one entry of a file's metadata but for the checksum, which is known when all is written."""
+    """The single metadata entry without its checksum, which is known when everything is written."""
 
     kind: Kind
     text: str
@@ -88,8 +88,8 @@ def save(path: Path, kind: Kind, arrays: Mapping[str, NDArray[Any] | Streamed], 
 
 
 def save_file(arrays: Mapping[str, NDArray[Any] | Streamed], path: Path, head: Head) -> None:
-    """A safetensors file, written array by array in order of names: the library's own function would copy all of them
-    first, and a store may be larger than memory. Wide values lie first, so that each array lies where its values may.
+    """Write a safetensors file array by array, in order of names: the library's own function would copy all arrays
+    first, and a store may be larger than memory. Wide dtypes come first in the file, so that all arrays are aligned.
     """
     entries: dict[str, Any] = {}
     end = 0
@@ -118,12 +118,12 @@ def save_file(arrays: Mapping[str, NDArray[Any] | Streamed], path: Path, head: H
         file.write(header(checksum))
 
 
-State = tuple[int, int, int, int]  # of a file: device, number, size, and when it was last written
+State = tuple[int, int, int, int]  # of a file: device, inode, size, and time of the last write
 
 
 @dataclass
 class Opened:
-    """A file of which the header was read: the ``arrays``, read-only and memory-mapped, and the JSON ``header``."""
+    """A file whose header was read: its ``arrays``, read-only and memory-mapped, and its JSON ``header``."""
 
     path: Path
     kind: Kind
@@ -134,16 +134,16 @@ class Opened:
     checksum: str
     text: str
     state: State
-    """Of the file that is mapped, when it was."""
+    """That of the mapped file, when it was mapped."""
     verified: bool = False
     """Whether its checksum was compared."""
 
     def refuse_changed(self) -> None:
-        """Raises :class:`DamagedError` where the mapped file was written since, so that the arrays are others, or are
-        cut: reading what is beyond the end of a file ends the process.
+        """Raises :class:`DamagedError` if the mapped file was written to since: the arrays may have changed, or been
+        cut, and reading beyond the end of a file ends the process.
 
-        Another file that was put in its place changes nothing: the one that is mapped lives on. One that was written,
-        but has the same contents, is read once for that.
+        If another file was put in its place, nothing changes: the mapped one lives on. If the file was written to but
+        has the same contents, it is read once to find that out.
         """
         try:
             state = _state(self.path.stat())
@@ -158,7 +158,7 @@ class Opened:
         self.state = state
 
     def verify(self) -> None:
-        """Read every array once, a block at a time. Raises :class:`DamagedError` where the checksum is another."""
+        """Read every array once, block by block. Raises :class:`DamagedError` where the checksum differs."""
         with self.path.open("rb") as file:
             if _state(os.fstat(file.fileno()))[:2] != self.state[:2]:
                 raise UserError(f"{self.path}: was replaced while it was opened; run the same command again")
@@ -199,14 +199,14 @@ def opened(path: Path, kind: Kind) -> Opened:
 
 
 def load(path: Path, kind: Kind) -> tuple[Arrays, dict[str, Any]]:
-    """:func:`opened`, and verified: a changed bit is enough for a :class:`DamagedError`."""
+    """As :func:`opened`, and verified: a single changed bit raises :class:`DamagedError`."""
     file = opened(path, kind)
     file.verify()
     return file.arrays, file.header
 
 
 def digest(arrays: Arrays) -> str:
-    """Tells arrays, with their names, from others: equal for equal ones, in whatever order."""
+    """Identifies arrays with their names: equal for equal ones, in whatever order."""
     found = hashlib.blake2b(digest_size=16)
     for name in sorted(arrays):
         found.update(f"{name} {arrays[name].dtype.str} {arrays[name].shape}".encode())
@@ -223,7 +223,7 @@ def is_kind(path: Path, kind: Kind) -> bool:
 
 
 def _map(path: Path, kind: Kind) -> tuple[Arrays, dict[str, str], dict[str, int], State]:
-    """The arrays of a safetensors file, mapped at the places that its header gives, its metadata, those places, and the
+    """Map a safetensors file: its arrays, at the places that its header gives, its metadata, these places, and the
     file's state."""
     try:
         file = path.open("rb")
@@ -271,7 +271,7 @@ def _checksum(
 
 
 def blocks_of(array: NDArray[Any]) -> Iterator[Buffer]:
-    """The bytes of an array whose values lie one after another, without a copy."""
+    """The bytes of a contiguous array, block by block, without a copy."""
     if array.size:
         flat = array.reshape(-1).view(np.uint8)
         for first in range(0, len(flat), BLOCK):

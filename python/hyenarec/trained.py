@@ -34,13 +34,13 @@ class Trained:
     item_ids: Ids
     config: dict[str, Any]  # model, training, source, data
     trained_until: NDArray[np.int64] | None = None
-    """When each user's last event that the model was trained on was, (U,), and ``NEVER`` for those without; None where
-    the log has no times."""
+    """The time of each user's last event that the model was trained on, (U,) int64 seconds, ``NEVER`` for users without
+    one; None where the log has no times."""
     features: LearnedFeatures | None = None
-    """What it has learned of features, which are in the model's table of items already, for rows of new items."""
+    """What the model has learned from features, for rows of new items; known items' rows already include theirs."""
 
     def digest(self) -> str:
-        """Tells the weights, with the items that they are of, from others."""
+        """Identifies the weights, together with the items that they belong to."""
         weights = {name: tensor.cpu().numpy() for name, tensor in self.model.state_dict().items()}
         return digest(weights | self.item_ids.to_arrays())
 
@@ -61,13 +61,13 @@ def save_trained(path: Path, trained: Trained, epoch: int) -> None:
 
 
 def load_trained(path: Path, *, shard_items: bool = False) -> Trained:
-    """The model of a run's folder (its best epoch) or of one checkpoint file, on the CPU; with ``shard_items`` this
-    process's part of it.
+    """Load the model of a run's folder (its best epoch) or of one checkpoint file, onto the CPU; with ``shard_items``
+    only this process's part of it.
 
-    Raises :class:`UserError` where there is none, or it is damaged, foreign or of another version. Nothing is allocated
-    that the file's own tensors do not bear out.
+    Raises :class:`UserError` where there is none, or it is damaged, foreign or of another version. It allocates no more
+    than the sizes of the file's own tensors justify.
     """
-    in_folder = os.path.isdir(path)  # not is_dir(), which raises where it may not look
+    in_folder = os.path.isdir(path)  # Path.is_dir() raises where it may not look
     try:
         return _load(path / BEST if in_folder else path, shard_items)
     except DamagedError as error:
@@ -117,10 +117,11 @@ def _features(columns: object, arrays: Arrays, options: ModelConfig, path: Path)
 
 
 def _check_size(weights: Arrays, options: ModelConfig, n_items: int, path: Path) -> None:
-    """The options' sizes are those of the file's tensors: a few bytes of JSON can ask for any amount of memory."""
+    """Raises :class:`UserError` unless the options' sizes are those of the file's tensors: else a few bytes of JSON
+    could ask for any amount of memory."""
     blocks = {name.split(".")[1] for name in weights if name.startswith("blocks.")}
     expected = {"items.weight": (n_items, options.dim)}
-    wide = (8 if options.block == "ligr" else 4) * options.dim  # a SwiGLU's first layer has both factors
+    wide = (8 if options.block == "ligr" else 4) * options.dim  # a SwiGLU's first layer makes both factors
     expected |= {f"blocks.{block}.ffn.0.weight": (wide, options.dim) for block in blocks}
     for name, shape in expected.items():
         found = tuple(weights[name].shape) if name in weights else None

@@ -1,7 +1,7 @@
-"""The training loop: epochs of steps, validation after them, early stopping. It keeps nothing on disk.
+"""The training loop: epochs of steps, validation after them, early stopping. It writes nothing to disk.
 
 A step's randomness is seeded by (seed, step) and an epoch's order by (seed, epoch), so the state of a training is its
-weights, its optimiser and a few counters: one that was stopped between two steps and goes on from there
+weights, its optimiser and a few counters: one that is stopped between two steps and resumed
 (:mod:`hyenarec.run_folder`) ends with the same bits.
 """
 
@@ -22,7 +22,7 @@ from hyenarec.baselines import Popularity
 from hyenarec.cloze import hide_events
 from hyenarec.config import ModelConfig, TrainingConfig
 from hyenarec.continuing import known_until, take_over
-from hyenarec.data.batches import Batch, TrainingWindows
+from hyenarec.data.batches import Batch, TrainingSlices
 from hyenarec.data.item_features import Features
 from hyenarec.data.splits import Split
 from hyenarec.data.store import SequenceStore
@@ -38,16 +38,16 @@ from hyenarec.pace import TOLD_FROM, Pace, duration
 from hyenarec.stopping import CheckStop, Interruptible, stop_requests
 from hyenarec.trained import Trained
 
-# Scores an epoch from which the full loss is timed beforehand: on one core of a Sapphire Rapids Xeon 1e11 take about
-# ten minutes at 64 channels.
+# With so many scores per epoch the full loss is timed beforehand: on one core of a Sapphire Rapids Xeon, 1e11 take
+# about ten minutes at 64 channels.
 TIMED_FROM_SCORES = 1e11
-WORTH_SAYING = 0.8  # of the time of an epoch, below which another loss is named
-CHECKED_EVERY = 100  # steps, after which it is seen whether the loss is still a number: a GPU waits for that
+WORTH_SAYING = 0.8  # if another loss takes less than this share of an epoch's time, a line names it
+CHECKED_EVERY = 100  # steps between checks that the loss is still finite, for which the host waits for a GPU
 
 
 @dataclass
 class Progress:
-    """Where a training stands; with weights and optimiser the whole of its state. Equal trainings have equal ones."""
+    """Where a training stands; with weights and optimiser its whole state. Equal trainings have equal progress."""
 
     step: int = 0
     epoch: int = 0
@@ -55,23 +55,23 @@ class Progress:
     epoch_loss: float = 0.0  # sum over the epoch's predictions so far
     best: list[float] = field(default_factory=list)  # the metric, MRR and minus the loss of the best epoch
     best_epoch: int = 0  # 1-based; 0 before the first evaluation
-    stale: int = 0  # evaluations since the metric, or MRR at the same metric, rose
-    history: list[dict[str, Any]] = field(default_factory=list)  # a row an epoch
+    stale: int = 0  # evaluations since the metric, or MRR where the metric is the same, rose
+    history: list[dict[str, Any]] = field(default_factory=list)  # one row per epoch
 
 
 @dataclass
 class Timing:
-    """Seconds of training, kept apart from what equal trainings share."""
+    """Seconds of training, kept apart because equal trainings differ in them."""
 
     epochs: list[float] = field(default_factory=list)
-    current: float = 0.0  # of the epoch that has begun
+    current: float = 0.0  # of the epoch that has begun and not ended
 
     def median(self) -> float:
         return sorted(self.epochs)[len(self.epochs) // 2] if self.epochs else 0.0
 
 
 class Saver(Protocol):
-    """What keeps a training: it is told when."""
+    """What saves a training; the trainer calls it when it is time."""
 
     def save_best(self) -> None: ...
 
@@ -79,8 +79,8 @@ class Saver(Protocol):
 
 
 class Trainer:
-    """A model in training on a store's training windows: from random weights, or with ``start`` from trained ones, and
-    then on the windows that hold later events (:mod:`hyenarec.continuing`)."""
+    """A model in training on a store's slices: from random weights, or with ``start`` from trained ones, and then on
+    the slices that hold later events (:mod:`hyenarec.continuing`)."""
 
     def __init__(
         self,
@@ -91,7 +91,7 @@ class Trainer:
         start: Trained | None = None,
         features: Features | None = None,
     ) -> None:
-        """``features`` are of the items of ``store``, and encoded as those of ``start`` where that has some."""
+        """``features`` are those of the items of ``store``, encoded like those of ``start`` if that has some."""
         expect(store, SequenceStore, "store", "a SequenceStore")
         expect(split, Split, "split", "a Split")
         expect(model_config, ModelConfig, "model_config", "a ModelConfig")
@@ -101,8 +101,8 @@ class Trainer:
         self.device = config.torch_device()
         check_backend(self.device)
         since = None if start is None else known_until(start, store)
-        self.windows = TrainingWindows(store, split, model_config.max_length, config.batch_size, since)
-        if not self.windows.tokens:
+        self.slices = TrainingSlices(store, split, model_config.max_length, config.batch_size, since)
+        if not self.slices.tokens:
             new = "" if start is None else ", of which the last is later than what the model was trained on"
             raise UserError(f"nothing to train on: no user has two training events{new}")
         if features is not None and config.shard_items:
@@ -115,20 +115,20 @@ class Trainer:
         if start is not None:
             take_over(self.model, start, store.item_ids, features)
         self.rows = self._sampled_rows() if config.loss == "sampled" else None
-        tables = {"items.weight", "bias"} if self.rows else set()  # whose rows have an optimiser of their own
+        tables = {"items.weight", "bias"} if self.rows else set()  # their rows have an optimiser of their own
         self._dense = [parameter for name, parameter in self.model.named_parameters() if name not in tables]
         self.optimizer = _optimizer(self._dense, config)
         self._forward = distributed.wrap(self.model, self._dense, shards=sharded)
-        self._laid_out = distributed.size() == 1  # whether there was a step since
+        self._laid_out = distributed.size() == 1  # whether DDP has laid out the gradients, as it does in a first step
         self.progress, self.timing = Progress(), Timing()
         self._loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
         self._finite = torch.zeros((), dtype=torch.int64, device=self.device)  # steps of the epoch with finite sums
-        self._estimated = False  # whether the time of an epoch was told
-        self._began: float | None = None  # when the steps of this epoch that are not in ``timing`` did
+        self._estimated = False  # whether people were told the time of an epoch
+        self._began: float | None = None  # since when the time of this epoch is not in ``timing``
 
     @property
     def finished(self) -> bool:
-        """Whether there is a best epoch, and nothing is left to be trained for a better one."""
+        """Whether there is a best epoch, and training is over: all epochs are done, or patience is exhausted."""
         progress, config = self.progress, self.config
         return progress.best_epoch > 0 and (progress.epoch >= config.epochs or progress.stale >= config.patience)
 
@@ -147,12 +147,12 @@ class Trainer:
                 self._next_epoch()
 
     def step(self, batch: Batch, rate: float) -> Tensor:
-        """One optimiser step at learning rate ``rate``; the batch's mean loss."""
+        """One optimiser step at learning rate ``rate``; returns the batch's mean loss."""
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         if not self._laid_out:
-            # DDP lays gradients out anew after its first step, and of three processes or more the order of the sums
-            # follows the layout: a run that had been stopped would go on to other bits.
+            # DDP lays out the gradients anew after its first step, and with three processes or more the order of the
+            # sums follows the layout: without this extra pass, a resumed run would go on to different bits.
             self._gradients(batch)
             self._laid_out = True
         loss, read = self._gradients(batch)
@@ -190,7 +190,7 @@ class Trainer:
         return loss.detach() * share, read
 
     def validate(self, targets: Any, scorer: Scorer | None = None, *, count_shown: bool = False) -> Ranking:
-        """Rank ``targets`` by the model, or by what stands in for it; ``count_shown`` as in :func:`rank_targets`."""
+        """Rank ``targets`` by the model, or by ``scorer`` in its place; ``count_shown`` as in :func:`rank_targets`."""
         self.model.eval()
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.bf16):
             return rank_targets(
@@ -206,7 +206,7 @@ class Trainer:
             )
 
     def measure(self) -> None:
-        """Bring the sums over the epoch so far into ``progress`` and ``timing``, so that they may be kept."""
+        """Bring the sums over the epoch so far into ``progress`` and ``timing``, so that they can be saved."""
         self.progress.epoch_loss = float(self._loss_sum)
         if self._began is not None:
             now = time.perf_counter()
@@ -214,16 +214,16 @@ class Trainer:
             self._began = now
 
     def refuse_divergence(self, *, weights: bool = True) -> None:
-        """Raises :class:`UserError` where the loss, or with ``weights`` a weight, is no number any more.
+        """Raises :class:`DivergedError` where the loss, or with ``weights`` a weight, is NaN or infinite.
 
-        Nothing is saved without it, so that no checkpoint holds such weights.
+        It is called before every save, so that no checkpoint holds such weights.
         """
         progress, finite = self.progress, int(self._finite)
         if finite < progress.batch:
             raise self._diverged(f"the loss is no number from step {progress.step - progress.batch + finite + 1} on")
         if weights:
             bad = not all(map(_finite, self.model.parameters()))
-            # Whole tables are the same in all processes, of which each asks when it would save, by its own clock.
+            # Whole tables are equal in all processes, and each process checks them when it saves, by its own clock.
             if distributed.any_of(bad, self.device) if self.model.shard else bad:
                 raise self._diverged(f"weights are no numbers after step {progress.step}")
 
@@ -238,14 +238,14 @@ class Trainer:
         )
 
     def full_loss_seconds(self) -> float:
-        """About how long the full loss takes an epoch here, from the time of one chunk; 0 where that is no matter."""
-        scores = self.windows.tokens * self.store.n_items
+        """About how many seconds per epoch the full loss takes here, from timing one chunk; 0 where it takes few."""
+        scores = self.slices.tokens * self.store.n_items
         if self.config.loss != "full" or scores < TIMED_FROM_SCORES:
             return 0.0
         return self._loss_seconds(self._full_loss)
 
     def _loss_seconds(self, loss: Callable[[Tensor, Tensor], Tensor]) -> float:
-        """About how long ``loss`` takes an epoch, from the time of one chunk of tokens."""
+        """About how many seconds per epoch ``loss`` takes, from timing one chunk of tokens."""
         dim = self.model.config.dim
         hidden = torch.zeros(dim, dim, device=self.device, requires_grad=True)  # (C, D)
         targets = torch.zeros(dim, dtype=torch.int64, device=self.device)
@@ -255,19 +255,19 @@ class Trainer:
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.bf16):
                 float(loss(hidden, targets).detach())  # the loss computes its gradients on the way
             seconds = min(seconds, time.perf_counter() - began)
-        return seconds * self.windows.tokens / dim
+        return seconds * self.slices.tokens / dim
 
     def _steps(self, display: TrainingDisplay, check_stop: CheckStop, saver: Saver | None) -> None:
         """The rest of the epoch's steps."""
         progress, config = self.progress, self.config
-        steps = config.epochs * len(self.windows)
-        display.start_epoch(progress.epoch, config.epochs, len(self.windows), progress.batch)
+        steps = config.epochs * len(self.slices)
+        display.start_epoch(progress.epoch, config.epochs, len(self.slices), progress.batch)
         self.model.train()
         self._loss_sum.fill_(progress.epoch_loss)
         self._finite.fill_(progress.batch)
         self._began = saved = time.perf_counter()
-        pace = Pace(len(self.windows))
-        for batch in self.windows.epoch(config.seed, progress.epoch, progress.batch):
+        pace = Pace(len(self.slices))
+        for batch in self.slices.epoch(config.seed, progress.epoch, progress.batch):
             rate = config.rate(progress.step, steps)
             self._loss_sum += self.step(batch.to(self.device), rate) * len(batch.items)
             self._finite += self._loss_sum.isfinite()
@@ -279,7 +279,7 @@ class Trainer:
                 self._estimated = True
                 self._tell_time(display, pace)
             save = saver is not None and time.perf_counter() - saved > 60 * config.checkpoint_minutes
-            if self.model.shard:  # all write their parts at once, when the first of them would
+            if self.model.shard:  # all write their parts together, as soon as one of them would save
                 save = distributed.any_of(save, self.device)
             if save or progress.step % CHECKED_EVERY == 0:
                 self.refuse_divergence(weights=save)
@@ -295,7 +295,7 @@ class Trainer:
     def _end_epoch(self, display: TrainingDisplay, check_stop: CheckStop, saver: Saver | None) -> None:
         progress, config = self.progress, self.config
         self.refuse_divergence()
-        mean_loss = progress.epoch_loss / self.windows.tokens
+        mean_loss = progress.epoch_loss / self.slices.tokens
         row: dict[str, Any] = {"epoch": progress.epoch + 1, "step": progress.step, "loss": mean_loss}
         rank = None
         if progress.epoch + 1 >= config.epochs or (progress.epoch + 1) % config.evaluate_every == 0:
@@ -330,7 +330,7 @@ class Trainer:
         self.timing.current = 0.0
 
     def _tell_time(self, display: TrainingDisplay, pace: Pace) -> None:
-        """One line on how long an epoch takes where that is long, and what the other loss would make of it."""
+        """Print a line on how long an epoch takes, if that is long, and how long it would take with the other loss."""
         assert pace.seconds is not None
         if pace.seconds * pace.steps < TOLD_FROM:
             return
@@ -346,7 +346,7 @@ class Trainer:
         return full_cross_entropy(hidden, self.model.table(), self.model.bias, targets)
 
     def _sampled_loss(self, hidden: Tensor, targets: Tensor) -> Tensor:
-        """What the sampled softmax costs, with the first items as negatives."""
+        """The sampled softmax with the first items as negatives, to time it."""
         weight, bias = self.model.items.weight[: self.config.negatives], self.model.bias[: self.config.negatives]
         negatives = torch.arange(len(weight), device=self.device)
         return sampled_softmax(hidden, weight, bias, targets, negatives, torch.zeros_like(bias))

@@ -1,8 +1,8 @@
-"""A search for options by validation, kept on disk so that a kill costs at most the epoch at hand.
+"""A search for options by validation, kept on disk so that a kill costs at most the current epoch.
 
 The search is an optuna study in a SQLite file; every trial is a run in a folder of its own, which resumes bit for bit.
-A trial's options depend on its number and on the results of those before it alone, so a search that was stopped and
-goes on tries what it would have tried.
+A trial's options depend only on its number and on the results of the trials before it, so a search that was stopped and
+resumed tries what it would have tried.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from hyenarec.errors import DivergedError, UserError
 
 STUDY = "study.sqlite"
 LENGTHS = (25, 50, 100, 200, 400, 800, 1600)
-DIVERGED = 0.0  # what a trial is worth whose training diverged: the least of every metric
-WORTH_TELLING = 4  # trials, from which on it can be said what mattered
+DIVERGED = 0.0  # the value of a trial whose training diverged: the lowest of every metric
+WORTH_TELLING = 4  # the fewest different results from which to say what mattered
 
 Options = tuple[ModelConfig, TrainingConfig]
 
 
 @dataclass(frozen=True)
 class Space:
-    """What is searched: learning rate, dropout, weight decay, length of the history and loss; and gates, of which none
-    are better where events are few (benchmarks/results/accuracy-beauty.json: .036 against .034)."""
+    """What is searched: learning rate, dropout, weight decay, length of the history and loss; and gates, since leaving
+    them out is better where events are few (benchmarks/results/accuracy-beauty.json: .036 against .034)."""
 
     lengths: tuple[int, ...]
     losses: tuple[str, ...]
@@ -40,8 +40,8 @@ class Space:
 
     @classmethod
     def of(cls, store: SequenceStore, model: ModelConfig) -> Space:
-        """Lengths up to the first that 95 of 100 histories do not exceed, four at most, the losses that are affordable
-        for this catalogue, and gates where ``model`` may have them and leaves them at their default."""
+        """At most four lengths, up to the first that 95 of 100 histories do not exceed; the losses that this catalogue
+        can afford; and gates, if ``model`` may have them and leaves them at their default."""
         free = model.mixer == "hyena" and model.hyena.gate == HyenaConfig.gate and model.embedding == "shared"
         long = float(np.quantile(np.diff(store.offsets), 0.95))
         enough = next((place for place, length in enumerate(LENGTHS) if length >= long), len(LENGTHS) - 1)
@@ -73,11 +73,11 @@ class Space:
 
 
 class Search:
-    """The trials in ``folder``, those of before included."""
+    """The trials in ``folder``, earlier ones included."""
 
     def __init__(self, folder: Path, space: Space, base: Options, description: Mapping[str, Any]) -> None:
         """``description`` is what else the results depend on, as JSON. Raises :class:`UserError` for a folder with
-        another search, or with a file of its name that is none."""
+        another search, or whose study file is not one."""
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self.folder, self.space, self.base = folder, space, base
         url = URL.create("sqlite", database=str(folder / STUDY)).render_as_string()
@@ -104,10 +104,11 @@ class Search:
         return self.study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.COMPLETE,))
 
     def run(self, trials: int, train: Callable[[int, Options, Path], float]) -> None:
-        """Trials up to a total of ``trials``: ``train(number, options, folder)`` gives the value to maximise."""
+        """Run trials until there are ``trials`` in all; ``train(number, options, folder)`` returns the value to
+        maximise."""
         stopped = self.study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.RUNNING,))
         for one in stopped:
-            self.study.tell(one.number, state=optuna.trial.TrialState.FAIL)  # it is tried again, as the next
+            self.study.tell(one.number, state=optuna.trial.TrialState.FAIL)  # the next trial repeats it
         while len(self.done) < trials:
             number = len(self.done)
             self.study.sampler = optuna.samplers.TPESampler(
@@ -127,7 +128,7 @@ class Search:
 
     def importances(self) -> dict[str, float]:
         """How much of the difference between good and bad trials each option explains, the most first, by PED-ANOVA
-        (Watanabe, Bansal & Hutter 2023); empty where too few trials tell."""
+        (Watanabe, Bansal & Hutter 2023); empty where there are too few trials to tell."""
         if len({trial.value for trial in self.done}) < WORTH_TELLING:
             return {}
         evaluator = optuna.importance.PedAnovaImportanceEvaluator()

@@ -20,7 +20,7 @@ class ThisProcess(Executor):
 
 @pytest.fixture
 def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The suites measure in this process, which saves a few seconds for each measurement."""
+    """Makes the suites measure in this process, which saves a few seconds per measurement."""
     for module in (measuring, steps):
         monkeypatch.setattr(module, "fresh_process", ThisProcess)
     for module in (steps, serving):

@@ -1,4 +1,4 @@
-"""The suite ``capability``: its questions, what it measures against, and parts that join."""
+"""The suite ``capability``: its questions, its baselines, and results of separate runs that join."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_parts_join_and_limits_bound_them(run: Any, tmp_path: Path) -> None:
     }
     rows = {(row["read"], row["system"]): row for row in capability.table(result)}
     assert rows[10, capability.POPULAR]["share"] == 0 and rows[10, capability.WHOLE]["share"] == 1
-    assert rows[200, capability.BEST]["share"] == pytest.approx(1)  # all that there is
+    assert rows[200, capability.BEST]["share"] == pytest.approx(1)  # a reader of 200 events reads all that there is
     assert 0 < rows[10, capability.BEST]["share"] < 1
     assert all(row["share"] <= 1 + 1e-9 for row in rows.values())
     assert (tmp_path / "benchmarks/results/capability.png").exists()

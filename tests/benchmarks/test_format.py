@@ -64,7 +64,7 @@ def test_names_are_checked() -> None:
 
 @pytest.mark.parametrize("broken", ["mixer", "gradient"])
 def test_training_check_is_red_for_wrong_values(broken: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Wrong in the timed model alone: the float64 copy stays right."""
+    """The check finds a fault in the timed model alone; the float64 copy that it compares with stays right."""
     net = SequenceModel(SYSTEMS["hyena"].model(9, dim=8, blocks=1), 20)
     batch = serving.histories(9, 2, serving.ServingSettings(dim=8, items=20))
     mixer = type(net.blocks[0].mixer)

@@ -1,4 +1,4 @@
-"""``python -m benchmarks``: the list of suites, and each with its own options."""
+"""``python -m benchmarks``: it lists the suites, and hands each suite its own options."""
 
 from __future__ import annotations
 

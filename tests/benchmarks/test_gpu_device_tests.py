@@ -32,7 +32,7 @@ ALL_SKIPPED = (
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A checkout with two files of tests that need a GPU, and one that does not."""
+    """A checkout with two test files that need a GPU and one that does not."""
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(commands.ROOT), os.environ.get("PYTHONPATH", "")]))
     for module in (commands, device_tests):
         monkeypatch.setattr(module, "ROOT", tmp_path)

@@ -1,6 +1,6 @@
-"""The predictions of `benchmarks.gpu.model`: regression figures, and the model against what ptxas makes.
+"""The predictions of `benchmarks.gpu.model`: they equal the recorded ones, and the model agrees with what ptxas makes.
 
-Kernels are compiled in processes of their own: this one has Triton's interpreter where other tests have run in it.
+Kernels are compiled in processes of their own, because this process may already have Triton's interpreter.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ from benchmarks.report.tables import model as table_of
 
 ROOT = Path(__file__).parents[2]
 RECORDED = ROOT / "benchmarks" / "results" / "gpu-model.json"
-# Predicted times depend on Triton's version and on the code alone. One that changed by more than this wants the file
-# written again, by `python -m benchmarks model`, and a look at why.
+# Predicted times depend only on Triton's version and on the code. If one has changed by more than this, find out why
+# and write the file again with `python -m benchmarks model`.
 TOLERANCE = 0.05
 
 
@@ -46,11 +46,11 @@ def estimates(path: Path) -> dict[tuple[Any, ...], dict[str, Any]]:
     return {(row["backend"], row["length"], row["terms"], row["packed"]): row for row in rows}
 
 
-STACK = {"cuda": 0, "triton": 16}  # bytes; Triton's chunks at the filter's end, transposed, spill 24 with rank 11
+STACK = {"cuda": 0, "triton": 16}  # bytes; with rank 11 Triton's chunks at the filter's end, transposed, would spill 24
 
 
 def check(found: dict[str, Any], recorded: dict[str, Any], backend: str) -> None:
-    """Of one pass, or of both together."""
+    """Compares the figures of one pass, or of both together, with the recorded ones."""
     for name in ("at least", "likely", "bytes"):
         assert found[name] == pytest.approx(recorded[name], rel=TOLERANCE), name
     assert found["kernels"].keys() == recorded["kernels"].keys()
@@ -68,7 +68,7 @@ print(json.dumps(model.estimate(uses, tokens * model.DIM)))
 
 
 def test_the_forward_pass_is_predicted_as_recorded() -> None:
-    """Of the smallest case."""
+    """The forward pass of the smallest case has the figures that were recorded."""
     if read(RECORDED)["settings"]["triton"] != triton.__version__:
         pytest.skip("recorded with another version of Triton")
     row = estimates(RECORDED)["triton", 200, 16, False]
@@ -78,7 +78,7 @@ def test_the_forward_pass_is_predicted_as_recorded() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(("backend", "length"), list(product(model.MODELS, model.LENGTHS)))
 def test_predictions_are_those_recorded(backend: str, length: int, tmp_path: Path) -> None:
-    """And no CUDA kernel needs a stack, where registers would be spilled to."""
+    """Every figure is as recorded, and no CUDA kernel needs a stack frame, to which registers would be spilled."""
     recorded, settings = estimates(RECORDED), read(RECORDED)["settings"]
     if settings["triton"] != triton.__version__:
         pytest.skip("recorded with another version of Triton")
@@ -151,7 +151,8 @@ print(json.dumps(list(found.values())))
 
 @pytest.mark.slow
 def test_issue_slots_of_whole_kernels_are_what_ptxas_makes() -> None:
-    """Of those without a loop, whose instructions stand in the code once."""
+    """The predicted issue slots of kernels without a loop, where each instruction stands in the code once, are within
+    30% of the instructions that ptxas makes."""
     rows = json.loads(run("-c", STRAIGHT).splitlines()[-1])
     assert len(rows) >= 3
     for name, predicted, made in rows:

@@ -1,4 +1,4 @@
-"""The GPU suite without a GPU: what it makes of rows, and the whole program on a pretended device."""
+"""The GPU suite without a GPU: how it evaluates its rows, and the whole program on a pretended device."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def summary(median: float) -> dict[str, float]:
 
 
 def timed(forward: float, training: float | None = None, wall: float = 1.0) -> worker.Row:
-    """Figures whose wall clock shows ``wall`` times the device's."""
+    """Made-up figures, in ms on the device; the wall clock shows ``wall`` times as much."""
 
     def clocked(ms: float) -> dict[str, Any]:
         return {"wall": summary(wall * ms), "device": summary(ms), "graph": summary(ms), "host": 0.1}
@@ -38,7 +38,7 @@ def timed(forward: float, training: float | None = None, wall: float = 1.0) -> w
 
 
 def rows_of(length: int, **changed: float) -> list[worker.Row]:
-    """A made-up shape of the essentials: ours in 1 ms and 3 with backward, on cuda twice as fast as on triton."""
+    """Made-up rows of one length: ours take 1 ms forward and 3 ms with backward on cuda, twice that on triton."""
     ms = {"copy": 0.75, "FlashAttention": 2.0, "torch.fft (B, L, D)": 9.0, "torch.fft (B, D, L)": 10.0} | changed
     found = []
     for row in plan.one_length(length):
@@ -144,7 +144,7 @@ def test_a_file_is_whole_or_not_there(tmp_path: Path) -> None:
 def test_nobody_takes_the_references_time_for_anothers() -> None:
     x, h = torch.randn(1, 9, 2), torch.randn(2, 3)
     with only(None):
-        long_conv(x, h)  # the cpu backend's, where it is there
+        long_conv(x, h)  # runs on the cpu backend if that is available
     with only("reference"), pytest.raises(NotImplementedError, match="does not take this call"):
         long_conv(x, h)
     assert backends.BACKENDS["reference"].load() is reference
@@ -195,7 +195,7 @@ def test_a_graph_that_cannot_be_captured_is_a_reason(monkeypatch: pytest.MonkeyP
 
 
 def pretend_here(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As :func:`benchmarks.gpu.pretence.pretend`, for one test; the reference stands in for both backends."""
+    """As :func:`benchmarks.gpu.pretence.pretend`, but for one test; the reference stands in for both backends."""
     for (where, name), value in pretence.pretended().items():
         monkeypatch.setattr(where, name, value)
     for name in ("triton", "cuda"):
@@ -205,7 +205,7 @@ def pretend_here(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class InThisProcess:
-    """A worker that cannot lose its process."""
+    """Stands in for the suite's worker, but measures in this process instead of in one that may die."""
 
     def __init__(self, prepare: Any) -> None: ...
 
@@ -252,9 +252,9 @@ def test_every_row_is_measured_and_kept(
     short_program: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     commit = "0123abc"
-    monkeypatch.setattr(suite.machine, "ROOT", tmp_path)  # no git history
+    monkeypatch.setattr(suite.machine, "ROOT", tmp_path)  # a folder without git history
     assert run_main(monkeypatch, "--skip-tests", "--out", str(tmp_path / "gpu"), "--commit", commit) == 0
-    result = read(tmp_path / "gpu" / "gpu.json")  # in the format of every suite
+    result = read(tmp_path / "gpu" / "gpu.json")  # the file has the format of every suite
     assert set(ENVIRONMENT) <= set(result["environment"]) and result["environment"]["revision"] == commit
     assert "driver" in result["environment"]
     left_out = {row["rival"] for row in result["rows"] if "left_out" in row}
@@ -284,7 +284,7 @@ def test_an_extension_that_does_not_work_fails_the_suite(
     monkeypatch.setattr(extension, "ready", lambda *_: "the compiled extension has no CUDA kernels")
     assert run_main(monkeypatch, "--skip-tests", "--out", str(tmp_path), "--minutes", "0") == 1
     line = "FAILED extension: the compiled extension has no CUDA kernels; no figure here is the cuda backend's"
-    assert capsys.readouterr().out.splitlines().count(line) == 2  # at once, and at the end
+    assert capsys.readouterr().out.splitlines().count(line) == 2  # said at once, and again at the end
     assert read(tmp_path / "gpu.json")["faults"] == [line.removeprefix("FAILED ")]
 
 
@@ -326,7 +326,7 @@ assert {"tyro", "polars", "rich", "matplotlib", "pytest_benchmark", "xdist"} <= 
 
 
 def on_a_bare_machine(program: str) -> subprocess.CompletedProcess[str]:
-    """In an interpreter that has torch, triton, numpy and pytest, from a checkout that is not installed."""
+    """Runs ``program`` with only torch, triton, numpy and pytest, from a checkout that is not installed."""
     variables = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     return subprocess.run(
         [sys.executable, "-c", BARE + program], capture_output=True, text=True, cwd=ROOT, env=variables
@@ -342,7 +342,7 @@ def test_the_command_runs_on_a_bare_machine() -> None:
 
 @pytest.mark.slow
 def test_a_training_step_runs_on_a_bare_machine() -> None:
-    """The recommender's own model, though what it prints and saves with is missing."""
+    """The recommender's own model trains a step, although the packages with which it prints and saves are missing."""
     program = """
 from benchmarks.gpu import clocks, pretence, training_step
 pretence.pretend()
@@ -358,7 +358,7 @@ for system in ("hyena", "attention"):
 
 
 def test_a_step_is_the_trainers() -> None:
-    """Both clip alike; the names are those of the two systems."""
+    """The suite's training step clips gradients at the trainer's norm, and its two systems are real mixers."""
     from hyenarec.config import TrainingConfig
     from hyenarec.mixers import MIXERS
 
@@ -378,7 +378,7 @@ def test_results_say_what_they_were_measured_by(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_rehearsal_compiles_for_a_gpu_and_counts_it(tmp_path: Path) -> None:
-    """Processes, Triton's compiler and its launchers are real; most rows and the tests are left out."""
+    """Processes, Triton's compiler and its launchers are real; most rows and all tests are left out."""
     program = """
 from benchmarks.gpu import device_tests, plan, rehearsal
 rows = [row for row in plan.essential() if row.get("backend") == "triton" or row.get("rival") == "copy"]

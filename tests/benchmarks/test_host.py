@@ -1,4 +1,5 @@
-"""What a mixer call does on the host, counted and not timed: operations of torch and launches, on a null machine."""
+"""What a mixer call does on the host: torch operations and kernel launches are counted, on a machine that runs no
+kernel."""
 
 from __future__ import annotations
 
@@ -18,13 +19,15 @@ from hyenarec_kernels import segments
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="g++ is not installed")
 
-# Two matrix products; ours make the parameters, and run the short and the long convolution: its taps, where sequences
-# lie, and the products.
+# torch: two matrix products. Our launches: one makes the parameters, one runs the short convolution, and three the long
+# one (its taps, where sequences lie, and the products).
 FORWARD, OUR_FORWARD = Counter(mm=2), 5
-# Each projection gives two more products. Ours: the long convolution's taps, places, products, and the sums and
-# gradients of its parameters; the short one's rows and sums; and the stored parameters' gradients.
+# torch: two more products for each projection. Our launches: five for the long convolution (taps, where sequences lie,
+# products, and the sums and the gradients of its parameters), two for the short one (rows and sums), and one for the
+# gradients of the stored parameters.
 BACKWARD, OUR_BACKWARD = Counter(mm=4), 8
-# Zeros in the padding: positions (`arange` resizes), which of them are real, and a choice, which is counted twice.
+# What zeroing the padding takes: positions (`arange` resizes), which of them are real, and a `where`, which counts
+# twice.
 PADDING = Counter(resize_=1, lt=1, where=2)
 
 
@@ -46,7 +49,7 @@ def test_nothing_is_hidden_around_the_launches() -> None:
 
 
 def test_a_hidden_operation_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
-    with null_machine(), monkeypatch.context() as patched:  # undone before the machine's own
+    with null_machine(), monkeypatch.context() as patched:  # the patches end before the null machine's own
         calls = host.passes()
         patched.setattr(segments, "_check", lambda op, starts, ends, *rest: ends.clamp(0))
         patched.setattr(segments, "readable", lambda t: True)

@@ -1,4 +1,4 @@
-"""The suite of other libraries, with the example that needs no library."""
+"""The suite that trains other libraries' models, run with the one example that needs no library."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def log(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def environments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """This interpreter, as the environment of one library."""
+    """A folder of environments in which one library's environment is this interpreter."""
     bin = tmp_path / "build/hosts/jagged/bin"
     bin.mkdir(parents=True)
     (bin / "python").write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
@@ -53,7 +53,7 @@ def test_both_mixers_of_every_seed_are_rows(log: Path, environments: Path, tmp_p
 def test_what_an_interrupted_run_had_is_kept(
     log: Path, environments: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Interrupted in its third training, then run to the end: the first two are trained once."""
+    """A run that is interrupted in its third training and then started again trains the first two only once."""
     figures = {"NDCG@10": 0.5, "epochs": 1, "best_epoch": 1, "cpu_seconds_per_epoch": 1.0, "peak_megabytes": 9}
     trained: list[tuple[int, str]] = []
 
@@ -81,13 +81,13 @@ def test_what_is_wrong_is_one_line(log: Path, environments: Path) -> None:
         hosts.Hosts(log, hosts=("lightfm",)).run()
     with pytest.raises(UserError, match="no environment of rectools; `make hosts` makes them"):
         hosts.Hosts(log, hosts=("rectools",), environments=environments).run()
-    pytest.importorskip("pandas")  # the example's own
+    pytest.importorskip("pandas")  # the example itself needs it
     with pytest.raises(UserError, match=r"jagged/train\.py exited with 2: .*--epochs"):
         hosts.trained(environments / "jagged/bin/python", "jagged", {"epochs": "many"})
 
 
 def test_the_report_has_a_row_for_each_library() -> None:
-    """Of the seeds that both mixers have; a best epoch with a sign ended at the limit."""
+    """Only seeds that both mixers have count. A + marks the best epoch of a run that stopped at its limit of epochs."""
     figures = {"most_epochs": 9, "best_epoch": 3, "cpu_seconds_per_epoch": 2.0, "peak_megabytes": 500}
     rows = [
         {"host": "a", "mixer": mixer, "seed": seed, "NDCG@10": value + seed / 100, "epochs": 8 + (seed > 0)} | figures

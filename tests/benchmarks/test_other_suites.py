@@ -1,4 +1,4 @@
-"""The smaller suites on generated data: each writes a result in the format, with green checks and what it promises."""
+"""The smaller suites on generated data: each writes a result in the common format, with green checks."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from hyenarec_kernels.backends import cpu
 
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Runs a suite's main with options in an empty folder, and reads the one result that it leaves there."""
+    """Runs a suite's main with options in an empty folder, and returns the one result that it leaves there."""
     monkeypatch.chdir(tmp_path)
 
     def call(suite: Any, *options: str) -> Result:
@@ -103,7 +103,7 @@ def test_losses(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.slow
 def test_catalogue(run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two processes with shards of the table take the steps of one."""
+    """Two processes that hold shards of the item table take the same training steps as one process."""
     pytest.importorskip("faiss", reason="needs faiss: pip install 'hyenarec[ann]'")
     monkeypatch.setattr(catalogue, "CASES", (("sampled", 500, 1, False), ("sampled", 500, 2, True)))
     monkeypatch.setattr(catalogue, "in_fresh_process", lambda function, *arguments: function(*arguments))
@@ -115,7 +115,7 @@ def test_catalogue(run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     one, two = result["cases"]
     assert two["efficiency"] > 0 and two["check"]["error"] < 1e-5 and "efficiency" not in one
     (shared,), (index,) = result["sharing"], result["index"]
-    assert 0 <= shared["by tokens"] < shared["by windows"]
+    assert 0 <= shared["by tokens"] < shared["by slices"]
     assert index["found of the best ten"] > 0.95
 
 
@@ -153,18 +153,23 @@ def test_ablation(run: Any, log: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_cache(run: Any, log: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cache, "STRETCH", 4)
-    options = ("--length", "10", "--rooms", "3", "6", "--users", "2", "--seconds", "0.01", "--epochs", "1")
+    options = ("--length", "256", "--rooms", "3", "6", "--users", "2", "--seconds", "0.01", "--epochs", "1")
     result = run(cache, log, "runs", *options)
-    cases = {(case["policy"], case["room"]): case for case in result["cases"]}
-    assert cases.keys() == {("full", 10), ("window", 3), ("citrus", 3), ("window", 6), ("citrus", 6)}
+    cases = {(case["state"], case["room"]): case for case in result["cases"]}
+    caches = {("full", 256), ("window", 3), ("citrus", 3), ("window", 6), ("citrus", 6)}
+    assert cases.keys() == caches | {("exact", 256), ("compact", 256)}
     whole = result["settings"]["at once"]
-    assert cases["full", 10]["test"] == pytest.approx(whole)
-    assert cases["window", 3]["test"] != whole
-    for case in cases.values():  # keys and values of two blocks, and how many events those are
-        assert case["bytes"] >= 2 * 2 * case["room"] * 64 * 4
+    assert cases["full", 256]["test"] == pytest.approx(whole["attention"])
+    assert cases["window", 3]["test"] != whole["attention"]
+    assert cases["exact", 256]["test"] == pytest.approx(whole["hyena"])
+    assert cases["compact", 256]["test"] == pytest.approx(whole["hyena"])
+    assert 2 * cases["compact", 256]["bytes"] < cases["exact", 256]["bytes"]
+    for case in cases.values():
+        if case["mixer"] == "attention":  # keys and values of two blocks, for as many events as there is room for
+            assert case["bytes"] >= 2 * 2 * case["room"] * 64 * 4
         assert case["us a step"] > 0 and refusal(case) is None
     page = "\n".join(rankings.cache(result))
-    assert "history read at once" in page and f"{cases['full', 10]['bytes']:,}" in page
+    assert "history read at once" in page and f"{cases['full', 256]['bytes']:,}" in page
 
 
 def test_features(run: Any, log: str, tmp_path: Path) -> None:
@@ -177,12 +182,12 @@ def test_features(run: Any, log: str, tmp_path: Path) -> None:
     assert plain["hidden"].keys() == {"mean, among all", "mean, among hidden"}
     among = featured["hidden"]["features, among hidden"]
     assert among["median rank"] <= featured["hidden_items"] and among["targets"] > 0
-    # of equal rows, every target counts as the last
+    # all rows are equal, and a target that ties with other items is ranked last
     assert plain["hidden"]["mean, among hidden"]["MRR"] == pytest.approx(1 / plain["hidden_items"])
     page = "\n".join(rankings.features(result))
     assert "| random, among all |" in page and f"among {plain['hidden_items']} hidden items" in page
     again = run(features, log, "items.csv", "--seeds", "0", "--epochs", "1", "--share", "0.2")
-    assert again["runs"] == result["runs"]  # with the seconds that they took: they were not trained again
+    assert again["runs"] == result["runs"]  # the seconds are equal too, so nothing was trained again
 
 
 def test_accuracy(run: Any, log: str, tmp_path: Path) -> None:

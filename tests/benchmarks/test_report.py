@@ -1,4 +1,4 @@
-"""The report: a page from a folder of results, and no speed on it that was not checked."""
+"""The report: it makes a page from a folder of results, and shows no speed whose values were not checked."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def scaling_case(mixer: str, length: int, milliseconds: float) -> dict[str, Any]
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Results in which hyena is slower than attention at 50 events, level at 200, 9 times as fast at 1,800."""
+    """Results in which hyena is slower than attention at 50 events, as fast at 200, and 9 times as fast at 1,800."""
     times = {"hyena": (271, 300, 311), "attention": (123, 301, 2799)}
     cases = [
         scaling_case(mixer, length, ms)
@@ -79,7 +79,7 @@ def page_of(folder: Path) -> str:
 
 
 def doctor(folder: Path, change: Any) -> None:
-    """Change the result's case of hyena at 1,800 events."""
+    """Applies ``change`` to the case of hyena at 1,800 events in the saved result."""
     path = folder / "scaling-cpu.json"
     result = json.loads(path.read_text())
     change(next(case for case in result["cases"] if (case["mixer"], case["length"]) == ("hyena", 1800)))
@@ -137,9 +137,9 @@ def test_no_speed_without_a_green_check(change: Any, reason: str, folder: Path) 
     page = page_of(folder)
     assert "311" not in page and "9.00x" not in page
     assert "| HyenaRec | 271 (0.45x) | 300 (1.00x) | refused |" in page
-    assert "training step (ms), 1,800 events" not in page  # no verdict either
+    assert "training step (ms), 1,800 events" not in page  # there is no verdict either
     assert "## Not reported" in page and "scaling-cpu.json: mixer hyena, length 1800" in page and reason in page
-    assert "2,799" in page  # the other's is as good as before
+    assert "2,799" in page  # attention's figure is still shown
 
 
 def test_command_ends_with_code_1_on_a_red_check(
@@ -185,7 +185,7 @@ def test_every_suite_that_writes_results_has_a_section() -> None:
     ("speed", "at"), [(2.0, 100), (4.0, 200), (8.0, 400), (1.0, 100), (16.0, None), (5.0, 200 * 2 ** math.log2(1.25))]
 )
 def test_where_a_speed_is_reached(speed: float, at: float | None) -> None:
-    """Speed-ups that double with the length."""
+    """The length is interpolated between measured ones; here speed-ups double with the length."""
     found = tables.reached([(100, 2.0), (200, 4.0), (400, 8.0)], speed)
     assert found == (None if at is None else pytest.approx(at))
 
@@ -199,12 +199,12 @@ def of_seeds(system: str, *values: float) -> verdicts.Figure:
 
 
 def test_accuracies_are_paired_over_seeds() -> None:
-    ours = of_seeds("hyena", 0.10, 0.20)  # the seeds differ by more than the systems
+    ours = of_seeds("hyena", 0.10, 0.20)  # the seeds differ by more than the systems do
     assert verdicts.judge(ours, of_seeds("gru", 0.09, 0.19), True) == "wins"
     assert verdicts.judge(ours, of_seeds("gru", 0.11, 0.22), True) == "loses"
     assert verdicts.judge(ours, of_seeds("gru", 0.09, 0.2), True) == "level"
     assert verdicts.judge(ours, of_seeds("gru", 0.01), True) == "one seed"
-    assert verdicts.judge(ours, of_seeds("gru", 0.09, 0.19, 0.9), True) == "wins"  # the third has no pair
+    assert verdicts.judge(ours, of_seeds("gru", 0.09, 0.19, 0.9), True) == "wins"  # the third seed has no pair
 
 
 def test_a_system_of_one_seed_is_not_the_best(folder: Path) -> None:
@@ -221,7 +221,7 @@ def test_a_system_of_one_seed_is_not_the_best(folder: Path) -> None:
     [(0.2, 3, ".0500 ± .0020, HyenaRec, no gates"), (0.01, 3, ".0820 ± .0020"), (0.2, 1, ".0820 ± .0020")],
 )
 def test_the_variant_best_in_validation_counts(folder: Path, validation: float, seeds: int, counted: str) -> None:
-    """Whatever its test accuracy, but not with one seed."""
+    """The variant with the best validation counts, whatever its test accuracy, but only if it has several seeds."""
     path = folder / "accuracy-some-log.json"
     result = json.loads(path.read_text())
     for run in result["runs"][:seeds]:

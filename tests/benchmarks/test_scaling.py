@@ -1,4 +1,4 @@
-"""The scaling suite: its result holds what was measured, and what it derives follows from that."""
+"""The scaling suite: its result holds what was measured, and what it derives follows from the measured values."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from benchmarks.harness.measuring import take_turns
 from benchmarks.harness.recording import read
 from benchmarks.report.tables import over_rival
 from benchmarks.suites import scaling
-from hyenarec.data.batches import TrainingWindows
+from hyenarec.data.batches import TrainingSlices
 from hyenarec.data.splits import leave_one_out
 from hyenarec.errors import UserError
 from tests.interpreter import FORKED
@@ -35,7 +35,7 @@ def case(mixer: str, length: int, milliseconds: float) -> dict[str, Any]:
 def test_result(tmp_path: Path) -> None:
     out = tmp_path / "new" / "result"
     scaling.Scaling(("hyena", "attention"), (400, 200), out, TINY).run()
-    scaling.Scaling(("hyena", "attention"), (50,), out, TINY).run()  # joins
+    scaling.Scaling(("hyena", "attention"), (50,), out, TINY).run()  # is added to the same result
     result = read(out.with_suffix(".json"))
     assert out.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
     cases = {(case["length"], case["mixer"]): case for case in result["cases"]}
@@ -50,14 +50,14 @@ def test_result(tmp_path: Path) -> None:
     assert over_rival(cases[200, "hyena"], result["cases"]) == pytest.approx(
         cases[200, "attention"]["ms"]["median"] / cases[200, "hyena"]["ms"]["median"]
     )
-    for mixer, fit in result["exponents"].items():  # of two points the slope is the difference quotient
+    for mixer, fit in result["exponents"].items():  # with two points the slope is the difference quotient
         short, long = (cases[length, mixer]["ms"]["median"] for length in (200, 400))
         assert fit["lengths"] == [200, 400]
         assert fit["step"] == pytest.approx(np.log2(long / short))
 
 
 def test_fresh_processes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of their own, though forked from one that has imported torch."""
+    """A measurement in its own process, here forked from one that has imported torch, returns every figure."""
     monkeypatch.setattr(measuring, "get_context", lambda method: FORKED)
     (found,) = scaling.measure(("hyena",), 50, TINY, [])
     assert {"ms", "check", "peak_mib", "idle_mib", "tokens", "tokens_per_second"} <= found.keys()
@@ -71,10 +71,10 @@ def checked(**options: Any) -> dict[str, Any]:
 
 
 def test_a_lower_precision_is_applied_and_checked() -> None:
-    assert checked(precision="bfloat16")["error"] > 100 * checked()["error"]  # rounding shows
+    assert checked(precision="bfloat16")["error"] > 100 * checked()["error"]  # bfloat16 rounds more
 
 
-@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])  # 30 s of g++
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])  # g++ takes 30 s
 def test_compiled_models_are_checked(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
     checked(compile=True)
@@ -87,7 +87,7 @@ def test_compile_is_applied(compile: bool) -> None:
 
 
 def test_left_out_from_the_length_that_is_too_slow(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With measured processes replaced: attention takes as many seconds as the length, hyena always two."""
+    """With made-up measurements: a step takes attention as many seconds as there are events, and hyena always two."""
     tried = []
 
     def try_steps(build: Any, settings: scaling.ScalingSettings) -> dict[str, Any]:
@@ -121,18 +121,18 @@ def test_left_out_from_the_length_that_is_too_slow(monkeypatch: pytest.MonkeyPat
 @pytest.mark.parametrize("power", [0.0, 0.05, 1.0])
 def test_exponent_of_known_times(power: float) -> None:
     cases = [case("hyena", length, 3 * length**power) for length in (200, 1024, 4096)]
-    cases.append(case("hyena", 50, 1e6))  # below the range of the fit
+    cases.append(case("hyena", 50, 1e6))  # too short to count for the fit
     cases.append({"mixer": "hyena", "length": 16384, "left_out": "too slow"})
     found = scaling.exponents([*cases, case("gru", 200, 1.0)])
-    assert list(found) == ["hyena"]  # one point has no slope
+    assert list(found) == ["hyena"]  # gru has one point, so no slope
     assert found["hyena"]["step"] == pytest.approx(power, abs=1e-9)
     assert found["hyena"]["sequence"] == pytest.approx(1 + power)
     assert found["hyena"]["lengths"] == [200, 1024, 4096]
 
 
 def test_windows_of_the_generated_log_are_full() -> None:
-    store = scaling.full_windows(7, 6)
-    batches = list(TrainingWindows(store, leave_one_out(store), 7, 3).epoch(0, 0))
+    store = scaling.full_slices(7, 6)
+    batches = list(TrainingSlices(store, leave_one_out(store), 7, 3).epoch(0, 0))
     assert [batch.packing.lengths.tolist() for batch in batches] == [[7, 7, 7], [7, 7, 7]]
 
 

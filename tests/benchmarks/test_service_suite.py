@@ -1,4 +1,4 @@
-"""The suite on the service: its figures are of answers that are right, and what is measured is not measured again."""
+"""The suite on the service: it times answers that are checked, and does not repeat what is already measured."""
 
 from __future__ import annotations
 

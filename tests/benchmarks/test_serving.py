@@ -1,4 +1,4 @@
-"""The suite on serving: streamed scores are those of the whole history, and the check says so where they are not."""
+"""The suite on serving: streamed scores equal those of the whole history, and the check finds it where they do not."""
 
 from __future__ import annotations
 
@@ -68,8 +68,8 @@ def test_compiled_alike(alone: bool, tmp_path: Path) -> None:
     sizes = {(case["mixer"], case["what"]): case.get("state_bytes") for case in cases}
     assert sizes["hyena", "forward"] is None and sizes["gru", "step"] == 2 * 8 * 4 + 8
     assert sizes["hyena", "compact step"] < sizes["hyena", "step"] / 2
-    more = serving.measure(("hyena", "gru"), 512, 3, settings, cases, tmp_path)  # by the same packages
-    more += serving.measure(("attention",), 12, 2, settings, [], tmp_path)  # every position is taken after one call
+    more = serving.measure(("hyena", "gru"), 512, 3, settings, cases, tmp_path)  # uses the same compiled packages
+    more += serving.measure(("attention",), 12, 2, settings, [], tmp_path)  # one call fills every position
     assert [refusal(case) for case in more if "left_out" not in case] == [None] * 6
 
 
@@ -96,7 +96,7 @@ def test_check_is_red_for_a_wrong_forward(monkeypatch: pytest.MonkeyPatch) -> No
         right = serving.forward
 
         def wrong(*arguments: Any) -> Tensor:
-            return right(*arguments).flip(0)  # each user is given another one's answer
+            return right(*arguments).flip(0)  # every user gets another user's answer
 
         monkeypatch.setattr(serving, "forward", wrong)
         assert refusal({"check": serving.forward_check(net, batch)}) is not None

@@ -1,4 +1,4 @@
-"""The suite on training steps: the loader's batches, padded and packed, and what its result says of them."""
+"""The suite on training steps: the loader's batches, padded and packed, and what its result says about them."""
 
 from __future__ import annotations
 
@@ -33,23 +33,23 @@ def log(tmp_path: Path) -> Path:
 def test_result(log: Path, tmp_path: Path) -> None:
     out = tmp_path / "step"
     step.Step(log, mixers=("hyena", "bert4rec"), lengths=(8,), out=out, settings=TINY).run()
-    step.Step(log, mixers=("hyena",), lengths=(4,), out=out, settings=TINY).run()  # joins
+    step.Step(log, mixers=("hyena",), lengths=(4,), out=out, settings=TINY).run()  # is added to the same result
     result = read(out.with_suffix(".json"))
     assert out.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
     cases = {(case["length"], case["mixer"], case["layout"]): case for case in result["cases"]}
     layouts = ("packed", "padded")
     assert list(cases) == [*product([4], ["hyena"], layouts), *product([8], ["hyena", "bert4rec"], layouts)]
-    windows = step.PaddedWindows(open_data(log), leave_one_out(open_data(log)), 8, 4)
-    rows = sum(len(batch.items) for batch in windows.epoch(0, 0))
+    slices = step.PaddedSlices(open_data(log), leave_one_out(open_data(log)), 8, 4)
+    rows = sum(len(batch.items) for batch in slices.epoch(0, 0))
     for case in cases.values():
         assert case["log"] == "events"
         assert case["check"]["error"] <= case["check"]["tolerance"]
         assert case["tokens_per_second"] == pytest.approx(1e3 * case["tokens"] / case["ms"]["median"])
         assert (case["padding"] > 0) == (case["layout"] == "padded")
-    assert cases[8, "hyena", "packed"]["tokens"] == windows.tokens / len(windows)
-    assert cases[8, "hyena", "padded"]["padding"] == pytest.approx(1 - windows.tokens / rows)
+    assert cases[8, "hyena", "packed"]["tokens"] == slices.tokens / len(slices)
+    assert cases[8, "hyena", "padded"]["padding"] == pytest.approx(1 - slices.tokens / rows)
     seconds = cases[8, "hyena", "packed"]["seconds_per_epoch"]
-    assert seconds == pytest.approx(cases[8, "hyena", "packed"]["ms"]["median"] * len(windows) / 1e3)
+    assert seconds == pytest.approx(cases[8, "hyena", "packed"]["ms"]["median"] * len(slices) / 1e3)
 
 
 def test_padded_batch_holds_the_packed_one_and_zeros() -> None:

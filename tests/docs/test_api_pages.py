@@ -1,4 +1,4 @@
-"""The pages of the API reference name what there is, and leave no public name out."""
+"""The API reference names only what exists, and leaves out no public name."""
 
 from __future__ import annotations
 
@@ -26,6 +26,6 @@ def test_what_a_page_names_exists_and_has_a_docstring(name: str) -> None:
     "module", ["hyenarec_kernels", "hyenarec_kernels.nn", "hyenarec_kernels.integrations", "hyenarec"]
 )
 def test_every_public_name_is_documented(module: str) -> None:
-    others = {"backends", "nn", "__version__"}  # the modules have entries of their own
+    others = {"backends", "nn", "__version__"}  # the two modules have entries of their own
     public = {f"{module}.{name}" for name in import_module(module).__all__ if name not in others}
     assert public <= DOCUMENTED.keys()

@@ -1,7 +1,7 @@
-"""Every Python block of the documents runs: those of one page in order, in one namespace.
+"""Every Python block of the documentation runs: the blocks of one page in order, in one namespace.
 
-A block that cannot run here says so in the line above it: ``<!-- not run: reason -->``. A page that needs another
-page's files has ``<!-- after: page.md -->``.
+A block that cannot run here has ``<!-- not run: reason -->`` in the line above it. A page that needs another page's
+files has ``<!-- after: page.md -->``.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ AFTER = re.compile(r"^<!-- after: (\S+) -->$", re.MULTILINE)
 
 
 def blocks(page: Path) -> list[tuple[int, str]]:
-    """The line in which each block to run begins, and its code."""
+    """The blocks to run: each with the number of lines above it, and its code."""
     text = page.read_text(encoding="utf-8")
     return [(text.count("\n", 0, m.start("code")), m["code"]) for m in BLOCK.finditer(text) if not m["mark"]]
 
@@ -31,7 +31,7 @@ def test_the_blocks_of_a_page_run(page: Path, tmp_path: Path, monkeypatch: pytes
     for each in (*before, page):
         namespace: dict[str, Any] = {"__name__": "__main__"}
         for line, code in blocks(each):
-            # as many empty lines before it as in the page, so that a traceback gives the page's own line
+            # put as many empty lines before the code as the page has, so that a traceback gives the page's line number
             exec(compile("\n" * line + code, str(each), "exec"), namespace)
 
 

@@ -1,4 +1,4 @@
-"""The scripts of examples/ run as a user runs them, and show what they say."""
+"""The scripts of examples/ run as a user runs them, and their output shows what they claim."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ MOST_LINES = 59
 
 
 def run(name: str, capsys: pytest.CaptureFixture[str]) -> str:
-    """What a script prints."""
+    """Runs a script and returns what it prints."""
     runpy.run_path(str(EXAMPLES / f"{name}.py"), run_name="__main__")
     return capsys.readouterr().out
 
@@ -27,13 +27,13 @@ def test_every_script_has_a_test_and_is_short() -> None:
 def test_one_layer_gives_the_same_values_in_every_layout(capsys: pytest.CaptureFixture[str]) -> None:
     differences = [float(number) for number in re.findall(r"at most (\S+)", run("one_layer", capsys))]
     assert len(differences) == 2
-    assert max(differences) < 1e-4  # of scores of size 30, in float32
+    assert max(differences) < 1e-4  # the scores are about 30 in size, in float32
 
 
 def test_replace_attention_trains_the_new_mixer(capsys: pytest.CaptureFixture[str]) -> None:
     losses = dict(re.findall(r"(\w+): +loss (\S+)", run("replace_attention", capsys)))
     assert losses.keys() == {"attention", "HyenaMixer"}
-    assert float(losses["HyenaMixer"]) < 2.5  # 3.9 is a guess
+    assert float(losses["HyenaMixer"]) < 2.5  # guessing would give 3.9
 
 
 def test_recommend_recommends_items_of_the_log(capsys: pytest.CaptureFixture[str]) -> None:

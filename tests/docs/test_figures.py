@@ -1,4 +1,4 @@
-"""Figures in tables of the README and the benchmark guide stand in the report, which is made from the results."""
+"""Every figure in a table of the README or the benchmark guide is also in the report, made from the results."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ FIGURE = re.compile(r"[\d,]*\.?\d+( ± \.\d+)?x?")
 
 
 def figures(text: str) -> list[str]:
-    """The numbers that fill a cell of a table's body, "1.96x" and ".0988 ± .0089" too."""
+    """The cells of tables' bodies that hold nothing but a number, such as "1.96x" or ".0988 ± .0089"."""
     cells = []
     for table in re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE):
         for row in table.splitlines()[2:]:

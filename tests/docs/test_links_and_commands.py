@@ -1,4 +1,4 @@
-"""Links of the documents lead somewhere, and the commands in them exist with the options that they are given."""
+"""Links in the documentation have a target, and the commands shown exist and have the options that they are given."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ COMMAND = re.compile(
 
 
 def anchors(page: Path) -> set[str]:
-    """The headings of a page as GitHub and MyST write them in addresses."""
+    """The anchors of a page's headings, as GitHub and MyST write them in addresses."""
     headings = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
@@ -38,7 +38,7 @@ def broken_links(page: Path, text: str) -> list[str]:
 
 @cache
 def options(command: str) -> set[str]:
-    """The options that the help of a command of ``hyenarec`` names."""
+    """The options named in the help of a ``hyenarec`` command."""
     out = io.StringIO()
     with contextlib.redirect_stdout(out), pytest.raises(SystemExit) as exited:
         main([command, "--help"])
@@ -47,7 +47,7 @@ def options(command: str) -> set[str]:
 
 
 def wrong_commands(text: str) -> list[str]:
-    """Commands of console blocks that there are not, or with options that they do not have."""
+    """The commands in console blocks that do not exist, or that have no such options."""
     wrong = []
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     for block in re.findall(r"^```console\n(.*?)^```$", text, re.MULTILINE | re.DOTALL):
@@ -59,7 +59,7 @@ def wrong_commands(text: str) -> list[str]:
                 good = not words or words[0] in SUITES
             elif program == "make":
                 good = all(re.search(rf"^{target}:", makefile, re.MULTILINE) for target in words)
-            else:  # a script or test file of the repository, where it is none of the reader's own
+            else:  # paths of the repository must exist; the reader's own files need not
                 paths = [w for w in words if w.startswith(("examples/", "tests/", "setup.py"))]
                 good = all((ROOT / path).exists() for path in paths)
             if not good:
@@ -101,7 +101,7 @@ def test_faults_are_found() -> None:
 def test_every_environment_variable_is_in_the_table() -> None:
     sources = [ROOT / "setup.py", *(p for f in ("hyenarec_kernels", "python", "csrc") for p in (ROOT / f).rglob("*"))]
     text = "".join(p.read_text(encoding="utf-8") for p in sources if p.suffix in {".py", ".cpp", ".h"})
-    read = set(re.findall(r'"(HYENAREC_[A-Z_]+)"', text)) - {"HYENAREC_ISA"}  # a macro
+    read = set(re.findall(r'"(HYENAREC_[A-Z_]+)"', text)) - {"HYENAREC_ISA"}  # HYENAREC_ISA is a macro
     assert {"HYENAREC_BACKEND", "HYENAREC_BUILD", "HYENAREC_CPU_ISA", "HYENAREC_LOG"} <= read
     table = (ROOT / "docs/backends.md").read_text(encoding="utf-8")
     assert sorted(v for v in read if f"| `{v}=" not in table) == []

@@ -1,7 +1,7 @@
 """Random operator calls: drawn from a seed, run through the package, and compared with the definition.
 
-``python tests/fuzz/calls.py FIRST COUNT`` runs the calls of the seeds FIRST to FIRST + COUNT - 1 and prints the wrong
-ones, one line each; it exits with 1 where there are any.
+``python tests/fuzz/calls.py FIRST COUNT`` runs the calls of the seeds FIRST to FIRST + COUNT - 1. It prints a line for
+each wrong result, and exits with 1 if there are any.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import Tensor
 
 import hyenarec_kernels as hk
 
-# Norm-wise, of each sequence's output and of each gradient: the contract of the operators.
+# Norm-wise relative error of each sequence's output and of each gradient: the contract of the operators.
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5, torch.float16: 5e-3, torch.bfloat16: 2e-2}
 PARAMETERS = ("filter", "coefficients", "decay", "weight", "bias", "skip")
 
@@ -27,7 +27,8 @@ PARAMETERS = ("filter", "coefficients", "decay", "weight", "bias", "skip")
 class RandomCall:
     """One call: float64 values of each sequence and of the parameters, all of them representable in the call's dtype.
 
-    ``rows`` are (n, D) for each sequence; with ``last_only`` post_gate and grad are (1, D), or (0, D) of an empty one.
+    ``rows`` holds an (n, D) tensor for each sequence. With ``last_only``, post_gate and grad are (1, D), or (0, D) for
+    an empty sequence.
     """
 
     seed: int
@@ -56,7 +57,7 @@ class RandomCall:
 
 
 def draw(seed: int) -> RandomCall:
-    """The call of a seed."""
+    """Draws the call that belongs to a seed."""
     rng = np.random.default_rng(seed)
     dtype = [torch.float64, torch.float32, torch.float32, torch.float16, torch.bfloat16][rng.integers(5)]
     operator = ["short_conv", "long_conv", "legendre_conv", "legendre_conv"][rng.integers(4)]
@@ -106,7 +107,8 @@ def draw(seed: int) -> RandomCall:
 
 
 def expected(call: RandomCall) -> dict[str, list[Tensor]]:
-    """Outputs of each sequence, and the gradients of ``sum(grad * out)``: of rows by sequence, of parameters whole."""
+    """By the definition: each sequence's output, and the gradients of ``sum(grad * out)``. A gradient of rows is a list
+    over sequences; a parameter's gradient is a list with one tensor."""
     parameters = {name: value.clone().requires_grad_() for name, value in call.parameters.items()}
     found: dict[str, list[Tensor]] = {"out": []}
     total = torch.zeros((), dtype=torch.float64)
@@ -141,7 +143,7 @@ def expected(call: RandomCall) -> dict[str, list[Tensor]]:
 
 
 def place(call: RandomCall, rows: list[Tensor], fill: float) -> Tensor:
-    """Rows of each sequence as the call's layout wants them; ``fill`` stands in the padding."""
+    """Puts the rows of each sequence into a tensor of the call's layout; ``fill`` stands in the padding."""
     dim = call.rows["x"][0].shape[1]
     if len(rows) == 0 or call.layout == "packed":
         tensor = torch.cat(rows).to(call.dtype)
@@ -149,7 +151,7 @@ def place(call: RandomCall, rows: list[Tensor], fill: float) -> Tensor:
         tensor = torch.full((len(rows), call.columns, dim), fill, dtype=call.dtype)
         for b, part in enumerate(rows):
             tensor[b, call.starts[b] : call.starts[b] + len(part)] = part
-    if call.strided:  # every other channel of a wider tensor
+    if call.strided:  # take every other channel of a wider tensor
         spread = torch.full((*tensor.shape[:-1], 2 * dim), float("nan"), dtype=call.dtype)
         spread[..., ::2] = tensor
         return spread[..., ::2]
@@ -157,7 +159,7 @@ def place(call: RandomCall, rows: list[Tensor], fill: float) -> Tensor:
 
 
 def one_each(call: RandomCall, rows: list[Tensor], fill: float) -> Tensor:
-    """Rows of ``last_only``: (S, D), ``fill`` for an empty sequence."""
+    """The single rows of a ``last_only`` call as (S, D), with ``fill`` for an empty sequence."""
     dim = call.rows["x"][0].shape[1]
     tensor = torch.full((len(rows), dim), fill, dtype=call.dtype)
     for s, part in enumerate(rows):
@@ -167,7 +169,7 @@ def one_each(call: RandomCall, rows: list[Tensor], fill: float) -> Tensor:
 
 
 def take(call: RandomCall, values: Tensor, each: bool) -> list[Tensor]:
-    """The rows of each sequence in float64; raises where padding holds anything but zero."""
+    """The rows of each sequence in float64; raises AssertionError if the padding holds anything but zero."""
     values = values.detach().double()
     if each:
         parts = [values[s, None][: min(n, 1)] for s, n in enumerate(call.lengths)]
@@ -178,13 +180,13 @@ def take(call: RandomCall, values: Tensor, each: bool) -> list[Tensor]:
         spans = [slice(start, start + n) for start, n in zip(call.starts, call.lengths, strict=True)]
         parts = [values[b, span] for b, span in enumerate(spans)]
         rest = [torch.cat([values[b, : s.start], values[b, s.stop :]]) for b, s in enumerate(spans)]
-    if any(bool((part != 0).any()) for part in rest):  # NaN is not 0 either
+    if any(bool((part != 0).any()) for part in rest):  # NaN counts as nonzero too
         raise AssertionError("padding is not zero")
     return parts
 
 
 def run(call: RandomCall) -> dict[str, list[Tensor]]:
-    """What the package gives for the call, as :func:`expected` gives it. Padding is full of NaN."""
+    """What the package returns for the call, in the form of :func:`expected`. All padding is NaN."""
     nan, wide = float("nan"), torch.float64 if call.dtype == torch.float64 else torch.float32
     each = {name for name in ("post_gate", "grad") if call.last_only}
     tensors = {
@@ -213,7 +215,7 @@ def run(call: RandomCall) -> dict[str, list[Tensor]]:
 
 
 def faults(call: RandomCall) -> Iterator[str]:
-    """What is wrong with the call's outcome, a line each."""
+    """Yields a line for each thing that is wrong with the call's result."""
     want = expected(call)
     try:
         got = run(call)

@@ -1,6 +1,6 @@
-"""The operators by their equations, in float64 torch with autograd for the gradients. Shares no code with the package.
+"""The operators by their equations, in float64 torch with gradients by autograd. Shares no code with the package.
 
-A filter of a sequence of ``n`` rows is an (n, n) Toeplitz matrix, so that every sum of the definition is written out.
+A filter over a sequence of ``n`` rows is an (n, n) Toeplitz matrix, so that every sum of the definition is written out.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ def toeplitz(taps: Tensor, rows: int) -> Tensor:
 
 
 def convolve(u: Tensor, taps: Tensor) -> Tensor:
-    """One sequence (n, D) with the filters (G, K), group after group."""
+    """Convolves one sequence (n, D) with the filters (G, K); the D/G channels of a group lie side by side."""
     groups = taps.shape[0]
     grouped = u.view(len(u), groups, u.shape[1] // groups)  # (n, G, D/G)
     return torch.einsum("gts,sgd->tgd", toeplitz(taps, len(u)), grouped).reshape(u.shape)

@@ -1,4 +1,4 @@
-"""Random calls of the operators on every CPU implementation, against the definition (:mod:`calls`)."""
+"""Random calls of the operators on every CPU implementation give what the definition gives (:mod:`calls`)."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from hyenarec_kernels import backends
 from tests.interpreter import python
 
 IMPLEMENTATIONS = ("avx512", "avx2", "portable", "reference")
-IN_CI, IN_ALL = 100, 2_500  # calls of each implementation
+IN_CI, IN_ALL = 100, 2_500  # calls per implementation
 
 
 def fuzz(implementation: str, first: int, count: int) -> None:
-    """Runs the calls in a process of their own: the instruction set is chosen once a process."""
+    """Runs the calls in a process of their own, because the instruction set is chosen once per process."""
     if implementation == "reference":
         chosen = {"HYENAREC_BACKEND": "reference"}
     elif "cpu" not in backends.available("cpu"):

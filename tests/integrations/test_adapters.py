@@ -1,4 +1,4 @@
-"""What holds for all adapters: a library is imported by its own adapter alone."""
+"""What holds for all adapters: a library is imported only by its own adapter."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ADAPTERS = {path.stem: path for path in Path(hyenarec_kernels.integrations.__pat
 
 
 def imports(path: Path) -> set[str]:
-    """Top-level packages that a module imports."""
+    """The top-level packages outside the standard library that a module imports."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):

@@ -1,4 +1,4 @@
-"""The stand-in for FlashAttention's module."""
+"""HyenaMHA, the replacement for FlashAttention's module."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_packed_is_padded(bidirectional: bool) -> None:
 
 
 class MHA(nn.Module):
-    """What the stand-in reads of ``flash_attn.modules.mha.MHA``, whose package needs a GPU to be installed."""
+    """Has what HyenaMHA reads of ``flash_attn.modules.mha.MHA``; the real package needs a GPU to install."""
 
     def __init__(self, causal: bool = True, cross_attn: bool = False, return_residual: bool = False) -> None:
         super().__init__()

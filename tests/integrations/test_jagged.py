@@ -1,4 +1,4 @@
-"""HyenaUnit in place of HSTU's units: packed sequences by offsets."""
+"""HyenaUnit in place of HSTU's units, on packed sequences that are given by offsets."""
 
 from __future__ import annotations
 
@@ -55,4 +55,4 @@ def test_the_example_trains_and_evaluates() -> None:
     from examples.hosts.jagged.train import run
 
     value, _ = run("hyena", Task(generated_log(users=60, items=40), 16, epochs=8, seed=0))
-    assert value > 0.15  # .11 is a guess: ten of forty items
+    assert value > 0.15  # guessing ten of forty items would give .11

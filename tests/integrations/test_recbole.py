@@ -1,4 +1,4 @@
-"""RecBole's SASRec with HyenaMixer: trained, saved and checked by RecBole's own means."""
+"""RecBole's SASRec with HyenaMixer is trained, saved and checked by RecBole's own functions."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ LENGTH = 12
 TASK = Task(generated_log(users=30, items=60), LENGTH, epochs=1, seed=0)
 HISTORIES = torch.randint(1, 60, (6, LENGTH), generator=torch.Generator().manual_seed(0))
 for row in range(3):
-    HISTORIES[row, LENGTH - 3 * row :] = 0  # as RecBole pads
-    HISTORIES[row + 3, : 3 * row] = 0  # where attention without a mask would read padding
+    HISTORIES[row, LENGTH - 3 * row :] = 0  # padded on the right, as RecBole does
+    HISTORIES[row + 3, : 3 * row] = 0  # padded on the left, where attention without a mask would read the padding
 
 
 @pytest.fixture(autouse=True)
@@ -33,7 +33,7 @@ def where_trainers_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def forward(model: SASRec, events: torch.Tensor) -> torch.Tensor:
-    """RecBole's own forward returns the last position only."""
+    """The outputs at all positions; RecBole's own forward returns only the last one."""
     x = model.LayerNorm(model.item_embedding(events) + model.position_embedding.weight[: events.shape[1]])
     return model.trm_encoder(x, model.get_attention_mask(events))[-1]
 
@@ -64,7 +64,7 @@ def test_a_mixer_of_the_wrong_direction_is_refused(tmp_path: Path) -> None:
 
 
 def test_attention_of_other_models_can_be_replaced(tmp_path: Path) -> None:
-    """They hand down additive masks (B, 1, L, L)."""
+    """HyenaSublayer replaces the attention of models that pass additive masks (B, 1, L, L)."""
     config = configured(SASRec, TASK, tmp_path)
     model = SASRec(config, create_dataset(config))
     replace_attention(model, LENGTH, {MultiHeadAttention: HyenaSublayer})

@@ -1,4 +1,4 @@
-"""torch-rechub's HSTUModel with HyenaMixer: trained, saved and checked by its own means."""
+"""torch-rechub's HSTUModel with HyenaMixer is trained, saved and checked by the library's own functions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""RecTools' models with HyenaMixer: trained, saved and checked by RecTools' own means."""
+"""RecTools' models with HyenaMixer are trained, saved and checked by RecTools' own functions."""
 
 from __future__ import annotations
 
@@ -52,7 +52,8 @@ def test_the_example_trains_and_recommends() -> None:
 
 @pytest.mark.parametrize("masked", [False, True])
 def test_a_trained_model_is_sound(masked: bool) -> None:
-    """Training begins by a new draw of all matrices; RecTools tells of padding only if it is asked to."""
+    """A trained model has no faults, although RecTools draws all matrices anew when training begins, and passes a
+    padding mask only if ``use_key_padding_mask`` is set."""
     model, _ = trained(SASRecModel, use_key_padding_mask=masked, **SASREC)
     assert faults(model) == []
 
@@ -76,7 +77,7 @@ def test_a_causal_mixer_is_refused_where_attention_is_not() -> None:
 
 @pytest.mark.parametrize(("layers", "options"), [(HyenaSASRecLayers, {}), (HyenaPreLNLayers, {"bidirectional": True})])
 def test_layers_mix_events_alone(layers: type, options: dict[str, Any]) -> None:
-    """Shapes stay, padding may hold anything, and dropout is for training."""
+    """Layers keep shapes, do not read padding, and apply dropout only in training."""
     made, causal = (
         layers(2, 16, 2, 0.5, horizon=LENGTH, **options),
         None if options else ~torch.ones(9, 9).tril().bool(),
@@ -85,7 +86,7 @@ def test_layers_mix_events_alone(layers: type, options: dict[str, Any]) -> None:
     x = torch.randn(3, 9, 16)
 
     def mix(seqs: torch.Tensor) -> torch.Tensor:
-        y: torch.Tensor = made(seqs.clone(), real[..., None], causal, None)  # they write to what they are given
+        y: torch.Tensor = made(seqs.clone(), real[..., None], causal, None)  # the layers write into their input
         assert y.shape == x.shape
         return y
 
@@ -106,7 +107,7 @@ def test_a_config_makes_the_same_model() -> None:
 
 
 def test_training_goes_on_where_it_stood() -> None:
-    """A second ``fit_partial`` neither draws the mixers anew nor loses what they learned."""
+    """A second ``fit_partial`` does not draw the mixers' weights anew, so they keep what they learned."""
     model, dataset = trained(SASRecModel, **SASREC)
     before = copy.deepcopy(model.torch_model.state_dict())
     model.fit_partial(dataset, min_epochs=1, max_epochs=1)
@@ -116,7 +117,7 @@ def test_training_goes_on_where_it_stood() -> None:
         if name.endswith("in_proj.weight")
     }
     assert len(moved) == 2
-    assert all(0 < share < 0.5 for share in moved.values())  # of a new draw it would be 1.4
+    assert all(0 < share < 0.5 for share in moved.values())  # a new draw would give 1.4
 
 
 def test_similar_items_are_found() -> None:

@@ -1,4 +1,4 @@
-"""RePlay's SasRec with HyenaMixer: trained, saved and checked by RePlay's own means."""
+"""RePlay's SasRec with HyenaMixer is trained, saved and checked by RePlay's own functions."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_a_model_is_sound_after_its_parameters_are_drawn_anew() -> None:
 
 
 def test_the_encoder_mixes_events_alone() -> None:
-    """Shapes stay, padding may hold anything, and dropout is for training."""
+    """The encoder keeps shapes, does not read padding, and applies dropout only in training."""
     encoder, x = HyenaEncoder(8, 2, 0.5, LENGTH), torch.randn(3, 9, 8)
     real = torch.arange(9) >= torch.tensor([0, 4, 8])[:, None]  # (B, L)
     assert not torch.equal(encoder(None, x, real), encoder(None, x, real))
@@ -58,7 +58,7 @@ def test_the_encoder_mixes_events_alone() -> None:
 
 @pytest.mark.parametrize("candidates", [None, torch.tensor([5, 1, 40])])
 def test_scores_are_of_the_last_event(candidates: torch.Tensor | None) -> None:
-    """Of all items, or of candidates, as RePlay asks for them at inference."""
+    """The last event of each history is scored, for all items or for the candidates that RePlay passes at inference."""
     scored = model().eval()
     output = scored({"item_id": HISTORIES}, HISTORIES != ITEMS, candidates_to_score=candidates)
     hidden = forward(scored, HISTORIES)

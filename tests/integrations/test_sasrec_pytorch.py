@@ -1,4 +1,4 @@
-"""A model in the shape of SASRec.pytorch's, with HyenaMixer in place of its nn.MultiheadAttention."""
+"""A model built like SASRec.pytorch's, with HyenaMixer in place of its nn.MultiheadAttention."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ def test_the_example_trains_and_evaluates() -> None:
 
 
 def test_check_swap_says_that_it_hands_on_no_padding_mask() -> None:
-    """It fits to what attention did there, which saw the padding, too. On the right nothing would reach an event."""
+    """``check_swap`` reports that the model passes no padding mask. The mixer then reads left padding, as the attention
+    that it replaces did; padding on the right cannot reach an event."""
     model = build("hyena", ITEMS, LENGTH)
     assert check_swap(model, HISTORIES.masked_fill(LEFT, 0)) == [
         f"padding: attention_layers.{i}.mixer reads padding; hand it a mask or lengths" for i in range(2)
@@ -70,7 +71,7 @@ def test_training_moves_every_parameter_of_the_mixers() -> None:
 
 
 def test_weights_that_its_main_saves_are_loaded(tmp_path: Path) -> None:
-    """By ``torch.save`` of the state dict, and strictly."""
+    """A state dict that was saved with ``torch.save`` loads strictly and gives the same outputs."""
     saved, loaded = build("hyena", ITEMS, LENGTH).eval(), build("hyena", ITEMS, LENGTH).eval()
     torch.save(saved.state_dict(), tmp_path / "SASRec.pth")
     assert not torch.equal(loaded(HISTORIES), saved(HISTORIES))

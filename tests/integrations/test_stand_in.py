@@ -1,4 +1,4 @@
-"""HyenaAttention where nn.MultiheadAttention stood: alone, and in torch's own encoder layers."""
+"""HyenaAttention in place of nn.MultiheadAttention: by itself, and in torch's own encoder layers."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ def _seeded() -> None:
 
 
 def encoder(layers: int = 0, *, bidirectional: bool = False, **options: Any) -> Any:
-    """An nn.TransformerEncoderLayer, or an nn.TransformerEncoder of ``layers``, without its attention."""
-    nested = options.get("batch_first", True) and not options.get("norm_first", False)  # torch warns of the others
+    """An nn.TransformerEncoderLayer, or an nn.TransformerEncoder of ``layers``, whose attention is replaced."""
+    nested = options.get("batch_first", True) and not options.get("norm_first", False)  # otherwise torch warns
     layer = nn.TransformerEncoderLayer(D, 2, 16, **{"batch_first": True, "dropout": 0.0} | options)
     model = nn.TransformerEncoder(layer, layers, enable_nested_tensor=nested) if layers else layer
     replace_attention(model, K, bidirectional=bidirectional)
@@ -37,7 +37,7 @@ def encoder(layers: int = 0, *, bidirectional: bool = False, **options: Any) -> 
 
 
 def by_hand(layer: nn.TransformerEncoderLayer, x: Tensor, norm_first: bool) -> Tensor:
-    """What a layer is, from its parts; ``x`` (1, L, D) without padding."""
+    """An encoder layer's output computed from its parts; ``x`` is (1, L, D) without padding."""
 
     def feed(x: Tensor) -> Tensor:
         return layer.linear2(torch.relu(layer.linear1(x)))
@@ -89,8 +89,8 @@ def test_both_ways_nothing_is_hidden(mask: Tensor | None) -> None:
 def test_encoders(
     train: bool, layers: int, batch_first: bool, norm_first: bool, dtype: torch.dtype, bidirectional: bool
 ) -> None:
-    """Padding of both dtypes; in evaluation torch would compute attention by itself, for bidirectional padded calls on
-    nested tensors."""
+    """Encoders give what their parts give, with boolean and additive padding masks. In evaluation torch's fast path
+    would compute attention by itself, on nested tensors if a bidirectional call has padding; it must not be taken."""
     model = encoder(layers, bidirectional=bidirectional, batch_first=batch_first, norm_first=norm_first).train(train)
     x = torch.randn(B, L, D)
     padding, causal = (PADDED, CAUSAL) if dtype is torch.bool else (additive(PADDED), additive(CAUSAL))
@@ -179,7 +179,7 @@ X = torch.randn(B, L, D)
         ({}, {"attn_mask": CAUSAL.T}, "must be the causal mask"),
         ({}, {"attn_mask": torch.zeros(L, L)}, "must be the causal mask"),
         ({}, {"attn_mask": CAUSAL | torch.eye(L).bool()}, "must be the causal mask"),
-        ({}, {"attn_mask": additive(CAUSAL) - torch.ones(L, L).tril(-1)}, "must be the causal mask"),  # as ALiBi's
+        ({}, {"attn_mask": additive(CAUSAL) - torch.ones(L, L).tril(-1)}, "must be the causal mask"),  # like ALiBi
         ({}, {"attn_mask": CAUSAL * -0.5}, "must be the causal mask"),
         ({}, {"attn_mask": CAUSAL[:5, :5]}, r"attn_mask must be \(9, 9\), got \(5, 5\)"),
         ({"bidirectional": True}, {"attn_mask": CAUSAL}, "its mixer is bidirectional"),
@@ -205,14 +205,14 @@ def test_what_it_cannot_honour_is_refused(made: dict[str, Any], call: dict[str, 
 def test_compiled(layers: int) -> None:
     model = encoder(layers).eval()
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
-    for length in (9, 7):  # the second with a dynamic length
+    for length in (9, 7):  # the second compiles with a dynamic length
         x, causal = X[:, :length], CAUSAL[:length, :length]
         y = compiled(x, causal, src_key_padding_mask=PADDED[:, :length])
         torch.testing.assert_close(y, model(x, causal, src_key_padding_mask=PADDED[:, :length]))
 
 
 def test_compiled_refusals() -> None:
-    """Values are asserted when the program runs; the rest is known when it is compiled."""
+    """A compiled program refuses a wrong mask's values when it runs; all other refusals come when it is compiled."""
     compiled = torch.compile(HyenaAttention(D, K, batch_first=True), fullgraph=True, backend="aot_eager")
     compiled(X, X, X, attn_mask=CAUSAL)
     with pytest.raises(RuntimeError, match="must be the causal mask"):
@@ -247,7 +247,8 @@ def test_what_cannot_trace_it_is_refused_in_one_line() -> None:
 
 @pytest.mark.parametrize("layers", [0, 2])
 def test_exported(layers: int) -> None:
-    """``is_causal`` is given, because torch's own encoder cannot be exported where it has to look at the mask."""
+    """An exported encoder serves other sizes and refuses a mask that is not causal. ``is_causal`` has to be given,
+    because torch's own encoder cannot be exported if it has to inspect the mask."""
     model, any_size = encoder(layers).eval(), {0: torch.export.Dim.AUTO, 1: torch.export.Dim.AUTO}
     shapes = {"src": any_size, "src_key_padding_mask": any_size, "is_causal": None}
     shapes["src_mask" if layers == 0 else "mask"] = any_size

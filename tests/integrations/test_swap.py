@@ -1,4 +1,4 @@
-"""replace_attention on models of many shapes, and check_swap on sound and on faulty ones."""
+"""replace_attention on models of many designs, and check_swap on sound and on faulty models."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def _seeded() -> None:
 
 
 class NextItem(nn.Module):
-    """Item embeddings, a causal encoder, scores of all items."""
+    """A next-item model: item embeddings, a causal encoder, and scores of all items."""
 
     padding_mask = True
 
@@ -112,7 +112,7 @@ def test_what_a_maker_makes_is_put_where_the_old_was(dtype: torch.dtype, device:
     assert model[0].training and not model[1][0].training
     other = nn.Sequential(OwnAttention())
     replace_attention(other, K, {OwnAttention: make}, dtype=dtype)
-    assert {p.dtype for p in other.parameters()} == {torch.float32}  # `make` was asked, and did not listen
+    assert {p.dtype for p in other.parameters()} == {torch.float32}  # `make` was given the dtype, and ignored it
     plain = nn.Sequential(nn.MultiheadAttention(D, 2))
     replace_attention(plain, K, dtype=dtype)
     assert {p.dtype for p in plain.parameters()} == {dtype}
@@ -125,6 +125,18 @@ def test_a_decoder_keeps_its_cross_attention() -> None:
     assert model(x, memory, tgt_mask=causal).shape == x.shape
 
 
+def test_a_subclass_with_a_forward_of_its_own_needs_a_maker() -> None:
+    class OneInput(nn.MultiheadAttention):
+        def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
+            return super().forward(x, x, x)[0]
+
+    model = nn.Sequential(OneInput(D, 2), nn.MultiheadAttention(D, 2))
+    with pytest.raises(ValueError, match=r"^replace_attention: 0 is a OneInput, which has a forward of its own"):
+        replace_attention(model, K)
+    assert type(model[1]) is nn.MultiheadAttention
+    assert len(replace_attention(model, K, {OneInput: lambda old, horizon: HyenaMixer(old.embed_dim, horizon)})) == 2
+
+
 def test_nothing_is_replaced_if_anything_cannot_be() -> None:
     model = nn.ModuleList([nn.MultiheadAttention(8, 2), nn.MultiheadAttention(6, 2)])
     with pytest.raises(ValueError, match="groups must be a divisor of dim 6, got 8"):
@@ -134,7 +146,7 @@ def test_nothing_is_replaced_if_anything_cannot_be() -> None:
 
 def test_what_wraps_for_several_devices_comes_afterwards() -> None:
     class Wrapped(nn.parallel.DistributedDataParallel):
-        def __init__(self, module: nn.Module) -> None:  # without processes
+        def __init__(self, module: nn.Module) -> None:  # works without a process group
             nn.Module.__init__(self)
             self.module = module
 
@@ -171,12 +183,38 @@ class LooksAhead(NextItem):
         return scores + 0.1 * scores.roll(-1, 1)
 
 
+class LooksAheadInPairs(NextItem):
+    """The first event of each pair reads the second."""
+
+    def forward(self, events: Tensor) -> Tensor:
+        scores = super().forward(events)
+        first = torch.arange(events.shape[1]) % 2 == 0
+        return 1e-3 * (scores + 0.1 * scores.roll(-1, 1) * first[:, None])
+
+
 class NoPaddingMask(NextItem):
     padding_mask = False
 
 
+class OppositeMask(NextItem):
+    """Its mask marks events as padding."""
+
+    def forward(self, events: Tensor) -> Tensor:
+        hidden = events != 0
+        return self.encoder(self.items(events), self.causal, src_key_padding_mask=hidden) @ self.items.weight.T
+
+
+class Keeps(NextItem):
+    """Keeps the last scores with their graph, which torch does not copy."""
+
+    def forward(self, events: Tensor) -> Tensor:
+        with torch.enable_grad():
+            self.last = super().forward(events)
+        return self.last.detach()
+
+
 class Unsaved(LegendreFilter):
-    """A filter with a random factor that no checkpoint holds."""
+    """A filter with a random factor that is not saved in checkpoints."""
 
     def __init__(self, groups: int, horizon: int) -> None:
         super().__init__(groups, horizon)
@@ -198,6 +236,13 @@ def drawn() -> Any:
     return model
 
 
+def drawn_vectors() -> Any:
+    model = swapped()
+    nn.init.ones_(model.encoder.layers[0].self_attn.mixer.short_bias)
+    nn.init.normal_(model.encoder.layers[0].self_attn.mixer.filters[0].weight, std=2)
+    return model
+
+
 class Idle(NextItem):
     def __init__(self) -> None:
         super().__init__()
@@ -207,16 +252,29 @@ class Idle(NextItem):
 @pytest.mark.parametrize(
     ("make", "faults"),
     [
-        (lambda: swapped(LooksAhead), ["future: outputs depend on later events"]),
+        (lambda: swapped(LooksAhead), ["future: outputs before position 1 depend on events from there on"]),
+        (lambda: swapped(LooksAheadInPairs), ["future: outputs before position 1 depend on events from there on"]),
+        (
+            lambda: swapped(OppositeMask),
+            ["past: outputs do not depend on earlier events; does the mask mark padding as events?"],
+        ),
+        (lambda: swapped(Keeps), ["reload: not checked, copy.deepcopy(model) raises RuntimeError"]),
         (
             lambda: swapped(NoPaddingMask),
             [f"padding: encoder.layers.{i}.self_attn.mixer reads padding; hand it a mask or lengths" for i in range(2)],
         ),
         (unsaved, ["reload: a copy with the same weights gives other outputs; some of them are not in state_dict()"]),
         (drawn, ["start: encoder.layers.1.self_attn.mixer.in_proj.weight is 6 times as large as it starts"]),
+        (
+            drawn_vectors,
+            [
+                "start: encoder.layers.0.self_attn.mixer.short_bias starts at 0, and has a size of 1.0",
+                "start: encoder.layers.0.self_attn.mixer.filters.0.weight is 20 times as large as it starts",
+            ],
+        ),
         (lambda: swapped(Idle), ["padding: spare.mixer is not checked, it is not called"]),
     ],
-    ids=["future", "padding", "reload", "start", "idle"],
+    ids=["future", "pairs", "past", "copy", "padding", "reload", "start", "vectors", "idle"],
 )
 def test_each_fault_is_found(make: Any, faults: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert check_swap(make(), EVENTS) == faults
@@ -224,7 +282,8 @@ def test_each_fault_is_found(make: Any, faults: list[str], capsys: pytest.Captur
 
 
 def test_draws_that_are_too_large_are_found_and_put_right() -> None:
-    """Kaiming's count a short filter's few taps alone as what comes in."""
+    """``check_swap`` names short convolutions whose draw is too large, and ``reset_parameters`` repairs them. Kaiming's
+    rules take a short filter's few taps for the whole fan-in, and so draw too large weights."""
     model = swapped()
     for p in model.parameters():
         if p.dim() > 1:
@@ -241,7 +300,8 @@ def test_draws_that_are_too_large_are_found_and_put_right() -> None:
 def test_what_cannot_be_checked_is_said() -> None:
     model = swapped()
     assert check_swap(model, EVENTS[1:]) == ["padding: not checked, no row of events is padded"]
-    assert check_swap(model, EVENTS[:1, 4:].where(EVENTS[:1, 4:] < 0, 3).flip(1))[0].startswith("future: not checked")
+    alike = check_swap(model, EVENTS[:1, 4:].where(EVENTS[:1, 4:] < 0, 3).flip(1))
+    assert alike[0].startswith("past: not checked") and alike[1].startswith("future: not checked")
     fixed = model(EVENTS)
     assert "forward gives the same outputs for other weights" in check_swap(model, EVENTS, lambda *_: fixed)[-1]
     with pytest.raises(ValueError, match=r"outputs of every position, \(2, 12, ...\), got \(2, 20\)"):
@@ -259,7 +319,7 @@ def test_what_cannot_be_checked_is_said() -> None:
 
 @pytest.mark.parametrize("masked", [False, True])
 def test_faults_are_found_however_the_mixer_is_called(masked: bool) -> None:
-    """In a compiled model, by name, in other dtypes."""
+    """Faults are found in a compiled model, in one that passes arguments by name, and in other dtypes."""
 
     class ByName(nn.Module):
         def __init__(self) -> None:

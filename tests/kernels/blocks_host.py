@@ -1,4 +1,4 @@
-"""The block low-rank Legendre convolution in CUDA, compiled for the host: calls, their oracle, and random ones."""
+"""The block low-rank Legendre convolution in CUDA, compiled for the host: calls, expected results, random calls."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from benchmarks.gpu.host_library import DTYPES, BlockArguments, BlockHost, RowsA
 from hyenarec_kernels.backends.cuda.block_plan import BlockPlan, constants, plan_for
 from hyenarec_kernels.legendre import legendre_at
 from hyenarec_kernels.lowrank.levels import TOLERANCE as BOUND
-from hyenarec_kernels.lowrank.levels import Windows, last_distance, make_levels
+from hyenarec_kernels.lowrank.levels import BasisFilters, last_distance, make_levels
 
 ROWS = ("out", "x", "pre_gate", "post_gate")
 NAMES = (*ROWS, "coefficients", "decay", "skip")
@@ -24,13 +24,13 @@ NAMES = (*ROWS, "coefficients", "decay", "skip")
 
 @dataclass
 class BlockCase(HostCase):
-    """One call; `taps` is the horizon. `needs` are of `NAMES`."""
+    """One call; `taps` is the horizon. `needs`: the results to compute, of `NAMES`."""
 
     needs: frozenset[str] = frozenset(NAMES)
     terms: int = 8
-    decay: float | None = None  # of the fastest group
-    even: bool = False  # all groups are as fast
-    chunks: tuple[int, ...] | None = None  # of the levels, instead of the cheapest plan's
+    decay: float | None = None  # decay of the fastest group
+    even: bool = False  # all groups have the same decay
+    chunks: tuple[int, ...] | None = None  # chunk sizes of the levels; None takes the cheapest plan's
     plan: BlockPlan = field(init=False)
 
     def __post_init__(self) -> None:
@@ -48,9 +48,9 @@ class BlockCase(HostCase):
         beyond = self.rows > self.taps
         plan = plan_for(self.terms, self.taps, self.decay is not None, beyond, self.dtype)
         if self.chunks is not None:
-            windows, length = Windows(self.terms + 1, self.taps), self.rows
+            filters, length = BasisFilters(self.terms + 1, self.taps), self.rows
             shapes = [
-                windows.shape(chunk, last_distance(self.taps, length, chunk), BOUND[self.dtype] / 8)
+                filters.shape(chunk, last_distance(self.taps, length, chunk), BOUND[self.dtype] / 8)
                 for chunk in self.chunks
             ]
             levels = make_levels(self.taps, length, self.chunks, tuple(shapes))
@@ -127,7 +127,7 @@ class BlockCase(HostCase):
 
 
 def wrong(case: BlockCase, found: dict[str, Tensor]) -> dict[str, float]:
-    """The results with an error above the tolerance; padding must be exactly zero."""
+    """The results whose error is above the tolerance; padding must be exactly zero."""
     errors, squares = {}, case.squares()
     for name, expected in case.expected().items():
         got = found[name].double()
@@ -142,7 +142,7 @@ def check(host: BlockHost, case: BlockCase) -> None:
 
 
 def whole(rows: int, horizon: int, *, count: int = 1, channels: int = 2, groups: int = 2, **options: Any) -> BlockCase:
-    """Padded sequences without padding."""
+    """A call on a padded batch in which every sequence fills its row."""
     return BlockCase(False, rows, [0] * count, [rows] * count, channels, groups, horizon, full=True, **options)
 
 

@@ -1,4 +1,4 @@
-"""Runs the operator tests on every backend that works on this machine's CPU."""
+"""Fixtures that run the operator tests on every backend that works on this machine's CPU."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ from hyenarec_kernels import backends
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    # The interpreter computes on NumPy arrays, which say so where a GPU would quietly give NaN, and converts some.
+    # The interpreter computes with NumPy, which warns where a GPU would silently give NaN, and about some of its
+    # conversions.
     for category in ("RuntimeWarning", "DeprecationWarning"):
         config.addinivalue_line("filterwarnings", f"ignore::{category}:triton.runtime.interpreter")
 
 
-# The interpreter takes 300 s of these tests; test_triton and its neighbours make its calls with fewer.
+# These tests would take 300 s in the interpreter. test_triton and its neighbours cover the same with fewer calls.
 NIGHTLY = {"triton": pytest.mark.slow}
 
 
@@ -30,14 +31,15 @@ def backend(request: pytest.FixtureRequest) -> Iterator[str]:
 
 @pytest.fixture(params=[name for name in backends.available("cpu") if name != "triton"])
 def compiled_backend(request: pytest.FixtureRequest) -> Iterator[str]:
-    """As `backend`, without the interpreter: for tests of hundreds of calls, which test_triton makes with fewer."""
+    """Like `backend`, but without the interpreter: for tests of hundreds of calls, of which test_triton makes fewer."""
     with backends.use(request.param):
         yield request.param
 
 
 @pytest.fixture(params=[pytest.param("cpu", marks=without_device), pytest.param("cuda", marks=with_device)])
 def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """The cuda backend on a device, or on a "cpu" by what a file's own ``host_kernels`` has compiled for the host."""
+    """Forces the cuda backend: on a GPU, or as "cpu" with kernels that the test file's ``host_kernels`` fixture
+    compiles for the host."""
     if request.param == "cpu":
         request.getfixturevalue("host_kernels")
     with forced(request.param, monkeypatch):

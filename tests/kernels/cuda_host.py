@@ -1,4 +1,4 @@
-"""The shipped CUDA programs compiled for the host and run thread by thread: calls, their oracle, and random ones."""
+"""The shipped CUDA programs, compiled for the host and run thread by thread: calls, expected results, random calls."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ NAMES = ("out", "x", "filter", "skip", "pre_gate", "post_gate")
 
 
 def compile_host(target: Path, top: int, source: Path = SOURCE) -> None:
-    """The programs for blocks of up to 2^top rows."""
+    """Compiles the programs for blocks of up to 2^top rows into the library ``target``."""
     flags = ["-std=c++17", "-O1", "-g0", "-shared", "-fPIC", f"-DHYENAREC_TOP={top}", f"-I{source}"]
     subprocess.run(["g++", *flags, str(NATIVE / "host_test.cpp"), "-o", str(target)], check=True)
 
 
 def host_library(factory: pytest.TempPathFactory) -> Path:
-    """The programs of every size, compiled once for all tests of a run, as those that follow."""
+    """The library with programs of every size. It is compiled once per test run, as are the libraries below."""
     needs("g++")
     return shared(factory, "host.so", lambda target: compile_host(target, 14))
 
@@ -54,7 +54,7 @@ def block_library(factory: pytest.TempPathFactory) -> Path:
 
 
 def shared(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
-    """A file of this run of the tests: the first of its workers to need it makes it."""
+    """The path of a file that all workers of this test run share; the first worker that needs the file makes it."""
     own = factory.getbasetemp()
     folder = own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
     with FileLock(folder / f"{name}.lock"):
@@ -64,7 +64,7 @@ def shared(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], ob
 
 
 class Host:
-    """A library's programs with blocks of at most 2^top rows."""
+    """A compiled library's programs, with blocks of at most 2^top rows."""
 
     def __init__(self, path: Path, top: int) -> None:
         self.library, self.top = ctypes.CDLL(str(path)), top
@@ -86,7 +86,8 @@ class Host:
 
 
 def far_rows(x: Tensor) -> Tensor:
-    """``x`` (1, 11, 2) with rows 2^28 values apart: 11 of them pass 2^31. Memory that nothing touches is not there."""
+    """A copy of ``x`` (1, 11, 2) with rows 2^28 values apart, so that offsets exceed 2^31. Pages of memory that nothing
+    touches are never allocated."""
     try:
         far = torch.empty_strided(x.shape, (0, 1 << 28, 1), dtype=x.dtype)
     except RuntimeError:
@@ -95,7 +96,7 @@ def far_rows(x: Tensor) -> Tensor:
 
 
 def mutated(folder: Path, name: str, old: str, new: str) -> Path:
-    """A copy of the shipped source in ``folder`` with one place changed, in the file ``cuda/<name>``."""
+    """Copies the shipped source to ``folder`` and replaces ``old``, which must occur once, in ``cuda/<name>``."""
     for part in ("common", "cuda"):
         shutil.copytree(SOURCE / part, folder / part)
     path = folder / "cuda" / name
@@ -112,7 +113,7 @@ def needs(program: str) -> None:
 
 @dataclass
 class HostCase:
-    """One call. Sequences are rows [starts, ends); of padded input those of a batch row."""
+    """One call. A sequence is the rows [starts, ends) of all rows if packed, or of its own batch row if padded."""
 
     packed: bool
     rows: int
@@ -130,7 +131,7 @@ class HostCase:
     max_length: int | None = None
     needs: frozenset[str] = frozenset(NAMES)
     seed: int = 0
-    held: Tensor | None = None  # constants that the call reads, if any
+    held: Tensor | None = None  # precomputed constants that the call reads, if any
     tensors: dict[str, Tensor] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -145,7 +146,7 @@ class HostCase:
             return torch.randn(*shape, generator=generator)
 
         def activation() -> Tensor:
-            # A slice of more channels and rows: strided; NaN where nothing may be read.
+            # A slice of a tensor with more channels and rows, so that it is strided. NaN wherever nothing may be read.
             wide = draw(*shape[:-1], shape[-1] + 2, self.channels + 3).to(self.dtype)
             values = wide[..., 1:-1, 1 : self.channels + 1]
             values[~real] = torch.nan
@@ -161,7 +162,7 @@ class HostCase:
         return {name for name in self.needs if optional.get(name, True)}
 
     def expected(self) -> dict[str, Tensor]:
-        """By the definition, float64, without FFT."""
+        """Outputs and gradients by the definition: float64, without FFT."""
         t = {name: value.double().numpy() for name, value in self.tensors.items() if name not in ("starts", "ends")}
         result = {"out": np.zeros_like(t["x"])} | {name: np.zeros_like(t[name]) for name in NAMES[1:]}
         for at, d, u, dy, pre, post in self._products(t):
@@ -178,7 +179,7 @@ class HostCase:
         return {name: torch.from_numpy(result[name]) for name in self.present()}
 
     def squares(self) -> dict[str, Tensor]:
-        """The sums of the squares of what the gradients of filter and skip are sums of, float64."""
+        """The sums of squares, in float64, of the terms that the gradients of filter and skip are sums of."""
         t = {name: value.double().numpy() for name, value in self.tensors.items() if name not in ("starts", "ends")}
         result = {name: np.zeros_like(t[name]) for name in ("filter", "skip")}
         for _, d, u, dy, _, _ in self._products(t):
@@ -186,7 +187,7 @@ class HostCase:
         return {name: torch.from_numpy(value) for name, value in result.items()}
 
     def _products(self, t: dict[str, Any]) -> Iterator[tuple[Any, int, Any, Any, Any, Any]]:
-        """Of each sequence and channel: where it lies, the channel, u, dy and the gates."""
+        """Yields for each sequence and channel: its index into the tensors, the channel, u, dy, and the two gates."""
         one = np.ones_like(t["x"])
         pre, post = (t["pre_gate"] if self.pre else one), (t["post_gate"] if self.post else one)
         for s, (start, end) in enumerate(zip(self.starts, self.ends, strict=True)):
@@ -195,7 +196,7 @@ class HostCase:
                 yield at, d, pre[at] * t["x"][at], post[at] * t["grad"][at], pre[at], post[at]
 
     def _add(self, result: dict[str, Any], d: int, u: Any, dy: Any) -> None:
-        """Adds a sequence's and channel's part to the gradients of filter and skip."""
+        """Adds the part of one sequence and channel to the gradients of filter and skip."""
         result["skip"][d] += dy @ u
         lags = np.convolve(dy, u[::-1])[len(u) - 1 :][: self.taps]
         result["filter"][d // (self.channels // self.groups), : len(lags)] += lags
@@ -233,37 +234,38 @@ class HostCase:
         )
 
     def results(self) -> dict[str, Tensor]:
-        """The tensors to write the outputs and gradients to, full of NaN."""
+        """Tensors full of NaN, into which outputs and gradients are to be written."""
         like = {name: self.tensors["x" if name == "out" else name] for name in self.present()}
         return {name: torch.full(v.shape, torch.nan, dtype=v.dtype) for name, v in like.items()}
 
     def run(self, host: Any, *, reversed: bool = False) -> dict[str, Tensor]:
-        """The outputs and gradients; `reversed`: with threads and blocks in the opposite order."""
+        """Outputs and gradients by name; with `reversed`, threads and blocks run in the opposite order."""
         results = self.results()
         args = self.arguments(results)
         for backward in (False, True):
             if not backward and "out" not in results:
                 continue
             size = host.workspace(args, backward)
-            workspace = torch.full((size // 4 + 64,), torch.nan)  # nothing may depend on it; 64 more as a guard
+            workspace = torch.full((size // 4 + 64,), torch.nan)  # no result may depend on it; 64 more as a guard
             host.run(args, backward, reversed, workspace.data_ptr())
             assert workspace[size // 4 :].isnan().all(), "written past the workspace"
         return results
 
 
 def error(got: Tensor, want: Tensor, squares: Tensor | None = None) -> float:
-    """Norm-wise relative error. `squares`, of a gradient that is a sum over rows: the sums of its terms' squares.
+    """Norm-wise relative error. `squares`: for a gradient that is a sum over rows, the sums of its terms' squares.
 
-    Where the terms nearly cancel (of a group's one decay, or of two channels' skips, by chance and in one call of 30),
-    what is left of them is as small as the rounding of any one of them, however it is added up. The error is then
-    measured against the norm that the sum has as a rule, with random signs: the root of its terms' squares.
+    The terms may nearly cancel: by chance the one decay of a group or the skips of two channels do, in one call of 30.
+    What is left is then as small as the rounding of a single term, in whatever order they are added. The error is
+    therefore measured against the larger of the gradient's norm and the norm that such a sum would have with random
+    signs: the root of its terms' squares.
     """
     size = float(want.norm().clamp_min(1e-30))
     return float((got - want).norm()) / (size if squares is None else max(size, float(squares.sum().sqrt())))
 
 
 def wrong(case: HostCase, found: dict[str, Tensor]) -> dict[str, float]:
-    """The results with an error above the tolerance; padding must be exactly zero."""
+    """The results whose error is above the tolerance; padding must be exactly zero."""
     limit = {torch.float32: 1e-6 * max(np.log2(case.rows), 1) ** 0.5}.get(case.dtype, TOLERANCE[case.dtype])
     errors, squares = {}, case.squares()
     for name, expected in case.expected().items():
@@ -283,7 +285,7 @@ def check(host: Host, case: HostCase) -> None:
 
 
 def ragged(generator: np.random.Generator, count: int, rows: int, packed: bool) -> tuple[list[int], list[int]]:
-    """Starts and ends of sequences, some of them empty."""
+    """Random starts and ends of sequences, some of which are empty."""
     if packed:
         cuts = np.sort(generator.integers(0, rows + 1, count - 1)).tolist()
         return [0, *cuts], [*cuts, rows]
@@ -324,5 +326,5 @@ def random_case(seed: int, most_rows: int, most_taps: int) -> HostCase:
 
 
 def one(rows: int, taps: int, *, count: int = 1, channels: int = 2, groups: int = 2, **options: Any) -> HostCase:
-    """Padded sequences without padding."""
+    """A call on a padded batch in which every sequence fills its row."""
     return HostCase(False, rows, [0] * count, [rows] * count, channels, groups, taps, full=True, **options)

@@ -1,4 +1,4 @@
-"""Checks of test_distributed.py: whole models over batches, by DistributedDataParallel and FSDP2."""
+"""Checks for test_distributed.py: whole models trained with DistributedDataParallel and FSDP2."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class MixerLoss(nn.Module):
 
 
 class GateLoss(MixerLoss):
-    """Without long convolutions."""
+    """A mixer of order 1, which has no long convolutions."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -49,7 +49,7 @@ class RecommenderLoss(nn.Module):
 
 
 def data(kind: type[nn.Module], step: int) -> list[tuple[Tensor, Tensor]]:
-    """The parts of one batch, equal in size, one for each process."""
+    """The parts of one batch: one for each process, all of the same size."""
     generator = torch.Generator().manual_seed(step)
     if issubclass(kind, MixerLoss):
         lengths = torch.tensor([[9, 4], [1, 7]])
@@ -59,7 +59,7 @@ def data(kind: type[nn.Module], step: int) -> list[tuple[Tensor, Tensor]]:
 
 
 def trained(model: nn.Module, parts: Callable[[int], list[tuple[Tensor, Tensor]]]) -> list[tuple[str, Tensor]]:
-    """Gradients and weights after each of two steps."""
+    """The gradients and weights after each of two steps."""
     optimizer, kept = torch.optim.SGD(model.parameters(), 0.1), []
     for step in range(2):
         optimizer.zero_grad()

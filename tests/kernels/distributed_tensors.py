@@ -1,4 +1,4 @@
-"""Checks of test_distributed.py: the operators and mixers on distributed tensors."""
+"""Checks for test_distributed.py: the operators and mixers on distributed tensors."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ ROWS = ("x", "pre_gate", "post_gate")
 
 
 def spread(value: Tensor, mesh: Any, placement: Any) -> Tensor:
-    """The tensor that all processes have, as a distributed leaf."""
+    """Distributes a tensor that every process has; the result is a leaf."""
     from torch.distributed.tensor import distribute_tensor
 
     needs = value.requires_grad
@@ -28,7 +28,7 @@ def spread(value: Tensor, mesh: Any, placement: Any) -> Tensor:
 
 
 def spread_rows(own: Tensor, mesh: Any) -> Tensor:
-    """What each process has as its part of one distributed tensor."""
+    """A distributed tensor of which each process's own tensor is one part."""
     from torch.distributed.tensor import DTensor, Shard
 
     return DTensor.from_local(own, mesh, [Shard(0)])
@@ -46,7 +46,7 @@ def random(*shape: int) -> Tensor:
 
 
 def calls(layout: str) -> Iterator[tuple[str, Callable[..., Any], dict[str, Tensor], bool]]:
-    """Name, function, tensors, and whether channels may be divided."""
+    """Yields a name, a function, its tensors, and whether the channels may be divided among processes."""
     where = {
         "padded": {},
         "lengths": {"lengths": [9, 0, 3, 5]},
@@ -73,7 +73,7 @@ def calls(layout: str) -> Iterator[tuple[str, Callable[..., Any], dict[str, Tens
         name = f"{groups} groups, last_only={last_only}"
         yield f"long_conv, {name}", long, {"x": x, **filters, "skip": skip, **gates}, True
         yield f"legendre_conv, {name}", legendre, {"x": x, **series, "skip": skip, **gates}, True
-    # DTensor remembers how it ran a call. These differ in nothing but what is absent, or needs no gradient.
+    # DTensor caches how it dispatched a call. These calls differ only in which argument is absent or needs no gradient.
     for kept in ("pre_gate", "post_gate"):
         gated = {"x": x, "filter": filters["filter"], kept: random(*rows, 8)}
         yield f"{kept} alone", explicit(where), gated, True
@@ -157,7 +157,7 @@ def what_is_placed_otherwise_is_redistributed(mesh: Any) -> None:
         want = values_and_gradients(hk.long_conv, {"x": x, "filter": h})
         for g, w in zip([*got[0], *got[1]], [*want[0], *want[1]], strict=True):
             assert_close(whole(g), w)
-    x, h = random(3, 9, 6), random(3, 5)  # 3 groups on 2 processes, a batch of 3
+    x, h = random(3, 9, 6), random(3, 5)  # a batch of 3, and 3 groups, on 2 processes
     for rows in (Shard(0), Shard(2)):
         got_one = hk.long_conv(spread(x, mesh, rows), spread(h, mesh, Replicate()), lengths=[9, 0, 4])
         assert_close(whole(got_one), hk.long_conv(x, h, lengths=[9, 0, 4]))
@@ -280,7 +280,7 @@ def processes_agree_on_the_gates_that_are_dropped(mesh: Any) -> None:
 
     mixer = HyenaMixer(8, 20, gate_dropout=0.5, dtype=torch.float64)
     distribute_module(mixer, mesh)
-    torch.manual_seed(mesh.get_rank())  # as other processes would draw them
+    torch.manual_seed(mesh.get_rank())  # processes would otherwise draw different gates
     drawn, own = mixer.draw_gates(), torch.rand(1)
     assert drawn is not None and not torch.equal(*whole(spread_rows(own, mesh)).chunk(2))
     first, second = whole(spread_rows(drawn.to_local(), mesh)).chunk(2)  # type: ignore[attr-defined]
@@ -308,7 +308,7 @@ def a_mixer_of_every_filter_prefills(mesh: Any) -> None:
         for name in ("projected", "gated", "steps", "short_taps", "short_bias", "taps"):
             assert_close(whole(getattr(parts, name)), getattr(state, name))
         assert_close(whole(together.init_state(4).taps), alone.init_state(4).taps)
-    alone, together = pair(40, "legendre")  # whose inputs lie in pages where they are not distributed
+    alone, together = pair(40, "legendre")  # its state has pages of inputs when it is not distributed
     (_, state), (_, parts) = alone.prefill(x, lengths=n), together.prefill(spread(x, mesh, Shard(0)), lengths=n)
     for event in random(3, 4, 8).detach():
         want, got = alone.step(event, state)[0], together.step(spread(event, mesh, Shard(0)), parts)[0]
@@ -328,11 +328,11 @@ def a_sharded_mixer_on_meta_gets_its_initial_values(mesh: Any) -> None:
         usual = HyenaMixer(8, 20, filter=filter, order=4)
         for name, value in usual.named_buffers():
             assert_close(mixer.get_buffer(name), value)
-        for name, value in usual.named_parameters():  # random ones in their deviation
+        for name, value in usual.named_parameters():  # random parameters have the usual deviation
             assert_close(whole(mixer.get_parameter(name)).std(), value.std(), rtol=0.5, atol=1e-6)
         for f, g in zip(mixer.filters, usual.filters, strict=True):
             if filter in ("legendre", "chebyshev", "cosine"):
                 assert not whole(f.weight)[:: f.terms].any() and not g.weight[:: g.terms].any()
         gates = whole(mixer.in_proj.weight).view(5, 64).std(1)
-        assert (gates[1:3] > 3 * gates[[0, 3, 4]].max()).all()  # those between two convolutions
+        assert (gates[1:3] > 3 * gates[[0, 3, 4]].max()).all()  # the gates between two convolutions
         assert mixer(torch.randn(2, 9, 8)).isfinite().all()

@@ -1,4 +1,4 @@
-"""Random operator calls in every layout, with the oracle's answer: what the operator tests and their negatives run."""
+"""Random operator calls in every layout, with the oracle's answers. The operator tests and their negatives run them."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ import hyenarec_kernels as hk
 OPERATORS = ("short_conv", "long_conv", "legendre_conv")
 LAYOUTS = ("full", "right", "left", "middle", "packed")
 TOLERANCE = {torch.float64: 1e-11, torch.float32: 1e-5, torch.float16: 5e-3, torch.bfloat16: 2e-2}
-# Outputs of each sequence; gradients, of each sequence for rows and one array for a parameter.
+# The outputs of each sequence, and the gradients: a list over sequences for rows, one array for a parameter.
 Answer = tuple[list[np.ndarray], dict[str, Any]]
-RAGGED = (7, 0, 1, 13, 2)  # with an empty sequence and one of length 1
+RAGGED = (7, 0, 1, 13, 2)  # one sequence is empty, one has length 1
 
 
 @dataclass
 class Layout:
-    """Puts rows of sequences into a tensor and takes them out again."""
+    """Puts the rows of sequences into a tensor, and takes them out again."""
 
     kind: str
     lengths: Sequence[int]
@@ -37,7 +37,7 @@ class Layout:
         self.starts = {"left": slack, "middle": [s // 2 for s in slack]}.get(self.kind, [0] * len(slack))
 
     def place(self, rows: Sequence[np.ndarray], dtype: torch.dtype, fill: float) -> Tensor:
-        """Rows (n_i, D) of each sequence to (B, L, D), ``fill`` in the padding, or (T, D)."""
+        """Puts the rows (n_i, D) of each sequence into (B, L, D), padded with ``fill``, or into (T, D) if packed."""
         parts = [torch.as_tensor(r).to(dtype) for r in rows]
         if self.kind == "packed":
             return torch.cat(parts)
@@ -47,7 +47,7 @@ class Layout:
         return out
 
     def take(self, values: Tensor) -> list[np.ndarray]:
-        """The real rows of each sequence; fails if padding is anything but zero."""
+        """The real rows of each sequence; fails if the padding holds anything but zero."""
         v = values.detach().double().numpy()
         if self.kind == "packed":
             return np.split(v, np.cumsum(self.lengths)[:-1])
@@ -69,11 +69,11 @@ class Layout:
 
 @dataclass
 class Case:
-    """One call: rows for each sequence, parameters, options. All float64; rounded to the dtype of a run beforehand."""
+    """One call: rows for each sequence, parameters, options. All are float64 values that a run's dtype can hold."""
 
     operator: str
     lengths: Sequence[int]
-    rows: dict[str, list[np.ndarray]]  # x, and the gates and the output's gradient where there are such
+    rows: dict[str, list[np.ndarray]]  # x, and where they exist the gates and the output's gradient
     parameters: dict[str, np.ndarray]
     options: dict[str, Any]
     dim: int
@@ -96,7 +96,7 @@ class Case:
         rng = np.random.default_rng(seed)
 
         def draw(*shape: int) -> np.ndarray:
-            return torch.as_tensor(rng.standard_normal(shape)).to(dtype).double().numpy()  # representable in dtype
+            return torch.as_tensor(rng.standard_normal(shape)).to(dtype).double().numpy()  # dtype can hold them
 
         options: dict[str, Any] = {}
         if operator == "short_conv":
@@ -119,7 +119,7 @@ class Case:
     # ---- the oracle's answer -------------------------------------------------------------------------------------
 
     def taps(self) -> np.ndarray:
-        """(D, K) of a long operator."""
+        """The taps (D, K) of a long operator, one filter per channel."""
         if self.operator == "long_conv":
             h = self.parameters["filter"]
         else:
@@ -128,7 +128,7 @@ class Case:
         return np.repeat(h, self.dim // len(h), 0)
 
     def expected(self) -> Answer:
-        """Outputs of each sequence, and gradients: of each sequence for rows, one array for parameters."""
+        """Each sequence's outputs, and the gradients: a list over sequences for rows, one array for a parameter."""
         if self.operator == "short_conv":
             return self._expected_short()
         h, skip = self.taps(), self.parameters["skip"]
@@ -165,7 +165,7 @@ class Case:
         return outputs, {"x": [part["x"] for part in parts], **summed}
 
     def _at_end(self, rows: np.ndarray, length: int) -> np.ndarray:
-        """With ``last_only``: one row to (length, D) with zeros before it."""
+        """With ``last_only``, puts the one row at the end of (length, D), with zeros before it."""
         return np.concatenate([np.zeros((length - len(rows), self.dim)), rows])
 
     # ---- the package's answer ------------------------------------------------------------------------------------
@@ -181,14 +181,15 @@ class Case:
         parameter_dtype: torch.dtype | None = None,
         index_dtype: torch.dtype = torch.int64,
     ) -> Answer:
-        """As :meth:`expected`, from ``function`` (the public operator) in one layout, ``fill`` in all padding."""
+        """What ``function`` (by default the public operator) gives in one layout, in the form of :meth:`expected`.
+        ``fill`` is in all padding."""
         where = Layout(layout, self.lengths)
         out_rows = Layout("packed", [1] * len(self.lengths)) if self.last_only else where
 
         def tensor(name: str) -> Tensor:
             output = name in ("post_gate", "grad")
             rows = self.rows[name]
-            if output and self.last_only:  # one row a sequence, of an empty one too
+            if output and self.last_only:  # each sequence has one row, even an empty one
                 rows = [r if len(r) else np.full((1, self.dim), fill) for r in rows]
             t = (out_rows if output else where).place(rows, dtype, fill)
             return stride(t) if strided else t
@@ -214,7 +215,7 @@ class Case:
 
     def _rows(self, values: Tensor, layout: Layout) -> list[np.ndarray]:
         rows = layout.take(values)
-        if self.last_only and layout.lengths != self.lengths:  # the one row of an empty sequence is 0
+        if self.last_only and layout.lengths != self.lengths:  # the one row of an empty sequence must be 0
             for r, n in zip(rows, self.lengths, strict=True):
                 assert n or not r.any()
             return [r[: min(n, 1)] for r, n in zip(rows, self.lengths, strict=True)]
@@ -222,7 +223,7 @@ class Case:
 
 
 def on_device(operator: str, device: str = "cuda") -> Callable[..., Tensor]:
-    """The operator for a case's CPU tensors: autograd carries them there and their gradients back."""
+    """The operator on ``device`` for a case's CPU tensors; autograd moves the inputs there and their gradients back."""
 
     def call(**arguments: object) -> Tensor:
         moved = {name: a.to(device) if isinstance(a, Tensor) else a for name, a in arguments.items()}
@@ -233,14 +234,14 @@ def on_device(operator: str, device: str = "cuda") -> Callable[..., Tensor]:
 
 
 def stride(t: Tensor) -> Tensor:
-    """The same values with every stride doubled at least, and gaps of NaN."""
+    """The same values with at least twice the strides, and NaN in the gaps."""
     wide = torch.full([2 * n for n in t.shape], float("nan"), dtype=t.dtype)
     view = wide[tuple(slice(None, None, 2) for _ in t.shape)]
     return view.copy_(t)
 
 
 def error(got: np.ndarray, want: np.ndarray) -> float:
-    """Norm-wise relative error; absolute where the norm is below 1e-3."""
+    """Norm-wise relative error; absolute, in units of 1e-3, if the expected norm is below 1e-3."""
     assert got.shape == want.shape
     return float(np.linalg.norm(got - want) / max(np.linalg.norm(want), 1e-3)) if want.size else 0.0
 
@@ -248,7 +249,7 @@ def error(got: np.ndarray, want: np.ndarray) -> float:
 def errors(
     got: tuple[list[np.ndarray], dict[str, Any]], want: tuple[list[np.ndarray], dict[str, Any]]
 ) -> dict[str, float]:
-    """The worst error of the output and of each gradient: of any sequence, or of a parameter."""
+    """The largest error of the output and of each gradient, over sequences or for a parameter as a whole."""
 
     def worst(g: Any, w: Any) -> float:
         return (

@@ -1,4 +1,4 @@
-"""Checks of the contracts as functions, so that each can also be seen to fail on a broken implementation."""
+"""Checks of the operators' contracts as functions, so that tests can also see each of them fail on broken code."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hyenarec_kernels.ops.conv_step import conv_step
 
 
 def check_causality(operator: str, taps: int, tolerance: float) -> None:
-    """What comes after a position changes nothing at or before it; ``tolerance`` 0 asks for equality bit for bit."""
+    """Rows after a position change no output at or before it; with ``tolerance`` 0, bit for bit."""
     case = Case.random(operator, [23, 23], taps=taps)
     outputs, _ = case.run("packed")
     for cut in (0, 1, 11, 21):
@@ -28,20 +28,21 @@ def check_causality(operator: str, taps: int, tolerance: float) -> None:
 
 
 def check_padding(operator: str, layout: str, **options: int) -> None:
-    """Any layout gives the oracle's values and gradients at real positions, whatever the padding holds."""
+    """A layout gives the oracle's values and gradients at real positions, whatever the padding holds."""
     case = Case.random(operator, **options)
     for fill in (float("nan"), 1e30):
         assert_close(case.run(layout, fill=fill), case.expected(), TOLERANCE[torch.float64])
 
 
 def check_gradients(operator: str, taps: int, lengths: tuple[int, ...] = (17, 17)) -> None:
-    """Outputs and every gradient, for a random output gradient, are the oracle's."""
+    """The outputs and every gradient, for a random output gradient, equal the oracle's."""
     case = Case.random(operator, lengths, taps=taps)
     assert_close(case.run("full"), case.expected(), TOLERANCE[torch.float64])
 
 
 def check_step(dim: int, taps: int, batch: int, dtype: torch.dtype, *, gated: bool = True, device: str = "cpu") -> None:
-    """``conv_step`` by ``conv_step`` gives ``long_conv`` at every position; rings stand in different places."""
+    """Repeated ``conv_step`` gives ``long_conv`` at every position, with sequences at different places in their
+    rings."""
     wide = torch.float64 if dtype == torch.float64 else torch.float32
     length = 2 * taps + 3
     x, pre, post = torch.randn(batch, length, 3 * dim, dtype=torch.float64).to(device, dtype).split(dim, -1)
@@ -60,7 +61,8 @@ def check_step(dim: int, taps: int, batch: int, dtype: torch.dtype, *, gated: bo
 
 
 def check_streaming(mixer: HyenaMixer, x: Tensor, prompt: int, tolerance: float) -> None:
-    """``prefill`` of a prompt, then ``step`` by ``step``, gives the forward pass at every position: ``x`` (B, L, D)."""
+    """``prefill`` of a prompt of ``x`` (B, L, D) and a ``step`` for each later event give the forward pass
+    everywhere."""
     with torch.no_grad():
         want = mixer(x)
         y, state = mixer.prefill(x[:, :prompt])

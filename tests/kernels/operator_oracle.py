@@ -1,6 +1,6 @@
 """The operators by their equations: float64 NumPy loops over one sequence at a time. Shares no code with the package.
 
-Every function takes rows (n, D) of one sequence. ``*_gradients`` return the gradients of ``sum(do * out)``.
+Every function takes rows (n, D) of one sequence. The ``*_gradients`` functions return gradients of ``sum(do * out)``.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ def sigmoid(z: Array) -> Array:
 
 
 def long_conv(x: Array, h: Array, skip: Array, pre: Array, post: Array) -> Array:
-    """``h`` (D, K): one filter a channel."""
+    """``h`` is (D, K): one filter per channel."""
     n, channels = x.shape
     u, y = pre * x, np.zeros((n, channels))
     for t in range(n):
@@ -66,19 +66,19 @@ def short_conv_gradients(do: Array, x: Array, weight: Array, bias: Array, silu: 
 
 
 def legendre_basis(terms: int, horizon: int) -> Array:
-    """``sqrt(2n+1) P_n`` at the lags, (N, K), from NumPy's series evaluation (Clenshaw)."""
+    """``sqrt(2n+1) P_n`` at the lags, (N, K), from NumPy's evaluation of Legendre series (Clenshaw)."""
     grid = np.array([2 * tau / (horizon - 1) - 1 if horizon > 1 else -1.0 for tau in range(horizon)])
     return np.stack([np.sqrt(2 * n + 1) * legendre.legval(grid, np.eye(terms)[n]) for n in range(terms)])
 
 
 def window(decay: Array, horizon: int) -> Array:
     exponent = decay[:, None] * np.arange(horizon) / horizon
-    exponent[np.isinf(decay), 0] = 0  # an infinite rate lets lag 0 pass
+    exponent[np.isinf(decay), 0] = 0  # at lag 0 even an infinite decay gives 1
     return np.exp(-exponent)
 
 
 def legendre_filter(coefficients: Array, horizon: int, decay: Array) -> Array:
-    """(G, N), K, (G,) to (G, K)."""
+    """Coefficients (G, N), horizon K and decay (G,) to taps (G, K)."""
     return window(decay, horizon) * (coefficients @ legendre_basis(coefficients.shape[1], horizon))
 
 

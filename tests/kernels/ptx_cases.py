@@ -1,11 +1,12 @@
-"""Operator calls whose compiled Triton kernels run in the machine of :mod:`ptx`, against the definition in float64.
+"""Operator calls whose compiled Triton kernels run in the machine of :mod:`ptx`, compared with the definition in
+float64.
 
-As a script, in a process of its own because the tests' process has Triton's interpreter instead of its compiler:
+The tests' process has Triton's interpreter instead of its compiler, so this runs as a script in a process of its own:
 
     python tests/kernels/ptx_cases.py NAME...
 
-prints a line of JSON for each case: its largest norm-wise error, its kernels and launches, CPU seconds, and the fault
-if there was one.
+It prints a line of JSON for each case: its largest norm-wise error, its kernels and launches, CPU seconds, and the
+fault if there was one.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
 
 @dataclass(frozen=True)
 class Call:
-    """One operator's forward and backward pass in one layout; `rate`: of every filter's window, an event."""
+    """One operator's forward and backward pass in one layout. `rate`: the decay of every filter's window per event."""
 
     operator: str
     layout: str
@@ -54,7 +55,7 @@ class Call:
 
 @dataclass(frozen=True)
 class Mixer:
-    """A whole mixer, padded or packed, and all its gradients."""
+    """A whole mixer, padded or packed: its outputs and all gradients."""
 
     dtype: torch.dtype
     packed: bool
@@ -83,7 +84,7 @@ class Mixer:
 
 @dataclass(frozen=True)
 class Steps:
-    """The streaming step against the whole convolution; the check has the dtype's tolerance itself."""
+    """The streaming step compared with the whole convolution. The check applies the dtype's tolerance itself."""
 
     dim: int
     taps: int
@@ -102,9 +103,9 @@ def legendre(
     return Call("legendre_conv", layout, lengths, dtype, options)
 
 
-EMPTY = (70, 0, 1, 40)  # with an empty sequence and one of length 1
+EMPTY = (70, 0, 1, 40)  # one sequence is empty, one has length 1
 
-# In every run of the tests, beside the unbroken control; Triton, which compiles them, takes most of the time.
+# These run in every test run, beside the unbroken control. Most of the time goes to Triton, which compiles them.
 FEW: dict[str, Call | Mixer | Steps] = {
     "legendre bf16 packed, edge and window, empty sequences": legendre("packed", EMPTY, BF16, 16, 66),
     "legendre fp32 left-padded, groups": legendre("left", (80, 70), FP32, 24, 68, groups=3),
@@ -135,7 +136,7 @@ MANY: dict[str, Call | Mixer | Steps] = {
     "conv_step fp32 long": Steps(17, 40, FP32),
 }
 for dtype in (BF16, FP16, FP32):
-    for rate in (0.05, 0.5, 2.0, 3.7, 6.0):  # the last two on either side of the fastest that is divided out
+    for rate in (0.05, 0.5, 2.0, 3.7, 6.0):  # the last two: just below and above the fastest window that is divided out
         MANY[f"legendre {dtype}, rate {rate}"] = replace(legendre("right", (100, 80), dtype, 16, 70), rate=rate)
     MANY[f"legendre {dtype} two levels, fast window"] = replace(
         legendre("right", (610, 520), dtype, 16, 520, 16), rate=0.5
@@ -157,14 +158,14 @@ for dtype in (BF16, FP16, FP32):
 CASES = FEW | MANY
 
 
-# ---- what the checks must see ----------------------------------------------------------------------------------------
+# ---- broken kernels, which the checks must notice -------------------------------------------------------------------
 
 
 class Broken(TritonLaunches):
-    """Launches with something wrong in one kernel.
+    """Launches in which one kernel is broken.
 
-    `without`: which of its instructions are left out, by what their opcodes begin with, and which one of these, or all.
-    `added`: to its arguments; `left_out`: it is not launched at all.
+    `without`: a prefix of opcodes, and which of the instructions with that prefix is left out (None: all of them).
+    `added`: amounts added to the kernel's arguments. `left_out`: the kernel is not launched at all.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Programs without Python: the operators from the compiled library alone, and AOTInductor packages that call them."""
+"""Programs without Python: the operators called from the compiled library alone, and AOTInductor packages."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ STEPS = ("conv_step", "compact_step", "mixer_step")
 NAMES = ("long_conv", "legendre_conv", "short_conv", "gated_short_conv", *STEPS, "segments", "runs")
 PACKAGE_PROGRAM = Path(__file__).parents[1] / "native" / "package_test.cpp"
 Call = tuple[str, tuple[Any, ...]]
-# What a program without Python does, in a Python that has the compiled library and never imports the package.
+# Does what a program without Python does: it loads the compiled library and never imports the package.
 REPLAY = """
 import sys, torch
 library, calls, answers = sys.argv[1:]
@@ -72,7 +72,7 @@ def run(program: str, *arguments: object) -> str:
 
 
 def without_python(calls: list[Call], folder: Path) -> list[Any]:
-    """What each call returns, and its arguments afterwards."""
+    """What each call returns in a process that never imports the package, and the call's arguments afterwards."""
     torch.save(calls, folder / "calls.pt")
     run(REPLAY, library(), folder / "calls.pt", folder / "answers.pt")
     answers: list[Any] = torch.load(folder / "answers.pt")
@@ -80,7 +80,7 @@ def without_python(calls: list[Call], folder: Path) -> list[Any]:
 
 
 class Recorder(TorchDispatchMode):
-    """Records each call of an operator, with copies of its arguments, its result, and the arguments afterwards."""
+    """Records each operator call: copies of its arguments, its result, and copies of its arguments afterwards."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -105,7 +105,7 @@ def copied(value: Any) -> Any:
 
 @contextmanager
 def recorded() -> Iterator[Recorder]:
-    """Records what the reference computes."""
+    """Runs the reference without gradients and records its operator calls."""
     with torch.no_grad(), backends.use("reference"), Recorder() as recorder:
         yield recorder
 
@@ -130,7 +130,7 @@ def check_same(call: Call, want: Any, got: Any, tolerance: float) -> None:
 
 
 def call_operator(operator: str, layout: str, dtype: torch.dtype, last_only: bool, **sizes: Any) -> None:
-    """One call with every argument that the operator has, and one with those alone that it needs."""
+    """Calls an operator once with every argument that it has, and once with only the required ones."""
     case = Case.random(operator, dtype=dtype, last_only=last_only, **sizes)
     where, packed = Layout(layout, case.lengths), Layout("packed", case.lengths)
     parameters = {name: torch.as_tensor(value).to(dtype) for name, value in case.parameters.items()}
@@ -149,7 +149,7 @@ def call_operator(operator: str, layout: str, dtype: torch.dtype, last_only: boo
 
 
 def call_mixer(order: int, gate: Any, dtype: torch.dtype, horizon: int = 40) -> None:
-    """Whole histories in each layout, and steps after them."""
+    """Calls a mixer on whole histories in each layout, and then its step."""
     mixer = HyenaMixer(6, horizon, order=order, gate=gate, groups=3).to(dtype)
     x, lengths = torch.randn(3, 50, 6).to(dtype), torch.tensor([50, 0, 17])
     mixer(x)
@@ -167,7 +167,7 @@ Replayed = tuple[Recorder, list[Any]]
 
 @pytest.fixture(scope="module")
 def replayed(tmp_path_factory: pytest.TempPathFactory) -> dict[torch.dtype, Replayed]:
-    """Calls of every kind in every dtype: what the reference computes, and what one process without Python does."""
+    """Calls of every kind in every dtype: what the reference computes, and what one process without Python computes."""
     recorders = {}
     for dtype in TOLERANCE:
         torch.manual_seed(0)
@@ -184,13 +184,13 @@ def call_all(dtype: torch.dtype) -> None:
         for layout in LAYOUTS:
             for last_only in (False, True) if operator != "short_conv" else (False,):
                 call_operator(operator, layout, dtype, last_only)
-    for taps in (700, 1300):  # by blocks: for sequences longer than the filter, and for shorter ones
+    for taps in (700, 1300):  # in block form: sequences longer than the filter, and shorter ones
         for terms in (1, 7, 20):
             call_operator("legendre_conv", "left", dtype, False, taps=taps, terms=terms, **long)
-        call_operator("legendre_conv", "left", dtype, False, taps=taps, terms=50, **long)  # too many for blocks
+        call_operator("legendre_conv", "left", dtype, False, taps=taps, terms=50, **long)  # too many terms for blocks
     for order, gate in ((1, "identity"), (2, "silu"), (3, "none")):
         call_mixer(order, gate, dtype)
-    call_mixer(2, "identity", dtype, 9)  # whose state is a ring by rows
+    call_mixer(2, "identity", dtype, 9)  # its state is a ring of rows
     mixer = HyenaMixer(6, 1024, order=3, terms=4).to(dtype)
     x = torch.randn(2, 255, 6).to(dtype)
     (_, state), (_, parts) = (mixer.prefill(x, state="compact") for _ in range(2))
@@ -211,7 +211,8 @@ def test_operators_give_the_same_without_python(dtype: torch.dtype, replayed: di
 
 
 def test_decays_without_python(tmp_path: Path) -> None:
-    """None at all, those that only lag 0 outlives, and NaN, which stays in its channels."""
+    """Without Python, results equal the reference's with decays that are zero, so fast that only lag 0 remains, or NaN.
+    NaN stays in its own channels."""
     x, coefficients = torch.randn(2, 300, 4), torch.randn(2, 3)
     calls: list[Call] = []
     for decay in ([0.0, 1e-3], [5e4, torch.inf], [torch.nan, 2.0]):
@@ -271,7 +272,8 @@ for name in sys.argv[2:]:
 
 
 def test_python_takes_the_operators_over() -> None:
-    """Whoever holds an operator of the library's goes on with Python's: gradients, tags and forced backends."""
+    """An operator object obtained from the library runs Python's implementation once the package is imported, with
+    gradients, tags and forced backends."""
     run(
         """
 import sys, torch
@@ -299,7 +301,8 @@ assert hk.long_conv(*call[:2]).requires_grad
 
 
 def test_operators_that_exist_stay() -> None:
-    """The package without its compiled part defines them first; a library from elsewhere is loaded after it."""
+    """The library leaves alone operators that already exist: the package without its compiled part defines them, and a
+    library from elsewhere may be loaded afterwards."""
     run(
         """
 import sys, torch
@@ -315,7 +318,7 @@ assert torch.ops.hyenarec_cpu.interface() > 0
 
 
 class _Mixers(torch.nn.Module):
-    """Two convolutions with long filters, one of them explicit."""
+    """Two mixers with long filters, one of which is explicit."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -337,13 +340,13 @@ class _Layout(torch.nn.Module):
 
 
 def package(module: torch.nn.Module, inputs: tuple[Tensor, ...], path: Path) -> str:
-    """A package of any batch and length."""
+    """Compiles a package that accepts any batch size and length."""
     if shutil.which("g++") is None:
         pytest.skip("g++ is not installed")
     auto = torch.export.Dim.AUTO
     sizes = [{i: auto for i in range(t.dim()) if t.shape[i] != 8} for t in inputs]
     program = torch.export.export(module.eval(), inputs, dynamic_shapes=(*sizes,))
-    once = {"aot_inductor.precompile_headers": False}  # which pays from the second package on
+    once = {"aot_inductor.precompile_headers": False}  # precompiling pays only from the second package on
     made: str = torch._inductor.aoti_compile_and_package(program, package_path=str(path), inductor_configs=once)
     return made
 
@@ -365,7 +368,7 @@ def mixers(tmp_path_factory: pytest.TempPathFactory) -> tuple[torch.nn.Module, s
 
 
 def test_a_package_runs_without_python(mixers: tuple[torch.nn.Module, str], tmp_path: Path) -> None:
-    """At other batches and lengths, and on after Python has taken the operators over."""
+    """A package runs at other batch sizes and lengths, also after Python has taken over the operators."""
     shapes = ((3, 17), (2, 1000), (5, 5))
     check_package(*mixers, [(torch.randn(*shape, 8),) for shape in shapes], tmp_path)
 

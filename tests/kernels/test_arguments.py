@@ -1,4 +1,5 @@
-"""Contract 9: what does not fit is refused in one line naming operator, argument, what was given, what is allowed."""
+"""Contract 9: a wrong argument is refused in one line that names the operator and the argument, and says what was given
+and what is allowed."""
 
 from __future__ import annotations
 
@@ -230,13 +231,14 @@ INTEGERS: dict[str, Callable[[Any], object]] = {
 
 @pytest.mark.parametrize("name", INTEGERS)
 def test_an_integer_is_what_python_indexes_with(name: str) -> None:
-    """NumPy's integers and 0-d tensors too; no bool, no float, no text, nothing below the least."""
+    """Integer arguments may be anything that Python indexes with, NumPy's integers and 0-d tensors included. A bool,
+    float or text, or a value below the minimum, is refused."""
     call = INTEGERS[name]
     for given in (2, np.int64(2), np.int32(2), torch.tensor(2)):
         call(given)
     for wrong in (True, np.True_, torch.tensor(True), 2.0, np.float64(2), "2", None, [2]):
         if wrong is None and name in ("HyenaMixer: groups", "legendre_filter: taps"):
-            continue  # the default
+            continue  # None is the default there
         with pytest.raises(ValueError, match=f"^{name} must be an int, got ") as failure:
             call(wrong)
         assert "\n" not in str(failure.value)

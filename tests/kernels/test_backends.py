@@ -1,4 +1,4 @@
-"""The table of backends, and contract 10: the package imports anywhere and says what works."""
+"""The table of backends, and contract 10: the package imports on any machine and says which backends work."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ X, H = torch.randn(1, 4, 2), torch.randn(2, 3)
 
 @pytest.fixture
 def table(monkeypatch: pytest.MonkeyPatch) -> dict[str, Backend]:
-    """A table with a marked backend that has long_conv alone, one that is not available, one for another device."""
+    """A table with three more backends: "marked" has long_conv alone, "absent" is not available, "elsewhere" is for
+    another device."""
     marked = SimpleNamespace(long_conv=lambda x, *rest: torch.full_like(x, 7.0))
     entries = {
         "elsewhere": Backend(("cuda",), lambda: None, lambda: marked),
@@ -89,7 +90,7 @@ def choosy(reason: str | None, value: float) -> SimpleNamespace:
 
 
 def serve(monkeypatch: pytest.MonkeyPatch, **served: SimpleNamespace) -> None:
-    """A table of these backends for the CPU, and the reference."""
+    """Makes a table of these backends for the CPU, followed by the reference."""
     rows = {name: Backend(("cpu",), lambda: None, lambda backend=backend: backend) for name, backend in served.items()}
     monkeypatch.setattr(registry, "BACKENDS", {**rows, "reference": BACKENDS["reference"]})
 
@@ -109,7 +110,8 @@ def test_a_reason_of_speed_counts_where_the_faster_works(monkeypatch: pytest.Mon
 
 
 def test_what_a_forced_backend_cannot_the_reference_serves(monkeypatch: pytest.MonkeyPatch) -> None:
-    """But not on a device that it does not run on, nor an operator that it does not have."""
+    """The reference serves a call that a forced backend does not take. A call fails if the forced backend lacks the
+    operator or does not run on the device."""
     serve(monkeypatch, first=choosy("not this shape", 1), second=choosy(DeviceUnable("too old"), 2))
     with backends.use("reference"):
         want = hk.long_conv(X, H)
@@ -123,7 +125,7 @@ def test_what_a_forced_backend_cannot_the_reference_serves(monkeypatch: pytest.M
 
 
 def test_no_backend_imports_the_registry_or_hands_calls_on() -> None:
-    """Backends know neither who chooses nor each other's operators."""
+    """A backend imports neither the registry, which chooses among backends, nor another backend's operators."""
     folder = Path(registry.__file__).parent
     for name in BACKENDS:
         for file in (folder / name).rglob("*.py"):
@@ -141,7 +143,7 @@ def test_no_backend_imports_the_registry_or_hands_calls_on() -> None:
 
 
 def logged(code: str, **environment: str) -> list[str]:
-    """What a process of its own writes to stderr."""
+    """The lines that ``code`` writes to stderr in a process of its own."""
     program = f"import torch, hyenarec_kernels as hk\nx, h = torch.randn(2, 40, 4), torch.randn(2, 3)\n{code}"
     inherited = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     return python("-c", program, env=inherited | environment).stderr.splitlines()

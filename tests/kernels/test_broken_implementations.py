@@ -1,4 +1,4 @@
-"""Breaks the implementation on purpose, and sees the check of the contract fail that passed before."""
+"""Each check of a contract passes, and then fails on an implementation that is broken on purpose."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ def _reference() -> object:
 
 
 def test_causality_fails_with_a_circular_convolution(monkeypatch: pytest.MonkeyPatch) -> None:
-    taps = 20  # enough for the Fourier form
+    taps = 20  # enough for the FFT form
     check_causality("long_conv", taps, 1e-12)
-    monkeypatch.setattr(fourier, "fft_size", lambda least: least - (taps - 1))  # no room for the tail: it wraps around
+    monkeypatch.setattr(fourier, "fft_size", lambda least: least - (taps - 1))  # too small: the tail wraps around
     with pytest.raises(AssertionError):
         check_causality("long_conv", taps, 1e-12)
 

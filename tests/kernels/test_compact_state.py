@@ -1,4 +1,4 @@
-"""The compact streaming state: the exact one up to the horizon, whole chunks after it."""
+"""The compact streaming state: equal to the exact state up to the horizon, and dropping whole chunks after it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from hyenarec_kernels.segments import Segments
 def make(horizon: int, *, dtype: torch.dtype = torch.float64, **options: Any) -> HyenaMixer:
     torch.manual_seed(0)
     mixer = HyenaMixer(4, horizon, dtype=dtype, **options)
-    with torch.no_grad():  # away from the start, which hides mistakes
+    with torch.no_grad():  # away from the initial values, which hide mistakes
         for parameter in mixer.parameters():
             parameter += 0.3 * torch.randn_like(parameter)
     return mixer
@@ -28,7 +28,7 @@ def error(got: Tensor, want: Tensor) -> float:
 
 
 def stepped(mixer: HyenaMixer, x: Tensor, prompt: int, **options: Any) -> Tensor:
-    """Outputs after the first ``prompt`` events, one by one."""
+    """The outputs after the first ``prompt`` events, computed one event at a time."""
     with torch.no_grad():
         if prompt:
             _, state = mixer.prefill(x[:, :prompt], state="compact", **options)
@@ -75,7 +75,8 @@ def test_moments_in_half_precision_cost_little() -> None:
 
 
 def test_oldest_chunks_leave_as_a_whole() -> None:
-    """Beyond the horizon: the definition, with each filter cut where its oldest chunk of the top level begins."""
+    """Beyond the horizon the output is that of the definition with filters cut off at the start of the oldest chunk
+    that the top level still holds."""
     mixer = make(512)
     x = torch.randn(1, 700, 4, dtype=torch.float64)
     with torch.no_grad():
@@ -95,7 +96,8 @@ def test_oldest_chunks_leave_as_a_whole() -> None:
 
 
 def test_users_join_leave_and_are_stored() -> None:
-    """Users at different places of their chunks, one of them without events."""
+    """Steps are right for users at different places in their chunks, one of them without events, while users join,
+    leave and are stored and restored."""
     mixer = make(512)
     x = torch.randn(3, 200, 4, dtype=torch.float64)
     want = mixer(x)
@@ -109,7 +111,7 @@ def test_users_join_leave_and_are_stored() -> None:
             assert error(y, want[torch.arange(3), place]) < TOLERANCE[torch.float64]
             place += 1
         left, other = state.index(torch.tensor([2, 1])), state.index(slice(0, 2))
-        for name, values in left.tensors().items():  # a stored user's, in the place of another
+        for name, values in left.tensors().items():  # a stored user replaces another one
             other.tensors()[name].copy_(values)
         y, _ = mixer.step(x[[2, 1], place[[2, 1]]], other)
     assert error(y, want[[2, 1], place[[2, 1]]]) < TOLERANCE[torch.float64]
@@ -129,7 +131,7 @@ def test_short_horizons_keep_the_inputs_themselves() -> None:
 
 
 def test_bounds_hold_for_the_worst_input() -> None:
-    """Of every level's blocks: what the rank drops, over filters of norm 1, is at most the tolerance."""
+    """On every level, what the rank drops from the blocks of filters of norm 1 is at most the tolerance."""
     for dtype, tolerance in ((torch.float32, 4e-6), (torch.float64, 1e-12)):
         for level in compact_levels(16, 1024, dtype):
             coefficients = torch.eye(16, dtype=torch.float64)

@@ -1,4 +1,4 @@
-"""The operator that moves a compact state on: its kernel against the reference, values and state."""
+"""The operator that moves a compact state on by one event: its kernel gives the reference's values and state."""
 
 from __future__ import annotations
 
@@ -43,11 +43,12 @@ def error(got: Tensor, want: Tensor) -> float:
 @pytest.mark.parametrize("dim", [64, 5, 37])
 @pytest.mark.parametrize("dtype", TOLERANCE)
 def test_kernel_equals_the_reference(dtype: torch.dtype, dim: int, moments: torch.dtype | None) -> None:
-    """Through the ends of chunks at every level, for users at different places, one of them without events."""
+    """The kernel equals the reference past the ends of chunks at every level, for users at different places, one of
+    them without events."""
     state = state_of(dim, dtype, [0, 250, 3], moments)
     other = state.index(slice(None))
     given, expected = arguments(state), arguments(other)
-    # A moment that lies between two of bfloat16 may be rounded to either.
+    # A moment halfway between two bfloat16 values may be rounded to either.
     tolerance = TOLERANCE[dtype] if moments is None else max(1e-3, TOLERANCE[dtype])
     for event in range(140):
         x, gates = torch.randn(3, dim).to(dtype), torch.randn(2, 3, dim).to(dtype)
@@ -58,7 +59,7 @@ def test_kernel_equals_the_reference(dtype: torch.dtype, dim: int, moments: torc
                 want = compact_step(x, **expected, number=number, **gate)
             assert got.dtype == dtype and error(got, want) < tolerance
         state.steps.add_(1), other.steps.add_(1)
-    wanted = other.tensors()  # in at least float32
+    wanted = other.tensors()  # at least float32
     for name, values in state.tensors().items():
         tolerance = 1e-3 if moments is not None else 1e-5 if dtype != torch.float64 else 1e-12
         assert error(values, wanted[name]) < tolerance, name
@@ -68,7 +69,8 @@ def test_kernel_equals_the_reference(dtype: torch.dtype, dim: int, moments: torc
 @pytest.mark.parametrize("dim", [64, 5, 37])
 @pytest.mark.parametrize("dtype", TOLERANCE)
 def test_rings_of_pages_equal_the_reference(dtype: torch.dtype, dim: int) -> None:
-    """Without levels: the inputs themselves, for users at different places, to beyond the horizon."""
+    """A state without levels, which holds the inputs themselves, equals the reference to beyond the horizon, for users
+    at different places."""
     torch.manual_seed(0)
     mixer = HyenaMixer(dim, 27, order=3, terms=8).to(dtype)
     x = torch.randn(3, 40, dim).to(dtype)
@@ -88,7 +90,7 @@ def test_rings_of_pages_equal_the_reference(dtype: torch.dtype, dim: int) -> Non
 
 @compiled
 def test_any_strides() -> None:
-    """A state inside a larger tensor is written to where it lies; one with other strides is copied there and back."""
+    """A state inside a larger tensor is written in place; one with other strides is copied to the kernel and back."""
     state = state_of(8, torch.float32, [100, 127])
     want, x = state.index(slice(None)), torch.randn(2, 8)
     pool = {name: torch.stack([values, values], -1) for name, values in state.tensors().items()}

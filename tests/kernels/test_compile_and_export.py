@@ -33,7 +33,7 @@ def counter() -> CompileCounterWithBackend:
     return CompileCounterWithBackend("aot_eager")
 
 
-SEVERAL = (11, 12, 13, 16, 17, 25, 30)  # even, odd, prime, square, one up
+SEVERAL = (11, 12, 13, 16, 17, 25, 30)  # even, odd, prime, square, one more than a square
 
 
 @pytest.mark.parametrize("layout", ["full", "right", "left", "packed"])
@@ -41,7 +41,7 @@ SEVERAL = (11, 12, 13, 16, 17, 25, 30)  # even, odd, prime, square, one up
 def test_contract_8_compile_without_recompiling(
     operator: str, layout: str, compiled_backend: str, counter: CompileCounterWithBackend
 ) -> None:
-    """One graph serves all lengths, forward and backward."""
+    """One graph serves all lengths, in forward and backward."""
     case = Case.random(operator, dim=6, dtype=torch.float32)
     parameters = {n: torch.as_tensor(v).float().requires_grad_() for n, v in case.parameters.items()}
 
@@ -62,7 +62,7 @@ def test_contract_8_compile_without_recompiling(
 
 
 MIXERS = [("silu", False), ("silu", True), ("none", False)]
-# Each layout and each mixer; in `make test-all`, each mixer in each layout.
+# By default each layout once and each mixer once; `make test-all` runs each mixer in each layout.
 FIRST_MIXERS = {(*MIXERS[0], layout) for layout in ("full", "right", "mask", "packed")}
 FIRST_MIXERS |= {(*MIXERS[1], "packed"), (*MIXERS[2], "right")}
 
@@ -92,7 +92,7 @@ def test_contract_8_compile_the_mixer(
 
 
 def test_contract_8_inductor() -> None:
-    """The whole way once, through code generation, with a filter whose taps are part of the graph."""
+    """Inductor compiles a mixer through code generation, with a filter whose taps are computed in the graph."""
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
     mixer = HyenaMixer(6, 7, filter=CosineFilter)
@@ -106,7 +106,7 @@ def test_contract_8_inductor() -> None:
 
 
 def test_contract_8_filters_are_not_spoilt_by_tracing(counter: CompileCounterWithBackend) -> None:
-    """A basis first needed while tracing, or in inference mode, serves eager training afterwards."""
+    """A basis that was first needed while tracing or in inference mode can be used in eager training afterwards."""
     for filter in (hk.nn.LegendreFilter(3, 37), CosineFilter(3, 38), ImplicitFilter(3, 39)):
         traced = torch.compile(filter, fullgraph=True, backend=counter)()
         with torch.inference_mode():
@@ -118,7 +118,7 @@ def test_contract_8_filters_are_not_spoilt_by_tracing(counter: CompileCounterWit
 
 @cache
 def _exported(layout: str, strict: bool) -> tuple[HyenaMixer, torch.nn.Module]:
-    """A mixer and its program, which knows no backend: the one in force when it runs serves it."""
+    """A mixer and its exported program. The program names no backend: it uses the one in force when it runs."""
     mixer = HyenaMixer(6, 7).eval()
     auto = torch.export.Dim.AUTO
     x = torch.randn((55, 6) if layout == "packed" else (5, 11, 6))
@@ -133,7 +133,7 @@ def _exported(layout: str, strict: bool) -> tuple[HyenaMixer, torch.nn.Module]:
 @pytest.mark.parametrize("strict", [False, True])
 @pytest.mark.parametrize("layout", ["full", "left", "packed"])
 def test_contract_8_export(layout: str, strict: bool, backend: str) -> None:
-    """A program exported at one batch and length serves others."""
+    """A program that was exported at one batch size and length serves others."""
     mixer, program = _exported(layout, strict)
     for batch, length in ((5, 11), (3, 29), (4, 8)):
         if layout == "packed":
@@ -144,7 +144,7 @@ def test_contract_8_export(layout: str, strict: bool, backend: str) -> None:
         torch.testing.assert_close(program(x, **where), mixer(x, **where))
 
 
-# Each layout and each way to trace; in `make test-all`, both ways in each layout.
+# By default each layout once and each way to trace once; `make test-all` traces each layout both ways.
 @pytest.mark.parametrize(
     ("layout", "strict"),
     [
@@ -204,7 +204,7 @@ GOOD_LAYOUTS: dict[str, dict[str, Any]] = {
     "cu_seqlens": {"cu_seqlens": [0, 20, 30, 60]},
     "mask": {"mask": [[1] * 20] * 3},
 }
-# Every layout in the forward call; in `make test-all`, in all calls: they find sequences by the same function.
+# By default every layout in the forward call; `make test-all` runs all calls. They find sequences by the same function.
 FIRST_REFUSALS = {("last_only", "cu_seqlens")} | {("forward", name) for name in GOOD_LAYOUTS}
 
 
@@ -217,7 +217,8 @@ FIRST_REFUSALS = {("last_only", "cu_seqlens")} | {("forward", name) for name in 
     ],
 )
 def test_contract_9_compiled_and_exported_code_refuses_what_eager_refuses(mode: str, layout: str) -> None:
-    """No program reads another sequence's events: one graph each of a good layout, called with the bad ones."""
+    """Compiled and exported programs, made with a good layout, refuse each bad one, so that none reads another
+    sequence's events."""
     auto, call = torch.export.Dim.AUTO, _Call(mode).eval()
     where = {name: torch.tensor(value) for name, value in GOOD_LAYOUTS[layout].items()}
     x = torch.randn(60, 8) if layout == "cu_seqlens" else torch.randn(3, 20, 8)
@@ -239,7 +240,7 @@ def test_contract_9_compiled_and_exported_code_refuses_what_eager_refuses(mode: 
 
 
 def test_segments_on_a_device_are_clamped_to_x() -> None:
-    """What the check on the CPU refuses lies within x after clamping; what is right stays as it is."""
+    """Clamping brings segments that the check on the CPU would refuse inside x, and leaves right ones as they are."""
     for starts, ends, packed in (
         ([0, 18, -2], [25, 22, 2], False),
         ([5, 9, 0], [3, -4, 0], False),

@@ -1,4 +1,5 @@
-"""The operator's contracts, on every backend of this machine. Streaming and torch's side have files of their own."""
+"""The operators' contracts, on every backend of this machine. Streaming and the parts about torch have their own
+files."""
 
 from __future__ import annotations
 
@@ -18,7 +19,7 @@ LONG = ("long_conv", "legendre_conv")
 @pytest.mark.parametrize("operator", OPERATORS)
 @pytest.mark.parametrize("taps", [1, 4, 40])
 def test_contract_1_causality(operator: str, taps: int, backend: str) -> None:
-    exact = operator == "short_conv" or (backend == "reference" and taps <= 4)  # direct; else an FFT's rounding
+    exact = operator == "short_conv" or (backend == "reference" and taps <= 4)  # direct; others round as FFTs do
     check_causality(operator, taps, 0 if exact else 1e-12)
 
 
@@ -64,7 +65,7 @@ def test_contract_6_dtypes(operator: str, layout: str, dtype: torch.dtype, param
     eager = errors(case.run(layout, dtype, function=EAGER[operator]), case.expected())
     for name, e in got.items():
         assert e <= TOLERANCE[dtype], f"{name}: {e}"
-        # `eager` may come out exact where little is summed; half a unit of the last place is then all there is to lose.
+        # `eager` may be exact where few terms are summed; half a unit in the last place is then allowed.
         assert e <= 2 * eager[name] + torch.finfo(dtype).eps / 2, f"{name}: {e}, eager {eager[name]}"
 
 
@@ -85,7 +86,7 @@ def test_contract_6_autocast(operator: str) -> None:
         assert out.dtype == torch.bfloat16
         return out.float()
 
-    got = case.run("right", torch.float32, function=under_autocast)  # asserts that float32 inputs get float32 gradients
+    got = case.run("right", torch.float32, function=under_autocast)  # run() asserts float32 gradients of float32 inputs
     assert_close(got, case.expected(), TOLERANCE[torch.bfloat16])
 
 
@@ -171,7 +172,7 @@ def test_gradients(operator: str, taps: int) -> None:
 
 @pytest.mark.parametrize("operator", LONG)
 def test_absent_arguments_are_identities(operator: str) -> None:
-    """No skip is a skip of 0, no gate a gate of 1, no decay a window of 1."""
+    """An absent skip acts as a skip of 0, an absent gate as a gate of 1, and an absent decay as a window of 1."""
     case = Case.random(operator, (8, 8))
     x = torch.as_tensor(np.stack(case.rows["x"]))
     parameters = {n: torch.as_tensor(v) for n, v in case.parameters.items()}
@@ -189,7 +190,7 @@ def test_absent_arguments_are_identities(operator: str) -> None:
         )
 
 
-# ---- the same-dtype eager path of contract 6: plain PyTorch, each operation rounded to the inputs' dtype -----------
+# ---- the same-dtype eager path of contract 6: plain PyTorch that rounds each operation to the inputs' dtype ---------
 
 
 def _by_sequence(function, x, gates, lengths=None, starts=None, cu_seqlens=None):  # type: ignore[no-untyped-def]

@@ -1,4 +1,4 @@
-"""The compiled CPU convolution by itself: every form against the dense float64 definition, on every instruction set."""
+"""The compiled CPU convolution by itself: every form equals the dense float64 definition, on every instruction set."""
 
 from __future__ import annotations
 
@@ -18,15 +18,16 @@ from hyenarec_kernels.lowrank.blocks import sampled_basis
 pytestmark = pytest.mark.skipif(cpu.probe() is not None, reason=f"cpu backend: {cpu.probe()}")
 
 
-# Of windows an event: none, a long memory, some events. The gradient of a faster one is a few lags', where a polynomial
-# may be so near 0 that float32 has no digits of it left, in any form: the last is for float64.
+# Decay rates per event: no window, long memories, a memory of a few events. The last is for float64 only: the gradient
+# of so fast a window comes from a few lags, where a polynomial may be so near 0 that float32 keeps no digits of it in
+# any form.
 RATES = torch.tensor([0.0, 0.003, 0.03, 0.3, 3.0])
 LIMIT = {torch.float32: 5e-6, torch.float64: 1e-10}
 NAMES = ("x", "coefficients", "rate", "skip", "pre_gate", "post_gate")
 
 
 def dense(x: Tensor, taps: Tensor, skip: Tensor, pre: Tensor, post: Tensor, real: Tensor) -> Tensor:
-    """The definition, (B, L, D) float64; taps (K, D)."""
+    """The definition in float64, (B, L, D); ``taps`` is (K, D)."""
     length, horizon = x.shape[1], taps.shape[0]
     lag = torch.arange(length)[:, None] - torch.arange(length)
     toeplitz = torch.where(((lag >= 0) & (lag < horizon))[..., None], taps[lag.clamp(0, horizon - 1)], 0)
@@ -37,8 +38,8 @@ def dense(x: Tensor, taps: Tensor, skip: Tensor, pre: Tensor, post: Tensor, real
 def errors(
     plan: Plan, terms: int, batch: int, length: int, dim: int, dtype: torch.dtype, window: bool
 ) -> dict[str, float]:
-    """Relative error of the output and of every gradient; padding rows hold NaN."""
-    terms -= window  # a rate's gradient is that of a filter of one term more
+    """Relative errors of the output and of every gradient; padding rows hold NaN."""
+    terms -= window  # the gradient of a rate needs a filter with one term more
     starts = torch.randint(0, length // 2 + 1, (batch,))
     ends = torch.maximum(starts, torch.randint(length // 2, length + 1, (batch,)))
     starts[0], ends[0] = 0, length
@@ -59,7 +60,7 @@ def errors(
     inputs = (x, coefficients, rate, skip, pre, post, damped)
     *gradients, dtaps = torch.autograd.grad(out, inputs, grad.double(), materialize_grads=True)
     expected = dict(zip(NAMES, gradients, strict=True)) | {"out": out.detach()}
-    # A sum of one number a channel may cancel: its error is measured against its terms.
+    # The rate's gradient is one sum per channel, which may cancel: its error is measured against the norm of its terms.
     scale = {name: float(value.norm()) for name, value in expected.items()}
     scale["rate"] = float((lags[:, None] * damped.detach() * dtaps).norm())
     scale["skip"] = float(torch.where(real, x * pre * post * grad, 0).detach().norm())
@@ -132,7 +133,7 @@ def test_any_number_of_channels(dim: int) -> None:
 @pytest.mark.parametrize("dim", [1, 20, 64])
 @pytest.mark.parametrize("batch", [1, 4])
 def test_coefficients_of_any_number_of_channels(dim: int, batch: int) -> None:
-    """The kernels' own product with a basis, there and back, against samples and their gradient."""
+    """The kernels' own product with a basis equals multiplying by the basis outside, in forward and backward."""
     for plan in (direct_plan(50, 50), block_plan(9, 300, 300, 1e-12)):
         assert plan is not None
         x, grad = (torch.randn(batch, plan.length, dim, dtype=torch.float64) for _ in range(2))
@@ -160,7 +161,7 @@ def test_random_larger_shapes() -> None:
 
 @pytest.mark.parametrize("fastest", [0.0, 0.01, 0.3, 10.0])
 def test_error_stays_under_the_plans_bound(fastest: float) -> None:
-    """In float64 rounding plays no part: what is left is what the plan promised, chunk by chunk, under any window."""
+    """In float64, where rounding plays no part, each chunk's error is within the plan's bound under any window."""
     terms, length, dim = 16, 768, 8
     plan = block_plan(terms, length, length, 1e-4)
     assert plan is not None
@@ -176,14 +177,15 @@ def test_error_stays_under_the_plans_bound(fastest: float) -> None:
     error = (found[0] - found[1])[0].view(-1, plan.chunk, dim).norm(dim=1)  # (chunks, D)
     allowed = plan.bound * length**0.5 * c.norm(dim=1) * x[0].norm(dim=0)
     assert (error <= allowed).all()
-    assert error.max() > 1e-9  # the coarse plan does approximate
+    assert error.max() > 1e-9  # the plan is coarse enough to have an error
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("period", [2, 7])
 @pytest.mark.parametrize("memory", ["exp(-lag / 300)", "lag exp(-lag / 100)"])
 def test_a_faint_period_in_a_smooth_filter_is_heard(memory: str, period: int, dtype: torch.dtype) -> None:
-    """Of a part of the filter far below the rest, at the input's own period, as little is lost as of any other."""
+    """If the filter has a faint periodic part far below its smooth part, an input of the same period gets the right
+    answer, within the contract."""
     lag = torch.arange(CPU_DIRECT, dtype=torch.float64)
     smooth = torch.exp(-lag / 300) if memory == "exp(-lag / 300)" else lag * torch.exp(-lag / 100)
     beat = torch.cos(2 * torch.pi * lag / period)
@@ -214,6 +216,6 @@ def test_gradients_of_many_taps() -> None:
     x = torch.randn(1, CPU_DIRECT + 8, 1, dtype=torch.float64, requires_grad=True)
     filter = torch.linspace(1, 0, CPU_DIRECT + 8, dtype=torch.float64)[None].requires_grad_()
     for name in ("cpu", "reference"):
-        # one output in 300, or the numbers would fill the time of the suite
+        # only one output in 300, because checking all would take too long
         with backends.use(name):
             assert torch.autograd.gradcheck(lambda *t: long_conv(*t)[:, ::300], (x, filter))

@@ -1,4 +1,4 @@
-"""What the compiled CPU kernels take and refuse: layouts, threads, strides, sizes, bounds."""
+"""What the compiled CPU kernels accept and refuse: layouts, threads, strides, sizes, bounds."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.skipif(cpu.probe() is not None, reason=f"cpu backend: {
 @pytest.mark.parametrize("shape", [(0, 5, 3), (2, 0, 3), (2, 4, 3), (0, 3)])
 @pytest.mark.parametrize("last_only", [False, True])
 def test_nothing_to_convolve_is_zero(shape: tuple[int, ...], last_only: bool) -> None:
-    """No sequences, empty ones, and empty ones among padding; the gradients of the parameters are zero too."""
+    """Outputs and all gradients are zero if there are no sequences, or only empty ones, or empty ones among padding."""
     nowhere = torch.zeros(2, dtype=torch.int64)
     starts, ends = (None, nowhere) if shape == (2, 4, 3) else (nowhere, nowhere) if len(shape) == 2 else (None, None)
     x = torch.randn(shape)
@@ -70,13 +70,13 @@ def test_strided_views_read_in_place() -> None:
     found = cpu.legendre_conv(x, *arguments, pre, post, *tail)
     packed = [t.contiguous() for t in (x, pre, post)]
     assert torch.equal(found, cpu.legendre_conv(packed[0], *arguments, *packed[1:], *tail))
-    flipped = x.transpose(1, 2).contiguous().transpose(1, 2)  # channels not adjacent: copied
+    flipped = x.transpose(1, 2).contiguous().transpose(1, 2)  # channels are not adjacent: copied
     assert torch.equal(found, cpu.legendre_conv(flipped, *arguments, pre, post, *tail))
 
 
 @pytest.mark.parametrize("dim", [64, 80])
 def test_large_outputs_equal_those_of_their_parts(dim: int) -> None:
-    """Outputs past 4 MiB leave by another way than small ones: bit for bit the same, whole and partial blocks."""
+    """Outputs above 4 MiB, which are written in another way, equal small ones bit for bit, also in partial blocks."""
     batch, length = 6, 4001
     plan = block_plan(8, length, length, 1e-5)
     assert plan is not None
@@ -126,7 +126,7 @@ WRONG_BOUNDS = {
 
 @pytest.mark.parametrize("case", WRONG_BOUNDS)
 def test_kernels_refuse_sequences_outside_the_rows(case: str) -> None:
-    """Whoever calls them: programs that were compiled or exported come without the operators' own checks."""
+    """Kernels check bounds themselves, because compiled and exported programs bypass the operators' checks."""
     shape, (starts, ends), message = WRONG_BOUNDS[case]
     x, grad, taps, ops = torch.randn(shape), torch.randn(shape), torch.randn(4, 3), torch.ops.hyenarec_cpu
     layout, plan = (None, None, None, starts, ends), direct_plan(4, 200)
@@ -153,7 +153,7 @@ def test_kernels_refuse_gates_of_another_shape() -> None:
 
 
 def test_a_step_takes_any_strides() -> None:
-    """And writes to the ring where it lies."""
+    """The step takes inputs of any strides and writes into the ring in place."""
     x, taps, ring = torch.randn(2, 7), torch.randn(7, 5).T, torch.randn(2, 7, 4).transpose(1, 2)
     for steps in (torch.arange(4)[::2], torch.tensor([-1, -6])):
         rings = {name: ring.clone(memory_format=torch.preserve_format) for name in ("cpu", "reference")}

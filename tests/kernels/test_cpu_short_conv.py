@@ -1,4 +1,4 @@
-"""The compiled CPU short convolution by itself, and its SiLU."""
+"""The compiled CPU short convolution and its SiLU."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ pytestmark = pytest.mark.skipif(cpu.probe() is not None, reason=f"cpu backend: {
 @pytest.mark.parametrize("width", [1, 2, 3, 4, 7, 40])
 @pytest.mark.parametrize("activation", ["", "silu"])
 def test_short_conv(width: int, activation: str) -> None:
-    batch, length, dim = 2, 1100, 21  # longer than the rows a thread takes at once
+    batch, length, dim = 2, 1100, 21  # more rows than a thread takes at once
     x, weight, bias = (torch.randn(*s, dtype=torch.float64) for s in ((batch, length, dim), (dim, width), (dim,)))
     grad = torch.randn(batch, length, dim, dtype=torch.float64)
     leaves = [t.float().double().requires_grad_() for t in (x, weight, bias)]
@@ -39,6 +39,6 @@ def test_silu_is_accurate() -> None:
     x = torch.linspace(-80, 80, 100_001)
     found = cpu.short_conv(x[None, :, None], torch.ones(1, 1), None, None, None, "silu").flatten().double()
     expected = torch.nn.functional.silu(x.double())
-    error = ((found - expected) / expected).abs().nan_to_num(0)  # 0 / 0 at 0
+    error = ((found - expected) / expected).abs().nan_to_num(0)  # 0 / 0 at x = 0
     assert error[x.abs() < 5].max() < 5e-7
-    assert error.max() < 4e-6  # where exp(-x) is large its exponent's rounding shows
+    assert error.max() < 4e-6  # a large exp(-x) magnifies its exponent's rounding

@@ -1,4 +1,4 @@
-"""The cuda backend's kernels, on a device and emulated on the host."""
+"""The cuda backend's kernels, on a GPU or run on the host."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ HAS_OPS = compiled.probe() is None and compiled.has_cuda()
 
 @pytest.fixture(scope="session")
 def host_kernels(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Registers the compiled ops for CPU tensors too (tests/native/host_ops.cpp)."""
+    """Registers ops for CPU tensors that run the CUDA kernels on the host (tests/native/host_ops.cpp)."""
     if not HAS_OPS:
         pytest.skip("the extension was compiled without CUDA")
     programs = [library(tmp_path_factory) for library in (host_library, toeplitz_library, block_library)]
@@ -37,13 +37,13 @@ def host_kernels(tmp_path_factory: pytest.TempPathFactory) -> None:
     load("host_ops.cpp", tmp_path_factory.mktemp("cuda") / "host_ops.so", *flags, beside=programs)
 
 
-Call = tuple[dict[str, Tensor], dict[str, Tensor], Tensor]  # leaves, where sequences lie, the output's gradient
+Call = tuple[dict[str, Tensor], dict[str, Tensor], Tensor]  # leaf tensors, where sequences lie, output's gradient
 
 
 def draw_call(
     device: str, shape: tuple[int, ...], groups: int, taps: int, dtype: torch.dtype, bounds: list[int] | None = None
 ) -> Call:
-    """Random arguments; packed where ``bounds`` are given."""
+    """Random arguments, packed if ``bounds`` are given."""
     channels = shape[-1]
 
     def leaf(*size: int, dtype: torch.dtype = torch.float32, scale: float = 1.0) -> Tensor:
@@ -63,7 +63,7 @@ def answer(call: Call) -> dict[str, Tensor]:
 
 
 def errors(call: Call, got: dict[str, Tensor]) -> dict[str, float]:
-    """Norm-wise, against the definition in float64."""
+    """Norm-wise relative errors against the definition in float64."""
     leaves, where, grad = call
     with backends.use("reference"):
         wide = {name: t.detach().double().requires_grad_() for name, t in leaves.items()}
@@ -94,7 +94,7 @@ def test_every_size(length: int, device: str) -> None:
     assert not wrong, f"norm-wise errors above {allowed:.1e}: {wrong}"
 
 
-@pytest.mark.parametrize("most", [20, pytest.param(100, marks=pytest.mark.slow)])  # channels; 95 s on the host for 100
+@pytest.mark.parametrize("most", [20, pytest.param(100, marks=pytest.mark.slow)])  # channels; 100 take 95 s on the host
 def test_random_draws(most: int, device: str) -> None:
     whole = device == "cuda" or most > 20
     count = 500 if device == "cuda" else 30 if whole else 15
@@ -187,7 +187,7 @@ def test_many_last_positions_and_float64_are_left_to_others(device: str) -> None
 
 
 FIRST = ("left", torch.bfloat16)
-# Each layout and each type; in `make test-all`, each type in each layout.
+# By default each layout once and each dtype once; `make test-all` runs each dtype in each layout.
 LAYOUTS_AND_DTYPES = [
     pytest.param(layout, dtype, marks=() if dtype == torch.bfloat16 or layout == "packed" else pytest.mark.slow)
     for layout, dtype in product(LAYOUTS, DTYPES)
@@ -198,7 +198,7 @@ LAYOUTS_AND_DTYPES = [
 @pytest.mark.parametrize(("layout", "dtype"), LAYOUTS_AND_DTYPES)
 @pytest.mark.parametrize("last_only", [False, True])
 def test_few_taps(operator: str, layout: str, dtype: torch.dtype, last_only: bool, device: str) -> None:
-    """Toeplitz products: all gradients, in every layout, parameters of both dtypes."""
+    """Toeplitz products give the right outputs and gradients in every layout, with parameters of both dtypes."""
     lengths = (140, 140) if layout == "full" else (100, 0, 1, 140, 70)
     case = Case.random(operator, lengths, taps=120, dtype=dtype, last_only=last_only)
     options = {"strided": layout == "left", "parameter_dtype": torch.float32 if layout == "packed" else None}
@@ -214,9 +214,9 @@ def test_few_taps(operator: str, layout: str, dtype: torch.dtype, last_only: boo
     ],
 )
 def test_blocks(layout: str, dtype: torch.dtype, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """More taps than Toeplitz products take, in the block low-rank form: the same."""
+    """With more taps than Toeplitz products take, the block low-rank form is used, and is right in the same cases."""
     lengths = (560, 560) if layout == "full" else (257, 0, 1, 560)
-    dim, groups = (6, 3) if device == "cuda" else (4, 2)  # 3 s of the host a case
+    dim, groups = (6, 3) if device == "cuda" else (4, 2)  # 3 s a case on the host
     case = Case.random("legendre_conv", lengths, dim=dim, groups=groups, taps=550, dtype=dtype)
     options = {"strided": layout == "left", "parameter_dtype": torch.float32 if layout == "packed" else None}
     options["index_dtype"] = torch.int32 if layout == "packed" else torch.int64
@@ -236,7 +236,7 @@ def test_what_it_lacks_is_named(device: str) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_strided_rows(dtype: torch.dtype, device: str) -> None:
-    """The parts of one projection of an odd number of channels: rows that begin at odd addresses, and every other."""
+    """Inputs may be slices of one projection with an odd number of channels: every other row, at odd addresses."""
     leaves, where, grad = draw_call(device, (41, 5), 5, 30, dtype, [0, 3, 41])
     names = ("x", "pre_gate", "post_gate")
     wide = torch.full((82, 17), torch.nan, dtype=dtype, device=device)
@@ -246,12 +246,12 @@ def test_strided_rows(dtype: torch.dtype, device: str) -> None:
     want = answer((leaves, where, grad))
     got = answer((leaves | {name: part.requires_grad_() for name, part in parts.items()}, where, grad.expand(41, 5)))
     assert all(torch.equal(got[name], want[name]) for name in want)
-    summed = answer((leaves, where, grad[:1, :1].expand(41, 5)))  # a gradient of no strides, as of a sum
+    summed = answer((leaves, where, grad[:1, :1].expand(41, 5)))  # all strides are 0, like the gradient of a sum
     want = answer((leaves, where, grad[:1, :1].expand(41, 5).clone()))
     assert all(torch.equal(summed[name], want[name]) for name in want)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])  # bfloat16 beside float32 parameters
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])  # bfloat16 goes with float32 parameters
 @pytest.mark.parametrize("packed", [False, True])
 def test_opcheck(packed: bool, dtype: torch.dtype, device: str) -> None:
     arguments, grad = small_call(packed, dtype, device)
@@ -276,14 +276,14 @@ def test_double_backward(packed: bool, device: str) -> None:
 
 
 def small_call(packed: bool, dtype: torch.dtype, device: str) -> tuple[tuple[Any, ...], Tensor]:
-    """Arguments of torch.ops.hyenarec.long_conv with an empty sequence, and the output's gradient."""
+    """Arguments of torch.ops.hyenarec.long_conv, with an empty sequence, and the output's gradient."""
     leaves, _, grad = draw_call(device, (9, 4) if packed else (3, 3, 4), 2, 5, dtype)
     x, pre, post, h, skip = leaves.values()
     ends = torch.tensor([2, 2, 9] if packed else [3, 0, 1], device=device)
     return (x, h, skip, pre, post, torch.tensor([0, 2, 2], device=device) if packed else None, ends, False), grad
 
 
-# ---- what only a device can show -------------------------------------------------------------------------------------
+# ---- what only a GPU can show ----------------------------------------------------------------------------------------
 
 
 @with_device
@@ -294,7 +294,7 @@ def test_autocast_and_another_stream() -> None:
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream), torch.autocast("cuda", torch.bfloat16):
-        torch.cuda._sleep(100_000_000)  # what runs on the default stream would be done, and wrong, before the copy
+        torch.cuda._sleep(100_000_000)  # work on the default stream would be done before the copy, and be wrong
         late = torch.zeros_like(x).copy_(x)
         got = hk.long_conv(late, h)
     stream.synchronize()
@@ -304,7 +304,7 @@ def test_autocast_and_another_stream() -> None:
 @with_device
 @pytest.mark.parametrize("packed", [False, True])
 def test_cuda_graph(packed: bool) -> None:
-    """Captured once; replayed on other data, and for packed input on other lengths."""
+    """A graph that was captured once can be replayed on other data and, for packed input, other lengths."""
     bounds = [0, 5, 5, 900]
     shape = (900, 32) if packed else (3, 300, 32)
     call = draw_call("cuda", shape, 32, 300, torch.float32, bounds if packed else None)

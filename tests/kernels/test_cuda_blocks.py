@@ -1,5 +1,5 @@
-"""The block low-rank Legendre convolution in CUDA without a GPU: the shipped programs on the host, by the definition in
-float64, and what nvcc makes of them."""
+"""The block low-rank Legendre convolution in CUDA without a GPU: the shipped programs run on the host and are compared
+with the definition in float64, and nvcc's output is inspected."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def host(tmp_path_factory: pytest.TempPathFactory) -> BlockHost:
     return BlockHost(block_library(tmp_path_factory))
 
 
-FAST_WINDOW = 65  # bfloat16, one decay of .39 an event, to whose gradient rows on both sides of a tile's end give much
+FAST_WINDOW = 65  # bfloat16, one decay of .39 per event; rows on both sides of a tile's end give much of its gradient
 OTHERS = [pytest.param(seed, marks=pytest.mark.slow) for seed in range(30, 200) if seed != FAST_WINDOW]
 
 
@@ -41,7 +41,8 @@ def test_random_calls(host: BlockHost, seed: int) -> None:
 
 @pytest.mark.parametrize("seed", [190, 172])
 def test_a_row_left_out_of_a_sum_that_nearly_cancels_shows(host: BlockHost, seed: int) -> None:
-    """The one decay's gradient is below 1% of what random signs would let one expect; in bfloat16, and in float32."""
+    """The one decay's gradient is below 1% of what random signs would lead one to expect. An error of one row's size is
+    noticed all the same, in bfloat16 and in float32."""
     case = random_case(seed)
     found, expected, squares = case.run(host), case.expected()["decay"], case.squares()["decay"]
     assert expected.norm() < 0.01 * squares.sum().sqrt() and not wrong(case, found)
@@ -50,7 +51,7 @@ def test_a_row_left_out_of_a_sum_that_nearly_cancels_shows(host: BlockHost, seed
 
 
 def borders(horizon: int, dtype: torch.dtype = torch.float32) -> BlockCase:
-    """Packed sequences as long as tiles are, one row off, and empty."""
+    """Packed sequences as long as one or two tiles, one row longer or shorter, or empty."""
     cuts = np.cumsum([0, 256, 0, 255, 257, 1, 512, 511, 0, 513, 0]).tolist()
     return BlockCase(True, cuts[-1], cuts[:-1], cuts[1:], 3, 3, horizon, dtype, decay=5.0)
 
@@ -66,7 +67,7 @@ def test_numbers_of_terms(host: BlockHost, terms: int, dtype: torch.dtype) -> No
     check(host, whole(1100, 1024, terms=terms, dtype=dtype, decay=3.0))
 
 
-@pytest.mark.parametrize("horizon", [4200, 3000, 2100])  # its end on the lowest level, and on the others
+@pytest.mark.parametrize("horizon", [4200, 3000, 2100])  # its end lies on the lowest level or on higher ones
 @pytest.mark.parametrize("chunks", [(256, 1024), (256, 1024, 4096), (256, 2048)])
 def test_levels(host: BlockHost, chunks: tuple[int, ...], horizon: int) -> None:
     chunks = tuple(chunk for chunk in chunks if 2 * chunk <= horizon)
@@ -85,7 +86,7 @@ def test_long_sequences(host: BlockHost, horizon: int) -> None:
 
 
 def in_runs(packed: bool, dtype: torch.dtype) -> BlockCase:
-    """A call whose backward pass is cut, as its moments are many beside no row gradients at all."""
+    """A call whose backward pass is cut into runs, because it needs many moments and computes no row gradients."""
     needs = frozenset({"out", "coefficients", "decay", "skip"})
     return BlockCase(packed, 900, [0, 100, 400], [100, 400, 900], 10, 2, 800, dtype, needs=needs, terms=16, decay=2.0)
 
@@ -93,7 +94,7 @@ def in_runs(packed: bool, dtype: torch.dtype) -> BlockCase:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("packed", [False, True])
 def test_a_call_in_runs(host: BlockHost, packed: bool, dtype: torch.dtype) -> None:
-    """Of sequences and of channels; parameters' gradients are sums over runs."""
+    """A call can be cut into runs of sequences and of channels; the parameters' gradients are sums over runs."""
     case, cut = in_runs(packed, dtype), host.cut(700)
     arguments = case.arguments(case.results())
     assert cut.workspace(arguments, True) < host.workspace(arguments, True)
@@ -101,7 +102,7 @@ def test_a_call_in_runs(host: BlockHost, packed: bool, dtype: torch.dtype) -> No
 
 
 def one_pass(packed: bool, horizon: int = 4000, dtype: torch.dtype = torch.float32, **options: Any) -> BlockCase:
-    """Four rounds of four tiles; of padded input a sequence begins inside of one."""
+    """A call with four rounds of four tiles; in padded input, one sequence begins inside a round."""
     cuts = [0, 300, 300, 1900, 3100]
     starts, ends = (cuts[:-1], cuts[1:]) if packed else ([0, 0], [1700, 1500])
     options |= {"max_length": 1600} if packed else {}
@@ -111,17 +112,17 @@ def one_pass(packed: bool, horizon: int = 4000, dtype: torch.dtype = torch.float
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("horizon", [1600, 4000])  # the filter's end inside sequences, and behind them
+@pytest.mark.parametrize("horizon", [1600, 4000])  # the filter's end lies inside sequences, or beyond them
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("blocks", [1, 2, 3])
 def test_a_block_that_makes_moments_itself(
     blocks: int, packed: bool, horizon: int, dtype: torch.dtype, host: BlockHost
 ) -> None:
-    """Bit for bit what two passes give."""
+    """One pass in which blocks compute moments themselves gives bit for bit what two passes give."""
     case, few = one_pass(packed, horizon, dtype, needs=frozenset({"out"})), host.in_blocks(blocks)
     launched: list[bytes] = []
     types = [ctypes.c_char_p, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64, ctypes.c_int, ctypes.c_int]
-    count = ctypes.CFUNCTYPE(ctypes.c_bool, *types)(lambda type, *_: bool(launched.append(type)))  # false: it runs here
+    count = ctypes.CFUNCTYPE(ctypes.c_bool, *types)(lambda type, *_: bool(launched.append(type)))  # false: run it here
     host.library.host_emulate(count)
     try:
         expected, passes = case.run(host)["out"], len(launched)
@@ -146,7 +147,7 @@ def test_the_order_of_threads_changes_nothing(host: BlockHost, horizon: int) -> 
 
 @pytest.mark.parametrize("horizon", [700, 1500])
 def test_causality(host: BlockHost, horizon: int) -> None:
-    """Bit for bit."""
+    """Later rows change no earlier output, bit for bit."""
     case = whole(1400, horizon, dtype=torch.bfloat16, needs=frozenset(["out"]))
     before = case.run(host)["out"]
     case.tensors["x"][:, 1000:] = 5.0
@@ -168,7 +169,7 @@ def test_nan_stays_in_its_channel_and_sequence(host: BlockHost) -> None:
 
 @pytest.mark.parametrize("lie", LYING)
 def test_sequences_that_do_not_cover_the_rows(host: BlockHost, lie: str) -> None:
-    """Nothing is read or written outside the tensors, and rows of no sequence become zero."""
+    """With wrong starts and ends, nothing outside the tensors is read or written, and rows of no sequence become 0."""
     cuts = LYING[lie]
     case = BlockCase(True, 300, [0] * (len(cuts) - 1), [300] * (len(cuts) - 1), 3, 3, 270)
     case.tensors |= {"starts": torch.tensor(cuts[:-1]), "ends": torch.tensor(cuts[1:])}
@@ -183,7 +184,7 @@ def test_sequences_that_do_not_cover_the_rows(host: BlockHost, lie: str) -> None
 
 @pytest.mark.parametrize(("sequences", "rows", "packed"), [(0, 5, False), (3, 0, False), (0, 0, True), (2, 0, True)])
 def test_no_rows(host: BlockHost, sequences: int, rows: int, packed: bool) -> None:
-    """Gradients of parameters are zero, not left unwritten."""
+    """Without rows, the parameters' gradients are zero instead of unwritten."""
     case = BlockCase(packed, rows, [0] * sequences, [0 if packed else rows] * sequences, 3, 3, 700, decay=1.0)
     for name, value in case.run(host).items():
         assert not value.any() and value.isfinite().all(), name
@@ -197,7 +198,7 @@ def test_offsets_beyond_32_bits(host: BlockHost) -> None:
         assert torch.equal(value, expected[name]), name
 
 
-# Where constants of a call with two levels and a window are wrong: part, and the result that shows it.
+# Constants that are made wrong, one part at a time, in a call with two levels and a window.
 PARTS = ["basis", "down", "columns", "samples", "aged", "offsets", "transfers"]
 
 
@@ -217,7 +218,7 @@ def test_wrong_constants_show(host: BlockHost, part: str) -> None:
 
 
 def test_workspace(host: BlockHost) -> None:
-    """A large call is cut into runs: 30% of its outputs, and what does not grow with it."""
+    """A large call is cut into runs, so that its workspace is at most 15% of its outputs plus a constant (40 MiB)."""
     for backward, outputs in ((False, 1), (True, 3)):
         sizes = []
         for count in (256, 512):
@@ -242,7 +243,8 @@ def test_plans(horizon: int, dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize(("horizon", "levels"), [(4096, 1), (16_384, 2), (65_536, 2)])
 def test_a_plan_has_few_distances(horizon: int, levels: int) -> None:
-    """A pair costs more than its products: at rank 6, 63 distances of one level would take longer than a level more."""
+    """Every level has fewer than 32 distances: at rank 6, 63 distances on one level would take longer than another
+    level, because a pair of tiles costs more than its products."""
     plan = plan_for(16, horizon, False, False, torch.bfloat16)
     assert plan is not None and len(plan.levels) == levels
     assert max(len(level.distances) for level in plan.levels) < 32
@@ -250,7 +252,7 @@ def test_a_plan_has_few_distances(horizon: int, levels: int) -> None:
 
 @pytest.fixture(scope="session")
 def race(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., bool]:
-    """Calls of tests/native/blocks_race_test.cpp."""
+    """Runs calls of tests/native/blocks_race_test.cpp."""
     needs("g++")
     return race_program("blocks_race_test.cpp", tmp_path_factory.mktemp("cuda_blocks") / "race_test", "-O1")
 
@@ -259,7 +261,7 @@ def race(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., bool]:
 @pytest.mark.parametrize("layout", ["padded", "packed"])
 @pytest.mark.parametrize(
     ("horizon", "levels"), [(300, 0), (600, 2), (600, 1)]
-)  # one level: blocks make moments themselves
+)  # with one level, blocks compute moments themselves
 def test_no_races(layout: str, horizon: int, levels: int, race: Callable[..., bool]) -> None:
     assert not race(layout, horizon, levels)
 
@@ -267,7 +269,7 @@ def test_no_races(layout: str, horizon: int, levels: int, race: Callable[..., bo
 @pytest.mark.slow
 @pytest.mark.parametrize(("barrier", "levels"), [(0, 2), (1, 2), (2, 2), (3, 1), (4, 1)])
 def test_a_dropped_barrier_is_a_race(barrier: int, levels: int, race: Callable[..., bool]) -> None:
-    # the tool remembers a few accesses of each place, so that on a busy machine a run may miss one
+    # ThreadSanitizer remembers only a few accesses per place, so a run on a busy machine may miss the race
     assert any(race("packed", 600, levels, dropped=barrier) for _ in range(5))
 
 
@@ -276,9 +278,9 @@ def test_a_dropped_barrier_is_a_race(barrier: int, levels: int, race: Callable[.
 @pytest.mark.parametrize("architecture", [80, 86, 89, 90, 100, 120])
 @pytest.mark.parametrize("part", ["", "_bf16", "_f16", "_f32"])
 def test_compiled_for_the_device_without_spills(part: str, architecture: int, tmp_path: Path) -> None:
-    """A register that is spilled needs a stack frame. Two blocks of a multiprocessor fit into its registers; one where
-    sums of pairs that the filter's end cuts stay in them, of float32, which takes twice as many, and where there is
-    shared memory for one alone (kBlocks)."""
+    """No register spills, which would need a stack frame. A multiprocessor's registers suffice for two blocks, or for
+    one where the sums of pairs that the filter's end cuts stay in registers, in float32, which takes twice as many, and
+    where shared memory suffices for only one (kBlocks)."""
     needs("nvcc")
     binary = tmp_path / "blocks.o"
     command = [
@@ -299,7 +301,7 @@ def test_compiled_for_the_device_without_spills(part: str, architecture: int, tm
         assert usage["REG"] <= (255 if re.search("|".join(alone), name) else 128), name
 
 
-# One wrong place each in the shipped source: file, what stands there, what to put.
+# Mutations of the shipped source, one place each: the file, the text there, and its replacement.
 MUTATIONS = {
     "the tile's last column": ("block_columns.h", "kReach = kTileColumns - 1", "kReach = kTileColumns - 2"),
     "the edge's second pair": ("block_columns.h", "(edge + 1) * kTileColumns", "(edge + 1) * kTileColumns - edge"),
@@ -322,7 +324,7 @@ MUTATIONS = {
 }
 
 
-@pytest.mark.slow  # each is compiled, in 10 s
+@pytest.mark.slow  # each takes 10 s to compile
 @pytest.mark.parametrize("mutation", MUTATIONS)
 def test_a_broken_kernel_shows(mutation: str, tmp_path: Path) -> None:
     needs("g++")

@@ -1,6 +1,5 @@
-"""The CUDA programs without a GPU: the shipped source compiled for the host and run thread by thread, and what nvcc
-makes of it for the device.
-"""
+"""The CUDA programs without a GPU: the shipped source compiled for the host and run thread by thread, and nvcc's output
+inspected."""
 
 from __future__ import annotations
 
@@ -39,24 +38,24 @@ from benchmarks.gpu.host_library import SOURCE
 
 @pytest.fixture(scope="session")
 def host(tmp_path_factory: pytest.TempPathFactory) -> Host:
-    """Every size."""
+    """Programs with blocks of every size."""
     return Host(host_library(tmp_path_factory), 14)
 
 
 @pytest.fixture(scope="session")
 def scarce(tmp_path_factory: pytest.TempPathFactory) -> Host:
-    """The sizes of devices with 99 KiB of shared memory a block."""
+    """Programs with the block sizes for devices that have 99 KiB of shared memory per block."""
     return Host(host_library(tmp_path_factory), 10)
 
 
 @pytest.fixture(scope="session")
 def small(tmp_path_factory: pytest.TempPathFactory) -> Host:
-    """Blocks of at most 128 rows: longer filters go in parts, and a block takes several items one after the other."""
+    """Programs with blocks of at most 128 rows: longer filters are cut into parts, and a block takes several items."""
     return Host(host_library(tmp_path_factory), 7)
 
 
 def sizes_of_buckets() -> HostCase:
-    """Packed sequences as long as blocks are, and one row off."""
+    """Packed sequences as long as blocks, or one row longer or shorter."""
     cuts = np.cumsum([0, 32, 64, 128, 33, 1, 0, 31, 65, 256, 0]).tolist()
     return HostCase(True, cuts[-1], cuts[:-1], cuts[1:], 6, 3, 100)
 
@@ -78,13 +77,13 @@ def test_random_calls_in_small_blocks(small: Host, seed: int) -> None:
 
 @pytest.mark.parametrize("rows", [1, 31, 33, 127, 257, 769, 1031, 2049, 4099, 8209, 16381])
 def test_every_size(host: Host, rows: int) -> None:
-    """Prime and odd lengths through every block size, each within the float32 bound."""
+    """Prime and odd lengths, which together use every block size, are within the float32 bound."""
     check(host, one(rows, rows, channels=18 if rows < 1000 else 2))
 
 
 @pytest.mark.parametrize(("rows", "taps"), [(1300, 512), (2500, 33), (4099, 1024), (20011, 16384), (17000, 17000)])
 def test_sequences_of_many_blocks(host: Host, rows: int, taps: int) -> None:
-    """Up to the most taps a block takes each block needs its neighbour; beyond, filters go in parts."""
+    """Up to the most taps that a block takes, each block needs its neighbour; longer filters are cut into parts."""
     check(host, one(rows, taps, channels=1, groups=1))
 
 
@@ -106,10 +105,10 @@ LYING = {
 }
 
 
-@pytest.mark.parametrize("taps", [20, 200])  # in one block, and in parts
+@pytest.mark.parametrize("taps", [20, 200])  # in one block, and cut into parts
 @pytest.mark.parametrize("lie", LYING)
 def test_sequences_that_do_not_cover_the_rows(small: Host, lie: str, taps: int) -> None:
-    """Nothing is read or written outside the tensors, and no row leaves with the NaN that it held before."""
+    """With wrong starts and ends, nothing outside the tensors is read or written, and every row is overwritten."""
     cuts = LYING[lie]
     honest = HostCase(True, 300, [0], [300], 6, 3, taps)
     case = dataclasses.replace(honest, starts=[0] * (len(cuts) - 1), ends=[300] * (len(cuts) - 1))
@@ -126,11 +125,11 @@ def test_sequences_that_do_not_cover_the_rows(small: Host, lie: str, taps: int) 
 @pytest.mark.parametrize(
     ("lengths", "longest", "sizes"),
     [
-        ([300], 300, 1),  # one sequence has all rows
+        ([300], 300, 1),  # one sequence has all the rows
         ([1], 1, 1),
-        ([40, 40, 40], 40, 1),  # three of at most 40 rows have 120 together
-        ([100, 128, 70], 128, 2),  # none has fewer than 298 - 2 * 128 = 42
-        ([100, 128, 70], 298, 3),  # 32, 64 and 128 rows
+        ([40, 40, 40], 40, 1),  # three sequences of at most 40 rows make 120
+        ([100, 128, 70], 128, 2),  # each has at least 298 - 2 * 128 = 42 rows
+        ([100, 128, 70], 298, 3),  # blocks of 32, 64 and 128 rows
     ],
 )
 def test_only_sizes_that_sequences_can_have_are_launched(
@@ -141,7 +140,7 @@ def test_only_sizes_that_sequences_can_have_are_launched(
     check(small, case)
     assert (
         small.launches(case.arguments(case.results()), False) == 1 + 2 * sizes
-    )  # the list of each; the filter's spectrum, the convolution
+    )  # one launch lists the sequences of each size; then two for each size: the filter's spectrum, the convolution
 
 
 @pytest.mark.parametrize("log", range(5, 15))
@@ -151,7 +150,7 @@ def test_no_bank_conflicts(host: Host, log: int) -> None:
 
 @pytest.mark.parametrize(("sequences", "rows", "packed"), [(0, 5, False), (3, 0, False), (0, 0, True), (2, 0, True)])
 def test_no_rows(host: Host, sequences: int, rows: int, packed: bool) -> None:
-    """Gradients of parameters are zero, not left unwritten."""
+    """Without rows, the parameters' gradients are zero instead of unwritten."""
     case = HostCase(packed, rows, [0] * sequences, [0 if packed else rows] * sequences, 3, 3, 4)
     for name, value in case.run(host).items():
         assert not value.any() and value.isfinite().all(), name
@@ -179,14 +178,14 @@ def test_offsets_beyond_32_bits(small: Host) -> None:
 
 @pytest.fixture(scope="session")
 def race(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., bool]:
-    """Calls of tests/native/race_test.cpp, with blocks of at most 512 rows: of two passes before the last, as the
-    larger ones."""
+    """Runs calls of tests/native/race_test.cpp with blocks of at most 512 rows, whose FFT has two passes before the
+    last, as larger ones have."""
     needs("g++")
-    flags = ("-DHYENAREC_TOP=9", "-O1")  # it runs for longer than it compiles
+    flags = ("-DHYENAREC_TOP=9", "-O1")  # it runs longer than it compiles
     return race_program("race_test.cpp", tmp_path_factory.mktemp("cuda_host") / "race_test", *flags)
 
 
-# in one block, and in parts
+# in one block, and cut into parts
 @pytest.mark.slow  # 45 s
 @pytest.mark.parametrize(("layout", "taps", "groups"), [("padded", 400, 3), ("padded", 400, 9), ("packed", 700, 9)])
 def test_no_races(layout: str, taps: int, groups: int, race: Callable[..., bool]) -> None:
@@ -196,11 +195,11 @@ def test_no_races(layout: str, taps: int, groups: int, race: Callable[..., bool]
 @pytest.mark.slow
 @pytest.mark.parametrize("barrier", [1, 2, 3, 4])
 def test_a_dropped_barrier_is_a_race(barrier: int, race: Callable[..., bool]) -> None:
-    # the tool remembers a few accesses of each place, so that on a busy machine a run may miss one
+    # ThreadSanitizer remembers only a few accesses per place, so a run on a busy machine may miss the race
     assert any(race("padded", 400, 9, dropped=barrier) for _ in range(5))
 
 
-# One wrong place each in the shipped source: file, what stands there, what to put.
+# Mutations of the shipped source, one place each: the file, the text there, and its replacement.
 MUTATIONS = {
     "a quarter of a twiddle": ("fft.h", "unit(-0.25f * half_turns)", "unit(0.25f * half_turns)"),
     "a high twiddle": ("fft.h", "high = k == 4 ? four", "high = k == 4 ? low[3]"),
@@ -214,7 +213,7 @@ MUTATIONS = {
 }
 
 
-FIRST, *OTHERS = MUTATIONS  # each is compiled, in 3 s
+FIRST, *OTHERS = MUTATIONS  # each takes 3 s to compile
 
 
 @pytest.mark.parametrize("mutation", [FIRST, *(pytest.param(name, marks=pytest.mark.slow) for name in OTHERS)])
@@ -232,7 +231,7 @@ def cuobjdump() -> str:
 
 
 def resources(binary: Path) -> dict[tuple[str, str], dict[str, int]]:
-    """What each kernel of a binary uses on each architecture that it was compiled for, by cuobjdump's names."""
+    """The resources that each kernel of a binary uses on each architecture in it, under cuobjdump's names."""
     command = [cuobjdump(), "--dump-resource-usage", str(binary)]
     text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     found = {}
@@ -244,21 +243,21 @@ def resources(binary: Path) -> dict[tuple[str, str], dict[str, int]]:
     return found
 
 
-# Of the FFT, in its sizes; programs of no size, of Toeplitz products, of the block form, of the short convolutions, and
-# of a mixer's parameters.
+# Kernels of the FFT in its ten sizes, without a size, of Toeplitz products, of the block form, of the short
+# convolutions, and of a mixer's parameters.
 KERNELS = 3 * 10 + 6 + 9 + 31 + 16 + 1
 
 
 def check_no_spills(used: dict[tuple[str, str], dict[str, int]]) -> None:
-    """A register that is spilled needs a stack frame."""
+    """No kernel has a stack frame, so no register spills."""
     assert used and not {name: usage for name, usage in used.items() if usage["STACK"] or usage["LOCAL"]}
 
 
 @pytest.mark.skipif(find_spec("triton") is None, reason="cuobjdump comes with triton")
 @pytest.mark.skipif("HYENAREC_CUDA_ARCHS" in os.environ, reason="HYENAREC_CUDA_ARCHS is set")
 def test_compiled_for_the_device_without_spills(tmp_path: Path) -> None:
-    """This environment's own extension holds every kernel for GPUs to translate. Of those that take short to compile, a
-    third of all and with all types of Toeplitz products, none spills; `make test-all` compiles all kernels."""
+    """This environment's extension holds every kernel as PTX, which GPUs translate. None of the kernels that compile
+    quickly spills: a third of all, with all types of Toeplitz products. `make test-all` compiles all kernels."""
     needs("nvcc")
     spec = find_spec("hyenarec_kernels._C")
     assert spec is not None and spec.origin is not None
@@ -281,7 +280,7 @@ def test_compiled_for_the_device_without_spills(tmp_path: Path) -> None:
 @pytest.mark.slow  # 90 s
 @pytest.mark.skipif(find_spec("triton") is None, reason="cuobjdump comes with triton")
 def test_wheels_are_compiled_for_the_device_without_spills(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """For the architectures that setup.py compiles for unless told otherwise."""
+    """No kernel spills on the architectures that setup.py compiles for by default."""
     needs("nvcc")
     monkeypatch.setattr(setuptools, "setup", lambda **options: None)
     program = runpy.run_path(str(ROOT / "setup.py"))

@@ -1,4 +1,4 @@
-"""The cuda backend's whole pass of a mixer, its kernels run on the host, against the definition in float64."""
+"""The cuda backend's whole pass of a mixer equals the definition in float64; without a GPU it runs on the host."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ Answers = dict[str, Tensor]
 
 @pytest.fixture
 def answers(device: str, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[Answers, Answers]]:
-    """Outputs and gradients of a mixer by the compiled operators, and by the definition in float64."""
+    """Returns a mixer's outputs and gradients from the compiled operators, and from the definition in float64."""
 
     def both(mixer: HyenaMixer, x: Tensor, where: dict[str, Any]) -> tuple[Answers, Answers]:
         served: list[str] = []
@@ -83,7 +83,7 @@ def test_definition(answers: Callable[..., tuple[Answers, Answers]], layout: str
     [{"window": False}, {"groups": 2}, {"short_width": 8}, {"horizon": 600}, {"horizon": 600, "window": False}],
 )
 def test_every_option(answers: Callable[..., tuple[Answers, Answers]], options: dict[str, Any]) -> None:
-    """600 taps go in block form."""
+    """The pass is right with every option; a horizon of 600 takes the block form."""
     mixer = make(**options)
     x, where = torch.randn(620, DIM, requires_grad=True), {"cu_seqlens": torch.tensor([0, 7, 7, 615, 620])}
     x, where = (x, where) if mixer.horizon > HORIZON else draw("packed")
@@ -107,7 +107,7 @@ def test_the_log_names_one_call(device: str, monkeypatch: pytest.MonkeyPatch, ca
 
 
 def test_what_the_kernels_do_not_take(device: str) -> None:
-    """Then each operator is served by itself."""
+    """The whole pass refuses what its kernels do not take; each operator then runs by itself."""
     for options in ({"short_width": 9}, {"horizon": 600, "terms": 100}):
         mixer = make(**options).to(device)
         x = torch.randn(1, 600, DIM, device=device)

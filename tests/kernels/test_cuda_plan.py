@@ -1,4 +1,4 @@
-"""The cuda backend: where it runs, and which calls it takes."""
+"""Where the cuda backend runs, and which calls it takes."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from hyenarec_kernels.backends.cuda import device as cuda_device
         ({"ops": SimpleNamespace()}, "compiled without CUDA"),
         ({"version": None}, "torch was built without CUDA"),
         ({"available": False}, "no NVIDIA GPU"),
-        ({"unsupported": {0: "not compiled", 1: "too old"}}, "GPU 1: too old"),  # the current one
+        ({"unsupported": {0: "not compiled", 1: "too old"}}, "GPU 1: too old"),  # GPU 1 is the current one
         ({"unsupported": {1: "too old"}}, None),
         ({}, None),
     ],
@@ -70,7 +70,7 @@ def call_of(x: Tensor, filter: Tensor, last_only: bool = False) -> Call:
 
 @pytest.fixture(params=[True, False])
 def use_triton(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
-    """A table in which this backend and Triton, if it works, are to serve the CPU."""
+    """A table in which the cuda backend serves the CPU, and so does Triton if the parameter is true."""
     seven = lambda x, *rest: torch.full_like(x, 7.0)  # noqa: E731
     marked = SimpleNamespace(long_conv=seven, legendre_conv=seven)
     reason = None if request.param else "not installed"
@@ -85,7 +85,7 @@ def use_triton(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_what_a_gpu_cannot_run_goes_on(use_triton: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without an exception, to Triton or the reference; forced, it says why it cannot."""
+    """A call that the GPU cannot run goes to Triton or the reference; a forced backend says why it cannot run it."""
     monkeypatch.setattr(cuda_device, "unsupported", lambda device: f"not compiled for {device.type}")
     found = hk.long_conv(X, H)
     with backends.use("reference"):
@@ -138,8 +138,8 @@ def test_the_plan(
     use_triton: bool,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Up to 512 taps are Toeplitz products; more of an explicit filter go through the FFT, of a Legendre one elsewhere,
-    whether Triton works or not and whether this backend is forced or not."""
+    """Filters of up to 512 taps are Toeplitz products. Longer explicit filters use the FFT; longer Legendre filters go
+    elsewhere. Neither depends on whether Triton works or this backend is forced."""
     monkeypatch.setattr(cuda_device, "unsupported", lambda device: None)
     call = call_of(torch.empty(shape, dtype=dtype), torch.empty(2, taps), last_only)
     if operator == "legendre_conv":

@@ -1,4 +1,4 @@
-"""The cuda backend's short convolutions and conv_step, on a device and emulated on the host."""
+"""The cuda backend's short convolutions and conv_step, on a GPU or run on the host."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def host_kernels(tmp_path_factory: pytest.TempPathFactory) -> None:
 
 
 class Call:
-    """One call of short_conv, or with ``parts`` > 1 of gated_short_conv: random sizes, types, layout, alignment."""
+    """A random call of short_conv, or with ``parts`` > 1 of gated_short_conv: sizes, dtypes, layout, alignment."""
 
     def __init__(self, seed: int, most_rows: int = 90) -> None:
         rng = np.random.default_rng(seed)
@@ -47,14 +47,14 @@ class Call:
         rows, count = int(rng.integers(1, most_rows)), int(rng.integers(1, 6))
         self.channels = self.parts * self.dim
         starts, ends = ragged(rng, count, rows, packed)
-        if packed and rng.random() < 0.4:  # rows behind the last sequence, and before the first
+        if packed and rng.random() < 0.4:  # leave rows before the first sequence and after the last
             starts, ends = [min(s + 3, rows) for s in starts], [min(e + 3, rows) for e in ends[:-1]] + [ends[-1]]
             ends[-1] = max(starts[-1], rows - 5)
         self.starts, self.ends, self.packed = starts, ends, packed
         self.shape = (rows,) if packed else (count, rows)
         self.index_dtype = torch.int32 if rng.random() < 0.5 else torch.int64
         self.parameter_dtype = torch.float32 if rng.random() < 0.5 else self.dtype
-        shift = int(rng.choice([0, 1]))  # aligned, or not
+        shift = int(rng.choice([0, 1]))  # aligned or not
         real = np.zeros(self.shape, bool)
         for s, (start, end) in enumerate(zip(starts, ends, strict=True)):
             real[slice(start, end) if packed else (s, slice(start, end))] = True
@@ -62,7 +62,7 @@ class Call:
         generator = torch.Generator().manual_seed(seed)
 
         def rows_of(channels: int) -> Tensor:
-            """A slice of more channels; NaN where nothing may be read."""
+            """A slice of a tensor with more channels; NaN wherever nothing may be read."""
             wide = torch.randn(*self.shape, channels + 8 + 8 * shift, generator=generator).to(self.dtype)
             values = wide[..., shift : shift + channels]
             values[~self.real] = torch.nan
@@ -81,7 +81,7 @@ class Call:
         return torch.tensor(self.starts, dtype=self.index_dtype), torch.tensor(self.ends, dtype=self.index_dtype)
 
     def run(self, device: str, needs: list[bool]) -> dict[str, Tensor]:
-        """Outputs and gradients by name."""
+        """The outputs and gradients by name."""
         ops, option = cuda, [("silu" if self.silu else "") if self.parts == 1 else self.dim]
         name = "short_conv" if self.parts == 1 else "gated_short_conv"
         tensors = [self.x, self.weight, self.bias, *self.where()]
@@ -93,7 +93,8 @@ class Call:
         return found | {n: g.cpu() for n, g in zip(("x", "weight", "bias"), gradients, strict=True)}
 
     def expected(self) -> dict[str, np.ndarray]:
-        """By the definition, in float64, one sequence at a time; and `squares`, as `cuda_host.HostCase.squares`."""
+        """The results by the definition, in float64, one sequence at a time; sets `squares` as
+        `cuda_host.HostCase.squares`."""
         x, weight = self.x.double().numpy(), self.weight.double().numpy()
         bias = np.zeros(self.channels) if self.bias is None else self.bias.double().numpy()
         grads = [g.double().numpy() for g in self.grads]
@@ -122,12 +123,12 @@ class Call:
 
 
 def on(t: Tensor, device: str) -> Tensor:
-    """On the device, with the strides that it has."""
+    """Moves a tensor to the device and keeps its strides."""
     return t if device == "cpu" else torch.empty_strided(t.shape, t.stride(), dtype=t.dtype, device=device).copy_(t)
 
 
 def wrong(call: Call, found: dict[str, Tensor]) -> dict[str, float]:
-    """The results with an error above the tolerance; rows of no sequence must be exactly 0."""
+    """The results whose error is above the tolerance; rows of no sequence must be exactly 0."""
     errors = {}
     for name, want in call.expected().items():
         got = found[name]
@@ -161,7 +162,8 @@ def test_gradients_that_nobody_needs(seed: int, device: str) -> None:
 
 @pytest.mark.parametrize("seed", [3, *(pytest.param(n, marks=pytest.mark.slow) for n in (4, 5))])
 def test_sums_over_many_blocks(seed: int, device: str) -> None:
-    """More strips than blocks: a block takes several, and their sums are added in a second launch."""
+    """Sums are right if there are more strips than blocks: a block takes several strips, and a second launch adds the
+    blocks' sums."""
     call = Call(seed, 40)
     count = 24_000 if device == "cuda" else 2500
     call.x, call.starts, call.ends = call.x[..., :8], [0, count // 3, count - 7], [count // 3, count - 7, count - 2]
@@ -188,7 +190,8 @@ def test_no_result_depends_on_the_order_of_threads(seed: int, device: str, monke
 @pytest.mark.parametrize("dtype", [torch.int64, torch.int32])
 @pytest.mark.parametrize(("layout", "name"), CASES)
 def test_segments_that_lie(layout: str, name: str, dtype: torch.dtype, device: str) -> None:
-    """Nothing outside the rows is read or written, every row is written, and rows that no sequence claims are 0."""
+    """If starts and ends are wrong, nothing outside the rows is read or written, every row is written, and rows that no
+    sequence claims are 0."""
     packed = layout == "packed"
     starts, ends = (PACKED if packed else PADDED)[name]
     if dtype == torch.int32 and any(abs(n) >= 1 << 31 for n in (*(starts or []), *ends)):
@@ -220,7 +223,7 @@ def test_nan_stays_in_its_channel_and_sequence(device: str) -> None:
     x[38, 3] = torch.nan
     out = cuda.short_conv(x, weight, None, starts, ends, "silu")
     touched = torch.zeros_like(x, dtype=torch.bool)
-    touched[38:41, 3] = True  # not the third tap of the next sequence, nor a fourth of this one
+    touched[38:41, 3] = True  # the third tap of the next sequence and a fourth tap of this one are not touched
     assert torch.equal(out[~touched], clean[~touched]) and out[touched].isnan().all()
 
 
@@ -235,7 +238,7 @@ def test_step(dim: int, taps: int, batch: int, dtype: torch.dtype, device: str) 
 
 @torch.no_grad()
 def test_step_of_any_number(device: str) -> None:
-    """A ring goes round whatever the number of its step is, and rows of a strided history stand where they stood."""
+    """The ring wraps around for any step number, even negative or huge, and a strided history is written in place."""
     wide = torch.randn(2, 9, 24, device=device)
     history, taps = wide[:, 1:6, 4:20], torch.randn(6, 16, device=device)
     x = torch.randn(2, 16, device=device)
@@ -266,7 +269,7 @@ def test_what_it_leaves_to_others(device: str) -> None:
 
 
 def test_offsets_beyond_32_bits(device: str) -> None:
-    """Rows 2^28 values apart: 11 of them pass 2^31. Memory that nothing touches is never there."""
+    """Rows lie 2^28 values apart, so that offsets exceed 2^31. Memory that nothing touches is never allocated."""
     if device == "cuda":
         pytest.skip("there, it would be")
     x, weight = torch.randn(11, 2), torch.randn(2, 3)
@@ -280,7 +283,7 @@ def test_offsets_beyond_32_bits(device: str) -> None:
 
 
 def under_address_sanitizer(folder: Path, source: Path) -> list[subprocess.CompletedProcess[str]]:
-    """Every call of tests/native/short_calls.cpp, with sequences that lie, under address and overflow checks."""
+    """Runs all calls of tests/native/short_calls.cpp, also with wrong segments, under address and overflow checks."""
     flags = [
         "-std=c++17",
         "-O1",
@@ -314,7 +317,7 @@ def test_address_sanitizer_sees_a_start_that_is_not_clamped(tmp_path: Path) -> N
 
 @pytest.fixture(scope="session")
 def race(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., bool]:
-    """Calls of tests/native/short_calls.cpp."""
+    """Runs calls of tests/native/short_calls.cpp."""
     if shutil.which("g++") is None:
         pytest.skip("g++ is not installed")
     return race_program("short_calls.cpp", tmp_path_factory.mktemp("cuda") / "short_calls")
@@ -333,11 +336,11 @@ def test_no_races(call: str, race: Callable[..., bool]) -> None:
     ],
 )
 def test_a_dropped_barrier_is_a_race(call: str, barrier: int, race: Callable[..., bool]) -> None:
-    # the tool remembers a few accesses of each place, so that on a busy machine a run may miss one
+    # ThreadSanitizer remembers only a few accesses per place, so a run on a busy machine may miss the race
     assert any(race(call, dropped=barrier) for _ in range(8))
 
 
-# One wrong place each in the shipped source: file, what stands there, what to put.
+# Mutations of the shipped source, one place each: the file, the text there, and its replacement.
 MUTATIONS = {
     "a tap into the sequence before": ("fir.h", "if (j <= reach(r)) z", "if (j <= reach(r) + 1) z"),
     "the next rows' past": (
@@ -362,7 +365,7 @@ MUTATIONS = {
 @without_device
 @pytest.mark.parametrize("mutation", MUTATIONS)
 def test_a_broken_kernel_shows(mutation: str, tmp_path: Path) -> None:
-    """In a process of its own, as its ops stand in the place of the right ones."""
+    """Tests fail on a broken kernel. They run in a process of their own, since its ops replace the right ones."""
     mutated(tmp_path / "csrc", *MUTATIONS[mutation])
     shutil.copytree(ROOT / "tests" / "native", tmp_path / "tests" / "native")
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-m", "not slow", __file__]

@@ -1,4 +1,4 @@
-"""Windows from none to one lag, on every backend: rates of 0, huge, infinite and NaN, beside ordinary ones."""
+"""Windows from none to a single lag, on every backend: decays of 0, huge, infinite and NaN, beside ordinary ones."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from hyenarec_kernels import backends
 from hyenarec_kernels.legendre import window
 
 DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
-RATES = (0.0, 1.0, 300.0, 1e4, 6e4, 1e38, torch.inf, torch.nan)  # the last but two are infinite in float16
-TERMS, SHARED = 6, 2  # channels that share a filter
+RATES = (0.0, 1.0, 300.0, 1e4, 6e4, 1e38, torch.inf, torch.nan)  # 1e38 is infinite in float16
+TERMS, SHARED = 6, 2  # SHARED: channels per filter
 NAMES = ("x", "coefficients", "decay", "skip", "pre_gate", "post_gate")
 
 
 def expected(tensors: dict[str, Tensor], grad: Tensor, horizon: int, last_only: bool) -> dict[str, np.ndarray]:
-    """The output and every gradient in float64, from one channel's convolutions at a time."""
+    """The output and every gradient in float64, from convolutions of one channel at a time."""
     v = {name: t.double().numpy() for name, t in tensors.items()}
     x, pre, post, do = v["x"], v["pre_gate"], v["post_gate"], grad.double().numpy()
     length = x.shape[1]
-    if last_only:  # as all rows, of which the last alone has a weight
+    if last_only:  # as if all rows were outputs, and all but the last had weight 0
         post, do = (np.concatenate([np.zeros_like(x[:, 1:]), rows[:, None]], 1) for rows in (post, do))
     h = np.repeat(oracle.legendre_filter(v["coefficients"], horizon, v["decay"]), SHARED, 0)  # (D, K)
     dh = np.zeros((x.shape[2], length + horizon))
@@ -49,7 +49,7 @@ def expected(tensors: dict[str, Tensor], grad: Tensor, horizon: int, last_only: 
     [(1, 9, False), (40, 50, False), (101, 150, False), (600, 640, False), (90, 70, True)],
 )
 def test_any_rate(backend: str, horizon: int, length: int, last_only: bool, dtype: torch.dtype) -> None:
-    """Right in every group by itself, whatever the others' rates; NaN in the outputs and gradients of its own alone."""
+    """Every group is right, whatever the others' decays; a NaN decay makes only its own outputs and gradients NaN."""
     dim = SHARED * len(RATES)
 
     def draw(*shape: int) -> Tensor:
@@ -77,9 +77,9 @@ def test_any_rate(backend: str, horizon: int, length: int, last_only: bool, dtyp
             if np.isnan(RATES[group]) and name != "skip":
                 assert np.isnan(got).all() and np.isnan(right).all(), what
             else:
-                # Triton's float32 gradient of a fast decay is off by 1.1e-5 of its own size at rate 300: it is what is
-                # left of a chunk's sums after terms 100 times larger cancel. It is held to the norm of the gradient as
-                # a whole, as the contract is.
+                # At decay 300 Triton's float32 gradient of the decay is off by 1.1e-5 of its own size, because it is
+                # what remains of a chunk's sums after terms 100 times larger cancel. Its error is measured against the
+                # norm of the whole gradient, as in the contract.
                 together = name == "decay" and RATES[group] < 1e4 and backend == "triton" and dtype == torch.float32
                 scale = np.linalg.norm(want[name][:-1] if together else right)
                 assert np.linalg.norm(got - right) <= TOLERANCE[dtype] * max(scale, 1e-3), what

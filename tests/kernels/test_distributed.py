@@ -1,6 +1,6 @@
-"""Two processes compute what one does: distributed tensors, DistributedDataParallel and FSDP2, over gloo.
+"""Two processes compute what one computes: distributed tensors, DistributedDataParallel and FSDP2, over gloo.
 
-One pair of processes runs all checks: those of distributed_tensors.py and distributed_models.py.
+One pair of processes runs all checks, which are in distributed_tensors.py and distributed_models.py.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from tests.interpreter import start
 
 @pytest.fixture(scope="module")
 def failures(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """What went wrong, by check, in either process."""
+    """For each check, what went wrong in either process."""
     if not dist.is_available() or not dist.is_gloo_available():
         pytest.skip("this torch has no gloo")
     folder = tmp_path_factory.mktemp("processes")
@@ -32,7 +32,7 @@ def failures(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     found: dict[str, str] = {}
     for rank, process in enumerate(processes):
         process.join(240)
-        process.kill()  # where it still waits for the other
+        process.kill()  # it may still wait for the other process
         report = folder / f"{rank}.json"
         assert report.exists(), (printed[rank] / "2").read_text()
         found |= json.loads(report.read_text())

@@ -1,4 +1,4 @@
-"""Dropout by seed: the generator against its published answers, values and gradients against float64."""
+"""Dropout by seed: the generator gives its published numbers, and values and gradients equal those in float64."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from hyenarec_kernels.ops.dropout import dropout
 
 SERVING = [name for name in ("reference", "cpu") if name in backends.available("cpu")]
 TOLERANCE = {torch.float64: 1e-14, torch.float32: 5e-7, torch.float16: 1e-3, torch.bfloat16: 8e-3}
-SEED = torch.tensor([-7_046_029_254_386_353_131])  # both halves are in use
+SEED = torch.tensor([-7_046_029_254_386_353_131])  # both 32-bit halves are nonzero
 
 
 @pytest.fixture(params=SERVING)
@@ -26,7 +26,8 @@ def serving(request: pytest.FixtureRequest) -> Any:
         yield request.param
 
 
-# The first row is from the authors' known-answer tests (Random123, kat_vectors); the others are computed by integers.
+# The first row is from the authors' known-answer tests (Random123, kat_vectors); the others are compared with integer
+# arithmetic.
 @pytest.mark.parametrize(
     ("counter", "key", "words"),
     [
@@ -63,7 +64,7 @@ def test_which_byte_decides_which_element() -> None:
 @pytest.mark.parametrize("activation", [None, "gelu"])
 @pytest.mark.parametrize("shape", [(0,), (1,), (255,), (3, 86), (5, 7, 33), (130, 131)], ids=str)
 def test_oracle(shape: tuple[int, ...], activation: Any, dtype: torch.dtype, serving: str) -> None:
-    """Values and gradients of strided inputs; where the mask is, NaN and Inf are gone."""
+    """Values and gradients of strided inputs are right; NaN and Inf disappear where elements are dropped."""
     rng = np.random.default_rng(0)
     x, grad = (torch.as_tensor(3 * rng.standard_normal((*shape, 2))).to(dtype) for _ in range(2))
     x, grad = x[..., 0], grad[..., 0]  # strided
@@ -77,7 +78,7 @@ def test_oracle(shape: tuple[int, ...], activation: Any, dtype: torch.dtype, ser
     value = torch.nn.functional.gelu(exact) if activation else exact
     want = torch.where(keep, value / 0.75, 0)
     (want_grad,) = torch.autograd.grad(want, exact, grad.double())
-    # GELU and its slope cancel where they are small: errors are of the size of what they multiply.
+    # Where GELU or its slope is small, its terms cancel: errors are relative to what they multiply.
     for found, expected, size in ((out, want, x), (got, want_grad, grad)):
         error = (found.double() - expected).detach().abs()
         assert bool((error <= TOLERANCE[dtype] * size.double().abs().clamp(min=1)).all()), error.max()
@@ -92,7 +93,7 @@ def test_the_oracle_notices_another_mask(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_gelu_over_its_whole_range(serving: str) -> None:
-    """In float32, torch's own included, within 4e-7 of the argument's size; NaN stays NaN."""
+    """In float32, GELU is within 4e-7 of the argument's size, also torch's own; NaN stays NaN."""
     x = torch.cat([torch.linspace(-20, 20, 100_001), torch.tensor([-1e30, -1e-30, 0.0, 1e-30, 1e30])]).requires_grad_()
     out = dropout(x, 0, SEED, activation="gelu")
     exact = x.detach().double().requires_grad_()
@@ -107,8 +108,9 @@ def test_gelu_over_its_whole_range(serving: str) -> None:
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("left", [0, 5])
 def test_rounding_over_the_whole_range(dtype: torch.dtype, left: int, serving: str) -> None:
-    """Every 16-bit value in whole vectors, and the first of them in what is left over: what is kept is the product in
-    float32, rounded to nearest even as torch does; Inf and NaN come through. Subnormal bfloat16 may be cut."""
+    """Kept elements are the float32 product rounded to nearest even, as torch rounds, for every 16-bit value in whole
+    vectors and for the elements left over after them. Inf and NaN are kept. Subnormal bfloat16 values may become
+    zero."""
     x = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16).view(dtype)
     x = torch.cat([x, x[1 : 1 + left]])
     compared = kept(len(x), SEED, 77) & ~((x != 0) & (x.float().abs() < torch.finfo(torch.float32).tiny))
@@ -120,7 +122,7 @@ def test_rounding_over_the_whole_range(dtype: torch.dtype, left: int, serving: s
 
 @pytest.mark.parametrize("activation", [None, "gelu"])
 def test_contract_8(activation: Any, serving: str) -> None:
-    """Schema, fake and autograd; gradients of gradients."""
+    """The operators pass torch's checks of schema, fake tensors and autograd, and have second derivatives."""
     x = torch.randn(3, 13, dtype=torch.float64, requires_grad=True)
     operator = torch.ops.hyenarec.dropout.default
     gelu = activation == "gelu"
@@ -135,7 +137,7 @@ def test_contract_8(activation: Any, serving: str) -> None:
 
 
 def test_compiles_whole() -> None:
-    """Once for every seed and size."""
+    """One compiled graph serves every seed and size."""
 
     def model(x: Tensor, seed: Tensor) -> Tensor:
         return dropout(2 * x, 0.5, seed, activation="gelu") + 1
@@ -152,7 +154,7 @@ def test_a_chance_for_each_element_and_seed() -> None:
     assert float(masks.mean()) == pytest.approx(1 - 51 / 256, abs=0.002)
     assert float(masks.mean(1).std()) == pytest.approx((51 / 256 * 205 / 256 / 20_000) ** 0.5, rel=0.3)
     together = torch.corrcoef(masks)
-    assert float((together - torch.eye(50)).abs().max()) < 0.04  # of 20,000 independent pairs: 0.007 is usual
+    assert float((together - torch.eye(50)).abs().max()) < 0.04  # 0.007 is usual for 20,000 independent pairs
 
 
 def test_the_backends_agree_on_the_mask() -> None:

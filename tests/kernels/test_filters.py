@@ -1,4 +1,4 @@
-"""Filters: scale, spread of memories, and what they convolve with."""
+"""Filters: their scale, the spread of their memories, and their taps and convolutions."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import numpy as np
 import operator_oracle as oracle
 import pytest
 import torch
+from torch.nn.utils import prune
 
 import hyenarec_kernels as hk
 from hyenarec_kernels.legendre import product
@@ -31,7 +32,7 @@ BASES = KINDS[:3]
 def test_norm_is_about_one_at_any_horizon(kind: type[Filter], horizon: int) -> None:
     squares = kind(256, horizon)().detach().square().sum(1)
     assert 0.6 < float(squares.mean()) < 1.6
-    for band in squares.view(4, 64).mean(1):  # slow and fast channels alike
+    for band in squares.view(4, 64).mean(1):  # slow and fast channels have the same scale
         assert 0.3 < float(band) < 3
 
 
@@ -40,7 +41,7 @@ def test_filters_start_near_their_windows(kind: type[Filter]) -> None:
     torch.manual_seed(0)
     filter = kind(256, 200)
     windows = filter.windowed(torch.ones(256, 200))
-    assert torch.cosine_similarity(filter(), windows).mean() > 0.75  # .4 to .5 from coefficients that are all random
+    assert torch.cosine_similarity(filter(), windows).mean() > 0.75  # random coefficients would give .4 to .5
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -48,7 +49,7 @@ def test_filters_start_near_their_windows(kind: type[Filter]) -> None:
 def test_parameters_are_of_unit_scale_at_any_horizon(kind: type[Filter], horizon: int) -> None:
     filter = kind(64, horizon)
     for name, parameter in filter.named_parameters():
-        if name == "log_rate":  # the logarithm of a factor
+        if name == "log_rate":  # a logarithm, which starts at 0
             assert not parameter.any()
         else:
             assert 0.05 < float(parameter.detach().double().square().mean().sqrt()) < 10, name
@@ -74,7 +75,7 @@ def test_taps_are_wide_and_lead_to_every_parameter(kind: type[Filter], dtype: to
         taps = filter()
     assert taps.shape == (3, 21)
     assert taps.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
-    torch.testing.assert_close(taps, filter(), rtol=0, atol=0)  # autocast does not reach inside
+    torch.testing.assert_close(taps, filter(), rtol=0, atol=0)  # autocast has no effect inside a filter
     taps.square().sum().backward()
     for name, parameter in filter.named_parameters():
         assert parameter.grad is not None and parameter.grad.abs().sum() > 0, name
@@ -138,6 +139,32 @@ def test_a_filter_survives_its_state_dict() -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_hooks_of_a_call_run_within_a_mixer(kind: type[Filter]) -> None:
+    """Pruning computes a parameter in a hook of the call; what the mixer uses is the value of then."""
+    torch.manual_seed(0)
+    mixer, x = HyenaMixer(4, 9, filter=kind), torch.randn(2, 12, 4)
+    prune.random_unstructured(mixer.filters[0], "weight", 0.5)  # type: ignore[no-untyped-call]
+    for _ in range(2):  # each pass makes the parameter again, with a graph of its own
+        mixer(x).square().sum().backward()
+    with torch.no_grad():
+        mixer.filters[0].weight_orig.mul_(3.0)
+        pruned, state = mixer(x), mixer.init_state(2)
+        steps = torch.stack([mixer.step(row, state)[0] for row in x.unbind(1)], 1)
+        prune.remove(mixer.filters[0], "weight")  # type: ignore[no-untyped-call]
+        torch.testing.assert_close(pruned, mixer(x))
+        torch.testing.assert_close(steps, pruned)
+    mixer.filters[0].register_forward_hook(lambda filter, inputs, taps: 0 * taps)
+    assert not mixer(x).any()  # neither filter nor skip passes anything on
+
+
+def test_the_frequency_is_stored_with_the_weights() -> None:
+    filter = ImplicitFilter(2, 9, frequency=3)
+    ImplicitFilter(2, 9, frequency=3.0).load_state_dict(filter.state_dict())
+    with pytest.raises(RuntimeError, match="frequency_3_0"):
+        ImplicitFilter(2, 9).load_state_dict(filter.state_dict())
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_filters_refuse_bad_sizes(kind: type[Filter]) -> None:
     for name, (groups, horizon) in {"groups": (0, 5), "horizon": (3, 0)}.items():
         with pytest.raises(ValueError, match=f"{kind.__name__}: {name} must be at least 1, got 0"):
@@ -166,7 +193,7 @@ def test_any_default_dtype_builds_filters_and_mixers(kind: type[Filter], dtype: 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("by_argument", [False, True])
 def test_filters_and_mixers_are_built_on_the_meta_device_and_filled(kind: type[Filter], by_argument: bool) -> None:
-    """Later: by a state dict or by `reset_parameters`, which repeats the constructor."""
+    """They can be filled later by a state dict or by `reset_parameters`, which draws what the constructor draws."""
     for make in (lambda **o: kind(3, 21, **o), lambda **o: HyenaMixer(6, 21, filter=kind, **o)):
         torch.manual_seed(3)
         real = make()

@@ -1,4 +1,4 @@
-"""A Hyena mixer whose gates are made of channels of their own."""
+"""A Hyena mixer whose gates are computed from input channels of their own."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hyenarec_kernels.nn.projections import SCALE
 
 @pytest.mark.parametrize("order", [1, 2, 3])
 def test_the_gates_are_made_of_the_channels_behind_the_values(order: int) -> None:
-    """Against the equations of the class, tap by tap."""
+    """The mixer equals the equations in its docstring, computed tap by tap."""
     torch.manual_seed(0)
     mixer = HyenaMixer(4, 6, order=order, gate_dim=3, gate="sigmoid").double()
     with torch.no_grad():
@@ -23,7 +23,7 @@ def test_the_gates_are_made_of_the_channels_behind_the_values(order: int) -> Non
     made = SCALE * small @ mixer.gate_proj.weight.T
     projected = torch.cat((made, values + SCALE * values @ mixer.in_proj.weight.T), -1)
 
-    def convolve(u: torch.Tensor, taps: torch.Tensor) -> torch.Tensor:  # (B, L, C) by (C, W)
+    def convolve(u: torch.Tensor, taps: torch.Tensor) -> torch.Tensor:  # (B, L, C) and taps (C, W)
         rows = [sum(taps[:, lag] * u[:, t - lag] for lag in range(min(taps.shape[1], t + 1))) for t in range(9)]
         return torch.stack(rows, 1)  # type: ignore[arg-type]
 

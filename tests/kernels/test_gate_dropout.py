@@ -1,4 +1,4 @@
-"""A Hyena mixer that in training does without some channels of its gates."""
+"""A Hyena mixer that drops some channels of its gates in training."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ def make(**options: Any) -> HyenaMixer:
 
 
 def without_drawn_gates(mixer: HyenaMixer, drawn: Tensor, **options: Any) -> HyenaMixer:
-    """A mixer without dropout, what makes its gates multiplied by what was drawn."""
+    """A mixer without dropout whose gate weights are multiplied by the factors that ``mixer`` has drawn."""
     twin = make(**options, gate_dropout=0.0)
-    gates, values = drawn.split((mixer.gates * DIM, DIM))
+    gates, values = drawn.split((mixer.num_gates * DIM, DIM))
     assert bool((values == 1).all())
     made = twin.in_proj if twin.gate_proj is None else twin.gate_proj
     with torch.no_grad():
@@ -87,7 +87,7 @@ def test_second_derivatives() -> None:
 
 def test_every_call_draws_gates_anew_with_the_mean_of_all() -> None:
     mixer = HyenaMixer(4000, 5, groups=1, gate_dropout=0.2, device="meta")
-    mixer.short_weight = nn.Parameter(torch.empty(0))  # says dtype and device of the draw
+    mixer.short_weight = nn.Parameter(torch.empty(0))  # the draw takes its dtype and device
     drawn = mixer.draw_gates()
     assert drawn is not None and drawn.shape == (12_000,)
     gates, values = drawn.split((8000, 4000))
@@ -114,7 +114,7 @@ def test_nothing_is_dropped_but_by_forward_in_training() -> None:
 
 
 def test_compiled_training_drops_gates_too() -> None:
-    """In one graph for every length, which draws anew in every call."""
+    """One graph serves every length, and draws gates anew in every call."""
     torch._dynamo.reset()
     counter = CompileCounterWithBackend("aot_eager")
     mixer = make()

@@ -1,4 +1,4 @@
-"""The short convolution with its first gate multiplied in: against the oracle, and within the mixer."""
+"""The short convolution that also multiplies by the first gate equals the oracle, and serves within the mixer."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ LENGTHS = (37, 0, 1, 5)
 def answers(
     layout: str, dtype: torch.dtype, blocks: int, taps: int, *, dim: int = 3, strided: bool = False
 ) -> tuple[Answer, Answer]:
-    """What the operator gives and what the oracle gives: outputs (u beside q) and gradients."""
+    """The operator's and the oracle's answers: outputs (u beside q) and gradients."""
     rng = np.random.default_rng(0)
     lengths = (37, 37) if layout == "full" else LENGTHS
     where, channels = Layout(layout, lengths), blocks * dim
@@ -59,7 +59,7 @@ def answers(
 
 
 def quick(backend: str, layout: str, dtype: torch.dtype) -> bool:
-    """In the interpreter, which takes 1 s a case, every layout once and every type once."""
+    """Selects cases for the interpreter, which takes 1 s each: every layout once and every dtype once."""
     return backend != "triton" or dtype == torch.float64 or layout == "packed"
 
 
@@ -89,7 +89,8 @@ def test_the_oracle_notices_a_gate_left_out(monkeypatch: pytest.MonkeyPatch) -> 
 
 @pytest.mark.parametrize("layout", ["left", "packed"])
 def test_contract_8(layout: str, backend: str) -> None:
-    """Schema, fake, autograd; gradients of gradients; a gradient left out leaves the others as they are."""
+    """The operator passes torch's checks of schema, fake tensors and autograd, and has second derivatives. Leaving out
+    one gradient does not change the others."""
     shape = (11, 6) if layout == "packed" else (2, 8, 6)
     starts, ends = torch.tensor([0, 3]), torch.tensor([3, 11] if layout == "packed" else [8, 7])
     tensors = [torch.randn(s, dtype=torch.float64, requires_grad=True) for s in (shape, (6, 2), (6,))]
@@ -137,7 +138,7 @@ def test_contract_9_refuses_what_does_not_fit(
 @pytest.mark.parametrize("layout", ["full", "left", "packed"])
 @pytest.mark.parametrize(("order", "gate"), [(1, "silu"), (2, "identity"), (3, "sigmoid")])
 def test_mixer_gives_what_the_reference_gives(layout: str, order: int, gate: str, backend: str) -> None:
-    """Outputs, gradients, the last position alone, and the state that a prefill leaves."""
+    """The mixer's outputs, gradients, last positions and state after a prefill equal the reference's."""
     mixer = HyenaMixer(4, 9, order=order, gate=gate, terms=3).double()
     torch.nn.init.normal_(mixer.short_bias)
     lengths = (12, 12) if layout == "full" else (12, 0, 1, 4)

@@ -1,4 +1,4 @@
-"""The Triton backend on a CUDA device: the operator suite's cases, and what only a device can show."""
+"""The Triton backend on a GPU: the operator suite's cases, and what only a GPU can show."""
 
 from __future__ import annotations
 
@@ -61,7 +61,8 @@ def test_ten_thousand_sequences() -> None:
 
 @pytest.mark.parametrize("layout", ["full", "packed"])
 def test_past_two_to_the_31(layout: str) -> None:
-    """Packed, in one launch; what is padded goes in runs of sequences, each from its own first row on."""
+    """Tensors of more than 2^31 values are right: packed ones take one launch, and padded ones go in runs of sequences,
+    each of which counts from its own first row."""
     length, dim = 65_536, 64
     batch = (1 << 31) // (length * dim) + 1
     if torch.cuda.mem_get_info()[0] < 5 * batch * length * dim * 2:
@@ -96,7 +97,7 @@ def test_cuda_graph() -> None:
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         captured = step()
-    for cut in (300, 899):  # other lengths, same graph
+    for cut in (300, 899):  # other lengths, the same graph
         bounds.copy_(torch.tensor([0, 0, cut, 900]))
         graph.replay()
         torch.testing.assert_close(captured, step())
@@ -114,7 +115,7 @@ def test_nothing_waits_for_the_device() -> None:
         _, state = mixer.prefill(x, cu_seqlens=bounds)
         mixer.step(x[:3].detach(), state)
 
-    everything()  # plans and constants are made once
+    everything()  # makes plans and constants, which happens once
     torch.cuda.set_sync_debug_mode("error")
     try:
         everything()
@@ -125,7 +126,7 @@ def test_nothing_waits_for_the_device() -> None:
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("layout", ["left", "packed"])
 def test_mixer_against_the_reference(layout: str, dtype: torch.dtype) -> None:
-    """With its short convolution, split and gate in one kernel."""
+    """A mixer, whose short convolution, split and gate are one kernel, gives what the reference gives."""
     mixer = HyenaMixer(48, 200, terms=8).to("cuda", dtype)
     x = torch.randn(3, 250, 48, device="cuda", dtype=dtype, requires_grad=True)
     lengths = torch.tensor([250, 0, 77], device="cuda")
@@ -141,7 +142,7 @@ def test_mixer_against_the_reference(layout: str, dtype: torch.dtype) -> None:
     with backends.use("reference"):
         want = answer(deepcopy(mixer).double(), x.detach().double().requires_grad_())
     for a, b in zip(got, want, strict=True):
-        assert (a.double() - b).norm() <= 3 * TOLERANCE[dtype] * b.norm()  # three operators and two projections
+        assert (a.double() - b).norm() <= 3 * TOLERANCE[dtype] * b.norm()  # three operators, two projections
 
 
 def test_step_equals_the_forward_pass() -> None:
@@ -149,7 +150,7 @@ def test_step_equals_the_forward_pass() -> None:
 
 
 def compiled_kernels() -> int:
-    """Kernels that Triton holds ready, of all the package's."""
+    """The number of the package's kernels that Triton has compiled in this process."""
     from triton.runtime.jit import JITFunction
 
     from hyenarec_kernels.backends.triton.kernels import chunks, moments, slots
@@ -172,7 +173,7 @@ def test_no_length_compiles_anything_new(layout: str) -> None:
             out = hk.legendre_conv(x.flatten(0, 1), c, horizon=2048, cu_seqlens=bounds)
         torch.autograd.grad(out.sum(), (x, c))
 
-    for length in (500, 129):  # the levels that the rest may reach
+    for length in (500, 129):  # uses all levels that the lengths below can reach
         run(length)
     before = compiled_kernels()
     for length in (300, 257, 256, 255, 130):
@@ -204,7 +205,7 @@ def test_autocast_and_another_stream() -> None:
 
 @pytest.mark.parametrize("backend", ["triton", "reference"])
 def test_no_setting_makes_float32_less_precise(backend: str) -> None:
-    """Not that for matrix products: tables and taps are none that may be rounded to TF32."""
+    """`torch.set_float32_matmul_precision` does not affect results: tables and taps are never rounded to TF32."""
     long = Case.random("legendre_conv", (600, 3, 70), taps=520, terms=16, dtype=torch.float32)
     short = Case.random("legendre_conv", (100, 40), taps=50, terms=16, dtype=torch.float32)
     before = torch.get_float32_matmul_precision()

@@ -1,6 +1,6 @@
-"""What a CUDA graph can capture: a whole training step and a serving step ask nothing of the device, on meta tensors.
+"""A CUDA graph can capture a whole training step and a serving step: on meta tensors, neither reads from the device.
 
-What the operators do inside, tests/benchmarks/test_host.py counts.
+tests/benchmarks/test_host.py counts what the operators do inside.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def test_training_step(layout: str, order: int, gate: Any) -> None:
 
 @pytest.mark.parametrize("order", [1, 2, 3])
 def test_serving_step(order: int) -> None:
-    """Steps of a state, and the last positions alone."""
+    """Steps from a state, and a ``last_only`` call, read nothing from the device."""
     with torch.device("meta"):
         mixer = HyenaMixer(DIM, HORIZON, order=order)
         history, x, packed = torch.empty(3, 20, DIM), torch.empty(3, DIM), torch.empty(60, DIM)

@@ -1,5 +1,5 @@
-"""Operators called directly, as compiled and exported programs call them: whatever starts and ends say, nothing is
-read outside a sequence. They are refused on the CPU; in the Triton kernels, as on a GPU, they are clamped."""
+"""Operators called directly, as compiled and exported programs call them: whatever starts and ends hold, nothing
+outside a sequence is read. The CPU refuses wrong ones; the Triton kernels clamp them, as on a GPU."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def call(operator: str, x: Tensor, where: tuple[Any, Any]) -> tuple[Tensor, ...]
 
 
 def guarded(packed: bool) -> Tensor:
-    """Input between NaN, which lies where an index beyond it would read."""
+    """Input that has NaN before and after it in memory, where an index out of range would read."""
     around = torch.full((5, ROWS, 4), torch.nan)
     around[1:4] = torch.randn(3, ROWS, 4)
     return around[1:4].reshape(-1, 4) if packed else around[1:4]
@@ -103,7 +103,8 @@ def test_indices_of_another_number_or_type_are_refused(
 
 @pytest.mark.parametrize(("layout", "name"), CASES)
 def test_the_reference_clamps_where_it_cannot_look(layout: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As on a GPU, which it does not wait for: here it is told that the indices lie there."""
+    """On a GPU, which the reference does not wait for, it clamps indices that it cannot inspect. The test pretends that
+    they are on one."""
     monkeypatch.setattr("hyenarec_kernels.segments.concrete", lambda t: None)
     packed = layout == "packed"
     where = tuple(None if w is None else torch.tensor(w) for w in (PACKED if packed else PADDED)[name])
@@ -127,7 +128,7 @@ def test_a_ring_is_written_inside_whatever_steps_say(steps: int, backend: str) -
 
 
 def test_borders_of_many_sequences() -> None:
-    """More than the kernel takes in one step, with ends that fall in places."""
+    """Borders are right with more sequences than the kernel takes in one step, and with some ends that decrease."""
     if BACKENDS["triton"].probe() is not None or "cpu" not in BACKENDS["triton"].devices:
         pytest.skip("the triton backend does not run on the CPU")
     from hyenarec_kernels.backends.triton.rows import _borders

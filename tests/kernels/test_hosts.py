@@ -1,4 +1,4 @@
-"""The mixer inside somebody else's model: what libraries do to their layers, and what they expect of them."""
+"""The mixer inside other libraries' models: what they do to their layers, and what they expect of them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from hyenarec_kernels.nn import (
 )
 
 
-def xavier(model: nn.Module) -> None:  # SASRec.pytorch, RecTools, RePlay: every parameter but vectors
+def xavier(model: nn.Module) -> None:  # SASRec.pytorch, RecTools, RePlay: all parameters but vectors
     for p in model.parameters():
         if p.dim() > 1:
             nn.init.xavier_normal_(p)
@@ -42,11 +42,11 @@ def by_module(model: nn.Module) -> None:  # RecBole, transformers, torch-rechub:
                 nn.init.zeros_(module.bias)
 
 
-def decay(model: nn.Module) -> None:  # a long training with weight decay and nothing to learn
+def decay(model: nn.Module) -> None:  # long training with weight decay and zero gradients
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=1.0)
     for p in model.parameters():
         p.grad = torch.zeros_like(p)
-    for _ in range(200):  # to 0.13 of the start
+    for _ in range(200):  # down to 0.13 of the initial values
         optimizer.step()
 
 
@@ -54,7 +54,7 @@ def decay(model: nn.Module) -> None:  # a long training with weight decay and no
 @pytest.mark.parametrize(("order", "gate"), [(1, "identity"), (2, "identity"), (2, "none")])
 @torch.no_grad()
 def test_the_start_survives(host: Callable[[nn.Module], None], order: int, gate: str) -> None:
-    """What comes out is still close to what its filters make of the input itself, and of that size."""
+    """After a library's initialisation, outputs are still close to the filtered input, in direction and in size."""
     mixer, x = HyenaMixer(64, 200, order=order, gate=gate), torch.randn(3, 150, 64)
     with torch.enable_grad():
         host(mixer)
@@ -83,14 +83,14 @@ def test_filters_are_no_matrices_to_draw_again(kind: type[Filter]) -> None:
 
 
 def test_a_checkpoint_of_other_options_is_refused() -> None:
-    """By every loader, which at least compares shapes: not only strictly, and by assignment too."""
+    """Every loader refuses it, because all compare shapes: with and without ``strict``, and with ``assign``."""
     state = HyenaMixer(6, 21).state_dict()
     for assign in (False, True):
         for strict in (False, True):
             with pytest.raises(RuntimeError, match=r"filters.0.legendre_horizon.*\[0, 21\].*\[0, 20\]"):
                 HyenaMixer(6, 20).load_state_dict(state, strict=strict, assign=assign)
         others = ({"filter": "cosine"}, {"gate": "silu"}, {"terms": 5}, {"window": False}, {"order": 3})
-        for other in (*others, {"groups": 3, "terms": 32}):  # as many coefficients
+        for other in (*others, {"groups": 3, "terms": 32}):  # the same number of coefficients
             with pytest.raises(RuntimeError, match="state_dict for HyenaMixer"):
                 HyenaMixer(6, 21, **other).load_state_dict(state, assign=assign)  # type: ignore[arg-type]
 
@@ -98,7 +98,8 @@ def test_a_checkpoint_of_other_options_is_refused() -> None:
 @torch.no_grad()
 @pytest.mark.parametrize("filter", ["legendre", "chebyshev", "cosine", "implicit", "explicit", "logsparse"])
 def test_lazy_loading_gives_the_same_outputs(filter: str) -> None:
-    """Built on the meta device, nothing but the weights of the checkpoint assigned: no table is left to be filled."""
+    """A mixer made on the meta device gives the same outputs after only the checkpoint's tensors are assigned: no table
+    is left unfilled."""
     real = HyenaMixer(6, 21, filter=filter).double()
     x = torch.randn(2, 9, 6, dtype=torch.float64)
     with torch.device("meta"):
@@ -114,7 +115,7 @@ def test_lazy_loading_gives_the_same_outputs(filter: str) -> None:
 MASK = torch.tensor([[1, 1, 1, 1, 0], [1, 1, 0, 0, 0], [0, 0, 1, 1, 1]])
 REAL = MASK.bool()
 ADDITIVE = torch.zeros(3, 5).masked_fill(~REAL, torch.finfo(torch.float32).min)
-FOUR = torch.ones(5, 5).tril().bool() & REAL[:, None, None]  # (B, 1, L, L), as transformers and RecBole make it
+FOUR = torch.ones(5, 5).tril().bool() & REAL[:, None, None]  # (B, 1, L, L), as in transformers and RecBole
 
 
 @pytest.mark.parametrize(
@@ -126,6 +127,7 @@ FOUR = torch.ones(5, 5).tril().bool() & REAL[:, None, None]  # (B, 1, L, L), as 
         MASK[..., None],
         ADDITIVE,
         ADDITIVE[:, None, None],
+        REAL[:, None, None].expand(3, 2, 1, 5),
         FOUR,
         FOUR.expand(3, 2, 5, 5),
     ]
@@ -144,7 +146,7 @@ LEFT = RIGHT.flip(1)
 
 @pytest.mark.parametrize("real", [RIGHT, LEFT], ids=["right", "left"])
 def test_a_mask_of_queries_by_keys(real: torch.Tensor) -> None:
-    """Causal or not; padding's queries may see every key, as libraries have it whose softmax must see one."""
+    """The mask may be causal or not. Padding's queries may see every key, as where a softmax must see at least one."""
     keys = real[:, None, None].expand(3, 2, 5, 5)
     for mask in (keys, keys & CAUSAL):
         assert key_mask(mask).equal(real)
@@ -159,11 +161,11 @@ def test_queries_of_padding_on_the_left_may_see_nothing() -> None:
 @pytest.mark.parametrize(
     "mask",
     [
-        CAUSAL & ~CAUSAL.tril(-3),  # a window of three events
-        CAUSAL & (torch.arange(5)[:, None] // 3 == torch.arange(5) // 3),  # two sequences in a row
+        CAUSAL & ~CAUSAL.tril(-3),  # attention to the last three events only
+        CAUSAL & (torch.arange(5)[:, None] // 3 == torch.arange(5) // 3),  # two sequences in one row
         CAUSAL.T,
-        torch.stack([CAUSAL, torch.eye(5).bool() & CAUSAL]),  # heads that differ
-        RIGHT[:, None, :, None] & RIGHT[:, None, None] & CAUSAL,  # the last query is of padding and sees nothing
+        torch.stack([CAUSAL, torch.eye(5).bool() & CAUSAL]),  # heads with different masks
+        RIGHT[:, None, :, None] & RIGHT[:, None, None] & CAUSAL,  # the last query is padding and sees no key
         (RIGHT[:, None, :, None] & RIGHT[:, None, None] & CAUSAL) | torch.eye(5).bool(),
         RIGHT[:, None, :, None] & RIGHT[:, None, None],
     ],
@@ -180,7 +182,7 @@ def test_a_mask_of_queries_by_keys_that_no_mixer_follows(mask: torch.Tensor, dty
 
 def test_a_key_padding_mask_is_the_other_way_round() -> None:
     assert key_mask(key_padding_mask=~REAL).equal(REAL)
-    assert key_mask(key_padding_mask=ADDITIVE).equal(REAL)  # what torch's encoder makes of it
+    assert key_mask(key_padding_mask=ADDITIVE).equal(REAL)  # torch's encoder converts masks to this form
 
 
 @pytest.mark.parametrize(
@@ -193,6 +195,7 @@ def test_a_key_padding_mask_is_the_other_way_round() -> None:
         ({"mask": 2 * MASK}, "an integer mask must hold 0 and 1"),
         ({"mask": MASK.to(torch.complex64)}, "mask must be bool, integers or floating point, got torch.complex64"),
         ({"mask": MASK[None, None, None]}, r"mask must be \(B, L\), .*, got \(1, 1, 1, 3, 5\)"),
+        ({"mask": torch.stack([REAL, ~REAL], 1)[:, :, None]}, r"a mask \(B, H, 1, L\) must be the same for every head"),
         ({"mask": FOUR[:, :, :3]}, r"mask must be \(B, L\), .*, got \(3, 1, 3, 5\)"),
         ({"key_padding_mask": FOUR}, r"key_padding_mask must be \(B, L\), got \(3, 1, 5, 5\)"),
     ],
@@ -213,7 +216,7 @@ def test_packed_sequences_may_have_a_batch_of_one() -> None:
 
 @torch.no_grad()
 def test_beams_are_picked_from_a_state() -> None:
-    """Each step's beams continue some of the last step's, one of them twice."""
+    """In every step each beam continues a beam of the last step; one of them is continued twice."""
     mixer, x = HyenaMixer(6, 5), torch.randn(3, 9, 6)
     _, state = mixer.prefill(x[:, :4])
     beams, history = torch.tensor([2, 0, 2]), x
@@ -240,11 +243,11 @@ def test_a_bidirectional_mixer_sees_both_sides_and_no_padding(layout: str, order
         torch.testing.assert_close(got, want[-1] if len(want) else torch.zeros_like(got))
     (gradient,) = torch.autograd.grad((y * y.sin()).sum(), x)
     assert gradient.isfinite().all()
-    where.take(gradient)  # zero in the padding
+    where.take(gradient)  # asserts zero in the padding
 
 
 def test_both_directions_are_one_filter_each() -> None:
-    """A gate-less mixer of order 2, by its equations: what the two filters make of the past and of the future."""
+    """A mixer of order 2 without gates equals its equations: one filter over the past and one over the future."""
     mixer = HyenaMixer(4, 6, gate="none", short_width=1, bidirectional=True).double()
     x = torch.randn(2, 9, 4, dtype=torch.float64)
     v = short_conv(mixer.project_in(x), mixer.short_taps(), mixer.short_offset())
@@ -269,7 +272,7 @@ def test_a_bidirectional_mixer_has_no_state() -> None:
 
 
 def test_a_mixer_resets_itself() -> None:
-    """A bidirectional mixer's second filters too."""
+    """``reset_parameters`` fills every parameter and buffer, also those of a bidirectional mixer's second filters."""
     mixer = HyenaMixer(6, 9, bidirectional=True)
     for tensor in (*mixer.parameters(), *mixer.buffers()):
         nn.init.constant_(tensor, torch.nan)

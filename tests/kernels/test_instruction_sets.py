@@ -1,4 +1,4 @@
-"""The compiled extension's instruction sets: each is right, a wrong name is refused, so is a stale extension."""
+"""The compiled extension's instruction sets: each is right, and an unknown name or a stale extension is refused."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.skipif(cpu.probe() is not None, reason=f"cpu backend: {
 
 @pytest.mark.parametrize("isa", ["avx512", "avx2", "portable"])
 def test_each_instruction_set(isa: str) -> None:
-    """The short checks of the CPU kernels and dropout's in a process of their own, with the instruction set forced."""
+    """Short checks of the CPU kernels and of dropout pass in a process that is forced to use the instruction set."""
     environment = os.environ | {"HYENAREC_CPU_ISA": isa}
     probe = "import torch, hyenarec_kernels._C; print(torch.ops.hyenarec_cpu.isa())"
     found = python("-c", probe, env=environment)
@@ -27,7 +27,7 @@ def test_each_instruction_set(isa: str) -> None:
         pytest.skip(f"this machine has no {isa}")
     assert found.stdout.strip() == isa
     if isa == torch.ops.hyenarec_cpu.isa():
-        return  # these tests run so anyway
+        return  # this process runs these tests with it anyway
     selected = "channels or short_conv or same_bits or (dropout and (oracle or whole_range))"
     selected = f"({selected}) and not reference and not triton"
     names = ("cpu", "cpu_calls", "cpu_short_conv", "dropout")
@@ -53,7 +53,7 @@ for call in (
 
 
 def test_an_unknown_instruction_set_is_an_error() -> None:
-    """Falling back to the reference would hide it."""
+    """It is not replaced by the reference, which would hide the error."""
     ran = with_isa("sse9", UNKNOWN_ISA)
     assert ran.stdout.splitlines() == 4 * ["HYENAREC_CPU_ISA=sse9: allowed are avx512, avx2 and portable"], ran.stderr
 

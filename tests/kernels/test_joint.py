@@ -1,4 +1,4 @@
-"""A mixer's pass as one function of autograd against the same mixer operation by operation."""
+"""A mixer's pass as a single autograd function equals the same mixer computed operation by operation."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def make(dtype: torch.dtype = torch.float32, **options: Any) -> HyenaMixer:
 
 
 def draw(layout: str, dtype: torch.dtype = torch.float32) -> tuple[Tensor, dict[str, Any]]:
-    """x, NaN in its padding, and where its sequences lie."""
+    """Random x with NaN in its padding, and the arguments that say where its sequences lie."""
     shape, where = LAYOUTS[layout]
     x = torch.randn(*shape, DIM, generator=torch.Generator().manual_seed(1)).to(dtype)
     if "lengths" in where:
@@ -47,7 +47,7 @@ def draw(layout: str, dtype: torch.dtype = torch.float32) -> tuple[Tensor, dict[
 
 
 def answer(mixer: HyenaMixer, x: Tensor, where: dict[str, Any]) -> dict[str, Tensor]:
-    """The output, and the gradients of all that requires one."""
+    """The output, and the gradients of everything that requires one."""
     leaves = {"x": x, **dict(mixer.named_parameters())}
     leaves = {name: leaf for name, leaf in leaves.items() if leaf.requires_grad}
     y = mixer(x, **where)
@@ -58,7 +58,7 @@ def answer(mixer: HyenaMixer, x: Tensor, where: dict[str, Any]) -> dict[str, Ten
 
 @pytest.fixture
 def both(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
-    """Compares what a function gives by the one way and by the other."""
+    """Compares what a function returns with the single autograd function and without it."""
 
     def compare(run: Callable[..., dict[str, Tensor]], tolerance: float, *arguments: Any) -> None:
         calls = []

@@ -18,7 +18,7 @@ def test_basis_matches_numpys_series(terms: int, horizon: int) -> None:
     basis = legendre_basis(terms, horizon, torch.float64, CPU)
     np.testing.assert_allclose(basis, oracle.legendre_basis(terms, horizon), atol=1e-11)
     rounded = legendre_basis(terms, horizon, torch.float32, CPU)
-    torch.testing.assert_close(rounded, basis.float(), rtol=0, atol=0)  # cast once
+    torch.testing.assert_close(rounded, basis.float(), rtol=0, atol=0)  # rounded only once
 
 
 def test_basis_is_nearly_orthonormal_over_a_long_horizon() -> None:
@@ -64,7 +64,8 @@ def test_filter_stays_wide_under_autocast_and_for_half_coefficients() -> None:
 
 
 def test_no_setting_makes_products_less_precise() -> None:
-    """Where a CPU has bfloat16 products, "medium" takes them for float32; a GPU's TF32 is among its own tests."""
+    """Products stay in float32 under autocast and "medium" precision, with which CPUs that have bfloat16 products would
+    use them. TF32 is tested on GPUs."""
     a, b = torch.randn(64, 64), torch.randn(64, 512)
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("medium")

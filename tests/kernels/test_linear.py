@@ -1,4 +1,4 @@
-"""The linear layer against ``torch.nn.Linear``."""
+"""The linear layer computes what ``torch.nn.Linear`` computes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch.overrides import TorchFunctionMode
 
 from hyenarec_kernels.nn import HyenaMixer, Linear, fast_linear
 
-WIDTHS = ((3, 8), (8, 3), (5, 5))  # to more channels, to fewer
+WIDTHS = ((3, 8), (8, 3), (5, 5))  # to more channels, to fewer, to as many
 
 
 class Fast(nn.Module):
@@ -81,7 +81,7 @@ def test_it_compiles_whole(width: tuple[int, int]) -> None:
 
 
 class Products(TorchFunctionMode):
-    """Whether torch's own ``linear`` ran."""
+    """Records whether torch's own ``linear`` was called."""
 
     linear = False
 
@@ -128,7 +128,7 @@ def test_what_stands_in_its_place_is_called() -> None:
     assert torch.equal(fast_linear(nn.Identity(), x), x)
 
 
-@pytest.mark.filterwarnings("ignore")  # torch announces what will come after torch.ao.quantization
+@pytest.mark.filterwarnings("ignore")  # torch announces the end of torch.ao.quantization
 @pytest.mark.parametrize("kind", [nn.Linear, Linear])
 def test_dynamic_quantisation_reaches_every_layer(kind: type[nn.Module]) -> None:
     class Feed(nn.Module):
@@ -143,7 +143,7 @@ def test_dynamic_quantisation_reaches_every_layer(kind: type[nn.Module]) -> None
     quantised = torch.ao.quantization.quantize_dynamic(model, {kind}, dtype=torch.qint8)
     assert not [name for name, module in quantised.named_modules() if isinstance(module, nn.Linear)]
     got, want = quantised(x), model(x)
-    assert 0 < (got - want).norm() < 0.1 * want.norm()  # .06: activations have 7 bits
+    assert 0 < (got - want).norm() < 0.1 * want.norm()  # it is .06, because activations have 7 bits
     with torch.no_grad():
         state = quantised.mixer.prefill(x[:, :8])[1]
         torch.testing.assert_close(

@@ -1,4 +1,4 @@
-"""The Hyena mixer against its equations, in every layout."""
+"""The Hyena mixer equals its equations, in every layout."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ GATES = {"identity": lambda q: q, "sigmoid": oracle.sigmoid, "silu": lambda q: q
 
 
 def by_equations(mixer: HyenaMixer, x: np.ndarray) -> np.ndarray:
-    """One sequence (n, D), float64."""
+    """The mixer's output for one sequence (n, D), in float64."""
     p = {name: value.detach().numpy() for name, value in mixer.named_parameters()}
-    # What is stored are differences: from the identity, and from outer gates of 1.
+    # Stored weights are differences: of projections from the identity, and of outer gates from 1.
     gates = 0 if mixer.gate == "none" else mixer.order
     w_in = np.concatenate([np.zeros((gates * mixer.dim, mixer.dim)), np.eye(mixer.dim)]) + SCALE * p["in_proj.weight"]
     w_out = np.eye(mixer.dim) + SCALE * p["out_proj.weight"]
@@ -75,7 +75,7 @@ def test_mixer_follows_its_equations(
 @pytest.mark.parametrize("last_only", [False, True])
 @pytest.mark.parametrize("horizon", [3, 40])
 def test_contract_2_padding_never_reaches_a_gradient(layout: str, last_only: bool, horizon: int, backend: str) -> None:
-    """NaN in the padding; the same values and gradients as one sequence after the other."""
+    """With NaN in the padding, values and gradients are those of running one sequence after the other."""
     mixer = HyenaMixer(4, horizon, terms=3).double()
     rows = [np.random.default_rng(n).standard_normal((n, 4)) for n in LENGTHS]
     x, where = place(layout, rows)
@@ -88,7 +88,7 @@ def test_contract_2_padding_never_reaches_a_gradient(layout: str, last_only: boo
     for a, b in zip(got, torch.autograd.grad(total, parameters), strict=True):
         torch.testing.assert_close(a, b)
     assert gx.isfinite().all()
-    Layout(layout, LENGTHS).take(gx)  # zero in the padding
+    Layout(layout, LENGTHS).take(gx)  # asserts zero in the padding
 
 
 def test_mask_is_another_way_to_write_lengths() -> None:
@@ -126,12 +126,12 @@ def test_output_scale_does_not_depend_on_the_horizon(horizon: int, order: int, g
 @torch.no_grad()
 @pytest.mark.parametrize(("order", "gate"), [(1, "identity"), (2, "identity"), (2, "none")])
 def test_it_starts_near_its_filters_of_the_input_itself(order: int, gate: str) -> None:
-    """Their cosine is 0.90 to 0.93 at five seeds; random projections leave nothing of it."""
+    """The cosine of output and filtered input is 0.90 to 0.93 for five seeds; with random projections it is near 0."""
     torch.manual_seed(0)
     mixer, x = HyenaMixer(64, 200, order=order, gate=gate), torch.randn(3, 150, 64)
     expected = mixer.filters[0].convolve(x, mixer.skip[0]) if order > 1 else x
     assert torch.cosine_similarity(mixer(x), expected, dim=-1).mean() > 0.85
-    mixer.out_proj.weight.copy_((torch.randn(64, 64) / 8 - torch.eye(64)) / SCALE)  # a random matrix on the whole
+    mixer.out_proj.weight.copy_((torch.randn(64, 64) / 8 - torch.eye(64)) / SCALE)  # a random projection
     assert torch.cosine_similarity(mixer(x), expected, dim=-1).mean().abs() < 0.1
 
 
@@ -161,7 +161,7 @@ def test_autocast_leaves_float64_alone() -> None:
 @pytest.mark.parametrize("order", [1, 2, 3])
 @pytest.mark.parametrize("gate", ["silu", "none"])
 def test_every_parameter_has_a_gradient(order: int, gate: str) -> None:
-    """Data-parallel training waits for each one."""
+    """Data-parallel training waits for a gradient of every parameter, so each must get one."""
     mixer = HyenaMixer(4, 5, order=order, gate=gate)
     mixer(torch.randn(2, 6, 4)).sum().backward()
     assert all(p.numel() and p.grad is not None for p in mixer.parameters())
@@ -217,7 +217,7 @@ def test_mixer_refuses_bad_layouts(last_only: bool) -> None:
 
 
 def test_projections_are_the_identity_and_their_weights_and_have_gradients() -> None:
-    """Of plain layers, and of what a host put in their place."""
+    """This holds for plain layers and for layers that other libraries have put in their place."""
     mixer = HyenaMixer(3, 5).double()
     x = torch.randn(2, 4, 3, dtype=torch.float64, requires_grad=True)
     w_in = torch.cat([torch.zeros(6, 3), torch.eye(3)]).double() + SCALE * mixer.in_proj.weight

@@ -1,4 +1,4 @@
-"""The operator that does a whole mixer's step: its kernel against float64 and the reference, values and state."""
+"""The operator for a whole mixer's step: its kernel gives the values and state of the reference and of float64."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def arguments(mixer: HyenaMixer, state: StreamingState, x: Tensor) -> dict[str, 
 
 
 def randomised(mixer: HyenaMixer) -> HyenaMixer:
-    """As after training: no part of the state's way through the mixer is left at 0 or 1."""
+    """Moves all parameters away from 0 and 1, as training does, so that every part of the mixer affects the output."""
     with torch.no_grad():
         for parameter in mixer.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
@@ -61,11 +61,11 @@ def threads(request: pytest.FixtureRequest) -> Iterator[int]:
 
 
 @compiled
-@pytest.mark.parametrize(("horizon", "events"), [(9, 14), (25, 60)])  # a ring by rows, and one by pages
+@pytest.mark.parametrize(("horizon", "events"), [(9, 14), (25, 60)])  # the state is a ring of rows, and a ring of pages
 @pytest.mark.parametrize("dim", [1, 5, 16, 37, 64, 130])
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 def test_equals_float64(options: dict[str, Any], dim: int, horizon: int, events: int) -> None:
-    """Every output of a float32 mixer's steps, and every position of a float64 copy's forward, by the reference."""
+    """A float32 mixer's steps equal every position of the forward pass of a float64 copy on the reference."""
     torch.manual_seed(0)
     mixer = randomised(HyenaMixer(dim, horizon, **options))
     x = torch.randn(3, events, mixer.width)
@@ -83,7 +83,7 @@ def test_equals_float64(options: dict[str, Any], dim: int, horizon: int, events:
 @pytest.mark.parametrize("moments", [None, torch.bfloat16])
 @pytest.mark.parametrize(("dim", "users"), [(64, 1), (13, 40)])
 def test_compact_states_equal_the_reference(dtype: torch.dtype, moments: Any, dim: int, users: int) -> None:
-    """Through the ends of chunks at every level, for users who are at different places."""
+    """They are equal past the ends of chunks at every level, for users at different places."""
     torch.manual_seed(0)
     mixer = randomised(HyenaMixer(dim, 512, order=3, terms=8, gate="silu").to(dtype))
     lengths = torch.randint(0, 251, (users,))
@@ -98,7 +98,7 @@ def test_compact_states_equal_the_reference(dtype: torch.dtype, moments: Any, di
             got = mixer.step(row, state)[0]
             with backends.use("reference"):
                 want = mixer.step(row, other)[0]
-            # A moment that lies between two of bfloat16 may be rounded to either.
+            # A moment halfway between two bfloat16 values may be rounded to either.
             assert error(got, want) < (1e-3 if moments else 1e-5 if dtype == torch.float32 else 1e-12)
     wanted = other.tensors()
     for name, values in state.tensors().items():
@@ -108,7 +108,7 @@ def test_compact_states_equal_the_reference(dtype: torch.dtype, moments: Any, di
 @compiled
 @pytest.mark.parametrize("kind", ["exact", "compact"])
 def test_users_do_not_see_each_other(kind: Any, threads: int) -> None:
-    """Many users at once, divided over threads, and each alone: the same numbers and states."""
+    """A large batch of users, divided over threads, gives the same numbers and states as each user alone."""
     torch.manual_seed(0)
     mixer = randomised(HyenaMixer(64, 512, terms=8, gate="sigmoid"))
     with torch.no_grad():
@@ -128,7 +128,7 @@ def test_users_do_not_see_each_other(kind: Any, threads: int) -> None:
 @compiled
 @pytest.mark.parametrize("kind", ["exact", "compact"])
 def test_any_strides(kind: Any) -> None:
-    """A state inside a larger tensor is written to where it lies, and nothing beside it."""
+    """A state inside a larger tensor is written in place, and nothing next to it is changed."""
     torch.manual_seed(0)
     mixer = randomised(HyenaMixer(8, 512, order=3, terms=8))
     with torch.no_grad():
@@ -137,12 +137,12 @@ def test_any_strides(kind: Any) -> None:
         expected = [mixer.step(x, want)[0] for _ in range(3)][-1]
         matrices = mixer.matrices()
         assert matrices is not None
-        for beside in (-1, 0):  # apart, and as rows of a pool
+        for beside in (-1, 0):  # values lie apart, or users are rows of a larger tensor
             pool = {name: torch.stack([v, v], beside) for name, v in state.tensors().items()}
             views = state.with_tensors({name: v.select(beside, 1) for name, v in pool.items()})
             for step in range(3):
                 given = arguments(mixer, views, torch.stack([x, x], -1)[..., 0])
-                if step:  # in the order in which the kernel reads them, and in none
+                if step:  # w_in in the order in which the kernel reads it, w_out strided
                     given["w_in"] = given["w_in"].contiguous()
                     given["w_out"] = torch.stack([given["w_out"]] * 2, -1)[..., 1]
                 got = module.mixer_step(**given)
@@ -176,10 +176,10 @@ def test_nan_stays_with_its_user(gate: Any) -> None:
 
 @compiled
 def test_a_gate_that_is_nan_shows() -> None:
-    """No sigmoid of NaN passes as a number."""
+    """A NaN in a gate makes the output NaN: no sigmoid turns it into a number."""
     mixer = HyenaMixer(20, 9, gate="sigmoid", gate_dim=2)
     x = torch.randn(1, 22)
-    x[0, 21] = torch.nan  # of the gates alone
+    x[0, 21] = torch.nan  # a channel of the gates only
     with torch.no_grad():
         assert mixer.step(x, mixer.init_state(1))[0].isnan().all()
 
@@ -206,7 +206,7 @@ def test_gradients_are_refused() -> None:
         ({"x": torch.zeros(2, 4).bfloat16()}, "x: expected float32 or float64"),
         ({"w_in": torch.zeros(4, 10)}, "w_out: expected .* divisor of the 10 columns"),
         ({"w_in": torch.zeros(4, 12).double()}, "w_in and w_out: expected the dtype of x"),
-        ({"w_in": torch.zeros(4, 8)}, "gate: identity with 1 gates beside 1 filters"),
+        ({"w_in": torch.zeros(4, 8)}, "gate: identity with 1 gates and 1 filters"),
         ({"w_out": torch.zeros(4, 3)}, r"w_out: expected \(D, D\)"),
         ({"projected": torch.zeros(2, 3, 12)}, "projected: its sizes do not fit"),
         ({"projected": torch.zeros(2, 2, 12).double()}, "projected: expected the arithmetic type"),
@@ -217,7 +217,7 @@ def test_gradients_are_refused() -> None:
         ({"memory": [torch.zeros(2, 1, 8, 4)] * 4}, "levels: expected 3 tensors a level"),
         ({"tables": []}, "memory and tables: expected page and near"),
         ({"tables": [torch.zeros(1, 9, 5)]}, r"near: expected \(F, C, D\)"),
-        ({"tables": [torch.zeros(1, 20, 4)]}, "page: its sizes do not fit"),  # neither a ring by rows nor one by pages
+        ({"tables": [torch.zeros(1, 20, 4)]}, "page: its sizes do not fit"),  # neither a ring of rows nor one of pages
         ({"steps": torch.zeros(3, dtype=torch.int64)}, "steps: expected 2 int64"),
         ({"steps": torch.zeros(2)}, "steps: expected 2 int64"),
         ({"gate": "tanh"}, "gate: expected identity, sigmoid, silu or none, got tanh"),

@@ -1,4 +1,4 @@
-"""Plans of the CPU convolution: the bound they promise, what they cover, and when they are direct."""
+"""Plans of the CPU convolution: the bound that they promise, what they cover, and when they are direct."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from hyenarec_kernels.lowrank.blocks import (
     local_basis,
     sampled_basis,
 )
-from hyenarec_kernels.lowrank.levels import TOLERANCE, Level, Windows
+from hyenarec_kernels.lowrank.levels import TOLERANCE, BasisFilters, Level
 
 
 def far_part(plan: Plan, terms: int, length: int) -> np.ndarray:
-    """The matrix (length, length, terms) that the plan's taps and blocks stand for, from its own samples."""
+    """The matrix (length, length, terms) that a plan's taps and blocks stand for, made from the plan's own samples."""
     samples = sampled_basis(plan.lags, terms, plan.horizon)
     size = -(-length // plan.levels[-1].chunk) * plan.levels[-1].chunk
     matrix = np.zeros((size, size, terms))
@@ -61,14 +61,14 @@ def far_part(plan: Plan, terms: int, length: int) -> np.ndarray:
 
 
 def projector_below(projector: np.ndarray, chunk: int, i: int, j: int):  # type: ignore[no-untyped-def]
-    """What a level's block becomes after the levels below it have projected both sides."""
+    """Projects a block of a level as the levels below it do, on both sides."""
     left = projector[i * chunk : (i + 1) * chunk, i * chunk : (i + 1) * chunk]
     right = projector[j * chunk : (j + 1) * chunk, j * chunk : (j + 1) * chunk]
     return lambda dense: np.einsum("ia,abn,jb->ijn", left, dense, right, optimize=True)
 
 
 def worst_chunk(plan: Plan, terms: int, length: int) -> float:
-    """The largest response of one chunk of rows to any input and any coefficients of norm 1 is at most this."""
+    """The most by which one chunk of rows can be off, in norm, for any input and any coefficients of norm 1."""
     horizon = plan.horizon
     taps = sampled_basis(np.arange(horizon, dtype=np.float64), terms, horizon)
     lag = np.arange(length)[:, None] - np.arange(length)
@@ -84,7 +84,7 @@ def worst_chunk(plan: Plan, terms: int, length: int) -> float:
 def test_bound_holds_for_every_filter_input_and_chunk(terms: int, horizon: int, length: int) -> None:
     plan = block_plan(terms, horizon, length, 1e-5)
     assert plan is not None and plan.levels
-    # few terms are represented exactly, rounding apart
+    # few terms are exact apart from rounding
     assert 0 < worst_chunk(plan, terms, length) <= plan.bound * np.sqrt(horizon) + 1e-11
     assert plan.bound <= 1e-5
 
@@ -94,7 +94,8 @@ OTHERS = (torch.float64, torch.bfloat16, torch.float16)  # 4 s each
 
 @pytest.mark.parametrize("dtype", [torch.float32, *(pytest.param(dtype, marks=pytest.mark.slow) for dtype in OTHERS)])
 def test_every_plan_meets_its_tolerance(dtype: torch.dtype) -> None:
-    """Any number of terms, horizon and length, short ones more often; half of all plans have blocks."""
+    """This holds for any terms, horizon and length, of which short ones are more frequent; half the plans have
+    blocks."""
     draw, blocks = random.Random(0), 0
     for _ in range(80):
         horizon, length = (draw.randint(1, draw.choice([300, 5000])) for _ in range(2))
@@ -104,8 +105,8 @@ def test_every_plan_meets_its_tolerance(dtype: torch.dtype) -> None:
     assert blocks > 20
 
 
-def test_bound_fails_with_a_rank_one_too_small() -> None:
-    """The margin is real: the chosen shape is not far above what the tolerance needs."""
+def test_the_bound_follows_the_tolerance() -> None:
+    """The bound follows the tolerance, and the chosen shape is not far more precise than the tolerance needs."""
     tight, loose = block_plan(16, 512, 512, 1e-6), block_plan(16, 512, 512, 1e-3)
     assert tight is not None and loose is not None
     assert loose.bound > tight.bound
@@ -114,7 +115,7 @@ def test_bound_fails_with_a_rank_one_too_small() -> None:
 
 @pytest.mark.parametrize(("terms", "horizon"), [(16, 512), (24, 1024)])
 def test_a_levels_bound_is_its_error_against_taps_at_every_lag(terms: int, horizon: int) -> None:
-    windows = Windows(terms, horizon)
+    filters = BasisFilters(terms, horizon)
     level = Level(32, 0, 6, 8, 11, horizon // 32 - 1, horizon // 32, 0)
     basis, (r, s) = local_basis(32, 6), entries(11)
     kept = kept_entries(11, 6, 8)
@@ -128,10 +129,10 @@ def test_a_levels_bound_is_its_error_against_taps_at_every_lag(terms: int, horiz
         nodes = 32 * distance + 31 * chebyshev_nodes(11)
         block[r[kept], s[kept]] = blocks_from_nodes(32, 11)[kept] @ sampled_basis(nodes, terms, horizon)
         squares += np.square(true - np.einsum("ia,abn,jb->ijn", basis, block, basis, optimize=True)).sum()
-    bound = windows.bound(level, int(distances[-1]))
+    bound = filters.bound(level, int(distances[-1]))
     assert bound == pytest.approx(math.sqrt(squares / horizon), rel=1e-6)
-    short = dataclasses.replace(level, nodes=8)  # samples too few for what is kept: more error, and the bound says so
-    assert windows.bound(short, int(distances[-1])) > bound
+    short = dataclasses.replace(level, nodes=8)  # too few nodes for the entries kept: more error, and a larger bound
+    assert filters.bound(short, int(distances[-1])) > bound
 
 
 def test_lags_lie_within_the_horizon() -> None:

@@ -1,4 +1,4 @@
-"""What nvcc makes of the CUDA programs, run on the CPU by the machine of :mod:`benchmarks.gpu.ptx`."""
+"""The CUDA programs as nvcc compiles them, run on the CPU by the machine of :mod:`benchmarks.gpu.ptx`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from cuda_host import Host, HostCase, compile_host, needs, one, wrong
 from benchmarks.gpu.host_library import BlockHost, block_host
 from benchmarks.gpu.ptx.launches import CudaLaunches
 
-TOP = 6  # log2 of the largest block, so that few programs are compiled
+TOP = 6  # log2 of the largest block; small, so that few programs are compiled
 
 
 def folder_for(factory: pytest.TempPathFactory) -> Path:
@@ -62,13 +62,13 @@ def test_fft_programs(name: str, fft: tuple[Host, CudaLaunches]) -> None:
     assert not bad
 
 
-@pytest.mark.slow  # 15 s each, most of it nvcc's
+@pytest.mark.slow  # 15 s each, most of it for nvcc
 @pytest.mark.parametrize(("rows", "horizon", "channels"), [(300, 290, 3), (600, 520, 18)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_block_programs(
     dtype: torch.dtype, rows: int, horizon: int, channels: int, blocks: tuple[BlockHost, CudaLaunches]
 ) -> None:
-    """The filter's end inside a sequence; then a level, with a fast window. Channels that fill no vector, whose missing
-    neighbours' shared memory is read: nothing is read that nothing wrote."""
+    """Programs are right with the filter's end inside a sequence, and with a level and a fast window. The channels fill
+    no whole vector, so that blocks also read shared memory of channels that do not exist; nothing unwritten is read."""
     case = whole(rows, horizon, channels=channels, groups=channels, dtype=dtype, decay=0.5 * horizon, even=True)
     assert not wrong_blocks(case, run(*blocks, case))

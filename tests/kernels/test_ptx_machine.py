@@ -1,4 +1,4 @@
-"""The machine that runs PTX (:mod:`benchmarks.gpu.ptx`): what its instructions compute, and what its checks see."""
+"""The machine that runs PTX (:mod:`benchmarks.gpu.ptx`): what its instructions compute, and which faults it reports."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def words(count: int) -> npt.NDArray[np.uint32]:
 
 
 def test_arithmetic_and_a_loop() -> None:
-    """Each thread adds 1, 2, ... up to its own number: lanes leave the loop one after the other."""
+    """Each thread adds 1, 2, ... up to its own number, so that lanes leave the loop one after the other."""
     body = """
 	mov.b32 %r7, 0;
 	mov.b32 %r8, 0;
@@ -138,11 +138,11 @@ def test_shuffles() -> None:
 
 @pytest.mark.parametrize("kind", ["bf16", "tf32"])
 def test_matrix_product(kind: str) -> None:
-    """Entries placed by the manual's table, against NumPy's product."""
+    """With entries placed as in the manual's tables, the result is NumPy's product."""
     rng = np.random.default_rng(0)
     depth = 16 if kind == "bf16" else 8
     a, b = (rng.integers(-8, 9, shape).astype(np.float32) for shape in ((16, depth), (depth, 8)))
-    data = np.zeros((6, 32), np.uint32)  # A's and B's registers
+    data = np.zeros((6, 32), np.uint32)  # the registers of A and B
     for lane in range(32):
         g, t = divmod(lane, 4)
 
@@ -173,7 +173,7 @@ def test_matrix_product(kind: str) -> None:
 
 
 def test_matrices_from_shared_memory() -> None:
-    """`ldmatrix` and its transposed form: 8 rows of 8 values of 16 bits."""
+    """`ldmatrix` and its transposed form load 8 rows of 8 16-bit values."""
     body = """
 	cvt.u16.u32 %rs1, %r2;
 	shl.b32 %r7, %r2, 1;
@@ -199,8 +199,8 @@ def test_matrices_from_shared_memory() -> None:
 
 
 def in_rows(matrix: npt.NDArray[np.float32]) -> npt.NDArray[np.uint32]:
-    """The words of shared memory that hold a (rows, 16) matrix of bfloat16 in swizzled rows of 32 bytes: of every row
-    of 8, the lower four have their two halves as they are, the upper four exchanged."""
+    """The words of shared memory that hold a (rows, 16) matrix of bfloat16 in swizzled rows of 32 bytes: of every 8
+    rows, the first four hold their two halves in order, the last four exchanged."""
     words = (matrix.view(np.uint32) >> 16).astype(np.uint16).reshape(-1, 2, 8)
     for row in range(len(words)):
         if row % 8 >= 4:
@@ -211,10 +211,11 @@ def in_rows(matrix: npt.NDArray[np.float32]) -> npt.NDArray[np.uint32]:
 @pytest.mark.parametrize("transposed", [False, True])
 @pytest.mark.parametrize("waited", [False, True])
 def test_product_of_four_warps(transposed: bool, waited: bool) -> None:
-    """A from registers, B from shared memory; what is read before the wait is what was there before."""
+    """`wgmma` takes A from registers and B from shared memory, and keeps the old sums in its registers until the
+    wait."""
     rng = np.random.default_rng(0)
     a, b = (rng.integers(-8, 9, shape).astype(np.float32) for shape in ((64, 16), (16, 16)))
-    data = np.zeros((13, 128), np.uint32)  # A's registers, B, the sums
+    data = np.zeros((13, 128), np.uint32)  # the registers of A, B, and the sums
     for thread in range(128):
         warp, lane = divmod(thread, 32)
         g, t = divmod(lane, 4)
@@ -292,10 +293,10 @@ def test_faults_are_seen(name: str) -> None:
     "body",
     [
         "st.shared.b32 [%r6], %r2; bar.sync 0; xor.b32 %r7, %r6, 128; ld.shared.b32 %r8, [%r7];",
-        "st.shared.b32 [%r5], 5;",  # the same value by everybody
-        "mov.b32 %r7, -8; add.s32 %r7, %r6, %r7; st.shared.b32 [%r7+16], 5;",  # an offset that wraps around
+        "st.shared.b32 [%r5], 5;",  # all threads write the same value
+        "mov.b32 %r7, -8; add.s32 %r7, %r6, %r7; st.shared.b32 [%r7+16], 5;",  # the offset wraps around
         f"{ADDRESSES} {COPY} cp.async.wait_group 0; bar.sync 0; ld.shared.b32 %r8, [%r7];",
-        "setp.lt.u32 %p1, %r2, 32; @%p1 bra $done; bar.sync 0; $done:",  # those that ended need not come
+        "setp.lt.u32 %p1, %r2, 32; @%p1 bra $done; bar.sync 0; $done:",  # ended threads need no barrier
         "ld.global.b32 %r7, [%rd2]; st.global.b32 [%rd2], %r7;",
     ],
 )
@@ -304,7 +305,7 @@ def test_what_is_right_is_no_fault(body: str) -> None:
 
 
 def test_what_is_counted() -> None:
-    """Lines and sectors of global memory, and banks; parameters are in a cache of their own."""
+    """Lines and sectors of global memory are counted, and banks of shared memory; parameters have their own cache."""
     body = """
 	ld.param.b32 %r7, [kernel_param_1];
 	mov.b64 %rd3, kernel_param_1;
@@ -319,7 +320,7 @@ def test_what_is_counted() -> None:
     memory.add(data.ctypes.data, data.nbytes, "data")
     launch = Launch(program, (1, 1, 1), 64, 1024, (data.ctypes.data, 7))
     first, second = (launch.sample(memory, np.zeros(1, np.int64)) for _ in range(2))
-    assert first.wavefronts == {"global": 2, "shared": 4}  # two warps: a line each; every other bank, twice
+    assert first.wavefronts == {"global": 2, "shared": 4}  # two warps: one line each; every other bank, so twice
     assert len(first.sectors) == 8 and np.array_equal(first.sectors, second.sectors)
     assert [buffer.name for buffer in memory.buffers if buffer.number == first.sectors[0] * 32 // memory.WINDOW] == [
         "data"

@@ -1,6 +1,6 @@
 """The Triton kernels as Triton compiles them for a GPU, run on the CPU by the machine of :mod:`benchmarks.gpu.ptx`.
 
-Unlike the interpreter's, these runs have bfloat16, tensor cores, shared memory, barriers and 128-bit loads.
+Unlike the interpreter, these runs have bfloat16, tensor cores, shared memory, barriers and 128-bit loads.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ HERE = Path(__file__).parent
 
 
 def results(names: Iterable[str]) -> dict[str, dict[str, Any]]:
-    """Of all cases together in one process, which has Triton's compiler."""
+    """Runs all cases in one process, which has Triton's compiler, and returns their rows by name."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     done = python(HERE / "ptx_cases.py", *names, env=environment, timeout=3600)
     assert done.returncode == 0, done.stderr
@@ -86,9 +86,9 @@ def test_what_is_broken_shows(name: str, few: dict[str, dict[str, Any]]) -> None
 
 @pytest.mark.slow
 def test_barriers_are_needed(barriers: dict[str, dict[str, Any]]) -> None:
-    """Each barrier of the chunks kernel left out by itself: nearly all are seen as races.
+    """If one barrier of the chunks kernel is left out, the machine reports a race, for nearly every barrier.
 
-    One before another wait, or after a loop's last round, has nothing to keep apart.
+    A barrier before another wait, or after a loop's last round, separates nothing.
     """
     changed = [row for row in barriers.values() if row["changed"]]
     seen = [row for row in changed if "fault" in row]

@@ -1,4 +1,4 @@
-"""The reference's two forms of the convolution, each over the whole range of calls."""
+"""The reference's two forms of the convolution, direct and FFT, each for all kinds of calls."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_few_taps_go_direct() -> None:
 
 @pytest.mark.parametrize("layout", ["right", "packed"])
 def test_blocks_join_again_in_order(layout: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Sequences sorted by length into many blocks come back where they were."""
+    """Sequences that are sorted by length into many blocks come back to their own places."""
     monkeypatch.setattr(fourier, "BLOCK_VALUES", 500)
     lengths = (3, 17, 0, 9, 17, 1, 30, 2, 9)
     case = Case.random("long_conv", lengths, taps=12)
@@ -53,7 +53,7 @@ def test_fft_size_is_the_next_5_smooth_number() -> None:
 
 @pytest.mark.parametrize("packed", [False, True])
 def test_contract_5_cost_of_the_last_position(packed: bool) -> None:
-    """No floating-point array of a ``last_only`` call grows with the sequence: O(K D) a sequence."""
+    """No floating-point array of a ``last_only`` call grows with the sequence: the cost is O(K D) per sequence."""
 
     class Largest(TorchDispatchMode):
         seen = 0

@@ -1,4 +1,4 @@
-"""When a mixer's step is one call of its operator, when its parts serve, and both in traced programs."""
+"""When a mixer's step is one call of its operator, when it runs in parts, and both in traced programs."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from hyenarec_kernels.nn import CompactState, HyenaMixer, MixerState
 
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The operators that are called, by name."""
+    """Records the names of the operators that are called."""
     made: list[str] = []
     implementation = backends.implementation
 
@@ -56,7 +56,7 @@ class Doubled(torch.nn.Module):
 
 @pytest.mark.parametrize("case", ["autocast", "half", "hook", "parametrised", "other layer", "other method"])
 def test_its_parts_serve_where_it_cannot(case: str, calls: list[str]) -> None:
-    """Whatever a host has put in a layer's place is called."""
+    """Where the operator cannot serve, the step runs in parts, which call what a library has put in a layer's place."""
     torch.manual_seed(0)
     mixer, x = randomised(HyenaMixer(8, 9)), torch.randn(1, 8)
     if case == "half":
@@ -76,6 +76,22 @@ def test_its_parts_serve_where_it_cannot(case: str, calls: list[str]) -> None:
         got = mixer.step(x, mixer.init_state(1))[0]
     assert calls == ["conv_step", "conv_step"]
     assert error(got, want) < (2e-2 if case in ("autocast", "half") else 1e-5)
+
+
+@pytest.mark.parametrize("change", [HyenaMixer.reset_parameters, HyenaMixer.double, None])
+def test_new_weights_end_what_is_frozen(change: Any) -> None:
+    mixer, other = HyenaMixer(8, 9), HyenaMixer(8, 9)
+    mixer.freeze()
+    if change is None:
+        mixer.load_state_dict(other.state_dict())
+    else:
+        change(mixer)
+    assert mixer.frozen is None
+    x = torch.randn(2, 3, 8, dtype=mixer.skip.dtype)
+    if change is None:
+        torch.testing.assert_close(mixer(x), other(x))
+    mixer(x).sum().backward()
+    assert mixer.in_proj.weight.grad is not None
 
 
 @compiled
@@ -112,7 +128,7 @@ def test_a_forced_backend_without_it_serves_the_parts(calls: list[str], monkeypa
 
 @pytest.mark.parametrize("kind", ["exact", "compact"])
 def test_a_compiled_step(kind: Any) -> None:
-    """One graph, which writes to the state that it is given."""
+    """A compiled step is one graph, and writes into the state that it is given."""
     torch.manual_seed(0)
     mixer = randomised(HyenaMixer(8, 512, terms=8, gate="silu"))
     with torch.no_grad():
@@ -144,14 +160,15 @@ def test_compiled_and_exported_steps_refuse_what_does_not_fit() -> None:
             traced(x, projected[:, :1])
         program = torch.export.export(Step(), (x, projected)).module()
         program(x, projected)
-        with pytest.raises((AssertionError, RuntimeError)):  # torch's own guards
+        with pytest.raises((AssertionError, RuntimeError)):  # raised by torch's own guards
             program(x, projected[:, :1])
 
 
 @compiled
 @pytest.mark.slow
 def test_a_package_calls_it_directly(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """As a C function, past torch's dispatcher; what it refuses becomes an error, and its reason is printed."""
+    """A package calls the operator as a C function, past torch's dispatcher. What it refuses becomes an error, whose
+    reason is printed."""
     if shutil.which("g++") is None:
         pytest.skip("g++ is not installed")
 

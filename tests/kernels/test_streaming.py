@@ -1,4 +1,4 @@
-"""Contract 4: prefill and step equal the forward pass, from a state of fixed size."""
+"""Contract 4: prefill and step, from a state of fixed size, equal the forward pass."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def test_contract_4_step(dtype: torch.dtype, dim: int, batch: int, taps: int, co
 
 
 def test_contract_4_step_of_many_channels(compiled_backend: str) -> None:
-    """Enough work for more threads than one."""
+    """The step is right with enough channels for several threads."""
     check_step(512, 220, 2, torch.float32)
 
 
@@ -38,7 +38,7 @@ def test_contract_9_step_keeps_nan_in_its_channel_and_sequence(backend: str) -> 
     for t in range(4):
         out = conv_step(torch.randn(2, 40), history, taps, steps + t)
         bad = out.isnan().nonzero().tolist()
-        assert bad == ([[1, 17]] if t < 2 else [])  # row 3 of the ring is the oldest at the second step, then gone
+        assert bad == ([[1, 17]] if t < 2 else [])  # row 3 of the ring, the oldest in step 2, is then overwritten
 
 
 @pytest.mark.parametrize(
@@ -87,7 +87,7 @@ def test_contract_4_streaming_under_autocast() -> None:
 @pytest.mark.parametrize("layout", ["right", "left", "mask", "packed"])
 @pytest.mark.parametrize("gate", ["identity", "none"])
 def test_contract_4_prefill_of_every_layout(layout: str, gate: str, backend: str) -> None:
-    """A ragged prefill leaves each sequence, an empty one too, where steps alone would have left it."""
+    """A prefill of sequences of different lengths, one of them empty, leaves the state that steps alone would leave."""
     mixer = HyenaMixer(6, 5, order=3, gate=gate, terms=3).double()
     lengths = torch.tensor([9, 0, 1, 4])
     x = torch.randn(4, 9, 6, dtype=torch.float64)
@@ -108,7 +108,7 @@ def test_contract_4_prefill_of_every_layout(layout: str, gate: str, backend: str
     inputs, where = arguments[layout]
     y, prefilled = mixer.prefill(inputs, **where)
     torch.testing.assert_close(y, mixer(inputs, **where), rtol=0, atol=0)
-    for _ in range(7):  # more than the rings hold
+    for _ in range(7):  # more events than the rings hold
         event = torch.randn(4, 6, dtype=torch.float64)
         torch.testing.assert_close(mixer.step(event, prefilled)[0], mixer.step(event, stepped)[0])
 
@@ -116,7 +116,7 @@ def test_contract_4_prefill_of_every_layout(layout: str, gate: str, backend: str
 @torch.no_grad()
 @pytest.mark.parametrize("horizon", [17, 24, 25, 57])
 def test_contract_4_pages(horizon: int, compiled_backend: str) -> None:
-    """Rings of pages, of users at different places of theirs, one of them without events, to beyond the horizon."""
+    """Rings of pages are right beyond the horizon, for users at different places, one of them without events."""
     mixer = HyenaMixer(5, horizon, order=3, gate="silu", terms=4).double()
     x, lengths = torch.randn(4, 130, 5, dtype=torch.float64), torch.tensor([61, 8, 0, 23])
     want = mixer(x)
@@ -132,9 +132,9 @@ def test_contract_4_pages(horizon: int, compiled_backend: str) -> None:
 @torch.no_grad()
 @pytest.mark.parametrize("horizon", [20, 512])
 def test_contract_4_states_are_not_rounded_under_autocast(horizon: int) -> None:
-    """What a state is made of, beyond the projections that autocast rounds, is computed in float32."""
+    """Apart from the projections, which autocast rounds, everything that makes up a state is computed in float32."""
     mixer = HyenaMixer(8, horizon, short_width=1)
-    for weight in (mixer.in_proj.weight, mixer.short_weight):  # so that bfloat16 holds what it projects
+    for weight in (mixer.in_proj.weight, mixer.short_weight):  # bfloat16 can then hold the projections exactly
         torch.nn.init.zeros_(weight)
     x = torch.randint(-2, 3, (2, 61, 8)).float()
     kind: Any = "compact" if horizon == 512 else "exact"
@@ -176,7 +176,7 @@ def test_contract_4_step_has_no_matmul_over_history() -> None:
     with Largest() as step:
         mixer.step(torch.randn(3, 8), state)
     assert step.products == 0
-    with Largest() as seen:  # the operator seen from inside
+    with Largest() as seen:  # looks inside the operator
         reference.mixer_step(*step.arguments)
     assert seen.products == 2  # in_proj and out_proj
     assert seen.largest == 3 * 64 * 8  # the state itself
@@ -184,20 +184,20 @@ def test_contract_4_step_has_no_matmul_over_history() -> None:
     with Largest() as seen:
         reference.conv_step(x, rows, state.taps[0], state.steps, x, x)
     assert seen.products == 0
-    assert seen.largest == 3 * 63 * 8  # one pass over K events a channel
+    assert seen.largest == 3 * 63 * 8  # one pass over K events per channel
 
 
 @torch.no_grad()
 def test_states_can_be_joined_and_picked() -> None:
-    """Users whose histories differ in length share a batch; a copy can go another way."""
+    """Users with histories of different lengths share a batch, and a copy of their state is independent of it."""
     mixer = HyenaMixer(6, 5, filter=CosineFilter)
     parts = [mixer.prefill(torch.randn(n, length, 6))[1] for n, length in ((1, 3), (2, 11))]
     joined = MixerState.cat(parts)
     x = torch.randn(3, 6)
     everyone = torch.arange(3)
-    for _ in range(6):  # around the rings, whose rows stand in different places
+    for _ in range(6):  # all around the rings, in which users have different places
         y, copied = mixer.step(x, joined.index(everyone))
-        assert torch.equal(y, mixer.step(x, joined)[0])  # the copy's step left its source alone
+        assert torch.equal(y, mixer.step(x, joined)[0])  # stepping the copy left its source unchanged
         alone = torch.cat([mixer.step(x[:1], parts[0])[0], mixer.step(x[1:], parts[1])[0]])
         torch.testing.assert_close(y, alone)
         for rows in (torch.tensor([2, 0]), torch.tensor([True, False, True])):

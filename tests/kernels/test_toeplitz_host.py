@@ -1,6 +1,5 @@
 """The Toeplitz programs of csrc/cuda without a GPU: the shipped source compiled for the host and run lane by lane, and
-what nvcc makes of it for the device.
-"""
+nvcc's output inspected."""
 
 from __future__ import annotations
 
@@ -30,7 +29,7 @@ def host(tmp_path_factory: pytest.TempPathFactory) -> ToeplitzHost:
 
 
 def one(rows: int, taps: int, dtype: torch.dtype = torch.float32, **options: object) -> ToeplitzCase:
-    """Padded sequences without padding."""
+    """A call on a padded batch in which both sequences fill their rows."""
     settings: dict[str, object] = {"channels": 10, "groups": 5, "full": True} | options
     return ToeplitzCase(False, rows, [0, 0], [rows, rows], taps=taps, dtype=dtype, **settings)  # type: ignore[arg-type]
 
@@ -42,7 +41,8 @@ def test_random_calls(host: ToeplitzHost, seed: int) -> None:
 
 @pytest.mark.parametrize("seed", [103, 129])
 def test_a_row_left_out_of_a_sum_that_nearly_cancels_shows(host: ToeplitzHost, seed: int) -> None:
-    """Skip's gradient is 5% and 9% of what its rows' random signs would let one expect; in bfloat16, and in float32."""
+    """Skip's gradient is 5% or 9% of what random signs would lead one to expect. An error of one row's size is noticed
+    all the same, in bfloat16 and in float32."""
     case = random_case(seed, 700, 512)
     found, expected, squares = case.run(host), case.expected()["skip"], case.squares()["skip"]
     assert expected.norm() < 0.1 * squares.sum().sqrt() and not wrong(case, found)
@@ -52,7 +52,8 @@ def test_a_row_left_out_of_a_sum_that_nearly_cancels_shows(host: ToeplitzHost, s
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_sequences_as_long_as_columns_and_rounds(host: ToeplitzHost, dtype: torch.dtype) -> None:
-    """Packed, and one row off; the longest ones take more than one round, and need the halo before it and after it."""
+    """Packed sequences may be as long as columns and rounds, or one row longer or shorter. The longest take more than
+    one round, and need the halo before and after it."""
     cuts = np.cumsum([0, 64, 0, 63, 65, 1, 128, 1024, 960, 1025, 7]).tolist()
     check(host, ToeplitzCase(True, cuts[-1], cuts[:-1], cuts[1:], 3, 3, 200, dtype))
 
@@ -67,7 +68,7 @@ def test_lengths(host: ToeplitzHost, rows: int, taps: int) -> None:
 @pytest.mark.parametrize("channels", [8, 16, 24, 40])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_rows_that_are_moved_16_bytes_at_a_time(host: ToeplitzHost, dtype: torch.dtype, channels: int) -> None:
-    """Of aligned tensors, and the same bits as one value at a time."""
+    """Aligned tensors, whose rows are moved 16 bytes at a time, give the same bits as one value at a time."""
     slow = one(130, 70, dtype, channels=channels, groups=channels)
     fast = dataclasses.replace(slow)
     for name in ("x", "pre_gate", "post_gate", "grad"):
@@ -81,7 +82,7 @@ def test_rows_that_are_moved_16_bytes_at_a_time(host: ToeplitzHost, dtype: torch
 
 @pytest.mark.slow
 def test_with_less_shared_memory(tmp_path: Path) -> None:
-    """Where two pools of 32 bytes of channels do not fit into a block's memory, 16 bytes go at a time."""
+    """If shared memory cannot hold two pools of 32 bytes of channels, 16 bytes of channels are taken at a time."""
     needs("g++")
     scarce = toeplitz_host(tmp_path / "scarce.so", shared=SCARCE_SHARED)
     for dtype in DTYPES:
@@ -90,7 +91,7 @@ def test_with_less_shared_memory(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("lie", LYING)
 def test_sequences_that_do_not_cover_the_rows(host: ToeplitzHost, lie: str) -> None:
-    """Nothing is read or written outside the tensors, and no row leaves with the NaN that it held before."""
+    """With wrong starts and ends, nothing outside the tensors is read or written, and every row is overwritten."""
     cuts = LYING[lie]
     honest = ToeplitzCase(True, 300, [0], [300], 6, 3, 90)
     case = dataclasses.replace(honest, starts=[0] * (len(cuts) - 1), ends=[300] * (len(cuts) - 1))
@@ -138,7 +139,7 @@ def test_offsets_beyond_32_bits(host: ToeplitzHost) -> None:
 
 @pytest.fixture(scope="session")
 def race(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., bool]:
-    """Calls of tests/native/legendre_race_test.cpp."""
+    """Runs calls of tests/native/legendre_race_test.cpp."""
     needs("g++")
     return race_program("legendre_race_test.cpp", tmp_path_factory.mktemp("toeplitz") / "race_test")
 
@@ -152,11 +153,11 @@ def test_no_races(what: str, race: Callable[..., bool]) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("barrier", [1, 2, 3])
 def test_a_dropped_barrier_is_a_race(barrier: int, race: Callable[..., bool]) -> None:
-    # the tool remembers a few accesses of each place, so that on a busy machine a run may miss one
+    # ThreadSanitizer remembers only a few accesses per place, so a run on a busy machine may miss the race
     assert any(race("rows", dropped=barrier) for _ in range(5))
 
 
-# One wrong place each in the shipped source: file, what stands there, what to put.
+# Mutations of the shipped source, one place each: the file, the text there, and its replacement.
 MUTATIONS = {
     "a word of the taps' table": ("toeplitz.h", "packed<T>(tap(lag), tap(lag - 1))", "packed<T>(tap(lag), tap(lag))"),
     "a lane's word": ("tensor_core.h", "kHalf * (w / 2)", "kHalf * (w % 2)"),
@@ -170,7 +171,7 @@ MUTATIONS = {
     "the window": ("taps.h", "* float(lag));\n  }", "* float(lag + 1));\n  }"),
     "small parts of floats": ("tensor_core.h", "    multiply_tf32(c, rest_a, top_b);\n", ""),
 }
-FIRST, *OTHERS = MUTATIONS  # each is compiled, in 2 s
+FIRST, *OTHERS = MUTATIONS  # each takes 2 s to compile
 
 
 @pytest.mark.parametrize("mutation", [FIRST, *(pytest.param(name, marks=pytest.mark.slow) for name in OTHERS)])
@@ -189,7 +190,7 @@ SLOW = [pytest.param(architecture, marks=pytest.mark.slow) for architecture in (
 @pytest.mark.skipif(find_spec("triton") is None, reason="cuobjdump comes with triton")
 @pytest.mark.parametrize("architecture", SLOW)
 def test_compiled_for_the_device_without_spills(architecture: int, tmp_path: Path) -> None:
-    """A register that is spilled needs a stack frame. Tensor cores multiply, and rows are moved 16 bytes at a time."""
+    """No register spills, which would need a stack frame. Tensor cores multiply, and rows move 16 bytes at a time."""
     needs("nvcc")
     binary = tmp_path / "toeplitz.o"
     command = ["nvcc", "-O3", "-std=c++17", f"-arch=sm_{architecture}", "-c", str(SOURCE / "cuda/kernels_toeplitz.cu")]
@@ -198,7 +199,7 @@ def test_compiled_for_the_device_without_spills(architecture: int, tmp_path: Pat
     products = {name: usage for (name, _), usage in used.items() if "ToeplitzConv" in name}
     assert len(products) == 6 and len(used) == 9
     assert not {name: usage for name, usage in used.items() if usage["STACK"] or usage["LOCAL"]}
-    # two blocks fit into a multiprocessor's registers, of the backward pass of Float32 one
+    # a multiprocessor's registers suffice for two blocks, or one of Float32's backward pass
     for name, usage in products.items():
         blocks = 1 if "Lb1" in name and "Float32" in name else 2
         assert usage["REG"] * 256 * blocks <= 65536, (name, usage)

@@ -1,4 +1,4 @@
-"""Contract 8: schemas, fakes, autograd, double backward, forward mode."""
+"""Contract 8: schemas, fake tensors, autograd, second derivatives, forward mode."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PADDED, PACKED = "left", "packed"
 
 
 def arguments(operator: str, layout: str, dtype: torch.dtype, *, last_only: bool = False, taps: int = 5) -> list[Any]:
-    """The arguments of ``torch.ops.hyenarec.<operator>``, every tensor that may require a gradient requiring one."""
+    """Arguments of ``torch.ops.hyenarec.<operator>``; every tensor that may require a gradient does."""
     case = Case.random(operator, (4, 0, 1, 14), dim=4, groups=2, taps=taps, terms=3, last_only=last_only)
     where = Layout(layout, case.lengths)
     rows = Layout("packed", case.lengths) if layout == PACKED else where
@@ -61,7 +61,8 @@ def test_contract_8_opcheck(operator: str, layout: str, last_only: bool, backend
     )
 
 
-# Each operator in each layout, and with last positions; in `make test-all`, last positions in each layout.
+# By default each operator in each layout, and last positions in one; `make test-all` runs last positions in all
+# layouts.
 FIRST_BACKWARD = [c for c in CALLS if c[0] not in LONG or c[2] == (c[1] == PACKED)]
 
 
@@ -77,7 +78,7 @@ def test_contract_8_opcheck_backward(operator: str, layout: str, last_only: bool
     for needs in ([True] * count, [i % 2 == 0 for i in range(count)], [i % 2 == 1 for i in range(count)]):
         call = [grad, *args, needs]
         opcheck(op, call, test_utils=("test_schema", "test_autograd_registration", "test_faketensor"))
-        # As a compiled backward graph calls it: torch.compile has no double backward.
+        # A compiled backward graph calls it this way: torch.compile has no second derivatives.
         plain = [a.detach() if isinstance(a, Tensor) else a for a in call]
         opcheck(op, plain, test_utils="test_aot_dispatch_dynamic")
 
@@ -99,14 +100,14 @@ def _differentiable(
 
 
 @pytest.mark.parametrize(("operator", "layout", "last_only"), CALLS)
-@pytest.mark.parametrize("taps", [3, 14])  # direct, Fourier
+@pytest.mark.parametrize("taps", [3, 14])  # direct, FFT
 def test_contract_8_gradcheck(operator: str, layout: str, last_only: bool, taps: int, compiled_backend: str) -> None:
     function, leaves = _differentiable(operator, layout, last_only, taps)
-    assert torch.autograd.gradcheck(function, leaves, fast_mode=True)  # the oracle checks every entry
+    assert torch.autograd.gradcheck(function, leaves, fast_mode=True)  # fast mode, since the oracle checks every entry
 
 
 @pytest.mark.parametrize(("operator", "layout", "last_only"), CALLS)
-@pytest.mark.parametrize("taps", [3, 14])  # direct, Fourier
+@pytest.mark.parametrize("taps", [3, 14])  # direct, FFT
 def test_contract_8_gradgradcheck(
     operator: str, layout: str, last_only: bool, taps: int, compiled_backend: str
 ) -> None:
@@ -122,7 +123,7 @@ def test_contract_8_double_backward_of_a_tensor_given_twice() -> None:
 
 @pytest.mark.parametrize("operator", OPERATORS)
 def test_contract_8_only_wanted_gradients(operator: str) -> None:
-    """Freezing any argument leaves the other gradients as they are."""
+    """If any argument needs no gradient, the other gradients stay the same."""
     args = arguments(operator, PADDED, torch.float64)
     op = getattr(torch.ops.hyenarec, operator)
     leaves = [a for a in args if isinstance(a, Tensor) and a.requires_grad]
@@ -139,7 +140,7 @@ def test_contract_8_only_wanted_gradients(operator: str) -> None:
 
 @pytest.mark.parametrize(("operator", "layout", "last_only"), CALLS)
 def test_contract_9_forward_mode_is_not_zero(operator: str, layout: str, last_only: bool) -> None:
-    """Against finite differences, by dual tensors, of every argument at once."""
+    """Forward mode, by jvp and by dual tensors, equals finite differences along a change of every argument at once."""
     function, leaves = _differentiable(operator, layout, last_only, 5)
     primals, tangents = tuple(t.detach() for t in leaves), tuple(torch.randn_like(t) for t in leaves)
     step = 1e-6
@@ -154,7 +155,7 @@ def test_contract_9_forward_mode_is_not_zero(operator: str, layout: str, last_on
 
 @pytest.mark.parametrize("lengths", [None, [9, 0, 4]])
 def test_torch_func_agrees_with_autograd(lengths: list[int] | None) -> None:
-    """grad, jacrev, jacfwd and vmap of them, of a whole mixer."""
+    """grad, jacrev, jacfwd, and vmap of them, of a whole mixer equal autograd."""
     mixer = HyenaMixer(4, 6, order=3, terms=3).double()
     x = torch.randn(3, 9, 4, dtype=torch.float64)
     where = {} if lengths is None else {"lengths": torch.tensor(lengths)}
@@ -199,7 +200,7 @@ def test_a_basis_made_under_fake_tensors_serves_nobody_else() -> None:
     real = HyenaMixer(6, 43)
     assert type(real.filters[0]()) is Tensor
     real(torch.randn(2, 9, 6)).sum().backward()
-    with FakeTensorMode():  # the other way round
+    with FakeTensorMode():  # also if a real basis was made first
         assert HyenaMixer(6, 43)(torch.randn(2, 9, 6)).shape == (2, 9, 6)
 
 

@@ -1,4 +1,4 @@
-"""Transforms of torch.func and forward mode: refused, logged and compiled as elsewhere; a step refuses them."""
+"""torch.func's transforms and forward mode refuse, log and compile as plain calls do; a step refuses the transforms."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ COMPILED = ("grad of decay", "jvp", "hessian")
     "transform", [pytest.param(name, marks=() if name in COMPILED else pytest.mark.slow) for name in TRANSFORMS]
 )
 def test_a_transform_compiles(transform: str) -> None:
-    """One graph, the values of eager code, and the same refusals when it runs."""
+    """A compiled transform is one graph, gives eager code's values, and refuses the same when it runs."""
     torch._dynamo.reset()
     call = TRANSFORMS[transform]
     compiled = torch.compile(call, fullgraph=True, backend="aot_eager")
@@ -71,7 +71,7 @@ def test_a_transform_compiles(transform: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("operator", "taps"),  # direct, Fourier
+    ("operator", "taps"),  # direct, FFT
     [
         ("short_conv", 3),
         ("long_conv", 40),
@@ -101,14 +101,15 @@ FIRST_LINEAR = ((False, 5, 2), (False, 40, 1), (True, 40, 1))  # 2 s each
 
 @pytest.mark.filterwarnings("ignore:Attempted to insert a get_attr Node")
 @pytest.mark.parametrize(
-    ("derivative", "horizon", "order"),  # horizons: direct, Fourier
+    ("derivative", "horizon", "order"),  # the horizons: direct, FFT
     [
         pytest.param(*case, marks=() if case in FIRST_LINEAR else pytest.mark.slow)
         for case in product((False, True), (5, 40), (1, 2))
     ],
 )
 def test_linearize_equals_forward_mode(derivative: bool, horizon: int, order: int) -> None:
-    """It keeps what does not depend on its input as a constant, also what is written to in place later."""
+    """`linearize` keeps what does not depend on the input as constants, even tensors that are written in place
+    later."""
     mixer = HyenaMixer(4, horizon, order=order, terms=3).requires_grad_(False)
     x, v, lengths = torch.randn(2, 50, 4), torch.randn(2, 50, 4), torch.tensor([50, 9])
 
@@ -136,7 +137,7 @@ def test_a_mode_that_looks_on_changes_nothing() -> None:
 
 
 def test_a_program_traced_by_fx_holds_no_lengths() -> None:
-    """`make_fx` with real tensors: other lengths than those of the example give other values."""
+    """A program traced by `make_fx` with real tensors is right for other lengths than the example's."""
     call = grad(lambda x, n: hk.long_conv(x, torch.ones(2, 3), lengths=n).sin().sum())
     traced = make_fx(call, tracing_mode="real")(X, torch.tensor([2, 1]))
     for lengths in ([2, 1], [9, 4], [0, 9]):
@@ -164,7 +165,7 @@ def test_a_step_has_no_gradient_to_lose() -> None:
     for transformed in (grad(lambda x: mixer.step(x, state)[0].sum()), vmap(lambda x: mixer.step(x, state)[0])):
         with pytest.raises(NotImplementedError, match=r"^HyenaMixer.step: it has no gradients"):
             transformed(torch.randn(3, 2, 4))
-    assert state.steps.tolist() == [0, 0]  # a refused step leaves the state alone
+    assert state.steps.tolist() == [0, 0]  # a refused step does not change the state
     with torch.no_grad():
         assert mixer.step(x, state)[0].shape == (2, 4)
     assert not mixer.step(x.detach(), state)[0].requires_grad

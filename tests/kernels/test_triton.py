@@ -1,6 +1,7 @@
-"""The Triton kernels by themselves: every part against the oracle or the dense definition.
+"""The Triton kernels by themselves: every part equals the oracle or the dense definition.
 
-Without a GPU they run in Triton's interpreter (conftest.py), on float64 too, which shows errors that rounding hides.
+Without a GPU they run in Triton's interpreter (conftest.py), also in float64, which shows errors that rounding would
+hide.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ def _triton() -> Iterator[None]:
 
 @contextmanager
 def launches_run() -> Iterator[set[str]]:
-    """The names of the kernels that run inside."""
+    """Collects the names of the kernels that are launched inside."""
     names: set[str] = set()
     run = launching.run
 
@@ -67,8 +68,8 @@ def assert_oracle(case: Case, got: Answer, dtype: torch.dtype) -> None:
     assert_close(got, case.expected(), TOLERANCE[dtype])
 
 
-# Every dtype in packed rows, and starts with lengths, strided; in `make test-all`, every dtype in every layout. Others
-# have their turn in test_triton_scratch.py and below, in fewer rows.
+# By default every dtype with packed rows, and strided rows with starts and lengths; `make test-all` runs every dtype in
+# every layout. test_triton_scratch.py and tests below cover other combinations with fewer rows.
 FIRST = {("middle", torch.float64)} | {("packed", dtype) for dtype in DTYPES}
 
 
@@ -81,7 +82,8 @@ FIRST = {("middle", torch.float64)} | {("packed", dtype) for dtype in DTYPES}
     ],
 )
 def test_chunks_and_one_level(layout: str, dtype: torch.dtype) -> None:
-    """Whole and cut chunks, the filter's end inside a sequence or not, an empty sequence and one of length 1."""
+    """Results are right for whole and partial chunks, with and without the filter's end in a sequence, and for
+    sequences of length 0 and 1."""
     lengths = (90, 90) if layout == "full" else (64, 0, 1, 90)
     case = Case.random("legendre_conv", lengths, dim=3, taps=66, dtype=dtype)
     assert len(plan.plan_for(case.parameters["coefficients"].shape[1], 66, True, True, dtype).levels) == 1
@@ -104,7 +106,7 @@ def test_several_levels(taps: int, dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("windowed", [False, True])
 def test_sequences_within_the_horizon(windowed: bool) -> None:
-    """Levels that a batch does not reach are not run; every gradient but theirs is still there."""
+    """Levels that no sequence of the batch reaches do not run; all gradients are right without them."""
     x, post, grad = (torch.randn(2, 90, 3, dtype=torch.float64, requires_grad=True) for _ in range(3))
     c, skip, decay = (torch.rand(s, dtype=torch.float64, requires_grad=True) for s in ((3, 6), (3,), (3,)))
 
@@ -119,7 +121,7 @@ def test_sequences_within_the_horizon(windowed: bool) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_decays_too_fast_to_be_divided_out(dtype: torch.dtype) -> None:
-    """Channels on both sides of the limit, up to a filter of one tap; no overflow, no loss."""
+    """Channels on both sides of the limit, down to a filter of one tap, are right, without overflow or lost digits."""
     horizon, limit = 70, plan.fastest(dtype)
     rate = limit * horizon * torch.tensor([0.01, 0.9, 0.999, 1.001, 1.3, 3.0, 40.0], dtype=torch.float64)
     case = Case.random("legendre_conv", (100,), dim=7, groups=7, taps=horizon, dtype=dtype)
@@ -146,7 +148,7 @@ def test_decays_too_fast_to_be_divided_out(dtype: torch.dtype) -> None:
 def test_groups_of_channels(
     layout: str, lengths: tuple[int, ...], taps: int, dim: int, groups: int, dtype: torch.dtype
 ) -> None:
-    """Toeplitz products: taps that end at a block's border and one after it, blocks beyond a sequence's start."""
+    """Toeplitz products are right if taps end at a block's border or one later, and blocks precede a sequence."""
     case = Case.random("long_conv", lengths, dim=dim, groups=groups, taps=taps, dtype=dtype)
     with launches_run() as names:
         got = case.run(layout, dtype, strided=layout == "middle")
@@ -157,7 +159,7 @@ def test_groups_of_channels(
 
 @pytest.mark.parametrize(("dim", "last_only"), [(16, False), (2, True)])
 def test_only_wanted_gradients(dim: int, last_only: bool) -> None:
-    """Of Toeplitz products and of last positions: each gradient alone is what it is among all."""
+    """Each gradient of Toeplitz products and of last positions is the same alone as among all."""
     x, pre = torch.randn(2, 2, 40, dim).unbind()
     post = torch.randn(2, dim) if last_only else torch.randn(2, 40, dim)
     call = (post.sin(), x, torch.randn(1, 34), torch.randn(dim), pre, post, None, None, last_only)
@@ -183,7 +185,7 @@ def test_any_number_of_channels(dim: int) -> None:
 
 @pytest.mark.parametrize(("terms", "horizon"), [(16, 256), (8, 500), (40, 300)])
 def test_error_stays_under_the_plans_bound(terms: int, horizon: int) -> None:
-    """A coarse plan in float64, where rounding plays no part, with windows and without."""
+    """In float64, where rounding plays no part, a coarse plan's error is within its bound, with windows and without."""
     coarse = plan.plan_for(terms, horizon, True, False, torch.bfloat16)
     x = torch.randn(1, horizon, 4, dtype=torch.float64)
     c, decay = torch.randn(4, terms, dtype=torch.float64), torch.tensor([0.0, 0.7, 3.0, 20.0], dtype=torch.float64)
@@ -193,7 +195,7 @@ def test_error_stays_under_the_plans_bound(terms: int, horizon: int) -> None:
         error = (found - hk.legendre_conv(x, c, horizon=horizon, decay=decay))[0]
     for rows in error.split(plan.CHUNK):
         assert (rows.norm(dim=0) <= coarse.bound * horizon**0.5 * c.norm(dim=1) * x[0].norm(dim=0)).all()
-    assert error.abs().max() > 1e-9  # the coarse plan does approximate
+    assert error.abs().max() > 1e-9  # the plan is coarse enough to have an error
     assert 0 < coarse.bound < 1e-3
 
 
@@ -234,7 +236,7 @@ def test_the_oracle_notices_what_is_broken(broken: str, monkeypatch: pytest.Monk
 
 
 class Called(TorchDispatchMode):
-    """The names of the torch operations run inside, with their keyword arguments, and the dtypes of matrix products."""
+    """Records the torch operations run inside, with their keyword arguments, and the dtypes of matrix products."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -249,7 +251,7 @@ class Called(TorchDispatchMode):
 
 
 def test_no_length_is_read_on_the_host() -> None:
-    """What the host does is the same whatever the lengths: what CUDA graphs and the cache of kernels need."""
+    """The host does the same whatever the lengths, as CUDA graphs and the cache of kernels need."""
 
     def host_side(bounds: Tensor) -> tuple[list[str], list[str]]:
         x, h, skip, last = torch.zeros(300, 4), torch.zeros(4, 5), torch.zeros(4), torch.zeros(2, 4)
@@ -272,7 +274,7 @@ def test_no_length_is_read_on_the_host() -> None:
         shapes = lambda value: value.shape if isinstance(value, Tensor) else value  # noqa: E731
         return [f"{kernel.fn.__name__} {tree_map(shapes, arguments)}" for kernel, arguments in found], called.names
 
-    host_side(torch.tensor([0, 300, 300]))  # plans and constants are made once
+    host_side(torch.tensor([0, 300, 300]))  # makes plans and constants, which happens once
     one, other = (host_side(torch.tensor(bounds)) for bounds in ([0, 300, 300], [0, 7, 300]))
     assert one == other and one[0]
     assert not any("_local_scalar_dense" in name or ("_to_copy" in name and "device" in name) for name in one[1])
@@ -280,7 +282,7 @@ def test_no_length_is_read_on_the_host() -> None:
 
 @pytest.mark.parametrize("windowed", [False, True])
 def test_no_setting_reaches_the_tables(windowed: bool) -> None:
-    """Every matrix product outside the kernels is float64: `torch.set_float32_matmul_precision` may round others."""
+    """All products outside the kernels are float64: `torch.set_float32_matmul_precision` may round float32 ones."""
     x, c, skip = torch.zeros(2, 90, 4), torch.zeros(4, 5), torch.zeros(4)
     for horizon, last_only in ((80, False), (20, False), (80, True)):
         call = (x, c, skip if windowed else None, skip, x, None, None, None, horizon, last_only)
@@ -291,11 +293,11 @@ def test_no_setting_reaches_the_tables(windowed: bool) -> None:
         assert called.products == {torch.float64}
 
 
-@pytest.mark.parametrize(  # 2 s each; test_ptx_triton has float32
+@pytest.mark.parametrize(  # 2 s each; test_ptx_triton tests float32
     "dtype", [pytest.param(dtype, marks=pytest.mark.slow if dtype == torch.float32 else ()) for dtype in DTYPES]
 )
 def test_step(dtype: torch.dtype) -> None:
-    """Rings of more than one chunk, that stand in different places; channels that fill no tile."""
+    """The step is right with rings of several chunks at different places, and channels that do not fill a tile."""
     check_step(17, 40, 2, dtype)
     check_step(3, 1, 1, dtype, gated=False)
 
@@ -303,7 +305,8 @@ def test_step(dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("operator", ["legendre_conv", "long_conv"])
 def test_last_position(operator: str, dtype: torch.dtype) -> None:
-    """More taps than a chunk, fewer than a sequence, an empty sequence and one of length 1; more programs than one."""
+    """The last position is right with more taps than a chunk and fewer than a sequence, with sequences of length 0 and
+    1, and with more than one program."""
     case = Case.random(operator, (100, 0, 1, 40), dim=5, groups=1, taps=70, dtype=dtype, last_only=True)
     assert_oracle(case, case.run("middle", dtype, strided=True), dtype)
 
@@ -332,7 +335,7 @@ def test_second_derivatives() -> None:
 
 
 def test_what_the_kernels_do_not_take_goes_to_the_reference() -> None:
-    x, h = torch.randn(1, 9, 2).bfloat16(), torch.randn(2, 4).bfloat16()  # the interpreter gets bfloat16 wrong
+    x, h = torch.randn(1, 9, 2).bfloat16(), torch.randn(2, 4).bfloat16()  # bfloat16 is wrong in the interpreter
     with backends.use("reference"):
         want = hk.long_conv(x, h)
     assert torch.equal(hk.long_conv(x, h), want)
@@ -353,7 +356,7 @@ def test_without_a_gpu_the_reason_says_what_would_help() -> None:
 
 
 def test_no_length_compiles_anything_new() -> None:
-    """What Triton tells compiled kernels apart by is the same whatever the lengths of a packed batch."""
+    """The key under which Triton caches a compiled kernel is the same whatever the lengths of a packed batch."""
     done = run("""-c import torch
 from triton.backends.compiler import GPUTarget
 from triton.compiler import make_backend
@@ -380,7 +383,7 @@ print(len(first), all(kinds(*more) == first for more in [(0, 1501), (0, 5, 5, 9,
 
 
 def test_sampled_basis_is_what_the_tables_hold() -> None:
-    """The rows of first taps are the basis itself."""
+    """The tables' first rows, for the first taps, are the sampled basis itself."""
     chosen = plan.plan_for(5, 100, False, False, torch.float64)
     held = tables.constants(chosen, Arithmetic(torch.float64), torch.device("cpu"))
     want = sampled_basis(np.arange(32, dtype=np.float64), 5, 100)

@@ -1,4 +1,4 @@
-"""How the Triton kernels are declared and launched: names, and what Triton compiles no variants for."""
+"""How the Triton kernels are declared and launched: parameters' names, and what Triton must not specialise for."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ print(json.dumps(found))
 
 @pytest.fixture(scope="module")
 def functions() -> dict[str, tuple[list[str], list[str]]]:
-    """Every Triton function of the package: its parameters, and those that it names to be left unspecialized."""
+    """Every Triton function of the package: its parameters, and those that it lists as not to be specialised."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     done = python("-c", KERNELS, env=environment)
     assert done.returncode == 0, done.stderr
@@ -50,7 +50,7 @@ def functions() -> dict[str, tuple[list[str], list[str]]]:
 
 
 def test_what_is_left_unspecialized_is_a_parameter(functions: dict[str, tuple[list[str], list[str]]]) -> None:
-    """Triton ignores other names without a word, and would compile a kernel again for another length."""
+    """Triton silently ignores unknown names in that list, and would then compile a kernel again for another length."""
     wrong = {name: set(lists) - set(parameters) for name, (parameters, lists) in functions.items()}
     assert not {name: names for name, names in wrong.items() if names}
 
@@ -61,11 +61,11 @@ def test_kernels_leave_lengths_and_indices_unspecialized(functions: dict[str, tu
     lengths = {"columns", "per_row", "per_row_below", "per_row_above", "sequences_ptr", "starts_ptr", "ends_ptr"}
     for name, (parameters, lists) in kernels.items():
         assert lengths & set(parameters) <= set(lists), name
-        assert "slots" in lists or "slots" not in parameters or name == "conv_step_kernel", name  # of a ring, fixed
+        assert "slots" in lists or "slots" not in parameters or name == "conv_step_kernel", name  # a fixed size
 
 
 def test_pointers_end_in_ptr() -> None:
-    """Whatever a kernel loads from or stores to directly, and every parameter that may be absent."""
+    """This includes whatever a kernel loads from or stores to directly, and every parameter that may be absent."""
     checked = 0
     for path in Path(package.__file__).parent.rglob("*.py"):
         for function in ast.parse(path.read_text()).body:
@@ -81,7 +81,7 @@ def test_pointers_end_in_ptr() -> None:
 @pytest.mark.skipif(torch.cuda.is_available(), reason="these run in the interpreter, where there is no GPU")
 @pytest.mark.parametrize("case", [case for case in CASES if case[0] != torch.bfloat16], ids=str)
 def test_every_launch_names_all_parameters_and_no_others(case: tuple[Any, ...]) -> None:
-    """The interpreter would drop a name that a kernel does not have."""
+    """The interpreter would silently drop a name that a kernel does not have."""
     with launches() as found:
         call(*case)
     assert len({kernel.fn.__name__ for kernel, _ in found}) > 10

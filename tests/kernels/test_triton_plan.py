@@ -1,4 +1,4 @@
-"""Plans of the GPU convolution meet their tolerance, and what they promise holds where filters turn fastest."""
+"""Plans of the GPU convolution meet their tolerance, also where filters change fastest."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ OTHERS = (torch.float64, torch.bfloat16, torch.float16)  # 4 s each
 
 @pytest.mark.parametrize("dtype", [torch.float32, *(pytest.param(dtype, marks=pytest.mark.slow) for dtype in OTHERS)])
 def test_every_plan_meets_its_tolerance(dtype: torch.dtype) -> None:
-    """Every small horizon with some numbers of terms, then a sample of long ones."""
+    """This holds for every horizon up to 160 with some numbers of terms, and for a sample of longer ones."""
     draw = random.Random(0)
     horizons = [*range(1, 161), *(draw.randint(161, 5000) for _ in range(40))]
     for horizon in horizons:
@@ -40,7 +40,7 @@ def test_every_plan_meets_its_tolerance(dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("windowed", [False, True])
 @pytest.mark.parametrize(("terms", "horizon"), SHORT)
 def test_a_plan_is_found_for_many_terms_and_few_taps(terms: int, horizon: int, windowed: bool) -> None:
-    """A window of lags holds nearly twice as many lags as its chunk has rows: it may need as many nodes."""
+    """A chunk of rows meets nearly twice as many lags as it has rows, and may need as many nodes."""
     for dtype in levels.TOLERANCE:
         plan = plans.plan_for(terms, horizon, windowed, True, dtype)
         assert plan is not None and plan.bound <= levels.TOLERANCE[dtype]
@@ -56,7 +56,7 @@ def test_no_plan_where_none_is_precise_enough(monkeypatch: pytest.MonkeyPatch) -
 
 
 def quick(terms: int, horizon: int, dtype: torch.dtype) -> bool:
-    """Whether the interpreter runs it in CI: the others take 2 to 8 s each."""
+    """Whether CI runs the case in the interpreter; the others take 2 to 8 s each."""
     return (terms, horizon, dtype) in ((33, 65, torch.float64), (64, 70, torch.float32))
 
 
@@ -70,7 +70,7 @@ MANY = [
 @interpreted
 @pytest.mark.parametrize(("terms", "horizon", "dtype"), MANY)
 def test_many_terms_and_few_taps(terms: int, horizon: int, dtype: torch.dtype) -> None:
-    """Outputs and every gradient, with a window; packed, with the filter's end inside a sequence."""
+    """Outputs and every gradient are right with a window, packed, and with the filter's end inside a sequence."""
     lengths = (horizon + 45, 0, 1, horizon)
     case = Case.random("legendre_conv", lengths, dim=2, groups=1, taps=horizon, terms=terms, dtype=dtype)
     with backends.use("triton"):

@@ -1,4 +1,4 @@
-"""What the Triton kernels need beside their outputs: a large batch goes in runs that share it."""
+"""The memory that the Triton kernels need beside their outputs: a large batch is cut into runs that share it."""
 
 from __future__ import annotations
 
@@ -40,7 +40,8 @@ def test_several_runs(
     channels: list[int],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """What a large batch is cut into, from a small one: runs of some sequences and some channels, the last smaller."""
+    """A batch is cut into runs of some sequences and some channels, the last of which are smaller. The test lowers the
+    limits, so that a small batch is cut."""
     case = Case.random("legendre_conv", lengths, dim=dim, groups=1, taps=66)
     runs: dict[str, list[tuple[int, int]]] = {"_forward": [], "_backward": []}
     for name, noted in runs.items():
@@ -56,20 +57,20 @@ def test_several_runs(
     with backends.use("triton"):
         assert_close(case.run(layout), case.expected(), TOLERANCE[torch.float64])
     assert runs["_forward"] == [(n, width) for width in channels for n in sequences]
-    assert len(runs["_backward"]) > 1  # fewer, as gradients are more outputs to share the memory with
+    assert len(runs["_backward"]) > 1  # fewer runs, since gradients are more outputs, which allow more scratch memory
     assert sum(n * width for n, width in runs["_backward"]) == sum(sequences) * sum(channels)
 
 
 class Allocated(TorchDispatchMode):
-    """The most bytes allocated at a time by operations inside, launches left out."""
+    """Records the most bytes that operations inside hold at one time, without counting launches."""
 
     def __init__(self, launches: list[Any]) -> None:
         super().__init__()
         self.launches, self.now, self.peak = launches, 0, 0
-        self.live: dict[int, list[int]] = {}  # tensors and bytes of each storage
+        self.live: dict[int, list[int]] = {}  # for each storage: its tensors and bytes
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
-        self.launches.clear()  # these would keep what they were given
+        self.launches.clear()  # launches would keep their arguments alive
         for given in args:
             if isinstance(given, Tensor) and given.untyped_storage().data_ptr() not in self.live:
                 self.hold(given, 0)
@@ -106,7 +107,7 @@ class Allocated(TorchDispatchMode):
     ],
 )
 def test_scratch_stays_bounded(tokens: int, length: int, dim: int, training: bool, packed: bool) -> None:
-    """What a call allocates beside its outputs, at shapes of the GPU suite, by running all of it but the kernels."""
+    """A call's memory beside its outputs is bounded at shapes of the GPU suite. Everything but the kernels runs."""
     shape = (tokens, dim) if packed else (tokens // length, length, dim)
     x, pre, post, grad = (torch.empty(shape, dtype=torch.float16) for _ in range(4))
     bounds = torch.arange(0, tokens + 1, length)
@@ -120,5 +121,5 @@ def test_scratch_stays_bounded(tokens: int, length: int, dim: int, training: boo
         out = run()
         found.clear()
     outputs = sum(t.nbytes for t in (out if training else [out]))
-    allowed = max(0.15 * outputs, 8 * block.RUN)  # bytes an element of a run
+    allowed = max(0.15 * outputs, 8 * block.RUN)  # 8 bytes for each element of a run
     assert 0.25 * allowed < allocated.peak - outputs < allowed

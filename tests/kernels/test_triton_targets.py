@@ -1,4 +1,4 @@
-"""What the Triton kernels compile to, without a GPU: for NVIDIA's and for AMD's."""
+"""What the Triton kernels compile to for NVIDIA's and AMD's GPUs, without a GPU."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def kernels(out: Path, *flags: str) -> list[dict[str, Any]]:
-    """What they compile to, in a process without the interpreter. Nothing spills, and what a block shares fits."""
+    """Compiles kernels in a process without the interpreter. No register spills, and blocks' shared memory fits."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     done = python("-m", "benchmarks.gpu.compiled", "--out", out, *flags, cwd=ROOT, env=environment, timeout=3600)
     assert done.returncode == 0, done.stderr[-2000:]
@@ -28,7 +28,8 @@ def kernels(out: Path, *flags: str) -> list[dict[str, Any]]:
     return rows
 
 
-# 10 s a case where nothing is cached. The second and third, packed, use every kernel; the first, padded, is also below.
+# 10 s a case if nothing is cached. The second and third case, packed, use every kernel; the first, padded, is compiled
+# below.
 @pytest.mark.parametrize(
     ("target", "cases"),
     [
@@ -37,7 +38,7 @@ def kernels(out: Path, *flags: str) -> list[dict[str, Any]]:
     ],
 )
 def test_every_kernel_compiles_without_spills(target: str, cases: tuple[str, ...], tmp_path: Path) -> None:
-    """In every shipped configuration; needs ptxas, which comes with triton, and no GPU."""
+    """Every shipped configuration compiles without spills. This needs ptxas, which comes with triton, but no GPU."""
     rows = kernels(tmp_path / "aot.json", "--cases", *cases, "--targets", target)
     assert {row["architecture"].rstrip("a") for row in rows} == {target}
     matrix = {f"legendre_{part}_kernel" for part in ("moments", "chunks", "across_gradient")}
@@ -50,13 +51,13 @@ def test_every_kernel_compiles_without_spills(target: str, cases: tuple[str, ...
     for row in rows:
         assert (row["tensor_core"] > 0) == (row["kernel"] in matrix), row
         if row["kernel"] in ("legendre_moments_kernel", "legendre_chunks_kernel") and row["dtype"] != "float32":
-            assert row["loads_128"] >= 2, row  # of x and a gate
+            assert row["loads_128"] >= 2, row  # of x and of a gate
 
 
 @pytest.mark.parametrize(
     ("targets", "flags"),
     [
-        # of each vendor the one whose blocks share least memory
+        # for each vendor, the GPU whose blocks have least shared memory
         (("gfx942", "sm_120"), ("--cases", "0", "--kernels", "legendre_chunks_kernel", "gated_short_conv_kernel")),
         pytest.param(("sm_100", "sm_120", "sm_86", "sm_89"), (), marks=pytest.mark.slow),
         pytest.param(("gfx942", "gfx950"), (), marks=pytest.mark.slow),

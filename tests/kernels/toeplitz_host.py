@@ -1,4 +1,4 @@
-"""The shipped Toeplitz programs (csrc/cuda/legendre_conv.h) on the host: explicit and Legendre filters."""
+"""The shipped Toeplitz programs (csrc/cuda/legendre_conv.h) on the host, with explicit and with Legendre filters."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from hyenarec_kernels.legendre import filter_gradients, legendre_at, taps_of
 def parameter_squares(
     squares: Tensor, filter: Tensor, horizon: int, terms: int, decay: Tensor | None
 ) -> dict[str, Tensor]:
-    """The sums of the terms' squares of the gradients of coefficients and decay, from those of the taps (G, K)."""
+    """The sums of squares of the terms of coefficients' and decay's gradients, from those of the taps, (G, K)."""
     lag = torch.arange(horizon, dtype=torch.float64)
     window = torch.ones_like(filter) if decay is None else torch.exp(-decay[:, None] * lag / horizon)
     return {
@@ -27,7 +27,7 @@ def parameter_squares(
 
 @dataclass
 class ToeplitzCase(HostCase):
-    """With ``terms``, the filter's taps are those of so many random coefficients, with a window if ``windowed``."""
+    """One call. With ``terms`` > 0 the taps come from that many random coefficients, with a window if ``windowed``."""
 
     terms: int = 0
     windowed: bool = False

@@ -1,4 +1,4 @@
-"""What the checks of test_distributed.py share: each is a function with `check` before it, run by two processes."""
+"""What the checks of test_distributed.py share. Functions decorated with `check` are run by two processes."""
 
 from __future__ import annotations
 

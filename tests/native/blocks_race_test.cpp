@@ -1,4 +1,4 @@
-// The block form's programs under ThreadSanitizer (thread_machine.h). tests/kernels/test_cuda_blocks.py runs it:
+// Runs the block form's programs under ThreadSanitizer (thread_machine.h). tests/kernels/test_cuda_blocks.py calls it:
 //
 //     blocks_race_test padded|packed HORIZON LEVELS [number of the barrier that every block leaves out]
 #include <cstdlib>

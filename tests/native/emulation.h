@@ -1,4 +1,5 @@
-// Launches given away instead of run on the host: benchmarks/gpu/ptx runs what nvcc made of the same programs.
+// Lets a caller take over launches instead of having them run on the host: benchmarks/gpu/ptx runs what nvcc compiled
+// from the same programs.
 #pragma once
 #include <cxxabi.h>
 
@@ -8,12 +9,12 @@
 
 namespace hyenarec::cuda {
 
-// A program's type, its bytes, and how many blocks of how many threads and bytes of shared memory. Whether it was taken:
-// otherwise it runs on the host.
+// Gets a program's type and bytes, the number of blocks, their threads and bytes of shared memory. Returns whether it
+// took the launch; if not, the launch runs on the host.
 using Emulate = bool (*)(const char* type, const void* program, int64_t size, int64_t grid, int threads, int shared);
 inline Emulate emulate = nullptr;
 
-// Whether somebody took this launch.
+// Whether the launch was taken.
 template <class Program>
 bool emulated(const Program& program, int64_t grid, int shared) {
   if (emulate == nullptr) return false;

@@ -1,6 +1,7 @@
-// The block form's programs and schedule on the host, for tests/kernels/test_cuda_blocks.py. `least` is the least number
-// of elements of a run, so that small calls are cut too, into 3 channels or more; `blocks` are those of a pass: of few,
-// each one has several rounds. `blocks_call` is cut as the backend's calls are, which it may refuse as they do.
+// The block form's programs and schedule on the host, for tests/kernels/test_cuda_blocks.py. `least` is the least
+// number of elements of a run; if it is small, small calls are cut into runs too, of 3 channels or more. `blocks` is
+// the number of blocks of a pass; if they are few, each takes several rounds. `blocks_call` cuts calls as the backend
+// does, and refuses what it refuses.
 #include "cuda/block_runs.h"
 #include "host_machine.h"
 

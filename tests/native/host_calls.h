@@ -1,5 +1,5 @@
-// The calls of legendre_conv.h and legendre_blocks.h on the host, by the libraries of legendre_host.cpp and
-// host_blocks.cpp. Those take a compiler longest, so they are compiled once for all tests of a run.
+// The calls of legendre_conv.h and legendre_blocks.h on the host, which run in the libraries of legendre_host.cpp and
+// host_blocks.cpp. Those libraries take longest to compile, so they are compiled once for all tests of a run.
 #pragma once
 #include "cuda/legendre_blocks.h"
 #include "cuda/legendre_conv.h"

@@ -1,4 +1,5 @@
-// Programs of csrc/cuda on the host: every thread block of a launch, its threads one after the other between barriers.
+// Runs programs of csrc/cuda on the host: all thread blocks of a launch in turn, the threads of a block one after the
+// other between barriers.
 #pragma once
 #include <algorithm>
 #include <cmath>
@@ -7,13 +8,14 @@
 #include "cuda/tensor_core.h"
 #include "emulation.h"
 
-#ifndef HYENAREC_SHARED  // the shared memory that a block can have
+#ifndef HYENAREC_SHARED  // the shared memory of a block
 #define HYENAREC_SHARED (227 << 10)
 #endif
 
 namespace hyenarec::cuda {
 
-// One thread block. In which order a phase's threads run may not change results; thread_machine.h has them run at once.
+// One thread block. The order in which a phase's threads run must not change results; thread_machine.h runs them at
+// once.
 struct HostBlock {
   int threads;
   bool reversed;

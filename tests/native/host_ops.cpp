@@ -1,5 +1,5 @@
-// The ops of namespace hyenarec_cuda for CPU tensors, for tests: the shipped kernels run on the host, thread by thread,
-// by the libraries of host_test.cpp, legendre_host.cpp and host_blocks.cpp.
+// The ops of namespace hyenarec_cuda for CPU tensors, for tests. The shipped kernels run on the host, thread by thread,
+// in the libraries of host_test.cpp, legendre_host.cpp and host_blocks.cpp.
 #include "cuda/block_ops.h"
 #include "cuda/legendre_ops.h"
 #include "cuda/ops.h"
@@ -33,7 +33,7 @@ STABLE_TORCH_LIBRARY_IMPL(hyenarec_cuda, CPU, m) {
   hyenarec::cuda_ops::implement_legendre<Current>(m);
   hyenarec::cuda_ops::implement_blocks<Current>(m);
 }
-#ifdef HYENAREC_DEFINE  // an extension without them: compiled without CUDA, or before they were there
+#ifdef HYENAREC_DEFINE  // for an extension compiled without CUDA, or before these ops existed
 STABLE_TORCH_LIBRARY_FRAGMENT(hyenarec_cuda, m) {
   hyenarec::cuda_ops::define_legendre(m);
   hyenarec::cuda_ops::define_blocks(m);

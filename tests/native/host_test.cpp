@@ -1,7 +1,7 @@
-// The shipped programs and schedule on the host, for tests: every thread block of every launch, its threads one after
-// the other between barriers. tests/kernels/cuda_host.py compiles this into a library whose functions take log2 of the
-// largest block as `top`: 14, 10 or 7, no more than HYENAREC_TOP. Small blocks meet filters in parts, and shares of
-// several items, in small calls.
+// The shipped programs and schedule on the host, for tests: all thread blocks of every launch, the threads of a block
+// one after the other between barriers. tests/kernels/cuda_host.py compiles this into a library, whose functions take
+// log2 of the largest block as `top`: 14, 10 or 7, at most HYENAREC_TOP. With small blocks even small calls cut filters
+// into parts and give a block several items.
 #include <vector>
 
 #include "cuda/schedule.h"
@@ -37,7 +37,7 @@ int64_t run(const LongConvArgs& args, int top, bool backward, Machine&& machine)
   return workspace;
 }
 
-// Most accesses to one bank by the 16 threads that are served together, over all passes.
+// The most accesses to one bank by the 16 threads that are served together, over all passes.
 template <int kLog>
 int bank_conflicts() {
   using S = Size<kLog>;

@@ -1,6 +1,6 @@
 // The programs and schedule of legendre_conv.h on the host, for tests (host_test.cpp has those of long_conv.h).
-// tests/kernels/test_toeplitz_host.py compiles this into libraries: HYENAREC_BLOCKS bounds the blocks of a launch, so that
-// few of them take several rounds each, and HYENAREC_SHARED is the shared memory that a block can have.
+// tests/kernels/test_toeplitz_host.py compiles this into libraries. HYENAREC_BLOCKS limits the blocks of a launch, so
+// that each takes several rounds; HYENAREC_SHARED is the shared memory of a block.
 #include "cuda/legendre_schedule.h"
 #include "host_machine.h"
 

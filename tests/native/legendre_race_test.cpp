@@ -1,8 +1,8 @@
-// The Toeplitz programs under ThreadSanitizer (thread_machine.h); tests/kernels/test_toeplitz_host.py runs it:
+// Runs the Toeplitz programs under ThreadSanitizer (thread_machine.h). tests/kernels/test_toeplitz_host.py calls it:
 //
 //     legendre_race_test rows|last [number of the barrier that every block leaves out]
 //
-// Packed bfloat16 with a Legendre filter, forward and backward. A launch has so few blocks that each takes two rounds.
+// Packed bfloat16 with a Legendre filter, forward and backward. A launch has two blocks, so that each takes two rounds.
 #include <cstdlib>
 #include <cstring>
 

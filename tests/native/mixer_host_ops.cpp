@@ -1,5 +1,5 @@
-// The ops of mixer_ops.h for CPU tensors, for tests: the shipped kernels run on the host, thread by thread, by the
-// libraries of legendre_host.cpp and host_blocks.cpp and by short_host.cpp.
+// The ops of mixer_ops.h for CPU tensors, for tests. The shipped kernels run on the host, thread by thread, in the
+// libraries of legendre_host.cpp and host_blocks.cpp and in short_host.cpp.
 #include "cuda/mixer_ops.h"
 #include "host_calls.h"
 #include "no_device.h"

@@ -1,4 +1,5 @@
-// What the ops of csrc/cuda ask for of the device of a tensor, where it is the host.
+// Stands in for what the ops of csrc/cuda need of a tensor's device: here the device is the host, and there is no
+// stream.
 #pragma once
 #include "common/tensors.h"
 

@@ -1,5 +1,5 @@
-// The ops of mixer_ops.h for CPU tensors, and those that they are made of, in namespace hyenarec_nothing: no kernel is run
-// (short_host.cpp), `host_launches` counts them.
+// The ops of mixer_ops.h, and the ops that they consist of, for CPU tensors, in namespace hyenarec_nothing. They run no
+// kernels (short_host.cpp); `host_launches` returns how many would have been launched.
 #define HYENAREC_NOTHING
 #include "cuda/block_runs.h"
 #include "cuda/legendre_schedule.h"
@@ -12,7 +12,7 @@ namespace {
 
 using namespace cuda;
 
-constexpr int64_t kBlocks = 4;  // of a launch
+constexpr int64_t kBlocks = 4;  // per launch
 constexpr int kShared = 227 << 10;
 
 template <class AnyMachine>

@@ -1,5 +1,5 @@
-// Runs a package of AOTInductor in a program without Python: package_test LIBRARY PACKAGE INPUT OUTPUT B L D. The files
-// hold float32 values and nothing else.
+// Runs an AOTInductor package in a program without Python: package_test LIBRARY PACKAGE INPUT OUTPUT B L D. INPUT and
+// OUTPUT hold float32 values and nothing else.
 #include <ATen/ops/from_blob.h>
 #include <dlfcn.h>
 #include <torch/csrc/inductor/aoti_package/model_package_loader.h>

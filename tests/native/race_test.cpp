@@ -1,8 +1,8 @@
-// The shipped programs under ThreadSanitizer (thread_machine.h); tests/kernels/test_cuda_host.py runs it:
+// Runs the shipped programs under ThreadSanitizer (thread_machine.h). tests/kernels/test_cuda_host.py calls it:
 //
 //     race_test padded|packed TAPS GROUPS [number of the barrier that every block leaves out]
 //
-// with two channels a group.
+// Each group has two channels.
 #include <cstdlib>
 #include <cstring>
 #include <vector>

@@ -1,9 +1,10 @@
-// Calls of the short convolutions' programs and of conv_step for sanitizers; tests/kernels/test_cuda_short.py runs
+// Runs the short convolutions' programs and conv_step under sanitizers. tests/kernels/test_cuda_short.py calls it:
 //
 //     short_calls short|gated|step [number of the barrier that every block leaves out]
 //
-// with a thread of the host for every thread of a block (thread_machine.h), or, with HYENAREC_BOUNDS defined, thread by
-// thread with sequences that lie too: every tensor is as large as it says, so that AddressSanitizer sees what is outside.
+// Every thread of a block is a thread of the host (thread_machine.h). With HYENAREC_BOUNDS defined, threads run one
+// after the other instead, and some calls have wrong starts and ends. Each tensor has memory of its own, of exactly its
+// size, so that AddressSanitizer notices accesses outside.
 #include <cstdlib>
 #include <cstring>
 #include <vector>
@@ -33,7 +34,7 @@ using Machine = ThreadMachine;
 const std::vector<Bounds> kBounds{{0, 40, 47, kRows - 3}};
 #endif
 
-// Packed, or as many padded rows as `batch` says.
+// A packed call if `batch` is 0, otherwise a padded one with `batch` rows.
 void short_conv(int64_t parts, Bounds bounds, int64_t batch) {
   const int64_t channels = parts * kDim;
   const int64_t rows = batch > 0 ? kRows / batch : kRows;

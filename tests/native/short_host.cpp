@@ -1,5 +1,6 @@
-// The calls of short_conv.h and of parameters.h for CPU tensors, for tests: the shipped kernels run on the host, thread
-// by thread, or, with HYENAREC_NOTHING defined, not at all, so that a call takes the host's part of its time alone.
+// The calls of short_conv.h and of parameters.h for CPU tensors, for tests. The shipped kernels run on the host, thread
+// by thread. With HYENAREC_NOTHING defined they do not run at all, so that a call takes only the host's part of its
+// time.
 #include <cstdlib>
 
 #include "cuda/change.h"

@@ -1,5 +1,5 @@
-// The ops of short_ops.h for CPU tensors, for tests. They are defined too where the extension was compiled without them
-// (HYENAREC_DEFINE).
+// The ops of short_ops.h for CPU tensors, for tests. With HYENAREC_DEFINE they are also defined, because the extension
+// was compiled without them.
 #include "cuda/short_ops.h"
 #include "no_device.h"
 #include "short_host.cpp"

@@ -1,6 +1,6 @@
-/* A CUDA driver without a GPU, for benchmarks/gpu/pretence.py: Triton's own compiler and launchers run over it, every
-   call succeeds, and no kernel does anything. Of the functions that Triton links, those with an answer give that of
-   compute capability 9.0.
+/* Stands in for the CUDA driver where there is no GPU, for benchmarks/gpu/pretence.py. Triton's own compiler and
+   launchers use it; every call succeeds, and kernels do nothing. It has the functions that Triton links; those that
+   return a property answer for compute capability 9.0.
 
    gcc -shared -fPIC -Wl,-soname,libcuda.so.1 -o FOLDER/libcuda.so.1 tests/native/stub_cuda.c */
 #include <stddef.h>
@@ -33,7 +33,7 @@ Result cuDeviceGetAttribute(int* value, int attribute, int device) {
     case WARP_SIZE: *value = 32; break;
     case SHARED_MEMORY_A_BLOCK: *value = 232448; break;
     case SHARED_MEMORY_A_MULTIPROCESSOR: *value = 233472; break;
-    default: *value = 65536; /* registers among them */
+    default: *value = 65536; /* among others, the number of registers */
   }
   return 0;
 }
@@ -117,7 +117,7 @@ Result cuLaunchKernelEx(const void* config, void* of, void** arguments, void** e
   return 0;
 }
 
-/* Memory of the host stands for the device's: an address is its own. */
+/* The host's memory stands in for the device's, so a pointer's device address is the pointer itself. */
 Result cuPointerGetAttribute(void* value, int attribute, unsigned long long address) {
   (void)attribute;
   *(unsigned long long*)value = address;

@@ -1,6 +1,6 @@
-// Programs of csrc/cuda with a thread of the host for every thread of a block, two blocks side by side, for
-// ThreadSanitizer: it reports what two threads touch without a barrier between them, one of them writing, in shared and
-// global memory alike and in whichever order they ran.
+// Runs programs of csrc/cuda for ThreadSanitizer, with a thread of the host for every thread of a block and two blocks
+// at a time. The tool reports any place in shared or global memory that two threads access without a barrier between
+// them, if one of them writes, in whichever order they ran.
 #pragma once
 #include <pthread.h>
 
@@ -22,7 +22,7 @@ class ThreadBlock {
     if (number_++ != dropped) pthread_barrier_wait(barrier_);
   }
   template <class F>
-  void warps(const F& f) {  // one thread is the warp: what its lanes do to each other without a sync is not seen
+  void warps(const F& f) {  // one thread runs the whole warp: races between its lanes are not seen
     phase([&](int thread) {
       if (thread % 32 == 0) f(Warp{thread / 32, 0});
     });

@@ -1,4 +1,4 @@
-"""What imports where: each test runs a process that has torch, and in which some packages cannot be found."""
+"""What an import needs: each test runs a process that has torch but cannot find some other packages."""
 
 from __future__ import annotations
 

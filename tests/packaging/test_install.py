@@ -1,4 +1,4 @@
-"""Installing as a stranger does: a source tree, a fresh environment, plain pip."""
+"""Installing as a new user does: from a source tree, into a fresh environment, with plain pip."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ needs_compiler = pytest.mark.skipif(
 
 
 def copy_tree(copy: Path) -> Path:
-    """So that a build leaves nothing behind in the tree."""
+    """Copies the source tree, so that a build leaves nothing behind in it."""
     ignored = shutil.ignore_patterns(
         ".git", ".venv", "build", "*.egg-info", "__pycache__", "runs", "demo", "*.so", ".*_cache"
     )
@@ -40,10 +40,10 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def pip(python: Path | str, *arguments: object, **environment: str) -> str:
-    """What this environment's pip says when it works for the environment of ``python``."""
+    """Runs this environment's pip on the environment of ``python``, and returns what it prints."""
     command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--python", str(python)]
     command += map(str, arguments)
-    # Python compiles what it imports; pip would compile everything
+    # Python compiles modules when it imports them; pip would compile all of them
     environment = os.environ | {"PIP_COMPILE": "0"} | environment
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -51,7 +51,7 @@ def pip(python: Path | str, *arguments: object, **environment: str) -> str:
 
 
 def make_environment(folder: Path) -> Path:
-    """An environment that sees this one's torch, but has no hyenarec of its own."""
+    """Makes an environment that can import this one's torch, but has no hyenarec."""
     venv.create(folder)
     python = folder / "bin" / "python"
     purelib = subprocess.run(
@@ -66,7 +66,8 @@ def make_environment(folder: Path) -> Path:
     return python
 
 
-# Kernels that are named and compute nothing: in a wheel that is looked at, most of the compiler's time would be theirs.
+# Kernels that have names but compute nothing. Compiling the real ones would take most of the time, and this wheel is
+# only inspected.
 STAND_IN = """
 #include "args.h"
 #define QUOTED(name) #name
@@ -77,7 +78,7 @@ namespace hyenarec::HYENAREC_ISA { const Kernels kernels = {NAME_OF(HYENAREC_ISA
 
 @pytest.fixture(scope="module", params=["stand-in", pytest.param("whole", marks=pytest.mark.slow)])
 def build(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, str]:
-    """A wheel built in isolation where nvcc is broken, what pip said, and with what nvcc was called."""
+    """A wheel built in isolation with a broken nvcc: its path, what pip printed, and what nvcc was called with."""
     source = copy_tree(tmp_path_factory.mktemp("source") / "hyenarec")
     if request.param == "stand-in":
         (source / "csrc/cpu/kernels.cpp").write_text(STAND_IN)
@@ -86,7 +87,7 @@ def build(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     nvcc.write_text(f"#!/bin/sh\necho \"$@\" >> '{called}'\necho 'nvcc error   : it is broken' >&2\nexit 3\n")
     nvcc.chmod(0o755)
     path = os.pathsep.join([str(tools), os.environ["PATH"]])
-    # -O0: this wheel is looked at, not timed
+    # -O0: this wheel is inspected, not timed
     environment = {"PATH": path, "CUDA_HOME": "", "HYENAREC_CXXFLAGS": "-O0"}
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("HYENAREC_CUDA_ARCHS", raising=False)
@@ -129,7 +130,7 @@ def test_a_broken_nvcc_costs_the_cuda_backend_alone(build: tuple[Path, str, str]
 @pytest.mark.skipif(shutil.which("nvcc") is None, reason="no nvcc")
 @pytest.mark.skipif("HYENAREC_CUDA_ARCHS" in os.environ, reason="HYENAREC_CUDA_ARCHS is set")
 def test_nvcc_is_used_where_it_is_found() -> None:
-    """This environment's own extension."""
+    """The extension that is installed in this environment has its CUDA part."""
     from hyenarec_kernels.backends import compiled
 
     assert compiled.probe() is None and compiled.has_cuda()
@@ -137,7 +138,7 @@ def test_nvcc_is_used_where_it_is_found() -> None:
 
 @pytest.fixture
 def cuda_targets(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], list[str]]:
-    """The function of setup.py that reads HYENAREC_CUDA_ARCHS."""
+    """The function of setup.py that interprets HYENAREC_CUDA_ARCHS."""
     monkeypatch.setattr(setuptools, "setup", lambda **options: None)
     found: Callable[[str], list[str]] = runpy.run_path(str(ROOT / "setup.py"))["cuda_targets"]
     return found
@@ -218,7 +219,7 @@ def test_building_asks_for_no_torch(source: Path) -> None:
     assert [name.split(">")[0] for name in requires] == ["setuptools"]
 
 
-# 6 s each; `make test` itself is an editable install
+# 6 s each. Only the plain one runs in `make test`, which itself is an editable install.
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -235,7 +236,7 @@ def test_pip_install(arguments: tuple[str, ...], source: Path, tmp_path: Path) -
     program = (
         "import hyenarec_kernels, sys; from hyenarec_kernels.nn import HyenaMixer; print(hyenarec_kernels.__file__)"
     )
-    bare = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}  # what it names comes first
+    bare = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}  # its folders would come first
     done = subprocess.run([python, "-c", program], capture_output=True, text=True, cwd=tmp_path, env=bare)
     assert done.returncode == 0, done.stderr
     home = source if "--editable" in arguments else tmp_path

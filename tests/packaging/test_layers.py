@@ -1,4 +1,4 @@
-"""The arrows between modules: no circle anywhere, and none that points up.
+"""The imports between modules: there is no cycle, and no module imports from a layer above its own.
 
 Every import counts, also those inside functions and those by name (``import_module("...")``).
 """
@@ -14,8 +14,8 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 PACKAGES = {"hyenarec_kernels": ROOT, "hyenarec": ROOT / "python", "benchmarks": ROOT}
-# From the ground up: a module of a room imports from its own room and those before it in this list. Modules that stand
-# outside of the rooms, such as hyenarec.packing, may be used by all of their package.
+# The layers from the bottom up: a module may import from its own room and from rooms earlier in this list. Modules
+# outside of all rooms, such as hyenarec.packing, may be used by their whole package.
 ROOMS = (
     "hyenarec_kernels.lowrank",
     "hyenarec_kernels.backends",
@@ -41,13 +41,13 @@ def modules() -> dict[str, Path]:
 
 
 def imported(tree: ast.AST, known: set[str]) -> Iterator[str]:
-    """The modules of ours that a module's source imports."""
+    """The modules of this repository (``known``) that a module's source imports."""
     for node in ast.walk(tree):
         names: list[str] = []
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and node.module:
-            # A name is a submodule, or it stands in the package itself.
+            # An imported name is a submodule, or an object of the package itself.
             inside = [f"{node.module}.{alias.name}" for alias in node.names]
             names = [name if name in known else node.module for name in inside]
         elif isinstance(node, ast.Call) and getattr(node.func, "id", "") == "import_module":
@@ -60,7 +60,7 @@ def arrows(sources: dict[str, str]) -> dict[str, set[str]]:
 
 
 def room(module: str) -> int | None:
-    """The place in ROOMS of the closest room; None for a module that stands outside of all of them."""
+    """The index in ROOMS of the innermost room that holds a module; None for a module outside of all rooms."""
     inside = [place for place, name in enumerate(ROOMS) if module == name or module.startswith(f"{name}.")]
     return max(inside, key=lambda place: len(ROOMS[place]), default=None)
 
@@ -82,7 +82,7 @@ def graph() -> dict[str, set[str]]:
 
 def test_no_circles(graph: dict[str, set[str]]) -> None:
     assert len(graph) > 100
-    TopologicalSorter(graph).prepare()  # raises CycleError, which names the circle
+    TopologicalSorter(graph).prepare()  # raises CycleError, which names the modules of the cycle
 
 
 def test_no_arrow_points_up(graph: dict[str, set[str]]) -> None:
@@ -90,7 +90,7 @@ def test_no_arrow_points_up(graph: dict[str, set[str]]) -> None:
 
 
 def test_packages_are_layers(graph: dict[str, set[str]]) -> None:
-    """The kernels know neither the recommender nor the benchmarks, and the recommender knows no benchmark."""
+    """The kernels import neither the recommender nor the benchmarks, and the recommender imports no benchmark."""
     order = list(PACKAGES)
     for module, targets in graph.items():
         for target in targets:

@@ -1,4 +1,4 @@
-"""Chromium without a window, driven through a pipe: what a person sees and clicks."""
+"""Drives Chromium without a window, through a pipe: reads what a person would see, and clicks and types."""
 
 from __future__ import annotations
 
@@ -20,13 +20,14 @@ def program() -> str | None:
 
 
 class Browser:
-    """One page. Messages of the DevTools protocol are JSON, each ended by a zero."""
+    """One page. Messages of the DevTools protocol are JSON, each ended by a zero byte."""
 
     def __init__(self, folder: Path, width: int = 960, height: int = 640) -> None:
         (theirs_in, self._to), (self._from, theirs_out) = os.pipe(), os.pipe()
         command = [program(), "--headless", "--no-sandbox", "--disable-gpu", "--remote-debugging-pipe"]
         command += [f"--user-data-dir={folder}", f"--window-size={width},{height}", "about:blank"]
-        shell = ["sh", "-c", f'exec "$@" 3</dev/fd/{theirs_in} 4>/dev/fd/{theirs_out}', "sh", *command]  # its numbers
+        # Chromium reads commands from file descriptor 3 and writes answers to 4.
+        shell = ["sh", "-c", f'exec "$@" 3</dev/fd/{theirs_in} 4>/dev/fd/{theirs_out}', "sh", *command]
         self._process = subprocess.Popen(
             shell, pass_fds=(theirs_in, theirs_out), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
@@ -49,7 +50,7 @@ class Browser:
         return answer["result"].get("value")
 
     def wait(self, condition: str) -> None:
-        """Until it is true."""
+        """Waits until the JavaScript ``condition`` is true."""
         deadline = time.monotonic() + PATIENCE
         while not self.evaluate(condition):
             assert time.monotonic() < deadline, f"never true: {condition}"
@@ -62,7 +63,7 @@ class Browser:
         return found
 
     def click(self, selector: str) -> None:
-        """The middle of the first such element, wherever it is on the screen."""
+        """Clicks the middle of the first element that matches, and scrolls to it if necessary."""
         found = f"document.querySelector({json.dumps(selector)})"
         self.evaluate(f"{found}.scrollIntoView({{block: 'center'}})")
         box = self.evaluate(f"{found}.getBoundingClientRect().toJSON()")
@@ -71,7 +72,7 @@ class Browser:
             self._call("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
 
     def type(self, text: str) -> None:
-        """Into what was clicked last."""
+        """Types into the element that was clicked last."""
         self._call("Input.insertText", text=text)
 
     def picture(self, path: Path) -> None:

@@ -15,7 +15,8 @@ from hyenarec.cli import main
 
 @pytest.fixture(autouse=True, scope="session")
 def _no_waiting_for_the_disk() -> Iterator[None]:
-    """What is written lasts when a process is killed, as tests do; only without power would it not."""
+    """Skips fsync. Written data survives the killing of a process, which tests do, even without it; only a power
+    failure would lose data."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", lambda descriptor: None)
         yield
@@ -35,13 +36,13 @@ def run(log: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def items(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A table of features of the log's items and of five others."""
+    """A table of features for the log's items and for five others."""
     return write_items(tmp_path_factory.mktemp("items") / "items.parquet")
 
 
 @pytest.fixture(scope="module")
 def featured(log: Path, items: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run on the log with ``items``."""
+    """A run that was trained on the log with the features of ``items``."""
     folder = tmp_path_factory.mktemp("run") / "run"
     main(["train", str(log), "--out", str(folder), *TRAIN, "--item-features", str(items)])
     return folder
@@ -49,8 +50,8 @@ def featured(log: Path, items: Path, tmp_path_factory: pytest.TempPathFactory) -
 
 @pytest.fixture(scope="session")
 def job_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The log of commands in several processes."""
-    from jobs import STORE  # which imports what only these need
+    """The store that tests of commands in several processes train on."""
+    from jobs import STORE  # imports what only these tests need
 
     path = tmp_path_factory.mktemp("log") / "store"
     STORE.save(path)
@@ -59,7 +60,7 @@ def job_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def fails(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
-    """Run a command that must fail with code 2 and one line; returns the line."""
+    """Runs a command that must fail with exit code 2 and a one-line error, and returns the line."""
 
     def check(*arguments: object) -> str:
         with pytest.raises(SystemExit) as stopped:
@@ -75,8 +76,8 @@ def fails(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
 
 @pytest.fixture
 def serve(tmp_path: Path) -> Iterator[Callable[..., Any]]:
-    """Starts a service; its store is ``tmp_path / "events.sqlite"``."""
-    from service_client import services  # which imports what only services need
+    """Starts a service whose store is ``tmp_path / "events.sqlite"``."""
+    from service_client import services  # imports what only services need
 
     with services(tmp_path) as start:
         yield start

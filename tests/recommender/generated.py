@@ -1,4 +1,4 @@
-"""Data that the recommender's tests generate."""
+"""Data that tests of the recommender generate."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ TUNE = ["--dim", "8", "--blocks", "1", "--batch-size", "16", "--device", "cpu", 
 
 
 def make_store(n_users: int = 40, n_items: int = 30, longest: int = 25, seed: int = 0) -> SequenceStore:
-    """Random histories of 1 to ``longest`` events in which each item tends to be followed by the next one."""
+    """Random histories of 1 to ``longest`` events, in which each item tends to be followed by the next one."""
     rng = np.random.default_rng(seed)
     lengths = rng.integers(1, longest + 1, n_users)
     lengths[:2] = (1, longest)
@@ -33,7 +33,7 @@ def make_store(n_users: int = 40, n_items: int = 30, longest: int = 25, seed: in
 
 
 def make_batch(lengths: list[int], n_items: int = 30, seed: int = 0) -> Batch:
-    """Random items and targets; times with ties."""
+    """A packed batch of random items and targets, with times of which some are equal."""
     generator = torch.Generator().manual_seed(seed)
     total = sum(lengths)
     return Batch(
@@ -56,8 +56,8 @@ def write_csv(path: Path, store: SequenceStore) -> Path:
 
 
 def write_items(path: Path, first: int = 100, last: int = 135) -> Path:
-    """Items from ``first`` to ``last``, of which the log of ``make_store`` has 100 to 129; item 105 has no row."""
-    import polars as pl  # which forked processes do without
+    """Writes features of items ``first`` to ``last - 1``, without 105. The log of ``make_store`` has 100 to 129."""
+    import polars as pl  # forked processes cannot use it
 
     items = np.array([item for item in range(first, last) if item != 105])
     rng = np.random.default_rng(0)

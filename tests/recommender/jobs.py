@@ -1,4 +1,4 @@
-"""Commands of this package in several processes, which find each other as torchrun's do."""
+"""Runs commands of this package in several processes, which find each other as torchrun's processes do."""
 
 from __future__ import annotations
 
@@ -15,24 +15,27 @@ from generated import make_store
 
 from hyenarec import plots  # noqa: F401  so that forked processes have it
 from hyenarec.cli import main
-from hyenarec.data.batches import TrainingWindows
+from hyenarec.data.batches import TrainingSlices
 from hyenarec.data.splits import leave_one_out
 from hyenarec.display import console
 
-STORE = make_store(n_users=400)  # two batches of evaluation
+STORE = make_store(n_users=400)  # enough users for two evaluation batches
 LOSS_TOLERANCE = 1e-5  # relative: processes add the same numbers in another order
 OPTIONS = ("--dim", "8", "--blocks", "1", "--max-length", "8", "--device", "cpu", "--warmup-steps", "4")
 
 
 def ragged() -> int:
-    """A batch size whose last batch has one window or two, so that of three processes one has none of it."""
-    windows = len(TrainingWindows(STORE, leave_one_out(STORE), 8, 1))
-    return next(size for size in range(60, 200) if windows % size in (1, 2))
+    """A batch size for which the last batch has only one or two slices, so that one of three processes gets none."""
+    slices = len(TrainingSlices(STORE, leave_one_out(STORE), 8, 1))
+    return next(size for size in range(60, 200) if slices % size in (1, 2))
 
 
 class Command:
-    """A command in several processes, which find each other as those of torchrun do. They are forked, since
-    most of the time of a short training would be imports; polars, which a fork would lock up, has nothing to do."""
+    """A command in several processes, which find each other as torchrun's processes do.
+
+    They are forked, because imports would take most of the time of a short training. They must not use polars, which
+    locks up after a fork.
+    """
 
     def __init__(self, processes: int, out: Path, *arguments: str) -> None:
         with socket.socket() as free:
@@ -61,7 +64,7 @@ class Command:
             main(arguments)
 
     def wait(self, seconds: float = 150) -> list[int | None]:
-        """The exit codes."""
+        """Waits for all processes, kills those that still run after ``seconds``, and returns the exit codes."""
         end = time.monotonic() + seconds
         for worker in self.workers:
             worker.join(max(0.0, end - time.monotonic()))
@@ -75,7 +78,7 @@ class Command:
 
 
 class Job(Command):
-    """``hyenarec train``."""
+    """``hyenarec train`` in several processes."""
 
     def __init__(self, processes: int, store: Path, out: Path, *options: str) -> None:
         arguments = ("train", str(store), "--out", str(out), "--batch-size", str(ragged()), *OPTIONS, *options)

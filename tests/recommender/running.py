@@ -18,7 +18,7 @@ PATIENCE = 60  # seconds
 
 
 def serve(arguments: list[str], constants: dict[str, float], slow: float) -> None:
-    """What the process runs: ``hyenarec serve`` with other constants of its module, and ``slow`` seconds a batch."""
+    """Runs ``hyenarec serve`` with constants of its module replaced, and ``slow`` more seconds for each batch."""
     from hyenarec.cli import main
     from hyenarec.cli import serve as command
     from hyenarec.serving.engine import Engine
@@ -37,8 +37,8 @@ def serve(arguments: list[str], constants: dict[str, float], slow: float) -> Non
 
 
 class Service:
-    """``hyenarec serve`` on a port of its own, the same after each :meth:`start`. Its process is forked from one that
-    has imported everything, so that it starts in a fraction of a second."""
+    """``hyenarec serve`` on a port of its own, which stays the same over each :meth:`start`. Its process is forked from
+    one that has imported everything, so that it starts in a fraction of a second."""
 
     def __init__(self, run: Path, events: str, *, slow: float = 0.0, **constants: float) -> None:
         with socket.create_server(("127.0.0.1", 0)) as free:

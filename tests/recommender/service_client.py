@@ -1,4 +1,4 @@
-"""A service in this process and what its answers should be."""
+"""A service in this process, and what it should answer."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def recommender(mixer: str = "hyena", seed: int = 0, length: int = 12) -> Recomm
 
 @contextmanager
 def services(folder: Path) -> Iterator[Callable[..., TestClient]]:
-    """Starts a service; its store is ``folder / "events.sqlite"``."""
+    """Starts services whose store is ``folder / "events.sqlite"``."""
     clients = []
 
     def start(reader: Recommender | None = None, *, users: int = 100, body_bytes: int = 4096, rate: float = 0.0) -> Any:

@@ -1,4 +1,4 @@
-"""Logs of three events, and what comes of reading them."""
+"""Logs of three events, and helpers that read them."""
 
 from __future__ import annotations
 

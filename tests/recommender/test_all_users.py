@@ -1,4 +1,4 @@
-"""Recommendations for all users of a log: the same as one by one, whatever happens on the way."""
+"""Recommendations for all users of a log equal those for each user alone, whatever interrupts the command."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ COMMAND = [sys.executable, "-c", "from hyenarec.cli import main; main()"]
 
 @pytest.fixture(autouse=True)
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(all_users, "USERS_A_PART", 7)  # 6 parts of 40 users
+    monkeypatch.setattr(all_users, "USERS_A_PART", 7)  # 40 users in 6 parts
 
 
 def recommend(run: Path, out: Path, *options: object) -> Path:
@@ -46,7 +46,7 @@ def recommend(run: Path, out: Path, *options: object) -> Path:
 
 @pytest.fixture
 def one_by_one(run: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., list[dict[str, Any]]]:
-    """What ``recommend --users --json`` answers to each user of the log."""
+    """The answers of ``recommend --users --json`` for every user of the log."""
 
     def ask(*options: object) -> list[dict[str, Any]]:
         capsys.readouterr()
@@ -60,7 +60,8 @@ def one_by_one(run: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., l
 def test_everyone_gets_what_they_would_get_alone(
     run: Path, tmp_path: Path, one_by_one: Callable[..., list[dict[str, Any]]]
 ) -> None:
-    """Of all kinds, with names and filters; names that hold separators, quotes and line feeds stay whole."""
+    """Every kind of output file gives the same answers, with names and filters. Names that hold separators, quotes and
+    line feeds stay whole."""
     deny = tmp_path / "deny.txt"
     deny.write_text("105\n106\n")
     names = [f'"{n}", [b]\n<i>' if n % 2 else None for n in range(30)]
@@ -84,7 +85,7 @@ def test_everyone_gets_what_they_would_get_alone(
         found = list(csv.reader(file))
     assert found[0] == frame.columns
     assert [row[:4] for row in found[1:]] == [[row[0], str(row[1]), str(row[2]), row[3] or ""] for row in rows]
-    plain = pl.read_parquet(recommend(run, tmp_path / "all.parquet", "--deny", deny))  # its own is replaced
+    plain = pl.read_parquet(recommend(run, tmp_path / "all.parquet", "--deny", deny))  # replaces the command's own file
     assert plain.equals(frame.drop("name"))
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "all.csv", "all.jsonl", "all.parquet", "deny.txt", "items.parquet",
@@ -92,7 +93,7 @@ def test_everyone_gets_what_they_would_get_alone(
 
 
 def assert_alike(found: list[dict[str, Any]], expected: list[dict[str, Any]]) -> None:
-    """The same answers; scores to the rounding that the size of a batch makes."""
+    """Asserts that answers are the same, and scores equal up to the rounding that depends on the size of a batch."""
     for one, other in zip(found, expected, strict=True):
         scores = [[entry.pop("score") for entry in answer.get("recommendations", [])] for answer in (one, other)]
         assert scores[0] == pytest.approx(scores[1], abs=2e-4)
@@ -112,7 +113,7 @@ def test_users_without_an_answer(run: Path, log: Path, tmp_path: Path, capsys: p
     assert answers["user-000"]["unknown"] == ["NEW"] and len(answers["user-000"]["recommendations"]) == 4
     table = pl.read_parquet(recommend(run, tmp_path / "all.parquet", "--data", grown, "--exclude-seen"))
     assert table["user"].n_unique() == 40 and {"all", "new"}.isdisjoint(table["user"])
-    (tmp_path / "one.txt").write_text("100\n")  # which nearly everyone has had, or nobody: a part may be empty
+    (tmp_path / "one.txt").write_text("100\n")  # nearly everyone has had it: a part may be empty
     few = pl.read_parquet(recommend(run, tmp_path / "few.parquet", "--allow", tmp_path / "one.txt"))
     assert set(few["item"]) <= {100} and 0 < len(few) < 40
 
@@ -154,8 +155,11 @@ main({arguments!r})
 
 
 def killed(run: Path, out: Path, call: int, number: str = "SIGKILL") -> subprocess.CompletedProcess[str]:
-    """The command, which a signal hits at its ``call``-th fsync: of a file before it gets its name, then of the
-    folder. The job's description has two, so have each of six parts and their join."""
+    """Runs the command, which a signal hits at its ``call``-th fsync.
+
+    A file is synced before it gets its name, and then its folder: two fsyncs for the job's description, two for each of
+    the six parts, and two for the joined file.
+    """
     arguments = ["recommend", str(run), "--all-users", "--out", str(out), "--k", "4"]
     program = KILLED.format(call=call, signal=number, arguments=arguments)
     if number == "SIGKILL":
@@ -163,7 +167,7 @@ def killed(run: Path, out: Path, call: int, number: str = "SIGKILL") -> subproce
     return subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
 
 
-MOMENTS = {1: 0, 5: 1, 6: 2, 15: 6, 16: 6}  # and how many parts are there then
+MOMENTS = {1: 0, 5: 1, 6: 2, 15: 6, 16: 6}  # call: how many parts there are then
 SLOW = [pytest.param(call, marks=pytest.mark.slow) for call in (*range(2, 5), *range(7, 15))]
 
 
@@ -203,7 +207,7 @@ def test_parts_of_another_job_are_made_anew(run: Path, tmp_path: Path, capsys: p
 
 @pytest.mark.parametrize("description", [None, b"", b"[" * 100_000, b"[]"])
 def test_parts_without_a_description_are_of_no_job(description: bytes | None, run: Path, tmp_path: Path) -> None:
-    """As a kill leaves them that comes while parts are removed."""
+    """A kill while parts are being removed leaves parts like these."""
     folder = tmp_path / "all.csv.parts"
     folder.mkdir()
     (folder / "000001-0.part").write_text("half")
@@ -306,7 +310,7 @@ print(re.search(r"VmHWM:\\s+(\\d+) kB", open("/proc/self/status").read())[1])
 
 
 def peak_kib(run: Path, folder: Path, users: int, kind: str) -> int:
-    """Of a process that recommends 28 items to each of ``users``."""
+    """The peak memory of a process that recommends 28 items to each of ``users``."""
     lengths = np.full(users, 2)
     ids = Ids.from_values(list(range(users))), Ids.from_values(list(range(100, 130)))
     events = np.arange(2 * users, dtype=np.int32) % 30
@@ -321,6 +325,7 @@ def peak_kib(run: Path, folder: Path, users: int, kind: str) -> int:
 
 @pytest.mark.parametrize("kind", [".parquet", *(pytest.param(kind, marks=pytest.mark.slow) for kind in (".csv",))])
 def test_memory_does_not_grow_with_users(kind: str, run: Path, tmp_path: Path) -> None:
-    """Of 27,000 more users 750,000 recommendations need 2 MiB more; if kept, 9 as arrays or 150 as objects."""
+    """27,000 more users, with 750,000 recommendations, need 2 MiB more. Keeping these would need 9 MiB as arrays or 150
+    as objects."""
     few, many = (peak_kib(run, tmp_path, users, kind) for users in (3072, 30_000))
     assert many - few < 8 << 10

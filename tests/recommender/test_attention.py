@@ -1,4 +1,4 @@
-"""SASRec's attention in its best form: packed sequences in torch's flash kernel give what the rectangle gives."""
+"""SASRec's attention in its fastest form: packed sequences in torch's flash kernel give what a padded batch gives."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ CAUSAL = {"window_size": (-1, 0)}
 
 
 def flash(q: Tensor, k: Tensor, v: Tensor, bounds_q: Tensor, bounds_k: Tensor, *longest: int, **rule: Any) -> Tensor:
-    """What the flash kernel computes, sequence by sequence."""
+    """Computes what the flash kernel computes, one sequence at a time."""
     assert bounds_q.dtype == torch.int32 and longest == (17, 17)
     causal = rule == CAUSAL
     assert causal or not rule
@@ -45,11 +45,11 @@ def test_packed_equals_padded(name: str, monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_only_bfloat16_on_a_gpu_goes_packed() -> None:
-    assert not attention.takes_packed(torch.zeros(4, 3, 2, 8, dtype=torch.bfloat16))  # a CPU has no such kernel
+    assert not attention.takes_packed(torch.zeros(4, 3, 2, 8, dtype=torch.bfloat16))  # CPUs have no such kernel
 
 
 def test_without_a_gpu_nothing_is_compiled() -> None:
-    """The module of torch's flash attention imports TorchDynamo, which takes as long as torch itself."""
+    """torch's flash attention is not imported: its module imports TorchDynamo, which takes as long as torch itself."""
     program = """
 import sys, torch
 from hyenarec.config import ModelConfig

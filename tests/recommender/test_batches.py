@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from generated import make_store
 
-from hyenarec.data.batches import TrainingWindows, evaluation_batches, pack_histories
+from hyenarec.data.batches import TrainingSlices, evaluation_batches, pack_histories
 from hyenarec.data.splits import leave_one_out
 
 
@@ -18,11 +18,11 @@ def test_an_epoch_predicts_every_training_event_but_the_first_once(max_length: i
     for user in range(store.n_users):
         history = store.items[store.offsets[user] : split.train_ends[user]].tolist()
         expected += list(pairwise(history))
-    windows = TrainingWindows(store, split, max_length, batch_size=3)
-    assert windows.tokens == len(expected)
+    slices = TrainingSlices(store, split, max_length, batch_size=3)
+    assert slices.tokens == len(expected)
     pairs = []
-    batches = list(windows.epoch(seed=1, epoch=0))
-    assert len(batches) == len(windows)
+    batches = list(slices.epoch(seed=1, epoch=0))
+    assert len(batches) == len(slices)
     for batch in batches:
         assert batch.packing.max_length <= max_length
         assert batch.targets is not None
@@ -32,10 +32,10 @@ def test_an_epoch_predicts_every_training_event_but_the_first_once(max_length: i
 
 def test_epoch_order_is_fixed_by_seed_and_epoch_and_can_be_skipped_into() -> None:
     store = make_store()
-    windows = TrainingWindows(store, leave_one_out(store), 5, batch_size=4)
+    slices = TrainingSlices(store, leave_one_out(store), 5, batch_size=4)
 
     def items(seed: int, epoch: int, skip: int = 0) -> list[list[int]]:
-        return [batch.items.tolist() for batch in windows.epoch(seed, epoch, skip)]
+        return [batch.items.tolist() for batch in slices.epoch(seed, epoch, skip)]
 
     assert items(0, 0) == items(0, 0)
     assert items(0, 0) != items(0, 1)

@@ -1,4 +1,4 @@
-"""A big log read some users at a time is the store that reading it whole gives."""
+"""A big log that is read in groups of users becomes the same store as when it is read as a whole."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from hyenarec.errors import UserError
 
 
 def frame(events: int = 3_000, **changes: Any) -> pl.DataFrame:
-    """Rows in any order, many at equal times, some twice."""
+    """Random rows in any order, many with equal times, and some twice."""
     rng = np.random.default_rng(0)
     columns = {
         "user_id": rng.geometric(0.02, events) * 7 - 50,
@@ -42,7 +42,7 @@ FORMS = {
 
 @pytest.fixture(autouse=True)
 def small_groups(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Every log is big, and has some groups of users; their lines."""
+    """Makes every log count as big, and divides it into several groups of users. Returns a list for progress lines."""
     monkeypatch.setattr(big_logs, "BIG", 0)
     monkeypatch.setattr(big_logs, "EVENTS_AT_A_TIME", 700)
     monkeypatch.setattr(big_logs, "EVENTS_OF_A_GROUP", 500)
@@ -160,7 +160,7 @@ def test_parts_that_differ_only_in_width_or_other_columns(
     log = folder_of(tmp_path / "log", *(parts[::-1] if turned else parts))
     with opened_log(log, tmp_path, small_groups.append) as store:
         assert store.fingerprint() == read_log(log).fingerprint()
-    assert small_groups  # and so in bounded memory
+    assert small_groups  # so it was read in bounded memory
 
 
 def test_folders_of_partitions_are_read_in_bounded_memory(tmp_path: Path, small_groups: list[str]) -> None:
@@ -168,7 +168,7 @@ def test_folders_of_partitions_are_read_in_bounded_memory(tmp_path: Path, small_
     with opened_log(log, tmp_path, small_groups.append) as store:
         assert store.fingerprint() == read_log(log).fingerprint()
     assert small_groups
-    whole = read_log(log, user="day")  # whose names hold users: not so
+    whole = read_log(log, user="day")  # folders whose names hold users are not read so
     with opened_log(log, tmp_path, user="day") as store:
         assert store.fingerprint() == whole.fingerprint()
 
@@ -220,7 +220,7 @@ def test_a_log_that_changes_while_it_is_read(change: Any, message: str, tmp_path
     log = folder_of(tmp_path / "log", frame(), frame())
 
     def told(line: str) -> None:
-        if line.startswith("dealing out events 1 "):  # users and items are found
+        if line.startswith("dealing out events 1 "):  # users and items are known by then
             change(log / "1.parquet")
 
     with pytest.raises(UserError, match=message), opened_log(log, tmp_path, told):
@@ -241,7 +241,7 @@ def test_integers_of_128_bits_are_read_whole(tmp_path: Path) -> None:
         assert store.fingerprint() == read_log(tmp_path / "log.parquet").fingerprint()
 
 
-@pytest.mark.parametrize("room", [1_000, 20_000])  # bytes: while events are dealt out, while they are put in order
+@pytest.mark.parametrize("room", [1_000, 20_000])  # bytes: full while events are dealt out, or put in order
 def test_a_full_disk_is_one_line(room: int, tmp_path: Path) -> None:
     frame().write_parquet(tmp_path / "log.parquet")
     program = f"""
@@ -269,6 +269,6 @@ def test_what_a_killed_process_left_goes(tmp_path: Path) -> None:
     with opened_log(tmp_path / "log.parquet", tmp_path):
         alive = list(tmp_path.glob("hyenarec-*"))
         assert len(alive) == 2 and tmp_path / "hyenarec-dead.tmp" not in alive
-        with opened_log(tmp_path / "log.parquet", tmp_path):  # which leaves alone what is in use
+        with opened_log(tmp_path / "log.parquet", tmp_path):  # leaves alone what is in use
             assert all(folder.exists() for folder in alive)
     assert list(tmp_path.glob("hyenarec-*")) == [tmp_path / "hyenarec-foreign.tmp"]

@@ -1,4 +1,4 @@
-"""Metrics by kind of target, coverage and novelty, and the item-to-item baseline, each against a loop or by hand."""
+"""Metrics by kind of target, coverage and novelty, and the item-to-item baseline equal loops or figures by hand."""
 
 import math
 from collections import defaultdict
@@ -50,7 +50,7 @@ def test_buckets_are_named_after_what_they_hold() -> None:
 
 
 def test_coverage_and_novelty_by_hand() -> None:
-    counts = np.array([7, 3, 1, 1])  # and one each: 8, 4, 2, 2 of 16 events
+    counts = np.array([7, 3, 1, 1])  # with one added to each: 8, 4, 2, 2 of 16 events
     shown = np.array([3, 0, 1, 0])
     found = metrics_of(Ranking(np.array([0]), np.array([1]), shown), counts)
     assert found["coverage@10"] == 0.5
@@ -59,7 +59,7 @@ def test_coverage_and_novelty_by_hand() -> None:
 
 
 class Fixed:
-    """The same scores for everyone: the higher the index the better."""
+    """Gives everyone the same scores, which grow with the index of the item."""
 
     def __init__(self, n_items: int) -> None:
         self.n_items = n_items
@@ -107,7 +107,7 @@ def test_breakdowns_partition_the_targets() -> None:
 
 @pytest.mark.parametrize("chunk", [1 << 24, 7])
 def test_transitions_against_a_loop(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A user of one event, one of none, and a target without an item before it."""
+    """The log has a user with one event, users with none, and a target with no item before it."""
     monkeypatch.setattr("hyenarec.breakdown.CHUNK", chunk)
     offsets = np.array([0, 0, 1, 40, 41, 80, 80])
     items = np.random.default_rng(0).integers(0, 4, 80, dtype=np.int32)
@@ -130,7 +130,7 @@ def test_transitions_against_a_loop(chunk: int, monkeypatch: pytest.MonkeyPatch)
 
 @pytest.mark.parametrize("every", [1, 3])
 def test_item_to_item_against_a_loop(every: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of a large log, every third user's events say what follows what."""
+    """In a large log, only every third user's events are counted."""
     store = make_store(n_items=12)
     monkeypatch.setattr(
         "hyenarec.baselines.MOST_EVENTS", int(training_counts(store, leave_one_out(store)).sum()) // every + 1
@@ -157,7 +157,7 @@ def test_item_to_item_against_a_loop(every: int, monkeypatch: pytest.MonkeyPatch
 
 def test_item_to_item_keeps_the_best_followers_and_falls_back_on_popularity() -> None:
     n_items = NEIGHBOURS + 20
-    # Item 0 is followed by every other, the last ones twice; two more users have items of their own.
+    # Item 0 is followed by every other item, by the last five twice. One more user has two items of their own.
     pairs = [(0, item) for item in range(1, n_items - 2)] + [(0, item) for item in range(n_items - 7, n_items - 2)]
     histories = [*pairs, (n_items - 2, n_items - 1)]
     items = np.array(histories, dtype=np.int32).ravel()

@@ -1,4 +1,4 @@
-"""Which events a key-value cache still holds, and that attention to them is what a step computes."""
+"""Which events a key-value cache holds, and that a step computes attention to exactly these."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def make(policy: Any, room: int | None) -> AttentionMixer:
     options = AttentionConfig(cache=policy, cache_events=room)
     mixer = AttentionMixer(ModelConfig(mixer="attention", dim=DIM, max_length=LENGTH, attention=options), 0).double()
     with torch.no_grad():
-        mixer.qkv.weight *= 4  # so that some events are attended to more than others
+        mixer.qkv.weight *= 4  # some events then get more attention than others
     return mixer
 
 
@@ -30,7 +30,7 @@ def events(length: int = LENGTH, sequences: int = 2) -> Tensor:
 
 
 def attend(mixer: AttentionMixer, event: Tensor, held: Tensor) -> Tensor:
-    """The mixer's output for ``event`` (D,) that attends to the events ``held`` (n, D)."""
+    """The mixer's output for ``event`` (D,) if it attends to the events ``held`` (n, D)."""
     q = mixer.qkv(event)[:DIM].view(2, -1)
     k, v = (part.view(len(held), 2, -1) for part in mixer.qkv(held)[:, DIM:].chunk(2, -1))
     weights = (torch.einsum("hd,nhd->nh", q, k) / (DIM / 2) ** 0.5).softmax(0)
@@ -42,7 +42,7 @@ def last(seen: list[int], room: int) -> list[int]:
 
 
 def importance(mixer: AttentionMixer, x: Tensor, older: list[int], recent: list[int]) -> Tensor:
-    """Mean attention of the ``recent`` events to the ``older`` ones, (n,)."""
+    """Mean attention of the ``recent`` events to each of the ``older`` ones, (n,)."""
     q = mixer.qkv(x[recent])[:, :DIM].view(len(recent), 2, -1)
     k = mixer.qkv(x[older])[:, DIM : 2 * DIM].view(len(older), 2, -1)
     return (torch.einsum("mhd,nhd->mhn", q, k) / (DIM / 2) ** 0.5).softmax(-1).mean((0, 1))
@@ -62,7 +62,7 @@ def test_with_room_for_all_a_step_is_the_forward(policy: str) -> None:
 @pytest.mark.parametrize("first", [0, 3, 5, 17])
 @torch.no_grad()
 def test_a_window_holds_the_last_events(first: int) -> None:
-    """From no events on, and from histories shorter and longer than the window, as long as it, and unequal."""
+    """This holds from an empty state, and after histories that are shorter or longer than the window or fill it."""
     mixer, x, room = make("window", 5), events(), 5
     begun = [first, max(first - 2, 0)]
     if first:
@@ -96,13 +96,13 @@ def test_citrus_keeps_what_the_last_events_attend_to() -> None:
         held.append(t)
         mixed, state = mixer.step(x[t], state)
         torch.testing.assert_close(mixed[0], attend(mixer, x[t, 0], x[held, 0]))
-    assert dropped_out_of_order  # or a window would have done the same
+    assert dropped_out_of_order  # otherwise a window would have passed too
     assert state["events"].tolist() == [LENGTH] and state["held"].tolist() == [len(held)]
 
 
 @torch.no_grad()
 def test_citrus_prefill_drops_at_once() -> None:
-    """Histories that fit stay whole; of the others the last chunk stays and the most attended."""
+    """Prefill keeps histories that fit, and of longer ones the last chunk and the events with the most attention."""
     mixer, x, room = make("citrus", 16), events(), 16
     lengths = [30, 15]
     _, state = mixer.prefill(

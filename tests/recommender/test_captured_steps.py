@@ -1,4 +1,4 @@
-"""What a CUDA graph can capture of a recommender: its whole training step, reading histories, and a serving step."""
+"""A CUDA graph can capture a recommender's whole training step, the reading of histories, and a serving step."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_training_step(loss: str, embedding: str) -> None:
             sampled_softmax(hidden, *table, batch.targets, negatives, log_q).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
-    assert recorder.names.count("hyenarec.legendre_conv_backward.default") == 2  # one a block
+    assert recorder.names.count("hyenarec.legendre_conv_backward.default") == 2  # one per block
 
 
 def test_serving(monkeypatch: pytest.MonkeyPatch) -> None:

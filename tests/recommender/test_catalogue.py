@@ -1,4 +1,4 @@
-"""Whole catalogues: exact passes in blocks, and the approximate index."""
+"""Passes over whole catalogues in blocks, which are exact, and the approximate index."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_without_faiss_one_line_says_what_to_install(monkeypatch: pytest.MonkeyP
 
 
 def large_model(items: int) -> SequenceModel:
-    """Items in groups, as trained embeddings lie, and biases, of which the best items depend as well."""
+    """Items form groups, as trained embeddings do, and have biases that also decide which items are best."""
     generator = torch.Generator().manual_seed(0)
     model = SequenceModel(MODEL, items)
     groups = torch.randn(50, MODEL.dim, generator=generator)
@@ -62,7 +62,7 @@ def test_the_index_finds_nearly_all_of_the_best() -> None:
     best = exact.topk(10)
     index = NearestItems(model)
     scores, places = index.search(hidden, 10)
-    torch.testing.assert_close(scores, exact.gather(1, places))  # what it finds is scored exactly
+    torch.testing.assert_close(scores, exact.gather(1, places))  # the scores of what it finds are exact
     assert (scores.diff(dim=1) <= 0).all()
 
     def recall(found: torch.Tensor) -> float:
@@ -70,7 +70,7 @@ def test_the_index_finds_nearly_all_of_the_best() -> None:
         return float(np.mean([len({*ours} & {*theirs}) / 10 for ours, theirs in pairs]))
 
     assert recall(places) > 0.95
-    assert recall((hidden @ model.items.weight.T).topk(10).indices) < 0.95  # without biases it would be others
+    assert recall((hidden @ model.items.weight.T).topk(10).indices) < 0.95  # ignoring biases finds other items
     seen = [row.numpy().astype(np.int32) for row in best.indices[:, :3]]
     _, without = index.search(hidden, 7, seen)
     for ours, gone in zip(without.tolist(), seen, strict=True):
@@ -82,7 +82,7 @@ def test_the_index_finds_nearly_all_of_the_best() -> None:
 
 
 def test_an_approximate_recommender_answers_as_the_exact_one(run: Path) -> None:
-    """On a catalogue that its index finds whole."""
+    """This is tested on a catalogue that is small enough for the index to find everything."""
     pytest.importorskip("faiss")
     recommender = Recommender.load(run)
     for exclude_seen in (True, False):

@@ -1,4 +1,4 @@
-"""Files that change while they are read, or while a training runs on them: one line, or what was there before."""
+"""If files change while they are read or trained on, there is a one-line error, or the old content is used."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def touched(store: Path) -> None:
 
 
 def after_steps(monkeypatch: pytest.MonkeyPatch, steps: int, change: Callable[[], None]) -> None:
-    """``change`` happens once, after so many steps of a training."""
+    """Calls ``change`` once, after ``steps`` steps of a training."""
     step, done = Trainer.step, [0]
 
     def changing(self: Trainer, *arguments: Any) -> Any:
@@ -77,7 +77,8 @@ def after_steps(monkeypatch: pytest.MonkeyPatch, steps: int, change: Callable[[]
 def test_a_training_never_reads_what_was_written_over_its_store(
     change: Callable[[Path], None], saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With the store as it was the same command then ends with the bits of a run that nobody disturbed."""
+    """Training refuses a changed store. With the original store back, the same command ends with the bits of an
+    undisturbed run."""
     train(tmp_path / "whole", make_store())
     with monkeypatch.context() as patch, pytest.raises(UserError, match=WRITTEN):
         after_steps(patch, 15, lambda: change(saved))  # in the second epoch
@@ -160,7 +161,7 @@ def test_a_log_that_is_written_while_it_is_read(kind: str, tmp_path: Path, monke
 
 
 def test_a_catalogue_whose_rows_move_between_ids_and_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is read once for the ids and once for the names."""
+    """The catalogue is read once for the ids and once for the names, and may change in between."""
     catalogue, ids = tmp_path / "items.csv", make_store().item_ids
     catalogue.write_text("item_id,name\n100,one\n101,two\n")
     assert read_names(catalogue, ids) == {100: "one", 101: "two"}
@@ -169,7 +170,7 @@ def test_a_catalogue_whose_rows_move_between_ids_and_names(tmp_path: Path, monke
     def disturbed(*arguments: Any, **options: Any) -> Any:
         found = read(*arguments, **options)
         catalogue.write_text("item_id,name\n101,two\n100,one\n")
-        os.utime(catalogue, ns=(1, 1))  # as clocks tick slowly
+        os.utime(catalogue, ns=(1, 1))  # as a coarse clock would show it
         return found
 
     monkeypatch.setattr(names, "_read_ids", disturbed)

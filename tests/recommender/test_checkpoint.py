@@ -38,7 +38,7 @@ def test_truncated_file(tmp_path: Path, keep: int) -> None:
 
 
 def test_every_single_bit_matters(tmp_path: Path) -> None:
-    """Or is of no consequence: a file with one bit flipped is refused in one line, or read as it was written."""
+    """A file with one bit flipped is refused in one line, or read as it was written if the bit has no effect."""
     path = tmp_path / "x.safetensors"
     tensors = {"a": torch.tensor([1.0, -2.0]), "b": torch.tensor([3], dtype=torch.int64)}
     checkpoint.save(path, tensors, {"seed": 1, "text": "ü"})
@@ -59,7 +59,7 @@ def test_every_single_bit_matters(tmp_path: Path) -> None:
 
 
 def test_equal_checkpoints_have_equal_bytes(tmp_path: Path) -> None:
-    """In every process, whatever the order in which tensors and entries come."""
+    """They are equal in every process, whatever the order of tensors and entries."""
     program = """
 import sys, torch
 from pathlib import Path
@@ -77,7 +77,7 @@ def test_a_file_that_may_not_be_read_is_not_called_damaged(tmp_path: Path, monke
     path = tmp_path / "x.safetensors"
     checkpoint.save(path, {"a": torch.zeros(1)}, {})
 
-    def refuse(*_: object) -> None:  # what root, who may read everything, would not see
+    def refuse(*_: object) -> None:  # simulated, because root may read everything
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(Path, "open", refuse)
@@ -117,7 +117,7 @@ def test_disk_full_keeps_the_old_file_and_leaves_nothing_behind(tmp_path: Path) 
     path = tmp_path / "x.safetensors"
     checkpoint.save(path, {"a": torch.zeros(3)}, {})
     old = path.read_bytes()
-    # A file-size limit makes the system itself refuse the write, as a full disk does.
+    # With a limit on file sizes the system itself refuses the write, as with a full disk.
     program = f"""
 import resource, signal, torch
 from pathlib import Path
@@ -158,7 +158,7 @@ def test_optimizer_state_round_trip() -> None:
 
 
 def test_a_file_of_parts_is_that_of_the_whole(tmp_path: Path) -> None:
-    """A table that comes in blocks is never whole, and is written to the same bytes."""
+    """A table that comes in blocks, and is never whole in memory, is written to the same bytes."""
     whole = np.arange(50_000, dtype=np.float32).reshape(-1, 5)
     others = {"b": np.arange(3, dtype=np.int64), "c": np.zeros(0, np.float32)}
 

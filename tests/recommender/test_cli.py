@@ -41,7 +41,7 @@ def test_evaluate_repeats_the_runs_own_test(run: Path, tmp_path: Path, capsys: p
     assert report["metrics"] == json.loads((run / "result.json").read_text())["test"]
 
 
-@pytest.mark.slow  # test_serving_commands.py shows it of the same command's tables
+@pytest.mark.slow  # test_serving_commands.py tests the same on this command's tables
 def test_a_reader_that_leaves_early_is_no_error(run: Path) -> None:
     command = [sys.executable, "-c", "from hyenarec.cli import main; main()", "recommend", str(run)]
     command += ["--users", "user-004", "--json"]

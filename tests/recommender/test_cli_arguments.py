@@ -1,4 +1,4 @@
-"""What a command line may say, and which files it may replace."""
+"""What a command line may contain, and which files a command may replace."""
 
 from __future__ import annotations
 
@@ -133,7 +133,7 @@ def test_heads_are_checked_where_there_are_heads(log: Path, tmp_path: Path, fail
     assert (tmp_path / "gru" / "result.json").exists()
 
 
-# Files that are there already ---------------------------------------------------------------------
+# Files that exist already -------------------------------------------------------------------------
 
 
 def test_only_our_own_files_are_replaced(
@@ -163,14 +163,14 @@ def test_only_our_own_files_are_replaced(
             assert line == f"{own}: there already, and not written by hyenarec; choose another name or remove it"
             assert own.read_text() == content
         own.unlink()
-    (tmp_path / "x.txt").write_text('{"written_by": "hyenarec evaluate"}')  # its own, but no picture
+    (tmp_path / "x.txt").write_text('{"written_by": "hyenarec evaluate"}')  # written by hyenarec, but no picture
     line = fails("inspect", run, "--out", tmp_path / "x.txt")
     assert line.endswith("x.txt: there already, and not written by hyenarec; choose another name or remove it")
     for command, name in (("inspect", "y.JSON"), ("evaluate", "y.png")):
         wanted = {"inspect": ("--out", "PNG"), "evaluate": ("--json-out", "JSON")}[command]
         assert f"{name}: what is written here is {wanted[1]}" in fails(command, run, wanted[0], tmp_path / name)
         assert not (tmp_path / name).exists()
-    for _ in range(2):  # its own, again
+    for _ in range(2):  # may replace its own files
         for name in ("x.png", "x.json"):
             main([str(part) for part in commands[name]])
             assert (tmp_path / name).stat().st_size > 100

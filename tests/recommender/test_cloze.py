@@ -12,7 +12,7 @@ from test_training import interrupt_after_one_epoch, same, train, weights
 from hyenarec import cloze
 from hyenarec.cloze import hide_events, hide_next
 from hyenarec.config import ModelConfig, TrainingConfig
-from hyenarec.data.batches import Batch, TrainingWindows, evaluation_batches
+from hyenarec.data.batches import Batch, TrainingSlices, evaluation_batches
 from hyenarec.data.splits import leave_one_out
 from hyenarec.evaluation import rank_targets
 from hyenarec.mixers import MIXERS
@@ -43,7 +43,7 @@ def test_hidden_events_are_the_targets_and_the_rest_is_left_as_it_was() -> None:
     last = batch.targets[batch.packing.last].tolist()
     want = [[*items, after] for items, after in zip(sequences(batch), last, strict=True)]
     items = hidden.items.clone()
-    assert not items[hidden.masked].any()  # the answer is nowhere in the batch's items
+    assert not items[hidden.masked].any()  # the answers are nowhere in the batch's items
     items[hidden.masked] = hidden.targets
     assert sequences(replace(hidden, items=items)) == want
     assert hidden.packing.max_length == max(LENGTHS) + 1
@@ -61,7 +61,7 @@ def test_the_share_of_hidden_events() -> None:
 
 @pytest.mark.parametrize("mixer", BIDIRECTIONAL)
 def test_what_is_hidden_does_not_leak(mixer: str) -> None:
-    """Changing the item of every hidden event leaves all hidden states alone; changing another one does not."""
+    """Changing the items of hidden events changes no hidden state; changing any other event's item does."""
     model, batch = make_model(mixer), hide_events(make_batch(LENGTHS))
     assert batch.masked is not None
     items = batch.items.clone()
@@ -95,7 +95,7 @@ def test_scores_ask_for_the_item_after_the_history(mixer: str) -> None:
 
 @pytest.mark.parametrize("mixer", BIDIRECTIONAL)
 def test_evaluation_shows_the_model_what_it_shows_every_other(mixer: str) -> None:
-    """The same histories, the same exclusion: only the model's own input has the masked item."""
+    """The model gets the same histories with the same exclusion; it adds the masked item only to its own input."""
     store = make_store()
     targets, seen = leave_one_out(store).test, []
 
@@ -111,7 +111,7 @@ def test_evaluation_shows_the_model_what_it_shows_every_other(mixer: str) -> Non
     for got, batch in zip(seen, want, strict=True):
         assert got.masked is None and torch.equal(got.items, batch.items)
     with torch.inference_mode():
-        for batch in want:  # whole histories of max_length events fit beside the masked item
+        for batch in want:  # the masked item fits in beside a history of max_length events
             assert batch.packing.max_length == 6 and model.scores(batch).isfinite().all()
 
 
@@ -150,12 +150,12 @@ def test_an_interrupted_run_hides_the_same_events(tmp_path: Path, monkeypatch: p
 
 
 def test_windows_hold_every_training_event() -> None:
-    """What the masked items are drawn from: each window and the item after it."""
+    """Masked items are drawn from each slice and the item after it, which together are all training events."""
     store = make_store()
     split = leave_one_out(store)
-    windows = TrainingWindows(store, split, max_length=100, batch_size=7)
+    slices = TrainingSlices(store, split, max_length=100, batch_size=7)
     held: list[int] = []
-    for batch in windows.epoch(0, 0):
+    for batch in slices.epoch(0, 0):
         whole = hide_events(batch)
         assert whole.targets is not None and whole.masked is not None
         held += whole.items.index_copy(0, whole.masked, whole.targets).tolist()

@@ -1,4 +1,4 @@
-"""A model whose steps run as compiled programs: what these are given."""
+"""A model whose steps run as compiled programs: which inputs these programs get."""
 
 from __future__ import annotations
 
@@ -17,13 +17,14 @@ from hyenarec.packing import Packing
 
 
 def transposed(values: Tensor) -> Tensor:
-    """A copy whose last dimension is not the fastest."""
+    """A copy whose last dimension is not contiguous."""
     return values.clone().transpose(0, -1).contiguous().transpose(0, -1)
 
 
 @pytest.mark.parametrize("mixer", ["hyena", "gru"])
 def test_a_package_gets_contiguous_states(mixer: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It takes them for granted, and would read other numbers; states of any strides go in."""
+    """A package assumes that its inputs are contiguous, and would otherwise read wrong numbers. States with any strides
+    are therefore copied."""
     made: dict[Path, Any] = {}
 
     def load(path: Path) -> Any:

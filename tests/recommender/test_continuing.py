@@ -1,4 +1,4 @@
-"""Going on from a trained run with later events, new users and new items."""
+"""Training continues from a trained run with later events, new users and new items."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from test_training import CONFIG, MODEL, SOURCE, same, weights
 from hyenarec import checkpoint
 from hyenarec.cli import main
 from hyenarec.continuing import Start, known_until, load_start, take_over, trained_until, with_items_of
-from hyenarec.data.batches import TrainingWindows
+from hyenarec.data.batches import TrainingSlices
 from hyenarec.data.ids import Ids
 from hyenarec.data.splits import global_temporal, leave_one_out
 from hyenarec.data.store import SequenceStore
@@ -35,7 +35,7 @@ Logs = tuple[SequenceStore, SequenceStore, SequenceStore]
 
 
 def part_of(store: SequenceStore, kept: NDArray[np.bool_]) -> SequenceStore:
-    """The log of some events of ``store`` alone: its users and items are those that have any."""
+    """A log of the chosen events of ``store``, with only the users and items that occur in them."""
     users = np.repeat(np.arange(store.n_users), np.diff(store.offsets))[kept]
     own, lengths = np.unique(users, return_counts=True)
     items, places = np.unique(store.items[kept], return_inverse=True)
@@ -51,8 +51,8 @@ def part_of(store: SequenceStore, kept: NDArray[np.bool_]) -> SequenceStore:
 
 @pytest.fixture(scope="module")
 def logs(tmp_path_factory: pytest.TempPathFactory) -> Logs:
-    """A log up to a time, as it has grown since, and what came after that time. Items from 125 on, and some users, are
-    new then; items 100 and 101 have gone."""
+    """Three logs: one up to a certain time, the same after it has grown, and only the events since that time. Items
+    from 125 on and some users are new in the second and third; items 100 and 101 are absent from the third."""
     grown = make_store(n_users=60)
     assert grown.timestamps is not None
     users = np.repeat(np.arange(grown.n_users), np.diff(grown.offsets))
@@ -85,7 +85,7 @@ def test_the_catalogue_is_of_both_and_events_stay(logs: Logs) -> None:
 
 
 def test_ids_of_numbers_and_of_strings_meet(logs: Logs) -> None:
-    """A catalogue with one id that is no number is one of strings, in whichever of the two it is."""
+    """Ids of a joined catalogue are strings if either catalogue has an id that is no number."""
     before, _, _ = logs
     words = Ids.from_values(["101", "tea"])
     joined = with_items_of(before, words).item_ids
@@ -100,7 +100,7 @@ def test_ids_of_numbers_and_of_strings_meet(logs: Logs) -> None:
         assert torch.equal(into.items.weight[place], model.items.weight[number - 100])
 
 
-@pytest.mark.parametrize("mixer", ["hyena", "attention", "bert4rec"])  # positions, a mask
+@pytest.mark.parametrize("mixer", ["hyena", "attention", "bert4rec"])  # attention has positions, bert4rec a masked item
 def test_known_rows_stay_and_new_ones_are_the_mean(mixer: str, logs: Logs) -> None:
     before, grown, _ = logs
     torch.manual_seed(3)
@@ -136,8 +136,8 @@ def test_trained_on_is_what_has_something_later_to_predict(logs: Logs, old: Path
             expected = before.timestamps[end - 1] if end > before.offsets[own] else NEVER
         assert until[user] == expected
     split = leave_one_out(grown)
-    everything = TrainingWindows(grown, split, MODEL.max_length, 4)
-    chosen = TrainingWindows(grown, split, MODEL.max_length, 4, until)
+    everything = TrainingSlices(grown, split, MODEL.max_length, 4)
+    chosen = TrainingSlices(grown, split, MODEL.max_length, 4, until)
     later = {
         (start, end)
         for start, end in zip(everything.starts.tolist(), everything.ends.tolist(), strict=True)
@@ -175,7 +175,7 @@ def test_a_log_without_anything_later_is_refused(logs: Logs, old: Path, tmp_path
 
 
 def test_it_begins_with_the_old_models_answers(logs: Logs, old: Path) -> None:
-    """Before the first step scores of known items are the old ones: nothing is trained from scratch."""
+    """Before the first step, known items have the old model's scores: training does not start from scratch."""
     before, grown, _ = logs
     start, store = Start.of(load_start(old, MODEL), grown)
     trainer = Trainer(store, leave_one_out(store), MODEL, CONFIG, start.trained)
@@ -235,7 +235,7 @@ def test_a_damaged_record_of_the_times_is_found(old: Path, tmp_path: Path) -> No
         checkpoint.save(tmp_path / "x.safetensors", tensors | {"trained_until": wrong}, header)
         with pytest.raises(DamagedError, match="trained_until is not one int64"):
             load_trained(tmp_path / "x.safetensors")
-    del tensors["trained_until"]  # as earlier versions wrote it
+    del tensors["trained_until"]  # earlier versions did not write it
     checkpoint.save(tmp_path / "x.safetensors", tensors, header)
     assert load_trained(tmp_path / "x.safetensors").trained_until is None
 
@@ -245,7 +245,7 @@ def test_a_damaged_record_of_the_times_is_found(old: Path, tmp_path: Path) -> No
 
 @pytest.fixture(scope="module")
 def files(logs: Logs, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Path]:
-    """The three logs, with columns of other names."""
+    """The three logs as CSV files, with other column names."""
     folder = tmp_path_factory.mktemp("files")
     paths = tuple(folder / f"{name}.csv" for name in ("old", "grown", "delta"))
     for path, store in zip(paths, logs, strict=True):
@@ -272,7 +272,7 @@ def test_the_command_goes_on_with_the_options_of_the_run(
     config = json.loads((second / "config.json").read_text())
     assert (config["model"]["dim"], config["training"]["seed"], config["source"]["item"]) == (8, 3, "sku")
     assert config["training"]["epochs"] == len(read_history(second)) == 1 and config["model"]["dropout"] == 0.1
-    main(["train", str(delta), f"--from={second}", "--out", str(third)])  # on, from a log that lacks items
+    main(["train", str(delta), f"--from={second}", "--out", str(third)])  # from a log that lacks some items
     assert json.loads((third / "config.json").read_text())["start"]["absent_items"] > 0
     assert Recommender.load(third).item_ids.decode(range(30)) == list(range(100, 130))
     capsys.readouterr()
@@ -293,7 +293,7 @@ def test_what_contradicts_the_run_is_refused(
     main(["train", str(old), "--out", str(first), *TRAIN, "--user", "customer", "--item", "sku", "--device", "cpu"])
     capsys.readouterr()
     for option, value, there in (
-        ("dim", "64", 8),  # the default of other commands
+        ("dim", "64", 8),  # 64 is the default of other commands
         ("blocks", "2", 1),
         ("max_length", "9", 8),
         ("mixer", "gru", "hyena"),

@@ -1,4 +1,4 @@
-"""Checkpoints of a run that are damaged, foreign or hostile: one line that says what to do."""
+"""Checkpoints of a run that are damaged, foreign or hostile: a one-line error says what to do."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_the_best_of_another_run_is_refused(tmp_path: Path) -> None:
 
 
 def test_the_best_of_another_epoch_is_refused(tmp_path: Path) -> None:
-    """Of the same options, but not what the run's own progress calls its best."""
+    """Its options are right, but it is not of the epoch that the run's own progress calls the best."""
     result = train(tmp_path, make_store(), epochs=2)
     tensors, header = checkpoint.load(tmp_path / BEST)
     checkpoint.save(tmp_path / BEST, tensors, header | {"epoch": result["best_epoch"] + 1})
@@ -185,7 +185,7 @@ def test_a_damaged_last_says_what_to_do_and_that_works(damage: str, tmp_path: Pa
         train(tmp_path, make_store(), epochs=2)
     way_out = "; remove it, and the same command trains from the start (best.safetensors, the best epoch so far"
     assert str(refused.value).startswith(f"{last}: ") and way_out in str(refused.value)
-    assert load_trained(tmp_path).config["data"]["items"] == 30  # it does serve
+    assert load_trained(tmp_path).config["data"]["items"] == 30  # the best checkpoint still serves
     last.unlink()
     assert train(tmp_path, make_store(), epochs=2)["test"] == first["test"]
 

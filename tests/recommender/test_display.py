@@ -23,11 +23,11 @@ ROWS: list[dict[str, object]] = [
 
 @pytest.fixture
 def printed(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., str]]:
-    """Run something on a terminal of ``columns`` and ``encoding``; returns what it printed."""
+    """Runs a function on a terminal of ``columns`` and ``encoding``, and returns what it printed."""
 
     def run(act: Callable[[], None], columns: int | None = None, encoding: str = "utf-8") -> str:
         file = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
-        monkeypatch.setattr(console, "_file", file)  # `file` would be put back as what it is now
+        monkeypatch.setattr(console, "_file", file)  # `file` is a property: undoing would store its present value
         if columns is None:
             monkeypatch.delenv("COLUMNS", raising=False)
         else:
@@ -108,5 +108,5 @@ def test_a_terminal_that_knows_only_ascii(printed: Callable[..., str]) -> None:
     text = printed(act, encoding="ascii")
     assert "mean +- s.d." in text and "0.0246 +-.0005" in text and r"\u6771\u4eac \xe9" in text and "hyena..." in text
     lengths = {len(line) for line in text.splitlines() if line.startswith(("|", "+"))}
-    assert len(lengths) == 1  # aligned
+    assert len(lengths) == 1  # all lines are aligned
     assert "é" in printed(lambda: console.print("é 東"), encoding="latin-1")

@@ -31,7 +31,7 @@ from hyenarec.evaluation import (
 
 
 class RandomScorer:
-    """Scores that depend on the history alone, so that every call agrees."""
+    """Random scores that depend only on the history, so that all calls agree."""
 
     def __init__(self, n_items: int) -> None:
         self.n_items = n_items
@@ -45,7 +45,7 @@ class RandomScorer:
 
 def test_metrics_agree_with_torchmetrics() -> None:
     torch.manual_seed(0)
-    scores, targets = torch.rand(50, 40), torch.randint(40, (50,))  # torchmetrics takes scores below 0 as misses
+    scores, targets = torch.rand(50, 40), torch.randint(40, (50,))  # torchmetrics counts scores below 0 as misses
     metrics = Ranking(target_ranks(scores, targets).numpy(), np.full(50, 7)).metrics((1, 5, 10))
     relevant = torch.nn.functional.one_hot(targets, 40)
     pairs = list(zip(scores, relevant, strict=True))
@@ -193,7 +193,8 @@ def test_repeats_are_counted_and_announced() -> None:
 
 
 def test_a_log_that_grew_is_ranked_as_its_known_part() -> None:
-    """Items new to the model leave histories; targets that are new, or have nothing else before them, are missed."""
+    """Items that the model does not know are left out of histories. Targets that are unknown, or have no known item
+    before them, count as missed."""
     old = SequenceStore(
         np.array([0, 3, 6]),
         np.array([0, 1, 2, 2, 1, 0], np.int32),
@@ -201,7 +202,7 @@ def test_a_log_that_grew_is_ranked_as_its_known_part() -> None:
         Ids.from_values(["a", "b"]),
         Ids.from_values([10, 20, 30]),
     )
-    grown = SequenceStore(  # 5 and 15 are new, so all indices move: 5, 10, 15, 20, 30
+    grown = SequenceStore(  # 5 and 15 are new, so all indices change: 5, 10, 15, 20, 30
         np.array([0, 4, 7, 9]),
         np.array([1, 0, 3, 4, 4, 3, 2, 0, 1], np.int32),
         np.array([1, 2, 3, 4, 1, 2, 3, 1, 2]),

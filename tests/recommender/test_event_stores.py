@@ -1,4 +1,4 @@
-"""Stores of events: what is added is there once, whoever adds it and whatever fails."""
+"""Stores of events: every event that was added is stored exactly once, whoever adds it and whatever fails."""
 
 from __future__ import annotations
 
@@ -54,8 +54,8 @@ def test_each_user_has_its_events_in_their_order(opened: Callable[[], Events]) -
 
 
 def test_an_id_counts_once(opened: Callable[[], Events]) -> None:
-    """In one batch, in later ones, and after the store is opened again; another user or item is a conflict, and so is
-    an item that is text instead of a number."""
+    """An event with a known id is not added again, whether in one batch, in a later one, or after the store is
+    reopened. The same id with another user or item is a conflict, also if the item is text instead of a number."""
     store, event = opened(), Event("ann", 1, 0, "a b")
     again, conflict = Added(0, new=False), Added(0, new=False, conflict=True)
     assert store.add([event, event, Event("ann", 2, 0, "a b")]) == [Added(0, new=True), again, conflict]
@@ -65,7 +65,7 @@ def test_an_id_counts_once(opened: Callable[[], Events]) -> None:
 
 
 def test_several_writers_of_the_same_events(opened: Callable[[], Events]) -> None:
-    """Each event is new to one of them alone, and all are told the same number."""
+    """Each event is new to exactly one writer, and all writers get the same number for it."""
     stores, answers = [opened() for _ in range(3)], dict[int, list[Added]]()
 
     def write(which: int) -> None:
@@ -96,10 +96,10 @@ def test_a_batch_is_added_as_a_whole_or_not_at_all(opened: Callable[[], Events])
 
 
 def test_a_full_disk_is_survived(tmp_path: Path) -> None:
-    """What does not fit is refused, as a whole; once there is room again everything is as before."""
+    """A batch that does not fit is refused as a whole; once there is room again, everything works as before."""
     store = SqliteEvents(tmp_path / "events.sqlite")
     store.add([Event("ann", "x", 0, "first")])
-    store._writing.execute("PRAGMA max_page_count = 8")  # SQLite says the same as for a full disk
+    store._writing.execute("PRAGMA max_page_count = 8")  # SQLite reports this like a full disk
     batch = [Event("ann", "x" * 200, 0, f"id-{i}") for i in range(500)]
     for _ in range(2):
         with pytest.raises(Unavailable, match="events cannot be written: database or disk is full"):
@@ -111,7 +111,7 @@ def test_a_full_disk_is_survived(tmp_path: Path) -> None:
 
 
 def test_another_process_that_never_ends_its_transaction(tmp_path: Path) -> None:
-    """It is waited for, but not for ever."""
+    """The store waits for it, but not for ever."""
     store = SqliteEvents(tmp_path / "events.sqlite")
     other = sqlite3.connect(tmp_path / "events.sqlite", isolation_level=None)
     store._writing.execute("PRAGMA busy_timeout = 1")

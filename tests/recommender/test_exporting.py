@@ -1,4 +1,4 @@
-"""Exported files give the model's own scores, in other processes and languages too."""
+"""Exported files give the model's own scores, also in other processes and languages."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ needs_compiler = pytest.mark.skipif(
 )
 EXAMPLE = Path(__file__).parents[2] / "examples" / "recommend.cpp"
 ITEMS = [f"item-{i:02d}" for i in range(30)]
-WHOLE = ("hyena", "attention", "hydra")  # with both programs
+WHOLE = ("hyena", "attention", "hydra")  # these export both programs
 CAUSAL = [name for name, mixer in MIXERS.items() if mixer.causal]
 TOP = 5
-# What a program without this package does with a package of a step.
+# Runs the package of a step as a program without this Python package does.
 STEPS = """
 import json, sys, torch
 library, package, folder = sys.argv[1:]
@@ -51,7 +51,7 @@ torch.save([list(one) for one in found], folder + "/found")
 def recommender(mixer: str = "hyena", length: int = 40, **options: Any) -> Recommender:
     torch.manual_seed(0)
     model = SequenceModel(ModelConfig(mixer=mixer, dim=8, max_length=length, **options), len(ITEMS))
-    with torch.no_grad():  # away from the start, which hides mistakes
+    with torch.no_grad():  # away from the initial values, which hide mistakes
         for parameter in model.parameters():
             parameter += 0.2 * torch.randn_like(parameter)
     ids = Ids.from_values(ITEMS)
@@ -60,7 +60,7 @@ def recommender(mixer: str = "hyena", length: int = 40, **options: Any) -> Recom
 
 
 def by_number(reader: Recommender, histories: list[list[int]]) -> list[list[tuple[int, float]]]:
-    """What the recommender itself answers."""
+    """The recommender's own answers, as item numbers and scores."""
     answers = reader.recommend([[ITEMS[i] for i in history] for history in histories], TOP)
     return [[(ITEMS.index(str(entry.item)), entry.score) for entry in answer] for answer in answers]
 
@@ -106,7 +106,7 @@ def test_every_causal_mixer_is_exported_or_says_why_not(mixer: str, tmp_path: Pa
 
 
 def test_what_torch_unrolls_is_left_out(tmp_path: Path) -> None:
-    """A GRU's loop over the events of an example would compute nonsense for others."""
+    """torch would unroll the GRU's loop over the example's events and compute nonsense for other lengths."""
     exported = export_model(recommender("gru"), tmp_path, formats=("program",), top=TOP)
     assert [file.path.name for file in exported.files] == ["step.pt2"]
     assert "mixer gru: torch.export cannot read its forward" in exported.left_out[0]
@@ -138,7 +138,7 @@ def test_onnx_of_standard_operators(mixer: str, options: dict[str, Any], tmp_pat
 @needs_compiler
 @pytest.mark.slow
 def test_packages_run_without_python(tmp_path: Path) -> None:
-    """The C++ program of the examples, and steps in a process that has the library alone; then sessions of ours."""
+    """Packages are right in the examples' C++ program, in a process with only the library, and in sessions."""
     reader = recommender(length=512)
     written = export_model(reader, tmp_path, formats=("package",), top=TOP).files
     assert [file.path.name for file in written] == ["history-package.pt2", "step-package.pt2"]
@@ -170,12 +170,12 @@ def test_packages_run_without_python(tmp_path: Path) -> None:
 
 @needs_compiler
 @pytest.mark.slow
-@pytest.mark.parametrize(("mixer", "length"), [("hyena", 512), ("attention", 40)])  # 512: levels of compact states
+@pytest.mark.parametrize(("mixer", "length"), [("hyena", 512), ("attention", 40)])  # 512: compact states with levels
 def test_a_compiled_recommender_answers_the_same(mixer: str, length: int, monkeypatch: pytest.MonkeyPatch) -> None:
     reader, compiled = recommender(mixer, length), recommender(mixer, length)
     compact = mixer == "hyena"
     compiled.compile(compact=compact)
-    for name in ("step", "forward"):  # from now on these are not asked
+    for name in ("step", "forward"):  # from now on these must not be called
         monkeypatch.setattr(compiled.model, name, None)
     histories = [ITEMS + ITEMS[:5], ITEMS[7:9]]
     want, got = (one.session(histories, compact=compact) for one in (reader, compiled))
@@ -197,7 +197,7 @@ def test_programs_name_the_library_s_operators() -> None:
     names = {str(target) for target in called if "hyenarec" in str(target)}
     assert names == {"hyenarec_native.mixer_step.default"}
     state = program.example_inputs[0]
-    with torch.no_grad(), backends.use("reference"):  # which this does not listen to
+    with torch.no_grad(), backends.use("reference"):  # the program ignores this
         assert len(program.module()(*state)) == 2
 
 

@@ -1,4 +1,4 @@
-"""Rows of items made of features: in the model, in training by either loss, and kept."""
+"""Rows of items that are made of features: in the model, in training with either loss, and when saved."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def features(items: Path) -> Features:
 
 
 def model_of(features: Features, **options: Any) -> SequenceModel:
-    """With a projection that is not zero."""
+    """A model with item features whose projection is not zero."""
     torch.manual_seed(0)
     model = SequenceModel(replace(MODEL, **options), len(features.offsets) - 1, features=features)
     assert isinstance(model.items, FeaturedItems)
@@ -65,7 +65,7 @@ def train(folder: Path, features: Features | None, **options: Any) -> dict[str, 
 
 
 def test_rows_and_gradients_are_those_of_a_hand_written_sum(features: Features) -> None:
-    """In float64: the table, any rows of it, and the gradients of both through a loss."""
+    """In float64, the whole table and any of its rows are right, and so are the gradients of both."""
     items = model_of(features).double().items
     assert isinstance(items, FeaturedItems)
     matrix = torch.from_numpy(dense(features)).double()  # (V, K)
@@ -89,7 +89,7 @@ def test_a_folded_model_is_the_same_without_features(mixer: str, features: Featu
     batch = make_batch([5, 1, 8])
     torch.testing.assert_close(plain.scores(batch), model.scores(batch), rtol=1e-5, atol=1e-5)
     assert type(plain.items) is torch.nn.Embedding and plain.folded() is plain
-    assert isinstance(model.items, FeaturedItems)  # as it was
+    assert isinstance(model.items, FeaturedItems)  # the model itself has not changed
     assert plain.state_dict().keys() == SequenceModel(model.config, 30).state_dict().keys()
 
 
@@ -103,7 +103,7 @@ def test_a_training_starts_as_one_without_features(features: Features) -> None:
 
 
 def gradients(trainer: Trainer, monkeypatch: pytest.MonkeyPatch) -> tuple[Tensor, Tensor]:
-    """Of the projection and of the items' own rows in the first step, without its update."""
+    """The gradients of the projection and of the items' own rows in the first step, without the update."""
     monkeypatch.setattr(trainer.optimizer, "step", lambda: None)
     found: list[Tensor] = []
     if trainer.rows:
@@ -111,7 +111,7 @@ def gradients(trainer: Trainer, monkeypatch: pytest.MonkeyPatch) -> tuple[Tensor
             trainer.rows.optimizer, "step", lambda rows, rate: found.extend((rows.places, rows.weight.grad))
         )
     trainer.model.train()
-    trainer.step(next(trainer.windows.epoch(0, 0)), 1e-3)
+    trainer.step(next(trainer.slices.epoch(0, 0)), 1e-3)
     items = trainer.model.items
     assert isinstance(items, FeaturedItems) and items.projection.grad is not None
     if not trainer.rows:
@@ -126,7 +126,7 @@ def gradients(trainer: Trainer, monkeypatch: pytest.MonkeyPatch) -> tuple[Tensor
 def test_a_steps_gradient_is_that_of_the_sum(
     mixer: str, options: dict[str, Any], features: Features, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With the table ``E + F W``, the gradient by ``W`` is ``F^T`` times that by ``E``; of gathered rows too."""
+    """With the table ``E + F W``, the gradient of ``W`` is ``F^T`` times that of ``E``, also for some rows alone."""
     store = make_store()
     config = replace(CONFIG, clip_norm=0.0, **options)
     trainer = Trainer(store, leave_one_out(store), replace(MODEL, mixer=mixer), config, features=features)
@@ -140,7 +140,7 @@ def test_sampled_rows_are_those_of_the_whole_table(features: Features) -> None:
     trainer = Trainer(store, leave_one_out(store), MODEL, replace(CONFIG, **SAMPLED), features=features)
     assert trainer.rows is not None and isinstance(trainer.model.items, FeaturedItems)
     torch.nn.init.normal_(trainer.model.items.projection)
-    read = trainer.rows.read(next(trainer.windows.epoch(0, 0)))
+    read = trainer.rows.read(next(trainer.slices.epoch(0, 0)))
     torch.testing.assert_close(read.table, trainer.model.table()[read.rows.places])
     assert not torch.allclose(read.table, read.rows.weight)
 
@@ -195,7 +195,7 @@ def test_a_lost_best_is_made_again(features: Features, tmp_path: Path) -> None:
 def test_two_processes_train_as_one(
     loss: str, items: Path, job_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    known = features_of(items, STORE.item_ids)  # here, for polars locks up in a forked process
+    known = features_of(items, STORE.item_ids)  # read here, because polars locks up in a forked process
     monkeypatch.setattr(ItemFeatures, "of", lambda *_: known)
     options = ("--epochs", "2", "--dropout", "0", "--loss", loss, "--item-features", str(items))
     for processes, name in ((2, "two"), (1, "one")):
@@ -217,7 +217,7 @@ def test_shards_are_refused(features: Features, log: Path, items: Path, tmp_path
     assert not (tmp_path / "run").exists()
 
 
-# What is kept --------------------------------------------------------------------------------------
+# What is saved -------------------------------------------------------------------------------------
 
 
 def test_the_command_says_what_it_read(log: Path, items: Path, tmp_path: Path, capsys: Any) -> None:
@@ -231,7 +231,7 @@ def test_the_command_says_what_it_read(log: Path, items: Path, tmp_path: Path, c
 def test_comparisons_and_searches_take_them(
     features: Features, log: Path, items: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """In every run of theirs; a folder of a comparison or search without them is refused."""
+    """All of their runs use the features. A folder that holds a search without features is refused."""
     features_too = ["--item-features", str(items)]
     compare = ["compare", str(log), "--out", str(tmp_path / "compared"), "--mixers", "gru", "--seeds", "0", *TRAIN]
     main([*compare, *features_too])
@@ -252,7 +252,7 @@ def test_comparisons_and_searches_take_them(
 
 
 def test_what_is_kept_serves_without_features(featured: Path, log: Path, capsys: Any) -> None:
-    """Metrics are those of the end of training; the table holds the sum."""
+    """Saved models give the metrics of the end of training; their table holds the sum of rows and features."""
     result = json.loads((featured / "result.json").read_text())
     store = make_store()
     recommender = Recommender.load(featured)

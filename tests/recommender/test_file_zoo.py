@@ -1,4 +1,4 @@
-"""Every form of file that logs come in, in small: read right, or refused in one line that says what to do."""
+"""Every form of log file, in small: it is read correctly, or refused in one line that says what to do."""
 
 from __future__ import annotations
 
@@ -174,7 +174,7 @@ def test_rows_between_two_lone_quotes_do_not_vanish(
 ) -> None:
     path = tmp_path / ("log.csv" if separator == "," else "log.tsv")
     rows = [["user_id", "title", "item_id", "timestamp"]] + [[f"u{n % 3}", "t", f"i{n}", f"{n}"] for n in range(1, 31)]
-    rows[2][1] = odd or "t"  # a quote inside a field is for Python's reader
+    rows[2][1] = odd or "t"  # only Python's reader handles a quote inside a field
     rows[5][place] = '"H'
     rows[last][place] = 'H"'
     path.write_text("".join(separator.join(row) + "\n" for row in rows))

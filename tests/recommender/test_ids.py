@@ -1,4 +1,4 @@
-"""Ids: dense indices to the log's own ids and back."""
+"""Ids: from the log's own ids to dense indices, and back."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Tables of items as features: what each column becomes, and a line for everything that it cannot."""
+"""Tables of items as features: what each column becomes, and a one-line error for everything that cannot be used."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ TABLE: dict[str, Any] = {
 
 
 def dense(features: Features) -> NDArray[np.float32]:
-    """The matrix (V, K)."""
+    """The features as a matrix (V, K)."""
     whole = np.zeros((len(features.offsets) - 1, features.sparse), dtype=np.float32)
     rows = np.repeat(np.arange(len(whole)), np.diff(features.offsets))
     np.add.at(whole, (rows, features.places), features.values)
@@ -74,14 +74,14 @@ def test_columns_become_numbers_learned_from_the_items_of_the_log(suffix: str, t
         ("text", "vector", []),
     ]
     half = 0.5**0.5
-    # year: 2000 and 1990, mean 1995, deviation 5; text: mean (2, 1), the mean squared distance from it is 8/3
+    # year: 2000 and 1990, mean 1995, deviation 5; text: mean (2, 1), mean squared distance from it 8/3
     a, b = 1 / (8 / 3) ** 0.5, -1 / (8 / 3) ** 0.5
     expected = [
         # drama war  acme  cup   red   tea   year  text
-        [0, 1, 1, half, half, 0, -1, a, b],  # 1: "a" is in one of the log's items alone
-        [0, 0, 1, half, 0, half, 0, 0, 2 * a],  # 2: and so is "the"
-        [0] * 9,  # 3 has no row
-        [half, half, 1, 0, half, half, 1, b, b],  # 4
+        [0, 1, 1, half, half, 0, -1, a, b],  # item 1: only one of the log's items has "a"
+        [0, 0, 1, half, 0, half, 0, 0, 2 * a],  # item 2: and only one has "the"
+        [0] * 9,  # item 3 has no row
+        [half, half, 1, 0, half, half, 1, b, b],  # item 4
     ]
     np.testing.assert_allclose(found, np.array(expected), atol=1e-6)
     table = read_item_table(path, LOG)
@@ -94,7 +94,8 @@ def test_columns_become_numbers_learned_from_the_items_of_the_log(suffix: str, t
 
 
 def test_an_encoding_is_kept_and_serves_other_tables(tmp_path: Path) -> None:
-    """From JSON it encodes as before; unknown categories and words are none, whatever the new table's own are."""
+    """An encoding that was saved as JSON encodes as before. Categories and words that it does not know are ignored,
+    whatever the new table contains."""
     encodings, _ = features_of(written(tmp_path / "items.parquet", TABLE))
     kept = from_header(json.loads(json.dumps(to_json(encodings))), "file")
     assert kept == encodings

@@ -1,4 +1,4 @@
-"""Names of items from a catalogue, lists of items for filters, and what commands make of both."""
+"""Names of items from a catalogue, lists of items for filters, and how commands use both."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from hyenarec.recommendation import Recommender
 
 Fails = Callable[..., str]
 NUMBERS, WORDS = Ids.from_values([1, 2, 30]), Ids.from_values(["1", "007", "tea"])
-# Markup to rich and to HTML, control characters, and what would end a line.
+# Markup for rich and for HTML, control characters, and characters that end a line.
 HOSTILE = ["[bold]x[/bold]", "[/b]", "<script>alert(1)</script>", "\x1b[31mred", "a\u2028b", "a\nb", ":smile:", "é"]
 
 
 def catalogue(path: Path, names: list[str | None]) -> Path:
-    """Of items 100, 101, ... which the run's log has."""
+    """Writes names for the items 100, 101, ..., which the run's log has."""
     pl.DataFrame({"item_id": range(100, 100 + len(names)), "title": names}).write_parquet(path)
     return path
 
@@ -54,7 +54,7 @@ def test_ids_of_a_catalogue_are_read_as_a_logs_are(tmp_path: Path) -> None:
     (tmp_path / "items.csv").write_text("id,name\n 007 ,seven\n1,one\n")
     assert read_names(tmp_path / "items.csv", WORDS) == {"007": "seven", "1": "one"}
     pl.DataFrame({"id": [1, 2], "name": [10, 20]}).write_parquet(tmp_path / "items.parquet")
-    assert read_names(tmp_path / "items.parquet", WORDS) == {"1": "10"}  # 1 is "1" to a log of strings
+    assert read_names(tmp_path / "items.parquet", WORDS) == {"1": "10"}  # a log of strings has 1 as "1"
 
 
 @pytest.mark.parametrize(
@@ -121,7 +121,7 @@ def test_lists_that_are_none(tmp_path: Path) -> None:
 
 @pytest.fixture
 def answer(run: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., dict[str, Any]]:
-    """What ``recommend --json`` answers to one history with these options."""
+    """The answer of ``recommend --json`` to one history, with options."""
 
     def ask(*options: object) -> dict[str, Any]:
         capsys.readouterr()
@@ -148,7 +148,7 @@ def test_filters_leave_the_best_of_what_they_allow(
     assert items(answer("--allow", allow, "--k", 28)) == chosen
     assert items(answer("--deny", deny, "--k", 5)) == everything[4:9]
     assert items(answer("--allow", allow, "--deny", deny, "--k", 28)) == chosen[2:]
-    allow.write_text("100\n110\n")  # the first is seen
+    allow.write_text("100\n110\n")  # 100 is in the history
     assert items(answer("--allow", allow)) == [110]
     assert sorted(items(answer("--allow", allow, "--no-exclude-seen"))) == [100, 110]
 
@@ -177,7 +177,7 @@ def test_filters_that_leave_nothing_are_one_line(
 def test_names_stand_in_every_list_and_are_never_markup(
     run: Path, answer: Callable[..., dict[str, Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    names = [*HOSTILE, *("x" * n for n in range(1, 22)), None]  # of 30 items
+    names = [*HOSTILE, *("x" * n for n in range(1, 22)), None]  # for 30 items
     path = catalogue(tmp_path / "items.parquet", names)
     found = answer("--names", path, "--k", 30, "--no-exclude-seen")["recommendations"]
     assert [entry["name"] for entry in found] == [names[entry["item"] - 100] for entry in found]
@@ -206,7 +206,7 @@ def test_similar_items_are_those_of_the_highest_cosine(run: Path, capsys: pytest
     main(["similar", str(run), "107"])
     assert "cosine" in capsys.readouterr().out
     with torch.no_grad():
-        recommender.model.items.weight[3] = 0  # of no direction: like nothing, and no NaN
+        recommender.model.items.weight[3] = 0  # it has no direction: its cosines are 0, not NaN
     assert [entry.cosine for entry in recommender.similar(103, 2)] == [0, 0]
 
 

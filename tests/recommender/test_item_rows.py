@@ -1,4 +1,4 @@
-"""Rows of the item table in training: AdamW of the rows that steps read is AdamW of all rows."""
+"""Training that updates only the rows of the item table that a step reads equals AdamW on all rows."""
 
 from __future__ import annotations
 
@@ -32,7 +32,8 @@ def tables(n_items: int = 40, dim: int = 3) -> tuple[nn.Parameter, nn.Parameter]
 
 
 def batch_of_rows(step: int, n_items: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Places, most of them in the first half, so that rows miss from none to hundreds of steps; gradients."""
+    """The rows that a step reads, and their gradients. Most are in the first half of the table, so that rows go unread
+    for none to hundreds of steps."""
     generator = torch.Generator().manual_seed(step)
     places = torch.randperm(n_items if step % 50 == 0 else n_items // 2, generator=generator)[:4].sort().values
     gradient = torch.randn(4, 3, generator=generator, dtype=torch.float64) * 10.0 ** -(step % 5)
@@ -66,7 +67,7 @@ def test_rows_are_those_of_adamw(kept: int, decay: float, monkeypatch: pytest.Mo
         torch.testing.assert_close(table, expected, rtol=0, atol=1e-5)
         moved = (expected - expected.roll(1)).abs().max()
         assert moved > 0.1
-    assert kept == 7 or stale > 1e-2  # rows that were not read were behind, so the check can fail
+    assert kept == 7 or stale > 1e-2  # unread rows were behind before, so the check can fail
     found = rows.tensors()
     for name, table in (("items.weight", dense[0]), ("bias", dense[1])):
         for key in ("exp_avg", "exp_avg_sq"):
@@ -74,8 +75,8 @@ def test_rows_are_those_of_adamw(kept: int, decay: float, monkeypatch: pytest.Mo
 
 
 def test_a_step_touches_no_whole_table() -> None:
-    """At 5,000 items no tensor of a step is as large as the table or its bias, but those whose rows it writes; those of
-    the full loss are."""
+    """With 5,000 items, a sampled step makes no tensor as large as the table or its bias, apart from those whose rows
+    it writes in place. A step of the full loss does."""
     store = make_store()
     large = replace(store, item_ids=type(store.item_ids).from_values(range(5_000)))
     largest: dict[str, int] = {}
@@ -93,7 +94,7 @@ def test_a_step_touches_no_whole_table() -> None:
     for loss in ("sampled", "full"):
         options = SAMPLED if loss == "sampled" else {"loss": loss}
         trainer = Trainer(large, leave_one_out(large), MODEL, replace(CONFIG, **options))
-        batch = next(trainer.windows.epoch(0, 0))
+        batch = next(trainer.slices.epoch(0, 0))
         largest[loss] = 0
         trainer.step(batch, 1e-3)
         largest[loss] = 0
@@ -106,7 +107,7 @@ def test_the_loss_and_gradients_are_those_of_the_whole_table() -> None:
     store = make_store()
     trainer = Trainer(store, leave_one_out(store), MODEL, replace(CONFIG, **SAMPLED))
     assert trainer.rows is not None
-    batch = next(trainer.windows.epoch(0, 0))
+    batch = next(trainer.slices.epoch(0, 0))
     read = trainer.rows.read(batch)
     assert read.batch.targets is not None and batch.targets is not None
     assert torch.equal(read.rows.places[read.batch.items], batch.items)
@@ -131,7 +132,7 @@ def test_negatives_follow_the_counts() -> None:
     rows = SampledRows(*tables(5), counts, negatives=100_000, weight_decay=0.0)
     store = make_store()
     trainer = Trainer(store, leave_one_out(store), MODEL, CONFIG)
-    batch = next(trainer.windows.epoch(0, 0))
+    batch = next(trainer.slices.epoch(0, 0))
     small = replace(batch, items=batch.items % 5, targets=batch.items % 5)
     torch.manual_seed(0)
     step = rows.read(small)
@@ -156,7 +157,7 @@ def interrupted_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_stopped_training_goes_on_with_the_same_bits(
     step: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In the middle of an epoch, when rows are behind, and after saves at other times than the whole one's."""
+    """It stops in the middle of an epoch, when some rows are behind, and saves at other times than the whole run."""
     with monkeypatch.context() as patch, pytest.raises(Interrupted):
         interrupted_at(step, patch)
         train(tmp_path / "stopped", make_store(), checkpoint_minutes=1e-9, **SAMPLED)

@@ -1,4 +1,4 @@
-"""An item table that is divided among processes is trained, evaluated and asked as the whole one."""
+"""An item table that is divided among processes trains, evaluates and recommends like a whole one."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from hyenarec.trained import BEST
 def test_shards_of_the_items_train_as_the_whole_table(
     processes: int, mixer: str, job_store: Path, tmp_path: Path
 ) -> None:
-    """To the same losses; the checkpoints are files of whole tables, from which any number of processes goes on."""
+    """Losses are the same. Checkpoints hold whole tables, so that any number of processes can continue from them."""
     options = ("--dropout", "0", "--loss", "sampled", "--negatives", "64", "--mixer", mixer, "--clip-norm", "0.1")
     sharded = (*options, "--shard-items")
     run(processes, job_store, tmp_path / "many", *sharded, "--epochs", "1")
@@ -82,7 +82,7 @@ def test_several_processes_evaluate_as_one_does(
 
 @pytest.mark.parametrize("seen", ["--exclude-seen", "--no-exclude-seen"])
 def test_the_best_of_shards_are_those_of_the_whole_table(seen: str, model: Path, tmp_path: Path) -> None:
-    """More of them than a process has items, some denied, for histories of which one is unknown."""
+    """More items are asked for than a process holds, some are denied, and one history is unknown."""
     names = STORE.item_ids.decode([0, 1, STORE.n_items // 2, STORE.n_items - 1])
     histories, denied = tmp_path / "histories.txt", tmp_path / "denied.txt"
     histories.write_text("".join(f"{a} {b}\n" for a, b in pairwise([*names, "nothing"])) + "nothing\n")
@@ -138,7 +138,7 @@ def test_fewer_items_than_processes_are_not_divided(monkeypatch: pytest.MonkeyPa
 
 @pytest.mark.parametrize(("items", "dim"), [(777, 7), (20_000, 8), (5, 3)])
 def test_shards_begin_as_the_whole_table(items: int, dim: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """And leave torch's generator where it is then."""
+    """Shards are drawn with the whole table's values, and leave torch's generator in the same state."""
     monkeypatch.setattr(item_shards, "ROWS_AT_A_TIME", 64)
     torch.manual_seed(0)
     whole = torch.nn.Embedding(items, dim)

@@ -23,13 +23,13 @@ def saved(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def large(saved: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A store that is too large to be verified when it is opened."""
+    """A store that counts as too large to be verified when it is opened."""
     monkeypatch.setattr(store_module, "VERIFIED_AT_ONCE", 100)
     return saved
 
 
 def flip_item(path: Path, place: int, bit: int) -> None:
-    """Change one bit of the last byte of an item."""
+    """Flips a bit in the last byte of an item."""
     file = tensor_file.opened(path / STORE, KIND)
     data = bytearray((path / STORE).read_bytes())
     data[file.places["items"] + 4 * place + 3] ^= bit
@@ -62,7 +62,7 @@ def test_a_history_of_a_large_store_is_of_the_catalogue(large: Path) -> None:
 
 
 def test_a_billion_events_are_open_at_once(tmp_path: Path) -> None:
-    """The file has holes for its events, 12 GB, which opening does not read."""
+    """Opening does not read the events, 12 GB, which are holes in the file."""
     events, users = 1_000_000_000, 1_000_000
     arrays = make_store()._arrays() | {"offsets": np.arange(users + 1) * 1_000, "user_ids.values": np.arange(users)}
     header = {"items": ("I32", 4), "timestamps": ("I64", 8)}

@@ -1,4 +1,4 @@
-"""The mixers that attend to a long history in parts, against their equations written out event by event."""
+"""Mixers that attend to a long history in parts equal their equations, computed event by event."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from hyenarec.mixers.auxiliary import with_loss
 from hyenarec.mixers.blocks import by_block, lags, softmax_of_seen, with_before
 from hyenarec.mixers.ldm import LDMMixer
 
-BLOCK = LENGTH // 4  # of events: 17
+BLOCK = LENGTH // 4  # 17 events
 
 
 def read(q: Tensor, keys: Tensor, values: Tensor, counts: Tensor | None = None) -> Tensor:
-    """One query (2, D/2) to keys and values (n, 2, D/2), each counted so many times: (D,)."""
+    """Attention of one query (2, D/2) to keys and values (n, 2, D/2), each weighted by its count if given: (D,)."""
     weights = (torch.einsum("hd,nhd->nh", q, keys) / (DIM / 2) ** 0.5).exp()
     if counts is not None:
         weights = weights * counts[:, None]
@@ -46,12 +46,12 @@ def test_dman_reads_its_segments_and_its_memory() -> None:
 
 
 def test_dman_learns_its_abstraction_by_what_is_read() -> None:
-    """By that alone: without the reconstruction the abstraction has no gradient, and it moves nothing else."""
+    """Only the reconstruction loss gives the abstraction a gradient, and it gives nothing else one."""
     mixer, (x, packing) = make("dman"), history()
     mixer(x, packing).sum().mul(0).backward()
     moved = {name for name, p in mixer.named_parameters() if p.grad is not None and p.grad.abs().max() > 0}
     assert moved == {"slot_queries", "slot_key.weight"}
-    segments = x[: 4 * BLOCK].view(4, BLOCK, DIM)  # the fifth is not finished
+    segments = x[: 4 * BLOCK].view(4, BLOCK, DIM)  # the fifth is not complete
     memory, loss = mixer.slots.detach(), torch.zeros(())
     for segment in segments:
         source = torch.cat((memory, segment))
@@ -68,7 +68,7 @@ def test_dman_learns_its_abstraction_by_what_is_read() -> None:
 
 
 def selection(z: Tensor, k: int, m: int) -> Tensor:
-    """p of all scores of a prefix (n,), by halving the interval of tau."""
+    """The selection weights p of a prefix's scores (n,), with the threshold tau by bisection."""
     best = z.topk(min(m, len(z)))
     p = torch.zeros_like(z)
     if len(z) <= k:
@@ -94,7 +94,7 @@ def test_sparsek_selects_for_every_prefix() -> None:
         p = selection(z[:old], k, m)
         if old > k:
             assert float(p.sum()) == pytest.approx(k)
-        assert not p[gone[:old]].any()  # what was out stays out
+        assert not p[gone[:old]].any()  # what was dropped stays out
         gone[:old] |= p == 0
         counts = torch.cat((p, torch.ones(t + 1 - old, dtype=p.dtype)))
         rows.append(read(q[t], keys[: t + 1], values[: t + 1], counts))
@@ -103,7 +103,7 @@ def test_sparsek_selects_for_every_prefix() -> None:
 
 
 def test_sparsek_scores_learn() -> None:
-    """The selection's gradient, against differences of the output."""
+    """The gradient of the selection equals finite differences of the output."""
     mixer, (x, packing) = make("sparsek"), history()
     mixer.requires_grad_(False)
     mixer.score.weight.requires_grad_()
@@ -136,17 +136,17 @@ def test_gems_sums_three_streams() -> None:
     assert_mixes(mixer, torch.stack(rows) + mixer.lifecycle(x, packing))
     mixer(x, packing).sum().mul(0).backward()
     moved = {name for name, p in mixer.named_parameters() if p.grad is not None and p.grad.abs().max() > 0}
-    assert moved == {"indexer.weight", "indexer.bias"}  # by the divergence alone, and nothing else by that
+    assert moved == {"indexer.weight", "indexer.bias"}  # only the divergence moves them, and it moves nothing else
     want_grad = torch.autograd.grad(torch.stack(losses).mean(), mixer.indexer.weight)[0]
     torch.testing.assert_close(mixer.indexer.weight.grad, want_grad)
 
 
 def test_gems_middle_ends(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With one block in the middle an event there or before is seen through the lifecycle alone, or not at all."""
+    """With a single block in the middle, an event before it affects the last output only through the lifecycle."""
     monkeypatch.setattr(gems, "MIDDLE_BLOCKS", 1)
     mixer, (x, packing) = make("gems"), history()
     nn.init.zeros_(mixer.indexer.weight)
-    mixer.picked = BLOCK  # all of the middle
+    mixer.picked = BLOCK  # all of the middle block
     changed = x.clone()
     for event, seen in ((LENGTH - 1 - 2 * BLOCK, False), (LENGTH - 2 * BLOCK, True), (LENGTH - 1, True)):
         changed[event] += 1
@@ -176,14 +176,14 @@ def test_ldm_predicts_from_every_scale() -> None:
 
 
 def test_ldm_reaches_as_far_as_it_says() -> None:
-    """Only where histories are longer than that: then what a state keeps is all that counts."""
+    """In a history longer than its reach, the last output depends on exactly as many events as a state keeps."""
     mixer = MIXERS["ldm"](ModelConfig(mixer="ldm", dim=DIM, max_length=8), 0).double()
     assert isinstance(mixer, LDMMixer) and mixer.periods == [1, 4] and mixer.reach < LENGTH
     x, packing = history()
     x.requires_grad_()
     mixer(x, packing)[-1].square().sum().backward()
     assert x.grad is not None
-    counts = (x.grad.abs().amax(1) > 1e-12).nonzero()  # differences of running sums round
+    counts = (x.grad.abs().amax(1) > 1e-12).nonzero()  # differences of running sums leave rounding errors
     assert LENGTH - int(counts.min()) == mixer.reach
 
 

@@ -33,7 +33,7 @@ def test_full_cross_entropy_and_gradients(chunk: int, dim: int, monkeypatch: pyt
     monkeypatch.setattr(losses, "CHUNK_SCORES", chunk)
     hidden, weight, bias, targets = inputs(dim=dim)
     loss = losses.full_cross_entropy(hidden, weight, bias, targets)
-    gradients = torch.autograd.grad(3 * loss, (hidden, weight, bias))  # the factor catches a dropped incoming gradient
+    gradients = torch.autograd.grad(3 * loss, (hidden, weight, bias))  # the factor reveals an ignored incoming gradient
     expected, expected_gradients = reference(hidden, weight, bias, targets)
     torch.testing.assert_close(loss.double(), expected, rtol=1e-6, atol=0)
     for got, want in zip(gradients, expected_gradients, strict=True):
@@ -44,7 +44,8 @@ def test_full_cross_entropy_and_gradients(chunk: int, dim: int, monkeypatch: pyt
 def test_a_chunk_is_worth_its_pass_over_the_catalogue(
     items: int, tokens: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """At 500,000 items the scores alone would give chunks of four tokens, each paying for all 500,000 rows."""
+    """A chunk has enough tokens to be worth its pass over the catalogue. At 500,000 items, the memory for scores alone
+    would give chunks of four tokens, each of which would read all 500,000 rows."""
     found, softmax = [], losses._softmax
     monkeypatch.setattr(losses, "_softmax", lambda s, out: found.append(len(s)) or softmax(s, out))
     hidden, weight = torch.zeros(130, 64), torch.zeros(items, 64)
@@ -87,10 +88,10 @@ def test_full_cross_entropy_never_holds_the_score_matrix(monkeypatch: pytest.Mon
 
     with Watch():
         losses.full_cross_entropy(hidden, weight, bias, targets).backward()
-    assert largest <= max(53 * 8, 37 * 8)  # weight- or hidden-sized at most; the score matrix is 37 * 53
+    assert largest <= max(53 * 8, 37 * 8)  # at most as large as weight or hidden; the score matrix is 37 * 53
     with Watch():
         F.cross_entropy(hidden @ weight.T + bias, targets)
-    assert largest == 37 * 53  # the watch does see a whole matrix
+    assert largest == 37 * 53  # the watch does notice a whole matrix
 
 
 def test_sampled_softmax_estimates_the_full_normaliser_without_bias() -> None:
@@ -121,7 +122,7 @@ def test_sampled_softmax_and_gradients(chunk: int, monkeypatch: pytest.MonkeyPat
     negatives = torch.tensor([0, 3, 3, 8])
     log_q = torch.rand(9, generator=torch.Generator().manual_seed(2)).log()
     loss = losses.sampled_softmax(*parts, targets, negatives, log_q)
-    gradients = torch.autograd.grad(3 * loss, parts)  # the factor catches a dropped incoming gradient
+    gradients = torch.autograd.grad(3 * loss, parts)  # the factor reveals an ignored incoming gradient
     expected, expected_gradients = sampled_reference(*parts, targets, negatives, log_q)
     torch.testing.assert_close(loss.double(), expected, rtol=1e-6, atol=0)
     for got, want in zip(gradients, expected_gradients, strict=True):
@@ -132,7 +133,7 @@ def test_sampled_softmax_and_gradients(chunk: int, monkeypatch: pytest.MonkeyPat
 def sampled_reference(
     hidden: Tensor, weight: Tensor, bias: Tensor, targets: Tensor, negatives: Tensor, log_q: Tensor
 ) -> tuple[Tensor, list[Tensor]]:
-    """All scores of tokens and negatives at once, float64."""
+    """The loss and gradients from all scores of tokens and negatives at once, in float64."""
     parts = [p.detach().double().requires_grad_() for p in (hidden, weight, bias)]
     scores = parts[0] @ parts[1].T + parts[2]
     negative = scores[:, negatives] - (log_q.double()[negatives] + math.log(len(negatives)))

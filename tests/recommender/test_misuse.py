@@ -1,4 +1,4 @@
-"""Calls from Python that cannot be meant: one clear line each, never a bare TypeError."""
+"""Calls from Python that make no sense get one clear line each, never a bare TypeError."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Each mixer against its own equations, written out event by event, and what it costs as histories grow."""
+"""Each mixer equals its own equations, computed event by event; and how its cost grows with the history's length."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from hyenarec.mixers.recent import RecentAttention
 from hyenarec.mixers.recurrences.delta_rule import chunked_gated_delta_rule
 from hyenarec.packing import Packing
 
-DIM, LENGTH = 8, 70  # more than two chunks
+DIM, LENGTH = 8, 70  # LENGTH: more than two chunks
 
 
 def make(name: str) -> Any:
@@ -41,7 +41,7 @@ def assert_mixes(mixer: nn.Module, want: Tensor, **options: Any) -> None:
 
 
 def by_head(x: Tensor) -> Tensor:
-    """(L, D) to (L, 2, D/2), for mixers of two heads."""
+    """Reshapes (L, D) to (L, 2, D/2), for mixers with two heads."""
     return x.view(len(x), 2, -1)
 
 
@@ -73,7 +73,7 @@ def test_linoss_steps_its_oscillators() -> None:
 
 
 def test_linoss_never_blows_up() -> None:
-    """Learned stiffness beyond the bound would: dt^2 A > 4 grows without end."""
+    """Outputs stay finite, because the mixer bounds the learned stiffness: dt^2 A > 4 would grow without end."""
     mixer = make("linoss").float()
     nn.init.constant_(mixer.stiffness, 50.0)
     nn.init.constant_(mixer.time_step, 5.0)
@@ -116,7 +116,7 @@ def test_grela_is_rotary_linear_attention_of_the_past() -> None:
             row[head] = total / sum(q[t, part] @ k[s, part] for s in range(t + 1))
         near = sum(mixer.taps[:, lag] * v[t - lag] for lag in range(min(4, t + 1))) + mixer.taps_bias
         rows.append(silu(gate[t]) * (row.flatten() + near))
-    # The rotation's angles come from a float32 table in the mixer.
+    # The mixer's rotation angles come from a float32 table.
     torch.testing.assert_close(mixer(*history()), mixer.out(torch.stack(rows)), rtol=1e-4, atol=1e-5)
 
 
@@ -137,7 +137,7 @@ def test_elastic_gathers_and_dispatches() -> None:
 
 
 def times() -> Tensor:
-    """With ties, and years between some events."""
+    """Times of events, some equal and some years apart."""
     generator = torch.Generator().manual_seed(2)
     steps = torch.tensor([0, 1, 3600, 90_000, 40_000_000])
     return 1_700_000_000 + steps[torch.randint(5, (LENGTH,), generator=generator)].cumsum(0)
@@ -209,7 +209,7 @@ def test_hytrec_memory_decays_with_elapsed_days() -> None:
     scaled = read / (read.square().mean(-1, keepdim=True) + hytrec.EPSILON).sqrt()
     want = memory.out(scaled.flatten(1) * silu(gate))
     torch.testing.assert_close(memory(x, packing, days), want)
-    short, long = softplus(memory.decay_beta.bias[:2]).reciprocal().tolist()  # events until 1/e of a memory is left
+    short, long = softplus(memory.decay_beta.bias[:2]).reciprocal().tolist()  # events until a memory falls to 1/e
     assert 12 < short < 20 and 200 < long < 300
 
 
@@ -240,7 +240,7 @@ def test_odd_channels_are_one_line(name: str) -> None:
 
 
 class Operations(TorchDispatchMode):
-    """Counts the work of products and attention, and the elements that every other operation writes."""
+    """Counts the operations of products and attention, and the elements that all other operations write."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -260,7 +260,7 @@ class Operations(TorchDispatchMode):
 
 
 def operations(mixer: Mixer, length: int) -> int:
-    """Of the forward and the backward pass of one history."""
+    """The operations of the forward and backward pass of one history."""
     x = torch.randn(length, 16, requires_grad=True)
     with Operations() as counted:
         mixer(x, Packing.from_lengths(torch.tensor([length])), timestamps=torch.arange(length) * 1000).sum().backward()
@@ -270,7 +270,7 @@ def operations(mixer: Mixer, length: int) -> int:
 QUADRATIC = ("attention", "bert4rec", "hstu")
 
 
-# hyena is left out: its convolution is one operation to torch, whatever it does inside.
+# hyena is left out, because torch sees its convolution as one operation.
 @pytest.mark.parametrize("name", [name for name in MIXERS if name != "hyena"])
 def test_cost_grows_linearly_where_it_should(name: str) -> None:
     mixer = MIXERS[name](ModelConfig(mixer=name, dim=16, max_length=4096), 0)

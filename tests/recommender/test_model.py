@@ -43,7 +43,7 @@ def test_sequences_of_a_batch_do_not_see_each_other(mixer: str) -> None:
 
 
 def leak(model: SequenceModel, batch: Batch, event: int, change: str = "items") -> float:
-    """How much the hidden states before ``event`` of the longest sequence move when that event changes."""
+    """How much the hidden states before ``event`` of the longest sequence change when that event changes."""
     begin, end = batch.packing.cu_seqlens[3:5].tolist()
     if change == "items":
         items = batch.items.clone()
@@ -77,7 +77,7 @@ def test_bidirectional_mixers_see_both_ways(mixer: str) -> None:
 
 @pytest.mark.parametrize("mixer", MIXERS)
 def test_only_mixers_that_know_time_use_it(mixer: str) -> None:
-    """Those fall back to positions without it."""
+    """Without times, mixers that know time use positions instead."""
     model, batch = make_model(mixer), make_batch(LENGTHS)
     with_times, without = model(batch), model(replace(batch, timestamps=None))
     assert torch.equal(with_times, without) != MIXERS[mixer].knows_time
@@ -118,7 +118,7 @@ def test_every_parameter_learns(mixer: str) -> None:
     [
         ({"dim": 0}, "option dim: 0 is below 1"),
         ({"dropout": 1.0}, "option dropout: 1.0 is outside"),
-        ({"dropout": 0.999}, "option dropout: 0.999 is outside"),  # to 1/256 that is 1
+        ({"dropout": 0.999}, "option dropout: 0.999 is outside"),  # rounds to 1 in steps of 1/256
         ({"dim": 7, "mixer": "attention"}, "option attention.heads: 2 does not divide dim 7"),
         (
             {"max_length": 2**20, "hyena": HyenaConfig(terms=64)},
@@ -146,14 +146,14 @@ def test_dropout_drops_independently_and_keeps_the_mean(probability: float) -> N
     rounded = round(256 * probability) / 256
     assert float((y == 0).double().mean()) == pytest.approx(rounded, abs=4 * (rounded * (1 - rounded) / 333_000) ** 0.5)
     assert float(y.detach().mean()) == pytest.approx(1, rel=0.01)
-    columns = (y == 0).double().view(-1)[: 333_000 // 8 * 8].view(-1, 8).mean(0)  # the eight bytes of a word
+    columns = (y == 0).double().view(-1)[: 333_000 // 8 * 8].view(-1, 8).mean(0)  # each byte of a word
     torch.testing.assert_close(columns, columns.mean().expand(8), rtol=0.1, atol=0.003)
     y.sum().backward()
     assert torch.equal(x.grad, y.detach())  # type: ignore[arg-type]
 
 
 def test_dropout_compiles_whole() -> None:
-    """The seed too comes from the compiled program: the same values as without, others on the next call."""
+    """The compiled program also draws the seed: it gives the same values as eager code, and others in the next call."""
     x, dropout = torch.randn(50, 8), Dropout(0.5, activation="gelu")
     compiled = torch.compile(dropout, fullgraph=True, backend="aot_eager")
     torch.manual_seed(0)
@@ -178,7 +178,7 @@ def test_dropout_is_the_identity_when_evaluating() -> None:
 @torch.no_grad()
 @pytest.mark.parametrize("mixer", MIXERS)
 def test_half_precision_stays_close_over_long_histories(mixer: str) -> None:
-    """Within a few roundings to bfloat16 (1/256 each): nothing may be added up in it."""
+    """The result is within a few bfloat16 roundings (1/256 each), so nothing may be summed in bfloat16."""
     torch.manual_seed(0)
     model = SequenceModel(ModelConfig(mixer=mixer, dim=16, max_length=2000), n_items=30).eval()
     batch = make_batch([2000, 500])
@@ -201,8 +201,8 @@ SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("bert4rec", "hyd
 
 @pytest.mark.parametrize("mixer", ["hyena", "attention", *SLOW])
 def test_scores_compile_whole(mixer: str) -> None:
-    """For any number of users and events. The others loop over events or have branches that
-    depend on them, and GRU4Rec holds a module that torch does not compile."""
+    """Scores compile to one graph for any number of users and events. The other mixers loop over events or have
+    branches that depend on them, and GRU4Rec holds a module that torch does not compile."""
     model = make_model(mixer)
 
     def scores(items: torch.Tensor, cu_seqlens: torch.Tensor) -> torch.Tensor:
@@ -235,6 +235,6 @@ def test_scores_export_for_any_number_of_users_and_events(strict: bool) -> None:
     with torch.no_grad():
         dynamic = ({0: auto}, {0: auto})
         program = torch.export.export(scores, inputs(7, 12), dynamic_shapes=dynamic, strict=strict).module()
-        for lengths in ((7, 12), (3, 5), (9, 4, 5, 13), (1, 1, 1)):  # torch.export takes sizes to be 2 or more
+        for lengths in ((7, 12), (3, 5), (9, 4, 5, 13), (1, 1, 1)):  # torch.export assumes sizes of at least 2
             given = inputs(*lengths)
             torch.testing.assert_close(program(*given), scores(*given))

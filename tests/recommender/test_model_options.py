@@ -1,4 +1,4 @@
-"""Options of the backbone and of its mixers keep what every model keeps: each of them, in models that it fits."""
+"""Every option of the backbone and of its mixers keeps the properties of all models that it applies to."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ causal_models = pytest.mark.parametrize("options", CAUSAL, ids=name)
 
 
 def make(options: dict[str, Any]) -> SequenceModel:
-    """With weights that differ from their start, which hides mistakes in gates."""
+    """A model whose weights are away from their initial values, which hide mistakes in gates."""
     torch.manual_seed(0)
     model = SequenceModel(ModelConfig(dim=8, max_length=LONGEST, **options), ITEMS).double().eval()
     with torch.no_grad():
@@ -56,7 +56,7 @@ def make(options: dict[str, Any]) -> SequenceModel:
 
 
 def part(batch: Batch, row: int, events: int | None = None) -> Batch:
-    """One sequence of a batch by itself, or its first events."""
+    """One sequence of a batch by itself, or only its first events."""
     begin, end = batch.packing.cu_seqlens[row : row + 2].tolist()
     end = end if events is None else begin + events
     assert batch.timestamps is not None
@@ -101,7 +101,7 @@ def test_last_only_is_the_last_row(options: dict[str, Any]) -> None:
 @causal_models
 @torch.inference_mode()
 def test_steps_are_the_forward(options: dict[str, Any]) -> None:
-    """From no event on and from a part of each history; users of different lengths join and leave."""
+    """Steps equal the forward pass, from an empty state and from part of each history, while users join and leave."""
     model, batch = make(options), make_batch([13, 9])
     want = model(batch).split([13, 9])
     assert batch.timestamps is not None
@@ -133,10 +133,10 @@ def test_every_parameter_learns(options: dict[str, Any]) -> None:
         assert value.grad is not None and value.grad.abs().max() > 0, parameter
 
 
-# Parts of DMAN and GEMs learn from losses of their own alone, and stop the gradient of the model's.
+# Parts of DMAN and GEMs learn only from losses of their own, and stop the model's gradient.
 @pytest.mark.parametrize("options", [o for o in MODELS if o["mixer"] not in ("dman", "gems")], ids=name)
 def test_gradients_are_those_of_the_function(options: dict[str, Any]) -> None:
-    """Along a random direction of all weights, against a central difference."""
+    """Along a random direction of all weights, the gradient equals a central difference."""
     model, batch = make(options), make_batch(LENGTHS)
     torch.manual_seed(1)
     weights = torch.randn(sum(LENGTHS), 8).double()
@@ -181,7 +181,7 @@ def test_a_ligr_block_is_its_equations() -> None:
 
 
 def test_local_attention_is_summed_to_the_convolution() -> None:
-    """Event by event: softmax over the last five, with a number for each lag and head."""
+    """The mixer adds attention over the last five events, with a learned number for each lag and head."""
     model, x = make({"mixer": "hyena", "hyena": HyenaConfig(local=5)}), torch.randn(13, 8).double()
     mixer: Any = model.blocks[0].mixer
     q, k, v = (y.view(13, 2, 4) for y in mixer.local.qkv(x).chunk(3, -1))

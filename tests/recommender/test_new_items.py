@@ -1,4 +1,4 @@
-"""Items that a model has not seen, by their features: in every command, and in trainings that go on."""
+"""Items that a model has not seen are served by their features: in every command, and in trainings that continue."""
 
 from __future__ import annotations
 
@@ -48,9 +48,9 @@ def test_new_items_have_rows_of_their_features(featured: Path, items: Path) -> N
     (both,) = after.recommend(history, k=32)
     assert [one for one in both if one.item < 130][:5] == known
     assert {one.item for one in both} > {130, 131, 132, 133, 134}
-    assert after.recommend([[130, 134]], k=3)  # which histories may have, too
+    assert after.recommend([[130, 134]], k=3)  # histories may contain new items, too
     assert len(after.session([[133]]).recommend(k=2)[0]) == 2
-    again = after.with_items(items)  # of which nothing is new any more
+    again = after.with_items(items)  # none of them are new any more
     assert same(again.model.state_dict(), after.model.state_dict()) and again.recommend(history, k=32) == [both]
 
 
@@ -83,7 +83,7 @@ def test_other_commands_know_new_items(featured: Path, items: Path, tmp_path: Pa
 
 
 def test_new_items_of_a_grown_log_are_ranked(featured: Path, log: Path, items: Path, tmp_path: Path) -> None:
-    """Of two targets that are new items, one is of an item without a row: that stays unknown, and counts as missed."""
+    """Two targets are new items. One has no row in the table, so it stays unknown and counts as missed."""
     extra = "user-001,131,99999999\nuser-002,999,99999999\n"
     (tmp_path / "grown.csv").write_text(log.read_text() + extra)
     found = {}
@@ -106,7 +106,7 @@ def test_new_items_that_cannot_be(featured: Path, run: Path, items: Path, tmp_pa
 
 
 def test_a_training_goes_on_with_new_items_from_their_features(featured: Path, items: Path, tmp_path: Path) -> None:
-    """Rows of known items begin as they were, and those of new ones as :meth:`Recommender.with_items` has them."""
+    """Rows of known items begin as they were, and rows of new items as :meth:`Recommender.with_items` makes them."""
     trained = load_start(featured, load_trained(featured).model.config)
     expected = with_new_items(trained, items)
     assert trained.features is not None
@@ -124,7 +124,7 @@ def test_a_training_goes_on_with_new_items_from_their_features(featured: Path, i
     other = replace(features, encodings=features.encodings[::-1])
     with pytest.raises(UserError, match="encoded otherwise"):
         Trainer(joined, leave_one_out(joined), trained.model.config, CONFIG, trained, other)
-    # without what was learned, or without features, rows stay
+    # rows stay the same if the features, or what was learned of them, are missing
     for given, features_now in ((replace(trained, features=None), features), (trained, None)):
         plain = Trainer(joined, leave_one_out(joined), trained.model.config, CONFIG, given, features_now)
         assert torch.equal(plain.model.folded().items.weight[:30], trained.model.items.weight)
@@ -145,7 +145,7 @@ def test_the_command_goes_on_with_features_and_without(
 
 
 def test_second_embeddings_of_new_items_begin_at_the_mean() -> None:
-    """A decoupled model has another table of items, which grows with the first."""
+    """The second item table of a decoupled model grows with the first."""
     config = replace(MODEL, embedding="decoupled")
     old, new = SequenceModel(config, 5), SequenceModel(config, 6)
     ids = Ids.from_values(range(6))

@@ -1,4 +1,4 @@
-"""What a training says of its time, and of the loss that it chose."""
+"""What training says about its time, and about the loss that it chose."""
 
 from __future__ import annotations
 
@@ -66,7 +66,8 @@ def test_a_long_epoch_is_announced_once(
 def test_the_other_loss_is_named_where_it_helps(
     full: float, says: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Of an epoch of 100 s whose full loss takes ``full`` of them, and whose sampled one would take 1."""
+    """The message names the other loss only if that would save much: an epoch takes 100 s, the full loss takes ``full``
+    of them, and the sampled loss would take 1 s."""
     store = make_store()
     trainer = Trainer(store, leave_one_out(store), MODEL, replace(CONFIG, epochs=1))
     found = paced([0.0, 10.0, 20.0, 30.0, 40.0], monkeypatch, steps=10)

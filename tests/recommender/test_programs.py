@@ -1,4 +1,4 @@
-"""Packages are compiled without what torch says about its own insides."""
+"""Compiling a package hides torch's warnings about its own internals."""
 
 from __future__ import annotations
 

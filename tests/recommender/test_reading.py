@@ -1,4 +1,4 @@
-"""Reading logs: formats, id and time types, order, and every complaint."""
+"""Reading logs: formats, types of ids and times, order, and every error."""
 
 from collections.abc import Callable
 from datetime import UTC, date, datetime
@@ -15,12 +15,12 @@ from hyenarec.errors import UserError
 SHARED = Path(__file__).parents[2].parent / "shared" / "data"
 
 ROWS = {"user_id": [2, 1, 2, 1, 2], "item_id": [30, 10, 20, 30, 10], "timestamp": [5, 9, 3, 9, 5]}
-# User 1: ties in the order of rows; user 2: 20 first, then the tie.
+# User 1: equal times keep the order of rows. User 2: 20 comes first, then two equal times.
 HISTORIES = {1: [10, 30], 2: [20, 30, 10]}
 
 
 def write(path: Path, columns: dict[str, Any]) -> Path:
-    """Write ``columns`` in the format of the suffix."""
+    """Writes ``columns`` in the format of the suffix."""
     frame = pl.DataFrame(columns)
     if path.suffix in (".parquet", ".pq"):
         frame.write_parquet(path)
@@ -35,7 +35,7 @@ def histories(store: SequenceStore) -> dict[Any, list[Any]]:
 
 
 def refusal(read: Callable[..., SequenceStore], path: Path, **options: Any) -> str:
-    """The message, which is one line that starts with the file's name."""
+    """The error message, which must be one line that starts with the file's name; returned without the name."""
     with pytest.raises(UserError) as caught:
         read(path, **options)
     message = str(caught.value)
@@ -191,7 +191,7 @@ def test_every_date_resolution(tmp_path: Path, unit: Any) -> None:
     assert store.timestamps.tolist() == [NOON - 43_200, NOON]
 
 
-# Complaints ---------------------------------------------------------------------------------------
+# Errors -------------------------------------------------------------------------------------------
 
 TIMES = "times are numbers from 0 up, or ISO 8601 dates from 1970 on"
 
@@ -306,7 +306,7 @@ def test_real_logs(name: str, timestamp: str | None, users: int, items: int, eve
         pytest.skip(f"needs ../shared/data/{name}.parquet")
     store = read_log(path, timestamp=timestamp)
     assert (store.n_users, store.n_items, store.n_events) == (users, items, events)
-    # The files are sorted by user and time already, so reading them must change nothing.
+    # The files are already sorted by user and time, so reading them must change nothing.
     frame = pl.read_parquet(path)
     np.testing.assert_array_equal(store.items + 1, frame["item_id"].to_numpy())
     np.testing.assert_array_equal(store.offsets[1:], frame.group_by("user_id").len().sort("user_id")["len"].cum_sum())

@@ -41,7 +41,7 @@ def test_recommendations_are_the_best_scores_in_the_logs_own_ids(trained: tuple[
 def test_seen_items_are_excluded_over_the_whole_history(trained: tuple[Path, SequenceStore]) -> None:
     folder, _ = trained
     recommender = Recommender.load(folder)
-    history = [100 + i for i in range(25)]  # longer than the model's max_length of 8
+    history = [100 + i for i in range(25)]  # longer than the model's max_length, 8
     answer = recommender.recommend([history], k=5, exclude_seen=True)[0]
     assert {entry.item for entry in answer} == {125, 126, 127, 128, 129}
 
@@ -61,12 +61,13 @@ def test_a_batch_answers_as_each_history_alone(
 
 
 def test_models_that_know_time_take_it(tmp_path: Path) -> None:
-    """The times of each user's own events, cut with them, in the scores; without them a warning and positions."""
+    """The scores use the times of each user's own events, cut off as the events are. Without times there is a warning,
+    and positions take their place."""
     store, folder = make_store(), tmp_path / "run"
     model = replace(MODEL, mixer="hytrec")
     assert store.timestamps is not None
     Run(folder, store, leave_one_out(store), model, replace(CONFIG, epochs=1), SOURCE).train()
-    recommender, users = Recommender.load(folder), [3, 1, 5]  # user 1 has 25 events, and the model reads 8
+    recommender, users = Recommender.load(folder), [3, 1, 5]  # user 1 has 25 events, of which the model reads 8
     rows = [slice(store.offsets[user], store.offsets[user + 1]) for user in users]
     histories = [store.item_ids.decode(store.items[row]) for row in rows]
     times = [store.timestamps[row].tolist() for row in rows]
@@ -143,7 +144,7 @@ def test_answers_come_before_all_histories_are_read(
 
 
 def test_seen_items_are_left_out_as_the_model_was_trained(trained: tuple[Path, SequenceStore]) -> None:
-    recommender = Recommender.load(trained[0])  # trained with exclude_seen=False
+    recommender = Recommender.load(trained[0])  # was trained with exclude_seen=False
     assert len(recommender.recommend([[100]], k=30)[0]) == 30
     recommender.config["training"]["exclude_seen"] = True
     with pytest.raises(UserError, match="leaves 29"):

@@ -21,7 +21,7 @@ def packing_of(lengths: list[int]) -> Packing:
 
 
 def bounded_matrix(size: int, channels: int) -> Tensor:
-    """(K, K, D) of norm .97 a channel, so that its powers fade over some hundred events."""
+    """A matrix (K, K, D) with norm .97 in each channel, so that its powers fade over some hundred events."""
     matrix = torch.randn(channels, size, size, dtype=torch.float64)
     return (matrix * 0.97 / torch.linalg.matrix_norm(matrix, 2)[:, None, None]).permute(1, 2, 0)
 
@@ -42,7 +42,7 @@ def gradients(function: Callable[..., Tensor], inputs: list[Tensor], seed: int =
 
 
 def assert_same(function: Callable[..., Tensor], oracle: Callable[..., Tensor], inputs: list[Tensor]) -> None:
-    """Values and the gradient of every input."""
+    """Asserts equal values and equal gradients of every input."""
     torch.testing.assert_close(function(*inputs), oracle(*inputs), rtol=1e-9, atol=1e-10)
     for got, want in zip(gradients(function, inputs), gradients(oracle, inputs), strict=True):
         torch.testing.assert_close(got, want, rtol=1e-8, atol=1e-9)
@@ -101,7 +101,7 @@ def test_a_float64_matrix_keeps_the_phase_of_a_float32_scan() -> None:
 
 
 def test_linear_scan_rounds_no_worse_than_the_recurrence() -> None:
-    """Undamped rotation, the hardest case: nothing is ever forgotten, errors included."""
+    """Undamped rotation is the hardest case, because nothing is ever forgotten, not even errors."""
     torch.manual_seed(0)
     packing, angle = packing_of([5000]), torch.rand(4) * 3
     matrix, x = complex_matrix(angle.cos(), angle.sin()), torch.randn(5000, 2, 4)
@@ -160,7 +160,7 @@ def test_linear_attention_shares_what_is_common_to_all_sequences() -> None:
 
 
 def test_a_huge_decay_is_a_clean_reset() -> None:
-    """Decays of e^-1e9 beside mild ones: nothing overflows and the mild ones keep their digits, in float32 too."""
+    """With decays of e^-1e9 beside mild ones nothing overflows, and the mild ones keep their digits, in float32 too."""
     torch.manual_seed(0)
     q, k, v = heads(100, 4), heads(100, 4), heads(100, 5)
     log_decay = -torch.rand(2, 100, 3, dtype=torch.float64)
@@ -176,7 +176,7 @@ def test_decaying_sums_are_the_recurrence(length: int) -> None:
     torch.manual_seed(0)
     u, rates = torch.randn(2, length, 3, 5, dtype=torch.float64), -torch.rand(3, dtype=torch.float64)
     elapsed = torch.randint(0, 4, (2, length))
-    elapsed[:, ::7] = 10**12  # nothing is left of what was before
+    elapsed[:, ::7] = 10**12  # nothing before this remains
 
     def sequential(u: Tensor, rates: Tensor) -> Tensor:
         state, rows = torch.zeros(2, 3, 5, dtype=torch.float64), []
@@ -198,7 +198,7 @@ def test_decaying_sums_stay_where_a_history_ended() -> None:
 
 
 def test_decaying_sums_keep_their_digits_after_years() -> None:
-    """float32, and times of 1e9 seconds: a difference of running sums would be off by minutes."""
+    """Sums stay precise in float32 with times of 1e9 seconds; a difference of running sums would be off by minutes."""
     torch.manual_seed(0)
     u, rates, elapsed = torch.randn(1, 300, 2, 4), torch.tensor([-0.1, -1e-3]), torch.randint(0, 20, (1, 300))
     elapsed[:, 150] = 10**9
@@ -251,7 +251,7 @@ def test_gated_delta_rule_of_packed_sequences() -> None:
 
 
 def test_a_known_key_is_overwritten() -> None:
-    """What tells the delta rule from plain linear attention: the second value of a key replaces the first."""
+    """A second value for a key replaces the first, which distinguishes the delta rule from plain linear attention."""
     key = torch.tensor([1.0, 0.0]).expand(1, 2, 1, 2)
     value = torch.tensor([3.0, 7.0]).view(1, 2, 1, 1)
     one, none = torch.ones(1, 2, 1), torch.zeros(1, 2, 1)
@@ -259,7 +259,7 @@ def test_a_known_key_is_overwritten() -> None:
 
 
 def test_the_delta_rule_check_catches_a_wrong_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Decays one event late inside a chunk: right for constant decays, so only uneven ones show it."""
+    """The broken chunk decays one event late: right for constant decays, so that only uneven ones reveal it."""
     monkeypatch.setattr(delta_rule, "decay_between", lambda g: decay_between(g.roll(1, -1)))
     torch.manual_seed(0)
     with pytest.raises(AssertionError, match="Tensor-likes are not close"):

@@ -1,4 +1,4 @@
-"""A run goes on where it stopped, with the same bits, on the same log alone."""
+"""A stopped run continues where it stopped, to the same bits, and only on the same log."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ train(Path({folder!r}), make_store(n_users=40), epochs=3, checkpoint_minutes={mi
 
 
 def test_killed_runs_resume_to_the_same_bits(tmp_path: Path) -> None:
-    """Killed outright several times, at whatever moment, mid-epoch and mid-save included."""
-    killed, whole = (  # the whole one saves at its epochs' ends alone
+    """The run is killed several times at random moments, in the middle of epochs and of saving."""
+    killed, whole = (  # the whole run saves only at the ends of epochs
         KILLED.format(tests=TESTS, folder=str(tmp_path / name), minutes=minutes)
         for name, minutes in (("killed", 1e-9), ("whole", 5.0))
     )
@@ -77,7 +77,7 @@ def test_killed_runs_resume_to_the_same_bits(tmp_path: Path) -> None:
 
 
 def test_the_resume_check_catches_lost_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without the optimiser's state a resumed run ends elsewhere, so the check above can fail."""
+    """If the optimiser's state is not restored, a resumed run ends elsewhere; so the check above can fail."""
     store = make_store()
     train(tmp_path / "whole", store)
     run = Run(tmp_path / "broken", store, leave_one_out(store), MODEL, CONFIG, SOURCE)
@@ -108,7 +108,7 @@ def without_times(store: SequenceStore) -> SequenceStore:
 
 
 def moved_event(store: SequenceStore) -> SequenceStore:
-    """The last event of user 1, who has the most, becomes the first of user 2: the events in a row stay the same."""
+    """Makes the last event of user 1, who has the most, the first of user 2. The log's events stay the same."""
     offsets = store.offsets.copy()
     offsets[2] -= 1
     return replace(store, offsets=offsets)
@@ -136,7 +136,7 @@ def test_the_same_log_in_another_form_is_not_another_log(tmp_path: Path) -> None
 
 @pytest.mark.parametrize("first", [{"epochs": 1}, {"epochs": 3, "patience": 1, "learning_rate": 1e-12}])
 def test_a_finished_run_can_be_given_more(first: dict[str, Any], tmp_path: Path) -> None:
-    """More epochs, patience and checkpoints: it ends as if it had had them from the start."""
+    """With more epochs, patience and checkpoints, it ends as if it had had them from the start."""
     train(tmp_path / "run", make_store(), **first)
     more = first | {"epochs": 4, "patience": 50, "checkpoint_minutes": 1e-9}
     result = train(tmp_path / "run", make_store(), **more)
@@ -164,7 +164,7 @@ def test_a_cosine_schedule_keeps_its_epochs(tmp_path: Path) -> None:
 
 
 def test_equal_runs_have_equal_bytes(tmp_path: Path) -> None:
-    """All but the seconds."""
+    """Everything is equal except the seconds."""
     results = [train(tmp_path / name, make_store(), epochs=2) for name in ("a", "b")]
     for name in (LAST, BEST, "config.json", "metrics.jsonl"):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes(), name
@@ -192,7 +192,7 @@ except Interrupted as stop:
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_stopped_run_has_saved_its_last_step(number: int, code: int, tmp_path: Path) -> None:
-    """Far from any checkpoint: one is due after every epoch and every five minutes."""
+    """A signal makes the run save, long before a checkpoint is due: after every epoch and every five minutes."""
     process = start("-c", STOPPED.format(tests=TESTS, folder=str(tmp_path)), out=tmp_path)
     while process.is_alive() and not (tmp_path / LAST).exists():
         time.sleep(0.01)
@@ -209,7 +209,7 @@ def test_a_stopped_run_has_saved_its_last_step(number: int, code: int, tmp_path:
 
 @pytest.mark.parametrize("where", ["step", "validate"])
 def test_a_signal_at_any_moment_loses_no_step(where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In a step and in an evaluation; what was saved goes on to the same bits."""
+    """A signal in a step or in an evaluation loses nothing: the run continues to the same bits."""
     train(tmp_path / "whole", make_store())
     calls = []
 
@@ -263,7 +263,7 @@ def test_a_lost_best_is_made_again(best_is_last: bool, tmp_path: Path, monkeypat
     best = (tmp_path / BEST).read_bytes()
     (tmp_path / BEST).unlink()
     if best_is_last:
-        monkeypatch.setattr(Trainer, "train_only", None)  # nothing needs to be trained
+        monkeypatch.setattr(Trainer, "train_only", None)  # nothing may be trained again
     again = train(tmp_path, make_store(), epochs=first["epochs"], learning_rate=0.05)
     assert again["test"] == first["test"]
     assert (tmp_path / BEST).read_bytes() == best

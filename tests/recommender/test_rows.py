@@ -1,4 +1,4 @@
-"""Rows are counted honestly: which lines are none, and where a faulty one is found."""
+"""Rows are counted correctly: which lines are no rows, and where a faulty row is reported."""
 
 from __future__ import annotations
 

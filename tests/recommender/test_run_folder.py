@@ -63,7 +63,7 @@ sys.stdin.read()
 
 
 def test_one_process_at_a_time_trains_in_a_folder(tmp_path: Path) -> None:
-    """Another is named and refused; one that was killed holds nothing."""
+    """A second process is refused, with the number of the first. A killed process no longer holds the folder."""
     program = [sys.executable, "-c", HOLD.format(tests=TESTS, folder=str(tmp_path))]
     with subprocess.Popen(program, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
         assert holder.stdout is not None and holder.stdout.readline() == "held\n"
@@ -84,7 +84,7 @@ def test_somebody_elses_lock_is_left_alone(tmp_path: Path) -> None:
 
 
 def test_saturated_metrics_are_told_apart(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Of eight items all are among the first ten: Recall@10 is 1 from the first epoch on, and MRR decides."""
+    """With eight items all are among the first ten, so Recall@10 is 1 from the first epoch on and MRR decides."""
     result = train(tmp_path, make_store(n_items=8), epochs=6, metric="Recall@10")
     history = read_history(tmp_path)
     assert {row["validation"]["Recall@10"] for row in history} == {1.0}
@@ -97,7 +97,7 @@ def test_saturated_metrics_are_told_apart(tmp_path: Path, capsys: pytest.Capture
 
 
 def test_the_loss_decides_last_and_does_not_prolong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where every metric is the same the epoch of the least loss is kept, and patience ends the run all the same."""
+    """If every metric stays the same, the epoch with the smallest loss is kept, and patience still ends the run."""
     monkeypatch.setattr("hyenarec.evaluation.Ranking.metrics", lambda self, ks=(): {"NDCG@10": 1.0, "MRR": 1.0})
     result = train(tmp_path, make_store(), epochs=50, patience=3)
     losses = [row["loss"] for row in read_history(tmp_path)]
@@ -119,7 +119,7 @@ def test_timing_a_step_needs_no_folder_and_no_git(tmp_path: Path, monkeypatch: p
     trainer = Trainer(store, leave_one_out(store), MODEL, replace(CONFIG, epochs=1))
     trainer.train()
     assert trainer.finished and not list(tmp_path.iterdir())
-    with pytest.raises(TypeError):  # the folder does ask git
+    with pytest.raises(TypeError):  # a run's folder does ask git
         Run(tmp_path / "run", store, leave_one_out(store), MODEL, CONFIG, SOURCE)
 
 
@@ -138,13 +138,13 @@ def test_a_slow_full_loss_is_announced(
 
 
 def test_the_estimate_of_the_full_loss_is_that_of_its_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """By a clock that says a chunk, of as many tokens as channels, takes a second."""
+    """The estimate is a second per chunk, of as many tokens as channels, if the clock says that one takes a second."""
     store, ticks = make_store(), iter(range(100))
     trainer = Trainer(store, leave_one_out(store), MODEL, CONFIG)
     assert trainer.full_loss_seconds() == 0  # a small catalogue is not timed
     monkeypatch.setattr("hyenarec.training.TIMED_FROM_SCORES", 0)
     monkeypatch.setattr("hyenarec.training.time.perf_counter", lambda: next(ticks))
-    assert trainer.full_loss_seconds() == trainer.windows.tokens / MODEL.dim
+    assert trainer.full_loss_seconds() == trainer.slices.tokens / MODEL.dim
 
 
 def test_too_large_a_model_is_one_line() -> None:
@@ -167,7 +167,7 @@ def test_a_forced_backend_that_is_not_there_is_one_line(monkeypatch: pytest.Monk
 
 @pytest.mark.parametrize("rate", [1e3, 1e20])
 def test_divergence_names_its_step_and_a_way_out(rate: float, tmp_path: Path) -> None:
-    """And neither best nor last ever holds weights that are no numbers."""
+    """The best and last checkpoints never hold weights that are NaN or infinite."""
     with pytest.raises(UserError) as refused:
         train(tmp_path, make_store(), epochs=50, learning_rate=rate, warmup_steps=0, checkpoint_minutes=1e-9)
     found = re.fullmatch(
@@ -200,18 +200,18 @@ def test_the_step_of_divergence_is_the_first_without_a_number(broken: int, monke
     monkeypatch.setattr(Trainer, "step", breaking)
     with pytest.raises(UserError, match=f"the loss is no number from step {broken} on"):
         trainer.train()
-    assert trainer.progress.step - broken < len(trainer.windows)
+    assert trainer.progress.step - broken < len(trainer.slices)
 
 
 def test_diverged_weights_are_found_before_they_are_ranked(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The last step of an epoch may break them after its loss was still a number."""
+    """The last step of an epoch may break the weights after its loss was still finite."""
     store = make_store()
     trainer = Trainer(store, leave_one_out(store), MODEL, replace(CONFIG, epochs=1))
     step = Trainer.step
 
     def breaking(self: Trainer, *arguments: Any) -> torch.Tensor:
         loss = step(self, *arguments)
-        self.model.bias.data.fill_(torch.nan) if self.progress.batch == len(self.windows) - 1 else None
+        self.model.bias.data.fill_(torch.nan) if self.progress.batch == len(self.slices) - 1 else None
         return loss
 
     monkeypatch.setattr(Trainer, "step", breaking)

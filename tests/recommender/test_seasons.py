@@ -1,4 +1,4 @@
-"""Histories with a known long memory: the prediction is Bayes' rule, and what is measured by it has no noise."""
+"""Histories with a known long memory: the prediction is Bayes' rule, and metrics computed from it have no noise."""
 
 import itertools
 import math
@@ -12,8 +12,8 @@ SMALL = Seasons(season_lengths=(5, 10), concentration=3.0, songs=2, lives=2, bur
 
 
 def evidence(process: Seasons, history: list[int], cut: int = 0) -> float:
-    """The probability of a history, whose first ``cut`` events are left out, by the formula of Dirichlet and
-    multinomial distributions: a sum over all season lengths and places, without any step by step."""
+    """The probability of a history, whose first ``cut`` events were left out. It uses the formula of Dirichlet and
+    multinomial distributions: one sum over all season lengths and places, instead of step by step."""
     after, chance = process.follower
     prior = process.concentration * process.popularity
     total = 0.0
@@ -43,7 +43,7 @@ def test_the_prediction_is_bayes_rule(cut: int) -> None:
     assert predicted.sum(1) == pytest.approx(1)
     for history, row in zip(histories[:2], predicted, strict=False):
         known = history[cut:].tolist()
-        if SMALL.popularity[known[0]] == 0:  # began inside a burst: the first event is no draw
+        if SMALL.popularity[known[0]] == 0:  # began inside a burst: the first event was not drawn
             known[0:1] = []
             row = SMALL.predict([np.array(known)], [cut + 1])[0]
             before = evidence(SMALL, known, cut + 1)
@@ -55,7 +55,7 @@ def test_the_prediction_is_bayes_rule(cut: int) -> None:
 
 
 def test_what_is_drawn_follows_the_prediction() -> None:
-    """Of many histories, what comes next is on average as probable as the prediction says."""
+    """Over many histories, the next event is on average as probable as the prediction says."""
     process = Seasons(season_lengths=(20, 40), concentration=8.0)
     histories = process.draw([120] * 1500)
     predicted = process.predict([history[:-1] for history in histories])
@@ -80,10 +80,10 @@ def test_favourites_come_back_and_more_history_predicts_better() -> None:
     assert values == sorted(values) and values[-1] > values[2] * 1.1 > popular * 1.5
 
     def shared(lag: int) -> float:
-        """How often an event is of an item of the 20 events about ``lag`` before it."""
+        """How often an event's item is among the 20 events about ``lag`` events earlier."""
         return float(np.mean([h[t] in h[t - lag - 10 : t - lag + 10] for h in histories for t in range(250, 400, 5)]))
 
-    assert shared(150) > 1.5 * shared(75)  # a cycle ago the same season, half a cycle ago another
+    assert shared(150) > 1.5 * shared(75)  # one cycle ago it was the same season, half a cycle ago another
 
 
 def test_bursts_go_through_live_recordings_in_order() -> None:

@@ -1,4 +1,4 @@
-"""The service: what it answers is what the recommender answers, and no acknowledged event is lost or counted twice."""
+"""The service answers what the recommender answers, and no acknowledged event is lost or counted twice."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from hyenarec.serving.sqlite_events import SqliteEvents
 
 @pytest.mark.parametrize("mixer", ["hyena", "gru", "attention", "hytrec"])
 def test_answers_are_the_recommenders(serve: Callable[..., Any], mixer: str) -> None:
-    """One event after the other, two users in turn, some of them read back from the store."""
+    """Two users send events in turn and are answered after each; some events are read back from the store."""
     reader = recommender(mixer)
     client, histories = serve(reader, users=1), {"ann": ITEMS[:6], "bob": ITEMS[5:9]}
     for t in range(6):
@@ -40,7 +40,7 @@ def test_answers_are_the_recommenders(serve: Callable[..., Any], mixer: str) -> 
 
 
 def test_histories_longer_than_the_positions(serve: Callable[..., Any]) -> None:
-    """The 13th event has no position left: it is read with the eight before it."""
+    """There is no position left for the 13th event: it is read together with the eight before it."""
     reader = recommender("attention")
     client = serve(reader)
     for i, item in enumerate(ITEMS[:13]):
@@ -59,7 +59,7 @@ def test_an_event_sent_again_counts_once(serve: Callable[..., Any]) -> None:
     assert (again.status_code, again.json()) == (200, {"new": False, "number": 0, "known": True})
     other = client.post("/events", json=event | {"item": "item-2"})
     assert other.status_code == 409 and "another event" in other.json()["detail"]
-    unnamed = client.post("/events", json={"user": "ann", "item": "item-1"})  # without an id each counts
+    unnamed = client.post("/events", json={"user": "ann", "item": "item-1"})  # without an id every event counts
     assert unnamed.json()["number"] == 1
     assert client.get("/recommend", params={"user": "ann"}).json()["events"] == 2
 
@@ -231,7 +231,7 @@ def test_what_waits_when_it_closes_is_answered_and_nothing_after(serve: Callable
 
 
 def test_clocks_that_go_backwards(serve: Callable[..., Any]) -> None:
-    """An event cannot be before the one that came before it: to the model it is at the same time."""
+    """An event that claims to be earlier than the one before it gets that one's time in the model."""
     reader = recommender("hytrec")
     client, times = serve(reader), [500, 900, 100, 901]
     for item, time in zip(ITEMS, times, strict=False):
@@ -242,8 +242,8 @@ def test_clocks_that_go_backwards(serve: Callable[..., Any]) -> None:
 
 
 def test_many_users_have_rows_of_their_own(serve: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    """More than the table begins with, more than are kept, and some forgotten and read again. The table, which is
-    copied when it grows, does so three times."""
+    """There are more users than the table starts with and more than are kept, so that some are forgotten and read
+    again. The table is copied when it grows, which happens at most three times."""
     reader, tables, init_state = recommender(), list[int](), SequenceModel.init_state
     engine = serve(reader, users=300).engine
 
@@ -268,13 +268,13 @@ def test_many_users_have_rows_of_their_own(serve: Callable[..., Any], monkeypatc
                 (o.item, pytest.approx(o.score, abs=1e-4)) for o in want
             ]
         assert len(engine.states) <= 300
-    for user in histories:  # one at a time, each in the place of another one
+    for user in histories:  # one at a time, each replacing another
         engine.recommend(Wanted(user, 3)).result(60)
     assert len(tables) <= 3 and tables[-1] <= 556
 
 
 def test_a_new_model_takes_over(serve: Callable[..., Any]) -> None:
-    """Requests go on meanwhile, and each is answered by one model or the other."""
+    """Requests continue meanwhile, and each is answered by either the old model or the new one."""
     old, new = recommender(), recommender(seed=1, mixer="gru")
     client = serve(old)
     for item in ITEMS[:5]:

@@ -1,4 +1,4 @@
-"""The service's page, as a person uses it."""
+"""The service's web page, as a person uses it."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ ITEMS = range(100, 130)  # of the run's log
 
 @pytest.fixture
 def started(run: Path, tmp_path: Path) -> Iterator[Callable[..., Service]]:
-    """Starts a service on a copy of the run, ``tmp_path / "run"``."""
+    """Starts services on a copy of the run, ``tmp_path / "run"``."""
     services = []
     shutil.copytree(run, tmp_path / "run")
 
@@ -47,7 +47,7 @@ def redis(tmp_path: Path) -> Iterator[RedisServer]:
 
 
 class Sender(threading.Thread):
-    """A user who sends one event after the other, each until it is acknowledged, and some of them again."""
+    """A user who sends one event after the other, each until it is acknowledged, and sends some of them again."""
 
     def __init__(self, url: str, number: int, stop: threading.Event) -> None:
         super().__init__()
@@ -68,10 +68,10 @@ class Sender(threading.Thread):
         while True:
             try:
                 answer = client.post("/events", json=event)
-            except httpx.TransportError:  # killed
+            except httpx.TransportError:  # the service was killed
                 time.sleep(0.01)
                 continue
-            if answer.status_code != 503:  # Redis was killed
+            if answer.status_code != 503:  # 503: Redis was killed
                 assert answer.status_code in (200, 201), answer.text
                 return answer.json()
 
@@ -81,8 +81,8 @@ class Sender(threading.Thread):
 def test_no_acknowledged_event_is_lost_or_counted_twice(
     started: Callable[..., Service], tmp_path: Path, request: pytest.FixtureRequest, store: str, kills: int
 ) -> None:
-    """kill -9 at random moments under load, of the service and by turns of Redis; what was not acknowledged is sent
-    again, and so is some of what was."""
+    """The service, and in turn with it Redis, is killed with SIGKILL at random moments under load. Events that were not
+    acknowledged are sent again, and so are some that were."""
     server = request.getfixturevalue("redis") if store == "redis" else None
     where = server.url if server else str(tmp_path / "events.sqlite")
     service, stop, chance = started(where), threading.Event(), random.Random(kills)
@@ -110,7 +110,7 @@ def test_no_acknowledged_event_is_lost_or_counted_twice(
 
 
 def test_new_models_under_load(started: Callable[..., Service], tmp_path: Path) -> None:
-    """Every request is answered while three models are taken over."""
+    """Every request is answered while three new models take over."""
     service, stop = started(LOOK_AGAIN=0.05), threading.Event()
     best = tmp_path / "run/best.safetensors"
 
@@ -136,7 +136,7 @@ def test_new_models_under_load(started: Callable[..., Service], tmp_path: Path) 
 
 
 def wait_for(line: str, service: Service) -> None:
-    """Until the metrics have it."""
+    """Waits until the service's metrics contain ``line``."""
     deadline = time.monotonic() + 60
     while line not in httpx.get(f"{service.url}/metrics").text.splitlines():
         assert time.monotonic() < deadline, f"never seen: {line}"
@@ -150,7 +150,7 @@ def test_what_is_under_way_is_answered_when_it_stops(started: Callable[..., Serv
         clients = [stack.enter_context(socket.create_connection(("127.0.0.1", service.port))) for _ in range(8)]
         for client in clients:
             client.sendall(request)
-        for _ in range(2):  # they are read before these, which come later
+        for _ in range(2):  # answered after the service has read the requests above
             assert httpx.get(f"{service.url}/healthz").status_code == 200
         service.process.terminate()
         for client in clients:
@@ -172,7 +172,7 @@ def test_a_client_that_never_ends_its_request_holds_nobody_up(started: Callable[
 
 
 def test_several_processes_share_users(started: Callable[..., Service], tmp_path: Path) -> None:
-    """Events that come by one are in the next answer of the other, and an id counts once whoever gets it."""
+    """An event sent to one process is in the other's next answer, and an id counts once, whichever process gets it."""
     services = [started(), started()]
     for number in range(10):
         event = {"user": "ann", "item": 100 + number, "id": str(number)}

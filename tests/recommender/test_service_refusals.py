@@ -1,4 +1,4 @@
-"""The service: what it refuses, in one line and without the client's own text."""
+"""What the service refuses: in one line that does not repeat the client's text."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from hyenarec.serving.limits import Rates
 def test_bad_requests_are_refused(serve: Callable[..., Any], body: Any, status: int) -> None:
     client = serve()
     assert client.post("/events", json=body).status_code == status
-    assert client.post("/events", content=iter([b"{}"])).status_code == 411  # of no known length
+    assert client.post("/events", content=iter([b"{}"])).status_code == 411  # of unknown length
     for k in (0, 1001, "x"):
         assert client.get("/recommend", params={"user": "u", "k": k}).status_code == 422
     assert client.get("/healthz").json() == {"status": "ok"}
@@ -85,7 +85,7 @@ def test_wrong_queries_are_one_line(serve: Callable[..., Any]) -> None:
 
 
 def test_a_page_of_the_web_cannot_add_events(serve: Callable[..., Any]) -> None:
-    """A browser sends a form or text to any address without asking there first."""
+    """Browsers send forms and text to any address without first asking it for permission."""
     client, body = serve(), b'{"user": "ann", "item": "item-1"}'
     for kind in ("text/plain", "application/x-www-form-urlencoded", ""):
         answer = client.post("/events", content=body, headers={"Content-Type": kind})

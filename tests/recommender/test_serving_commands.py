@@ -1,4 +1,4 @@
-"""``evaluate`` and ``recommend`` on the logs, ids, histories and terminals that people have."""
+"""``evaluate`` and ``recommend`` on the kinds of logs, ids, histories and terminals that people have."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ COMMAND = [sys.executable, "-c", "from hyenarec.cli import main; main()"]
 
 
 def write_log(path: Path, *more: str) -> Path:
-    """Six users with four events each, and one, ``-all``, who has had every item."""
+    """Writes a log with six users of four events each, and one user, ``-all``, who has had every item."""
     rows = [(f"-u{u}", ITEMS[(3 * u + i) % len(ITEMS)], i) for u in range(6) for i in range(4)]
     rows += [("-all", item, i) for i, item in enumerate(ITEMS)]
     lines = [f"{user},{item},{time}" for user, item, time in rows]
@@ -51,7 +51,7 @@ Call = Callable[..., tuple[int, str, str]]
 
 @pytest.fixture
 def call(capsys: pytest.CaptureFixture[str]) -> Call:
-    """Run a command; its exit code, output and errors."""
+    """Runs a command, and returns its exit code, output and errors."""
 
     def act(*arguments: object) -> tuple[int, str, str]:
         capsys.readouterr()

@@ -1,4 +1,4 @@
-"""Sessions answer as reading the whole history does, while users come, act and go."""
+"""Sessions answer what reading the whole history answers, while users come, act and leave."""
 
 from __future__ import annotations
 
@@ -63,14 +63,14 @@ def test_users_come_act_and_go(mixer: str) -> None:
 
 @pytest.mark.parametrize("mixer", ["attention", "hydra"])
 def test_positions_that_are_all_taken_are_given_back(mixer: str) -> None:
-    """After ``max_length`` events the last three quarters of them are what the model has read."""
+    """When all ``max_length`` positions are taken, the model starts again from the last three quarters of them."""
     reader = recommender(mixer)
     session, history = reader.session([ITEMS[:LONGEST], ITEMS[:3]]), ITEMS[:LONGEST]
     session.append(["item-30", "item-31"])
     kept = [*history[-9:], "item-30"]
     got = session.recommend(3, exclude_seen=False)
     same(got, reader.recommend([kept, [*ITEMS[:3], "item-31"]], 3, exclude_seen=False))
-    assert not {entry.item for entry in session.recommend(20)[0]} & {*history, "item-30"}  # seen, though given back
+    assert not {entry.item for entry in session.recommend(20)[0]} & {*history, "item-30"}  # seen, though not read again
 
 
 def test_others_remember_more_than_the_length_of_a_window() -> None:

@@ -1,4 +1,4 @@
-"""Several processes train as one does; the death of one ends all, and the same command goes on."""
+"""Several processes train as one does. If one dies, all end, and the same command continues."""
 
 from __future__ import annotations
 
@@ -51,10 +51,10 @@ LOST = "another process has ended or cannot be reached; run the same command aga
 def test_losses_are_those_of_one_process(
     processes: int, loss: str, mixer: str, job_store: Path, tmp_path: Path
 ) -> None:
-    """Without dropout, whose masks are each process's own; and evaluation finds the very same ranks."""
+    """This is without dropout, whose masks differ between processes. Evaluation finds exactly the same ranks."""
     options = ("--epochs", "2", "--dropout", "0", "--loss", loss, "--mixer", mixer)
     job = run(processes, job_store, tmp_path / "many", *options)
-    assert "written to" in job.said() and not any(job.said(rank) for rank in range(1, processes))  # one speaks
+    assert "written to" in job.said() and not any(job.said(rank) for rank in range(1, processes))  # only one prints
     run(1, job_store, tmp_path / "one", *options)
     many, one = (read_history(tmp_path / name) for name in ("many", "one"))
     assert len(many) == 2 and one[0]["loss"] != pytest.approx(one[1]["loss"], rel=1e-3)
@@ -78,7 +78,7 @@ def test_losses_are_those_of_one_process(
 def test_a_killed_process_ends_the_job_and_the_same_command_goes_on(
     victim: int, more: tuple[str, ...], job_store: Path, tmp_path: Path
 ) -> None:
-    """With as many processes to the same bits, and with another number of them to the same losses."""
+    """With the same number of processes it ends with the same bits, with another number with the same losses."""
     options = ("--epochs", "3", "--dropout", "0", "--loss", "sampled", "--negatives", "64", *more)
     job = Job(3, job_store, tmp_path / "killed", *options, "--checkpoint-minutes", "0")
     while job.workers[2].is_alive() and not (tmp_path / "killed" / LAST).exists():
@@ -100,7 +100,7 @@ def test_a_killed_process_ends_the_job_and_the_same_command_goes_on(
 
 
 def test_a_signal_stops_all_after_the_same_step(job_store: Path, tmp_path: Path) -> None:
-    """Whichever process gets it; with dropout the run then ends with the bits of one that was not stopped."""
+    """Any of the processes may get the signal. With dropout the run then ends with the bits of an undisturbed one."""
     options = ("--epochs", "3", "--patience", "50")
     job = Job(3, job_store, tmp_path / "stopped", *options, "--checkpoint-minutes", "0")
     while job.workers[1].is_alive() and not (tmp_path / "stopped" / LAST).exists():
@@ -113,7 +113,7 @@ def test_a_signal_stops_all_after_the_same_step(job_store: Path, tmp_path: Path)
 
 
 def test_processes_save_by_their_own_clocks(job_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Process 0 takes long to write, so the others are due for the next time before it is."""
+    """Process 0 takes long to write, so that the others' next save is due before its own."""
     save = Run.save_last
 
     def slowly(self: Run) -> None:
@@ -224,10 +224,10 @@ def test_dropout_differs_between_processes(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_gradients_of_shares_add_up_to_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A step's gradient is that of the whole batch, whatever the shares: in one process, added up by hand."""
+    """The gradients of the shares, added up by hand in one process, are the gradient of the whole batch."""
     model = ModelConfig(dim=8, blocks=1, max_length=8, dropout=0.0)
     trainer = Trainer(STORE, leave_one_out(STORE), model, TrainingConfig(loss="full", batch_size=7, device="cpu"))
-    batch = next(trainer.windows.epoch(0, 0))
+    batch = next(trainer.slices.epoch(0, 0))
 
     def gradient(of: Batch) -> torch.Tensor:
         assert of.targets is not None
@@ -268,7 +268,7 @@ def test_what_one_process_does_is_refused_in_several(
 def test_processes_that_are_given_something_else_are_refused(
     differs: str, job_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As where machines have files of one name that are not the same; they would wait for each other forever."""
+    """Machines may have different files of the same name; processes would then wait for each other for ever."""
     given, other = tmp_path / "given", tmp_path / "other"
     for place, items in ((given, STORE.items), (other, STORE.items[::-1].copy())):
         replace(STORE, items=items).save(place / "log")
@@ -291,7 +291,7 @@ def test_processes_that_are_given_something_else_are_refused(
     if differs == "start":
         for place, seed in ((given, "0"), (other, "1")):
             run(1, job_store, place / "before", "--epochs", "1", "--seed", seed)
-    if differs == "folder":  # each machine has its own, and process 0 alone its checkpoint
+    if differs == "folder":  # each machine has its own, and only process 0's has a checkpoint
         assert Command(1, tmp_path / "first", *arguments[:3], str(given / "run"), "--epochs", "1", *OPTIONS).wait() == [
             0
         ]
@@ -302,7 +302,7 @@ def test_processes_that_are_given_something_else_are_refused(
 
     joined = distributed.start
     monkeypatch.setattr(distributed, "start", start)
-    if differs == "features":  # read before the fork, which polars does without
+    if differs == "features":  # read before the fork, because polars locks up after it
         tables = [write_items(tmp_path / f"{last}.parquet", last=last) for last in (130, 125)]
         read = [read_item_table(table, STORE.item_ids) for table in tables]
         features = [encode(table, learn(table, STORE.item_ids), STORE.item_ids) for table in read]

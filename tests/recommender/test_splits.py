@@ -1,4 +1,4 @@
-"""Splits against a naive loop over users, and the promise that nothing leaks from the future."""
+"""Splits equal a naive loop over users, and nothing leaks from the future."""
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ from hyenarec.errors import UserError
 
 
 def random_store(seed: int, *, users: int = 60, spread: int = 1000, timestamps: bool = True) -> SequenceStore:
-    """Users with 1 to 12 events at times below ``spread``: a small one makes many ties."""
+    """Users with 1 to 12 events at random times below ``spread``; a small ``spread`` makes many equal times."""
     rng = np.random.default_rng(seed)
     offsets = np.concatenate(([0], rng.integers(1, 13, users).cumsum()))
     events = int(offsets[-1])
@@ -73,7 +73,7 @@ def test_global_temporal_against_a_loop(seed: int, spread: int) -> None:
 
 
 def leak(store: SequenceStore, split: Split) -> bool:
-    """Whether anything learnt or used as history is from after, or at, what is to be predicted from it."""
+    """Whether anything that is learned from or used as history is as late as, or later than, what it is to predict."""
     times = times_of(store)
     event = np.arange(store.n_events)
     trained = times[event < split.train_ends[store.users_of(event)]]
@@ -94,12 +94,12 @@ def test_the_leak_check_sees_leaks(seed: int) -> None:
     assert leak(store, leave_one_out(store))
     split = global_temporal(store)
     later = split.train_ends.copy()
-    later[store.users_of(split.validation[:1])] += 1  # one event more, of one user
+    later[store.users_of(split.validation[:1])] += 1  # one more event of one user
     assert leak(store, Split(later, split.validation, split.test))
 
 
 def test_ties_at_a_cut_stay_together() -> None:
-    # Half of all events share one time, which both the 40% and the 20% cut hit.
+    # Half of all events have the same time, and both the 40% and the 20% cut fall on it.
     store = SequenceStore(
         np.array([0, 5, 10]),
         np.zeros(10, np.int32),

@@ -1,4 +1,4 @@
-"""States of mixers and models: events read one at a time give what reading the whole history gives."""
+"""States of mixers and models: reading events one at a time gives what reading the whole history gives."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from hyenarec.mixers import MIXERS
 from hyenarec.model import ModelState, SequenceModel
 from hyenarec.packing import Packing
 
-ITEMS, LONGEST = 30, 80  # more events than two chunks of any recurrence, and than HyTRec's window
+ITEMS, LONGEST = 30, 80  # longer than two chunks of any recurrence, and than HyTRec's attention window
 CAUSAL = [name for name, mixer in MIXERS.items() if mixer.causal]
 BOUNDED = [name for name in CAUSAL if MIXERS[name].needs_positions or MIXERS[name].bounded]
 
@@ -24,7 +24,7 @@ def make(name: str, blocks: int = 2) -> SequenceModel:
     torch.manual_seed(0)
     config = ModelConfig(mixer=name, dim=8, max_length=LONGEST, blocks=blocks)
     model = SequenceModel(config, ITEMS).double().eval()
-    with torch.no_grad():  # filters that differ from their start, which hides mistakes in gates
+    with torch.no_grad():  # away from the initial filters, which hide mistakes in gates
         for parameter in model.parameters():
             parameter += 0.1 * torch.randn_like(parameter)
     return model
@@ -54,7 +54,7 @@ def assert_equal(streamed: Tensor, whole: Tensor) -> None:
 @pytest.mark.parametrize("name", CAUSAL)
 @torch.inference_mode()
 def test_steps_are_the_forward_at_every_position(name: str, timed: bool) -> None:
-    """From no event on, and from histories of several lengths."""
+    """This holds from an empty state, and after histories of several lengths."""
     model, (items, times) = make(name), histories([LONGEST, LONGEST - 7])
     given = times if timed else None
     want = forwards(model, items, given)
@@ -75,7 +75,7 @@ def test_steps_are_the_forward_at_every_position(name: str, timed: bool) -> None
 @pytest.mark.parametrize("name", CAUSAL)
 @torch.inference_mode()
 def test_users_join_and_leave(name: str) -> None:
-    """Users of different lengths in one batch, one of them new; a copy that leaves is not moved on by the others."""
+    """Users of different lengths, one of them new, share a batch. A copy of a state does not change with it."""
     model, (items, times) = make(name), histories([70, 5, 20, 33])
     want = forwards(model, items, times)
     prefixes = [one[:k] for one, k in zip(items, (67, 2, 17), strict=False)]
@@ -100,7 +100,7 @@ def test_users_join_and_leave(name: str) -> None:
 
 @pytest.mark.parametrize("name", CAUSAL)
 def test_what_is_stored_of_a_user_restores_it(name: str) -> None:
-    """``tensors`` has everything that differs between users: put into another user's state, it makes that user's."""
+    """``tensors`` holds all that differs between users: copied over another user's state, it replaces that user."""
     model, (items, times) = make(name), histories([40, 40])
     with torch.inference_mode():
         _, state = model.prefill(batch_of([one[:39] for one in items], [one[:39] for one in times]))

@@ -18,7 +18,7 @@ from tests.interpreter import python
 
 
 def make_store(events_each: int = 3, *, timestamps: bool = True, names: bool = False) -> SequenceStore:
-    """Two users and four items."""
+    """A store of two users and four items."""
     items = np.arange(2 * events_each, dtype=np.int32) % 4
     user_ids: list[int | str] = ["ann", "bob"] if names else [10, 20]
     return SequenceStore(
@@ -77,7 +77,7 @@ def test_loaded_arrays_are_mapped_and_read_only(tmp_path: Path) -> None:
 
 def test_a_store_replaces_a_store_even_its_own(tmp_path: Path) -> None:
     path = tmp_path / "store"
-    path.mkdir()  # an empty folder may be taken
+    path.mkdir()  # an empty folder may be used
     make_store().save(path)
     make_store(50).save(path)
     loaded = SequenceStore.load(path)
@@ -127,7 +127,8 @@ def test_failing_leaves_what_was_there(
 
 
 def test_saving_copies_nothing(tmp_path: Path) -> None:
-    """A store may be larger than memory: 8 MB of values pass through less than 1 MB; and the library reads the file."""
+    """8 MB of values are saved with less than 1 MB of memory, as stores may be larger than memory; safetensors reads
+    them."""
     arrays = {"a": np.arange(10**6), "b": np.zeros(0, np.float16), "c": np.arange(3, dtype=np.int32)}
     tracemalloc.start()
     try:
@@ -143,7 +144,7 @@ def test_saving_copies_nothing(tmp_path: Path) -> None:
 
 def test_a_file_that_the_system_cuts_off_is_reported_with_its_reason(tmp_path: Path) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, hard))  # a write past it fails for real, as on a full disk
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, hard))  # a larger write fails, as on a full disk
     try:
         with pytest.raises(UserError, match=f"^cannot save {tmp_path / 'store' / STORE}: File too large$"):
             make_store(200_000).save(tmp_path / "store")
@@ -295,7 +296,7 @@ def test_arrays_that_do_not_fit_are_refused(change: dict[str, np.ndarray], messa
         SequenceStore(**(fields | change))
 
 
-# What is lost, and what is not -------------------------------------------------------------------
+# What is lost and what is kept -------------------------------------------------------------------
 
 
 def test_what_lies_beside_a_store_is_never_deleted(saved: Path) -> None:
@@ -328,7 +329,7 @@ def test_every_flipped_byte_is_noticed(saved: Path) -> None:
             loaded = SequenceStore.load(saved)
         except UserError as error:
             assert "\n" not in str(error)
-        else:  # of no consequence, as in the header's padding
+        else:  # the bit has no effect, as in the header's padding
             assert loaded.fingerprint() == make_store().fingerprint() and place < data.index(b"}}") + 10
 
 

@@ -1,4 +1,4 @@
-"""The synthetic log: reproducible, well formed, and with both of its time scales."""
+"""The synthetic log is reproducible, well formed, and has both of its time scales."""
 
 from pathlib import Path
 
@@ -18,7 +18,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> SequenceStore:
 
 @pytest.fixture(scope="module")
 def pairs(store: SequenceStore) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Items of consecutive events of one user, (n,) each, and the seconds between them."""
+    """The items of consecutive events of a user, and the seconds between them, (n,) each."""
     assert store.timestamps is not None
     event = np.arange(store.n_events - 1)
     inside = event[store.users_of(event) == store.users_of(event + 1)]

@@ -1,4 +1,4 @@
-"""Numbers that are no counts of seconds: dates written as numbers, and numbers beyond all times."""
+"""Numbers that are not seconds: dates written as numbers, and numbers beyond all times."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""torchrun starts the command, and starts it again."""
+"""torchrun starts the command, and restarts it after a failure."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ from hyenarec.training import Trainer
 
 
 def launch(command: Callable[[list[str]], None], arguments: list[str], restarts: int = 0) -> None:
-    """What torchrun does for two processes; it forks here, where the command below starts three interpreters."""
+    """Does what torchrun does for two processes, but forks them; the real command would start three interpreters."""
     place = {"rdzv_backend": "c10d", "rdzv_endpoint": "localhost:0"}
     agent = LaunchConfig(1, 1, 2, **place, start_method="fork", max_restarts=restarts)
     handlers = {number: signal.getsignal(number) for number in signal.valid_signals()}
     try:
         elastic_launch(agent, command)(arguments)
-    finally:  # the agent, whose process ends with it, leaves its own
+    finally:  # the agent leaves its handlers, since its process usually ends
         for number, handler in handlers.items():
             if signal.getsignal(number) is not handler:
                 signal.signal(number, handler)
 
 
-@pytest.mark.slow  # test_torchruns_agent_starts_it_again does, and goes on
+@pytest.mark.slow  # test_torchruns_agent_starts_it_again covers this and more
 def test_torchruns_agent_starts_it(job_store: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     arguments = ["train", str(job_store), "--out", str(tmp_path / "run"), "--epochs", "1", *OPTIONS]
     launch(main, arguments)
@@ -41,7 +41,7 @@ def test_torchruns_agent_starts_it(job_store: Path, tmp_path: Path, capfd: pytes
 
 
 def test_torchruns_agent_starts_it_again(job_store: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """As ``--max-restarts 1`` has it: a process is killed, and the next attempt goes on by itself."""
+    """With ``--max-restarts 1``, after one process is killed the next attempt continues by itself."""
 
     def attempt(arguments: list[str]) -> None:
         if (os.environ["TORCHELASTIC_RESTART_COUNT"], os.environ["RANK"]) == ("0", "1"):

@@ -47,7 +47,8 @@ def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
 
 
 SAMPLED = {"loss": "sampled", "negatives": 16, "bf16": True, "schedule": "cosine"}
-# Each mixer, and one with what does not depend on it; in `make test-all`, each with both.
+# By default each mixer once, and one of them also with options that do not depend on the mixer; `make test-all` runs
+# every mixer with both.
 TRAININGS = [(mixer, {}) for mixer in MIXERS] + [
     pytest.param(mixer, SAMPLED, marks=() if mixer == "hyena" else pytest.mark.slow) for mixer in MIXERS
 ]
@@ -177,7 +178,7 @@ NUMBERS = [
 
 @pytest.mark.parametrize(("config", "option"), NUMBERS, ids=[f"{config.__name__}.{name}" for config, name in NUMBERS])
 def test_every_number_has_a_range(config: type[Any], option: str) -> None:
-    """Nothing that is no number or without measure is taken, and zero only where it means something."""
+    """NaN, infinities and huge or negative numbers are refused, and zero is accepted only where it makes sense."""
     assert len(NUMBERS) == 22
     for value in (-1, math.nan, math.inf, -math.inf, 10**400):
         with pytest.raises(UserError, match=rf"^option \S*{option}: [^\n]+$"):
@@ -197,7 +198,7 @@ def largest(config: type[Any], ranges: dict[str, Any]) -> list[Any]:
 def test_the_largest_options_of_training_work(training: TrainingConfig) -> None:
     store = make_store()
     trainer = Trainer(store, leave_one_out(store), MODEL, replace(training, loss="sampled", device="cpu"))
-    batch = next(trainer.windows.epoch(training.seed, 0))
+    batch = next(trainer.slices.epoch(training.seed, 0))
     assert trainer.step(batch, training.rate(0, 10)).isfinite()
 
 
@@ -205,4 +206,4 @@ def test_the_largest_options_of_training_work(training: TrainingConfig) -> None:
 def test_the_largest_options_of_hyena_work(hyena: HyenaConfig) -> None:
     store = make_store()
     trainer = Trainer(store, leave_one_out(store), replace(MODEL, dim=2, hyena=hyena), CONFIG)
-    assert trainer.step(next(trainer.windows.epoch(0, 0)), 1e-3).isfinite()
+    assert trainer.step(next(trainer.slices.epoch(0, 0)), 1e-3).isfinite()

@@ -1,4 +1,4 @@
-"""The search for options: what is tried, what a stop costs, and what is said of it."""
+"""The search for options: what it tries, what an interruption costs, and what is said about it."""
 
 from __future__ import annotations
 
@@ -35,7 +35,8 @@ DATA = {"data": "d"}
 
 @pytest.fixture(autouse=True)
 def no_waiting_for_disks() -> Iterator[None]:
-    """A trial writes to its database ten times, and a disk takes a tenth of a second for each to be sure of it."""
+    """Turns off synchronous writes: a trial writes ten times to its database, and a disk takes 0.1 s to confirm
+    each."""
 
     def relax(connection: Any, _: Any) -> None:
         connection.execute("PRAGMA synchronous = OFF")
@@ -46,13 +47,13 @@ def no_waiting_for_disks() -> Iterator[None]:
 
 
 def value_of(options: Options) -> float:
-    """A task in which the learning rate is nearly all that matters, 1e-3 being best."""
+    """The value of a made-up task in which almost only the learning rate matters; 1e-3 is best."""
     model, training = options
     return 1 / (1 + abs(training.learning_rate - 1e-3) * 1e3) - 1e-3 * model.dropout
 
 
 def tried(folder: Path, trials: int, stop_at: int | None = None) -> list[Options]:
-    """The options of a search's trials, which a signal stops in its trial ``stop_at``."""
+    """The options of a search's trials, with an interruption in trial ``stop_at`` if given."""
     seen: list[Options] = []
 
     def train(number: int, options: Options, place: Path) -> float:
@@ -73,7 +74,7 @@ def test_a_search_that_was_stopped_tries_what_it_would_have_tried(tmp_path: Path
             tried(tmp_path / "run", 9, stop_at)
     assert tried(tmp_path / "run", 9) == whole[7:]
     assert tried(tmp_path / "run", 9) == []
-    assert len(tried(tmp_path / "run", 10)) == 1  # more of them
+    assert len(tried(tmp_path / "run", 10)) == 1  # one more
     assert len(set(map(repr, whole))) == 9
 
 
@@ -164,10 +165,10 @@ def test_another_search_and_other_files_are_refused(tmp_path: Path) -> None:
 def test_the_command_searches_trains_with_the_best_and_goes_on(
     log: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Killed in its third trial: the first two are kept, and the folder of the third goes on."""
-    odd = tmp_path / "50% #1?"  # nothing of a path is part of a database's address
+    """The command is killed in its third trial. It keeps the first two, and continues in the folder of the third."""
+    odd = tmp_path / "50% #1?"  # none of it may be read as part of the database's address
     command = ["tune", str(log), "--out", str(odd), *TUNE, "--trials", "5", "--metric", "MRR"]
-    command += ["--no-exclude-seen", "--warmup-steps", "1"]  # or no trial would differ from another
+    command += ["--no-exclude-seen", "--warmup-steps", "1"]  # otherwise all trials would be equal
     program = (
         "import os, signal; from hyenarec import experiments; from hyenarec.cli import main\n"
         "train = experiments.train\n"

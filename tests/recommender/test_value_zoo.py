@@ -1,4 +1,4 @@
-"""Ids and times in every form that logs have them: read right, or refused in one line."""
+"""Ids and times in every form that logs have: read correctly, or refused in one line."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def test_one_log_in_every_unit_is_one_store(tmp_path: Path, form: str, suffix: s
     store = read_log(path)
     assert store.timestamps is not None
     assert store.timestamps.tolist() == SECONDS.tolist()
-    if form != "decimals":  # callers give no decimals
+    if form != "decimals":  # callers pass no decimals
         assert caller_seconds(FORMS[form], store.time_unit).tolist() == SECONDS.tolist()
     dates = SECONDS.astype("datetime64[s]").astype("datetime64[ns]")
     assert caller_seconds(dates, store.time_unit).tolist() == SECONDS.tolist()

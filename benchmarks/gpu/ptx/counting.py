@@ -15,13 +15,13 @@ LINE, SECTOR, BANKS = 128, 32, 32  # bytes, bytes, banks of 4 bytes
 
 
 class Counts:
-    """Of the blocks that have run.
+    """What the blocks that have run used.
 
     Attributes:
-        blocks: how many.
+        blocks: how many have run.
         executed: warps that executed each instruction of the program, (instructions,).
-        wavefronts: of the load-store unit, which serves 128 bytes a cycle: one for each 128-byte line of global memory
-            that a warp's access touches, and as many for shared memory as words of one bank.
+        wavefronts: of the load-store unit, which serves 128 bytes per cycle. Global memory: one for each 128-byte line
+            that a warp's access touches. Shared memory: as many as words of one bank, the bank with the most.
         sectors: the sectors of 32 bytes of global memory, by number, that were read or written.
     """
 
@@ -37,7 +37,7 @@ class Counts:
         self.executed[number] += warps
 
     def in_global_memory(self, at: Addresses, size: int, mask: Mask) -> None:
-        """`at` (lanes,) byte addresses."""
+        """Counts accesses of `size` bytes at byte addresses `at` (lanes,)."""
         self.wavefronts["global"] += _distinct(_of_active(at // LINE, mask))
         step = np.arange(0, max(size, 1), SECTOR)
         self._new.append(np.unique((at[mask][:, None] + step) // SECTOR))
@@ -59,7 +59,7 @@ class Counts:
 
 
 def _of_active(values: Addresses, mask: Mask) -> Addresses:
-    """(warps, 32) with the values of lanes that take no part replaced by another lane's; warps without any left out."""
+    """The values as (warps, 32), without warps that take no part; inactive lanes get the value of an active one."""
     rows, active = values.reshape(-1, WARP), mask.reshape(-1, WARP)
     kept = active.any(1)
     rows, active = rows[kept], active[kept]

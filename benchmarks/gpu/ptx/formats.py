@@ -21,19 +21,20 @@ def from_bfloat16(bits: Array) -> Array:
 
 
 def round_tf32(values: Array) -> Array:
-    """To 10 bits of mantissa, ties away from zero, as ``cvt.rna.tf32.f32``."""
+    """Rounds to 10 bits of mantissa, ties away from zero, as ``cvt.rna.tf32.f32``."""
     bits = np.ascontiguousarray(values).view(np.uint32)
     finite = (bits & np.uint32(0x7F800000)) != 0x7F800000
     return np.where(finite, (bits + np.uint32(0x1000)) & np.uint32(0xFFFFE000), bits).view(np.float32)
 
 
 def cut_tf32(bits: Array) -> Array:
-    """What a matrix instruction reads of 32 bits."""
+    """The TF32 values that a matrix instruction reads from 32 bits: it ignores the lower bits of the mantissa."""
     return (bits & np.uint32(0xFFFFE000)).view(np.float32)
 
 
 def halves(bits: Array, bfloat: bool) -> tuple[Array, Array]:
-    """The lower and the upper 16-bit value of registers, as float32; of 16-bit registers the one value twice."""
+    """The lower and the upper 16-bit value of 32-bit registers, as float32; 16-bit registers give their one value
+    twice."""
     low = bits.astype(np.uint16)
     high = (bits >> np.uint32(16)).astype(np.uint16) if bits.itemsize == 4 else low
     if bfloat:
@@ -42,7 +43,7 @@ def halves(bits: Array, bfloat: bool) -> tuple[Array, Array]:
 
 
 def pack(low: Array, high: Array | None, bfloat: bool) -> Array:
-    """Float32 values rounded to 16 bits, two in a register or, without `high`, one in 16 bits."""
+    """Rounds float32 values to 16 bits: two per register or, without `high`, one in 16 bits."""
 
     def rounded(values: Array) -> Array:
         values = values.astype(np.float32)

@@ -1,6 +1,7 @@
-"""Where launches come from: the Triton backend, on CPU tensors, and the programs of csrc/cuda, by their host build.
+"""Where launches come from: the Triton backend on CPU tensors, and the programs of csrc/cuda as their host build
+launches them.
 
-Triton's are compiled ahead of time by Triton, the others by nvcc, both for compute capability 9.0.
+Triton compiles its kernels ahead of time, nvcc the others; both for compute capability 9.0.
 """
 
 from __future__ import annotations
@@ -35,21 +36,21 @@ def add_storage(memory: GlobalMemory, tensor: Tensor, name: str) -> None:
 
 
 class TritonLaunches:
-    """Runs the Triton backend's launches inside `emulated`; counts them by kernel in `seen`."""
+    """Runs the Triton backend's launches inside `emulated`, and counts them by kernel in `seen`."""
 
     def __init__(self) -> None:
         self.seen: dict[str, int] = {}
         self._programs: dict[str, Program] = {}
 
     def change(self, program: Program) -> None:
-        """Of every program before it runs: for negative controls."""
+        """Called with every program before it runs; negative controls override it to break the program."""
 
     def made(self, program: Program, binary: bytes) -> None:
-        """Told of every program what ptxas made of it."""
+        """Called with every program and the binary that ptxas made of it."""
 
     @contextmanager
     def emulated(self, *, poison: bool = True) -> Iterator[None]:
-        """The backend forced, for CPU tensors; what it allocates is full of NaN until it is written, with `poison`."""
+        """Forces the backend for CPU tensors. With `poison`, what it allocates is full of NaN until it is written."""
         assert not package.INTERPRETED, "with TRITON_INTERPRET=1 nothing is compiled"
         here = backends.Backend(("cpu",), lambda: None, backends.BACKENDS["triton"].load)
         deterministic: Any = torch.utils.deterministic
@@ -81,7 +82,7 @@ class TritonLaunches:
             if isinstance(value, Tensor):
                 add_storage(memory, value, name)
             values.append(value.data_ptr() if isinstance(value, Tensor) else value)
-        values += [0] * (len(program.parameters) - len(values))  # scratch memory of Triton's own, which is not used
+        values += [0] * (len(program.parameters) - len(values))  # scratch memory for Triton itself, which is not used
         assert program.threads is not None
         x, y, z = (*grid, 1, 1)[:3]
         self.seen[program.name] = self.seen.get(program.name, 0) + 1
@@ -93,7 +94,7 @@ class TritonLaunches:
 
 
 class CudaLaunches:
-    """Runs launches of csrc/cuda that a host library (tests/native/emulation.h) gives away.
+    """Runs launches of csrc/cuda that a host library (tests/native/emulation.h) hands over instead of running them.
 
     The first call of an operator only notes which programs it launches; nvcc then compiles these, and the second call
     runs them. `headers` are those that define the programs.
@@ -109,7 +110,7 @@ class CudaLaunches:
         self.seen: dict[str, int] = {}
 
     def change(self, program: Program) -> None:
-        """Of every program before it runs: for negative controls."""
+        """Called with every program before it runs; negative controls override it to break the program."""
 
     def call(self, function: Callable[[], None], tensors: dict[str, Tensor]) -> None:
         """Calls `function`, which calls the library, with the launches run on these tensors."""
@@ -129,7 +130,7 @@ class CudaLaunches:
         self._with(lambda *launch: self._run(memory, *launch), function)
 
     def compiled(self, types: list[str], architecture: str = "sm_90a") -> dict[str, Program]:
-        """What nvcc makes of programs."""
+        """Compiles programs, given by their C++ types, with nvcc. Returns them by type."""
         source, text = (
             self.folder / f"programs{len(self.programs)}.cu",
             self.folder / f"programs{len(self.programs)}.ptx",
@@ -179,6 +180,6 @@ class CudaLaunches:
         return self.start(Launch(program, (grid, 1, 1), threads, shared, (data,)), memory, type)
 
     def start(self, launch: Launch, memory: GlobalMemory, type: str) -> bool:
-        """Whether the launch has run; otherwise the library runs it on the host."""
+        """Runs a launch. Returns whether it was run here; otherwise the library runs it on the host."""
         launch.run(memory)
         return True

@@ -1,7 +1,7 @@
-"""The machine: lanes of several thread blocks in step, their registers, control flow and barriers.
+"""The emulator: lanes of several thread blocks in lockstep, their registers, control flow and barriers.
 
-The lanes that stand at the smallest instruction number go on together; so lanes that parted meet again. A lane at a
-barrier waits until all that have not ended wait too.
+The lanes that are at the smallest instruction number go on together, so lanes that have diverged meet again. A lane at
+a barrier waits until all lanes that have not ended wait too.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from benchmarks.gpu.ptx.faults import Fault
 from benchmarks.gpu.ptx.memory import WORDS, Addresses, Array, GlobalMemory, Mask, SharedMemory, Tracker
 from benchmarks.gpu.ptx.parsing import Instruction, Program
 
-Step = Callable[[Any], None]  # of a mask (lanes,), or True for all lanes
+Step = Callable[[Any], None]  # takes a mask (lanes,), or True for all lanes
 WARP = 32
-LANES = 1024  # about as many at a time: NumPy's cost an instruction is that of a few hundred lanes
+LANES = 1024  # about as many at a time: NumPy's overhead per instruction costs as much as a few hundred lanes
 BRANCHES = ("bra", "brx", "ret", "exit")
 ENDED = np.iinfo(np.int64).max
 SHARED_WINDOW = 1 << 56  # where generic addresses of shared memory begin
@@ -37,7 +37,7 @@ BINDERS: dict[str, Binder] = {}
 
 
 def op(*names: str) -> Callable[[Binder], Binder]:
-    """Makes a function the meaning of opcodes that begin so: it binds an instruction to lanes' registers."""
+    """Registers a function for opcodes that begin with these names: it binds an instruction to the lanes' registers."""
 
     def register(binder: Binder) -> Binder:
         for name in names:
@@ -49,7 +49,7 @@ def op(*names: str) -> Callable[[Binder], Binder]:
 
 
 def kind_of(instruction: Instruction) -> Any:
-    """NumPy's type of an instruction's last word."""
+    """NumPy's type for the last part of an instruction's opcode."""
     name = instruction.parts[-1]
     if name not in TYPES:
         raise Fault(f"this machine does not know the type {name} here")
@@ -58,12 +58,12 @@ def kind_of(instruction: Instruction) -> Any:
 
 @dataclass(frozen=True)
 class Launch:
-    """One launch: parameters are a value for each, integers, floats, or the bytes of a struct."""
+    """One launch. `parameters` has a value for each: an integer, a float, or the bytes of a struct."""
 
     program: Program
     grid: tuple[int, int, int]
     threads: int
-    shared_bytes: int  # dynamic
+    shared_bytes: int  # of dynamic shared memory
     parameters: tuple[int | float | bytes, ...]
 
     @property
@@ -75,7 +75,7 @@ class Launch:
         self._run(memory, np.arange(self.blocks))
 
     def sample(self, memory: GlobalMemory, numbers: Addresses) -> Counts:
-        """Runs the blocks of these numbers and counts what they use; conflicts between blocks are not looked for."""
+        """Runs the blocks of these numbers and counts what they use; conflicts between blocks are not checked."""
         counts = Counts(len(self.program.instructions))
         self._run(memory, numbers, counts)
         counts.blocks = len(numbers)
@@ -89,7 +89,7 @@ class Launch:
 
 
 class Lanes:
-    """The threads of some of a launch's blocks."""
+    """The threads of some blocks of a launch."""
 
     def __init__(self, launch: Launch, memory: GlobalMemory, numbers: Addresses, counts: Counts | None) -> None:
         self.launch, self.program, self.memory, self.counts = launch, launch.program, memory, counts
@@ -109,7 +109,7 @@ class Lanes:
         self.registers: dict[str, Array] = {}
         self.symbols = {name: memory.hold(data, name) for name, data in self.program.constants.items()}
         self.symbols |= self._parameters()
-        self.place = Instruction(None, False, "", (), "")  # of the step that runs
+        self.place = Instruction(None, False, "", (), "")  # the instruction that is bound or run
 
     def _parameters(self) -> dict[str, int]:
         symbols, data = {}, bytearray()
@@ -137,7 +137,8 @@ class Lanes:
         return self.registers[name]
 
     def read(self, operand: str, dtype: npt.DTypeLike) -> Array:
-        """An operand's values, (lanes,) or (1,): a view of the register, so that a step can be bound once."""
+        """An operand's values, (lanes,) or (1,): a view of the register, so that a step is bound once and sees later
+        values."""
         kind = np.dtype(dtype)
         if (operand.startswith("%") and "." in operand) or operand in ("%laneid", "%warpid"):
             return self._special(operand).astype(kind)
@@ -170,7 +171,7 @@ class Lanes:
         return bits.view(kind)
 
     def symbol(self, name: str) -> int:
-        """The address of a variable; in shared memory its offset."""
+        """The address of a variable; for one in shared memory, its offset."""
         for symbols in (self.shared_symbols, self.symbols):
             if name in symbols:
                 return symbols[name]
@@ -196,7 +197,7 @@ class Lanes:
         raise Fault(f"unknown special register {name}")
 
     def write(self, operand: str, dtype: npt.DTypeLike) -> Callable[[Array, Any], None]:
-        """put(values, mask), which writes values of a type to a register as wide or wider."""
+        """A function put(values, mask), which writes values of a type to a register that is as wide or wider."""
         if operand == "_":
             return lambda values, mask: None
         register, kind = self.register(operand), np.dtype(dtype)
@@ -217,7 +218,7 @@ class Lanes:
     # ---- stamps of accesses --------------------------------------------------------------------------------------
 
     def stamps(self) -> Addresses:
-        """Of each lane in shared memory: its block's epoch and its warp."""
+        """The stamp of each lane's accesses to shared memory: its block's epoch and its warp."""
         return self.epoch[self.block] * Tracker.OWNERS + self.thread // WARP + 1
 
     def active(self, mask: Any) -> Mask:
@@ -225,7 +226,7 @@ class Lanes:
         return self.all if mask is True else mask
 
     def whole_warps(self, mask: Any) -> Mask:
-        """The mask as an array; every warp takes part with all of its lanes, or not at all."""
+        """The mask as an array. Raises a `Fault` unless every warp takes part with all of its lanes, or not at all."""
         if mask is True:
             return self.all
         lanes: Mask = mask.reshape(-1, WARP)
@@ -247,7 +248,7 @@ class Lanes:
         self.place = instruction
         name = instruction.parts[0]
         if name in (*BRANCHES, "bar", "barrier"):
-            return lambda mask: None  # `_run` does these; ``bar.warp`` is nothing where a warp runs in step
+            return lambda mask: None  # `_run` does these; ``bar.warp`` does nothing: a warp runs in lockstep
         if name not in BINDERS:
             raise Fault("this machine does not know the instruction")
         return BINDERS[name](self, instruction)
@@ -256,7 +257,7 @@ class Lanes:
         code = self.program.instructions
         names = [instruction.parts[0] for instruction in code]
         barriers = [name in ("bar", "barrier") and "warp" not in i.parts for name, i in zip(names, code, strict=True)]
-        at = np.zeros(self.count, np.int64)  # of each lane; kept only while they differ
+        at = np.zeros(self.count, np.int64)  # each lane's instruction; kept only while lanes differ
         waits = np.zeros(self.count, np.bool_)
         everyone, now = True, 0
         while True:
@@ -304,7 +305,8 @@ class Lanes:
                 at[active] = now + 1
 
     def _goal(self, instruction: Instruction) -> Any:
-        """The number of the instruction that a branch goes to; of each lane where a table says so."""
+        """The number of the instruction that a branch goes to; one for each lane where the branch takes it from a
+        table."""
         if instruction.parts[0] == "bra":
             return self.program.labels[instruction.operands[0]]
         if instruction.parts[0] == "brx":
@@ -319,7 +321,8 @@ class Lanes:
             raise Fault("a barrier of a part of the block's threads")
 
     def _meet(self, at: Addresses, waits: Mask) -> None:
-        """All lanes that have not ended wait at a barrier: they go on."""
+        """Lets lanes go on once all that have not ended wait at a barrier. Raises a `Fault` if threads of one block
+        wait at different ones."""
         for block in np.unique(self.block[waits]):
             if len(np.unique(at[waits & (self.block == block)])) > 1:
                 raise Fault("threads of one block wait at different barriers")
@@ -327,11 +330,11 @@ class Lanes:
         waits[:] = False
 
 
-Work = Callable[[Mask], None]  # for those lanes that it is done for
+Work = Callable[[Mask], None]  # called with the lanes that it is to be done for
 
 
 class Groups:
-    """Work that runs beside the lanes: it is done when they wait for its group, no earlier."""
+    """Asynchronous work: it is done when lanes wait for its group, no earlier."""
 
     def __init__(self, lanes: int) -> None:
         self.lanes = lanes
@@ -342,12 +345,12 @@ class Groups:
         self._open.append((of.copy(), work))
 
     def commit(self, active: Mask) -> None:
-        """What these lanes added since the last time becomes a group."""
+        """Makes a group of what these lanes added since their last commit."""
         self._groups.append((active.copy(), [(of & active, work) for of, work in self._open]))
         self._open = [(of & ~active, work) for of, work in self._open if (of & ~active).any()]
 
     def wait(self, left: int, active: Mask) -> None:
-        """All groups of a lane but its `left` newest."""
+        """Does the work of all groups of a lane but its `left` newest."""
         newer, ripe = np.zeros(self.lanes, np.int64), []
         for members, works in reversed(self._groups):
             waited = members & active

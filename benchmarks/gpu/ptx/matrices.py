@@ -1,4 +1,4 @@
-"""Matrix instructions of a warp: which lane holds which entry, as the PTX manual has it.
+"""Matrix instructions of a warp. Which lane holds which entry is as in the PTX manual.
 
 With ``g = lane // 4`` and ``t = lane % 4``, register i of a lane holds, in its lower (h = 0) and upper (h = 1) half:
 
@@ -62,7 +62,7 @@ def fragment(lanes: Lanes, registers: list[Array], name: str, kind: str, depth: 
 
 
 def numbers(bits: Array, kind: str) -> Array:
-    """What a matrix instruction reads of values of a type."""
+    """The float32 values that a matrix instruction reads from the bits of a type."""
     if kind == "tf32":
         return cut_tf32(bits)
     values: Array = from_bfloat16(bits) if kind == "bf16" else bits.view(np.float16).astype(np.float32)
@@ -95,7 +95,7 @@ def multiply(lanes: Lanes, instruction: Instruction) -> Step:
 
 
 def _fragments(lanes: Lanes, instruction: Instruction) -> tuple[int, bool]:
-    """How many 8 x 8 matrices of 16 bits, and whether transposed."""
+    """The number of 8 x 8 matrices of 16-bit values, and whether they are transposed."""
     if "m8n8" not in instruction.parts or not instruction.parts[-1].startswith("b16"):
         raise Fault("this machine does not know the instruction")
     count = next(int(part[1:]) for part in instruction.parts if part in ("x1", "x2", "x4"))

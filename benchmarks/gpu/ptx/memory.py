@@ -1,7 +1,8 @@
-"""Memory as lanes see it: words at byte addresses, with the checks of every access.
+"""Memory as lanes see it: words at byte addresses, with checks of every access.
 
-`Tracker` finds conflicts: two owners on one place in the same epoch, one of them writing. In shared memory an owner is
-a warp and an epoch ends with the block's barrier; in global memory an owner is a block, and a launch is one epoch.
+`Tracker` finds conflicts: two owners that access one place in the same epoch, one of them writing. In shared memory an
+owner is a warp and an epoch ends with the block's barrier; in global memory an owner is a block, and a launch is one
+epoch.
 """
 
 from __future__ import annotations
@@ -19,11 +20,11 @@ Addresses = npt.NDArray[np.int64]
 Mask = npt.NDArray[np.bool_]
 
 WORDS: dict[int, Any] = {1: np.dtype(np.uint8), 2: np.dtype(np.uint16), 4: np.dtype(np.uint32), 8: np.dtype(np.uint64)}
-GRANULE = 2  # bytes; a single byte counts as its granule
+GRANULE = 2  # bytes; an access to one byte counts for its granule
 
 
 class Tracker:
-    """Who wrote and who read each granule last: stamps, epoch * OWNERS + owner + 1; 0 is nobody ever."""
+    """Who wrote and who read each granule last, as stamps: epoch * OWNERS + owner + 1, or 0 for nobody ever."""
 
     OWNERS = 1 << 20
     SEVERAL = OWNERS - 1
@@ -38,12 +39,12 @@ class Tracker:
         found = self.read[place]
         new = np.where((found >= base) & (found != stamp), base + self.SEVERAL, stamp)
         self.read[place] = new
-        if stamps.min() != stamps.max():  # of several owners that read in one instruction the last one's stamp is left
+        if stamps.min() != stamps.max():  # where several owners read in one instruction, only the last stamp is stored
             lost = self.read[place] != new
             self.read[place[lost]] = np.broadcast_to(base + self.SEVERAL, place.shape)[lost]
 
     def stores(self, at: Addresses, size: int, stamps: Addresses, changed: Mask) -> None:
-        """`changed`: the values differ from those that are there; equal ones may be written twice."""
+        """`changed`: which values differ from those in memory; equal values may be written twice."""
         place, stamp, base = self._places(at, size, stamps)
         self._others(self.read[place], stamp, base, "write of what {} read, with no barrier between")
         found = np.where(changed[:, None], self.written[place], 0)
@@ -67,7 +68,7 @@ class Tracker:
 
 
 class Buffer:
-    """Bytes at an address, as words of each size; `number`: which buffer of a memory."""
+    """Bytes at an address, as words of each size. `number` says which buffer of a memory it is."""
 
     def __init__(self, data: npt.NDArray[np.uint8], address: int, name: str, *, writable: bool = True) -> None:
         self.address, self.size, self.name, self.writable = address, len(data), name, writable
@@ -85,7 +86,7 @@ class Buffer:
         return self.words(size)[at[:, None] // size + np.arange(count)]
 
     def store(self, at: Addresses, values: Array, owners: Addresses) -> Mask:
-        """Writes (n, count) words; which of them changed what was there."""
+        """Writes (n, count) words. Returns which of the n accesses changed what was there."""
         size, count = values.itemsize, values.shape[1]
         place = at[:, None] // size + np.arange(count)
         words = self.words(size)
@@ -106,14 +107,14 @@ class GlobalMemory:
         self._starts = self._ends = self._numbers = np.zeros(0, np.int64)
 
     def add(self, address: int, size: int, name: str, *, writable: bool = True) -> None:
-        """Bytes that exist already; a place that is known already is left as it is."""
+        """Adds bytes that exist; a place that is already known is left as it is."""
         if size == 0 or any(b.address == address and b.size >= size for b in self.buffers):
             return
         data = np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(address))
         self._insert(Buffer(data, address, name, writable=writable))
 
     def hold(self, data: bytes, name: str) -> int:
-        """A copy that can only be read; its address."""
+        """Adds a read-only copy of `data`. Returns its address."""
         copy = np.zeros(len(data) + 64, np.uint8)
         begin = -copy.ctypes.data % 64
         part = copy[begin : begin + len(data)]
@@ -145,8 +146,8 @@ class GlobalMemory:
                 buffer.tracker.stores(offsets, size, stamps[part], changed)
 
     def on_device(self, at: Addresses) -> Addresses:
-        """Addresses where every buffer begins with a line of memory, as a device allocates them, WINDOW bytes apart. A
-        buffer that is added later changes none."""
+        """The addresses as a device might place the buffers: each begins with a line of memory, and they are WINDOW
+        bytes apart. A buffer that is added later changes none of them."""
         place = np.maximum(np.searchsorted(self._starts, at, "right") - 1, 0)
         placed: Addresses = at - self._starts[place] + self._numbers[place] * self.WINDOW
         return placed

@@ -1,4 +1,4 @@
-"""PTX text to a `Program`: parameters, memory that it declares, and instructions."""
+"""Parses PTX text into a `Program`: parameters, memory that it declares, and instructions."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ PARAMETER = re.compile(
 class Instruction:
     """One instruction: ``@!%p1 add.s32 %r1, %r2, 3`` has the predicate ``%p1``, negated, and three operands.
 
-    `where` names the line of the text and, as far as the text says so, the line of the source.
+    `where` names the line of the PTX text and, where the text says it, the line of the source.
     """
 
     predicate: str | None
@@ -49,10 +49,10 @@ class Program:
     """One kernel.
 
     Attributes:
-        threads: of a block, where the text says so.
-        widths: bits of the registers by their name's prefix, 1 for predicates.
+        threads: threads per block, where the text says so.
+        widths: bits of registers, by the prefix of their names; 1 for predicates.
         shared: offsets of the symbols in shared memory, `static_shared` bytes in all.
-        dynamic: the symbols that stand for the shared memory whose size the launch says, behind those.
+        dynamic: symbols of the shared memory whose size the launch gives, which lies behind the static part.
         constants: initial values of the module's global and constant memory.
     """
 
@@ -69,7 +69,7 @@ class Program:
     constants: dict[str, bytes] = field(default_factory=dict)
 
     def width(self, register: str) -> int:
-        """Of ``%r17``, by the declaration ``.reg .b32 %r<20>``, or by its own."""
+        """The bits of a register such as ``%r17``, by the declaration ``.reg .b32 %r<20>`` or by its own."""
         prefix = register.rstrip("0123456789")
         width = self.widths.get(register) or self.widths.get(prefix)
         if width is None:
@@ -98,7 +98,7 @@ def programs(text: str) -> list[Program]:
 
 
 def _declare(program: Program, line: str) -> None:
-    """Memory: shared, or with initial values."""
+    """Records memory that a line declares: shared, or with initial values. Raises a `Fault` for local memory."""
     match = DECLARED.search(line)
     if match is None or line.lstrip().startswith(".param"):
         return
@@ -178,7 +178,7 @@ def _statement(program: Program, statement: str, where: str) -> None:
 
 
 def _split(text: str) -> tuple[str, ...]:
-    """At the commas outside braces and brackets."""
+    """Splits at the commas outside braces and brackets."""
     parts, depth, begin = [], 0, 0
     for at, letter in enumerate(text):
         depth += (letter in "{[(") - (letter in "}])")

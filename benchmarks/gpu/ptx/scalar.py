@@ -45,13 +45,14 @@ COMPARE: dict[str, Callable[..., Array]] = {
     "hi": np.greater,
     "hs": np.greater_equal,
 }
-# Of numbers that may be NaN: `ne` is false then, and a name that ends in u is the opposite of an ordered comparison.
+# Comparisons with numbers that may be NaN. Ordered ones, `ne` too, are then false. One whose name ends in u is the
+# negation of the ordered one that is given here.
 UNORDERED = {"equ": "ne", "neu": "eq", "ltu": "ge", "leu": "gt", "gtu": "le", "geu": "lt"}
 WIDE = {"s16": np.int32, "u16": np.uint32, "s32": np.int64, "u32": np.uint64}
 
 
 def plain(lanes: Lanes, instruction: Instruction, function: Callable[..., Array], count: int) -> Step:
-    """A NumPy function of `count` operands; on 16-bit values in pairs too."""
+    """Applies a NumPy function to `count` operands; 16-bit values go to `packed`."""
     target, *operands = instruction.operands
     name = instruction.parts[-1]
     if name in PACKED or name == "bf16" or (name == "f16" and count > 1):
@@ -66,7 +67,7 @@ def plain(lanes: Lanes, instruction: Instruction, function: Callable[..., Array]
 
 
 def packed(lanes: Lanes, instruction: Instruction, function: Callable[..., Array], count: int) -> Step:
-    """On float16 or bfloat16 values, one or two in a register: computed in float32 and rounded once."""
+    """Applies it to float16 or bfloat16 values, one or two per register: computed in float32 and rounded once."""
     target, *operands = instruction.operands
     name = instruction.parts[-1]
     single = not name.endswith("x2")
@@ -85,7 +86,7 @@ def packed(lanes: Lanes, instruction: Instruction, function: Callable[..., Array
 
 
 def saturated(values: Array) -> Array:
-    """Between 0 and 1; NaN becomes 0."""
+    """Clips to between 0 and 1; NaN becomes 0."""
     return np.clip(np.nan_to_num(values, nan=0.0), 0, 1)
 
 
@@ -100,7 +101,7 @@ def binary(lanes: Lanes, instruction: Instruction) -> Step:
 
 
 def _product(lanes: Lanes, instruction: Instruction) -> Step:
-    """The whole product of two integers, or its upper half; `mad` adds a third one."""
+    """The full product of two integers, or its upper half; `mad` adds a third integer."""
     target, *operands = instruction.operands
     name = instruction.parts[-1]
     kind = np.dtype(TYPES[name])
@@ -136,7 +137,7 @@ def multiply_add(lanes: Lanes, instruction: Instruction) -> Step:
     parts = instruction.parts
     if "wide" in parts or "hi" in parts:
         return _product(lanes, instruction)
-    if parts[-1] == "f32":  # rounded once, as good as always
+    if parts[-1] == "f32":  # in float64, so rounded only once in almost all cases
         saturates = "sat" in parts
         target, *operands = instruction.operands
         a, b, c = (lanes.read(operand, np.float32) for operand in operands)

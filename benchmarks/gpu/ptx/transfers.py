@@ -13,18 +13,18 @@ from benchmarks.gpu.ptx.memory import WORDS, Addresses, Array, Mask
 from benchmarks.gpu.ptx.parsing import Instruction
 
 SPACES = ("param", "global", "shared", "const")
-CACHED = ("param", "const")  # in a cache of their own: the load-store unit has nothing to do with them
+CACHED = ("param", "const")  # these have a cache of their own and do not use the load-store unit
 
 
 def address_of(lanes: Lanes, operand: str) -> Callable[[], Addresses]:
-    """``[%rd1 + 16]`` or ``[name]``: (lanes,) byte addresses, of shared memory offsets in a block's."""
+    """Byte addresses (lanes,) of ``[%rd1 + 16]`` or ``[name]``; for shared memory, offsets into the block's."""
     text = operand.strip("[] ")
     base, _, offset = text.partition("+")
     base, step = base.strip(), int(offset.strip() or "0", 0)
     if base.startswith("%"):
         width = lanes.program.width(base)
         register = lanes.read(base, WORDS[width // 8])
-        # 32 bits wrap around: a register may hold less than nothing
+        # 32 bits wrap around: a register may hold a negative number
         wrap = 0xFFFFFFFF if width == 32 else -1
         return lambda: register.astype(np.int64) + step & wrap
     at = np.full(lanes.count, lanes.symbol(base) + step, np.int64)
@@ -36,7 +36,7 @@ def braced(operand: str) -> list[str]:
 
 
 def _access(parts: list[str]) -> tuple[str, int]:
-    """The space, "" for generic addresses, and how many words."""
+    """The memory space, "" for generic addresses, and the number of words."""
     space = next((part.split("::")[0] for part in parts[1:] if part.split("::")[0] in SPACES), "")
     count = next((int(part[1:]) for part in parts if part in ("v2", "v4", "v8")), 1)
     if "local" in parts:
@@ -65,7 +65,7 @@ def _count(lanes: Lanes, space: str, at: Addresses, size: int, shared: Mask, oth
 
 
 def load_words(lanes: Lanes, space: str, at: Addresses, size: int, count: int, mask: Any) -> Array:
-    """(lanes, count) words; of lanes outside the mask anything."""
+    """Loads (lanes, count) words; those of lanes outside the mask mean nothing."""
     active = lanes.active(mask)
     shared, others = _parts(lanes, space, at, active)
     _count(lanes, space, at, size * count, shared, others)
@@ -129,7 +129,7 @@ def store(lanes: Lanes, instruction: Instruction) -> Step:
 
 @op("cvta")
 def convert_address(lanes: Lanes, instruction: Instruction) -> Step:
-    """``cvta.shared`` to a generic address, ``cvta.to.shared`` back; those of other spaces are generic already."""
+    """``cvta.shared`` to a generic address, ``cvta.to.shared`` back; addresses of other spaces are generic already."""
     target, source = instruction.operands
     kind = TYPES[instruction.parts[-1]]
     value, put = lanes.read(source, kind), lanes.write(target, kind)
@@ -143,7 +143,7 @@ def convert_address(lanes: Lanes, instruction: Instruction) -> Step:
 
 @op("cp")
 def copy(lanes: Lanes, instruction: Instruction) -> Step:
-    """``cp.async``: what is on the way arrives when its group is waited for, no earlier."""
+    """``cp.async``: data arrives when its group is waited for, no earlier."""
     if instruction.parts[1] != "async" or "bulk" in instruction.parts or "mbarrier" in instruction.parts:
         raise Fault("this machine does not know the instruction")
     if "commit_group" in instruction.parts:
@@ -181,7 +181,8 @@ def nothing(lanes: Lanes, instruction: Instruction) -> Step:
 
 
 def everyone_in(lanes: Lanes, members: Array, mask: Any) -> Mask:
-    """The mask as an array, where it holds just the lanes that the instruction's member mask names."""
+    """The mask as an array. Raises a `Fault` unless it holds just the lanes that the instruction's member mask
+    names."""
     active = lanes.active(mask)
     named = (np.broadcast_to(members, lanes.count) >> (lanes.thread % WARP).astype(np.uint32) & 1) > 0
     warps = active.reshape(-1, WARP).any(1).repeat(WARP)

@@ -1,12 +1,13 @@
 """Matrix products of four warps, ``wgmma``: A from registers or shared memory, B from shared memory.
 
-They run beside the warps: registers and shared memory are read, and the sums written, when the group is waited for, so
-that a warp that does not wait, or changes its operands before, computes something else here too.
+They run asynchronously: registers and shared memory are read, and the sums written, when the group is waited for. So a
+warp that does not wait, or that changes its operands before it waits, gets wrong results here too.
 
-A descriptor says where a matrix lies in shared memory, in units of 16 bytes: bits 0 to 13 its address, 16 to 29 and 32
-to 45 two strides, 62 and 63 how it is swizzled. Rows of S = 128, 64 or 32 bytes stand in groups of eight. Along them
-run the products' inner index k, or, transposed, the outer one; what is longer than S goes on at the first stride, what
-has more than eight rows at the second. Bits 4 and up of an address are swizzled: xor bits 7 and up.
+A descriptor says where a matrix lies in shared memory, in units of 16 bytes: bits 0 to 13 are its address, 16 to 29 and
+32 to 45 two strides, and bits 62 and 63 say how it is swizzled. Rows of S = 128, 64 or 32 bytes stand in groups of
+eight. The products' inner index k runs along the rows or, if the matrix is transposed, the outer index does. What is
+longer than S goes on at the first stride, what has more than eight rows at the second. Swizzling xors bits 4 and up of
+an address with bits 7 and up.
 """
 
 from __future__ import annotations
@@ -90,7 +91,7 @@ def warpgroup(lanes: Lanes, instruction: Instruction) -> Step:
 
 
 def _left(lanes: Lanes, operand: str, kind: str, depth: int, transposed: bool) -> Callable[[Mask], Array]:
-    """Of a mask of warps: each one's 16 rows of A, (warps, 16, depth)."""
+    """A function that gives, for a mask of warps, each warp's 16 rows of A, (warps, 16, depth)."""
     if operand.startswith("{"):
         registers = [lanes.read(name, np.uint32) for name in braced(operand)]
         return lambda active: fragment(lanes, registers, "A", kind, depth)
@@ -101,7 +102,7 @@ def _left(lanes: Lanes, operand: str, kind: str, depth: int, transposed: bool) -
 def matrices(
     lanes: Lanes, descriptor: Array, rows: int, depth: int, kind: str, transposed: bool, active: Mask, step: int
 ) -> Array:
-    """Each warp's matrix (rows, depth) from shared memory, in float32; warp w of four begins at row `step` times w."""
+    """Each warp's matrix (rows, depth) from shared memory, in float32; warp w of four begins at row w * `step`."""
     size = 4 if kind == "tf32" else 2
     first = np.broadcast_to(descriptor, lanes.count).reshape(-1, WARP)[active, :1]  # (active warps, 1)
     number = np.flatnonzero(active)[:, None] % 4

@@ -16,7 +16,7 @@ DIM, HEADS, DROPOUT, BATCH = 64, 2, 0.2, 64
 
 
 class AttentionUnit(nn.Module):
-    """Causal attention over packed sequences, which it pads and packs again."""
+    """Causal attention over packed sequences, which it pads and then packs again."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -52,7 +52,8 @@ class NextItem(nn.Module):
 
 
 def packed(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """The events of histories (B, L), without padding, one history after the other, and where each begins."""
+    """The events of histories (B, L) without padding, one history after the other, and the offsets at which they begin
+    and end."""
     return rows[rows != 0], torch.nn.functional.pad((rows != 0).sum(1).cumsum(0), (1, 0))
 
 

@@ -1,4 +1,4 @@
-"""SASRec of RecBole with attention and with HyenaMixer, by its own data sets, trainer and evaluation."""
+"""SASRec of RecBole with attention and with HyenaMixer, using its own data sets, trainer and evaluation."""
 
 import os
 from contextlib import chdir
@@ -45,7 +45,7 @@ def run(mixer: str, task: Task) -> tuple[float, Progress]:
         progress = Progress(task, lambda: trainer.model)
 
         def epoch_ended(epoch: int, value: float) -> None:
-            progress.trained()  # validation is counted, too, as RecBole's trainer does not tell of its start
+            progress.trained()  # counts validation too, as RecBole's trainer does not report when it starts
             progress.validated(value)
 
         trainer.fit(train_data, validation_data, verbose=False, saved=False, callback_fn=epoch_ended)
@@ -55,5 +55,5 @@ def run(mixer: str, task: Task) -> tuple[float, Progress]:
 
 
 if __name__ == "__main__":
-    # RecBole makes an example of each event, with its history: a small log.
+    # RecBole makes a training example of each event with its history, so the log is small.
     main(run, epochs=4, length=20, users=100)

@@ -1,6 +1,6 @@
-"""HSTUModel of torch-rechub with its own layers and with HyenaMixer, by its own data generator and trainer.
+"""HSTUModel of torch-rechub with its own layers and with HyenaMixer, using its own data generator and trainer.
 
-Its trainer tells accuracy alone, so NDCG@10 is computed here.
+Its trainer reports accuracy alone, so NDCG@10 is computed here.
 """
 
 import contextlib
@@ -19,8 +19,8 @@ from hyenarec_kernels.integrations.rechub import HyenaHSTULayer
 
 
 def sequences(task: Task, later: int) -> SequenceDataGenerator:
-    """Each user's last events before the one that ``later`` events follow, padded on the left by 0, seconds before the
-    newest, and that one."""
+    """For each user the last events before the one that ``later`` events follow, left-padded with 0; how many seconds
+    each lies before the newest; and the event that follows, as the target."""
     users = [user for _, user in task.log.groupby("user_id") if len(user) > max(2, 1 + later)]
     items, times = (np.zeros((len(users), task.length), dtype=np.int64) for _ in range(2))
     for row, user in enumerate(users):

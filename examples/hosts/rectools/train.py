@@ -1,4 +1,4 @@
-"""SASRec of RecTools with attention and with HyenaMixer, by its own training, recommending and metrics."""
+"""SASRec of RecTools with attention and with HyenaMixer, using its own training, recommending and metrics."""
 
 import pandas as pd
 from lightning_fabric import seed_everything

@@ -1,4 +1,4 @@
-"""SasRec of RePlay with attention and with HyenaMixer, by its own data module, trainer and metrics."""
+"""SasRec of RePlay with attention and with HyenaMixer, using its own data module, trainer and metrics."""
 
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -32,7 +32,7 @@ def schema(items: int) -> TensorSchema:
 
 
 def data_module(task: Task, items: int, folder: Path) -> ParquetModule:
-    """RePlay reads Parquet files of a row a user, whose events are a list."""
+    """RePlay reads Parquet files that have one row per user, with the user's events as a list."""
 
     def lists(log: pd.DataFrame) -> pd.Series:
         return log.groupby("user_id").item_id.agg(list)
@@ -59,7 +59,7 @@ def data_module(task: Task, items: int, folder: Path) -> ParquetModule:
 
 
 class EarlyStopping(lightning.Callback):
-    """Stops the trainer when the epochs get no better. It stands after the callback that computes the metrics."""
+    """Stops the trainer when epochs no longer improve. It has to come after the callback that computes the metrics."""
 
     def __init__(self, progress: Progress) -> None:
         self.progress = progress

@@ -1,7 +1,7 @@
 """A model in the shape of SASRec.pytorch's (pmixer/SASRec.pytorch, which is no package), with attention and HyenaMixer.
 
-What counts of its shape: queries are normalised keys, tensors are (L, B, D), attention gets no padding mask, and every
-matrix is drawn anew after construction.
+It keeps what matters of that model: queries are normalised keys, tensors are (L, B, D), attention gets no padding mask,
+and every matrix is initialised again after construction.
 """
 
 import torch
@@ -29,7 +29,7 @@ class SASRec(nn.Module):
         self.last_norm = nn.LayerNorm(DIM, eps=1e-8)
 
     def forward(self, events: Tensor) -> Tensor:
-        """Outputs (B, L, D) of histories (B, L), padded on the left by 0."""
+        """Outputs (B, L, D) of histories (B, L), left-padded with 0."""
         length = events.shape[1]
         position = torch.arange(1, length + 1) * (events != 0)
         seqs = self.dropout(self.item_emb(events) * DIM**0.5 + self.pos_emb(position))

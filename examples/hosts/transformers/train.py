@@ -1,4 +1,4 @@
-"""Llama of transformers with attention and with HyenaMixer, by its own trainer."""
+"""Llama of transformers with attention and with HyenaMixer, using its own trainer."""
 
 from collections.abc import Callable
 from tempfile import TemporaryDirectory
@@ -23,14 +23,14 @@ def build(mixer: str, items: int, length: int) -> LlamaForCausalLM:
 
 
 def batch(rows: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """Histories (B, L), padded on the left by 0, with the mask and the labels that the library expects."""
+    """Histories (B, L), left-padded with 0, with the mask and the labels that the library expects."""
     ids = torch.stack([row["items"] for row in rows])
     ids = ids[:, ids.any(0)]
     return {"input_ids": ids, "attention_mask": (ids != 0).long(), "labels": ids.masked_fill(ids == 0, -100)}
 
 
 class EarlyStopping(TrainerCallback):
-    """Stops the trainer when the epochs get no better."""
+    """Stops the trainer when epochs no longer improve."""
 
     def __init__(self, progress: Progress, validate: Callable[[], float]) -> None:
         self.progress, self.validate = progress, validate

@@ -1,4 +1,4 @@
-"""The ``cpu`` backend: the operators' functions over the compiled kernels of ``csrc/cpu``."""
+"""The ``cpu`` backend: the operators, computed by the compiled kernels of ``csrc/cpu``."""
 
 from hyenarec_kernels.backends.cpu.convolutions import (
     accepts,

@@ -1,6 +1,6 @@
-"""The ``cpu`` backend: the operators' functions over the compiled kernels of ``csrc/cpu``.
+"""The long convolutions of the ``cpu`` backend, computed by the compiled kernels of ``csrc/cpu``.
 
-This side tells which calls the kernels take, chooses the plan, and brings parameters into the kernels' form and their
+This module says which calls the kernels take, chooses the plan, and converts parameters to the kernels' form and
 gradients back; the kernels do the rest.
 """
 
@@ -22,15 +22,15 @@ from hyenarec_kernels.legendre import event_rate, filter_gradients, legendre_bas
 from hyenarec_kernels.lowrank.blocks import sampled_basis
 
 INSTRUCTION_SETS = ("avx512", "avx2", "portable")
-MANY_TAPS = Slower(f"over {CPU_DIRECT} taps that do not go as blocks, an FFT is faster", than="reference")
+MANY_TAPS = Slower(f"over {CPU_DIRECT} taps, not computed as blocks: an FFT is faster", than="reference")
 
 
 def probe() -> str | None:
-    """None where the compiled kernels load, otherwise the reason why not.
+    """None if the compiled kernels load, otherwise the reason why not.
 
     Raises:
         ValueError: HYENAREC_CPU_ISA is none of ``INSTRUCTION_SETS``.
-        NotImplementedError: this machine does not have the one that it names.
+        NotImplementedError: this machine does not have the instruction set that it names.
     """
     return _probe()
 
@@ -59,10 +59,10 @@ def accepts(call: Call) -> str | None:
         taps = 1 if last_only else horizon
     elif call.operator == "mixer_step":
         x = call.arguments[0]
-        return None if x.dtype == wide(x.dtype) else "its steps of whole mixers are in float32 and float64"
+        return None if x.dtype == wide(x.dtype) else "it has steps of whole mixers in float32 and float64 only"
     else:
         return None
-    # Lengths are read only where the shape leaves it open.
+    # Lengths are read only if the shape alone does not decide.
     if taps <= CPU_DIRECT or x.shape[-2] <= CPU_DIRECT or (longest := _longest(x, starts, ends)) <= CPU_DIRECT:
         return None
     if call.operator == "legendre_conv" and _plan(x, _terms(coefficients, decay), horizon, longest).levels:
@@ -194,7 +194,8 @@ def legendre_conv_backward(
 
 
 def _terms(coefficients: Tensor, decay: Tensor | None) -> int:
-    """Of a plan: the gradient of a decay is that of a filter ``lag`` times the first, of one term more."""
+    """How many terms a plan must serve: one more with a decay, whose gradient is a convolution with ``lag`` times the
+    filter."""
     return coefficients.shape[1] + (decay is not None)
 
 
@@ -203,18 +204,18 @@ def _plan(x: Tensor, terms: int, horizon: int, longest: int) -> Plan:
     return _plan_of(terms, horizon, longest, x.numel() // x.shape[-1], x.dtype)
 
 
-@lru_cache(maxsize=4096)  # a call asks twice, to choose and to run
+@lru_cache(maxsize=4096)  # a call asks twice: to choose the backend, and to run
 def _plan_of(terms: int, horizon: int, longest: int, rows: int, dtype: torch.dtype) -> Plan:
     length = min(_bucket(longest), horizon) if longest <= horizon else _bucket(longest)
     return plan_for(terms, horizon, length, dtype, min(1 << rows.bit_length(), MANY_ROWS))
 
 
-def _rate(decay: Tensor | None, horizon: int, x: Tensor) -> Tensor | None:  # (G,) -> (D,), a row
+def _rate(decay: Tensor | None, horizon: int, x: Tensor) -> Tensor | None:  # (G,) -> (D,), per row
     return None if decay is None else rows_per_channel(event_rate(decay.to(wide(x.dtype)), horizon), x)
 
 
 def _bucket(length: int) -> int:
-    """Lengths share plans: rounded up to the next of eight steps an octave."""
+    """Rounds a length up to one of eight steps per octave, so that similar lengths share a plan."""
     step = 1 << max((length - 1).bit_length() - 4, 2)
     return -(-length // step) * step
 
@@ -243,7 +244,8 @@ def _conv(
     basis: Tensor | None = None,
     rate: Tensor | None = None,
 ) -> Tensor:
-    """`filter`: samples (Q, D), or coefficients (D, N) of `basis` (Q, N), before a window of `rate` (D,)."""
+    """`filter` holds the filter's values at the plan's lags, (Q, D), or its coefficients (D, N) if there is a `basis`
+    (Q, N). Either way it is still to be multiplied by the window of `rate` (D,), the decay per event."""
     gates = (in_arithmetic(skip, x), pre_gate, post_gate)
     constants = plan.constants(wide(x.dtype))
     out: Tensor = torch.ops.hyenarec_cpu.conv(x, filter, basis, rate, *gates, starts, ends, plan.numbers, constants)
@@ -283,7 +285,7 @@ def _last(
     basis: Tensor | None = None,
     rate: Tensor | None = None,
 ) -> Tensor:
-    """As `_conv`, at every lag that the longest sequence can use."""
+    """The last outputs alone. Arguments as for `_conv`, at every lag that the longest sequence can use."""
     gates = (in_arithmetic(skip, x), pre_gate, post_gate)
     out: Tensor = torch.ops.hyenarec_cpu.conv_last(x, filter, basis, rate, *gates, starts, ends)
     return out
@@ -311,10 +313,10 @@ def _last_backward(
 
 
 def _longest(x: Tensor, starts: Tensor | None, ends: Tensor | None) -> int:
-    """Rows of the longest sequence; 1 where there are none, which keeps plans and taps from being empty."""
+    """Rows of the longest sequence; 1 if there are none, so that plans and taps are never empty."""
     if ends is None:
         return max(x.shape[-2], 1)
     if ends.shape[0] == 0:
         return 1
-    lengths = ends.numpy() if starts is None else ends.numpy() - starts.numpy()  # torch's calls take longer
-    return max(min(int(lengths.max()), x.shape[-2]), 1)  # no plan for a length that the kernels then refuse
+    lengths = ends.numpy() if starts is None else ends.numpy() - starts.numpy()  # torch's own calls take longer
+    return max(min(int(lengths.max()), x.shape[-2]), 1)  # capped: no plan for lengths that the kernels then refuse

@@ -1,13 +1,14 @@
 """Plans of the CPU convolution: chunk sizes, ranks and the error bound of the block low-rank form.
 
-A plan turns a filter into its values at a few lags: every lag of the first chunk, and for each chunk distance the
-Chebyshev nodes of the window of lags that the distance covers. Inside a window the filter is replaced by the polynomial
-through its nodes and written in the local polynomial basis of the two chunks, of which a few entries are kept. What is
-dropped is computed here entry by entry, in float64, before anything runs: the bound holds for every filter of the
+A plan evaluates a filter at a few lags only: at every lag of the first chunk and, for each chunk distance, at the
+Chebyshev nodes of the lags that this distance covers. On these lags the filter is replaced by the polynomial through
+its values at the nodes, written in the local polynomial basis of the two chunks, of which a few entries are kept. What
+is dropped is computed here entry by entry, in float64, before anything runs: the bound holds for every filter of the
 basis.
 
-A window ``exp(-a lag)`` is no part of this: it splits into factors of the two chunks' rows and of the chunks between
-them (csrc/cpu/tables.h), none of them above 1, so that the error of a windowed filter has the same bound.
+A filter's window ``exp(-a lag)`` is not part of the plan: it splits into factors of the two chunks' rows and of the
+chunks between them (csrc/cpu/tables.h). None of the factors is above 1, so the error of a windowed filter has the same
+bound.
 """
 
 from __future__ import annotations
@@ -22,19 +23,19 @@ import torch
 
 from hyenarec_kernels.backends.compiled import INTERFACE
 from hyenarec_kernels.lowrank.blocks import Array, blocks_from_nodes, entries, kept_entries, local_basis
-from hyenarec_kernels.lowrank.levels import TOLERANCE, Level, Windows, last_distance, make_levels
+from hyenarec_kernels.lowrank.levels import TOLERANCE, BasisFilters, Level, last_distance, make_levels
 
-ROWS = 8  # of a register tile of the direct part: chunks are whole tiles
-CHUNKS = (16, 32, 64)  # of the lowest level
-FANS = (4, 8)  # chunks in a parent: whole segments of 4, whose two halves mirror each other
+ROWS = 8  # rows of a register tile of the direct part: chunks are whole tiles
+CHUNKS = (16, 32, 64)  # chunk sizes of the lowest level
+FANS = (4, 8)  # chunks in a parent: multiples of 4 (kLanes), whose two halves mirror each other
 MAX_RANK = 40
-# Nanoseconds of a multiply-add of 16 channels in each part, and of a row besides: fitted to 190 plans of 10 shapes on a
-# core with AVX-512 (float32; half are within 8%). Taps of whole sequences run near the core's peak, those of chunks in
-# short loops; bases pay for folding; blocks of a level without parents, and those above the lowest, come from the
-# second-level cache.
+# Nanoseconds of a multiply-add of 16 channels in each part, and of each row besides (NS_ROW). Fitted to 190 plans of 10
+# shapes on a core with AVX-512 (float32; half of them are within 8%). Taps of whole sequences (NS_TAP) run near the
+# core's peak, those of chunks (NS_CHUNK_TAP) in short loops. NS_BASIS includes folding. The blocks of a lowest level
+# without parents (NS_TOP_PAIR) and of all levels above the lowest (NS_PAIR) come from the second-level cache.
 NS_TAP, NS_CHUNK_TAP, NS_BASIS, NS_TRANSFER, NS_TABLE, NS_ROW = 0.15, 0.2, 0.4, 0.8, 0.7, 8.6
 NS_NEAR_PAIR, NS_TOP_PAIR, NS_PAIR = 0.4, 0.6, 1.0
-MANY_ROWS = 1 << 20  # of all sequences together: building tables costs nothing beside them
+MANY_ROWS = 1 << 20  # of all sequences together: with so many rows the cost of building tables is negligible
 
 
 class WireHead(NamedTuple):
@@ -71,12 +72,13 @@ class WireLevel(NamedTuple):
     half: int
 
 
-@dataclass(frozen=True, eq=False)  # caches find a plan by itself, not by its fields
+@dataclass(frozen=True, eq=False)  # caches compare plans by identity, not by their fields
 class Plan:
     """How to convolve sequences of up to `length` rows with a filter of `horizon` taps.
 
     `bound`: for coefficients c of a filter sum_n c_n h_n, any input u and any chunk I of the output,
-    ||error_I|| <= bound * sqrt(horizon) * ||c|| * ||u|| (2-norms, per channel), rounding apart; 0 for a direct plan.
+    ||error_I|| <= bound * sqrt(horizon) * ||c|| * ||u|| (2-norms, per channel), apart from rounding; 0 for a direct
+    plan.
     """
 
     horizon: int
@@ -87,12 +89,14 @@ class Plan:
 
     @property
     def near_taps(self) -> int:
-        # Without whole chunks between, the far part starts at the next lag: one run of taps.
+        # If there are no whole chunks between them, the far part starts at the lag after the near part: one run of
+        # taps.
         return self.horizon if self.shares_taps and self.far_taps else min(self.chunk, self.horizon)
 
     @property
     def far_taps(self) -> int:
-        """Taps at the filter's end, which lie inside the sequence when a chunk can reach the horizon."""
+        """How many taps at the filter's end are applied one by one; 0 if no chunk of the sequences reaches back that
+        far."""
         if -(-self.length // self.chunk) <= max(self.horizon // self.chunk, 1):
             return 0
         return self.horizon - self.far_lag
@@ -154,7 +158,7 @@ class Plan:
         return torch.from_numpy(np.array(numbers, dtype=np.int64))
 
     def constants(self, dtype: torch.dtype) -> torch.Tensor:
-        """Lags, then folded bases and node-to-block maps of all levels, in the arithmetic type."""
+        """The lags, then the folded bases and the node-to-block maps of all levels, in the arithmetic dtype."""
         return self._constants[dtype]
 
     @cached_property
@@ -181,8 +185,9 @@ class Plan:
 
 
 def folded_map(level: Level) -> Array:
-    """The map of blocks_from_nodes for what a level keeps of r <= s, applied to sums (entries with even r + s, first)
-    and differences (odd) of values at mirrored nodes: half the multiply-adds, (entries, (nodes + 1) // 2)."""
+    """The part of blocks_from_nodes for the entries r <= s that a level keeps, those with even r + s first. It is
+    applied to sums (even r + s) and differences (odd) of values at mirrored nodes, which halves the multiply-adds:
+    (entries, (nodes + 1) // 2)."""
     r, s = entries(level.nodes)
     kept = kept_entries(level.nodes, level.rank, level.degree) & (r <= s)
     parity = (r + s)[kept] % 2
@@ -194,13 +199,15 @@ def folded_map(level: Level) -> Array:
 
 
 def direct_plan(horizon: int, length: int) -> Plan:
-    """Every tap one by one. Long filters over longer sequences go in chunks of the filter's size."""
+    """The plan that applies every tap one by one. Sequences longer than the filter are cut into chunks of its size, at
+    least 64 rows."""
     chunk = -(-min(max(horizon, 64), length) // ROWS) * ROWS
     return Plan(horizon, length, chunk, (), 0.0)
 
 
 def cost(horizon: int, length: int, rows: int, levels: tuple[Level, ...]) -> float:
-    """Nanoseconds a row and 16 channels, of `rows` in all, by the weights above."""
+    """Nanoseconds per row and 16 channels, by the constants above. `rows` are those of all sequences: they share the
+    cost of building tables."""
     lowest = levels[0]
     taps = (lowest.chunk + 1) / 2
     if length > horizon:
@@ -224,16 +231,16 @@ def cost(horizon: int, length: int, rows: int, levels: tuple[Level, ...]) -> flo
 
 
 @lru_cache(maxsize=1024)
-def cheapest_shape(windows: Windows, chunk: int, last: int, tolerance: float) -> tuple[int, int, int] | None:
-    """Cheapest (rank, degree, nodes) that drop less than `tolerance`, or None."""
-    count = min(windows.exact_nodes, chunk)  # enough for ranks up to half a chunk
-    energy = windows.energy(chunk, last, count)
+def cheapest_shape(filters: BasisFilters, chunk: int, last: int, tolerance: float) -> tuple[int, int, int] | None:
+    """The cheapest (rank, degree, nodes) that drops less than `tolerance`, or None."""
+    count = min(filters.exact_nodes, chunk)  # enough for ranks up to half a chunk
+    energy = filters.energy(chunk, last, count)
     best, cheapest = None, math.inf
     for rank in range(2, min(MAX_RANK, count, chunk // 2) + 1):
         for degree in range(rank, min(2 * rank, count + 1)):
             kept = kept_entries(count, rank, degree)
             weight = NS_BASIS * rank + NS_PAIR * 3 * kept.sum() / chunk
-            if weight < cheapest and energy[~kept].sum() <= tolerance**2 * windows.horizon:
+            if weight < cheapest and energy[~kept].sum() <= tolerance**2 * filters.horizon:
                 best, cheapest = (rank, degree, min(degree + 3, count)), weight
     return best
 
@@ -241,24 +248,24 @@ def cheapest_shape(windows: Windows, chunk: int, last: int, tolerance: float) ->
 @lru_cache(maxsize=256)
 def block_plan(terms: int, horizon: int, length: int, tolerance: float, rows: int = MANY_ROWS) -> Plan | None:
     """The cheapest block plan whose bound is at most `tolerance`, or None."""
-    windows = Windows(terms, horizon)
-    for share in (tolerance / 4, tolerance / 8, tolerance / 16):  # of one level, as far as the search can tell
-        levels = cheapest_levels(windows, length, rows, share)
-        bound = sum(windows.bound(level, last_distance(horizon, length, level.chunk)) for level in levels)
+    filters = BasisFilters(terms, horizon)
+    for share in (tolerance / 4, tolerance / 8, tolerance / 16):  # of one level, as the search estimates it
+        levels = cheapest_levels(filters, length, rows, share)
+        bound = sum(filters.bound(level, last_distance(horizon, length, level.chunk)) for level in levels)
         if levels and bound <= tolerance:
             return Plan(horizon, length, levels[0].chunk, levels, bound)
     return None
 
 
-def cheapest_levels(windows: Windows, length: int, rows: int, share: float) -> tuple[Level, ...]:
-    """The cheapest whose levels drop less than `share` each; empty where there are none."""
-    horizon = windows.horizon
+def cheapest_levels(filters: BasisFilters, length: int, rows: int, share: float) -> tuple[Level, ...]:
+    """The cheapest levels that drop less than `share` each; empty if there are none."""
+    horizon = filters.horizon
     reach = min(length, horizon)
 
     def levels_of(chunks: tuple[int, ...]) -> tuple[Level, ...] | None:
         shapes = []
         for chunk in chunks:
-            shape = cheapest_shape(windows, chunk, last_distance(horizon, length, chunk), share)
+            shape = cheapest_shape(filters, chunk, last_distance(horizon, length, chunk), share)
             if shape is None:
                 return None
             shapes.append(shape)
@@ -284,7 +291,7 @@ def cheapest_levels(windows: Windows, length: int, rows: int, share: float) -> t
 
 @lru_cache(maxsize=1024)
 def plan_for(terms: int, horizon: int, length: int, dtype: torch.dtype, rows: int = MANY_ROWS) -> Plan:
-    """The cheapest plan, direct or block low-rank, for sequences of up to `length` rows, `rows` in all."""
+    """The cheapest plan, direct or block low-rank, for sequences of up to `length` rows, and `rows` rows in all."""
     taps = min(horizon, length)
     direct_cost = NS_ROW + NS_TAP * (taps - taps * (taps - 1) / 2 / length)
     block = None

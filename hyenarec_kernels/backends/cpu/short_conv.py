@@ -60,7 +60,8 @@ def gated_short_conv_backward(
 def _short_gradients(
     gradients: tuple[Tensor, Tensor, Tensor], weight: Tensor, bias: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The kernel's gradients of x, weight (W, C) and bias in the parameters' form; empty ones as they are."""
+    """Brings the kernel's gradients of x, weight (W, C) and bias into the parameters' layout and dtype; empty ones stay
+    as they are."""
     dx, dweight, dbias = gradients
     if dweight.dim() == 2:
         dweight = dweight.T.contiguous().to(weight.dtype)

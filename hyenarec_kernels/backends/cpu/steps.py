@@ -1,4 +1,4 @@
-"""Steps of streaming states over the compiled kernels."""
+"""Steps of streaming states, computed by the compiled kernels."""
 
 from __future__ import annotations
 

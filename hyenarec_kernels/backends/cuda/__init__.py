@@ -1,4 +1,5 @@
-"""The ``cuda`` backend: explicit and Legendre filters, short convolutions and streaming, over ``csrc/cuda``."""
+"""The ``cuda`` backend: explicit and Legendre filters, short convolutions and streaming, by the kernels of
+``csrc/cuda``."""
 
 from __future__ import annotations
 

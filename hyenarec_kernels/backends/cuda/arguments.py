@@ -1,4 +1,4 @@
-"""Arguments as the compiled operators take them."""
+"""Brings arguments into the form that the compiled operators take."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ def values(parameter: Tensor | None) -> Tensor | None:
 
 
 def where(starts: Tensor | None, ends: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
-    """Both contiguous, and of one type: ``starts`` may be int32 beside int64 ``ends``."""
+    """Both contiguous and of the same dtype: callers may pass int32 ``starts`` with int64 ``ends``."""
     if starts is None or ends is None:
         return starts, None if ends is None else ends.contiguous()
     if starts.dtype is ends.dtype and starts.is_contiguous() and ends.is_contiguous():

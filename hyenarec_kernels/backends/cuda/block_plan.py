@@ -1,9 +1,10 @@
-"""Plans of the block low-rank Legendre convolution in CUDA (``csrc/cuda/legendre_blocks.h``), and what they hold on a
+"""Plans of the block low-rank Legendre convolution in CUDA (``csrc/cuda/legendre_blocks.h``), and their constants on a
 device.
 
-Rows are cut into tiles of 256. Inside a tile, and where the filter's end cuts a pair of tiles, the kernels apply every
-tap, window included; a plan says how tiles act on each other: levels of nodes, their ranks, and the error bound of what
-is dropped, which holds for any decay. A plan depends on the length of a batch only through ``beyond``.
+Rows are cut into tiles, which here are chunks of 256 rows. Inside a tile, and where the filter's end cuts a pair of
+tiles, the kernels apply every tap, window included. A plan says how tiles act on each other: the levels of chunks,
+their ranks, and the error bound of what is dropped, which holds for any decay. A plan depends on the length of a batch
+only through ``beyond``.
 """
 
 from __future__ import annotations
@@ -19,9 +20,9 @@ from torch import Tensor
 from hyenarec_kernels.lowrank.blocks import Array, local_basis, sampled_basis
 from hyenarec_kernels.lowrank.levels import (
     TOLERANCE,
+    BasisFilters,
     Level,
     Shape,
-    Windows,
     block_map,
     last_distance,
     make_levels,
@@ -30,19 +31,19 @@ from hyenarec_kernels.lowrank.levels import (
 
 TILE, COLUMN = 256, 64  # rows
 FANS = (4, 8)
-MOST_RANK = 32  # of a level: what a kernel's registers hold
-# What a level costs besides its products, in multiply-adds an element: two launches. Not measured.
+MOST_RANK = 32  # of a level: more would not fit into a kernel's registers
+# What a level costs besides its products, in multiply-adds per element: the time of two launches. Not measured.
 LEVEL = 4.0
-# What a pair of nodes costs besides its products, in multiply-adds of a channel: to find it, and to read its table and
+# What a pair of chunks costs besides its products, in multiply-adds per channel: to find it, and to read its table and
 # moments. Counted in the compiled kernels, forward and backward together, at 15 and 63 distances; not measured.
 PAIR = 128
 
 
 @dataclass(frozen=True)
 class BlockPlan:
-    """How to convolve sequences of any length up to `horizon` (any length at all if `beyond`).
+    """How to convolve sequences of any length up to `horizon` (any length at all if made with `beyond`).
 
-    `bound` means what it means in :class:`hyenarec_kernels.backends.cpu.plan.Plan`, with a window or without one.
+    `bound` has the meaning that it has in :class:`hyenarec_kernels.backends.cpu.plan.Plan`, with or without a window.
     """
 
     terms: int
@@ -61,7 +62,7 @@ class BlockPlan:
 
     @property
     def edge_lag(self) -> int:
-        """The first lag of the tap rows in which the filter's end lies."""
+        """The first of the 2 * TILE lags, applied tap by tap, in which the filter's end lies."""
         return (max(self.horizon // TILE, 1) - 1) * TILE
 
 
@@ -69,24 +70,25 @@ class BlockPlan:
 def plan_for(terms: int, horizon: int, windowed: bool, beyond: bool, dtype: torch.dtype) -> BlockPlan | None:
     """The cheapest plan for filters of `horizon` taps whose bound is within the tolerance of `dtype`, or None.
 
-    `windowed`: the gradient of a window's decay is a filter too, ``tau / K`` times the first and thus of one more term.
+    `windowed`: the filters have a window. The gradient of its decay is a convolution with ``tau / K`` times the filter,
+    which has one more term. `beyond`: sequences may be longer than the horizon.
     """
-    windows = Windows(terms + windowed, horizon)
+    filters = BasisFilters(terms + windowed, horizon)
     length = 4 * horizon + 4 * TILE if beyond else horizon
-    for share in (TOLERANCE[dtype] / part for part in (2, 4, 8, 16)):  # of one level, as far as the search can tell
-        levels = _cheapest_levels(windows, length, share)
+    for share in (TOLERANCE[dtype] / part for part in (2, 4, 8, 16)):  # of one level, as the search estimates it
+        levels = _cheapest_levels(filters, length, share)
         if levels is None:
             continue
-        bound = sum(windows.bound(level, last_distance(horizon, length, level.chunk)) for level in levels)
+        bound = sum(filters.bound(level, last_distance(horizon, length, level.chunk)) for level in levels)
         if bound <= TOLERANCE[dtype]:
             return BlockPlan(terms, horizon, levels, bound)
     return None
 
 
-def _cheapest_levels(windows: Windows, length: int, tolerance: float) -> tuple[Level, ...] | None:
-    """The levels that cost least of those that drop less than `tolerance` each; none where no two tiles lie within the
-    horizon, None where ranks are too large."""
-    horizon = windows.horizon
+def _cheapest_levels(filters: BasisFilters, length: int, tolerance: float) -> tuple[Level, ...] | None:
+    """The cheapest levels that drop less than `tolerance` each; empty if the horizon is shorter than two tiles, None if
+    ranks are too large."""
+    horizon = filters.horizon
     if horizon < 2 * TILE:
         return ()
     best: tuple[float, tuple[Level, ...] | None] = (math.inf, None)
@@ -94,7 +96,7 @@ def _cheapest_levels(windows: Windows, length: int, tolerance: float) -> tuple[L
     def extend(chunks: tuple[int, ...], shapes: tuple[Shape, ...]) -> None:
         nonlocal best
         chunk = chunks[-1]
-        shapes = (*shapes, windows.shape(chunk, last_distance(horizon, length, chunk), tolerance))
+        shapes = (*shapes, filters.shape(chunk, last_distance(horizon, length, chunk), tolerance))
         if shapes[-1][0] > MOST_RANK:
             return
         levels = make_levels(horizon, length, chunks, shapes)
@@ -108,7 +110,7 @@ def _cheapest_levels(windows: Windows, length: int, tolerance: float) -> tuple[L
 
 
 def _cost(levels: tuple[Level, ...]) -> float:
-    """Multiply-adds an element between tiles, and what else takes as long."""
+    """Multiply-adds per element between tiles; other costs are counted as the multiply-adds that take as long."""
     total = 0.0
     for index, level in enumerate(levels):
         pairs = (level.fan - 1) / 2 if level.fan else level.near_pairs / 2
@@ -118,10 +120,10 @@ def _cost(levels: tuple[Level, ...]) -> float:
     return total
 
 
-@cache  # nothing is dropped: a captured CUDA graph may read it as long as the process lives
+@cache  # never evicts: a captured CUDA graph may read the result as long as the process lives
 def constants(plan: BlockPlan, windowed: bool, device: torch.device) -> Tensor:
-    """What the kernels need of a plan whatever the parameters: float32, one part after the other, as
-    ``legendre_blocks.h`` lists them."""
+    """What the kernels need of a plan, whatever the parameters: float32, one part after the other in the order of
+    ``legendre_blocks.h``."""
     with torch.inference_mode(False):
         flat = np.concatenate([part.reshape(-1) for part in _parts(plan, windowed)])
         return torch.from_numpy(flat.astype(np.float32)).to(device)

@@ -1,4 +1,4 @@
-"""What the ``cuda`` backend's kernels need of the extension, of torch and of a GPU."""
+"""Whether the ``cuda`` backend's kernels can run: what they need from the extension, from torch and from the GPU."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ SERVED = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def probe() -> str | None:
-    """None where the kernels run, otherwise the reason why not."""
+    """None if the kernels run here, otherwise the reason why not."""
     return _probe()
 
 
@@ -29,7 +29,7 @@ def _probe() -> str | None:
         return "torch was built without CUDA"
     if not torch.cuda.is_available():
         return "no NVIDIA GPU"
-    # The current GPU first: loading the kernels takes memory on every one that is asked.
+    # The current GPU first: asking a GPU loads the kernels on it, which takes memory.
     here = torch.cuda.current_device()
     devices = [here, *(i for i in range(torch.cuda.device_count()) if i != here)]
     if any(unsupported(torch.device("cuda", i)) is None for i in devices):
@@ -39,7 +39,7 @@ def _probe() -> str | None:
 
 @lru_cache
 def unsupported(device: torch.device) -> str | None:
-    """None where this GPU can run the kernels and they were compiled for it, otherwise the reason why not."""
+    """None if this GPU can run the kernels and they were compiled for it, otherwise the reason why not."""
     with torch.cuda.device(device):
         reason: str = torch.ops.hyenarec_cuda.unsupported()
     return reason or None

@@ -1,13 +1,13 @@
-"""The ``cuda`` backend: explicit filters of any shape, over the compiled kernels of ``csrc/cuda``.
+"""The ``cuda`` backend's long convolution with explicit filters of any shape, by the compiled kernels of ``csrc/cuda``.
 
-Served: the long convolution of float32, bfloat16 and float16 on CUDA devices of compute capability 8.0 and later. Up to
-512 taps go by Toeplitz products (``toeplitz``), more by FFTs in float32 with gates and skip fused into them; filters of
-more than 16,384 taps, or 1,024 where a block has 99 KiB of shared memory (8.6, 8.9, 12.0), go in parts. Explicit are
-also the filters of the bases that have no block form: implicit, cosine. Not served: last positions of more than 512
-taps, float64, a GPU that cannot run the kernels.
+It serves float32, bfloat16 and float16 on CUDA devices of compute capability 8.0 and later. Up to 512 taps are computed
+as Toeplitz products (``toeplitz``), more by FFTs in float32 with gates and skip fused into them. Filters of more than
+16,384 taps are taken in sections; the limit is 1,024 where a block has 99 KiB of shared memory (8.6, 8.9, 12.0). The
+filters of the bases without a block form, implicit and cosine, are explicit too. Not served: last positions with more
+than 512 taps, float64, and GPUs that cannot run the kernels.
 
-No call waits for the device, so that all of it can be captured in a CUDA graph. Gradients are sums in a fixed order,
-the same run to run. NaN and Inf stay within their channel and sequence; in time they spread over all of it.
+No call waits for the device, so a CUDA graph can capture all of it. Gradients are summed in a fixed order and are the
+same from run to run. NaN and Inf stay within their channel and sequence, but spread over the whole sequence.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from hyenarec_kernels.backends.cuda.device import refusal
 
 
 def accepts(call: Call) -> str | None:
-    """None for a long convolution that is served, otherwise the reason why not."""
+    """None for a long convolution that the kernels take, otherwise the reason why not."""
     x, filter, *_, last_only = call.arguments
     if filter.shape[1] == 0:
         return "filter has no elements"

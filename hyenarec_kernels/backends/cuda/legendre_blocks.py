@@ -1,13 +1,14 @@
 """Legendre convolutions of long filters in block low-rank form (``csrc/cuda/legendre_blocks.h``).
 
-A call reads its inputs twice and writes its output once: a pass for the moments of tiles of 256 rows, small launches
-for levels of tiles, and a pass that does the rest. Where one level is enough, up to some 4,096 taps, a large forward
-call reads them once. The work an element does not grow with the horizon. Gradients are
-sums in a fixed order, the same run to run. float16 and bfloat16 rows are multiplied as they are, with the products of
-gates rounded to their dtype; float32 goes as three products of TF32; moments of float16 are float32, those of bfloat16
-rounded to it. Sums are float32. NaN and Inf stay within their channel and sequence; they may reach up to 63 rows back
-in time. The first call of a horizon makes its plan; later ones wait for nothing. Not measured; predicted in
-``csrc/cuda/block_schedule.h``.
+A call reads its inputs twice and writes its output once: one pass computes the moments of tiles (chunks of 256 rows),
+small launches go through the levels above, and a last pass does the rest. If one level is enough, up to about 4,096
+taps, a large forward call reads its inputs only once. The work per element does not grow with the horizon.
+
+Gradients are summed in a fixed order and are the same from run to run. float16 and bfloat16 rows are multiplied as they
+are, with products of gates rounded to their dtype; float32 is computed as three TF32 products. The moments of float16
+are float32, those of bfloat16 are rounded to bfloat16. Sums are float32. NaN and Inf stay within their channel and
+sequence; they may reach up to 63 rows back in time. The first call with a horizon makes its plan; later calls wait for
+nothing. Speed is not measured; ``csrc/cuda/block_schedule.h`` has estimates.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from hyenarec_kernels.backends.cuda.block_plan import constants, plan_for
 
 
 def serves(x: Tensor, coefficients: Tensor, decay: Tensor | None, horizon: int) -> bool:
-    """Whether there is a plan whose bound is within the tolerance of the dtype."""
+    """Whether there is a plan whose bound is within the dtype's tolerance."""
     return prepared(*_key(x, coefficients, decay, horizon)) is not None
 
 
@@ -80,10 +81,10 @@ def _key(
     return coefficients.shape[1], horizon, decay is not None, x.shape[-2] > horizon, x.dtype, x.device
 
 
-@cache  # nothing is dropped: a captured CUDA graph may read it as long as the process lives
+@cache  # never evicts: a captured CUDA graph may read the result as long as the process lives
 def prepared(
     terms: int, horizon: int, windowed: bool, beyond: bool, dtype: torch.dtype, device: torch.device
 ) -> tuple[list[int], Tensor] | None:
-    """The plan as the operator takes it; None where none is precise enough."""
+    """The plan's numbers and constants, as the operator takes them; None if no plan is precise enough."""
     plan = plan_for(terms, horizon, windowed, beyond, dtype)
     return None if plan is None else (plan.numbers, constants(plan, windowed, device))

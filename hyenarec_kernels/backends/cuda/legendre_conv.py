@@ -1,4 +1,4 @@
-"""The Legendre convolution of the ``cuda`` backend: up to 512 taps by Toeplitz products, more as low-rank blocks."""
+"""The Legendre convolution of the ``cuda`` backend: up to 512 taps by Toeplitz products, more by low-rank blocks."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from hyenarec_kernels.backends.cuda.device import refusal
 
 __all__ = ["accepts", "algorithm", "legendre_conv", "legendre_conv_backward"]
 
-# A block plan for more terms takes seconds to make, and needs higher ranks than the kernels have unless the horizon is
-# long.
+# A block plan for more terms takes seconds to make and, unless the horizon is long, needs higher ranks than the kernels
+# support.
 MOST_TERMS = 64
 
 
@@ -39,7 +39,7 @@ def algorithm(call: Call) -> str:
 
 
 def legendre_conv(x: Tensor, *arguments: Any) -> Tensor:
-    """As all backends have it."""
+    """The operator, with the arguments that it has in every backend."""
     *_, horizon, _ = arguments
     form = toeplitz if toeplitz.few_taps(horizon, x) else legendre_blocks
     out: Tensor = form.convolve(x, *arguments)

@@ -1,11 +1,12 @@
-"""The short convolutions and ``conv_step`` of the ``cuda`` backend, over ``csrc/cuda/fir.h`` and ``conv_step.h``.
+"""The short convolutions and ``conv_step`` of the ``cuda`` backend, by ``csrc/cuda/fir.h`` and ``conv_step.h``.
 
-The compiled operators take an operator's arguments as they are and return all of its results, so that a call is one
-step from Python to the launches: no conversion of parameters, no sums of gradients by torch's operations.
+The compiled operators take an operator's arguments as they are and return all of its results. So one call from Python
+makes all launches; torch's operations neither convert parameters nor sum gradients.
 
-A thread walks through 16 rows (32 in a backward pass) of a few channels and reads each row once; where sequences lie
-is looked up on the device. Rows of no sequence are 0, whatever stands there. All calls that Triton would take too are
-taken here, for the host's time; on the device both are, by arithmetic, bound by memory. Neither is measured.
+A thread goes through 16 rows (32 in a backward pass) of a few channels and reads each row once; it looks up on the
+device where sequences lie. Rows of no sequence are written as 0, whatever the input holds there. Calls that Triton
+could take as well are served here, to save time on the host; on the device both backends are, by arithmetic, bound by
+memory. Neither is measured.
 """
 
 from __future__ import annotations

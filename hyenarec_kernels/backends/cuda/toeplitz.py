@@ -1,13 +1,14 @@
-"""Convolutions with up to 512 taps by exact Toeplitz products of tensor cores (``csrc/cuda/toeplitz_conv.h``).
+"""Convolutions with up to 512 taps as exact Toeplitz products on tensor cores (``csrc/cuda/toeplitz_conv.h``).
 
-The compiled operator takes parameters in their own dtype, makes the taps of a Legendre filter from its coefficients,
-and brings the gradient back to them: a call is one step from Python to the launches. Nothing waits for the device.
+The compiled operator takes parameters in their own dtype, computes a Legendre filter's taps from its coefficients, and
+turns the taps' gradient into that of the coefficients, so that one call from Python makes all launches. Nothing waits
+for the device.
 
-A sequence is cut into columns of 64 rows, of which 16 make one side of a product: whole short sequences, or a piece of
-a long one, so that any length is served and every tensor is read and written once. Gradients are sums in a fixed order.
-float16 and bfloat16 are multiplied as they are and added in float32, with the products of gates rounded to their dtype;
-float32 goes as three products of TF32. NaN and Inf stay within their channel and sequence; they may reach up to 63 rows
-back in time. Not measured; predicted in ``csrc/cuda/toeplitz_conv.h``.
+A sequence is cut into columns of 64 rows, and 16 columns make one side of a product: whole short sequences, or a piece
+of a long one. So any length is served, and every tensor is read and written once. Gradients are summed in a fixed
+order. float16 and bfloat16 are multiplied as they are and added in float32, with products of gates rounded to their
+dtype; float32 is computed as three TF32 products. NaN and Inf stay within their channel and sequence; they may reach up
+to 63 rows back in time. Speed is not measured; ``csrc/cuda/toeplitz_conv.h`` has estimates.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ COMPILED = torch.ops.hyenarec_cuda
 
 
 def few_taps(taps: int, x: Tensor) -> bool:
-    """Whether those of a filter's ``taps`` that meet anything are few enough for these products."""
+    """Whether the taps that can reach a row of ``x``, out of ``taps``, are few enough for these products."""
     return min(taps, x.shape[-2]) <= CUDA_TOEPLITZ
 
 
@@ -38,7 +39,7 @@ def convolve(
     horizon: int,
     last_only: bool,
 ) -> Tensor:
-    """``filter`` (G, N) are a Legendre filter's coefficients, or with ``horizon`` 0 the taps themselves."""
+    """``filter`` (G, N) holds a Legendre filter's coefficients or, if ``horizon`` is 0, the taps themselves."""
     out: Tensor = COMPILED.legendre_conv(
         x, filter, decay, skip, pre_gate, post_gate, *where(starts, ends), horizon, x.shape[-2], last_only
     )

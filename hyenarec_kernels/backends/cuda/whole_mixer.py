@@ -1,8 +1,8 @@
-"""A whole pass of a mixer (:mod:`hyenarec_kernels.nn.joint`) in one compiled call, forward and backward.
+"""A mixer's whole forward or backward pass (:mod:`hyenarec_kernels.nn.joint`) in one compiled call.
 
-The host's part of a pass is then one step from Python to the launches: one kernel makes all parameters from what is
-stored, torch multiplies by the two projections, and between them run the kernels of both convolutions. What is stored
-may be of any dtype that the kernels have.
+One call from Python makes all launches: one kernel computes the effective parameters from the stored ones, torch
+multiplies by the two projections, and between them run the kernels of both convolutions. Stored parameters may have any
+dtype that the kernels support.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ COMPILED = torch.ops.hyenarec_cuda
 
 
 def accepts(call: Call) -> str | None:
-    """None where the kernels take both convolutions, otherwise the reason why not."""
+    """None if the kernels take both convolutions, otherwise the reason why not."""
     x, _, taps, _, terms, log_rate, _, _, scale, _, _, horizon, *_ = call.arguments
     reason = refusal(x)
     if reason is not None:
@@ -53,11 +53,11 @@ def mixer(
     origins: Tensor,
     factor: float,
 ) -> tuple[Tensor | None, ...]:
-    """The output, and what a backward pass reads: projected, u, q, v, and the parameters as they act."""
+    """The output, then what the backward pass reads: projected, u, q, v, and the effective parameters."""
     plan = _plan(x, terms, log_rate, scale, horizon)
     stored = (w_in, taps, offset, terms, log_rate, skip, w_out, scale, origins)
     found: tuple[Tensor, ...] = COMPILED.mixer(x, *stored, *where(starts, ends), factor, horizon, *(plan or DIRECT))
-    if log_rate is None:  # the operator has to give a tensor
+    if log_rate is None:  # where the operator must return a tensor
         *rest, _, acting_skip = found
         return *rest, None, acting_skip
     return found
@@ -82,7 +82,8 @@ def mixer_backward(
     factor: float,
     needs: Sequence[bool],
 ) -> tuple[Tensor, ...]:
-    """Gradients of x and of the seven that are stored; empty where not needed. ``kept`` is what `mixer` gave."""
+    """Gradients of x and of the seven stored parameters; empty where not needed. ``kept`` is what `mixer` returned
+    after the output."""
     plan = _plan(x, terms, log_rate, scale, horizon)
     found: tuple[Tensor, ...] = COMPILED.mixer_backward(
         grad, x, *kept, scale, *where(starts, ends), factor, horizon, *(plan or DIRECT), needs
@@ -90,7 +91,7 @@ def mixer_backward(
     return found
 
 
-DIRECT: tuple[list[int], None] = [], None  # by Toeplitz products
+DIRECT: tuple[list[int], None] = [], None  # no plan: by Toeplitz products
 
 
 def _plan(

@@ -1,9 +1,9 @@
-"""The reference backend: the definition in plain PyTorch, on any device, and the oracle of every other backend.
+"""The reference backend: the definition in plain PyTorch, on any device. Every other backend is tested against it.
 
-Differentiable throughout, gradients of gradients too; deterministic; computes in float32 (float64 for float64).
-Sequences do not see each other, so NaN and Inf stay within their channel and sequence: with few taps they spread as far
-as the taps reach, with many over the whole of both (see `direct` and `fourier`). Packed
-input on an accelerator waits for the device once a call, to read the lengths.
+It is differentiable throughout, including gradients of gradients; it is deterministic, and computes in float32 (float64
+for float64). Sequences do not affect each other, and NaN and Inf stay within their channel and sequence: with few taps
+they spread as far as the taps reach, with many over the whole sequence (see `direct` and `fourier`). On an accelerator
+each call with packed input waits once for the device, to read the lengths.
 """
 
 from hyenarec_kernels.backends.reference.compact_step import compact_step

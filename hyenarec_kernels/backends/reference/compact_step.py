@@ -1,4 +1,4 @@
-"""One event more of a long convolution whose past is a compact state (:class:`hyenarec_kernels.nn.CompactState`)."""
+"""One more event of a long convolution whose past is a compact state (:class:`hyenarec_kernels.nn.CompactState`)."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def compact_step(
     shared = [tables[first : first + 4] for first in range(0, len(tables), 4)]  # basis, enter, leave, blocks
     rows, slots = near.shape[1] if tables else PAGE, page.shape[2]
     users, row = torch.arange(len(x), device=x.device), steps % rows  # (B,)
-    place = ((steps - row)[:, None] + torch.arange(rows, device=x.device)) % slots  # of the page's rows, (B, C)
+    place = ((steps - row)[:, None] + torch.arange(rows, device=x.device)) % slots  # slots of the page's rows, (B, C)
     starts = ((row == 0) & (steps > 0)).nonzero().flatten()
     if len(starts):
         if tables:
@@ -47,8 +47,8 @@ def compact_step(
 
 
 def _next_of_ring(ring: Tensor, taps: Tensor, steps: Tensor) -> Tensor:
-    """What the inputs in rings (S, n, D) add to the rows of the pages that begin, (S, 8, D)."""
-    past = torch.arange(len(taps) - 1, device=ring.device)  # of the first row's inputs, the oldest first
+    """What the past inputs in rings (S, n, D) add to the outputs of the rows of each new page, (S, 8, D)."""
+    past = torch.arange(len(taps) - 1, device=ring.device)  # inputs that the page's first row reaches, oldest first
     event = steps[:, None] - len(past) + past
     inputs = ring[torch.arange(len(ring), device=ring.device)[:, None], event % ring.shape[1]]  # (S, K-1, D)
     return torch.stack([(inputs[:, row:] * taps[: len(past) - row]).sum(1) for row in range(PAGE)], 1)
@@ -62,8 +62,8 @@ def _next_page(
     users: Tensor,
     number: int,
 ) -> Tensor:
-    """Of ``users`` whose event is the first of a chunk: files the moments of the full pages (S, C, D), and gives what
-    all finished chunks add to the rows of the new ones, likewise."""
+    """For ``users`` whose event is the first of a chunk: stores the moments of their full pages (S, C, D), and returns
+    what all finished chunks add to the outputs of the new pages' rows, (S, C, D)."""
     rows = torch.arange(page.shape[1], device=page.device)
     added = torch.zeros_like(page)
     for level, (basis, enter, leave, blocks) in enumerate(shared):
@@ -98,15 +98,15 @@ def _file(
     shared: Sequence[Sequence[Tensor]],
     level: int,
 ) -> Tensor:
-    """Files the moments ``found`` (S, R, D) of chunks that have ended, and gives what all finished ones add to the
-    chunks that begin, likewise."""
+    """Stores the moments ``found`` (S, R, D) of the chunks that have ended, and returns what all finished chunks of
+    this level add to the chunks that begin, as coefficients of local polynomials (S, R, D)."""
     chunk, slots = shared[level][0].shape[0], moments.shape[2]
     finished = steps // chunk - 1
     moments[users, number, finished % slots] = found.to(moments.dtype)
-    if level + 1 < len(shared):  # what lies before the parent is the levels' above
+    if level + 1 < len(shared):  # the levels above cover what lies before the parent
         parent = shared[level + 1][0].shape[0]
         moments[users[steps % parent == 0], number] = 0
-    # Distance d is slot (finished + 1 - d) % slots: roll the blocks, not the moments.
+    # The chunk at distance d is in slot (finished + 1 - d) % slots: reorder the blocks, not the moments.
     distance = (finished[:, None] - torch.arange(slots, device=users.device)) % slots  # (S, slots)
     kept = moments[users, number].to(blocks.dtype)  # (S, slots, R, D)
     return (blocks[number, distance] * kept[:, :, None]).sum((1, 3))

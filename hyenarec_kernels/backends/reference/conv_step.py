@@ -1,4 +1,4 @@
-"""One event more of a gated causal convolution whose past is a ring of rows."""
+"""One more event of a gated causal convolution whose past inputs are kept in a ring of rows."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def conv_step(
     if slots > 0:
         sequence, slot = torch.arange(len(x), device=x.device), torch.arange(slots, device=x.device)
         oldest = steps % slots  # (B,)
-        y = y + (history * taps[:-1][(slot - oldest[:, None]) % slots]).sum(1)  # taps in the order of each ring
+        y = y + (history * taps[:-1][(slot - oldest[:, None]) % slots]).sum(1)  # taps in each ring's order
         history[sequence, oldest] = u
     if post_gate is not None:
         y = y * post_gate.to(y.dtype)

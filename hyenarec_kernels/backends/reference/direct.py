@@ -1,8 +1,9 @@
-"""The causal convolution as its definition: one multiply-add a lag. NaN and Inf spread as far as the taps reach.
+"""The causal convolution by its definition, one multiply-add per lag. NaN and Inf spread as far as the taps reach.
 
-Every function takes ``taps`` (D, K), one row a channel, 1 <= K <= the longest sequence (or 1), and values (R, D) that
-are zero in padding. A first pass lets the lags run across the borders of sequences; the rows at a border are then done
-again. (Masking every lag instead took 14 ms where this takes 5: 14,000 rows of 192 channels, K = 3, one core.)
+Every function takes ``taps`` (D, K), one row per channel, 1 <= K <= the longest sequence (or 1), and values (R, D) that
+are zero in padding. A first pass ignores the borders of sequences, so that lags run across them; the rows near a border
+are then computed again. (Masking every lag instead took 14 ms where this takes 5: 14,000 rows of 192 channels, K = 3,
+one core.)
 """
 
 from __future__ import annotations
@@ -56,7 +57,8 @@ def tap_gradient(dy: Tensor, u: Tensor, taps: int, rows: Rows) -> Tensor:
 def convolve_backward(
     dy: Tensor, u: Tensor, taps: Tensor, rows: Rows, *, y: bool, du: bool, dtaps: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Those asked for of: the output again, the gradients of ``u`` and of the taps; empty tensors for the others."""
+    """The output again, the gradient of ``u`` and the gradient of the taps; empty tensors for those that are not asked
+    for."""
     empty = u.new_empty(0)
     return (
         convolve(u, taps, rows) if y else empty,
@@ -65,12 +67,13 @@ def convolve_backward(
     )
 
 
-# These write to ``y``, except under transforms: `torch.func.linearize` takes ``y`` for a constant, and would lose in
-# silence what is written to it.
+# The next two functions write to ``y`` in place, except under transforms: `torch.func.linearize` treats ``y`` as a
+# constant and would silently lose what is written to it.
 
 
 def _add_product(y: Tensor, lag: int, values: Tensor, weights: Tensor) -> Tensor:
-    """``y`` with ``values * weights`` added to its rows from ``lag`` on, or to all but the last ``-lag``."""
+    """``y`` with ``values * weights`` added to its rows from ``lag`` on; for a negative ``lag``, to all but its last
+    ``-lag``."""
     if transformed():
         return y + pad(values * weights, (0, 0, max(lag, 0), max(-lag, 0)))
     (y[lag:] if lag > 0 else y[:lag]).addcmul_(values, weights)

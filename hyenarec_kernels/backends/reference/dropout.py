@@ -1,4 +1,4 @@
-"""Dropout by a mask that a seed and an element's place determine, and its gradient."""
+"""Dropout with a mask that depends only on a seed and on each element's position, and its gradient."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch.nn.functional import gelu as apply_gelu
 
 from hyenarec_kernels.dtypes import wide
 
-GROUP, COUNTERS = 256, 16  # elements of a group, and counters of the generator that decide them
+GROUP, COUNTERS = 256, 16  # elements in a group, and the generator's counters that decide them
 MULTIPLIERS, WEYL, ROUNDS = (0xD2511F53, 0xCD9E8D57), (0x9E3779B9, 0xBB67AE85), 10
 LOW = 0xFFFFFFFF
 
@@ -30,8 +30,8 @@ def dropout_backward(grad: Tensor, x: Tensor, seed: Tensor, dropped: int, gelu: 
 def kept(count: int, seed: Tensor, dropped: int) -> Tensor:
     """(count,) bool: which elements stay.
 
-    Byte ``b`` of word ``w`` that the generator gives for counter ``16 g + c`` decides element
-    ``256 g + 64 w + 4 c + b``.
+    For each counter the generator gives four words. Byte ``b`` of word ``w`` for counter ``16 g + c`` decides element
+    ``256 g + 64 w + 4 c + b``, which stays if the byte is at least ``dropped``.
     """
     groups = -(-count // GROUP)
     words = philox(torch.arange(groups * COUNTERS, device=seed.device), seed)  # (groups COUNTERS, 4)
@@ -53,7 +53,8 @@ def philox(counters: Tensor, seed: Tensor) -> Tensor:
 
 
 def _product(x: Tensor, multiplier: int) -> tuple[Tensor, Tensor]:
-    """The upper and the lower 32 bits of ``x * multiplier``, both below 2^32; int64 holds halves of the product."""
+    """The upper and the lower 32 bits of ``x * multiplier``, for two factors below 2^32. int64 could not hold the whole
+    product, so it is computed from two halves of ``x``."""
     upper, lower = (x >> 16) * multiplier, (x & 0xFFFF) * multiplier  # each below 2^48
     return upper + (lower >> 16) >> 16, (upper << 16) + lower & LOW
 

@@ -1,6 +1,7 @@
 """The causal convolution through real FFTs, padded so that nothing wraps around.
 
-Same functions and arguments as `direct`, for 0 taps too. NaN and Inf spread over their channel and sequence.
+The functions and arguments are those of `direct`, but 0 taps are allowed. NaN and Inf spread over the whole sequence,
+within their channel.
 """
 
 from __future__ import annotations
@@ -14,9 +15,9 @@ from torch.nn.functional import pad
 
 from hyenarec_kernels.backends.reference.rows import Rows, gather
 
-# Values a block may hold in the time domain. Blocks are transformed one after the other so that the temporaries stay in
-# cache and are reused by the allocator: all 128 sequences of 200 at once took 64 ms where blocks take 5 ms, nearly all
-# of it page faults.
+# How many values a block may hold in the time domain. Blocks are transformed one after the other, so that temporaries
+# stay in cache and the allocator reuses them: all 128 sequences of 200 at once took 64 ms, nearly all of it page
+# faults, where blocks take 5 ms.
 BLOCK_VALUES = 1 << 19
 
 
@@ -29,7 +30,8 @@ def convolve(u: Tensor, taps: Tensor, rows: Rows) -> Tensor:
 def convolve_backward(
     dy: Tensor, u: Tensor, taps: Tensor, rows: Rows, *, y: bool, du: bool, dtaps: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """As :func:`hyenarec_kernels.backends.reference.direct.convolve_backward`; the three share their transforms."""
+    """As :func:`hyenarec_kernels.backends.reference.direct.convolve_backward`; the three results share their
+    transforms."""
     blocks = list(_blocks(rows, u.shape[1], taps.shape[1]))
     empty = u.new_empty(0)
     outputs, input_gradients = [], []
@@ -64,7 +66,8 @@ def irfft(spectrum: Tensor, size: int) -> Tensor:
 
 @dataclass(frozen=True)
 class _Block:
-    """Sequences transformed together: ``sequences`` (s,), each ``longest`` rows at most, FFTs of ``size`` points."""
+    """Sequences that are transformed together: the indices ``sequences`` (s,), of at most ``longest`` rows each, with
+    FFTs of ``size`` points."""
 
     sequences: Tensor
     longest: int
@@ -87,7 +90,7 @@ class _Block:
 
 
 def _blocks(rows: Rows, channels: int, taps: int) -> Iterator[_Block]:
-    """Sequences of like length together, so that little of a block is padding."""
+    """Groups sequences of similar length, so that little of a block is padding."""
     order = sorted(range(len(rows.bounds)), key=rows.bounds.__getitem__, reverse=True)
     while order and (longest := rows.bounds[order[0]]) > 0:
         kept = min(taps, longest)
@@ -98,21 +101,21 @@ def _blocks(rows: Rows, channels: int, taps: int) -> Iterator[_Block]:
 
 
 def _join(parts: list[Tensor], blocks: list[_Block], like: Tensor, rows: Rows) -> Tensor:
-    """The blocks' values back to their rows: (R, D)."""
+    """Puts the blocks' values back into their rows: (R, D)."""
     if not parts:
         return torch.zeros_like(like)
-    place = torch.zeros_like(rows.first)  # (S,) where each sequence begins among the joined parts
+    place = torch.zeros_like(rows.first)  # (S,) where each sequence begins in the joined parts
     offset = 0
     for b in blocks:
         begins = torch.arange(len(b.sequences), device=place.device) * b.longest + offset
         place = place.index_copy(0, b.sequences, begins)
         offset += len(b.sequences) * b.longest
-    index = (place[rows.sequence] + rows.position).clamp_(0, offset - 1)  # clamped in padding, where any row will do
+    index = (place[rows.sequence] + rows.position).clamp_(0, offset - 1)  # clamped for padding, which may read any row
     return torch.cat(parts).index_select(0, index)
 
 
 def fft_size(least: int) -> int:
-    """The smallest 5-smooth number (2^a 3^b 5^c: the sizes FFT libraries do fastest) not below ``least``."""
+    """The smallest 5-smooth number (2^a 3^b 5^c: the sizes that FFT libraries do fastest), at least ``least``."""
     size = least
     while True:
         rest = size

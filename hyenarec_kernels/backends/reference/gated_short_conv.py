@@ -1,4 +1,4 @@
-"""The short convolution split into gates and values, the first gate multiplied in, and its gradients."""
+"""The short convolution split into gates and values, the values times the first gate, and its gradients."""
 
 from __future__ import annotations
 
@@ -37,6 +37,6 @@ def gated_short_conv_backward(
 def _split(
     x: Tensor, weight: Tensor, bias: Tensor | None, starts: Tensor | None, ends: Tensor | None, dim: int
 ) -> tuple[Tensor, ...]:
-    """The first gate, what lies between, and the values, in the dtype to compute in."""
+    """The first gate, the gates between, and the values, in the arithmetic dtype."""
     z = short_conv(x.to(wide(x.dtype)), weight, bias, starts, ends, "")
     return z[..., :dim], z[..., dim:-dim], z[..., -dim:]

@@ -1,4 +1,5 @@
-"""The long convolution with a Legendre filter: its taps, and their gradient brought back to coefficients and decay."""
+"""The long convolution with a Legendre filter: computes the filter's taps, and from their gradient those of
+coefficients and decay."""
 
 from __future__ import annotations
 
@@ -54,5 +55,5 @@ def legendre_conv_backward(
 
 
 def _filter(x: Tensor, coefficients: Tensor, decay: Tensor | None, horizon: int) -> Tensor:
-    """The taps that fit into ``x``, in the dtype to compute in: (G, min(K, L))."""
+    """The taps that fit into ``x``, in the arithmetic dtype: (G, min(K, L))."""
     return taps_of(coefficients.to(wide(x.dtype)), horizon, decay, x.shape[-2])

@@ -2,7 +2,7 @@
 
     u = pre_gate * x,    y = conv(u, filter) + skip * u,    o = post_gate * y
 
-``skip`` is one more tap at lag 0, and is computed as that.
+``skip`` is added to the tap at lag 0.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from hyenarec_kernels.segments import last_rows
 
 
 def form(taps: int) -> ModuleType:
-    """The form of the convolution that serves this many taps; without any, Fourier's sum over no blocks is zero."""
+    """The module for this many taps. Without taps it is `fourier`, which sums over no blocks and returns zeros."""
     return direct if 0 < taps <= REFERENCE_DIRECT else fourier
 
 
@@ -93,7 +93,7 @@ def long_conv_backward(
         u = rows.keep_real(_gated(x, pre_gate))  # (R, D)
         y, du, dtaps = form(taps.shape[1]).convolve_backward(dy, u, taps, rows, **wanted)
 
-    dx, dfilter, dskip, dpre, dpost = (x.new_empty(0) for _ in needs)  # no two outputs may be one tensor
+    dx, dfilter, dskip, dpre, dpost = (x.new_empty(0) for _ in needs)  # no two outputs may be the same tensor
     if need_x:
         dx = rows.keep_real(du if pre_gate is None else du * _flat(pre_gate)).to(x.dtype).view(x.shape)
     if need_pre and pre_gate is not None:
@@ -103,7 +103,7 @@ def long_conv_backward(
         grouped = dtaps.reshape(groups, x.shape[-1] // groups, taps.shape[1]).sum(1)  # (G, k)
         dfilter = pad(grouped, (0, filter.shape[1] - taps.shape[1])).to(filter.dtype)
     if need_skip and skip is not None:
-        # Not from `dtaps`: Fourier's sum is four times less accurate than this one.
+        # Not taken from `dtaps`: the sum through the FFT is four times less accurate than this one.
         dskip = (dy * (u[:, -1:].sum(1) if last_only else u)).sum(0).to(skip.dtype)
     if need_post and post_gate is not None:
         dpost = do * y
@@ -114,11 +114,11 @@ def long_conv_backward(
 def _last_backward(
     dy: Tensor, u: Tensor, taps: Tensor, rows: Rows, *, y: bool, du: bool, dtaps: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """``convolve_backward`` for the last positions alone: ``dy`` (S, D), ``u`` (S, k, D) oldest first."""
+    """``convolve_backward`` for the last positions alone: ``dy`` (S, D), ``u`` (S, k, D) with the oldest row first."""
     empty = u.new_empty(0)
     input_gradient = empty
     if du:
-        lag = (rows.length[rows.sequence] - 1 - rows.position)[:, None]  # (R, 1) how far each row lies before its last
+        lag = (rows.length[rows.sequence] - 1 - rows.position)[:, None]  # (R, 1) rows from here to its sequence's last
         reached = (lag >= 0) & (lag < taps.shape[1]) & (rows.position[:, None] >= 0)
         response = pad(taps, (0, 1)).T.index_select(0, torch.where(reached, lag, taps.shape[1])[:, 0])  # (R, D)
         input_gradient = torch.where(reached, response * dy.index_select(0, rows.sequence), 0)
@@ -130,7 +130,8 @@ def _last_backward(
 
 
 def _taps(filter: Tensor, skip: Tensor | None, x: Tensor, rows: Rows) -> Tensor:
-    """The taps that reach anything, a row a channel, with ``skip`` at lag 0: (D, k), k = min(K, longest sequence)."""
+    """The taps that can reach a row, one row per channel, ``skip`` added at lag 0: (D, k) with
+    k = min(K, longest sequence)."""
     dtype = wide(x.dtype)
     grouped = filter[:, : rows.longest].to(dtype)
     taps = grouped.repeat_interleave(x.shape[-1] // filter.shape[0], 0)
@@ -140,7 +141,7 @@ def _taps(filter: Tensor, skip: Tensor | None, x: Tensor, rows: Rows) -> Tensor:
 
 
 def _flat(values: Tensor) -> Tensor:
-    """(..., D) to (R, D) in the dtype to compute in."""
+    """(..., D) to (R, D), in the arithmetic dtype."""
     return values.reshape(-1, values.shape[-1]).to(wide(values.dtype))
 
 

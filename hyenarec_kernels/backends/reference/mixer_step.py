@@ -1,4 +1,4 @@
-"""One event more of a whole Hyena mixer."""
+"""One more event of a whole Hyena mixer."""
 
 from __future__ import annotations
 

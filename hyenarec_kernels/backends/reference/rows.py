@@ -1,6 +1,6 @@
-"""One layout for the reference: rows ``(R, D)`` in which every sequence is a run of consecutive rows.
+"""The one layout that the reference computes on: rows ``(R, D)`` in which every sequence is a run of consecutive rows.
 
-Packed input is that already; padded input ``(B, L, D)`` becomes it by flattening, with padding as rows of no sequence.
+Packed input has this layout already. Padded input ``(B, L, D)`` is flattened; padding becomes rows of no sequence.
 """
 
 from __future__ import annotations
@@ -20,8 +20,9 @@ class Rows:
 
     Attributes:
         first, length: (S,) each sequence's first row and its number of rows.
-        sequence, position: (R,) each row's sequence and its place there; in padding, negative or past the end.
-        real: (R, 1) False in padding; None where no row is padding.
+        sequence, position: (R,) each row's sequence and its position in it; in padding, the position is negative or
+            past the end.
+        real: (R, 1) False in padding; None if no row is padding.
         bounds: an upper bound of each length, on the host.
         columns: L for padded input, None for packed.
     """
@@ -36,7 +37,7 @@ class Rows:
 
     @classmethod
     def of(cls, x: Tensor, starts: Tensor | None, ends: Tensor | None) -> Rows:
-        """From an operator's arguments: ``x`` (B, L, D) or (T, D), and where each sequence starts and ends."""
+        """Made from an operator's arguments: ``x`` (B, L, D) or (T, D), and where each sequence starts and ends."""
         first, length = spans(x, within(x, starts, ends))
         known = concrete(length)
         if x.dim() == 2:
@@ -52,7 +53,7 @@ class Rows:
         position = _range(sequence) - first[sequence]
         padded = starts is not None or ends is not None
         real = ((position >= 0) & (position < length[sequence]))[:, None] if padded else None
-        # Reading lengths from an accelerator would wait for it, and could not be captured in a CUDA graph.
+        # Reading lengths from an accelerator would wait for it, and a CUDA graph could not capture that.
         bounds = known.tolist() if known is not None and known.device.type == "cpu" else [columns] * batch
         return cls(first, length, sequence, position, real, bounds, columns)
 
@@ -61,14 +62,16 @@ class Rows:
         return max(self.bounds, default=0)
 
     def keep_real(self, values: Tensor) -> Tensor:
-        """``values`` (R, D) with exact zeros in the padding, whatever stood there."""
+        """``values`` (R, D) with exact zeros in padding, whatever was there."""
         return values if self.real is None else torch.where(self.real, values, 0)
 
     def borders(self, width: int) -> tuple[Tensor, Tensor]:
-        """The rows with fewer than ``width`` rows before, and after, them in their sequence.
+        """The indices of the rows with fewer than ``width`` rows before them in their sequence, and of those with fewer
+        after.
 
         A batch row counts as one sequence here, padding included: padding is zero, so only the border between batch
-        rows must not be crossed. Rows that reach across are few, which makes them cheaper to do again than all to mask.
+        rows must not be crossed. Few rows reach across a border, so it is cheaper to compute these again than to mask
+        all rows.
         """
         bounds = self.bounds if self.columns is None else [self.columns] * len(self.bounds)
         count = sum(min(width, bound) for bound in bounds)
@@ -78,14 +81,15 @@ class Rows:
         return heads, tails
 
     def shifted(self, values: Tensor, at: Tensor, lag: int) -> Tensor:
-        """``values[at - lag]``, 0 where that is another sequence: (n,) to (n, D). A negative ``lag`` looks ahead."""
+        """``values[at - lag]``, or 0 if that row belongs to another sequence: ``at`` (n,) to (n, D). A negative ``lag``
+        looks ahead."""
         source = (at - lag).clamp(0, values.shape[0] - 1)
         same = (at - lag == source) & (self.sequence[source] == self.sequence[at])
         return torch.where(same[:, None], values[source], 0)
 
 
 def gather(values: Tensor, index: Tensor, real: Tensor) -> Tensor:
-    """``values[index]`` with zeros where not ``real``: (R, D), (S, M), (S, M, 1) to (S, M, D)."""
+    """``values[index]``, zeros where not ``real``: values (R, D), index (S, M), real (S, M, 1) to (S, M, D)."""
     return torch.where(real, values.index_select(0, index.flatten()).view(*index.shape, values.shape[1]), 0)
 
 

@@ -37,7 +37,7 @@ def short_conv_backward(
         z = _preactivation(u, taps, bias, rows)
         gate = z.sigmoid()
         dz = dz * gate * (1 + z * (1 - gate))
-    dx, dweight, dbias = (x.new_empty(0) for _ in needs)  # no two outputs may be one tensor
+    dx, dweight, dbias = (x.new_empty(0) for _ in needs)  # no two outputs may be the same tensor
     if need_x:
         dx = rows.keep_real(direct.correlate(dz, taps, rows)).to(x.dtype).view(x.shape)
     if need_weight:
@@ -49,7 +49,8 @@ def short_conv_backward(
 
 
 def _inputs(x: Tensor, weight: Tensor, rows: Rows) -> tuple[Tensor, Tensor]:
-    """``x`` as rows with zero padding (R, D), and the taps that reach anything (D, min(W, longest)), at least one."""
+    """``x`` as rows with zeros in padding, (R, D), and the taps that can reach a row, (D, min(W, longest)), at least
+    one."""
     u = rows.keep_real(x.reshape(-1, x.shape[-1]).to(wide(x.dtype)))
     return u, weight[:, : max(rows.longest, 1)].to(u.dtype)
 

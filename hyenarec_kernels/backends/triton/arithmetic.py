@@ -1,4 +1,4 @@
-"""The types that the kernels compute in, and the tiles that they work on."""
+"""The dtypes that the kernels compute in, and the tiles that they work on."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from hyenarec_kernels.backends.triton.rows import ChunkedRows
 from hyenarec_kernels.dtypes import wide
 from hyenarec_kernels.lowrank.blocks import Array
 
-# AMD's matrix instructions take float32 values as they are, and have no TF32, or one of less precision.
+# AMD's matrix instructions take float32 values as they are. They have no TF32, or one of less precision.
 AMD = torch.version.hip is not None
 SERVED = (torch.float32, torch.float16, torch.float64 if INTERPRETED else torch.bfloat16)
 
@@ -28,7 +28,8 @@ class Arithmetic:
     """How the kernels compute with an input dtype.
 
     Sums are float32. Matrix products take bfloat16 values as they are. They take float16 values as TF32, which has the
-    same 11 bits and the range that windows need, and split float32 values over three TF32 products, which keep 22 bits.
+    same 11 bits and the range that windows need. They split float32 values over three TF32 products, which keep 22
+    bits.
     """
 
     dtype: torch.dtype
@@ -50,7 +51,7 @@ class Arithmetic:
         return "ieee" if AMD or self.dtype == torch.float64 else "tf32x3"
 
     def rounded(self, table: Array) -> Array:
-        """What a matrix product takes of a table."""
+        """The table, rounded to the precision that a matrix product reads."""
         digits = {torch.bfloat16: 8, torch.float16: 11, torch.float32: 24}.get(self.dtype, 53)
         fraction, exponent = np.frexp(table)
         rounded: Array = np.ldexp(np.round(np.ldexp(fraction, digits)), exponent - digits)
@@ -62,14 +63,15 @@ class Arithmetic:
 
 
 def tile_channels(channels: int) -> int:
-    """Channels of a tile: the number that leaves fewest channels of the last tile empty, the larger of two such."""
+    """Channels of a tile: the size that leaves the fewest channels of the last tile empty, and the larger of two
+    equally good ones."""
     return min((64, 32, 16), key=lambda tile: (-(-channels // tile) * tile, -tile))
 
 
 def tiles(
     config: str, x: Tensor, channels: int, rows: ChunkedRows, within: int | None = None
 ) -> tuple[tuple[int, int], dict[str, Any]]:
-    """Grid and arguments of a kernel on tiles of chunks times channels: those that locate rows, sizes and options.
+    """Grid and arguments of a kernel whose tiles are chunks times channels: where rows lie, sizes and launch options.
 
     `within`: a multiple of 16; no tile then reaches across a multiple of it.
     """

@@ -1,7 +1,7 @@
 """Launch configurations: one table for all GPUs, since none has been found to need other figures.
 
-The figures are chosen ahead of time, from registers and shared memory (``python -m benchmarks compiled``); their speed
-is not measured. On a GPU ``python -m benchmarks.gpu.tune`` measures alternatives and prints the rows to put here. No
+The figures are chosen ahead of time, by registers and shared memory (``python -m benchmarks compiled``); their speed is
+not measured. On a GPU, ``python -m benchmarks.gpu.tune`` measures alternatives and prints the rows to put here. No
 configuration depends on a length.
 """
 
@@ -10,23 +10,22 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-# Rows of a chunk, and of a tile. The Legendre convolution divides a window out of its first chunk around its middle,
-# exp(+-a * CHUNK / 2), which must stay in range: with more rows fewer decays fit, and the ranks that stand in for the
-# others double.
+# Rows of a chunk, and of a tile. The Legendre convolution divides a window out of the first chunk relative to the
+# chunk's middle, by factors up to exp(+-a * CHUNK / 2), which must stay in range. With more rows, fewer decays would
+# stay in range, and the ranks that stand in for the others would double.
 CHUNK = 32
-# A sum over all rows is split: a program adds up its share of them, and what the programs found is added in a second
-# step, in a fixed order.
-PROGRAMS = 1024  # of a whole launch
+# A sum over all rows is split: each program adds up its share of the rows, and a second step adds the programs' sums in
+# a fixed order.
+PROGRAMS = 1024  # about so many in a whole launch
 TAP_SHARES = 64  # at most, for the gradient of one tap or of one block of taps
 TABLE_SHARES = 32  # at most, for the gradient of one distance's table
 
 
 @dataclass(frozen=True)
 class Config:
-    """columns: of a tile, chunks times channels; warps, pipeline stages, registers a thread may have.
+    """Columns of a tile (chunks times channels), warps, pipeline stages, and the most registers a thread may have.
 
-    ptxas, left alone, aims for a register count of its own; where that cost a few spilled bytes, `maxnreg` sets a
-    higher one.
+    Left alone, ptxas aims for a register count of its own; where that spilled a few bytes, `maxnreg` sets a higher one.
     """
 
     columns: int

@@ -1,4 +1,4 @@
-"""One more event of every sequence, for serving: each ring of past inputs is read once, and updated in place."""
+"""One more event of every sequence, for serving: each ring of past inputs is read once and updated in place."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ def conv_step_kernel(
     ACC: tl.constexpr,
     CHANNELS: tl.constexpr,
 ):
-    """A program for each sequence (axis 0) and tile of channels: history (B, slots, D), taps (slots + 1, D) with the
-    largest lag first."""
+    """One program per sequence (axis 0) and tile of channels (axis 1): history (B, slots, D), taps (slots + 1, D) with
+    the largest lag first."""
     sequence = tl.program_id(0).to(tl.int64)
     channel = (tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS))[None, :]
     inside = channel < channels

@@ -19,12 +19,12 @@ from hyenarec_kernels.backends.triton.rows import ChunkedRows, Slots
 from hyenarec_kernels.backends.triton.tables import Constants
 from hyenarec_kernels.lowrank.levels import Level
 
-SHARED_SLOTS = 16  # chunks that a program of a table's gradient takes at a time
+SHARED_SLOTS = 16  # chunks that a program takes at a time for a table's gradient
 
 
 @dataclass(frozen=True)
 class Far:
-    """What the far part of one call consists of: its levels, where their nodes lie, and the constants they use."""
+    """The far part of one call: its levels, where their chunks lie, and the constants that they use."""
 
     levels: tuple[Level, ...]
     slots: list[Slots]
@@ -35,7 +35,7 @@ class Far:
     arithmetic: Arithmetic
 
     def scratch(self, sums: int | None) -> int:
-        """The most bytes that moments, and what is computed from them, take at a time.
+        """The most bytes that moments, and what is computed from them, take at any one time.
 
         `sums`: in training, the bytes of the sums that the chunks kernel adds up while nu is in use; None otherwise.
         """
@@ -142,7 +142,8 @@ class Far:
         return gradients
 
     def _shares(self, index: int) -> tuple[tuple[int, ...], tuple[int, int, int], int]:
-        """For the gradient of a level's tables: the shape of the programs' shares, the grid, and a tile's channels."""
+        """For the gradient of a level's tables: the shape of the programs' shares, the grid, and the channels of a
+        tile."""
         level = self.levels[index]
         tile = min(TABLE["across_gradient"].columns, max(4096 // padded(level.rank) ** 2, 1))
         distances, tiles = level.near_pairs + level.far_pairs, triton.cdiv(self.channels, tile)

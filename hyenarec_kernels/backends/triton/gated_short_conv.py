@@ -1,9 +1,9 @@
-"""The short convolution, the split and the first gate in one pass: what a mixer's projection becomes.
+"""The short convolution of a mixer's projection, its split into gates and values, and the first gate, in one pass.
 
 A program takes the same channels of every gate and of the values, so each row is read once and only what the long
-convolution needs is written. The table counts the (B, L, D) tensors that a mixer of order 2 reads and writes, its long
-convolution's passes included (moments and chunks; two of each in the backward pass), and the bytes per element of 16
-bits:
+convolution needs is written. The table counts the (B, L, D) tensors that a mixer of order 2 reads and writes, including
+the passes of its long convolution (moments and chunks; two of each in the backward pass), and the bytes per 16-bit
+element:
 
                 short_conv, then gates where they are read        this
     forward     3 in, 3 out, then 5 in, 1 out: 24 bytes           3 in, 2 out, then 3 in, 1 out: 18 bytes
@@ -29,7 +29,8 @@ from hyenarec_kernels.backends.triton.launching import launch, with_strides
 from hyenarec_kernels.backends.triton.rows import ChunkedRows
 from hyenarec_kernels.backends.triton.short_conv import preactivation
 
-# Blocks are unrolled, each with its taps. Five serve mixers up to order 4; up to four blocks of 4 taps spill nothing.
+# Blocks of D channels are unrolled, each with its taps. Five serve mixers up to order 4; up to four blocks of 4 taps
+# spill no registers.
 MOST_BLOCKS = 5
 
 
@@ -224,7 +225,7 @@ def gated_short_conv_backward(
     need_x, need_weight, need_bias = needs
     blocks, taps = x.shape[-1] // dim, weight.shape[1]
     grid, tile = tiles("gated_short_backward", x, dim, ChunkedRows.of(x, starts, ends))
-    tile["SLOTS"] = 1  # programs loop over slots; with two at a time narrow tiles spilled
+    tile["SLOTS"] = 1  # programs loop over slots; two at a time spilled registers in narrow tiles
     grid = (min(grid[0], max(PROGRAMS // grid[1], 1)), grid[1])
     dx = torch.empty(x.shape, dtype=x.dtype, device=x.device) if need_x else None
     shape = (grid[0], blocks, taps + 1, dim)

@@ -1,4 +1,4 @@
-"""How kernels are launched: every launch of this backend goes through `launch`, which makes it in `run`."""
+"""How kernels are launched: every launch of this backend goes through `launch`, and from there through `run`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 def launch(kernel: Any, grid: tuple[int, ...], **arguments: Any) -> None:
     """Runs a kernel on the device of its first tensor, on that device's current stream.
 
-    All arguments go by name: kernels have up to 49, and two pointers in each other's places would pass unnoticed.
+    Arguments are passed by name: kernels have up to 49, and two pointers in each other's place would go unnoticed.
     """
     device = next(a for a in arguments.values() if isinstance(a, Tensor)).device
     with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
@@ -20,13 +20,13 @@ def launch(kernel: Any, grid: tuple[int, ...], **arguments: Any) -> None:
 
 
 def run(kernel: Any, grid: tuple[int, ...], arguments: dict[str, Any]) -> None:
-    """By itself so that a test can replace it, and see what would be launched."""
+    """Apart from `launch` so that a test can replace it and see what would be launched."""
     kernel[grid](**arguments)
 
 
 def with_strides(**tensors: Tensor | None) -> dict[str, Any]:
-    """Each tensor (..., D) as rows (R, D) with adjacent channels, a view unless its strides forbid that, and its row
-    stride: `x` becomes the arguments `x_ptr` and `x_row`."""
+    """Arguments for each tensor (..., D): the tensor as rows (R, D) with adjacent channels, a view unless its strides
+    forbid that, and its row stride. `x` becomes the arguments `x_ptr` and `x_row`; None becomes None and 0."""
     arguments: dict[str, Any] = {}
     for name, tensor in tensors.items():
         rows = None if tensor is None else _rows(tensor)

@@ -41,13 +41,13 @@ from hyenarec_kernels.backends.triton.tables import Constants, FilterParameters,
 from hyenarec_kernels.dtypes import wide
 from hyenarec_kernels.legendre import filter_gradients, taps_of
 
-# Moments and partial sums live for one call. They take 0.5 to 2 times the memory of an output of 16 bits (more where
-# levels have few rows and high ranks). A large batch is therefore cut into several runs, which use the same memory one
-# after the other: runs of sequences, or runs of channels where sequences are few, or packed, so that only the device
-# knows where they end. How small a run may be before its 3 to 9 launches take longer than its work was not measured.
-SHARE = 0.14  # of the outputs' bytes; together with the tables of a call that is less than 15%
+# Moments and partial sums live for one call. They take 0.5 to 2 times the memory of a 16-bit output (more where levels
+# have few rows and high ranks). So a large batch is cut into several runs, which use the same memory one after the
+# other: runs of sequences, or runs of channels if sequences are few, or packed, when only the device knows where they
+# end. It was not measured how small a run may be before its 3 to 9 launches take longer than its work.
+SHARE = 0.14  # of the outputs' bytes; with the tables of a call it is less than 15% of them
 RUN = 1 << 24  # elements of a run, at least
-SLICE = 64  # a run takes a multiple of so many channels: what a tile reads of a row, a cache line of 16-bit values
+SLICE = 64  # a run has a multiple of so many channels: a tile reads them of a row, a cache line of 16-bit values
 
 
 def legendre_conv(
@@ -103,7 +103,7 @@ def legendre_conv_backward(
 
 
 def block_plan(x: Tensor, coefficients: Tensor, decay: Tensor | None, horizon: int) -> GpuPlan | None:
-    """The plan of a call, or None where its taps are taken one by one: they are few, or no plan is precise enough."""
+    """The plan of a call, or None if explicit taps are used: they are few, or no plan is precise enough."""
     if horizon <= TRITON_DIRECT:
         return None
     return plan_for(coefficients.shape[1], horizon, decay is not None, x.shape[-2] > horizon, x.dtype)
@@ -160,7 +160,7 @@ class BlockLowRank:
 
     @cached_property
     def slots(self) -> list[Slots]:
-        """The slots of the chunks, and of each level above them."""
+        """The slots of the chunks, and those of each level above them."""
         return self.rows.slots([CHUNK, *(level.chunk for level in self.plan.reached(self.rows.columns)[1:])])
 
     @cached_property
@@ -171,10 +171,10 @@ class BlockLowRank:
         )
 
     def runs(self, x: Tensor, outputs: int, *, training: bool) -> Iterator[tuple[Part, BlockLowRank]]:
-        """Cuts the call into runs, and gives each with the call for this part alone.
+        """Cuts the call into runs, and yields each run's part with the call for this part alone.
 
-        There are as many as bring the scratch memory down to SHARE of `outputs`, the outputs' bytes, unless runs would
-        become smaller than RUN or narrower than SLICE.
+        There are as many runs as it takes to bring the scratch memory down to SHARE of `outputs`, the outputs' bytes,
+        unless runs would become smaller than RUN or narrower than SLICE.
         """
         sequences = 1 if self.rows.packed else self.rows.batch
         channels, count = x.shape[-1], 1
@@ -221,7 +221,7 @@ class BlockLowRank:
         need_x, need_coefficients, need_decay, need_skip, need_pre, need_post = needs
         need_filter = need_coefficients or need_decay
         dx, dpre, dpost = outputs = row_gradients(x, [need_x, need_pre, need_post], pre_gate, post_gate)
-        totals: dict[int, list[Tensor]] = {}  # by the first channel
+        totals: dict[int, list[Tensor]] = {}  # by the run's first channel
         for run, part in self.runs(x, sum(t.nbytes for t in outputs), training=True):
             u, dy = (run(x), run(pre_gate)), (run(grad), run(post_gate))
             shares = part._backward(u, dy, (run(dx), run(dpre), run(dpost)), need_filter, need_skip)
@@ -255,7 +255,7 @@ class BlockLowRank:
     ) -> list[Tensor]:
         """Writes the gradients of x and the gates to those of the `outputs` that are not empty.
 
-        Returns the gradients of near, edge and own and, where the filter's gradient is wanted, of each level's tables.
+        Returns the gradients of near, edge and own and, if the filter's gradient is wanted, of each level's tables.
         """
         (x, pre_gate), grad, (dx, dpre, dpost) = u, dy[0], outputs
         need_input = dx.numel() or dpre.numel()
@@ -281,7 +281,7 @@ class BlockLowRank:
 
     @property
     def sum_ranks(self) -> tuple[int, int, int]:
-        """How many rows a program of the chunks kernel adds to each of the gradients of near, edge and own."""
+        """How many rows a program of the chunks kernel adds to the gradients of near, edge and own."""
         return self.plan.near_rank, self.edge_rank, 1
 
     @property
@@ -304,14 +304,15 @@ class BlockLowRank:
         weigh: tuple[Tensor, Tensor | None] | None = None,
         reverse: bool = False,
     ) -> list[Tensor]:
-        """One pass of the chunks kernel: each output is its factor times the convolution of the source's product.
+        """One pass of the chunks kernel, which convolves the product of the two tensors in `source`.
+
+        `outputs` are pairs of a factor and a tensor. The factor times the convolution is written to the tensor, unless
+        that is empty. With ``weigh``, two factors whose product is the gradient of the convolution's output, returns
+        each program's share of the gradients of near, edge and own, (programs, rank, D).
 
         Usually nearly all chunks are out of reach of the filter's end. They go to a launch without the code for that
         end, which would take half as many registers again and three times the products; the other chunks go to a second
         launch.
-
-        An empty output is not wanted, and not written. With ``weigh``, two factors whose product is the gradient of the
-        convolution's output, returns each program's share of the gradients of near, edge and own, (programs, rank, D).
         """
         x, channels = source[0], source[0].shape[-1]
         programs, wide, tile = self.chunk_tile

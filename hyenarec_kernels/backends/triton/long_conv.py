@@ -1,5 +1,5 @@
-"""The gated long convolution with explicit taps: as Toeplitz products where groups of channels share them, otherwise
-one by one."""
+"""The gated long convolution with explicit taps: by Toeplitz products where groups of channels share them, otherwise
+one tap after the other."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def long_conv_backward(
 def convolve(
     x: Tensor, taps: Tensor, skip: Tensor | None, pre_gate: Tensor | None, post_gate: Tensor | None, rows: ChunkedRows
 ) -> Tensor:
-    """The convolution with taps (G, k), for any number k of them."""
+    """The convolution with any number k of taps (G, k)."""
     if toeplitz.shared(x, taps):
         return toeplitz.convolve(x, taps, skip, pre_gate, post_gate, rows)
     out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
@@ -87,7 +87,7 @@ def convolve_backward(
     rows: ChunkedRows,
     needs: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of x, taps (in arithmetic type), skip and the gates."""
+    """Gradients of x, taps (in the arithmetic dtype), skip and the gates."""
     need_x, need_taps, need_skip, need_pre, need_post = needs
     dtaps, dskip = x.new_empty(0), x.new_empty(0)
     dx, dpre, dpost = outputs = row_gradients(x, [need_x, need_pre, need_post], pre_gate, post_gate)
@@ -112,7 +112,7 @@ def convolve_backward(
             **tile,
         )
     if need_taps or (need_skip and skip is not None):
-        # The gradient of lag 0 is the skip's too: it is computed even where those of other lags are not wanted.
+        # The gradient of lag 0 is also the skip's: it is computed even if those of other lags are not wanted.
         count = len(weights) if need_taps else 1
         shape = (min(TAP_SHARES, grid[0]), count, x.shape[-1])
         shares = torch.empty(shape, dtype=Arithmetic(x.dtype).wide, device=x.device)
@@ -191,7 +191,8 @@ def convolve_last_backward(
 
 
 def _last_tiles(x: Tensor, rows: ChunkedRows) -> tuple[int, dict[str, Any]]:
-    """Tiles of channels, and arguments of the kernels that look at sequences' ends: `tiles` without slots."""
+    """The number of channel tiles, and the arguments of the kernels that look at the ends of sequences: as `tiles`,
+    without slots."""
     channels, tile = x.shape[-1], tile_channels(x.shape[-1])
     where = {"starts_ptr": rows.starts, "ends_ptr": rows.ends, "columns": rows.columns, "PACKED": rows.packed}
     sizes = {"channels": channels, "CHUNK": CHUNK, "CHANNELS": tile}
@@ -202,7 +203,7 @@ def _last_tiles(x: Tensor, rows: ChunkedRows) -> tuple[int, dict[str, Any]]:
 def _parameter_gradients(
     shares: Tensor, taps: Tensor, skip: Tensor | None, need_taps: bool, need_skip: bool
 ) -> tuple[Tensor, Tensor]:
-    """Gradients of taps, and of the skip, which is that of lag 0, from programs' shares (programs, count, D)."""
+    """Gradients of the taps and of the skip (that of lag 0), summed over the programs' shares (programs, count, D)."""
     total, empty = shares.sum(0), shares.new_empty(0)
     return (
         total.T.reshape(taps.shape[0], -1, len(total)).sum(1) if need_taps else empty,  # (G, count)

@@ -1,6 +1,6 @@
 """The operators' functions, as :mod:`hyenarec_kernels.backends` looks them up, and which calls they take.
 
-Importing this imports triton.
+Importing this module imports triton.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def accepts(call: Call) -> str | None:
 
 def algorithm(call: Call) -> str:
     if call.operator == "long_conv":
-        return _explicit(call).replace("FFT", "direct")  # where this backend is forced
+        return _explicit(call).replace("FFT", "direct")  # if this backend is forced
     if call.operator == "legendre_conv":
         x, coefficients, decay, *_, horizon, last_only = call.arguments
         if last_only:
@@ -64,7 +64,7 @@ def algorithm(call: Call) -> str:
 
 
 def _explicit(call: Call) -> str:
-    """How an explicit filter is convolved best; an FFT is not in this backend."""
+    """The best way to convolve an explicit filter. It may be "FFT", which this backend does not have."""
     x, filter, *_, last_only = call.arguments
     if last_only:
         return "last rows"

@@ -1,10 +1,10 @@
 """Where the sequences lie, for kernels: chunks of sequences as *slots*, found without reading a length on the host.
 
-Every sequence is cut into chunks from its first row on, so that padding on either side and packing give the same
-values. A slot is a place for one chunk:
+Every sequence is cut into chunks from its own first row on, so that left padding, right padding and packing give the
+same values. A slot is a place for one chunk:
 
-* padded (B, L, D): sequence ``s`` has the slots ``s * ceil(L / C)`` and on;
-* packed (T, D): sequence ``s``, which starts at row ``a``, has those from ``a // C + s`` up to the next sequence's
+* padded (B, L, D): sequence ``s`` has ``ceil(L / C)`` slots, from ``s * ceil(L / C)`` on;
+* packed (T, D): sequence ``s``, which starts at row ``a``, has the slots from ``a // C + s`` up to the next sequence's
   first. These are at least ``ceil(length / C)``, need no running sum, and are ``T // C + S`` in all.
 
 Slots past a sequence's end hold no rows.
@@ -44,11 +44,12 @@ class ChunkedRows:
     """The rows of one call's sequences, which kernels take in chunks.
 
     Attributes:
-        starts, ends: (batch,) each, or None, as the operator got them; of packed input those that lie within it, one
-            after the other (`_borders`). Kernels do that by themselves with those of padded input (`span`).
+        starts, ends: (batch,) each, or None. For padded input they are as the operator got them, and the kernels limit
+            them to the rows that exist (`span`). For packed input they have been limited already, and each sequence
+            starts where the one before it ends (`_borders`).
         columns: L for padded input; for packed T, which bounds a length.
-        batch: sequences.
-        packed: whether input is (T, D).
+        batch: the number of sequences.
+        packed: whether the input is (T, D).
     """
 
     starts: Tensor | None
@@ -68,7 +69,7 @@ class ChunkedRows:
         return cls(starts, ends, x.shape[1], x.shape[0], False)
 
     def part(self, part: slice) -> ChunkedRows:
-        """Those of some sequences of padded input."""
+        """The rows of some sequences of padded input."""
         starts, ends = (None if t is None else t[part] for t in (self.starts, self.ends))
         return replace(self, starts=starts, ends=ends, batch=len(range(*part.indices(self.batch))))
 
@@ -109,8 +110,8 @@ class ChunkedRows:
 
 
 def _borders(ends: Tensor, rows: int) -> Tensor:
-    """Where packed sequences begin and end, (S + 1,) int64, whatever ``ends`` (S,) says: by these, the sequences are
-    each a part of the rows, and together all of them."""
+    """Where packed sequences begin and end, (S + 1,) int64. Whatever ``ends`` (S,) holds, these borders never fall, and
+    the sequences together cover all rows."""
     borders = torch.empty(len(ends) + 1, dtype=torch.int64, device=ends.device)
     sizes = {"count": len(ends), "columns": rows, "BLOCK": 1024}
     launch(borders_kernel, (1,), borders_ptr=borders, ends_ptr=ends, **sizes)

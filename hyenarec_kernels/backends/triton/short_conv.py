@@ -1,6 +1,6 @@
 """The short depthwise convolution: a few taps, bias and activation in one pass, and all its gradients in another.
 
-For a mixer's projection :mod:`hyenarec_kernels.backends.triton.gated_short_conv` does more in as many passes.
+For a mixer's projection, :mod:`hyenarec_kernels.backends.triton.gated_short_conv` does more in as many passes.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from hyenarec_kernels.backends.triton.kernels.slots import LENGTHS, WHERE, locat
 from hyenarec_kernels.backends.triton.launching import launch, with_strides
 from hyenarec_kernels.backends.triton.rows import ChunkedRows
 
-WIDTH = 8  # of the widest that are served: taps are unrolled, in the backward pass twice over
+WIDTH = 8  # the most taps that are served: they are unrolled, in the backward pass twice over
 
 
 @triton.jit
@@ -112,8 +112,8 @@ def short_conv_backward_kernel(
     SLOTS: tl.constexpr,
     CHANNELS: tl.constexpr,
 ):
-    """Writes dx, and this program's share of dweight (programs, TAPS, D) and dbias (programs, D); the pointer to one
-    that is not wanted is None."""
+    """Writes dx, and this program's share of dweight (programs, TAPS, D) and dbias (programs, D); the pointer to an
+    output that is not wanted is None."""
     column = tl.arange(0, SLOTS * CHANNELS)
     channel = (tl.program_id(1) * CHANNELS + column % CHANNELS)[None, :]
     inside = channel < channels

@@ -1,10 +1,10 @@
-"""Turns coefficients and decays into the tables that the kernels read, and the tables' gradients back into theirs:
-small matrices, in plain torch.
+"""Turns coefficients and decays into the tables that the kernels read, and the gradients of the tables into those of
+coefficients and decays: small matrices, in plain torch.
 
-Every table is linear in the coefficients, so that one product with a matrix (rows, N), made once for a plan and a
-device, gives all of them. A window then multiplies each row by its own factor ``exp(-a * offset)``. All of this is
-float64 and rounded once, to what the kernels read, because `torch.set_float32_matmul_precision` may let float32
-products run in TF32.
+Every table is linear in the coefficients, so one product with a matrix (rows, N), made once for a plan and a device,
+gives all of them. A window then multiplies each row by its own factor ``exp(-a * offset)``. All of this is in float64
+and rounded once, to what the kernels read, because `torch.set_float32_matmul_precision` may let float32 products run in
+TF32.
 """
 
 from __future__ import annotations
@@ -38,16 +38,19 @@ class Constants:
     """What a plan needs on a device, whatever the parameters.
 
     Attributes:
-        toeplitz: (near_rank, C, C) the matrices ``T_m``, in the dtype of the matrix products and rounded to what these
-            take, as the matrices of `edges` are: coefficients are fitted to the rounded bases.
-        basis: (C, padded rank) the lowest level's ``Q``, zero columns at the end, likewise; empty without levels.
-        edges: (edge_rank, 2, C, C) likewise.
-        transfers: between each level and the next, (fan, rank, rank above), in arithmetic type.
+        toeplitz: (near_rank, C, C) the matrices ``T_m``, in the dtype of matrix products. They are rounded to the
+            precision that these products read, and coefficients are fitted to the rounded bases.
+        basis: (C, padded rank) the lowest level's ``Q`` with zero columns at the end, rounded likewise; empty without
+            levels.
+        edges: (edge_rank, 2, C, C) the matrices of the two chunk distances that the filter's end cuts, rounded
+            likewise.
+        transfers: from each level to the next, (fan, rank, rank above), in the arithmetic dtype.
         rows: (rows, N) maps coefficients to, in this order: the first taps, `near`, `edge`, each level's tables;
             float64, as all that follow.
-        aged: likewise for the filter times lag / K.
-        taps, offsets: the exponents' factors of the first taps (taps, 1) and of the other rows (rows - taps, 1).
-        fit: (near_rank, taps - 1) for windows too fast to be divided out, of the taps after lag 0.
+        aged: as `rows`, for the filter times lag / K.
+        taps, offsets: what the rate is multiplied by in the exponents of the first taps (taps, 1) and of the other rows
+            (rows - taps, 1).
+        fit: (near_rank, taps - 1) maps the taps after lag 0 to `near` if the window is too fast to be divided out.
     """
 
     toeplitz: Tensor
@@ -63,8 +66,8 @@ class Constants:
 
 @dataclass(frozen=True)
 class Tables:
-    """What one call's kernels read, (..., D): what a row gets of itself (lag 0's tap and the skip), coefficients of the
-    near and edge bases, blocks of each level."""
+    """The tables that one call's kernels read, (..., D): what a row gets of itself (lag 0's tap and the skip), the
+    coefficients of the near and edge bases, and the blocks of each level."""
 
     own: Tensor
     near: Tensor
@@ -72,13 +75,13 @@ class Tables:
     levels: list[Tensor]
 
     def part(self, channels: slice) -> Tables:
-        """Of some channels."""
+        """The tables of some channels."""
         parts = (self.own, self.near, self.edge, *self.levels)
         own, near, edge, *levels = (t[:, channels].contiguous() for t in parts)
         return Tables(own, near, edge, levels)
 
 
-@cache  # nothing is dropped: a captured CUDA graph may read it as long as the process lives
+@cache  # never evicts: a captured CUDA graph may read the result as long as the process lives
 def constants(plan: GpuPlan, arithmetic: Arithmetic, device: torch.device) -> Constants:
     dtype, operand = arithmetic.wide, arithmetic.operand
 
@@ -110,7 +113,7 @@ def constants(plan: GpuPlan, arithmetic: Arithmetic, device: torch.device) -> Co
         rank = plan.levels[0].rank
         exact = local_basis(CHUNK, rank)
         basis = arithmetic.rounded(np.pad(exact, ((0, 0), (0, padded(rank) - rank))))
-        seen = plain_fit(basis[:, :rank]) @ exact  # the exact basis in the rounded one
+        seen = plain_fit(basis[:, :rank]) @ exact  # the exact basis, expressed in the rounded one
     for index, level in enumerate(plan.levels):
         blocks = block_map(level).T  # (rank * rank, nodes)
         if index == 0:
@@ -135,9 +138,9 @@ def constants(plan: GpuPlan, arithmetic: Arithmetic, device: torch.device) -> Co
 
 @dataclass(frozen=True)
 class FilterParameters:
-    """One call's parameters in float64: coefficients (G, N), and the decay an event (G,), if any.
+    """One call's parameters in float64: coefficients (G, N), and the decay per event (G,), if there is one.
 
-    `dtype` is the kernels' arithmetic type.
+    `dtype` is the kernels' arithmetic dtype.
     """
 
     plan: GpuPlan
@@ -160,7 +163,7 @@ class FilterParameters:
         return [plan.near_taps, plan.near_rank, plan.edge_rank, *blocks]
 
     def values(self) -> tuple[Tensor, Tensor | None]:
-        """All rows and their windows, (rows, G)."""
+        """The rows of all tables, times their windows, and the windows (None without a decay): (rows, G) each."""
         values = self.constants.rows @ self.coefficients.T
         if self.rate is None:
             return values, None

@@ -2,9 +2,9 @@
 
     y_I = sum_b T_b u_(I-b),    T_b[i, j] = taps[b C + i - j],    dT_b = sum_I dy_I u_(I-b)^T
 
-A block is a C x C matrix for each group of channels, and a tile holds C rows of one group's channels, so that both
-products run on tensor cores; taking one tap after the other would read every row once per tap. Another number of blocks
-does not compile the kernels again.
+A block is a C x C matrix for each group of channels, and a tile holds C rows of one group's channels, so both products
+run on tensor cores; taking one tap after the other would read every row once per tap. Another number of blocks
+does not recompile the kernels.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from hyenarec_kernels.backends.triton.rows import ChunkedRows
 
 
 def shared(x: Tensor, taps: Tensor) -> bool:
-    """Whether taps (G, k) are few and shared by enough channels."""
+    """Whether the number of taps (G, k), and of channels that share them, suit these products."""
     return crossovers.toeplitz(taps.shape[1], taps.shape[0], x.shape[-1])
 
 
@@ -48,8 +48,8 @@ def convolve_backward(
     need_taps: bool,
     need_skip: bool,
 ) -> tuple[Tensor, Tensor]:
-    """Writes the gradients of x and the gates to `outputs`, those that are not empty, and returns those of taps and
-    skip."""
+    """Writes the gradients of x and the gates to those of `outputs` that are not empty, and returns the gradients of
+    taps and skip."""
     dx, dpre, dpost = outputs
     matrices = _matrices(taps, x)
     if dx.numel() or dpre.numel():
@@ -88,7 +88,11 @@ def _run(
     *,
     reverse: bool = False,
 ) -> None:
-    """Each output is its factor times the convolution of the source's product; an empty one is not wanted."""
+    """Convolves the product of the two tensors in `source`.
+
+    `outputs` are pairs of a factor and a tensor. The factor times the convolution is written to the tensor, unless that
+    is empty.
+    """
     x = source[0]
     (after, out), (other, other_out) = [*outputs, (None, x.new_empty(0))][:2]
     grid, tile = _tiles("toeplitz", x, matrices, rows)
@@ -113,7 +117,7 @@ def _run(
 
 
 def _tiles(config: str, x: Tensor, grouped: Tensor, rows: ChunkedRows) -> tuple[tuple[int, int], dict[str, Any]]:
-    """As `tiles`, of channels of one group."""
+    """As `tiles`, but all channels of a tile are of one group."""
     grid, tile = tiles(config, x, x.shape[-1], rows, within=x.shape[-1] // len(grouped))
     return grid, tile | {"PRECISION": Arithmetic(x.dtype).precision}
 
@@ -122,14 +126,14 @@ def _matrices(taps: Tensor, x: Tensor) -> Tensor:  # (G, k) to (G, blocks, C, C)
     blocks = (taps.shape[1] + CHUNK - 2) // CHUNK + 1
     row = torch.arange(CHUNK, device=taps.device)
     lag = CHUNK * torch.arange(blocks, device=taps.device)[:, None, None] + row[:, None] - row
-    # Lags before 0 and past the last find the zeros on either side.
+    # Lags before 0 and after the last tap read the zeros on either side.
     padded = pad(taps.to(Arithmetic(x.dtype).operand), (CHUNK - 1, blocks * CHUNK - taps.shape[1]))
     matrices: Tensor = padded[:, lag + CHUNK - 1]
     return matrices
 
 
 def _along_diagonals(blocks: Tensor) -> Tensor:  # (G, blocks, C, C) to (G, blocks * C)
-    """The gradient of the taps from that of the blocks."""
+    """The gradient of the taps from that of the blocks: sums along diagonals."""
     sheared = pad(blocks.flip(-1), (0, CHUNK)).flatten(-2)[..., : CHUNK * (2 * CHUNK - 1)]
     sums = sheared.unflatten(-1, (CHUNK, -1)).sum(-2)  # (G, blocks, 2 C - 1): i - j from 1 - C to C - 1
     joined: Tensor = sums[..., CHUNK - 1 :] + pad(sums[:, 1:, : CHUNK - 1], (1, 0, 0, 1))

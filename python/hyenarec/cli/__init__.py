@@ -1,4 +1,4 @@
-"""The ``hyenarec`` command: one file a subcommand."""
+"""The ``hyenarec`` command: one file per subcommand."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from hyenarec.cli.processes import TOGETHER, refuse_together
 from hyenarec.display import complain, console, make_output_safe, shown
 from hyenarec.errors import UserError
 
-# Each in a module of its name, in a class of its name.
+# Each is a class in a module of its name.
 COMMANDS = (
     "prepare",
     "train",
@@ -34,7 +34,7 @@ COMMANDS = (
 
 def main(arguments: list[str] | None = None) -> None:
     """Entry point. Bad input prints one line and exits with code 2."""
-    if arguments is None:  # the process is this command's own
+    if arguments is None:  # run as a program, not called from Python
         arguments = sys.argv[1:]
         keep_freed_memory()
         make_output_safe()
@@ -50,21 +50,21 @@ def main(arguments: list[str] | None = None) -> None:
     except UserError as error:
         complain(f"error: {error}")
         sys.exit(2)
-    except BrokenPipeError:  # whoever read the output has left, as head does
+    except BrokenPipeError:  # the reader of the output has left, as head does
         _drop_output()
         sys.exit(1)
     except OSError as error:  # such as a full disk behind standard output
         _drop_output()
         complain(f"error: {error}")
         sys.exit(2)
-    except KeyboardInterrupt as stop:  # training names the signal and what it saved
+    except KeyboardInterrupt as stop:  # from training it names the signal and what was saved
         if not console.quiet:  # as it is in all but one of several processes
             complain(str(stop) or "interrupted")
         sys.exit(getattr(stop, "exit_code", 130))
 
 
 def _drop_output() -> None:
-    """Send to nowhere what cannot be written, or the interpreter would try again at its end, and complain."""
+    """Discard output that cannot be written, or the interpreter would try again at its end, and complain."""
     try:
         sys.stdout.flush()
     except OSError:
@@ -72,7 +72,7 @@ def _drop_output() -> None:
 
 
 def _parse(arguments: list[str]) -> Any:
-    """The command that ``arguments`` ask for. Of several only the named one is imported."""
+    """The command that ``arguments`` ask for. If they name one, only its module is imported."""
     if arguments and arguments[0] in COMMANDS:
         name = arguments[0]
         if name not in TOGETHER:

@@ -37,7 +37,7 @@ class SharedTraining(TrainingConfig):
 
 @dataclass(frozen=True)
 class Compare:
-    """Train several mixers under several seeds and print one table with mean and spread.
+    """Train several mixers with several seeds each, and print one table with mean and spread.
 
     Each run has its own folder and resumes like ``train``, so an interrupted comparison goes on where it stopped.
     """
@@ -49,10 +49,11 @@ class Compare:
     mixers: tuple[str, ...] = ("hyena", "attention", "gru")
     """Mixers to compare."""
     seeds: tuple[int, ...] = (0, 1, 2)
-    """Seeds of each mixer."""
+    """Seeds; each mixer is trained once with each of them."""
     features: Annotated[ItemFeatures, tyro.conf.arg(name="")] = field(default_factory=ItemFeatures)
     split: Literal["leave-one-out", "temporal"] = "leave-one-out"
-    """Last event of each user for testing and the one before for validation, or cuts in time for everyone."""
+    """leave-one-out: each user's last event tests, the one before it validates; temporal: two cuts in time, the same
+    for everyone."""
     model: Annotated[SharedModel, tyro.conf.arg(name="")] = field(default_factory=SharedModel)
     training: Annotated[SharedTraining, tyro.conf.arg(name="")] = field(default_factory=SharedTraining)
     columns: Annotated[Columns, tyro.conf.arg(name="")] = field(default_factory=Columns)
@@ -109,7 +110,7 @@ class Compare:
         console.print(f"written to {self.out}: {REPORT}, {PICTURE}")
 
     def _cells(self) -> list[tuple[ModelConfig, TrainingConfig]]:
-        """Model and training of every run, all of them checked before the first begins."""
+        """The model and training options of every run, all of them checked before the first run begins."""
         from hyenarec.mixers import MIXERS
         from hyenarec.model import SequenceModel
 
@@ -123,13 +124,13 @@ class Compare:
         models = [dataclasses.replace(self.model, mixer=name) for name in self.mixers]
         trainings = [dataclasses.replace(self.training, seed=seed) for seed in self.seeds]
         for model in models:
-            SequenceModel(model, n_items=1)  # some mixers ask more of dim than others
+            SequenceModel(model, n_items=1)  # only to check it: some mixers ask more of dim than others
         return [(model, training) for training in trainings for model in models]
 
 
 def kinds_table(reports: Mapping[str, Sequence[Mapping[str, Any]]]) -> tuple[Sequence[str], list[dict[str, Any]]]:
-    """Columns and rows: each system's NDCG@10, mean over its runs, for targets that their user has had before and for
-    others, and coverage and novelty of what it shows."""
+    """Columns and rows of a table: each system's NDCG@10 for targets that their user has had before and for others, and
+    the coverage and novelty of its best ten items, as means over its runs."""
     from hyenarec.breakdown import seen_and_unseen
 
     rows: list[dict[str, Any]] = []

@@ -1,4 +1,4 @@
-"""``hyenarec demo``: the whole way from a log to recommendations on a synthetic log, in a few minutes on two cores."""
+"""``hyenarec demo``: every step from a synthetic log to recommendations, in a few minutes on two cores."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ SEEDS = (0, 1)
 EPOCHS = 12
 NAMES = {"hyena": "HyenaRec", "attention": "SASRec"}
 HISTORY_SHOWN = 12
-SHOWN_LAST = (1, 2, 5, 10, 20, 50, 100, 200)  # events of a history, to see what more of them add
+SHOWN_LAST = (1, 2, 5, 10, 20, 50, 100, 200)  # events of a history that a model is shown, to see what more of them add
 TIMED_LENGTHS = (50, 200, 800, 3200)  # events of a history
-TIMED_EVENTS = 12_800  # of a training step that is timed
+TIMED_EVENTS = 12_800  # in a training step that is timed
 
 
 @dataclass(frozen=True)
 class Demo:
-    """Generate a synthetic log of slow drifts and short bursts, train HyenaRec and SASRec on it, and show what they
-    do: how well, how fast, what a longer history adds and what the filters have learned."""
+    """Generate a synthetic log of slow drifts and short bursts, train HyenaRec and SASRec on it, and show how accurate
+    and how fast they are, what a longer history adds and what the filters have learned."""
 
     out: Path = Path("demo")
     """Folder for the log, the runs and the pictures."""
@@ -105,7 +105,7 @@ class Demo:
 
 
 def seconds_per_event(model: ModelConfig) -> float:
-    """The time of a training step, forward and backward, of histories of ``max_length`` events, per event."""
+    """Seconds per event of a training step, forward and backward, with histories of ``max_length`` events."""
     import time
 
     import torch
@@ -121,7 +121,7 @@ def seconds_per_event(model: ModelConfig) -> float:
     )
     timed = SequenceModel(model, n_items=100)
     best = float("inf")
-    for _ in range(3):  # the first also pays for fresh memory
+    for _ in range(3):  # the first also pays for allocating memory
         began = time.perf_counter()
         timed(batch).square().mean().backward()
         best = min(best, time.perf_counter() - began)

@@ -25,7 +25,7 @@ EXAMPLE_ITEMS = 5
 
 @dataclass(frozen=True)
 class Evaluate:
-    """Rank every target of a split among all items and print the metrics, whole and by what kind of target it is."""
+    """Rank every target of a split among all items, and print the metrics in total and by kind of target."""
 
     run_path: RunPath
     """Run folder or checkpoint file."""
@@ -34,24 +34,24 @@ class Evaluate:
     part: Literal["test", "validation"] = "test"
     """Which targets to rank."""
     exclude_seen: Switch = False
-    """Rank only items that the user has not seen, so that a target seen before is missed; default: as trained."""
+    """Rank only items that the user has not seen; a target seen before then counts as missed. Default: as trained."""
     no_exclude_seen: Switch = False
     """Rank items that the user has seen too; default: as trained."""
     seen: Literal["history", "input"] | None = None
-    """What counts as seen: the user's whole history before the target, as in recommending, or only the input, the
-    last events of it that the model reads, as in published results; default: as trained."""
+    """What counts as seen: the user's whole history before the target, as in recommending, or only the input, which is
+    the last events that the model reads, as in published results; default: as trained."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to compute: auto takes a GPU where there is one."""
     examples: int = 0
-    """So many targets to show, each with the end of the history before it and the best items after it."""
+    """Number of targets to show, each with the end of the history before it and the items ranked best."""
     names: Path | None = None
-    """Catalogue for --examples: a table with item ids (as in the log, or in a column item_id or id) and their name or
+    """Catalogue for --examples: a table with item ids (in the log's own column, or in item_id or id) and their name or
     title."""
     new_items: Annotated[NewItems, tyro.conf.arg(name="")] = field(default_factory=NewItems)
     shard_items: Switch = False
     """Divide the item table among the processes that torchrun starts, for tables that one of them cannot hold."""
     json_out: Path | None = None
-    """Also write the metrics here."""
+    """Also write the metrics to this JSON file."""
 
     def run(self) -> None:
         from hyenarec import distributed
@@ -65,7 +65,7 @@ class Evaluate:
         from hyenarec.source import load_source
 
         if self.examples < 0 or (self.names and not self.examples):
-            raise UserError("options examples and names: no fewer than 0 examples, and names in examples alone")
+            raise UserError("options examples and names: examples must be at least 0, and names needs examples")
         chosen = seen_choice(self.exclude_seen, self.no_exclude_seen)
         if self.json_out:
             refuse_foreign(self.json_out, JSON)
@@ -140,7 +140,7 @@ class Evaluate:
 
 
 def say_if_changed(trained: Recommender, store: SequenceStore, path: str) -> None:
-    """Say so where the log is not as it was when the model was trained on it."""
+    """Print a line if the log has changed since the model was trained on it."""
     from hyenarec.continuing import with_items_of
     from hyenarec.display import console
 
@@ -148,7 +148,7 @@ def say_if_changed(trained: Recommender, store: SequenceStore, path: str) -> Non
     as_trained = with_items_of(store, trained.item_ids) if "start" in config else store
     if as_trained.fingerprint() != config["data"]["fingerprint"]:
         console.print(
-            f"{path} changed since the model was trained on it; evaluated is what it holds now", highlight=False
+            f"{path} changed since the model was trained on it; it is evaluated as it is now", highlight=False
         )
 
 
@@ -160,7 +160,7 @@ def show_example(
     exclude_seen: bool,
     names: Mapping[Item, str] | None,
 ) -> None:
-    """One target, an event of ``store``, between what was before it and the best items after that."""
+    """Print one target, an event of ``store``, with the events before it and the items ranked best after those."""
     (user,) = store.users_of(np.array([target]))
     before = slice(store.offsets[user], target)
     times = None if store.timestamps is None else [store.timestamps[before].astype("datetime64[s]")]

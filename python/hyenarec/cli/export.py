@@ -22,16 +22,16 @@ class Export:
     run_path: RunPath
     """Run folder or checkpoint file."""
     out: Path
-    """Folder for the files; made where it is missing."""
+    """Folder for the files; created if missing."""
     formats: tuple[Literal["program", "package", "onnx"], ...] = ("program", "package", "onnx")
     """What to write. Packages need a C++ compiler, ONNX the extra hyenarec[export]."""
     k: int = 10
     """Items that a program returns."""
     state: Literal["compact", "exact"] = "compact"
-    """How a step remembers a user: compact is smaller where the mixer is hyena and its horizon long."""
+    """Form of a user's state between steps: compact is smaller if the mixer is hyena and its horizon long."""
     new_items: Annotated[NewItems, tyro.conf.arg(name="")] = field(default_factory=NewItems)
     int8: bool = False
-    """Round matrices to 8 bits: files of about a quarter, and nearly the same recommendations."""
+    """Round weight matrices to 8 bits: files about a quarter as large, and nearly the same recommendations."""
 
     def run(self) -> None:
         from hyenarec.display import complain, console, show_table
@@ -49,4 +49,4 @@ class Export:
         for reason in exported.left_out:
             complain(f"left out: {reason}")
         show_table(f"written to {self.out}", ("file", "kB", "difference"), rows, text=("file",))
-        console.print(f"difference: of scores from the model's, as a share of the largest; at most {TOLERANCE:.0e}")
+        console.print(f"difference: of scores from the model's, relative to the largest score; at most {TOLERANCE:.0e}")

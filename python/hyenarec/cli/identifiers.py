@@ -1,5 +1,5 @@
-"""What a command line says before its options are parsed: no option twice, nothing empty, and ids that may begin with a
-dash, as -3 and YouTube's do, and are no options for that."""
+"""Checks of a command line before its options are parsed: no option twice, and nothing empty. It also marks ids, so
+that those that begin with a dash, as -3 and some of YouTube's do, are not taken for options."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from hyenarec.errors import UserError
 
 ID_OPTIONS = ("--users", "--history")
 NO = re.compile(r"(?:^|(?<=\.))no-")  # as in --no-bf16 and --hyena.no-window
-MARK = "\ufdd0"  # no character, so no id begins with it
+MARK = "\ufdd0"  # one of Unicode's noncharacters, so no id begins with it
 
 
 def check_options(arguments: Sequence[str]) -> None:
-    """Raises :class:`UserError` for an option that is given twice, of whose values all but the last would be lost, and
-    for an empty argument, which as a path would be the current folder.
+    """Raises :class:`UserError` for an option that is given twice, because all its values but the last would be lost,
+    and for an empty argument, which as a path would mean the current folder.
 
-    ``--name`` and ``--no-name`` are one option; those of ids may be repeated.
+    ``--name`` and ``--no-name`` count as one option. ``ID_OPTIONS`` may be repeated.
     """
     seen: dict[str, str] = {}
     for place, argument in enumerate(arguments):
@@ -42,18 +42,18 @@ def check_options(arguments: Sequence[str]) -> None:
 
 
 def mark_ids(arguments: Sequence[str]) -> list[str]:
-    """``arguments`` with the ids of each of ``ID_OPTIONS`` together behind it, each after ``MARK``, at the end.
+    """``arguments`` with ``ID_OPTIONS`` moved to the end, each followed by all of its ids, which begin with ``MARK``.
 
-    All that follows such an option is an id, but for what begins with two dashes, and ``-h``. An id that begins with
-    two dashes is written ``--users=--ID``, once for each. Of ``similar``, which takes an id without an option, all that
-    follows ``--`` is one.
+    Every argument after such an option is an id, except ``-h`` and those that begin with two dashes. An id that begins
+    with two dashes is written ``--users=--ID``, one option for each. In ``similar``, which takes an id without an
+    option, every argument after ``--`` is an id.
     """
     if arguments[:1] == ["similar"] and "--" in arguments:
         end = arguments.index("--")
         return [*arguments[:end], *(MARK + argument for argument in arguments[end + 1 :])]
     others: list[str] = []
     ids: dict[str, list[str]] = {}
-    option = None  # whose ids follow
+    option = None  # the one whose ids follow
     for argument in arguments:
         name, equals, value = argument.partition("=")
         if name in ID_OPTIONS:

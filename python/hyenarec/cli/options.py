@@ -40,15 +40,15 @@ class Columns:
     item: str = "item_id"
     """Column of item ids."""
     timestamp: str | None = "timestamp"
-    """Column of times, or None where the rows are in order of time already."""
+    """Column of times, or None if the rows are already in order of time."""
 
     time_unit: TimeUnit = "auto"
-    """Unit of times that are numbers. By default the largest tells it: from 10^11 on they are milliseconds, from 10^14
-    microseconds, from 10^17 nanoseconds."""
+    """Unit of times that are numbers. By default the largest time decides: from 10^11 on they are milliseconds, from
+    10^14 microseconds, from 10^17 nanoseconds."""
     format: LogFormat | None = None
-    """What the log holds, where its suffix does not tell, as for pipes and for - (standard input)."""
+    """Format of the log, if its suffix does not tell, as for pipes and for - (standard input)."""
     drop_duplicates: bool = False
-    """Keep one of the events that share user, item and time."""
+    """Keep only one of the events that share user, item and time."""
 
 
 def refuse_options_of_logs(data: Path, columns: Columns) -> None:
@@ -62,17 +62,17 @@ def refuse_options_of_logs(data: Path, columns: Columns) -> None:
 
 @dataclass(frozen=True)
 class ItemFeatures:
-    """What is known of items besides who had them."""
+    """What is known of items besides their events."""
 
     item_features: Path | None = None
-    """Table with a row an item (Parquet, CSV, ...): its id and columns of categories, numbers, text or vectors, which
-    become a part of the item's row. For rare items, and for new ones when recommending."""
+    """Table with one row per item (Parquet, CSV, ...): its id, and columns of categories, numbers, text or vectors,
+    which become a part of the item's embedding. For rare items, and for new ones when recommending."""
     feature_columns: tuple[str, ...] = ()
     """Columns of that table to use; default: all."""
 
     def of(self, store: SequenceStore, columns: Columns, start: Trained | None = None) -> Features | None:
-        """Those of the store's items, encoded as ``start`` has them, or as they are learned here; None without a
-        table."""
+        """The features of the store's items, or None without a table. The encodings are those of ``start``, or if it
+        has none, learned from the table."""
         from hyenarec.data.item_features import describe, encode, learn, read_item_table
 
         if self.item_features is None:
@@ -94,7 +94,10 @@ class ItemFeatures:
 
 
 def source_of(recommender: Recommender, data: Path | None) -> Source:
-    """Where the data of a command lie: ``data``, or else the log that the model was trained on."""
+    """Where the data of a command are: at ``data``, or else in the log that the model was trained on.
+
+    Raises :class:`UserError` if that log is gone.
+    """
     source = Source(**recommender.config["source"])
     if data is not None:
         return replace(source, data=str(data))
@@ -107,7 +110,7 @@ def source_of(recommender: Recommender, data: Path | None) -> Source:
 
 @dataclass(frozen=True)
 class ItemFilters:
-    """Which items may be recommended. Files have one id a line, or are tables with a column of ids."""
+    """Which items may be recommended. Files have one id per line, or are tables with a column of ids."""
 
     allow: Path | None = None
     """File of items: only these are recommended."""
@@ -115,7 +118,7 @@ class ItemFilters:
     """File of items: these are never recommended."""
 
     def of(self, recommender: Recommender) -> Tensor | None:
-        """Which items they leave, (V,) bool, or None for all; ids that the model does not know are complained about."""
+        """The items that the filters leave, (V,) bool, or None for all. Ids unknown to the model give a warning."""
         from hyenarec.data.names import read_item_list
 
         if self.allow is None and self.deny is None:
@@ -135,11 +138,11 @@ class NewItems:
     """Items that the model has not seen."""
 
     item_features: Path | None = None
-    """Table of features, as train --item-features read them: its items that are new to the model join the catalogue, in
-    rows of their features alone."""
+    """Table of features, as for train --item-features. Its items that are new to the model join the catalogue, with
+    embeddings made from their features alone."""
 
     def join(self, recommender: Recommender) -> Recommender:
-        """``recommender`` with them, where there is such a table."""
+        """``recommender`` with the table's new items, or as it is without a table."""
         from hyenarec import distributed
 
         if self.item_features is None:
@@ -152,14 +155,14 @@ class NewItems:
 
 
 def names_of(recommender: Recommender, path: Path | None) -> Mapping[Item, str] | None:
-    """The names that the catalogue at ``path``, if there is one, has for items."""
+    """The items' names in the catalogue at ``path``; None without one."""
     from hyenarec.data.names import read_names
 
     return None if path is None else read_names(path, recommender.item_ids, recommender.config["source"]["item"])
 
 
 def join(shard_items: bool) -> bool:
-    """Join the other processes where there are some, of which process 0 alone speaks; whether the item table is to be
+    """Join the other processes, if there are any; only process 0 prints. Returns whether the item table is to be
     divided among them."""
     from hyenarec import distributed
 

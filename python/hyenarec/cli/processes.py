@@ -1,4 +1,4 @@
-"""Commands among the processes that ``torchrun`` starts."""
+"""Which commands may run in the several processes that ``torchrun`` starts."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from collections.abc import Sequence
 
 from hyenarec.errors import UserError
 
-TOGETHER = ("train", "evaluate", "recommend")  # what several processes do together
+TOGETHER = ("train", "evaluate", "recommend")  # commands that several processes can run together
 
 
 def refuse_together(command: str, arguments: Sequence[str]) -> None:
-    """Raises :class:`UserError` where ``command``, which is none of ``TOGETHER``, is started in several processes, or
-    with their option."""
+    """Raises :class:`UserError` if ``command``, which is none of ``TOGETHER``, is started in several processes, or with
+    the option ``--shard-items``."""
     refuse_several(command)
     if any(argument.partition("=")[0].replace("_", "-") == "--shard-items" for argument in arguments):
         raise UserError(
@@ -22,7 +22,7 @@ def refuse_together(command: str, arguments: Sequence[str]) -> None:
 
 
 def refuse_several(command: str) -> None:
-    """Raises :class:`UserError` where ``torchrun`` started several processes: all would do the same work, and write
+    """Raises :class:`UserError` if ``torchrun`` started several processes, which would all do the same work and write
     the same files."""
     if "TORCHELASTIC_RUN_ID" in os.environ and int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UserError(f"{command}: is done by one process; start it without torchrun")

@@ -30,7 +30,7 @@ if TYPE_CHECKING:  # --help needs no torch
     from hyenarec.data.store import SequenceStore
     from hyenarec.recommendation import Recommender
 
-# One half of a pair of which neither may be given, so tyro's "(default: False)" would mislead.
+# One of a pair of flags: if neither is given, the trained model decides, so tyro's "(default: False)" would mislead.
 Switch = Annotated[bool, tyro.conf.FlagCreatePairsOff, tyro.conf.arg(help_behavior_hint="")]
 QUESTIONS_AT_A_TIME = 1024
 UNKNOWN_NAMED = 5
@@ -38,7 +38,8 @@ UNKNOWN_NAMED = 5
 
 @dataclass(frozen=True)
 class Question:
-    """A history to answer, or the reason why there is none; ``name`` is for the answer, ``place`` for complaints."""
+    """A history to answer, or in ``error`` the reason why there is none; ``name`` is for the answer, ``place`` for
+    error messages."""
 
     name: str
     place: str
@@ -51,44 +52,45 @@ class Question:
 class Recommend:
     """Recommend next items for users of the log, or for any history.
 
-    Name one source: --users, --all-users, --history, or --histories. Answers are tables, or with --json one JSON line a
-    history. A history that cannot be answered says why and costs no other its answer; the exit code is then 1, or 2
-    where none has an answer. --all-users goes on where it was stopped when it is run again.
+    Name exactly one source: --users, --all-users, --history, or --histories. Answers are tables, or with --json one
+    JSON line per history. If a history cannot be answered, the command says why and answers the others; the exit code
+    is then 1, or 2 if none has an answer. After an interruption, the same command with --all-users goes on.
     """
 
     run_path: RunPath
     """Run folder or checkpoint file."""
     users: tuple[IdArgument, ...] = ()
-    """User ids of the log; their whole history is read from the data. One that begins with two dashes: --users=--ID."""
+    """User ids of the log, whose whole histories are read from the data. Write ids that begin with two dashes as
+    --users=--ID."""
     history: tuple[IdArgument, ...] = ()
-    """Item ids of one history, oldest first. One that begins with two dashes: --history=--ID."""
+    """Item ids of one history, oldest first. Write ids that begin with two dashes as --history=--ID."""
     all_users: Switch = False
-    """All users of the data, into the file --out."""
+    """Recommend to all users of the data, and write the answers to the file --out."""
     out: Path | None = None
-    """File of --all-users: .parquet or .csv with a row an item (user, rank, item, name, score), or .jsonl with a line a
-    user. A user without anything to recommend has no row, and in .jsonl a reason."""
+    """File of --all-users: .parquet or .csv with one row per item (user, rank, item, name, score), or .jsonl with one
+    line per user. Users to whom nothing can be recommended have no row; in .jsonl their line gives the reason."""
     histories: Path | None = None
-    """File with one history a line, or - for standard input: item ids separated by spaces or tabs, or a JSON list."""
+    """File with one history per line, or - for standard input: item ids separated by spaces or tabs, or a JSON list."""
     data: Path | None = None
     """Log or store for --users and --all-users; default: the one that the model was trained on."""
     k: int = 10
-    """Items to recommend; fewer where a history leaves fewer of the catalogue."""
+    """Items to recommend; fewer if a history leaves fewer items of the catalogue."""
     exclude_seen: Switch = False
     """Leave out items of the history; default: as the model was trained."""
     no_exclude_seen: Switch = False
     """Recommend items of the history too; default: as the model was trained."""
     unknown: Literal["skip", "error"] = "skip"
-    """Items of a history that the model does not know: leave them out and say so, or give that history no answer."""
+    """If the model does not know items of a history: skip leaves them out and says so, error refuses that history."""
     approximate: Switch = False
-    """Find nearly the best items through an index of the catalogue, which is made first; needs hyenarec[ann]."""
+    """Find nearly the best items with an index of the catalogue, which is built first; needs hyenarec[ann]."""
     shard_items: Switch = False
     """Divide the item table among the processes that torchrun starts, for tables that one of them cannot hold."""
     filters: Annotated[ItemFilters, tyro.conf.arg(name="")] = field(default_factory=ItemFilters)
     new_items: Annotated[NewItems, tyro.conf.arg(name="")] = field(default_factory=NewItems)
     names: Path | None = None
-    """Catalogue: a table with item ids (as in the log, or in a column item_id or id) and their name or title."""
+    """Catalogue: a table with item ids (in the log's own column, or in item_id or id) and their name or title."""
     json: bool = False
-    """Print one JSON line a history instead of tables."""
+    """Print one JSON line per history instead of tables."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to compute: auto takes a GPU where there is one."""
 
@@ -213,7 +215,8 @@ class Recommend:
 
 
 def seen_choice(exclude: bool, keep: bool) -> bool | None:
-    """What ``--exclude-seen`` and ``--no-exclude-seen`` say together; None: as the model was trained."""
+    """Whether ``--exclude-seen`` or ``--no-exclude-seen`` was given; None for neither: as the model was trained. Raises
+    :class:`UserError` for both."""
     if exclude and keep:
         raise UserError("--exclude-seen and --no-exclude-seen: name at most one of them")
     return exclude if exclude or keep else None
@@ -263,7 +266,7 @@ def read_histories(path: Path) -> Iterator[Question]:
 
 
 def _open_lines(path: Path) -> AbstractContextManager[Iterable[str]]:
-    """The lines of the file, which end at line feeds alone: JSON may hold all other separators inside strings."""
+    """The lines of the file. Only line feeds end a line: JSON may hold all other separators inside strings."""
     if str(path) != "-":
         return path.open(encoding="utf-8", errors="surrogateescape", newline="\n")
     if sys.stdin is None:

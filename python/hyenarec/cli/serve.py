@@ -25,34 +25,35 @@ if TYPE_CHECKING:  # --help needs no torch
     from hyenarec.serving.engine import Engine
 
 LOOK_AGAIN = 2.0  # seconds between looks for a new model
-DRAIN = 20  # seconds that requests have to be answered once the service is told to stop
+DRAIN = 20  # seconds left to answer requests once the service is told to stop
 
 
 @dataclass(frozen=True)
 class Serve:
     """Keep users' events and recommend over HTTP: POST /events, GET and POST /recommend, /docs for the rest.
 
-    A new best model in the run's folder is taken over while requests go on.
+    When the run's folder gets a new best model, the service switches to it while it goes on answering.
     """
 
     run_path: RunPath
     """Run folder or checkpoint file."""
     events: str | None = None
-    """What keeps the users' events: a file (SQLite), or the URL of a Redis server that several processes share, such as
-    redis://host:6379/0; default: events.sqlite in the run's folder."""
+    """Where to keep the users' events: a file (SQLite), or the URL of a Redis server that several processes share, such
+    as redis://host:6379/0; default: events.sqlite in the run's folder."""
     names: Path | None = None
-    """Table of the items' names (columns item_id, id or item, and name or title): shown beside ids, and searched."""
+    """Table of the items' names (columns item_id, id or item, and name or title), which are shown beside ids and can be
+    searched."""
     new_items: Annotated[NewItems, tyro.conf.arg(name="")] = field(default_factory=NewItems)
     host: str = "127.0.0.1"
-    """Address to listen on. Who may reach it is for a proxy or a firewall to say: the service asks for no password."""
+    """Address to listen on. The service asks for no password: let a proxy or a firewall control who may reach it."""
     port: int = 8000
     """Port to listen on; 0 for any."""
     states: int = 100_000
-    """How many users' states are kept in memory; those of others are made anew from their events."""
+    """Number of users whose states are kept in memory; those of others are computed again from their events."""
     body_kib: int = 1024
-    """Most KiB of a request's body."""
+    """Largest body of a request, in KiB."""
     rate: float = 0.0
-    """Most requests a second of one client address; 0 for no limit."""
+    """Most requests per second from one client address; 0 for no limit."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to compute: auto takes a GPU where there is one."""
 
@@ -90,8 +91,8 @@ class Serve:
 def load(
     run_path: Path, device: torch.device, names: Path | None, new_items: NewItems
 ) -> tuple[Recommender, Mapping[Item, str] | None]:
-    """A model that can be served, with new items where there are some, and its items' names. Raises
-    :class:`UserError` where they cannot be read, or the model keeps no states."""
+    """A model that can be served, with new items if there are some, and its items' names. Raises :class:`UserError` if
+    they cannot be read, or if the model has no streaming state."""
     from hyenarec.recommendation import Recommender
 
     recommender = new_items.join(Recommender.load(run_path, device))
@@ -101,14 +102,15 @@ def load(
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A socket there. Raises :class:`UserError` where the address cannot be had."""
+    """A socket that listens at this address. Raises :class:`UserError` if it cannot."""
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         listening = socket.create_server((host, port), family=family, backlog=1024)
     except (OSError, OverflowError, UnicodeError) as error:
         raise UserError(f"option host, port: cannot listen on {host} port {port}: {error}") from error
-    # Connections inherit it. Without it the body of an answer, which is sent after the head, waits 40 ms for the head
-    # to be acknowledged; asyncio sees to it itself, but not for sockets that do not name their protocol, as this one.
+    # Connections inherit this option. Without it the body of an answer, which is sent after the headers, would wait 40
+    # ms for the headers to be acknowledged. asyncio sets it too, but not on sockets that do not name their protocol,
+    # such as this one.
     listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return listening
 
@@ -119,7 +121,7 @@ def url(listening: socket.socket) -> str:
 
 
 def watch(run_path: Path, engine: Engine, stopping: threading.Event, names: Path | None, new_items: NewItems) -> None:
-    """Hands a new model of the run to the engine. One that cannot be read leaves the old one in place."""
+    """Hands each new model of the run to the engine. If one cannot be read, the old one stays in use."""
     from hyenarec.trained import BEST
 
     path = run_path / BEST if run_path.is_dir() else run_path

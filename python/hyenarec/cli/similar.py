@@ -1,4 +1,4 @@
-"""``hyenarec similar``: the items that a model takes for most alike."""
+"""``hyenarec similar``: the items that are most alike to a model."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from hyenarec.cli.recommend import show_items
 class Similar:
     """List the items most similar to one, by the cosine of the embeddings that the model learned.
 
-    Similar are items that mean the same for what people do next, which need not be items that look alike.
+    Items are similar if they mean the same for what people do next. They need not look alike.
     """
 
     run_path: RunPath
     """Run folder or checkpoint file."""
     item: Annotated[IdArgument, tyro.conf.Positional]
-    """Id of the item. One that begins with a dash comes last, after two: -- -ID."""
+    """Id of the item. Put one that begins with a dash last, after two dashes: -- -ID."""
     k: Annotated[int, tyro.conf.arg(aliases=("-k",))] = 10
     """Similar items to list."""
     names: Path | None = None
-    """Catalogue: a table with item ids (as in the log, or in a column item_id or id) and their name or title."""
+    """Catalogue: a table with item ids (in the log's own column, or in item_id or id) and their name or title."""
     new_items: Annotated[NewItems, tyro.conf.arg(name="")] = field(default_factory=NewItems)
     json: bool = False
     """Print one JSON line instead of a table."""

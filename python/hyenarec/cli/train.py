@@ -20,8 +20,8 @@ class Train:
     """Train a recommender on a log or a prepared store.
 
     Run the same command again after an interruption: it goes on from the last checkpoint and ends with the same
-    weights. With --from it goes on from another run's best model instead of random weights: on the log as it has grown,
-    or on its latest part alone, with new users and items. Trained on is then what holds later events.
+    weights. With --from it starts from another run's best model instead of random weights, on the log as it has grown
+    or on its latest part alone, with new users and items. It then trains only on slices of histories with later events.
     """
 
     data: DataPath
@@ -29,17 +29,19 @@ class Train:
     out: Path
     """Folder of the run: checkpoints, metrics, curve, result."""
     start: Annotated[Path | None, tyro.conf.arg(name="from", metavar="RUN")] = None
-    """Run folder or checkpoint file to go on from. Options that are not given are as in that run."""
+    """Run folder or checkpoint file to start from. Options that you do not give are those of that run."""
     features: Annotated[ItemFeatures, tyro.conf.arg(name="")] = field(default_factory=ItemFeatures)
     split: Literal["leave-one-out", "temporal"] = "leave-one-out"
-    """Last event of each user for testing and the one before for validation, or cuts in time for everyone."""
+    """leave-one-out: each user's last event tests, the one before it validates; temporal: two cuts in time, the same
+    for everyone."""
     model: Annotated[ModelConfig, tyro.conf.arg(name="")] = field(default_factory=ModelConfig)
     training: Annotated[TrainingConfig, tyro.conf.arg(name="")] = field(default_factory=TrainingConfig)
     columns: Annotated[Columns, tyro.conf.arg(name="")] = field(default_factory=Columns)
 
     @classmethod
     def default(cls, arguments: Sequence[str]) -> Train | None:
-        """What options are that ``arguments`` do not give: with --from as in that run, else None for the usual."""
+        """Defaults for options that ``arguments`` do not give: with --from those of that run, else None for the usual
+        ones."""
         given = dict(pairwise(part for argument in arguments for part in argument.split("=", 1)))
         if "--from" not in given:
             return None

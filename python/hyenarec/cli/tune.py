@@ -36,22 +36,22 @@ class TunedTraining(TrainingConfig):
 
 @dataclass(frozen=True)
 class Tune:
-    """Search learning rate, dropout, weight decay, length and loss by validation, then train with the best.
+    """Search for the best learning rate, dropout, weight decay, length and loss, then train with them.
 
-    With the mixer hyena it also searches whether to have gates, where --hyena.gate is left at its default. Run the same
-    command again after an interruption, or with more --trials: it goes on. What is best says validation alone.
-    """
+    With the mixer hyena it also tries models without gates, if --hyena.gate is left at its default. Only the validation
+    metric decides what is best. To go on after an interruption, or with more --trials, run the same command again."""
 
     data: DataPath
     """Log (Parquet, CSV, TSV, JSON lines, RecBole .inter, folder of Parquet parts) or store."""
     out: Path
-    """Folder of the search: study.sqlite, a run a trial, importances.png, and best, the last run."""
+    """Folder of the search: study.sqlite, one run per trial, importances.png, and best, the final run."""
     trials: int = 20
-    """Options to try, all in all."""
+    """Trials in total, with those already in the folder."""
     trial_epochs: int = 10
-    """Most epochs of a trial; --epochs are those of the last training."""
+    """Most epochs of a trial; --epochs is for the final training."""
     split: Literal["leave-one-out", "temporal"] = "leave-one-out"
-    """Last event of each user for testing and the one before for validation, or cuts in time for everyone."""
+    """leave-one-out: each user's last event tests, the one before it validates; temporal: two cuts in time, the same
+    for everyone."""
     features: Annotated[ItemFeatures, tyro.conf.arg(name="")] = field(default_factory=ItemFeatures)
     model: Annotated[TunedModel, tyro.conf.arg(name="")] = field(default_factory=TunedModel)
     training: Annotated[TunedTraining, tyro.conf.arg(name="")] = field(default_factory=TunedTraining)

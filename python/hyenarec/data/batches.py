@@ -1,4 +1,4 @@
-"""From a sequence store to packed batches: training windows and evaluation histories."""
+"""From a sequence store to packed batches: training slices and evaluation histories."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ IntArray = NDArray[np.int64]
 class Batch:
     """Packed sequences of dense item indices.
 
-    ``items`` (T,) int64; ``targets`` int64: the next item of every event, (T,), when training, and the one item to be
-    ranked for each sequence, (S,), when evaluating; ``timestamps`` (T,) int64 where the log has them. ``masked`` (P,)
-    int64: rows of which a bidirectional model sees only that something is there, for :mod:`hyenarec.cloze`.
+    ``items`` (T,) int64. ``targets`` int64: in training the next item after every event, (T,); in evaluation the one
+    item to rank for each sequence, (S,). ``timestamps`` (T,) int64 where the log has them. ``masked`` (P,) int64: the
+    rows of hidden events, whose items a bidirectional model does not see (:mod:`hyenarec.cloze`).
     """
 
     items: Tensor
@@ -50,7 +50,7 @@ class Batch:
 def pack_histories(
     histories: Sequence[NDArray[np.int32]], max_length: int, timestamps: Sequence[NDArray[np.int64]] | None = None
 ) -> Batch:
-    """The last ``max_length`` events of each history, for histories that come from no store, with their times."""
+    """Pack the last ``max_length`` events of each history, and their times; for histories that come from no store."""
 
     def pack(rows: Sequence[NDArray[Any]]) -> Tensor:
         return torch.from_numpy(np.concatenate([np.asarray(row[-max_length:], dtype=np.int64) for row in rows]))
@@ -62,7 +62,7 @@ def pack_histories(
 
 
 def _gather(store: SequenceStore, starts: IntArray, ends: IntArray) -> tuple[IntArray, Batch]:
-    """Pack the events ``starts[s]:ends[s]`` of each sequence; also the event indices themselves, (T,)."""
+    """Pack the events ``starts[s]:ends[s]`` of each sequence: their indices in the store, (T,), and the batch."""
     lengths = ends - starts
     packing = Packing.from_lengths(torch.from_numpy(lengths))
     first = np.repeat(starts - np.concatenate(([0], lengths.cumsum()[:-1])), lengths)
@@ -71,11 +71,11 @@ def _gather(store: SequenceStore, starts: IntArray, ends: IntArray) -> tuple[Int
     return events, Batch(torch.from_numpy(store.items[events].astype(np.int64)), packing, timestamps)
 
 
-class TrainingWindows:
-    """Windows of at most ``max_length`` input events, cut from the end of every user's training events.
+class TrainingSlices:
+    """Slices of at most ``max_length`` input events, cut from the end of every user's training events backwards.
 
-    Consecutive windows of a user follow each other without overlap of targets, so that an epoch predicts every training
-    event but each user's first exactly once. Windows are a (W, 2) index into the store: no prefix is ever expanded.
+    Consecutive slices of a user share no targets, so that an epoch predicts every training event but each user's first
+    exactly once. A slice is only a start and an end in the store, (slices,) each: no prefix is ever expanded.
     """
 
     def __init__(
@@ -86,18 +86,18 @@ class TrainingWindows:
         batch_size: int,
         since: NDArray[np.int64] | None = None,
     ) -> None:
-        """``since`` (U,) leaves out windows in which nothing is to be predicted that is later than their user's."""
+        """``since`` (U,) int64 seconds leaves out slices whose targets are all at or before their user's entry."""
         self.store = store
         self.batch_size = batch_size
         begins, ends = store.offsets[:-1].astype(np.int64), split.train_ends.astype(np.int64)
         inputs = np.maximum(ends - begins - 1, 0)  # events that have a next event to predict
         counts = -(-inputs // max_length)
         user = np.repeat(np.arange(len(counts)), counts)
-        nth = np.arange(counts.sum()) - np.repeat(counts.cumsum() - counts, counts)  # 0 = the user's latest window
-        self.ends = ends[user] - 1 - nth * max_length  # (W,) one past the last input event
-        self.starts = np.maximum(self.ends - max_length, begins[user])  # (W,)
+        nth = np.arange(counts.sum()) - np.repeat(counts.cumsum() - counts, counts)  # 0 = the user's latest slice
+        self.ends = ends[user] - 1 - nth * max_length  # (slices,) one past the last input event
+        self.starts = np.maximum(self.ends - max_length, begins[user])  # (slices,)
         if since is not None and store.timestamps is not None:
-            later = store.timestamps[self.ends] > since[user]  # of the last event to predict
+            later = store.timestamps[self.ends] > since[user]  # the time of the last event to predict
             self.starts, self.ends = self.starts[later], self.ends[later]
 
     @property
@@ -123,10 +123,9 @@ class TrainingWindows:
 def evaluation_batches(
     store: SequenceStore, targets: IntArray, max_length: int, batch_size: int
 ) -> Iterator[tuple[IntArray, Batch]]:
-    """Histories that end just before each target event, cut to the last ``max_length``, packed in batches of similar
-    length.
+    """The histories before the target events, each cut to its last ``max_length`` events, in batches of similar length.
 
-    Yields the places in ``targets`` that the batch covers, (S,), and the batch.
+    Yields the positions in ``targets`` that a batch covers, (S,), and the batch.
     """
     with store.unchanged():
         starts = np.maximum(store.offsets[store.users_of(targets)], targets - max_length)

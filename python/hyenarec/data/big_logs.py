@@ -1,10 +1,9 @@
-"""Large Parquet logs into a store in bounded memory: two passes over the log, and then some users at a time.
+"""Turns large Parquet logs into a store in bounded memory: two passes over the log, then one group of users at a time.
 
-The first pass, of polars' streaming engine, finds the log's users with their numbers of events, its items and the range
-of its times. Users are then cut into groups of about as many events. The second pass deals the events out to a file for
-each group, some millions at a time. At last each file is read, its events are ordered as
-:func:`hyenarec.data.read_log` orders them, and written to their place. Memory is that of some millions of events, and
-of the ids.
+The first pass, by polars' streaming engine, finds the log's users and how many events each has, its items and the range
+of its times. Users are then divided into groups with about equally many events. The second pass copies the events into
+one file per group, some millions at a time. Finally each group's file is read, and its events are put into the order of
+:func:`hyenarec.data.read_log` and appended to the store's arrays. Memory holds some millions of events, and all ids.
 """
 
 from __future__ import annotations
@@ -35,14 +34,14 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 DEFAULTS: dict[str, Any] = read_log.__kwdefaults__ or {}  # of a log's options
-BIG = 40_000_000  # events from which a log is read this way; smaller ones take 60 to 75 bytes an event at once
-EVENTS_AT_A_TIME = 4_000_000  # read from the log
-# Of a group of users. On one core of an AMD EPYC events are ordered in 92 ns each where there are 400,000, which
-# the processor's cache holds, and in 147 ns where there are 8,000,000.
+BIG = 40_000_000  # logs of so many events are read this way; smaller ones are read whole, at 60 to 75 bytes per event
+EVENTS_AT_A_TIME = 4_000_000  # read from the log in one go
+# Size of a group of users. On one core of an AMD EPYC, ordering events takes 92 ns each in a group of 400,000, which
+# fits in the processor's cache, and 147 ns each in a group of 8,000,000.
 EVENTS_OF_A_GROUP = 1_000_000
-MOST_GROUPS = 200  # files that are open at a time
-SCRATCH = re.compile("group-[0-9]+|items|times")  # the names of files
-NARROW = 8  # an array of places by id may have so many entries for each id
+MOST_GROUPS = 200  # and so files that are open at the same time
+SCRATCH = re.compile("group-[0-9]+|items|times")  # names of the files in a scratch folder
+NARROW = 8  # ids are looked up in an array where that needs fewer entries than so many per id
 
 
 @contextmanager
@@ -52,12 +51,13 @@ def opened_log(
     told: Callable[[str], None] = lambda line: None,
     **options: Unpack[LogOptions],
 ) -> Iterator[SequenceStore]:
-    """The store of a log, as :func:`hyenarec.data.read_log` has it with the same ``options``, but in bounded memory
-    where the log is big: Parquet of ``BIG`` events or more whose ids are integers or text, and times integers or dates.
+    """The store of a log, as :func:`hyenarec.data.read_log` returns it for the same ``options``, but in bounded memory
+    where the log is big: Parquet of at least ``BIG`` events, with integers or text as ids and integers or dates as
+    times.
 
-    The arrays of a big one lie in files in the folder ``place`` (default: the system's for such files), 12 bytes an
-    event, that are removed in the end. ``told`` is called with lines on how far it is.
-    Raises :class:`UserError` as ``read_log`` does, but for a big log without the row.
+    The arrays of a big log lie in temporary files in the folder ``place`` (default: the system's temporary folder), 12
+    bytes per event, which are removed at the end. ``told`` is called with lines that report progress.
+    Raises :class:`UserError` as ``read_log`` does, but for a big log the message does not name the row.
     """
     given = cast(LogOptions, {**DEFAULTS, **options})
     columns = columns_of(given["user"], given["item"], given["timestamp"], given["time_unit"])
@@ -69,11 +69,12 @@ def opened_log(
 
 
 def _is_big(path: Path, columns: dict[str, str]) -> bool:
-    """Raises :class:`UserError`, as reading it whole does, where a part of a big log is not like its others."""
+    """Whether a log is read in bounded memory. Raises :class:`UserError`, as reading it whole does, where a part of a
+    big log has other columns or types than the others."""
     try:
         import polars as pl
     except ImportError:
-        return False  # reading it says what to install
+        return False  # reading it whole says what to install
     parts = _parts(path, columns)
     try:
         scans = [pl.scan_parquet(part, glob=False, hive_partitioning=False) for part in parts]
@@ -102,7 +103,7 @@ def _big_log(
 
     parts = _parts(path, columns)
     if path.is_dir():
-        parts_of(path)  # which warns of other files
+        parts_of(path)  # called because it warns of files that are not Parquet
     with _scratch(Path(tempfile.gettempdir()) if place is None else place) as folder:
         with _readable(path, parts):
             scan = _scan(path, parts, columns)
@@ -155,10 +156,10 @@ def _big_log(
 
 @contextmanager
 def _scratch(place: Path) -> Iterator[Path]:
-    """A folder in ``place`` that goes in the end. Those of processes that were killed before their end go at once."""
+    """A folder in ``place`` that is removed at the end. Folders that killed processes left there are removed first."""
     begin, end = "hyenarec-", ".tmp"
     for left in place.glob(f"{begin}*{end}"):
-        with suppress(OSError, UserError), alone_in(left):  # which nobody is
+        with suppress(OSError, UserError), alone_in(left):  # raises if a process is using it
             if all(SCRATCH.fullmatch(path.name) for path in left.iterdir()):
                 shutil.rmtree(left)
     try:
@@ -170,7 +171,7 @@ def _scratch(place: Path) -> Iterator[Path]:
 
 
 def _written(path: Path) -> FileIO:
-    return path.open("wb", buffering=0)  # so that closing it has nothing left to write, and to fail at
+    return path.open("wb", buffering=0)  # unbuffered: closing it has nothing left to write, and so cannot fail
 
 
 def _write(file: FileIO, values: NDArray[Any]) -> None:
@@ -186,10 +187,10 @@ def _write(file: FileIO, values: NDArray[Any]) -> None:
 
 
 class _Dealer:
-    """A file for each group of users, into which events are dealt out in the order of the log."""
+    """Distributes events, in the order of the log, among files, one for each group of users."""
 
     def __init__(self, folder: Path, groups: list[int], users: int, *, timed: bool) -> None:
-        self._group = np.zeros(users, dtype=np.uint16)  # of each user
+        self._group = np.zeros(users, dtype=np.uint16)  # the group of each user
         for number, (begin, end) in enumerate(pairwise(groups)):
             self._group[begin:end] = number
         self._paths = [folder / f"group-{number}" for number in range(len(groups) - 1)]
@@ -215,28 +216,29 @@ class _Dealer:
             _write(file, rows[begin:end])
 
     def take(self, number: int) -> NDArray[Any]:
-        """The events of a group, as ``user``, ``item`` and, where there are times, ``time``. Its file goes."""
+        """The events of a group, with fields ``user``, ``item`` and, where there are times, ``time``. Removes its
+        file."""
         rows = np.fromfile(self._paths[number], self._row)
         self._paths[number].unlink()
         return rows
 
 
 def _order(rows: NDArray[Any], drop_duplicates: bool) -> NDArray[np.int64]:
-    """The places of events by user and time; where both are equal they stay in the order of the log."""
+    """Indices that sort events by user and time; where both are equal, events stay in the order of the log."""
     user = rows["user"] - rows["user"].min()
     keys: tuple[NDArray[Any], ...] = (user,)
     if "time" in (rows.dtype.names or ()):
         time = rows["time"] - rows["time"].min()
         keys = (time, user)
         bits = int(time.max()).bit_length()
-        if bits + int(user.max()).bit_length() < 64:  # one key, which takes half the time of two
+        if bits + int(user.max()).bit_length() < 64:  # a single key sorts in half the time of two
             keys = ((user.astype(np.int64) << bits) | time,)
     order = np.argsort(keys[0], kind="stable") if len(keys) == 1 else np.lexsort(keys)
     return order[~repeats((*keys, rows["item"]))[order]] if drop_duplicates else order
 
 
 class _Places:
-    """The place of every value among ``known`` ones, which are sorted: looked up by value where they lie close."""
+    """Maps values to their indices among the sorted values ``known``; integers that lie close by an array lookup."""
 
     def __init__(self, known: pl.Series) -> None:
         import polars as pl
@@ -261,8 +263,8 @@ class _Places:
 
 
 def _parts(path: Path, columns: dict[str, str]) -> list[Path]:
-    """The files of a log, in the order that reading it whole has them; none where it is no Parquet, or where a column
-    is in the names of its folders."""
+    """The files of a log, in the order in which reading it whole reads them; none where it is not Parquet, or where a
+    column that is needed is in the names of its folders."""
     if path.is_file():
         return [path] if SUFFIXES.get(path.suffix.lower()) == "parquet" else []
     parts = parquet_parts(path) if path.is_dir() else []
@@ -271,10 +273,10 @@ def _parts(path: Path, columns: dict[str, str]) -> list[Path]:
 
 
 def _scan(path: Path, parts: list[Path], columns: dict[str, str]) -> pl.LazyFrame:
-    """The columns of the log's rows under their roles. Raises :class:`UserError` for a part unlike the others."""
+    """A scan of the log's columns under their roles. Raises :class:`UserError` for a part unlike the others."""
     import polars as pl
 
-    found = list[tuple[list[Path], pl.Schema]]()  # parts in a row that are alike, read as one
+    found = list[tuple[list[Path], pl.Schema]]()  # consecutive parts with the same schema are read as one
     for part in parts:
         schema = pl.scan_parquet(part, glob=False, hive_partitioning=False).collect_schema()
         if found and found[-1][1] == schema:
@@ -294,11 +296,12 @@ def _scan(path: Path, parts: list[Path], columns: dict[str, str]) -> pl.LazyFram
 
 @contextmanager
 def _readable(path: Path, parts: list[Path]) -> Iterator[None]:
-    """Inside, both passes have to read the same files, and what polars cannot read is one line."""
+    """Inside the context, the log's files must not change, and an error of polars becomes one line that names the
+    file."""
     import polars as pl
 
     try:
-        with unwritten(parts, str(path)):  # or users and items would be others than those that were found
+        with unwritten(parts, str(path)):  # else the second pass could meet other users and items
             yield
     except pl.exceptions.PolarsError as error:
         raise UserError(f"{_damaged(parts) or path}: cannot read it: {str(error).splitlines()[0]}") from error
@@ -317,7 +320,7 @@ def _damaged(parts: list[Path]) -> Path | None:
 
 
 def _unit(path: Path, column: str, scan: pl.LazyFrame, declared: TimeUnit) -> TimeUnit:
-    """The unit that the log's least and largest time tell, as a declared one; auto for dates."""
+    """The unit that the log's least and largest time imply, as a declared one; auto for dates."""
     import polars as pl
 
     time = pl.col("timestamp")
@@ -330,7 +333,8 @@ def _unit(path: Path, column: str, scan: pl.LazyFrame, declared: TimeUnit) -> Ti
 
 
 def _groups(offsets: NDArray[np.int64]) -> list[int]:
-    """Where groups of users begin, and the last one's end: each has about ``EVENTS_OF_A_GROUP`` events, or one user."""
+    """Where groups of users begin, and where the last ends: each has about ``EVENTS_OF_A_GROUP`` events, or one
+    user."""
     size = max(EVENTS_OF_A_GROUP, -(-int(offsets[-1]) // MOST_GROUPS))
     wanted = np.arange(0, offsets[-1] + size, size)
     return np.unique(np.searchsorted(offsets, wanted).clip(max=len(offsets) - 1)).tolist()  # type: ignore[no-any-return]

@@ -1,4 +1,4 @@
-"""The columns of a log by their names."""
+"""Finding the columns of a log by their names."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ if TYPE_CHECKING:
     import polars as pl
 
 
-OTHER = "column "  # begins the roles of columns that have no other
+OTHER = "column "  # prefix of the roles of columns that have no other role
 
 
 class MissingColumn(UserError):
-    """A table has no column of a name; ``header`` has those that it has."""
+    """A table lacks a column that was asked for; ``header`` lists the columns that it has."""
 
     def __init__(self, message: str, header: list[str]) -> None:
         super().__init__(message)
@@ -22,11 +22,11 @@ class MissingColumn(UserError):
 
 
 class WithOthers(dict[str, str]):
-    """Columns ``{role: name}``, and beside them every other column of the table, under :data:`OTHER` and its name."""
+    """Columns ``{role: name}``, and a request for every other column, under the role :data:`OTHER` + its name."""
 
 
 def complete(name: str, columns: dict[str, str], header: list[str]) -> dict[str, str]:
-    """``columns`` and, where it asks for them, all others of ``header``."""
+    """``columns`` and, if it is a :class:`WithOthers`, all other columns of ``header``."""
     if not isinstance(columns, WithOthers):
         return columns
     taken = {find_column(name, role, column, header) for role, column in columns.items()}
@@ -34,7 +34,7 @@ def complete(name: str, columns: dict[str, str], header: list[str]) -> dict[str,
 
 
 def choose(name: str, scan: pl.LazyFrame, columns: dict[str, str]) -> pl.DataFrame:
-    """The columns ``{role: name}`` of ``scan`` under their roles."""
+    """Read the columns ``{role: name}`` of ``scan``; the result calls them by their roles."""
     import polars as pl
 
     header = scan.collect_schema().names()
@@ -44,7 +44,7 @@ def choose(name: str, scan: pl.LazyFrame, columns: dict[str, str]) -> pl.DataFra
 
 
 def find_column(name: str, role: str, column: str, header: list[str], *, is_text: bool = False) -> int:
-    """The place of ``column``, which must be in ``header`` once."""
+    """The index of ``column`` in ``header``. Raises :class:`UserError` where it is missing or ambiguous."""
     found = matches(column, header)
     if len(found) > 1 and header[found[0]] == header[found[1]]:
         raise UserError(f"{name}: {len(found)} columns are named {column!r}; rename all but one")
@@ -58,5 +58,5 @@ def find_column(name: str, role: str, column: str, header: list[str], *, is_text
 
 
 def matches(column: str, header: list[str]) -> list[int]:
-    """The places of ``column`` in ``header``, where RecBole writes it as ``name:type``."""
+    """The indices of ``column`` in ``header``, which RecBole writes as ``name:type``."""
     return [place for place, entry in enumerate(header) if column in (entry, entry.rpartition(":")[0])]

@@ -1,4 +1,4 @@
-"""Dense indices and the log's own ids, kept as plain arrays so that stores and checkpoints can hold them."""
+"""Maps between dense indices and the log's own ids, kept as plain arrays that stores and checkpoints can hold."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _INTEGER = re.compile(r"\s*[+-]?[0-9]{1,30}\s*")  # int() refuses thousands of d
 
 
 class Ids:
-    """A sorted set of ids, all integers or all strings; an id's index is its place in the order.
+    """A sorted set of ids, all integers or all strings; an id's index is its position in this order.
 
     Strings are ordered by their UTF-8 bytes (which is the order of Python's ``str``) and kept as one byte array with
     offsets, so that ten million of them are two arrays and can be memory-mapped. Look-up is a binary search.
@@ -44,7 +44,7 @@ class Ids:
 
     @classmethod
     def from_arrays(cls, arrays: dict[str, NDArray[np.generic]]) -> Ids:
-        """The inverse of :meth:`to_arrays`; the arrays are kept, not copied, and their order is trusted.
+        """The inverse of :meth:`to_arrays`; the arrays are not copied, and are trusted to be sorted.
 
         Raises ValueError for other names, dtypes or shapes.
         """
@@ -58,7 +58,7 @@ class Ids:
         offsets = arrays.get("offsets")
         if offsets is not None and not (len(offsets) and offsets[0] == 0 and offsets[-1] == len(arrays["utf8"])):
             raise ValueError("ids: the offsets do not cover the utf8 bytes")
-        # In one order, whatever a file has them in: a store's fingerprint reads them one after another.
+        # Always in this order, whatever the file's order: a store's fingerprint hashes the arrays one after another.
         return cls({name: arrays[name] for name in ("values", "utf8", "offsets") if name in arrays})
 
     def to_arrays(self) -> dict[str, NDArray[np.generic]]:
@@ -89,8 +89,8 @@ class Ids:
     def find(self, values: Sequence[Id] | NDArray[np.generic]) -> NDArray[np.int32]:
         """The index of every id, (n,) int32, and -1 where it is unknown.
 
-        Where the ids are integers a string is read as one (``"42"`` finds 42), and where they are strings an integer
-        finds its decimal form, so that ids typed on a command line or read from JSON need no conversion.
+        Where ids are integers, a string is read as one (``"42"`` finds 42); where they are strings, an integer finds
+        its decimal form. So ids typed on a command line or read from JSON need no conversion.
         """
         given = _plain(values)
         if not self.integers:
@@ -112,7 +112,7 @@ class Ids:
         return places
 
     def _find_text(self, text: str) -> int:
-        # surrogatepass: arguments that were not UTF-8 hold surrogates; they are unknown ids, not a crash.
+        # surrogatepass: arguments that were not UTF-8 contain surrogates; they are unknown ids, not a crash.
         key = text.encode(errors="surrogatepass")
         place = bisect_left(range(len(self)), key, key=self._utf8)
         return place if place < len(self) and self._utf8(place) == key else -1

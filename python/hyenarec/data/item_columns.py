@@ -1,5 +1,5 @@
-"""Columns of a table of items by their kinds: which one a column is of, and its values, every one of them or a refusal
-that names its row."""
+"""The columns of a table of items: which kind each one is, and its values; a value that does not fit is refused with
+its row."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ if TYPE_CHECKING:
     import polars as pl
 
 Kind = Literal["category", "categories", "words", "number", "vector"]
-"""One of some categories; several of them; text, of which the words; a number; a vector of as many numbers as all."""
+"""One category; several categories; text, taken as its words; a number; a vector, equally long for all items."""
 
 # What a header ``name:type`` declares, as RecBole writes it.
 DECLARED: dict[str, Kind] = {"token": "category", "token_seq": "categories", "float": "number", "float_seq": "vector"}
-SEPARATOR = "|"  # of categories in text
+SEPARATOR = "|"  # between the categories in a text
 WORD = r"[\p{L}\p{N}]+"
 
 
 @dataclass(frozen=True)
 class Values:
-    """A column's values: which rows have one, ``given`` (n,); of categories and words the pairs of ``row`` and
-    ``value``, each once; of numbers and vectors ``numbers`` (n, w), of vectors in float32, whose rows without a value
-    hold anything."""
+    """A column's values in n rows: ``given`` (n,) tells which rows have one. Categories and words are ``pairs`` of
+    ``row`` and ``value``, without duplicates. Numbers and vectors are ``numbers`` (n, w), float32 for vectors; their
+    rows without a value hold anything."""
 
     kind: Kind
     given: NDArray[np.bool_]
@@ -36,14 +36,14 @@ class Values:
     numbers: NDArray[np.floating[Any]] | None = None
 
     def counts(self, rows: NDArray[np.bool_]) -> dict[str, int]:
-        """How many of some ``rows`` (n,) have each category or word."""
+        """How many of the rows that ``rows`` (n,) selects have each category or word."""
         assert self.pairs is not None
         chosen = self.pairs.filter(rows[self.pairs["row"].to_numpy()])
         counted = chosen["value"].value_counts()
         return dict(zip(counted["value"].to_list(), counted["count"].to_list(), strict=True))
 
     def find(self, known: list[str]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """The rows and, among ``known``, the places of all categories or words that are known, both (m,)."""
+        """The pairs whose category or word is ``known``: their rows, and its indices in ``known``, both (m,)."""
         import polars as pl
 
         assert self.pairs is not None
@@ -56,9 +56,9 @@ class Values:
 def infer(name: str, column: pl.Series, origin: Origin) -> Kind:
     """The kind of a column whose header does not declare it.
 
-    Numbers are numbers, in text files where every value is one. Strings with a ``|`` are lists of categories. Other
-    strings are categories where at least half of the items share theirs with another item, else text. Lists of strings
-    or integers are lists of categories; lists of fractions, and arrays, are vectors.
+    Columns of numbers are numbers, and in text files also columns in which every value is one. Strings with a ``|`` are
+    lists of categories. Other strings are categories if at least half of the items share theirs with another item, else
+    text. Lists of strings or integers are lists of categories; lists of fractions, and arrays, are vectors.
     """
     import polars as pl
 
@@ -81,7 +81,7 @@ def infer(name: str, column: pl.Series, origin: Origin) -> Kind:
 
 
 def parse(name: str, column: pl.Series, kind: Kind, origin: Origin) -> Values:
-    """The values of a column of this ``kind``. Raises :class:`UserError` for the first that is none."""
+    """The values of a column of this ``kind``. Raises :class:`UserError` for the first that does not fit."""
     place = Column(origin, name)
     if kind == "number":
         return _numbers(column, place)
@@ -89,7 +89,7 @@ def parse(name: str, column: pl.Series, kind: Kind, origin: Origin) -> Values:
 
 
 def _text(column: pl.Series, place: Column) -> pl.Series:
-    """A column of single values as text without blanks around it; null where there is none."""
+    """A column of single values as text, without surrounding blanks; null where nothing is left."""
     import polars as pl
 
     kind = column.dtype
@@ -127,7 +127,7 @@ def _categories(column: pl.Series, kind: Kind, place: Column) -> Values:
     pairs = pl.DataFrame({"row": pl.int_range(len(lists), eager=True), "value": lists})
     if kind != "category":
         pairs = pairs.explode("value")
-    pairs = pairs.with_columns(pl.col("value").str.strip_chars()).filter(pl.col("value") != "")  # nor null
+    pairs = pairs.with_columns(pl.col("value").str.strip_chars()).filter(pl.col("value") != "")  # drops nulls too
     pairs = pairs.unique(maintain_order=True)
     given = np.zeros(len(column), dtype=np.bool_)
     given[pairs["row"].to_numpy()] = True
@@ -135,7 +135,7 @@ def _categories(column: pl.Series, kind: Kind, place: Column) -> Values:
 
 
 def _numbers(column: pl.Series, place: Column) -> Values:
-    """Those of one column; NaN counts as missing, as tables of pandas have it."""
+    """The values of a column of numbers; NaN counts as missing, as in tables that pandas writes."""
     import polars as pl
 
     if not (column.dtype.is_numeric() or column.dtype == pl.Null):
@@ -153,7 +153,7 @@ def _numbers(column: pl.Series, place: Column) -> Values:
 
 
 def _vectors(column: pl.Series, place: Column) -> Values:
-    """Those of a column of lists or arrays, or of text with numbers between blanks or commas."""
+    """The values of a column of lists or arrays, or of text with numbers between blanks, commas or semicolons."""
     import polars as pl
 
     kind = column.dtype

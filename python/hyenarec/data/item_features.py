@@ -1,9 +1,9 @@
-"""What is known of items besides who took them: a table's columns as numbers, for rows of items that are rare or new.
+"""Item features: the columns of a table about items, turned into numbers that give rare and new items their rows.
 
-A column is read as one of the kinds of :data:`hyenarec.data.item_columns.Kind`. What it becomes is learned from the
-items of the training log (:func:`learn`) and kept with the model, so that a table of other items becomes the same
-numbers later (:func:`encode`). An item's categories, words and numbers are few of many, so they are kept as places and
-values; vectors are kept whole.
+A column is read as one of the kinds of :data:`hyenarec.data.item_columns.Kind`. How it becomes numbers is learned from
+the items of the training log (:func:`learn`) and kept with the model, so that a table of other items becomes the same
+numbers later (:func:`encode`). An item has few of all categories, words and numbers, so these are stored sparsely, as
+column indices and values; vectors are stored whole.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ from hyenarec.tensor_file import digest
 if TYPE_CHECKING:
     import polars as pl
 
-MOST_WORDS = 5_000  # of a column of text: those that most items share
-FARTHEST = 3.0  # standard deviations to which numbers are limited, so that one price of a million is no row of its own
+MOST_WORDS = 5_000  # kept of a column of text: the words that most items share
+FARTHEST = 3.0  # numbers are clipped at so many standard deviations, lest a price of a million dominate its row
 
 
 @dataclass(frozen=True)
 class Encoding:
-    """How a column becomes numbers: a place for each of ``known`` categories or words, or numbers of which ``mean`` is
-    subtracted, one for each, before they are divided by ``scale``."""
+    """How a column becomes numbers: each of the ``known`` categories or words gets a feature column of its own; a
+    number or vector has ``mean``, one entry for each of its numbers, subtracted and is then divided by ``scale``."""
 
     name: str
     kind: Kind
@@ -52,9 +52,9 @@ class Encoding:
 
 @dataclass(frozen=True)
 class Features:
-    """The features of V items, a matrix (V, K) whose columns are first those of categories, words and numbers, then
-    those of vectors: of the first, item ``i`` has ``values`` at ``places`` from ``offsets[i]`` to ``offsets[i + 1]``,
-    and all the others are ``dense``."""
+    """The features of V items, a matrix (V, K): its first ``sparse`` columns belong to categories, words and numbers,
+    the others, ``dense``, to vectors. In the first part item ``i`` has the ``values`` from ``offsets[i]`` to
+    ``offsets[i + 1]``, in the columns that ``places`` gives for them."""
 
     encodings: list[Encoding]
     offsets: NDArray[np.int64]  # (V+1,)
@@ -68,7 +68,7 @@ class Features:
         return sum(encoding.width for encoding in self.encodings)
 
     def describe(self) -> dict[str, Any]:
-        """What a run keeps of them, as JSON: what its columns are, and what tells them from others."""
+        """What a run records of the features, as JSON: their columns, and a fingerprint that identifies them."""
         columns = {encoding.name: f"{encoding.kind}, {encoding.width}" for encoding in self.encodings}
         return {"columns": columns, "fingerprint": self.fingerprint()}
 
@@ -87,33 +87,33 @@ class Features:
 
 @dataclass(frozen=True)
 class ItemTable:
-    """A table with a row an item: its columns but that of the ids, by their names without the kind."""
+    """A table with one row per item: all its columns but the ids, by their names without the ``:type``."""
 
     path: Path
     origin: Origin
     ids: Ids
-    rows: NDArray[np.int32]  # (n,) the place of each row's id among ``ids``
+    rows: NDArray[np.int32]  # (n,) the index of each row's id in ``ids``
     columns: dict[str, pl.Series]
     declared: dict[str, Kind]
     _parsed: dict[tuple[str, Kind], Values] = field(default_factory=dict)
 
     def values(self, name: str, kind: Kind) -> Values:
-        """The values of a column, which must be of this ``kind``."""
+        """The values of a column. Raises :class:`UserError` where one does not fit this ``kind``."""
         if (name, kind) not in self._parsed:
             self._parsed[name, kind] = parse(name, self.columns[name], kind, self.origin)
         return self._parsed[name, kind]
 
     def places(self, item_ids: Ids) -> NDArray[np.int64]:
-        """Of each row the place of its item among ``item_ids``, (n,), -1 where it is none of them."""
+        """The index in ``item_ids`` of each row's item, (n,), -1 where it is not there."""
         return item_ids.find(self.ids.decode(self.rows)).astype(np.int64)
 
 
 def read_item_table(path: str | Path, item_ids: Ids, item: str | None = None, chosen: Sequence[str] = ()) -> ItemTable:
-    """The table of items at ``path``: of any kind that logs may be, its ids in a column ``item``, or else ``item_id``,
-    ``id`` or ``item``; of the others those that are ``chosen``, or all.
+    """The table of items at ``path``, in any format that logs may have. Its ids are in the column ``item``, or else in
+    ``item_id``, ``id`` or ``item``; of its other columns it keeps those that are ``chosen``, or all.
 
-    Raises :class:`UserError` for a file that cannot be read, has no such columns, names an item twice, or has ids that
-    cannot be of a log whose items are ``item_ids``.
+    Raises :class:`UserError` for a file that cannot be read, lacks these columns, has two rows for an item, or has ids
+    that cannot belong to a log whose items are ``item_ids``.
     """
     path = as_path(path, "option item-features")
     table = read_table(path, "item", columns_of_ids(item), others=True)
@@ -151,7 +151,7 @@ def read_item_table(path: str | Path, item_ids: Ids, item: str | None = None, ch
 
 
 def learn(table: ItemTable, item_ids: Ids) -> list[Encoding]:
-    """How the table's columns become numbers, by those of its rows whose items are among ``item_ids``.
+    """How the table's columns become numbers, learned from its rows whose items are in ``item_ids``.
 
     Raises :class:`UserError` where there is no such row, and for the first column that cannot be used.
     """
@@ -187,15 +187,15 @@ def _learn(name: str, values: Values, known: NDArray[np.bool_]) -> Encoding:
     if not len(given):
         return Encoding(name, values.kind)
     mean = given.mean(0, dtype=np.float64)
-    scale = float(np.sqrt(given.var(0, dtype=np.float64).sum()))  # so that the mean square of an item's length is 1
+    scale = float(np.sqrt(given.var(0, dtype=np.float64).sum()))  # gives items' vectors a mean squared length of 1
     return Encoding(name, values.kind, mean=mean.tolist(), scale=scale or 1.0)
 
 
 def encode(table: ItemTable, encodings: Sequence[Encoding], item_ids: Ids) -> Features:
-    """The features of ``item_ids``: zeros for those that the table does not have, and where it has no value.
+    """The features of ``item_ids``: zeros for items that the table lacks, and where it has no value.
 
-    A column's part of an item is about 1 long: of ``n`` known categories or words each is ``1 / sqrt(n)``. Raises
-    :class:`UserError` for the first column that is missing, or is not of its kind.
+    A column adds about 1 to the length of an item's row: each of an item's ``n`` known categories or words counts
+    ``1 / sqrt(n)``. Raises :class:`UserError` for the first column that is missing, or is not of its kind.
     """
     rows = table.places(item_ids)
     here = rows >= 0
@@ -242,7 +242,7 @@ def encode(table: ItemTable, encodings: Sequence[Encoding], item_ids: Ids) -> Fe
 
 
 def describe(table: ItemTable, encodings: Sequence[Encoding], item_ids: Ids) -> list[str]:
-    """What was read from the table, in lines for people."""
+    """Lines that tell a person what was read from the table."""
     rows = table.places(item_ids)
     here = rows >= 0
     columns = []
@@ -270,7 +270,7 @@ def to_json(encodings: Sequence[Encoding]) -> list[dict[str, Any]]:
 
 
 def from_header(data: object, name: str) -> list[Encoding]:
-    """The inverse of :func:`to_json`. Raises :class:`UserError`, which calls them ``name``, for anything else."""
+    """The inverse of :func:`to_json`. Raises :class:`UserError`, which calls the data ``name``, for anything else."""
     if not isinstance(data, list):
         raise UserError(f"{name}: expected a list of columns")
     found = [from_json(Encoding, entry, name) for entry in data]

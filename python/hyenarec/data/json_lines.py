@@ -1,4 +1,4 @@
-"""JSON lines: from bytes to columns, with every row or a refusal that names a line."""
+"""JSON lines: from bytes to columns; every row is read, or a refusal names its line."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ import polars as pl
 from hyenarec.data.columns import WithOthers, choose, find_column
 from hyenarec.errors import UserError
 
-# An escaped high surrogate that no low one follows, behind escaped backslashes or none.
+# An escaped high surrogate that no low surrogate follows; escaped backslashes may stand before it.
 HALF_A_PAIR = re.compile(rb"(?<!\\)(?:\\\\)*(\\u[dD][89abAB][0-9a-fA-F]{2})(?!\\u[dD][c-fC-F])")
 HALF_A_CHARACTER = re.compile("[\ud800-\udfff]")
 BLANK = b" \t\r\n"
-INEXACT = 2**53  # from here on a float is not one integer alone
+INEXACT = 2**53  # from here on several integers share one float
 
 
 def read_json_lines(name: str, data: bytes, columns: dict[str, str]) -> tuple[pl.DataFrame, str]:
-    """The columns ``{role: name}`` under their roles, and the lines that are no rows, in words."""
+    """The columns ``{role: name}`` under their roles, and a phrase, for messages, for the lines that are no rows."""
     data = data.removeprefix(BOM_UTF8)
     if not data.strip():
         raise UserError(f"{name}: empty log: no events")
-    # Polars would read any of them as the same character.
+    # Polars would read every such half as the same character.
     half = HALF_A_PAIR.search(data) if rb"\ud" in data or rb"\uD" in data else None
     if half is not None:
         row = data.count(b"\n", 0, half.start(1)) + 1
@@ -45,7 +45,7 @@ def _count_rows(data: bytes) -> int:
 
 
 def _read_fast(name: str, data: bytes, columns: dict[str, str]) -> pl.DataFrame | None:
-    """None where polars refuses, which does not name the line, or has made large integers floats."""
+    """None where polars refuses, since it does not name the line, or where it turned large integers into floats."""
     try:
         frame = choose(name, pl.read_ndjson(io.BytesIO(data), infer_schema_length=None).lazy(), columns)
     except pl.exceptions.PolarsError:
@@ -54,7 +54,7 @@ def _read_fast(name: str, data: bytes, columns: dict[str, str]) -> pl.DataFrame 
 
 
 class _Number(float):
-    """A float that keeps what it was written as."""
+    """A float that keeps the text it was read from."""
 
     written: str
 
@@ -65,7 +65,7 @@ class _Number(float):
 
 
 def _read_slowly(name: str, data: bytes, columns: dict[str, str]) -> pl.DataFrame:
-    """The same by Python's reader, to which columns that nobody asked for may hold anything."""
+    """The same with Python's JSON reader, for which columns that nobody asked for may hold anything."""
     found: dict[str, list[Any]] = {role: [] for role in columns}
     numbers: list[int] = []
     header: dict[str, None] = {}
@@ -114,7 +114,7 @@ def _objects(name: str, data: bytes) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 def _exact(values: list[Any]) -> tuple[list[Any], int | None]:
-    """Numbers as integers where they are too large for floats to keep them; and the place of one that is lost."""
+    """The values as integers where some are too large for floats; and the index of one that would lose digits."""
     numbers = [value for value in values if isinstance(value, int | float)]
     if len(numbers) == len(values) - values.count(None) and any(isinstance(value, float) for value in numbers):
         large = [place for place, value in enumerate(values) if value is not None and INEXACT <= abs(value) < 2**64]

@@ -1,4 +1,4 @@
-"""Files about items: their names, from a catalogue, and lists of some of them, for filters."""
+"""Files about items: a catalogue of their names, and lists of some items, for filters."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ UNKNOWN_NAMED = 5
 
 
 def read_names(path: str | Path, item_ids: Ids, item: str | None = None) -> dict[Id, str]:
-    """The names of items by the log's own ids, of those among ``item_ids`` that the catalogue at ``path`` names.
+    """The names of items, by the log's own ids, for those of ``item_ids`` that the catalogue at ``path`` names.
 
-    A catalogue is a table of any kind that logs may be (Parquet, CSV, tab-separated, JSON lines): ids in a column
-    ``item``, or else ``item_id``, ``id`` or ``item``; names in one called ``name`` or ``title``. Of several names of an
-    item the first counts. Names are anybody's text: whoever shows them must take them for text, never for markup.
+    A catalogue is a table in any format that logs may have (Parquet, CSV, tab-separated, JSON lines). Its ids are in
+    the column ``item``, or else in ``item_id``, ``id`` or ``item``; its names in ``name`` or ``title``. If an item has
+    several names the first counts. Anybody may have written the names: show them as text, never as markup.
 
     Raises :class:`UserError` for a file that cannot be read, has no such columns, or names none of the items.
     """
     import polars as pl
 
     path = as_path(path, "option names")
-    with unwritten(files_at(path), str(path), "the catalogue"):  # or names would be of other ids
+    with unwritten(files_at(path), str(path), "the catalogue"):  # else names and ids might be of different versions
         ids = _read_ids(path, item)
         names = read_table(path, "name", NAME_COLUMNS).frame["name"].cast(pl.String)
     places = item_ids.find([given for given, _ in ids])  # (n,), -1 where unknown
@@ -51,18 +51,18 @@ def read_names(path: str | Path, item_ids: Ids, item: str | None = None) -> dict
 
 @dataclass(frozen=True)
 class ItemList:
-    """Items that a file names: those that are known, and a line about the others, if there are any."""
+    """The known items that a file lists, and a line about the unknown ones, if there are any."""
 
     items: list[Id]
     unknown: str | None
 
 
 def read_item_list(path: str | Path, item_ids: Ids, item: str | None = None) -> ItemList:
-    """The items that the file at ``path`` lists: one id a line, or a column of a table.
+    """The items that the file at ``path`` lists: one id per line, or a column of a table.
 
-    A file whose suffix is that of a log (.parquet, .csv, .tsv, .jsonl, ...) is a table, whose ids are in a column
-    ``item``, or else ``item_id``, ``id`` or ``item``, or in the only one that there is. Any other has an id a line;
-    blanks around it do not count, nor do empty lines. Raises :class:`UserError` where it cannot be read.
+    A file whose suffix is that of a log (.parquet, .csv, .tsv, .jsonl, ...) is a table. Its ids are in the column
+    ``item``, or else in ``item_id``, ``id`` or ``item``, or in its only column. Any other file has one id per line;
+    blanks around it and empty lines are ignored. Raises :class:`UserError` where the file cannot be read.
     """
     path = as_path(path, "list of items")
     plain = path.with_suffix("") if path.suffix.lower() == ".gz" else path
@@ -88,7 +88,7 @@ def _decode_known(item_ids: Ids, places: np.ndarray[tuple[int], np.dtype[np.int3
 
 
 def _read_lines(path: Path) -> list[tuple[Id, str]]:
-    """The ids of a file with one a line, and where each stands."""
+    """The ids of a file with one per line, each with its row for messages."""
     _refuse_standard_input(path)
     try:
         with unwritten(files_at(path), str(path), "the list"):
@@ -101,18 +101,18 @@ def _read_lines(path: Path) -> list[tuple[Id, str]]:
 
 
 def _read_ids(path: Path, item: str | None, *, single: bool = False) -> list[tuple[Id, str]]:
-    """The ids of a table, read as a log's are, and where each stands."""
+    """The ids of a table, read as a log's are, each with its row for messages."""
     return ids_of_table(read_table(path, "item", columns_of_ids(item), single=single))
 
 
 def columns_of_ids(item: str | None) -> tuple[str, ...]:
-    """The names that a column of item ids may have where a log calls it ``item``."""
+    """The names that a column of item ids may have: the log's own, ``item``, first."""
     return tuple(dict.fromkeys((item or ITEM_COLUMNS[0], *ITEM_COLUMNS)))
 
 
 @dataclass(frozen=True)
 class Table:
-    """Columns of a table by their roles, and ``name``, what it calls the one that was asked for."""
+    """Columns of a table by their roles; ``name`` is the table's own name for the column that was asked for."""
 
     frame: pl.DataFrame
     origin: Origin
@@ -120,7 +120,7 @@ class Table:
 
 
 def ids_of_table(table: Table) -> list[tuple[Id, str]]:
-    """The item ids of a table's rows, and where each stands."""
+    """The item ids of a table, each with its row for messages."""
     if not table.frame.height:
         return []
     indices, ids = ids_of_column(table.frame["item"], table.origin, table.name)
@@ -128,8 +128,8 @@ def ids_of_table(table: Table) -> list[tuple[Id, str]]:
 
 
 def read_table(path: Path, role: str, names: Sequence[str], *, single: bool = False, others: bool = False) -> Table:
-    """The column of a table that is called the first of ``names`` that it has, or is ``single``; with ``others``, all
-    others too (:class:`WithOthers`)."""
+    """Read the column called by the first of ``names`` that the table has. With ``single`` the table's only column will
+    do; with ``others`` all other columns are read too (:class:`WithOthers`)."""
     _refuse_standard_input(path)
     header: list[str] = []
     for name in names:

@@ -1,4 +1,4 @@
-"""Where logs lie: files, folders of Parquet parts, pipes and standard input; from there to the columns that count."""
+"""Where logs lie: files, folders of Parquet parts, pipes and standard input; reads the columns that are needed."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ SUFFIXES: dict[str, LogFormat] = {
     ".ndjson": "jsonl",
 }
 TEXT = ("csv", "tsv", "inter")
-NO_VALUE = "__HIVE_DEFAULT_PARTITION__"  # as Hive names the folder of rows without one
+NO_VALUE = "__HIVE_DEFAULT_PARTITION__"  # Hive's name for the folder of rows without a value
 GZIP, ZSTANDARD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
 
 
@@ -44,18 +44,18 @@ class Origin:
     is_text: bool = False
     """Whether all columns are text."""
     uncounted: str = ""
-    """Lines of the file that are no rows."""
+    """Which lines of the file are not rows."""
     parts: tuple[tuple[Path, int], ...] = ()
-    """The files of a folder and their rows, in order."""
+    """The files of a folder and how many rows each has, in order."""
     partitions: frozenset[str] = frozenset()
-    """Columns that the names of folders hold, as text."""
+    """Columns whose values are in the names of folders, as text."""
 
     def holds_text(self, column: str) -> bool:
-        """Whether ``column`` has strings, of which some are numbers to their writer."""
+        """Whether ``column`` was read as strings although its writer may have meant numbers."""
         return self.is_text or column in self.partitions
 
     def row(self, row: int) -> str:
-        """``row`` from 0 of all, as people find it: counted from 1, in its own part."""
+        """``row``, counted from 0 over all parts, as people find it: counted from 1, in its own part."""
         for part, rows in self.parts:
             if row < rows:
                 return f"row {row + 1} of {part}"
@@ -77,7 +77,7 @@ class Column:
 
 
 def read_columns(path: Path, columns: dict[str, str], format: LogFormat | None) -> tuple[pl.DataFrame, Origin]:
-    """The columns ``{role: name}`` under their roles, and where their rows are found."""
+    """Read the columns ``{role: name}``; returns them under their roles, and the origin of their rows."""
     name = "standard input" if str(path) == STANDARD_INPUT else str(path)
     parts = parts_of(path) if path.is_dir() else None
     kind = "parquet" if parts else _kind(path, format)
@@ -110,7 +110,8 @@ def read_columns(path: Path, columns: dict[str, str], format: LogFormat | None) 
 
 
 def parquet_parts(folder: Path) -> list[Path]:
-    """The Parquet files of a folder and the folders in it, in order of their names; not ``_`` and ``.`` names."""
+    """The Parquet files in a folder and its subfolders, ordered by name; names with a leading ``_`` or ``.`` are
+    skipped."""
     return [file for file in _files(folder) if SUFFIXES.get(file.suffix.lower()) == "parquet"]
 
 
@@ -120,14 +121,14 @@ def _files(folder: Path) -> list[Path]:
 
 
 def files_at(path: Path) -> list[Path]:
-    """The files that are read where a log or a table lies: none of a pipe."""
+    """The files that are read for the log or table at ``path``: none for a pipe."""
     if path.is_dir():
         return parquet_parts(path)
     return [path] if path.is_file() else []
 
 
 def parts_of(folder: Path) -> list[Path]:
-    """The Parquet files of a folder, of which there must be one; a warning names files that are none."""
+    """The Parquet files of a folder. Raises :class:`UserError` where there are none, and warns of other files."""
     parts = parquet_parts(folder)
     if not parts:
         raise UserError(f"{folder}: is a folder, not a log, and has no Parquet files in it")
@@ -159,7 +160,7 @@ def _kind(path: Path, format: LogFormat | None) -> LogFormat:
 
 
 def _plain_file(path: Path) -> Path | bytes:
-    """A regular file by its path, so that only some columns are read; anything else whole."""
+    """A regular file as its path, so that only the needed columns are read; anything else as all its bytes."""
     return path if path.is_file() and path.suffix.lower() != ".gz" else _unpack(str(path), _read_bytes(path))
 
 
@@ -185,7 +186,7 @@ def _unpack(name: str, data: bytes) -> bytes:
 def _read_parquet(
     name: str, source: Path | bytes, columns: dict[str, str], partition: dict[str, str | None] | None = None
 ) -> pl.DataFrame:
-    """``partition`` has the columns that the names of folders hold, which are the same in all rows."""
+    """``partition`` has the columns whose values are in the names of folders, the same in all rows of the file."""
     import polars as pl
 
     if isinstance(source, bytes):
@@ -201,7 +202,7 @@ def _read_parquet(
 
 
 def partition_of(file: Path) -> dict[str, str | None]:
-    """The columns that the folders of ``file``, a relative path, have in their names, as ``key=value``."""
+    """The columns that the folder names of ``file``, a relative path, hold as ``key=value``."""
     pairs = [folder.partition("=") for folder in file.parent.parts]
     return {unquote(key): None if value == NO_VALUE else unquote(value) for key, sign, value in pairs if sign}
 
@@ -209,8 +210,8 @@ def partition_of(file: Path) -> dict[str, str | None]:
 def refuse_other_kinds(
     folder: Path, columns: dict[str, str], part: tuple[Path, pl.Schema], first: tuple[Path, pl.Schema]
 ) -> None:
-    """Raises :class:`UserError` where a ``part`` of ``folder`` has other columns than the ``first``, or other types of
-    them, by their roles; any integers are alike."""
+    """Raises :class:`UserError` where a ``part`` of ``folder`` has other columns than the ``first``, or other types for
+    them. Columns are named by their roles, and all integer types count as equal."""
     if others := part[1].keys() ^ first[1].keys():
         names = ", ".join(sorted(repr(role.removeprefix(OTHER)) for role in others))
         raise UserError(f"{part[0]}: {names}: in this part or in {first[0].name}, but not in both")
@@ -224,7 +225,7 @@ def refuse_other_kinds(
 
 
 def _read_parts(folder: Path, parts: list[Path], columns: dict[str, str]) -> tuple[pl.DataFrame, Origin]:
-    """The columns of all ``parts``, which have them under the same names and in the same types."""
+    """The columns of all ``parts``, in which they must have the same names and types."""
     import polars as pl
 
     name, frames, keys = str(folder), list[pl.DataFrame](), set[str]()

@@ -1,4 +1,4 @@
-"""From an interaction log to a sequence store. Needs polars, imported when the first log is read."""
+"""From an interaction log to a sequence store. Needs polars, which is imported when the first log is read."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     import polars as pl
     from typing_extensions import Unpack
 
-WHOLE_NUMBER = r"^-?(0|[1-9][0-9]*)(\.0+)?$"  # what its integer prints as, so not "007"
-FROM_R = r"^[1-9](\.[0-9]+)?e\+[01][0-9]$"  # 100000 is 1e+05 to R, which rounds no integer when it writes so
+WHOLE_NUMBER = r"^-?(0|[1-9][0-9]*)(\.0+)?$"  # text that an integer prints as, or with zero decimals; not "007"
+FROM_R = r"^[1-9](\.[0-9]+)?e\+[01][0-9]$"  # R writes 100000 as 1e+05; it never rounds an integer to do so
 SCIENTIFIC = r"^[0-9](\.[0-9]+)?[eE]\+?[0-9]+$"
 
 
@@ -38,7 +38,7 @@ class LogOptions(TypedDict, total=False):
 
 
 def open_data(path: str | Path, **options: Unpack[LogOptions]) -> SequenceStore:
-    """The store in the folder ``path``, or the log at ``path``; ``options`` are those of :func:`read_log`, for logs.
+    """Open the store in the folder ``path``, or read the log at ``path``, with the ``options`` of :func:`read_log`.
 
     Raises :class:`UserError` as :meth:`SequenceStore.load` and :func:`read_log` do.
     """
@@ -58,25 +58,24 @@ def read_log(
     format: LogFormat | None = None,
     drop_duplicates: bool = False,
 ) -> SequenceStore:
-    """Read an interaction log: one row an event, rows in any order.
+    """Read an interaction log: one event per row, rows in any order.
 
-    ``path`` is a file, a pipe, a folder of Parquet parts (as Spark and Hive write them: the names ``key=value`` of
-    folders in it are columns of text) or ``-`` for standard input; it
-    is a name, never a pattern. ``format``, or the suffix where it is None, tells what it holds: Parquet (.parquet,
-    .pq), JSON lines (.jsonl, .ndjson), and with a header line in UTF-8 or UTF-16 CSV (.csv; separated by semicolons too
-    where the header shows it), tab-separated (.tsv) and RecBole (.inter: header of ``name:type``). Text compressed by
-    gzip is unpacked. ``user``, ``item`` and ``timestamp`` name the columns. A user's events are ordered by time, and
-    where times are equal by row; with ``timestamp=None`` by row alone. ``drop_duplicates`` keeps one of the events that
-    share user, item and time.
+    ``path`` is a file, a pipe, ``-`` for standard input, or a folder of Parquet parts as Spark and Hive write them:
+    names ``key=value`` of its subfolders become columns of text. It is a name, never a pattern. ``format``, or the
+    suffix if that is None, tells what it holds: Parquet (.parquet, .pq), JSON lines (.jsonl, .ndjson), or text in UTF-8
+    or UTF-16 with a header line: CSV (.csv; also separated by semicolons where the header shows it), tab-separated
+    (.tsv) and RecBole (.inter: header of ``name:type``). Text compressed by gzip is unpacked. ``user``, ``item`` and
+    ``timestamp`` name the columns. A user's events are ordered by time, and those at equal times by row; with
+    ``timestamp=None`` by row alone. ``drop_duplicates`` keeps one of the events that share user, item and time.
 
-    Ids are integers or strings. In text files they are integers where every one of the column is a whole number
-    (``42``, or ``42.0`` as tables with gaps have it, but not ``007``), and strings otherwise; spaces around them do not
-    count. Times are dates (ISO 8601 in text) or numbers in ``time_unit``, which with ``"auto"`` the largest tells (see
-    :mod:`hyenarec.data.times`). They are kept as whole seconds since 1970 in UTC; fractions count for the order.
+    Ids are integers or strings. In text files they are integers if every id of the column is a whole number (``42``, or
+    ``42.0`` as tables with gaps have it, but not ``007``), and strings otherwise; surrounding spaces are ignored. Times
+    are dates (ISO 8601 in text) or numbers in ``time_unit``; ``"auto"`` infers the unit from the largest number (see
+    :mod:`hyenarec.data.times`). They are kept as whole seconds since 1970 in UTC, but ordered with their fractions.
 
-    Raises :class:`UserError` with the log and, where it applies, column and first offending row for: a missing,
-    damaged or empty file, an unknown suffix or column, missing ids, missing, NaN or negative times, times of several
-    units, columns of other types, and logs where every user has a single event.
+    Raises :class:`UserError`, which names the log and, where it applies, the column and the first offending row, for: a
+    missing, damaged or empty file, an unknown suffix or column, missing ids, missing, NaN or negative times, times of
+    several units, columns of other types, and logs where every user has a single event.
     """
     path = as_path(path, "log")
     options = {"user": user, "item": item, "timestamp": timestamp, "time_unit": time_unit, "format": format}
@@ -108,7 +107,7 @@ def read_log(
 
 
 def columns_of(user: str, item: str, timestamp: str | None, time_unit: TimeUnit) -> dict[str, str]:
-    """The names of columns by their roles. Raises :class:`UserError` for options that do not go together."""
+    """The names of columns by their roles. Raises :class:`UserError` for options that contradict each other."""
     columns = {"user": user, "item": item} | ({} if timestamp is None else {"timestamp": timestamp})
     for role, name in columns.items():
         if not name:
@@ -132,7 +131,7 @@ def repeats(keys: tuple[NDArray[Any], ...]) -> NDArray[np.bool_]:
 
 
 def ids_of_column(column: pl.Series, origin: Origin, name: str) -> tuple[NDArray[np.int32], Ids]:
-    """Ids of the column ``name`` of any table, read as a log's are: the index of each row's, (n,), and the ids."""
+    """Ids of the column ``name`` of any table, read as a log's are: the index of each row's id, (n,), and the ids."""
     return _encode_ids(column, Column(origin, name))
 
 
@@ -141,7 +140,7 @@ def _encode_ids(column: pl.Series, place: Column) -> tuple[NDArray[np.int32], Id
     import polars as pl
 
     column = _clean_ids(column, place)
-    known = column.unique().sort()  # strings by their bytes, as Ids has them
+    known = column.unique().sort()  # strings in the order of their bytes, which Ids needs
     dense = pl.int_range(len(known), dtype=pl.Int32, eager=True)
     indices = column.replace_strict(known, dense, return_dtype=pl.Int32).to_numpy()
     if column.dtype == pl.Int64:
@@ -152,7 +151,7 @@ def _encode_ids(column: pl.Series, place: Column) -> tuple[NDArray[np.int32], Id
             raise place.error("the id is missing", _first(column.str.strip_chars() == ""))
         numbers = _whole_numbers(stripped, place)
         if numbers is not None:
-            values, merged = np.unique(numbers, return_inverse=True)  # 42 and 42.0 are one
+            values, merged = np.unique(numbers, return_inverse=True)  # 42 and 42.0 are the same id
             return merged.astype(np.int32)[indices], Ids.from_arrays({"values": values})
         if (stripped != known).any():
             known = stripped.unique().sort()
@@ -162,7 +161,7 @@ def _encode_ids(column: pl.Series, place: Column) -> tuple[NDArray[np.int32], Id
 
 
 def ids_of(known: pl.Series) -> Ids:
-    """Ids from a column of them, integers or strings, distinct and sorted."""
+    """Ids from a series of distinct, sorted integers or strings."""
     if known.dtype.is_integer():
         return Ids.from_arrays({"values": known.to_numpy().astype(np.int64, copy=False)})
     utf8 = np.frombuffer(known.str.join("").item().encode(), dtype=np.uint8)
@@ -171,7 +170,7 @@ def ids_of(known: pl.Series) -> Ids:
 
 
 def _whole_numbers(known: pl.Series, place: Column) -> NDArray[np.int64] | None:
-    """The ids as integers, where all of them are whole numbers of 64 bits."""
+    """The ids as integers, if all of them are whole numbers of 64 bits, else None."""
     import polars as pl
 
     whole = known.str.contains(WHOLE_NUMBER)
@@ -200,7 +199,7 @@ def _whole_numbers(known: pl.Series, place: Column) -> NDArray[np.int64] | None:
 
 
 def _clean_ids(column: pl.Series, place: Column) -> pl.Series:
-    """The column as int64, or as strings, none missing."""
+    """The column as int64 or strings. Raises :class:`UserError` for missing ids and for other types."""
     import polars as pl
 
     kind = column.dtype
@@ -227,11 +226,11 @@ def _clean_ids(column: pl.Series, place: Column) -> pl.Series:
     if column.dtype == pl.String:
         return column
     integers = column.cast(pl.Int64, strict=False)
-    return column.cast(pl.String) if integers.has_nulls() else integers  # uint64 beyond int64
+    return column.cast(pl.String) if integers.has_nulls() else integers  # uint64 beyond int64 becomes text
 
 
 def _bytes_as_text(column: pl.Series, place: Column) -> pl.Series:
-    """Bytes as the UTF-8 text or the UUIDs that they are; what is missing stays so."""
+    """Bytes as the UTF-8 text or the UUIDs that they hold; missing values stay missing."""
     import polars as pl
 
     given = column.drop_nulls()
@@ -239,7 +238,7 @@ def _bytes_as_text(column: pl.Series, place: Column) -> pl.Series:
         text = column.cast(pl.String)
     except pl.exceptions.ComputeError:  # one is no UTF-8, and polars does not say which
         text = pl.Series([_decode(value) for value in column], dtype=pl.String)
-    # Text has no zero bytes, and 16 bytes that are not text are a UUID.
+    # Text has no zero bytes, and 16 bytes that are not text are taken for a UUID.
     odd = (text.is_null() & column.is_not_null()) | text.str.contains("\0", literal=True).fill_null(False)
     if not odd.any():
         return text
@@ -257,7 +256,7 @@ def _decode(value: bytes | None) -> str | None:
 
 
 def _decimals_as_text(column: pl.Series, place: Column) -> pl.Series:
-    """Decimals as integers, or as their digits where one is beyond 64 bits."""
+    """Decimals as integers, or as their digits if one exceeds 64 bits. Raises :class:`UserError` for fractions."""
     import polars as pl
 
     text = column.cast(pl.String).str.replace(r"\.0+$", "")

@@ -1,15 +1,16 @@
 """Histories with a long memory whose best possible prediction is known exactly.
 
-Every user lives in three seasons that take turns, and has other favourites in each: a distribution over all songs,
-drawn from a Dirichlet distribution around the songs' popularity. A season lasts some hundreds of events, always as many
-for one user, so its favourites come back after hundreds or thousands of events. An event is a song of the season at
-hand, or one of a short burst: after a song, some people go on with its topic's live recordings, in their order.
+Every user cycles through three seasons, with different favourites in each: a distribution over all songs, drawn from a
+Dirichlet distribution around the songs' popularity. A season lasts some hundreds of events, the same number for all
+seasons of a user, so its favourites come back after hundreds or thousands of events. An event is a song drawn from the
+current season, or part of a short burst: after a song, some people go on with its topic's live recordings, in order.
 
-Who knows the process and has read a history, but not the user's favourites, season length and place in the first
-season, can do no better than Bayes' rule, and :meth:`Seasons.predict` is that: under each of the possible season
-lengths and places, a song's probability follows from its count in the season at hand (the Dirichlet distribution is
-conjugate to draws), and each of them is weighed by how well it has predicted the history so far. So a model's ranking
-can be measured against the best one there is, for whole histories and for their last events alone.
+A predictor that knows the process and has read a history, but does not know the user's favourites, season length and
+position in the first season, can do no better than Bayes' rule, which :meth:`Seasons.predict` applies: for each
+possible season length and position, a song's probability follows from its count in the current season (the Dirichlet
+distribution is conjugate to draws), and each of these hypotheses is weighted by how well it has predicted the history
+so far. So a model's ranking can be compared with the best one there is, for whole histories and for their last events
+alone.
 """
 
 from __future__ import annotations
@@ -24,19 +25,19 @@ from numpy.typing import NDArray
 from hyenarec.data.synthetic import TOPICS
 
 SEASONS = 3
-PLACES = 5  # possible places in the first season at which a history begins, evenly apart
+PLACES = 5  # possible positions in the first season at which a history begins, evenly spaced
 
 FloatArray = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class Seasons:
-    """The process. ``songs`` and ``lives`` are a topic's; items are numbered topic by topic, its songs first."""
+    """The process. A topic has ``songs`` and ``lives`` of its own; items are numbered topic by topic, songs first."""
 
     season_lengths: tuple[int, ...] = (250, 500, 1000, 1500)
     """Possible lengths of a season, in events, all equally likely; multiples of 5."""
     concentration: float = 100.0
-    """Of the Dirichlet distribution: the smaller, the fewer favourites."""
+    """Of the Dirichlet distribution: a smaller one makes fewer favourites."""
     songs: int = 10
     lives: int = 3
     burst: float = 0.15
@@ -49,7 +50,7 @@ class Seasons:
         return len(TOPICS) * (self.songs + self.lives)
 
     def names(self) -> list[str]:
-        """What each item is called, (V,)."""
+        """The name of each item, (V,)."""
         return [
             f"{topic}-{number:02}" if number <= self.songs else f"{topic}-live-{number - self.songs}"
             for topic in TOPICS
@@ -58,7 +59,7 @@ class Seasons:
 
     @cached_property
     def popularity(self) -> FloatArray:
-        """Of every song, adding up to 1; 0 for live recordings; (V,)."""
+        """The share of every song, adding up to 1, and 0 for live recordings; (V,)."""
         ranks = np.random.default_rng(0).permutation(len(TOPICS) * self.songs) + 1
         found = np.zeros((len(TOPICS), self.songs + self.lives))
         found[:, : self.songs] = (1 / ranks**0.3).reshape(len(TOPICS), self.songs)
@@ -67,7 +68,7 @@ class Seasons:
 
     @cached_property
     def follower(self) -> tuple[NDArray[np.int64], FloatArray]:
-        """The live recording that may follow each item, and its chance, 0 where none does; (V,) each."""
+        """The live recording that may follow each item, and the chance that it does, 0 where none may; (V,) each."""
         size = self.songs + self.lives
         place = np.arange(self.n_items) % size
         live = place >= self.songs
@@ -76,7 +77,7 @@ class Seasons:
         return np.minimum(after, self.n_items - 1), chance
 
     def draw(self, events: Sequence[int], seed: int = 0) -> list[NDArray[np.int64]]:
-        """A history for each number of events: items, oldest first."""
+        """A history for each entry of ``events``, its length: item indices, oldest first."""
         return [self._history(np.random.default_rng((seed, user)), many) for user, many in enumerate(events)]
 
     def _history(self, rng: np.random.Generator, events: int) -> NDArray[np.int64]:
@@ -98,8 +99,8 @@ class Seasons:
     def predict(self, histories: Sequence[NDArray[np.int64]], cut: Sequence[int] | None = None) -> FloatArray:
         """The probability of every item to be the next one after each history, (n, V): no better prediction exists.
 
-        ``cut`` (n,) says how many events of each history were left out before what is given: the prediction is then
-        the best for whoever has read the rest alone.
+        ``cut`` (n,) says how many events were left out at the start of each history: the prediction is then the best
+        for a reader of the remaining events alone.
         """
         many, longest = len(histories), max(map(len, histories))
         skipped = np.zeros(many, dtype=np.int64) if cut is None else np.asarray(cut)
@@ -111,10 +112,10 @@ class Seasons:
         items = np.zeros((many, longest), dtype=np.int64)
         for place, history in enumerate(histories):
             items[place, first[place] :] = history
-        # So that a season's songs have (concentration x popularity + counts) / (concentration + their sum).
+        # A season's songs then have probability (concentration x popularity + counts) / (concentration + their sum).
         counts = np.zeros((many, len(lengths), SEASONS, self.n_items), dtype=np.float32)
         sums = np.zeros((many, len(lengths), SEASONS))
-        evidence = np.zeros((many, len(lengths)))  # logarithms
+        evidence = np.zeros((many, len(lengths)))  # log-likelihoods
         prior = self.concentration * self.popularity  # (V,)
 
         def season(column: int) -> NDArray[np.int64]:
@@ -145,9 +146,9 @@ class Seasons:
 
 
 def expected_metrics(predicted: FloatArray, scores: FloatArray) -> dict[str, float]:
-    """NDCG@10, Recall@10 and MRR of ranking items by ``scores`` (n, V), on average over everything that may come next
-    when that is distributed as ``predicted`` (n, V): what many draws of what comes next would give, without their
-    noise. Best are the ``scores`` that are ``predicted`` themselves."""
+    """NDCG@10, Recall@10 and MRR of ranking items by ``scores`` (n, V), averaged exactly over all possible next items,
+    which are distributed as ``predicted`` (n, V): the result of many draws of the next item, without their noise. The
+    best ``scores`` are ``predicted`` itself."""
     chances = np.take_along_axis(predicted, np.argsort(-scores, axis=1, kind="stable"), 1)  # (n, V), best first
     place = np.arange(predicted.shape[1])
     gains = {"NDCG@10": (place < 10) / np.log2(place + 2), "Recall@10": place < 10, "MRR": 1 / (place + 1)}

@@ -16,7 +16,7 @@ class Split:
     """Training events and targets of a store with U users; all arrays int64, all indices absolute (0 to E).
 
     ``train_ends`` (U,): user ``u`` trains on events ``offsets[u]:train_ends[u]``. ``validation`` (n,), ``test`` (m,):
-    events to predict, at most one a user, ascending. A target's history is everything of its user before it.
+    events to predict, at most one per user, ascending. A target's history is all events of its user before it.
     """
 
     train_ends: NDArray[np.int64]
@@ -49,16 +49,16 @@ def leave_one_out(store: SequenceStore) -> Split:
 
 
 def global_temporal(store: SequenceStore, validation: float = 0.1, test: float = 0.1) -> Split:
-    """Cut everyone's events at the same two times, so that nothing learnt comes from after what is predicted.
+    """Cut all users' events at the same two times, so that training sees nothing later than what is to be predicted.
 
-    The last ``test`` of all events begin the test period and the ``validation`` before them the validation period;
-    events that share a cut's timestamp fall after it together. Training takes what is strictly before the first cut. A
-    user's target in a period is the first event there, for users with any event before it; the history of a test target
-    so includes the validation period. Items that first appear after the first cut stay in the catalogue and among the
-    targets: no model has seen them, and every model is measured against them alike.
+    The fraction ``test`` of all events that come last is the test period, and the fraction ``validation`` before it the
+    validation period; events at the time of a cut all fall after it. Training takes the events strictly before the
+    first cut. A user's target in a period is their first event in it, if they have any event before it; the history of
+    a test target therefore includes the validation period. Items that first appear after the first cut stay in the
+    catalogue and among the targets: no model has seen them, and this affects every model alike.
 
     Raises :class:`UserError` without timestamps, for fractions that are not positive or leave nothing for training, and
-    where a period is empty because of ties in time or of users who are all new.
+    where a period has no targets because of ties in time or because all its users are new.
     """
     expect(store, SequenceStore, "store", "a SequenceStore")
     for name, fraction in (("validation", validation), ("test", test)):
@@ -73,7 +73,7 @@ def global_temporal(store: SequenceStore, validation: float = 0.1, test: float =
     n_validation, n_test = (max(1, round(fraction * store.n_events)) for fraction in (validation, test))
     places = [store.n_events - n_test - n_validation, store.n_events - n_test]
     first_cut, second_cut = np.partition(time, places)[places]
-    # Each user's first event of the two periods, or its end, (U,).
+    # The index of each user's first event in the two periods, or of the user's end, (U,).
     validation_start = begins + _count_before(store, first_cut)
     test_start = begins + _count_before(store, second_cut)
     known = validation_start > begins

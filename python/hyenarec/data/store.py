@@ -22,7 +22,7 @@ from hyenarec.tensor_file import Arrays
 
 KIND = tensor_file.Kind("store", version=3)
 STORE = "store.safetensors"  # the one file in a store's folder
-VERIFIED_AT_ONCE = 1 << 30  # bytes of a store up to which opening it verifies its checksum: 0.4 s
+VERIFIED_AT_ONCE = 1 << 30  # opening a store of up to so many bytes verifies its checksum, in 0.4 s
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,8 +32,8 @@ class SequenceStore:
     ``offsets`` (U+1,) int64 from 0 to E, non-decreasing; ``items`` (E,) int32, each in ``[0, n_items)``; ``timestamps``
     (E,) int64, non-decreasing inside a user, in seconds, or None where the log has none; ``user_ids`` and ``item_ids``
     give the log's own ids. ``time_unit`` is the unit of the log's own times (s, ms, us, ns, or date), in which callers
-    give theirs: see :func:`hyenarec.data.times.caller_seconds`. Raises ValueError where shapes or dtypes differ, or an
-    item is none of the catalogue.
+    give theirs too: see :func:`hyenarec.data.times.caller_seconds`. Raises ValueError where shapes or dtypes differ, or
+    an item is not in the catalogue.
     """
 
     offsets: NDArray[np.int64]
@@ -43,7 +43,7 @@ class SequenceStore:
     item_ids: Ids
     time_unit: str = "s"
     file: tensor_file.Opened | None = field(default=None, repr=False)
-    """The file that the arrays are mapped from; until it is verified only :meth:`verify` reads all of them."""
+    """The file that the arrays are mapped from; until it is verified, only :meth:`verify` reads all of them."""
 
     def __post_init__(self) -> None:
         for name, ids in (("user_ids", self.user_ids), ("item_ids", self.item_ids)):
@@ -88,14 +88,14 @@ class SequenceStore:
         return items
 
     def users_of(self, events: NDArray[np.int64]) -> NDArray[np.int64]:
-        """The dense user of each absolute event index: the history before event ``e`` is ``offsets[users_of(e)]:e``."""
+        """The dense user of each event index, (n,): the history before event ``e`` is ``offsets[users_of(e)]:e``."""
         events = np.asarray(events)
         if events.dtype.kind not in "iu" or (events.size and not 0 <= events.min() <= events.max() < self.n_events):
             raise UserError(f"events: expected indices from 0 to {self.n_events - 1}, got {shortened(events)}")
         return np.searchsorted(self.offsets, events, side="right") - 1
 
     def describe(self) -> dict[str, int]:
-        """What tells one log from another, as JSON: sizes, and the items' CRC-32."""
+        """What tells this log from others, as JSON: its sizes, and the CRC-32 of its items."""
         return {
             "users": self.n_users,
             "items": self.n_items,
@@ -112,13 +112,13 @@ class SequenceStore:
         return digest.hexdigest()
 
     def save(self, path: str | Path) -> None:
-        """Write the store into the folder ``path``, whole or not at all; an older store there is replaced.
+        """Write the store into the folder ``path``, completely or not at all; an older store there is replaced.
 
-        A link to a folder stays one. Raises :class:`UserError` where anything else is there, beside an older store or
-        alone, where the disk is full or the place cannot be written.
+        A symbolic link to a folder stays a link. Raises :class:`UserError` where the folder holds anything but an older
+        store, where the disk is full, and where the place cannot be written.
         """
         path = as_path(path, "store")
-        self.verify()  # or a new checksum would make damage good
+        self.verify()  # else the new checksum would hide damage
         self.refuse_changed()
         _check_free(path)
         new = not path.exists()
@@ -137,9 +137,9 @@ class SequenceStore:
     def load(cls, path: str | Path) -> SequenceStore:
         """Open the store in the folder ``path``; its arrays are read-only and memory-mapped.
 
-        A store of up to a gigabyte is verified: every array is read once, which takes 0.4 s a gigabyte once it is in
-        memory. A larger one is open at once, and :meth:`verify` reads it. Raises :class:`UserError` where
-        there is no store, it may not be read, or it is damaged or of another version.
+        A store of up to a gigabyte is verified: every array is read once, which takes 0.4 s per gigabyte if the file is
+        in memory already. A larger one opens at once, and :meth:`verify` reads it later. Raises :class:`UserError`
+        where there is no store, and where it may not be read, is damaged or is of another version.
         """
         path = as_path(path, "store")
         if not path.exists():
@@ -154,8 +154,8 @@ class SequenceStore:
             return cls._of(file)
 
     def verify(self) -> None:
-        """Read every array of a store that was too large for it when it was opened, and compare its checksum, once;
-        training and evaluating do. Raises :class:`UserError` where it is damaged."""
+        """Read every array and compare the checksum, once, if the store was too large for that when it was opened;
+        training and evaluation call this. Raises :class:`UserError` where the store is damaged."""
         if self.file is None or self.file.verified:
             return
         with _damage(self.file.path.parent):
@@ -164,9 +164,9 @@ class SequenceStore:
         self.file.verified = True
 
     def refuse_changed(self) -> None:
-        """Raises :class:`UserError` where somebody wrote into the file of the store since it was opened, as copying
-        another one over it does: what was read is then of neither. Preparing or saving it anew puts another file in its
-        place, and disturbs nobody. It takes some microseconds; training and evaluating ask for every batch.
+        """Raises :class:`UserError` if the store's file was written to since it was opened, as copying another store
+        over it does: what was read may then be of neither. Preparing or saving the store anew puts another file in its
+        place, and disturbs nobody. The check takes some microseconds; training and evaluation make it for every batch.
         """
         if self.file is not None:
             with _damage(self.file.path.parent):
@@ -174,7 +174,8 @@ class SequenceStore:
 
     @contextmanager
     def unchanged(self) -> Iterator[None]:
-        """Inside, what is read is of the store as it was opened: :meth:`refuse_changed` before and after."""
+        """Inside the context, everything read is of the store as opened: calls :meth:`refuse_changed` before and
+        after."""
         self.refuse_changed()
         try:
             yield
@@ -199,7 +200,7 @@ class SequenceStore:
 
 @contextmanager
 def _damage(path: Path) -> Iterator[None]:
-    """Inside, what is wrong with the store in the folder ``path`` is one line with a way out."""
+    """Inside the context, an error about the store in the folder ``path`` becomes one line that says what to do."""
     try:
         yield
     except DamagedError as error:
@@ -238,7 +239,7 @@ def _check_array(name: str, array: NDArray[Any], dtype: type[np.generic], length
 
 
 def _check_free(path: Path) -> None:
-    """Raise :class:`UserError` unless a store may be put at ``path``: nothing is lost but what a store wrote."""
+    """Raise :class:`UserError` unless a store may be put at ``path``: nothing but an older store may be lost."""
     if not path.exists():
         return
     found = sorted(entry.name for entry in path.iterdir()) if path.is_dir() else [path.name]

@@ -1,9 +1,9 @@
 """A synthetic interaction log with two time scales: interests that drift over months, and bursts of a few minutes.
 
-Every user has a level of interest in each topic that follows a smooth random curve. A visit picks a topic by the
-interest of that day and an item by its popularity in the topic; some visits go on as a burst through the items that
-follow in the topic's order (``jazz-017``, ``jazz-018``, ``jazz-020``). So the next item of a burst shows in the last
-event or two, and the topic of the next visit only in the history of the last months.
+Every user's interest in each topic follows a smooth random curve. A visit picks a topic by the interest of that day and
+an item by its popularity within the topic; some visits go on as a burst through the items that follow in the topic's
+order (``jazz-017``, ``jazz-018``, ``jazz-020``). So the next item of a burst can be told from the last event or two,
+but the topic of the next visit only from the history of the last months.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ START = 1_672_531_200  # 2023-01-01 00:00 UTC
 DAYS_BETWEEN_VISITS = 4.0
 WAVES = 3  # sinusoids that make one interest curve
 WAVE_DAYS = (120.0, 480.0)  # their periods
-SHARPNESS = 3.0  # of the choice among topics: larger follows the strongest interest more strictly
+SHARPNESS = 3.0  # of the choice among topics: a larger one follows the strongest interest more strictly
 BURST_CHANCE = 0.25
 BURST_EVENTS = (3, 8)
 BURST_SECONDS = (20, 300)  # between events of a burst
-STEP_CHANCES = (0.7, 0.2, 0.1)  # of going on with the next item of the topic, the one after, the third
+STEP_CHANCES = (0.7, 0.2, 0.1)  # of stepping one, two or three items on in the topic
 SHORTEST_HISTORY = 5
 
 
@@ -43,8 +43,8 @@ def write_synthetic_log(
     """Generate a log and write it as CSV, rows in order of time; the same arguments give the same file.
 
     Columns: user_id (``user-0007``), item_id (``jazz-017``), timestamp (whole seconds since 1970). History lengths are
-    log-normal around ``mean_history``. Items come back, but never twice in a row. Raises ValueError for fewer items a
-    topic than a step of a burst can skip, and :class:`UserError` where another file is there already.
+    log-normal around ``mean_history``. Items come back, but never twice in a row. Raises ValueError where a topic would
+    have too few items for a burst's largest step, and :class:`UserError` where a different file is at ``path`` already.
     """
     least = len(TOPICS) * (len(STEP_CHANCES) + 1)
     if items < least:
@@ -53,7 +53,7 @@ def write_synthetic_log(
     rows: list[tuple[int, str, str]] = []
     for user in range(users):
         rng = np.random.default_rng((seed, user))
-        length = max(SHORTEST_HISTORY, round(mean_history * rng.lognormal(-0.125, 0.5)))  # exp(-s^2/2) keeps the mean
+        length = max(SHORTEST_HISTORY, round(mean_history * rng.lognormal(-0.125, 0.5)))  # -s^2/2 keeps the mean
         events = islice(_events(rng, catalogue), length)
         rows += [(time, f"user-{user:04}", catalogue.names[item]) for item, time in events]
     rows.sort(key=lambda row: row[0])  # stable: a user's events keep their order
@@ -80,7 +80,7 @@ class _Catalogue:
 
 
 def _events(rng: np.random.Generator, catalogue: _Catalogue) -> Iterator[tuple[int, int]]:
-    """One user's endless stream of items and times in whole seconds."""
+    """One user's endless stream of items and their times, in whole seconds."""
     period = rng.uniform(*WAVE_DAYS, (len(TOPICS), WAVES)) * DAY
     phase = rng.uniform(0, 2 * np.pi, (len(TOPICS), WAVES))
     time = START + rng.uniform(0, 365 * DAY)

@@ -1,4 +1,4 @@
-"""Delimited text (CSV, tab-separated, RecBole): from bytes to columns, with every row or a refusal that names one."""
+"""Delimited text (CSV, tab-separated, RecBole): from bytes to columns; every row is read, or a refusal names it."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from hyenarec.data.columns import complete, find_column, matches
 from hyenarec.errors import UserError
 
 SEPARATORS = {"csv": ",", "tsv": "\t", "inter": "\t"}
-OTHERS = (",", ";", "\t", "|")  # that a header may show in place of the usual one
-CHUNK = 1 << 24  # bytes looked at a time
+OTHERS = (",", ";", "\t", "|")  # separators that a header may show in place of the usual one
+CHUNK = 1 << 24  # bytes looked at in one go
 NEWLINE, RETURN, QUOTE = b'\n\r"'
 LEADING_BLANKS, BLANK_LINES = re.compile(rb"(?: *\r?\n)*"), re.compile(rb"\n(?: *\r?\n)+")
 
 
 def read_text(name: str, data: bytes, kind: str, columns: dict[str, str]) -> tuple[pl.DataFrame, str]:
-    """The columns ``{role: name}`` under their roles, all of them strings, null where a row ends early; and which lines
-    are no rows, for messages. Blank lines are none."""
+    """The columns ``{role: name}`` under their roles, all as strings, null where a row ends early; and a phrase, for
+    messages, for the lines that are not counted as rows. Blank lines are not rows."""
     quoted, separator = kind != "inter", SEPARATORS[kind]
     whole = _plain(name, data)
     data = _without_blank_lines(whole, quoted)
@@ -58,7 +58,7 @@ def _split(line: str, separator: str, quoted: bool) -> list[str]:
 
 
 def _plain(name: str, data: bytes) -> bytes:
-    """UTF-8 without its mark, lines that end in a newline, no ``sep=`` line."""
+    """The data as UTF-8 without a byte order mark or a ``sep=`` line, its lines ended by newlines."""
     if data.startswith((BOM_UTF16_LE, BOM_UTF16_BE)):
         try:
             data = data.decode("utf-16").encode()
@@ -73,8 +73,8 @@ def _plain(name: str, data: bytes) -> bytes:
 
 
 def _without_blank_lines(data: bytes, quoted: bool) -> bytes:
-    """``data`` without lines that are empty or hold spaces alone, but for those inside quotes."""
-    data = data[len(LEADING_BLANKS.match(data)[0]) :]  # type: ignore[index]  # it matches nothing, too
+    """``data`` without lines that are empty or have only spaces, except for those inside quotes."""
+    data = data[len(LEADING_BLANKS.match(data)[0]) :]  # type: ignore[index]  # it matches the empty string too
     text = data.rstrip(b" \r\n")
     last, newline, _ = data[len(text) :].partition(b"\n")
     data = text + last + newline
@@ -91,14 +91,14 @@ def _without_blank_lines(data: bytes, quoted: bool) -> bytes:
 
 
 def _places(data: bytes, letter: int) -> NDArray[np.int64]:
-    """Where ``letter`` is."""
+    """The positions of ``letter``, (n,)."""
     letters = np.frombuffer(data, np.uint8)
     chunks = range(0, len(letters), CHUNK)
     return np.concatenate([np.flatnonzero(letters[at : at + CHUNK] == letter) + at for at in chunks])
 
 
 def _count_rows(data: bytes, separator: int, quoted: bool) -> int | None:
-    """Rows below the header by a count of newlines outside quotes; None where a quote is not as RFC 4180 has it."""
+    """Rows below the header, by a count of newlines outside quotes; None where quotes do not follow RFC 4180."""
     letters = np.frombuffer(data, np.uint8)
     chunks = range(0, len(letters), CHUNK)
     newlines = sum(int(np.count_nonzero(letters[at : at + CHUNK] == NEWLINE)) for at in chunks)
@@ -108,7 +108,7 @@ def _count_rows(data: bytes, separator: int, quoted: bool) -> int | None:
     quotes = _places(data, QUOTE)
     if len(quotes) % 2:
         return None
-    # Quotes open and close in turn; a doubled one closes and opens again. Beyond the ends there are newlines.
+    # Quotes open and close in turn; a doubled one closes and opens again. The data's ends count as newlines.
     opening, closing = quotes[::2], quotes[1::2]
     before = np.where(opening > 0, letters[opening - 1], NEWLINE)
     after = np.where(closing + 1 < len(letters), letters[np.minimum(closing + 1, len(letters) - 1)], NEWLINE)
@@ -127,15 +127,15 @@ def _count_rows(data: bytes, separator: int, quoted: bool) -> int | None:
 
 
 def _first_swallowing(data: bytes, separator: str, width: int) -> int | None:
-    """The number of the first row in which quotes hold what looks like other rows. Python's reader would do, but for
-    its limit to what a field holds."""
+    """The number of the first row in which a quoted field holds what looks like other rows. Python's reader could tell,
+    but for its limit on the length of a field."""
     ends = _places(data, NEWLINE)
     inside = np.searchsorted(_places(data, QUOTE), ends) % 2 == 1
     bounds = np.concatenate(([-1], ends[~inside], [len(data)]))
     for number in np.unique(np.searchsorted(ends[~inside], ends[inside])).tolist():
         row = data[bounds[number] + 1 : bounds[number + 1]].decode("latin-1")
         if row.count(separator) < width:
-            continue  # the usual case: hardly a separator but the row's own
+            continue  # the usual case: hardly any separators inside quotes
         parts = row.replace('""', "").split('"')  # outside and inside quotes in turn
         outside = [part.count(separator) for part in parts[::2]]
         for place, field in enumerate(parts[1::2], 1):
@@ -145,8 +145,9 @@ def _first_swallowing(data: bytes, separator: str, width: int) -> int | None:
 
 
 def _swallows(field: str, before: int, after: int, separator: str, width: int) -> bool:
-    """Whether a quoted field, with as many separators before and after it, looks like whole rows between two quotes
-    that were no pair: a line in it has the fields of a row, or both its ends have them with the fields beside them."""
+    """Whether a quoted field, with ``before`` and ``after`` separators around it in its row, looks like whole rows
+    between two quotes that do not belong together: a line in it has as many fields as a row, or its first and last
+    lines do together with the fields beside them."""
     if "\n" not in field:
         return False
     first, *between, last = (line.count(separator) for line in field.split("\n"))
@@ -161,7 +162,7 @@ def _swallowed(name: str, number: int, uncounted: str) -> UserError:
 
 
 def _read_fast(data: bytes, separator: str, quoted: bool, places: list[int]) -> pl.DataFrame | None:
-    """The columns at ``places``, named by their places; None where polars refuses, which does not name the row."""
+    """The columns at ``places``, named by their places; None where polars refuses, since it does not name the row."""
     try:
         frame = pl.read_csv(
             data, columns=places, separator=separator, quote_char='"' if quoted else None, infer_schema_length=0
@@ -175,7 +176,7 @@ def _read_fast(data: bytes, separator: str, quoted: bool, places: list[int]) -> 
 def _read_slowly(
     name: str, data: bytes, separator: str, quoted: bool, places: list[int], uncounted: str
 ) -> pl.DataFrame:
-    """The same by Python's reader (20 times slower), which takes a quote inside a field as a letter."""
+    """The same with Python's reader (20 times slower), which takes a quote inside a field for a plain character."""
     lines = io.TextIOWrapper(io.BytesIO(data), encoding="utf-8", errors="surrogateescape", newline="")
     options: dict[str, Any] = {"strict": True} if quoted else {"quoting": csv.QUOTE_NONE}
     rows, number = csv.reader(lines, delimiter=separator, **options), 0
@@ -188,7 +189,7 @@ def _read_slowly(
         width = len(next(rows))
         for row in rows:
             if not any(map(str.strip, row)) and len(row) < 2:
-                continue  # a blank line that quotes before it hid
+                continue  # a blank line that earlier quotes hid
             number += 1
             fields = enumerate(row) if quoted else ()
             if any(_swallows(field, at, len(row) - 1 - at, separator, width) for at, field in fields):

@@ -1,9 +1,9 @@
-"""Times, from whatever a log or a caller has, to whole seconds since 1970 in UTC.
+"""Converts the times of a log or a caller to whole seconds since 1970 in UTC.
 
-Numbers are seconds, milliseconds, microseconds or nanoseconds. Where nobody declares the unit, the largest number tells
-it: a time since 1973 is at least 10^8 seconds, and one before the year 5138 is below 10^11, so that the four ranges
-(10^8 to 10^11 seconds, written in each unit) do not meet. Below 10^11 numbers are seconds, or counters kept as they
-are.
+Numbers are seconds, milliseconds, microseconds or nanoseconds. Where nobody declares the unit, the largest number
+implies it: a time since 1973 is at least 10^8 seconds, and one before the year 5138 is below 10^11, so that the four
+ranges (10^8 to 10^11 seconds, written in each unit) do not overlap. Numbers below 10^11 are seconds, or counters that
+are kept as they are.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ DATES = "date"  # the unit of a log whose times are dates
 UNITS = (*PER_SECOND, DATES)
 EARLIEST, LATEST = 10**8, 10**11  # seconds: 1973 and 5138
 
-WRITTEN_DATES = {"yyyymmdd": 1, "yyyymmddhhmm": 10**4, "yyyymmddhhmmss": 10**6}  # and what counts a day in them
+WRITTEN_DATES = {"yyyymmdd": 1, "yyyymmddhhmm": 10**4, "yyyymmddhhmmss": 10**6}  # and the value of one day in each
 FIRST_WRITTEN, AFTER_WRITTEN = 19_900_101, 21_010_101
 
 ISO_DATE = r"^\s*\d{4}-\d{2}-\d{2}"  # polars would also guess at 01/02/2021
@@ -39,14 +39,15 @@ ISO_PARTS = (
     r"\s*(?:Z|UTC|(?<sign>[+-])(?<hours>\d{2}):?(?<minutes>\d{2})?)?\s*$"
 )
 NUMBER = r"^\s*\+?[0-9]{1,18}(\.[0-9]{1,90})?\s*$"
-EXACT_DIGITS = 15  # decimal numbers of as many are apart in float64
+EXACT_DIGITS = 15  # float64 tells decimal numbers of so many digits apart
 
 
 @dataclass(frozen=True)
 class Times:
-    """A log's times: ``keys``, most significant first, each (E,), order events exactly; ``keys[0]`` counts ``unit``.
+    """A log's times: ``keys``, each (E,), most significant first, order events exactly.
 
-    ``unit`` is s, ms, us or ns for numbers, and :data:`DATES` for dates, whose ``keys[0]`` has ``per_second`` a second.
+    ``keys[0]`` has ``per_second`` steps a second. For numbers it counts in ``unit``, which is s, ms, us or ns; for
+    dates ``unit`` is :data:`DATES`.
     """
 
     keys: tuple[NDArray[Any], ...]
@@ -61,7 +62,7 @@ class Times:
 
 
 class BadTime(ValueError):
-    """A value that is no time: its row from 0 (None: the whole column), and what is wrong with it."""
+    """A value that is not a time: its row from 0 (None: the whole column), and what is wrong with it."""
 
     def __init__(self, what: str, row: int | None = None) -> None:
         super().__init__(what)
@@ -73,7 +74,8 @@ ALLOWED = "times are numbers from 0 up, or ISO 8601 dates from 1970 on"
 
 
 def read_times(column: pl.Series, declared: TimeUnit = "auto") -> Times:
-    """A column of numbers, dates, or text of either. Raises :class:`BadTime`."""
+    """Read a column of numbers, dates, or text of either; ``declared`` is the numbers' unit. Raises
+    :class:`BadTime`."""
     import polars as pl
 
     if column.dtype == pl.Binary:
@@ -83,7 +85,7 @@ def read_times(column: pl.Series, declared: TimeUnit = "auto") -> Times:
             raise BadTime(f"holds bytes that are no UTF-8 text; {ALLOWED}") from None
     keys, per_second = _parse_text(column) if column.dtype == pl.String else _parse(column)
     first = keys[0]
-    # NaN is above every number for polars.
+    # Polars orders NaN above every number.
     bad = ((first < 0) | (first >= 2**63 if first.dtype.is_float() else False)).fill_null(True)
     if bad.any():
         row = bad.arg_max()
@@ -107,12 +109,13 @@ def read_times(column: pl.Series, declared: TimeUnit = "auto") -> Times:
 
 
 def caller_seconds(times: Sequence[Any] | NDArray[Any], unit: str, what: str = "timestamps") -> NDArray[np.int64]:
-    """The times of one history, oldest first, that a caller gives to a model of a log in ``unit``: (n,) int64 seconds.
+    """The times of one history, oldest first, as a caller gives them to a model of a log in ``unit``: (n,) int64
+    seconds.
 
-    Numbers are in the log's own unit, or where the log has dates in the unit that their size tells. Dates (numpy's
-    ``datetime64`` of any unit, ``datetime``, ``date``, ISO 8601 strings) are dates whatever the log has; without a zone
+    Numbers are in the log's own unit, or where the log has dates in the unit that their size implies. Dates (numpy's
+    ``datetime64`` of any unit, ``datetime``, ``date``, ISO 8601 strings) may be given for any log; without a time zone
     they are in UTC. Raises :class:`UserError`, beginning with ``what``, for missing or NaN times, times before 1970,
-    numbers that are of another unit by their size, dates beside numbers, and times that fall.
+    numbers whose size implies another unit, dates mixed with numbers, and times that are not in order.
     """
     given = _caller_array(times, what)
     if given.dtype.kind == "M":
@@ -160,11 +163,12 @@ def caller_seconds(times: Sequence[Any] | NDArray[Any], unit: str, what: str = "
 
 
 def _detect(numbers: NDArray[Any]) -> str:
-    """The unit that the largest number tells. Raises :class:`BadTime` where another number tells a smaller one."""
+    """The unit that the largest number implies. Raises :class:`BadTime` where another number implies a different
+    one."""
     largest = numbers.max() if len(numbers) else 0
     unit = next((name for name, count in PER_SECOND.items() if largest < LATEST * count), "ns")
     if unit != "s":
-        # A counter or a zero may stand beside a time; what is a time since 1973 in another unit may not.
+        # Counters and zeros may stand beside times; numbers that are times since 1973 in a different unit may not.
         other = (numbers >= EARLIEST) & (numbers < EARLIEST * PER_SECOND[unit])
         if other.any():
             row = int(other.argmax())
@@ -195,7 +199,7 @@ def _written_dates(numbers: NDArray[Any]) -> str | None:
 
 
 def _parse(column: pl.Series) -> tuple[list[pl.Series], int | None]:
-    """Order keys, and how many of the first make a second (None: these are numbers)."""
+    """Keys that order the column, and how many steps of the first make a second (None: these are numbers)."""
     import polars as pl
 
     kind = column.dtype
@@ -218,9 +222,9 @@ def _parse(column: pl.Series) -> tuple[list[pl.Series], int | None]:
 
 
 def _parse_text(text: pl.Series) -> tuple[list[pl.Series], int | None]:
-    """Text as integers where all are, else as decimals, else as dates where the first is one, else as floats.
+    """Text as integers where all values are, else as dates where the first is one, else as decimals, else as floats.
 
-    What is none is null.
+    Values that cannot be read so are null.
     """
     import polars as pl
 
@@ -242,7 +246,7 @@ def _parse_text(text: pl.Series) -> tuple[list[pl.Series], int | None]:
     if not exact.has_nulls():
         return [exact], None
     lost = floats >= 2**53
-    if text.n_unique() != floats.n_unique():  # the same number in two forms, or two that float64 makes one
+    if text.n_unique() != floats.n_unique():  # a number in two forms, or two numbers that float64 makes one
         digits = text.str.replace(r"[eE].*", "").str.replace_all(r"[^0-9]", "").str.strip_chars("0").str.len_bytes()
         shared = pl.DataFrame({"text": text, "float": floats}).unique()["float"]
         lost |= (digits > EXACT_DIGITS) & floats.is_in(shared.filter(shared.is_duplicated()).implode())
@@ -264,7 +268,7 @@ def _parse_dates(text: pl.Series) -> tuple[list[pl.Series], int]:
     import polars as pl
 
     if not text.str.contains(r"\.\d{7}").any():
-        with suppress(pl.exceptions.PolarsError):  # of one form throughout, polars reads them 5 times faster
+        with suppress(pl.exceptions.PolarsError):  # if all have one form, polars reads them 5 times faster
             return [text.str.to_datetime(strict=True, time_unit="us").to_physical()], PER_SECOND["us"]
     parts = text.str.extract_groups(ISO_PARTS).struct.unnest()
     number = {name: pl.col(name).cast(pl.Int64, strict=False).fill_null(0) for name in ("second", "hours", "minutes")}

@@ -21,21 +21,23 @@ from hyenarec_kernels.nn import fast_linear
 
 @cache
 def varlen() -> tuple[Callable[..., Tensor], dict[str, Any]] | None:
-    """torch's flash attention of packed sequences and its argument for the causal rule; None where torch has none.
+    """torch's flash attention for packed sequences and the keyword argument that makes it causal; None if this torch
+    has no such function.
 
-    Imported for the first mixer on a machine with a GPU: it brings TorchDynamo along, as much again as torch itself.
+    It is imported only when a machine with a GPU makes its first mixer, because the import also brings in TorchDynamo,
+    which is as much again as torch itself.
     """
     try:
         attend = import_module("torch.nn.attention.varlen").varlen_attn
     except ImportError:
         return None
-    # torch 2.10 calls the causal rule by its name, later ones give the window to the left and to the right.
+    # In torch 2.10 the argument is is_causal; later versions take how far attention reaches to the left and right.
     named = "window_size" not in signature(attend).parameters
     return attend, {"is_causal": True} if named else {"window_size": (-1, 0)}
 
 
 def takes_packed(qkv: Tensor) -> bool:
-    """Whether torch's flash attention takes ``qkv`` (T, 3, H, D/H) as it lies, without a rectangle."""
+    """Whether torch's flash attention accepts packed ``qkv`` (T, 3, H, D/H), without padding it to a rectangle."""
     return qkv.is_cuda and qkv.dtype == torch.bfloat16 and qkv.shape[-1] % 8 == 0
 
 
@@ -43,7 +45,7 @@ class AttentionMixer(Mixer):
     """Multi-head attention through torch's fused kernels: ``varlen_attn`` on packed sequences in bfloat16 on a GPU,
     ``scaled_dot_product_attention`` elsewhere.
 
-    The latter takes a rectangle, right-padded, so the causal rule alone keeps the padding out of every real row.
+    The latter needs a right-padded rectangle, where the causal mask alone keeps padding from affecting real rows.
     """
 
     needs_positions = True
@@ -53,7 +55,7 @@ class AttentionMixer(Mixer):
         self.heads = config.attention.heads
         self.cache = make_cache(config.attention, config.max_length)
         self.varlen = varlen() if torch.cuda.is_available() else None
-        # With a second embedding the queries and keys come from it alone, and from their own embedding the values.
+        # With a second embedding, queries and keys are made from it alone, and values from the first embedding.
         self.small = config.small_dim
         self.qkv = nn.Linear(config.dim, config.dim if self.small else 3 * config.dim)
         self.query_key = nn.Linear(self.small, 2 * config.dim) if self.small else None
@@ -77,7 +79,8 @@ class AttentionMixer(Mixer):
         real = torch.arange(packing.max_length, device=x.device) < lengths  # (S, 1, 1, M)
         if last_only:
             rows = torch.arange(packing.sequences, device=x.device)
-            q = q[rows, :, packing.lengths - 1][:, :, None]  # (S, H, 1, D/H); take_along_dim knows no symbols of sizes
+            # take_along_dim does not support symbolic sizes.
+            q = q[rows, :, packing.lengths - 1][:, :, None]  # (S, H, 1, D/H)
         mixed = scaled_dot_product_attention(q, k, v, attn_mask=real).transpose(1, 2).flatten(2)  # (S, M or 1, D)
         return fast_linear(self.out, mixed.squeeze(1) if last_only else packing.unpad(mixed))
 

@@ -1,4 +1,4 @@
-"""Losses of a mixer's own, beside the model's."""
+"""Losses that a mixer adds to the model's own loss."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from torch import Tensor
 
 
 def with_loss(x: Tensor, loss: Tensor) -> Tensor:
-    """``x`` as it is; whatever is learned from it also learns to lower ``loss`` (), added to the model's own loss.
+    """``x`` unchanged. Its backward pass also computes the gradients of ``loss`` (), as if that were added to the
+    model's loss.
 
-    A training step then needs to know nothing of it, and a pass without gradients pays nothing.
+    So the training step needs no code for such a loss, and a pass without gradients pays nothing for it.
     """
     return _WithLoss.apply(x, loss)  # type: ignore[no-any-return,no-untyped-call]
 

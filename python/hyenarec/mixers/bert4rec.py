@@ -1,7 +1,7 @@
 """BERT4Rec's mixer: bidirectional softmax attention (arXiv 1904.06690).
 
-The paper's stack of Transformer blocks is the backbone's, pre-norm as all mixers here have it (the paper's is
-post-norm); its masked-item training is :mod:`hyenarec.cloze`.
+The Transformer blocks around it are the backbone's: pre-norm, as for all mixers here (the paper's are post-norm).
+:mod:`hyenarec.cloze` has the masked-item training.
 """
 
 from __future__ import annotations
@@ -10,6 +10,6 @@ from hyenarec.mixers.attention import AttentionMixer
 
 
 class Bert4RecMixer(AttentionMixer):
-    """SASRec's attention without the causal rule."""
+    """SASRec's attention without the causal mask."""
 
     causal = False

@@ -1,4 +1,4 @@
-"""Histories cut into blocks of events, for attention that sees so many blocks back and no further."""
+"""Cutting histories into blocks of events, for attention that sees a fixed number of blocks back."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from torch import Tensor
 
 
 def block_size(max_length: int) -> int:
-    """Events of a block: 64, and a quarter of the longest history where that is less."""
+    """Events per block: 64, or a quarter of the longest history if that is less."""
     return max(1, min(64, max_length // 4))
 
 
 def by_block(x: Tensor, size: int) -> Tensor:
-    """(S, M, ...) to (S, N, size, ...), zeros after the end."""
+    """(S, M, ...) to (S, N, size, ...), zero-padded at the end."""
     spare = -x.shape[1] % size
     if spare:
         x = torch.cat((x, x.new_zeros(x.shape[0], spare, *x.shape[2:])), 1)
@@ -20,7 +20,7 @@ def by_block(x: Tensor, size: int) -> Tensor:
 
 
 def with_before(x: Tensor, count: int) -> Tensor:
-    """Every block behind the ``count`` blocks before it, zeros where there are none: (S, N, C, ...) to
+    """Each block, preceded by the ``count`` blocks before it (zeros where there are none): (S, N, C, ...) to
     (S, N, (count + 1) C, ...)."""
     blocks = x.shape[1]
     x = torch.cat((x.new_zeros(x.shape[0], count, *x.shape[2:]), x), 1)
@@ -28,21 +28,22 @@ def with_before(x: Tensor, count: int) -> Tensor:
 
 
 def lags(size: int, count: int, device: torch.device) -> Tensor:
-    """How many events each key of :func:`with_before` lies before each event of its block, (C, (count + 1) C); below
-    0 for later ones."""
+    """How many events each key of :func:`with_before` lies before each event of its block, (C, (count + 1) C); negative
+    for keys after the event."""
     event = torch.arange(size, device=device)[:, None]
     return event - torch.arange(-count * size, size, device=device)
 
 
 def by_heads(q: Tensor, keys_values: Tensor, heads: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Queries (..., C, D), keys and values (..., K, 2D) side by side, to (..., H, C or K, D/H) each."""
+    """Splits queries (..., C, D), and keys and values concatenated to (..., K, 2D), into heads. Returns queries
+    (..., H, C, D/H), keys and values (..., H, K, D/H)."""
     q = q.reshape(*q.shape[:-1], heads, -1).transpose(-3, -2)
     k, v = keys_values.reshape(*keys_values.shape[:-1], 2, heads, -1).movedim(-3, 0).transpose(-3, -2)
     return q, k, v
 
 
 def softmax_of_seen(scores: Tensor, seen: Tensor) -> Tensor:
-    """The softmax over the last dimension of what is ``seen``; zeros where nothing is."""
+    """The softmax over the entries of the last dimension that are ``seen``; zeros where none is."""
     scores = scores.masked_fill(~seen, -torch.inf)
     largest = scores.detach().amax(-1, keepdim=True).clamp_min(torch.finfo(scores.dtype).min)
     weights = (scores - largest).exp()

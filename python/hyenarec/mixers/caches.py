@@ -1,15 +1,16 @@
-"""What attention remembers of a history that it reads event by event: all of it, the last part, or what matters.
+"""Key-value caches: what attention remembers of a history that it reads one event at a time.
 
-A cache has room for so many events of each sequence, as keys and values. Which of them stay is its policy:
+A cache holds the keys and values of at most ``room`` events of each sequence. Its policy says which events it keeps:
 
-- ``full``: all; a step's time and a user's memory grow with the history;
+- ``full``: all of them; the time of a step and the memory of a user grow with the history;
 - ``window``: the last ones;
-- ``citrus``: the newest, and of the others those that the last events attend to most (CItruS, arXiv 2406.12018, and its
-  authors' code: chunk by chunk, in every layer by itself, by the mean over heads and over the instruction's tokens).
+- ``citrus``: the newest, and of the older ones those that the last events attend to most (CItruS, arXiv 2406.12018, and
+  its authors' code: it evicts chunk by chunk, in each layer separately, by the attention averaged over heads and over
+  the tokens of the instruction).
 
 Ours in ``citrus``: the last events stand for the instruction, which a language model is given and a recommender is not;
-their attention is taken over those events alone that may be dropped; the size of a chunk, an eighth of the room. A
-hyena mixer has no keys and values, so no policy either: its state is as large as its horizon.
+their attention is computed over only those events that may be dropped; a chunk is an eighth of the room. A hyena mixer
+has no keys and values, so it has no such policy: its state is as large as its horizon.
 """
 
 from __future__ import annotations
@@ -26,13 +27,14 @@ from hyenarec.packing import Packing
 
 
 class Cache(ABC):
-    """Of one mixer. Its states hold ``cache`` (S, room, 2, H, D/H), keys and values, and ``events`` (S,), all read."""
+    """The cache of one mixer. Its states hold ``cache`` (S, room, 2, H, D/H), the keys and values, and ``events`` (S,),
+    the number of events read so far."""
 
     def __init__(self, room: int) -> None:
         self.room = room
 
     def init_state(self, sequences: int, weight: Tensor, heads: int) -> TensorState:
-        """Empty caches, of the dtype and on the device of a mixer's ``weight`` (D, D)."""
+        """Empty caches with the dtype and device of a mixer's ``weight`` (D, D)."""
         return TensorState(
             cache=weight.new_zeros(sequences, self.room, 2, heads, weight.shape[0] // heads),
             events=torch.zeros(sequences, dtype=torch.int64, device=weight.device),
@@ -40,23 +42,23 @@ class Cache(ABC):
 
     @abstractmethod
     def fill(self, state: TensorState, qkv: Tensor, packing: Packing) -> None:
-        """Put whole histories, (S, M, 3, H, D/H), right-padded, into a state without events."""
+        """Put whole right-padded histories, ``qkv`` (S, M, 3, H, D/H), into a state without events, in place."""
 
     @abstractmethod
     def add(self, state: TensorState, qkv: Tensor) -> tuple[TensorState, Tensor]:
-        """Put the next event of every sequence, (S, 3, H, D/H), into its cache; the state, which may be the one given,
-        and how many places of each cache are taken, (S,)."""
+        """Put the next event of every sequence, ``qkv`` (S, 3, H, D/H), into its cache. Returns the new state, which
+        may be the one given, and how many places of each cache are filled, (S,)."""
 
 
 def make_cache(options: AttentionConfig, max_length: int) -> Cache:
-    """The cache that the options ask for, of a model that reads ``max_length`` events."""
+    """The cache that the options ask for, for a model that reads at most ``max_length`` events."""
     room = min(options.cache_events or max_length, max_length)
     policies: dict[str, Callable[[int], Cache]] = {"full": FullCache, "window": WindowCache, "citrus": CitrusCache}
     return policies[options.cache](room)
 
 
 class FullCache(Cache):
-    """Room for as many events as there are positions."""
+    """Keeps every event: it has room for as many as the model has positions."""
 
     def fill(self, state: TensorState, qkv: Tensor, packing: Packing) -> None:
         state["cache"][:, : packing.max_length] = qkv[:, :, 1:]
@@ -69,7 +71,7 @@ class FullCache(Cache):
 
 
 class WindowCache(Cache):
-    """Each event in the place of the one that it drives out: attention does not ask where a key stands."""
+    """A ring buffer: each new event overwrites the oldest. Attention does not depend on the order of the keys."""
 
     def fill(self, state: TensorState, qkv: Tensor, packing: Packing) -> None:
         place, lengths = torch.arange(self.room, device=qkv.device), packing.lengths[:, None]
@@ -85,7 +87,8 @@ class WindowCache(Cache):
 
 
 class CitrusCache(Cache):
-    """Whenever all room is taken, a chunk of it is freed: the last chunk stays, and the best of what is older."""
+    """Frees one chunk whenever it is full. The newest chunk stays, and of the older events those that the newest attend
+    to most."""
 
     def __init__(self, room: int) -> None:
         super().__init__(room)
@@ -119,9 +122,12 @@ class CitrusCache(Cache):
         return TensorState(state, queries=queries, held=held, events=state["events"] + 1), held
 
     def _evict(self, keys_values: Tensor, held: Tensor, queries: Tensor) -> tuple[Tensor, Tensor]:
-        """Of ``held`` (S,) events in the order of their age, (S, M, 2, H, D/H), those that stay, in that order (S, up
-        to room - 1, ..), and how many they are: all where there is room for one more. ``queries`` (S, m, H, D/H) are
-        of the last events."""
+        """Selects the events that stay in each cache: all of them if there is room for one more.
+
+        ``keys_values`` (S, M, 2, H, D/H) has the events in order of time, of which the first ``held`` (S,) are real;
+        ``queries`` (S, m, H, D/H) are those of the last events. Returns the keys and values that stay, in order of
+        time, (S, at most room - 1, 2, H, D/H), and their number (S,).
+        """
         place = torch.arange(keys_values.shape[1], device=held.device)
         most = max(1, self.room - self.chunk)
         newest = min(self.chunk, most)
@@ -134,4 +140,4 @@ class CitrusCache(Cache):
         stays = stays.scatter(1, best.indices, stays.gather(1, best.indices) | (best.values >= 0))
         order = stays.int().argsort(dim=1, descending=True, stable=True)[:, : self.room - 1]  # those that stay first
         rows = torch.arange(keys_values.shape[0], device=held.device)[:, None]
-        return keys_values[rows, order], stays.sum(1)  # take_along_dim knows no symbols of sizes
+        return keys_values[rows, order], stays.sum(1)  # take_along_dim does not support symbolic sizes

@@ -5,15 +5,15 @@
     y_t = W_o (G H~_t + (1 - G) H^_t),    G = sigmoid(W_1 H~_t + W_2 H^_t)
     M_{n+1} = abstract(M_n, the segment before n)
 
-so the memory holds what no event of the segment sees any more. As in the paper, the abstraction learns by a loss of its
-own alone: what the events of an abstracted segment read from [M_n, segment] they should read from M_{n+1}, in squared
-distance.
+The memory thus holds what is too old for the attention to segments. As in the paper, the abstraction learns only from a
+loss of its own: the squared distance between what the events of an abstracted segment read from [M_n, segment] and what
+they read from M_{n+1}.
 
-That much is from the paper's abstract and figure. Ours, as are the equations above: the abstraction, in which each slot
-has a learned query and takes what it attends to among [M_n, segment], so that slots are inputs' averages and are read
-with the attention's own keys and values; that no gradient passes from one memory to the next; slots that are learned
-where nothing has been abstracted yet; the segments' length; causal attention inside a segment and memory from finished
-segments alone, so that all positions can be trained at once.
+The above follows the paper's abstract and figure; the equations are ours. Also ours: the abstraction, in which each
+slot has a learned query and averages [M_n, segment] by its attention to them, so that slots are averages of inputs and
+are read with the attention's own keys and values; that no gradient flows from one memory to the next; learned slots
+until something has been abstracted; the length of segments; causal attention inside a segment and memory from finished
+segments only, so that all positions can be trained at once.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ SLOTS = 16
 
 
 class DMANMixer(Mixer):
-    """Segments are blocks counted from the start of every sequence; their memories follow one another."""
+    """Cuts each sequence into segments from its start, and computes their memories one after another."""
 
     needs_positions = True
 
@@ -45,7 +45,7 @@ class DMANMixer(Mixer):
         self.query, self.key_value = nn.Linear(dim, dim), nn.Linear(dim, 2 * dim)
         self.out = nn.Linear(dim, dim)
         self.gate = nn.Linear(2 * dim, dim)
-        self.slots = nn.Parameter(torch.randn(SLOTS, dim))  # before anything is abstracted
+        self.slots = nn.Parameter(torch.randn(SLOTS, dim))  # the memory before anything is abstracted
         self.slot_queries = nn.Parameter(torch.randn(SLOTS, dim) * dim**-0.5)
         self.slot_key = nn.Linear(dim, dim, bias=False)
 
@@ -56,7 +56,7 @@ class DMANMixer(Mixer):
         return mixed[packing.last] if last_only else mixed
 
     def init_state(self, sequences: int, *, compact: bool = False) -> TensorState:
-        """The memory, the inputs of the segment before and of the one that has begun."""
+        """The memory, the inputs of the previous and of the current segment, and the number of events read."""
         return TensorState(
             memory=self.slots.detach().repeat(sequences, 1, 1),
             recent=self.slots.new_zeros(sequences, 2 * self.segment, self.slots.shape[1]),
@@ -67,9 +67,9 @@ class DMANMixer(Mixer):
         self, x: Tensor, packing: Packing, *, timestamps: Tensor | None = None, compact: bool = False
     ) -> tuple[Tensor, TensorState]:
         mixed, memories, segments = self._mix(x, packing)
-        begun = packing.lengths // self.segment  # the number of the segment that has begun, (S,)
+        begun = packing.lengths // self.segment  # index of the current segment, (S,)
         row = torch.arange(packing.sequences, device=x.device)
-        padded = torch.cat((segments, torch.zeros_like(segments[:, :1])), 1)  # room for one that is empty yet
+        padded = torch.cat((segments, torch.zeros_like(segments[:, :1])), 1)  # room for an empty current segment
         recent = with_before(padded, 1)[row, begun]
         filled = (
             torch.arange(2 * self.segment, device=x.device) < self.segment + (packing.lengths % self.segment)[:, None]
@@ -89,7 +89,7 @@ class DMANMixer(Mixer):
         mixed = self._gated(short, long)[:, 0]
         events = events + 1
         full = (events % self.segment == 0)[:, None, None]
-        if any_true(full):  # the segment before leaves for the memory, unless there was none
+        if any_true(full):  # the previous segment, if there is one, moves into the memory
             abstracted = self._abstract(memory, recent[:, : self.segment])
             memory = torch.where(full & (events > self.segment)[:, None, None], abstracted, memory)
             recent = torch.where(
@@ -98,8 +98,8 @@ class DMANMixer(Mixer):
         return mixed, TensorState(memory=memory, recent=recent, events=events)
 
     def _mix(self, x: Tensor, packing: Packing) -> tuple[Tensor, Tensor, Tensor]:
-        """The output (T, D), the memory of every segment and of one more (S, N + 1, SLOTS, D), and the segments'
-        inputs (S, N, C, D)."""
+        """The output (T, D), the memory for each segment and for the one after the last (S, N + 1, SLOTS, D), and the
+        segments' inputs (S, N, C, D)."""
         size = self.segment
         parts = (x, fast_linear(self.query, x), fast_linear(self.key_value, x))
         segments, q, keys_values = (by_block(packing.pad(part), size) for part in parts)  # (S, N, C, ·) each
@@ -116,7 +116,7 @@ class DMANMixer(Mixer):
         return mixed, memories, segments
 
     def _memories(self, segments: Tensor) -> Tensor:
-        """(S, N, C, D) to (S, N + 1, SLOTS, D): for segment n what was abstracted from those before n - 1."""
+        """Segments (S, N, C, D) to memories (S, N + 1, SLOTS, D): memory n comes from the segments before n - 1."""
         first = self.slots.expand(segments.shape[0], -1, -1).to(segments.dtype)
         memories = [first, first]
         with torch.no_grad():
@@ -125,13 +125,14 @@ class DMANMixer(Mixer):
         return torch.stack(memories, 1)
 
     def _abstract(self, memory: Tensor, segment: Tensor) -> Tensor:
-        """A memory (..., SLOTS, D) and what leaves for it (..., C, D), to the next memory."""
+        """The next memory, from ``memory`` (..., SLOTS, D) and the ``segment`` (..., C, D) that moves into it."""
         source = torch.cat((memory, segment.to(memory.dtype)), -2)
         scores = linear(self.slot_key(source), self.slot_queries).mT  # (..., SLOTS, SLOTS + C)
         return scores.softmax(-1).to(source.dtype) @ source
 
     def _reconstruction(self, segments: Tensor, memories: Tensor, finished: Tensor) -> Tensor:
-        """How far what finished segments read of themselves and their memory is from what they read of the next."""
+        """The mean squared distance () between what finished segments read from their memory and themselves and what
+        they read from the next memory."""
         before, segment = memories[:, 1:-1][finished[:, :-1]].detach(), segments[:, :-1][finished[:, :-1]].detach()
         if not len(before):
             return before.new_zeros(())
@@ -145,7 +146,7 @@ class DMANMixer(Mixer):
         return mse_loss(read(after), want)
 
     def _attend(self, q: Tensor, keys_values: Tensor, seen: Tensor | None = None) -> Tensor:
-        """Queries (..., C, D) to keys and values (..., K, 2D), (..., C, D)."""
+        """Attention of queries (..., C, D) to keys and values (..., K, 2D), to (..., C, D)."""
         q, k, v = by_heads(q, keys_values, self.heads)
         return scaled_dot_product_attention(q, k, v, attn_mask=seen).transpose(-3, -2).flatten(-2)
 
@@ -155,6 +156,6 @@ class DMANMixer(Mixer):
 
 
 def _frozen(layer: nn.Module, x: Tensor) -> Tensor:
-    """``layer(x)``, from which the layer does not learn."""
+    """``layer(x)`` without gradients for the layer's parameters."""
     weights = {name: weight.detach() for name, weight in layer.named_parameters()}
     return functional_call(layer, weights, (x,))  # type: ignore[no-any-return]

@@ -1,14 +1,14 @@
 """ELASTIC's mixer: linear dispatcher attention (arXiv 2408.09380), made causal.
 
-A few learned interests gather the history, and events attend to the interests:
+A few learned interests summarise the history, and events attend to the interests:
 
     I_j(t) = sum_s w_sj v_s / sum_s w_sj,    w_sj = exp(scale e_j . k_s)        (gather, s <= t)
     o_t    = sum_j softmax_j(scale q_t . e_j) I_j(t),    y = W o                  (dispatch)
 
-Ours: s <= t, where the paper compresses the whole history at once; that events are matched with the interests e_j
-themselves; keys and interests of unit length in w, so that no exponential overflows and running sums need no running
-maximum; the number of interests. The paper's retrieval of interests from a large memory bank is left out: every system
-here has the same backbone and a mixer of comparable size.
+Ours: the sum over s <= t, where the paper compresses the whole history at once; matching events with the interests e_j
+themselves; unit-length keys and interests in w, so that no exponential overflows and the running sums need no running
+maximum; the number of interests. The paper's retrieval of interests from a large memory bank is left out, because every
+system here has the same backbone and a mixer of comparable size.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from hyenarec.mixers.recurrences.linear_attention import linear_attention_and_st
 from hyenarec.packing import Packing
 from hyenarec_kernels.nn import fast_linear
 
-INTERESTS = 16  # a head
+INTERESTS = 16  # per head
 
 
 class ElasticMixer(Mixer):
@@ -69,7 +69,7 @@ class ElasticMixer(Mixer):
         return packing.unpad(mixed).flatten(1), TensorState(total=totals[:, -1], gathered=gathered)
 
     def _features(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """How each event is dispatched and gathered by the interests, (T, H, J) each, and its values (T, H, D/H)."""
+        """Each event's dispatch and gather weights for the J interests, (T, H, J) each, and its values (T, H, D/H)."""
         q, k, v = fast_linear(self.qkv, x).view(x.shape[0], 3, self.heads, -1).unbind(1)  # (T, H, D/H) each
         size = q.shape[-1]
         dispatch = torch.einsum("thd,hjd->thj", q, self.interests * size**-0.5).softmax(-1)

@@ -1,16 +1,17 @@
 """FuXi-Linear's mixer: three linear channels (arXiv 2602.23671 and its authors' code).
 
     u, q, k, v = SiLU(W x)
-    retention:   q, k, v with a constant decay a head
-    temporal:    values W_t x; a head's weight of event s in event t is the sine or the cosine of 2 pi (time_t - time_s)
+    retention:   linear attention of q, k, v with a constant decay per head
+    temporal:    values W_t x; a head weights event s in event t by the sine or the cosine of 2 pi (time_t - time_s)
                  / period, times sigmoid(g) to the power 2 pi (time_t - time_s) / period
-    positional:  values W_p x; the weight is p_t . p_s / (E / 2) with learned features p, begun as sinusoids, plus a
-                 direct path: alpha sum + beta W_p x
+    positional:  values W_p x; the weight is p_t . p_s / (E / 2) with learned features p, initialised as sinusoids,
+                 plus a direct path: alpha sum + beta W_p x
     y = W_o (u * [norm(retention), norm(temporal), norm(positional)])
 
-Ours: the query's time is the event's own, where the authors' code takes the next event's: no other system here is told
-when that happens. g is learned for every period in every block. The residual and the feed-forward are the backbone's
-(the paper's has RMSNorm and SwiGLU). Without timestamps positions are the times.
+Ours: the query's time is that of its own event, where the authors' code takes the next event's, because no other system
+here is told when the next event happens; g is learned for every period in every block. The residual connection and the
+feed-forward network are the backbone's (the paper's has RMSNorm and SwiGLU). Without timestamps, positions serve as
+times.
 """
 
 from __future__ import annotations
@@ -30,14 +31,14 @@ from hyenarec.mixers.recurrences.linear_attention import linear_attention_and_st
 from hyenarec.packing import Packing
 from hyenarec_kernels.nn import fast_linear
 
-PERIODS = 8  # 1, 16, 16^2 .. seconds, up to 8.5 years; fewer where the channels do not divide into twice as many heads
+PERIODS = 8  # 1, 16, 16^2, ... seconds, up to 8.5 years; fewer if the channels do not divide into twice as many heads
 PERIOD_BASE = 16
 POSITION_FEATURES = 32
 SINUSOID_BASE = 10_000
 
 
 class FuXiLinearMixer(Mixer):
-    """Retention and positional channel by chunked linear attention, the temporal one by sums that decay."""
+    """The retention and positional channels are chunked linear attention, the temporal channel is decaying sums."""
 
     knows_time = True
     bounded = True
@@ -65,7 +66,7 @@ class FuXiLinearMixer(Mixer):
     def forward(
         self, x: Tensor, packing: Packing, *, timestamps: Tensor | None = None, last_only: bool = False
     ) -> Tensor:
-        rate = -self._rate().expand(1, packing.max_length, -1)  # common to all sequences, at a padding's events too
+        rate = -self._rate().expand(1, packing.max_length, -1)  # shared by all sequences, padding included
         channels, gate, _ = self._mix(x, packing, timestamps, rate)
         if last_only:
             channels, gate = [channel[packing.last] for channel in channels], gate[packing.last]
@@ -90,7 +91,7 @@ class FuXiLinearMixer(Mixer):
     def prefill(
         self, x: Tensor, packing: Packing, *, timestamps: Tensor | None = None, compact: bool = False
     ) -> tuple[Tensor, TensorState]:
-        rate = packing.pad(-self._rate().expand(x.shape[0], -1))  # a state does not forget in the padding
+        rate = packing.pad(-self._rate().expand(x.shape[0], -1))  # no decay in padding, where a state must not forget
         channels, gate, state = self._mix(x, packing, timestamps, rate)
         return self._gated(channels, gate), state
 
@@ -113,7 +114,8 @@ class FuXiLinearMixer(Mixer):
     def _mix(
         self, x: Tensor, packing: Packing, timestamps: Tensor | None, rate: Tensor
     ) -> tuple[list[Tensor], Tensor, TensorState]:
-        """The channels, (T, D) each, the gate (T, 3D) and the state; ``rate`` (1 or S, M, H) of the retention."""
+        """The three channels, (T, D) each, the gate (T, 3D) and the state. ``rate`` (1 or S, M, H) is the retention's
+        log decay."""
         times = packing.positions if timestamps is None else timestamps
         gate, qkv = silu(fast_linear(self.gate_qkv, x)).chunk(2, -1)  # (T, 3D) each
         q, k, v = packing.pad(qkv.view(qkv.shape[0], 3, self.heads, -1)).unbind(2)  # (S, M, H, D/H) each
@@ -121,7 +123,7 @@ class FuXiLinearMixer(Mixer):
         waves, timed = self._timed(x, times)
         sums, timed = decaying_sums(packing.pad(timed), self._fading(), packing.pad(packing.elapsed(times)))
         value = fast_linear(self.positional_value, x)
-        p = self.positions[None, : packing.max_length, None]  # (1, M, 1, E), common to all sequences
+        p = self.positions[None, : packing.max_length, None]  # (1, M, 1, E), shared by all sequences
         summed, placed = linear_attention_and_state(p, p / (POSITION_FEATURES // 2), packing.pad(value)[:, :, None])
         channels = [
             packing.unpad(retention).flatten(1),
@@ -141,13 +143,13 @@ class FuXiLinearMixer(Mixer):
         return softplus(self.retention_rate).cumsum(0)  # later heads forget faster
 
     def _fading(self) -> Tensor:
-        """The logarithm of what a second leaves of a sum, for each period, (P,)."""
+        """The log decay of the sums per second, for each period, (P,)."""
         return logsigmoid(self.temporal_decay) * (2 * math.pi / self.periods.to(self.temporal_decay.dtype))
 
     def _timed(self, x: Tensor, times: Tensor) -> tuple[Tensor, Tensor]:
-        """Cosine and sine of every event's time (T, P, 2), and what it adds to the sums: both times its values for the
-        sine's head and for the cosine's, (T, P, 2 D / P)."""
-        angle = (times[:, None] % self.periods).to(x.dtype)  # (T, P); whole numbers, so large times stay exact
+        """Cosine and sine of every event's time (T, P, 2), and what the event adds to the sums: cosine and sine, each
+        times its values for the sine head and the cosine head, (T, P, 2 D / P)."""
+        angle = (times[:, None] % self.periods).to(x.dtype)  # (T, P); on integers, so large times stay exact
         angle = angle * (2 * math.pi / self.periods.to(x.dtype))
         waves = torch.stack((angle.cos(), angle.sin()), -1)  # (T, P, 2)
         v = fast_linear(self.temporal_value, x).view(x.shape[0], self.periods.shape[0], 1, -1)  # (T, P, 1, D/P)
@@ -158,9 +160,9 @@ class FuXiLinearMixer(Mixer):
 
 
 def _waves_of(sums: Tensor, waves: Tensor) -> Tensor:
-    """The temporal channel (T, D): sums of cosine and sine of earlier times (T, P, 2 D / P), turned by the event's own
-    into the sine and the cosine of differences."""
-    cosines, sines = sums.chunk(2, -1)  # (T, P, D/P) each: for the sine's head, for the cosine's
+    """The temporal channel (T, D): combines the sums over cosines and sines of earlier times (T, P, 2 D / P) with those
+    of the event's own time into sines and cosines of time differences."""
+    cosines, sines = sums.chunk(2, -1)  # (T, P, D/P) each: the sine head's half, then the cosine head's
     cos, sin = waves.to(sums.dtype).chunk(2, -1)  # (T, P, 1) each
     half = cosines.shape[-1] // 2
     of_sine = sin * cosines[..., :half] - cos * sines[..., :half]

@@ -5,16 +5,16 @@
     lifecycle   a linear compression of the whole history
     y = W_o (recent + middle) + lifecycle
 
-The sum has no parameters: learned gates are said to collapse onto the recent stream. The indexer, two small heads,
-learns by a loss of its own alone: the divergence of its distribution from the attention's to the whole middle. The
-streams and that their sum is free of parameters are in the paper's abstract; the rest is from notes on it, not from its
-equations.
+The sum has no parameters, because learned gates are said to collapse onto the recent stream. The indexer has two small
+heads and learns only from a loss of its own: the divergence between its distribution over the whole middle and the
+attention's. The streams and the sum without parameters are in the paper's abstract; the rest is from notes on the
+paper, not from its equations.
 
-Ours: how an index is computed, sum_i SiLU(q_ti . k_s), keys shared by both heads; the Hyena convolution as the
-lifecycle, where the paper compresses offline; 64 recent events, 512 in the middle, of which 32 are picked (there
-the last 256, and to 5,000), fewer for models of shorter histories; that training computes the attention to the whole
-middle, which the indexer learns from, and drops what was not picked: growth is linear, and the picked events alone
-count.
+Ours: the formula of an index, sum_i SiLU(q_ti . k_s), with keys shared by both heads; the Hyena convolution as the
+lifecycle stream, where the paper compresses offline; 64 recent events and 512 in the middle, of which 32 are picked (in
+the paper the last 256, and up to 5,000), fewer for models of shorter histories; training that computes the attention to
+the whole middle, for the indexer to learn from, and then drops what was not picked, so that only the picked events
+count and the cost grows linearly.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ from hyenarec.packing import Packing
 from hyenarec_kernels.nn import fast_linear
 from hyenarec_kernels.segments import last_rows
 
-MIDDLE_BLOCKS = 8  # as long as the recent events each
+MIDDLE_BLOCKS = 8  # each as long as the recent stream
 INDEX_HEADS, INDEX_SIZE = 2, 16
 
 
 @dataclass(frozen=True)
 class StreamsState:
-    """Of the attention to recent and middle events, and of the lifecycle."""
+    """The state of the attention to recent and middle events, ``near``, and of the lifecycle stream, ``far``."""
 
     near: TensorState
     far: State
@@ -64,7 +64,7 @@ class StreamsState:
 
 
 class GEMsMixer(Mixer):
-    """Blocks of recent events, and the blocks before them for the middle."""
+    """Attends by blocks: to the recent events, and to those picked from the ``MIDDLE_BLOCKS`` blocks before them."""
 
     needs_positions = True
 
@@ -89,7 +89,7 @@ class GEMsMixer(Mixer):
         return near + far
 
     def init_state(self, sequences: int, *, compact: bool = False) -> StreamsState:
-        """Keys and values, and the indexer's keys, of the last events, the newest last."""
+        """Keys, values and indexer keys of the last ``reach`` events, the newest last; and the lifecycle's state."""
         weight = self.out.weight
         near = TensorState(
             cache=weight.new_zeros(sequences, self.reach, 2 * weight.shape[0]),
@@ -126,20 +126,20 @@ class GEMsMixer(Mixer):
         return fast_linear(self.out, mixed) + far, StreamsState(kept, after)
 
     def _near(self, x: Tensor, packing: Packing) -> tuple[Tensor, Tensor, Tensor]:
-        """The first two streams (T, D), keys and values (T, 2D) and the indexer's keys (T, ·)."""
+        """The sum of the first two streams (T, D), keys and values (T, 2D) and the indexer's keys (T, ·)."""
         size, dim = self.recent, x.shape[1]
         q, keys_values = fast_linear(self.qkv, x).split((dim, 2 * dim), -1)  # type: ignore[no-untyped-call]
         index_query, index_key = self._index_parts(x.detach())
         parts = (q, index_query, keys_values, index_key)
         q_n, index_q, kv_n, index_k = (by_block(packing.pad(part), size) for part in parts)  # (S, N, C, ·) each
-        count = max(1, min(MIDDLE_BLOCKS + 1, q_n.shape[1] - 1))  # of blocks before; no more than there are
-        older = (count - 1) * size  # keys before the block before
+        count = max(1, min(MIDDLE_BLOCKS + 1, q_n.shape[1] - 1))  # preceding blocks to read, no more than there are
+        older = (count - 1) * size  # keys before the previous block
         lag = lags(size, count, x.device)  # (C, K), K = older + 2 C
         first = torch.arange(q_n.shape[1], device=x.device)[:, None, None] * size  # (N, 1, 1)
         there = first + torch.arange(-older - size, size, device=x.device) >= 0  # (N, 1, K)
         recent, middle = (lag >= 0) & (lag < size) & there, (lag >= size) & (lag < self.reach) & there  # (N, C, K)
         scores, v = self._scores(q_n, with_before(kv_n, count))
-        # The middle ends with the block before, the recent events begin in it.
+        # The middle ends in the previous block, where the recent events begin.
         index = self._index(index_q, with_before(index_k, count)[:, :, :-size])  # (S, N, C, K - C)
         middle, old = middle[..., :-size], scores[..., :-size]
         mixed = self._recent(scores[..., older:], v[..., older:, :], recent[..., older:])
@@ -151,27 +151,29 @@ class GEMsMixer(Mixer):
         return mixed, keys_values, index_key
 
     def _index_parts(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """The indexer's queries with the weights of its heads, and its keys."""
+        """The indexer's queries (..., INDEX_HEADS * INDEX_SIZE), of all its heads, and its keys (..., INDEX_SIZE)."""
         parts = fast_linear(self.indexer, x)
         return parts.split((INDEX_HEADS * INDEX_SIZE, INDEX_SIZE), -1)  # type: ignore[no-any-return,no-untyped-call]
 
     def _index(self, queries: Tensor, keys: Tensor) -> Tensor:
-        """(..., C, ·) and (..., K, ·) to the index of every key for every query, (..., C, K)."""
+        """The index of every key (..., K, ·) for every query (..., C, ·), (..., C, K)."""
         first, second = (silu(at_least_float32(query @ keys.mT)) for query in queries.chunk(INDEX_HEADS, -1))
         return first + second
 
     def _scores(self, q: Tensor, keys_values: Tensor) -> tuple[Tensor, Tensor]:
-        """Of queries (..., C, D) for keys, (..., H, C, K), and the values (..., H, K, D/H)."""
+        """Attention scores of queries (..., C, D) for keys, (..., H, C, K), and the values (..., H, K, D/H)."""
         q, k, v = by_heads(q, keys_values, self.heads)
         return at_least_float32(q * q.shape[-1] ** -0.5 @ k.mT), v
 
     def _recent(self, scores: Tensor, v: Tensor, recent: Tensor) -> Tensor:
-        """Scores (..., H, C, K) and values (..., H, K, D/H) to (..., H, C, D/H)."""
-        weights = scores.masked_fill(~recent.unsqueeze(-3), -torch.inf).softmax(-1)  # nobody sees nothing
+        """Attention to keys that are ``recent`` (..., C, K): scores (..., H, C, K), values (..., H, K, D/H), to
+        (..., H, C, D/H)."""
+        weights = scores.masked_fill(~recent.unsqueeze(-3), -torch.inf).softmax(-1)  # each event sees at least itself
         return weights.to(v.dtype) @ v
 
     def _middle(self, scores: Tensor, v: Tensor, index: Tensor, middle: Tensor) -> Tensor:
-        """The same of the keys of the ``middle`` (..., C, K) that have the highest index (..., C, K)."""
+        """As :meth:`_recent`, but attends to the keys of the ``middle`` (..., C, K) with the highest ``index``
+        (..., C, K)."""
         with torch.no_grad():
             ranked = index.masked_fill(~middle, -torch.inf)
             best, picked = ranked.topk(min(self.picked, index.shape[-1]), -1, sorted=False)  # (..., C, k) each
@@ -182,11 +184,11 @@ class GEMsMixer(Mixer):
         return weights.to(v.dtype) @ v
 
     def _divergence(self, scores: Tensor, index: Tensor, middle: Tensor, packing: Packing) -> Tensor:
-        """Of the indexer's distribution over the middle from the attention's, but for the latter's own entropy, which
-        nothing learns from; a mean over the events that have a middle."""
+        """The divergence () of the indexer's distribution over the middle from the attention's, a mean over the events
+        that have a middle. It leaves out the entropy of the attention, which has no gradient."""
         real = by_block(packing.pad(torch.ones_like(packing.positions)), self.recent) > 0  # (S, N, C)
         known = real & middle.any(-1)
-        # Not -inf: rows without a middle, which count nothing, would hold no numbers.
+        # Not -inf, which would give NaN in rows without a middle, although those rows do not count.
         outside = torch.zeros(middle.shape, dtype=index.dtype, device=index.device).masked_fill_(~middle, -1e30)
         want = (scores + outside.unsqueeze(-3)).softmax(-1).mean(-3)  # (S, N, C, K)
         log_index = (index + outside).log_softmax(-1)

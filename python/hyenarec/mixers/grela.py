@@ -3,9 +3,9 @@
     v = W_v x,  q, k = elu(W_q v) + 1, elu(W_k v) + 1,  gate = SiLU(W_g x)
     o_t = rope(q_t) (sum_s rope(k_s) v_s^T) / (q_t . sum_s k_s) + conv(v)_t,    y = W (gate * o)
 
-rope turns pairs of features by angles that grow with the position; conv is a causal depthwise convolution of four
-taps. The paper sums over the whole sequence: trained at all positions, that would show each event its own answer. Here
-s <= t, which is ours; what the last event sees is the same.
+rope rotates pairs of features by angles that grow with the position; conv is a causal depthwise convolution with four
+taps. The paper sums over the whole sequence, but when all positions are trained at once, that would show each event its
+own target. Ours: the sum over s <= t, which is the same at the last event.
 """
 
 from __future__ import annotations
@@ -82,19 +82,20 @@ class GRELAMixer(Mixer):
         return fast_linear(self.out, silu(gate) * mixed), state
 
     def _mix(self, x: Tensor, packing: Packing) -> tuple[Tensor, Tensor, TensorState]:
-        """What is gated, the gate, (T, D) each, and the state."""
+        """The output before the gate and the gate before its SiLU, (T, D) each, and the state."""
         parts, v, gate = self._parts(x, packing.positions)
         turned_q, turned_k, q, k, values = packing.pad(parts).unbind(2)  # (S, M, H, D/H) each
         mixed, memory = linear_attention_and_state(turned_q, turned_k, values)
         keys = k.cumsum(1)
-        weight = (q * keys).sum(-1, keepdim=True)  # (S, M, H, 1), positive but in padding
+        weight = (q * keys).sum(-1, keepdim=True)  # (S, M, H, 1), positive except in padding
         mixed = packing.unpad(mixed / weight.clamp_min(1e-6)).flatten(1)  # (T, D)
         mixed = mixed + short_conv(v, self.taps, self.taps_bias, cu_seqlens=packing.cu_seqlens)
         recent = last_rows(v, packing.cu_seqlens[:-1], packing.lengths, TAPS - 1)
         return mixed, gate, TensorState(memory=memory, keys=keys[:, -1], recent=recent, events=packing.lengths)
 
     def _parts(self, x: Tensor, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Turned queries and keys, queries, keys and values (T, 5, H, D/H), values and gate (T, D) of events."""
+        """Rotated queries, rotated keys, queries, keys and values of events, stacked (T, 5, H, D/H); and the values and
+        the gate, (T, D) each."""
         gate, v = fast_linear(self.gate_value, x).chunk(2, -1)  # (T, D) each
         q, k = (elu(at_least_float32(fast_linear(self.query_key, v))) + 1).chunk(2, -1)
         angles = positions[:, None] * self.frequencies  # (T, D/2)
@@ -103,7 +104,7 @@ class GRELAMixer(Mixer):
 
 
 def _turn(x: Tensor, angles: Tensor) -> Tensor:
-    """Turn the pairs of neighbouring features of ``x`` (T, D) by ``angles`` (T, D/2)."""
+    """Rotate the pairs of neighbouring features of ``x`` (T, D) by ``angles`` (T, D/2)."""
     even, odd = x.view(x.shape[0], -1, 2).unbind(-1)
     cos, sin = angles.cos(), angles.sin()
     return torch.stack((even * cos - odd * sin, even * sin + odd * cos), -1).flatten(-2)

@@ -10,7 +10,7 @@ from hyenarec.packing import Packing
 
 
 class GRUMixer(Mixer):
-    """``nn.GRU`` over right-padded rectangles; causal, so the padding never reaches a real row."""
+    """``nn.GRU`` over right-padded rectangles. It is causal, so the padding never affects a real row."""
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__(config, layer)

@@ -4,10 +4,10 @@
     a_ts = SiLU(q_t . k_s + position_bias[t - s] + time_bias[log(time_t - time_s) / 0.301]) / L    (s <= t)
     y_t = W_o (u_t * norm(sum_s a_ts v_s))
 
-with one bias for all heads, L the most events that the model reads, and learned positions in the input. Quadratic in
-the length, as in the paper. Ours: the query's time is the event's own, where the authors' code takes the next event's:
-no other system here is told when that happens. The feed-forward after it is the backbone's; the paper's block has none.
-Without timestamps positions are the times.
+The heads share the biases, L is the model's ``max_length``, and the input has learned positions. The cost is quadratic
+in the length, as in the paper. Ours: the query's time is that of its own event, where the authors' code takes the next
+event's, because no other system here is told when the next event happens. The feed-forward network after the mixer is
+the backbone's; the paper's block has none. Without timestamps, positions serve as times.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ from hyenarec.mixers.recurrences import at_least_float32
 from hyenarec.packing import Packing
 from hyenarec_kernels.nn import fast_linear
 
-TIME_BUCKETS = 128  # and one for all that is longer
-BUCKET_WIDTH = 0.301  # of the logarithm of seconds
+TIME_BUCKETS = 128  # plus one for all longer times
+BUCKET_WIDTH = 0.301  # in the logarithm of seconds
 EPSILON = 1e-6
-# Queries at a time: their weights stay in the cache of a CPU, and a causal row ends near its own event.
+# Queries per block: few enough that their weights stay in a CPU's cache, and that few of their keys are later events.
 ROWS = 128
 
 
 class HSTUMixer(Mixer):
-    """Attention whose weights are no distribution, so that how much there is to attend to is not lost."""
+    """Attention whose weights need not sum to 1, so that the output still shows how much there is to attend to."""
 
     needs_positions = True
     knows_time = True
@@ -53,7 +53,7 @@ class HSTUMixer(Mixer):
         return self._mix(x, packing, timestamps, last_only)[0]
 
     def init_state(self, sequences: int, *, compact: bool = False) -> TensorState:
-        """The cache of values and keys, and of times: room for as many events as there are lags."""
+        """The cache of values, keys and times. It has room for ``max_length`` events, as many as lags have biases."""
         weight = self.out.weight
         cache = weight.new_zeros(sequences, self.max_length, 2, self.heads, weight.shape[1] // self.heads)
         nothing = torch.zeros(sequences, dtype=torch.int64, device=weight.device)
@@ -88,7 +88,7 @@ class HSTUMixer(Mixer):
     def _mix(
         self, x: Tensor, packing: Packing, timestamps: Tensor | None, last_only: bool
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """The output, values and keys (S, M, 2, H, D/H), and times (S, M)."""
+        """The output (T, D) or (S, D), the values and keys (S, M, 2, H, D/H), and the times (S, M)."""
         u, vqk = silu(fast_linear(self.uvqk, x)).split((x.shape[1], 3 * x.shape[1]), -1)  # type: ignore[no-untyped-call]
         padded = packing.pad(vqk.view(x.shape[0], 3, self.heads, -1))  # (S, M, 3, H, D/H)
         times = packing.pad(packing.positions if timestamps is None else timestamps)  # (S, M)
@@ -107,12 +107,13 @@ class HSTUMixer(Mixer):
 
 
 def _bucket(elapsed: Tensor) -> Tensor:
-    """Of times in seconds, int64; below 0 is 0."""
+    """The bucket of each elapsed time in seconds, int64; negative times count as 0."""
     return (elapsed.clamp_min(1).to(torch.float32).log() / BUCKET_WIDTH).long().clamp_max(TIME_BUCKETS)
 
 
 class _PointwiseAttention(torch.autograd.Function):
-    """``ROWS`` queries at a time, computed anew for the gradient: the weights of all are never there at once."""
+    """Takes ``ROWS`` queries at a time and recomputes their weights in the backward pass, so that the weights of all
+    queries are never in memory at once."""
 
     @staticmethod
     def forward(
@@ -139,18 +140,18 @@ class _PointwiseAttention(torch.autograd.Function):
             gate = scores.sigmoid()
             weights = scores * gate
             grad_v[:, :, :last] += weights.mul_(seen).mT @ out
-            slope = (1 - gate).mul_(scores).add_(1).mul_(gate).mul_(seen)  # of the SiLU
-            slope.mul_(out @ v[:, :, :last].mT)  # (S, H, R, M), of the scores
+            slope = (1 - gate).mul_(scores).add_(1).mul_(gate).mul_(seen)  # derivative of the SiLU
+            slope.mul_(out @ v[:, :, :last].mT)  # (S, H, R, M), gradient of the scores
             grad_q[:, :, rows] = slope @ keys
             grad_k[:, :, :last] += slope.mT @ queries
-            slope = slope.sum(1)  # (S, R, M), of the bias
+            slope = slope.sum(1)  # (S, R, M), gradient of the biases
             grad_lag.index_add_(0, lag.flatten(), slope.sum(0).flatten().to(grad_lag.dtype))
             grad_time.index_add_(0, bucket.flatten(), slope.flatten().to(grad_time.dtype))
         return grad_q, grad_k, grad_v, grad_lag, grad_time, None, None
 
 
 def _blocks(q: Tensor) -> list[tuple[slice, int]]:
-    """Rows of queries, and where their keys end."""
+    """The rows of each block of queries, and the end of the keys that they may see."""
     events = q.shape[2]
     return [(slice(first, min(first + ROWS, events)), min(first + ROWS, events)) for first in range(0, events, ROWS)]
 
@@ -158,7 +159,8 @@ def _blocks(q: Tensor) -> list[tuple[slice, int]]:
 def _scores(
     q: Tensor, k: Tensor, by_lag: Tensor, by_time: Tensor, times: Tensor, rows: slice
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Scores (S, H, R, M) of queries, what each may see (R, M), lags (R, M) and buckets of time (S, R, M)."""
+    """For the queries at ``rows``: scores (S, H, R, M), which keys each may see (R, M) as 0 or 1, lags (R, M) and time
+    buckets (S, R, M)."""
     last = k.shape[2]
     lag = torch.arange(rows.start, last, device=q.device)[:, None] - torch.arange(last, device=q.device)
     seen, lag = (lag >= 0).to(q.dtype), lag.clamp_min(0)

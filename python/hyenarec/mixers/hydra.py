@@ -2,8 +2,8 @@
 
     y_t = W (q^_t * sum_s k^_s * v_s),    q^, k^ of unit length over the features, * elementwise
 
-with the sum over s <= t (causal), or over the whole sequence (bidirectional). The rest of the block is the backbone's;
-projecting the result once more, as softmax attention does, is ours.
+with the sum over s <= t (causal), or over the whole sequence (bidirectional). The rest of the block is the backbone's.
+Ours: the output projection W, as in softmax attention.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from hyenarec_kernels.nn import fast_linear
 
 
 class HydraMixer(Mixer):
-    """Causal Hydra attention: a running sum."""
+    """Causal Hydra attention, computed as a running sum."""
 
     needs_positions = True
 
@@ -58,6 +58,6 @@ class HydraMixer(Mixer):
 
 
 class BidirectionalHydraMixer(HydraMixer):
-    """Hydra attention over the whole sequence, for masked-item training as BERT4Rec's."""
+    """Hydra attention over the whole sequence, trained on masked items as BERT4Rec is."""
 
     causal = False

@@ -1,8 +1,9 @@
 """The HyenaRec mixer: the kernels' gated long convolution (Hyena, arXiv 2302.10866; Legendre filters, arXiv
 2603.25027).
 
-With ``--hyena.local`` attention to the recent events is summed to it, without gates, which would learn to close one of
-the two (the streams of GEMs, arXiv 2602.13631, are summed so). Ours: everything else about it.
+With ``--hyena.local`` the output of a softmax attention to the recent events is added to the convolution's. The sum has
+no gates, which would learn to close one of the two; GEMs (arXiv 2602.13631) adds its streams in the same way. Ours:
+everything else about this attention.
 """
 
 from __future__ import annotations
@@ -88,7 +89,7 @@ class HyenaRecMixer(Mixer):
 
 @dataclass(frozen=True)
 class LocalState:
-    """The state of the convolutions, and the recent events that the attention beside them sees."""
+    """The state of the convolutions, ``memory``, and that of the attention to recent events, ``recent``."""
 
     memory: StreamingState
     recent: TensorState

@@ -1,14 +1,14 @@
 """HyTRec's mixers: a decaying memory for the whole history, softmax attention for the recent part (arXiv 2602.18283).
 
-Three blocks of four are temporal-aware delta networks, the fourth is attention over a recent window; what decides is
-how long ago things happened. The memory is the gated delta rule (:mod:`hyenarec.mixers.recurrences.delta_rule`) with
+Of every four blocks, three are temporal-aware delta networks, whose memory fades with elapsed time, and the fourth is
+attention to the recent events. The memory is the gated delta rule (:mod:`hyenarec.mixers.recurrences.delta_rule`) with
 
     log a_t = -softplus(w . x_t + c) - lambda dt_t,    b_t = sigmoid(w_b . x_t)
 
-dt_t being the days since the event before and lambda > 0 learned for every head. Ours: this form of the decay; keys,
-queries and values, the norm and the gate after the memory as Gated DeltaNet has them (arXiv 2412.06464, section 3.4)
-but without its short convolutions; that a model of two or three blocks ends with the attention, so that both parts are
-there; the width of the window. Without timestamps each event counts as a day.
+where dt_t is the number of days since the event before, and lambda > 0 is learned for every head. Ours: this form of
+the decay; queries, keys and values, the norm and the gate after the memory, which are those of Gated DeltaNet (arXiv
+2412.06464, section 3.4) without its short convolutions; attention in the last block of a model of two or three blocks,
+so that both parts are there; the number of recent events. Without timestamps each event counts as a day.
 """
 
 from __future__ import annotations
@@ -32,15 +32,15 @@ from hyenarec_kernels.nn import fast_linear
 PERIOD = 4  # blocks, of which one is attention
 WINDOW = 64  # events that the attention sees
 DAY = 86_400  # seconds
-# Of the norm after the memory, which is nearly empty where a history begins: with torch's default, a precision's own,
-# gradients in float32 were off by up to their own size.
+# Of the norm after the memory, which is nearly empty at the start of a history. With torch's default, the machine
+# epsilon of the dtype, float32 gradients were off by up to their own size.
 EPSILON = 1e-5
 
 
 class HyTRecMixer(Mixer):
-    """One part or the other, by block."""
+    """Attention to recent events or a decaying memory, depending on the block."""
 
-    needs_positions = True  # for the attention: inside its window nothing else tells the order
+    needs_positions = True  # for the attention, which cannot tell the order of events otherwise
     knows_time = True
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
@@ -73,13 +73,13 @@ class HyTRecMixer(Mixer):
 
 
 def _days(x: Tensor, packing: Packing, timestamps: Tensor | None) -> Tensor:
-    """Since the event before, (T,)."""
+    """Days since the event before, (T,), 0 for the first; without timestamps 1 day per event."""
     days = packing.elapsed(packing.positions if timestamps is None else timestamps).to(x.dtype)
     return days if timestamps is None else days / DAY
 
 
 class DecayingMemory(nn.Module):
-    """The gated delta rule whose decay also falls with elapsed time."""
+    """The gated delta rule, with a decay that also depends on elapsed time."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -110,7 +110,7 @@ class DecayingMemory(nn.Module):
         return self._gated(read, gate), TensorState(memory=memory)
 
     def _rule(self, x: Tensor, days: Tensor) -> tuple[tuple[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]:
-        """Queries, keys, values, betas and decays of the rule, and the gate after it."""
+        """Queries, keys, values, betas and log decays of the rule, and the gate after it (before its SiLU)."""
         qkv, gate = fast_linear(self.qkv_gate, x).split((3 * x.shape[1], x.shape[1]), -1)  # type: ignore[no-untyped-call]
         q, k, v = silu(qkv).view(x.shape[0], 3, self.heads, -1).unbind(1)  # (T, H, D/H) each
         decay, beta = fast_linear(self.decay_beta, x).chunk(2, -1)  # (T, H) each

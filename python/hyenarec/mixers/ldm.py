@@ -4,14 +4,14 @@
     c_k = m_{k-1} - m_k,   c_last = m_last              what lives between the periods p_{k-1} and p_k
     y_t = W_o (SiLU(W_g x_t) * sum_k sum_j a_kj * pooled_k[t - j p_{k-1}])
 
-pooled_k averages c_k over p_{k-1} events, the shortest period that is left in it; of each scale the last few such
-samples feed a predictor of its own, and the predictions are summed. Early samples are pooled little, old ones much, so
-a long history costs a few numbers a scale.
+pooled_k averages c_k over p_{k-1} events, the shortest period that is left in it. The last few such samples of each
+scale feed that scale's own predictor, and the predictions are summed. Recent samples average few events and old ones
+many, so a long history costs only a few numbers per scale.
 
-Ours: averages of what lies behind an event (over as many events as there are, where a history begins), where the
-authors centre theirs in a series known to its end; average-pooling over the whole shorter period, where they take half
-of it; periods 4, 16, 64 .. up to half the longest history; predictors that weigh samples channel by channel, where
-theirs are Transformers over one series; the gate, SiLU(W_g x), after the sum, but for which all is linear.
+Ours: averages over past events only (over as many as there are, at the start of a history), where the authors centre
+theirs in a series that is known to its end; average pooling over the whole shorter period, where they take half of it;
+periods 4, 16, 64, ... up to half the longest history; predictors that weight samples channel by channel, where theirs
+are Transformers over one series; the gate SiLU(W_g x) after the sum, without which everything would be linear.
 """
 
 from __future__ import annotations
@@ -27,20 +27,20 @@ from hyenarec.packing import Packing
 from hyenarec_kernels.nn import fast_linear
 from hyenarec_kernels.segments import last_rows
 
-PERIOD = 4  # the shortest; each is so many times the one before
-SAMPLES = 8  # of each scale
+PERIOD = 4  # the shortest period, and the ratio of each period to the one before
+SAMPLES = 8  # per scale
 
 
 class LDMMixer(Mixer):
-    """Moving averages are differences of running sums."""
+    """Computes moving averages as differences of running sums."""
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__(config, layer)
         dim = config.dim
-        self.periods = [1]  # the pooling of each scale
+        self.periods = [1]  # events that each scale pools
         while self.periods[-1] * PERIOD <= max(config.max_length // 2, PERIOD):
             self.periods.append(self.periods[-1] * PERIOD)
-        # The events that an output depends on: its oldest sample, pooled, of averages of averages.
+        # How many events an output depends on: its oldest sample is a pooled average of averages.
         self.reach = sum(period - 1 for period in self.periods) + SAMPLES * self.periods[-1]
         self.value_gate = nn.Linear(dim, 2 * dim)
         self.weight = nn.Parameter(torch.randn(len(self.periods), SAMPLES, dim) / SAMPLES)
@@ -55,7 +55,7 @@ class LDMMixer(Mixer):
         return fast_linear(self.out, silu(gate) * mixed)
 
     def init_state(self, sequences: int, *, compact: bool = False) -> TensorState:
-        """The values of the last events, the newest last."""
+        """The values of the last ``reach`` events, the newest last, and the number of events read."""
         dim = self.out.weight.shape[0]
         return TensorState(
             values=self.weight.new_zeros(sequences, self.reach, dim),
@@ -78,15 +78,15 @@ class LDMMixer(Mixer):
         return fast_linear(self.out, silu(gate) * mixed.to(gate.dtype)), state
 
     def _mix(self, x: Tensor, packing: Packing) -> tuple[Tensor, Tensor, Tensor]:
-        """What is gated, the gate and the values, (T, D) each."""
+        """The sum of the predictions, the gate (before its SiLU) and the values, (T, D) each."""
         value, gate = fast_linear(self.value_gate, x).chunk(2, -1)
         places = torch.arange(packing.max_length, device=x.device)[None]
         mixed = packing.unpad(self._scales(packing.pad(value), places))
         return mixed.to(gate.dtype), gate, value
 
     def _scales(self, values: Tensor, place: Tensor) -> Tensor:
-        """The sum of all predictions, (S, M, D) for events at ``place`` (S or 1, M) of their history; those below 0 are
-        none."""
+        """The sum of all predictions (S, M, D), from values (S, M, D) of the events at positions ``place`` (S or 1, M);
+        entries with a negative position are no events."""
         there = (place >= 0)[..., None]
         rest = at_least_float32(values) * there
         mixed = torch.zeros_like(rest)
@@ -101,12 +101,12 @@ class LDMMixer(Mixer):
 
 
 def _later(x: Tensor, events: int) -> Tensor:
-    """(S, M, D) so many events later, zeros before."""
+    """``x`` (S, M, D) shifted by so many events to later positions, zeros before."""
     return pad(x, (0, 0, events, 0))[:, : x.shape[1]] if events else x
 
 
 def _average(x: Tensor, place: Tensor, period: int) -> Tensor:
-    """Of the last ``period`` events, or of as many as there are."""
+    """The mean of ``x`` (S, M, D) over the last ``period`` events, or over as many as there are."""
     if period == 1:
         return x
     sums = x.cumsum(1)

@@ -6,9 +6,9 @@ x'' = -A x + B u, discretised implicitly in the position and explicitly in the s
     x_t = x_{t-1} + dt z_t
     y_t = C x_t + D u_t
 
-and the paper's block after it, GELU and a gated linear unit. A and dt in (0, 1) are learned for every oscillator. Ours:
-D real oscillators where the paper's B and C are complex, and A held in [0, 4], which with dt < 1 keeps every
-oscillation from growing.
+The paper's block follows: GELU and a gated linear unit. Each oscillator learns its A and its dt, which lies in (0, 1).
+Ours: D real oscillators, where the paper's B and C are complex; A clamped to [0, 4], which together with dt < 1 keeps
+oscillations from growing.
 """
 
 from __future__ import annotations
@@ -60,8 +60,8 @@ class LinOSSMixer(Mixer):
         return self._read(h[:, 1].to(force.dtype), x), TensorState(h=h)
 
     def _oscillators(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """The matrix of every oscillator (2, 2, D), and what drives it, (T, 2, D)."""
-        # In float64, or the phase drifts: gradients off by 1.7e-3 over 16,384 events of a model in float32.
+        """The matrix of each oscillator (2, 2, D), in float64, and the input that drives it (T, 2, D)."""
+        # In float32 the phase would drift: over 16,384 events of a float32 model, gradients were off by 1.7e-3.
         dt, a = self.time_step.double().sigmoid(), self.stiffness.double().clamp(0, 4)
         one = torch.ones_like(dt)
         matrix = torch.stack((torch.stack((one, -dt * a)), torch.stack((dt, one - dt * dt * a))))

@@ -3,8 +3,9 @@
     h_t = lambda h_{t-1} + gamma (B x_t + b),    lambda = exp(-exp(nu) + i exp(theta))
     y_t = Re(C h_t) + c
 
-with a complex state of 2 D channels, |lambda| drawn from [0.8, 0.99] and gamma learned from sqrt(1 - |lambda|^2).
-Where the residual and the norm stand is the backbone's choice: the paper's block is post-norm.
+The complex state has 2 D channels. |lambda| is drawn from [0.8, 0.99] at initialisation, gamma starts at
+sqrt(1 - |lambda|^2), and both are learned. The residual connection and the norm are the backbone's; the paper's block
+is post-norm.
 """
 
 from __future__ import annotations
@@ -20,19 +21,19 @@ from hyenarec.mixers.recurrences.scan import advance, complex_matrix, linear_sca
 from hyenarec.packing import Packing
 from hyenarec_kernels.nn import fast_linear
 
-SMALLEST, LARGEST = 0.8, 0.99  # |lambda| at the start
+SMALLEST, LARGEST = 0.8, 0.99  # |lambda| at initialisation
 
 
 class LRUMixer(Mixer):
-    """Complex diagonal linear recurrence; real and imaginary parts are held side by side."""
+    """A complex diagonal linear recurrence; a dimension of size 2 holds the real and imaginary parts."""
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__(config, layer)
         channels = 2 * config.dim
-        size = torch.empty(channels).uniform_(SMALLEST**2, LARGEST**2).sqrt()  # even over the ring's area
+        size = torch.empty(channels).uniform_(SMALLEST**2, LARGEST**2).sqrt()  # uniform over the ring's area
         self.nu = nn.Parameter((-size.log()).log())
         self.theta = nn.Parameter((2 * math.pi * torch.rand(channels)).log())
-        self.gamma = nn.Parameter((1 - size**2).log() / 2)  # a logarithm, as nu and theta are
+        self.gamma = nn.Parameter((1 - size**2).log() / 2)  # stored as a logarithm, like theta
         self.input = nn.Linear(config.dim, 2 * channels)
         self.out = nn.Linear(2 * channels, config.dim)
 

@@ -1,4 +1,4 @@
-"""Softmax attention to the last few events, in time and memory linear in the history."""
+"""Softmax attention to the last few events, with time and memory linear in the length of the history."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from hyenarec_kernels.segments import last_rows
 class RecentAttention(nn.Module):
     """Softmax attention of every event to the last ``window`` events of its sequence, itself among them.
 
-    Blocks of ``window`` packed events attend to themselves and the block before, whatever the sequences' lengths. With
-    ``lags`` each head adds a learned number for each lag to its scores, for models without positions. ``days`` are
-    taken and ignored.
+    The packed events are cut into blocks of ``window``, wherever sequences begin. Each block attends to itself and the
+    block before, and a mask keeps sequences apart. With ``lags`` each head adds a learned bias for each lag to its
+    scores, for models without positions. ``days`` is accepted and ignored.
     """
 
     def __init__(self, config: ModelConfig, window: int, *, lags: bool = False) -> None:
@@ -32,7 +32,7 @@ class RecentAttention(nn.Module):
         events, width = x.shape[0], self.window
         spare = -events % width
         if torch.compiler.is_compiling():
-            spare = spare + width  # never one block alone: torch takes a size of 1 for a constant
+            spare = spare + width  # at least two blocks: torch would take a size of 1 for a constant
         qkv = pad(fast_linear(self.qkv, x), (0, 0, 0, spare)).view(-1, width, 3, self.heads, x.shape[1] // self.heads)
         q, k, v = qkv.permute(2, 0, 3, 1, 4)  # (N, H, W, D/H) each
         k, v = (torch.cat((pad(y, (0, 0, 0, 0, 0, 0, 1, 0))[:-1], y), 2) for y in (k, v))  # (N, H, 2W, D/H)
@@ -45,13 +45,13 @@ class RecentAttention(nn.Module):
         return fast_linear(self.out, mixed.transpose(1, 2).flatten(0, 1).flatten(1)[:events])
 
     def last(self, x: Tensor, packing: Packing) -> Tensor:
-        """Of each sequence's last event alone, (S, D)."""
+        """The output at the last event of each sequence only, (S, D)."""
         near = last_rows(x, packing.cu_seqlens[:-1], packing.lengths, self.window)  # (S, W, D)
         qkv = fast_linear(self.qkv, near)
         return self._newest(qkv[:, -1, : x.shape[1]], qkv[..., x.shape[1] :], packing.lengths)
 
     def init_state(self, sequences: int) -> TensorState:
-        """The last keys and values, the newest last."""
+        """Keys and values of the last ``window`` events, the newest last; zeros at first."""
         return TensorState(window=self.out.weight.new_zeros(sequences, self.window, 2 * self.out.in_features))
 
     def prefill(self, x: Tensor, packing: Packing, days: Tensor | None = None) -> tuple[Tensor, TensorState]:
@@ -60,13 +60,14 @@ class RecentAttention(nn.Module):
         return self(x, packing), TensorState(window=window)
 
     def step(self, x: Tensor, state: TensorState, days: Tensor | None = None) -> tuple[Tensor, TensorState]:
-        """``state`` with ``events`` (S,), how many it has read."""
+        """The next event of every sequence. ``state`` needs ``events`` (S,) too, the number of events read so far."""
         q, new = fast_linear(self.qkv, x).split((x.shape[1], 2 * x.shape[1]), -1)  # type: ignore[no-untyped-call]
         window = torch.cat((state["window"][:, 1:], new[:, None].to(state["window"].dtype)), 1)  # (S, W, 2D)
         return self._newest(q, window.to(q.dtype), state["events"] + 1), TensorState(window=window)
 
     def _newest(self, q: Tensor, window: Tensor, events: Tensor) -> Tensor:
-        """Queries (S, D) of the newest of ``events`` (S,) to the keys and values (S, W, 2D) up to it: (S, D)."""
+        """The output (S, D) at the newest of ``events`` (S,) events of each sequence, from its query ``q`` (S, D) and
+        the keys and values (S, W, 2D) of the last events, itself included."""
         k, v = window.view(q.shape[0], self.window, 2, self.heads, -1).permute(2, 0, 3, 1, 4)  # (S, H, W, D/H) each
         lag = torch.arange(self.window - 1, -1, -1, device=q.device)  # (W,)
         q = q.view(q.shape[0], self.heads, 1, -1)
@@ -74,7 +75,8 @@ class RecentAttention(nn.Module):
         return fast_linear(self.out, scaled_dot_product_attention(q, k, v, attn_mask=mask).flatten(1))
 
     def _mask(self, seen: Tensor, lag: Tensor, q: Tensor) -> Tensor:
-        """What is added to the scores of ``q``, or what they may see, from ``seen`` (N, 1, ...) and ``lag`` (...)."""
+        """The attention mask, from ``seen`` (N, 1, ...) and ``lag`` (...): ``seen`` itself, or with learned lags what
+        is added to the scores, in the dtype of ``q``."""
         if self.lags is None:
             return seen
         added: Tensor = self.lags[:, lag.clamp(0, self.window - 1)]  # (H, ...)

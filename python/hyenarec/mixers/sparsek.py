@@ -1,16 +1,17 @@
-"""SparseK's mixer: attention to a few selected events and to a recent window (arXiv 2406.16747).
+"""SparseK's mixer: attention to a few selected events and to the recent ones (arXiv 2406.16747).
 
-    z_s = w . x_s + slope s                                  a score of every event, whatever the query
+    z_s = w . x_s + slope s                                  a score of every event, the same for all queries
     p = argmin |p - z|^2 over 0 <= p <= 1, sum p = k         the selection: p_s = clip(z_s - tau, 0, 1)
 
-for every prefix of the history, so that events compete with those before them alone. tau never falls as events come, so
-an event whose p is 0 stays out: what has to be remembered is bounded. p is how much an event counts, and is what the
-scores learn by.
+p is computed for every prefix of the history, so that an event competes only with those before it. tau never falls as
+events arrive, so an event whose p is 0 stays out for good, and the number of events to remember is bounded. p is how
+much an event counts in the attention, and the scores learn through it.
 
-Ours: an event takes part in the selection once it has left the window of the last events, which are all attended to,
-so that none counts twice; the m events of a prefix with the highest scores may have p above 0, which keeps the bound
-(without it p might be spread over any number of equal scores) and everything above; p multiplies an event's weight in
-the softmax, so that an event fades before it goes; one selection for all heads; the width of the window, k and m.
+Ours: an event enters the selection once it is no longer among the recent ones, which are all attended to, so that no
+event counts twice; only the m events of a prefix with the highest scores may have p above 0, which guarantees the bound
+(otherwise p might be spread over any number of equal scores) and changes nothing of the above; p multiplies an event's
+weight in the softmax, so that an event fades before it is dropped; one selection for all heads; the number of recent
+events, k and m.
 """
 
 from __future__ import annotations
@@ -26,11 +27,11 @@ from hyenarec.packing import Packing
 from hyenarec_kernels.nn import fast_linear
 from hyenarec_kernels.segments import last_rows
 
-HALVINGS = {torch.float32: 26, torch.float64: 56}  # of the interval of tau, as many as a number has digits
+HALVINGS = {torch.float32: 26, torch.float64: 56}  # bisections for tau, as many as the dtype has binary digits
 
 
 class SparseKMixer(Mixer):
-    """Blocks of events attend to themselves and the block before, and to what was selected before that."""
+    """Each block of events attends to itself, to the block before, and to the events selected before that."""
 
     needs_positions = True
 
@@ -41,7 +42,7 @@ class SparseKMixer(Mixer):
         self.qkv = nn.Linear(config.dim, 3 * config.dim)
         self.out = nn.Linear(config.dim, config.dim)
         self.score = nn.Linear(config.dim, 1, bias=False)
-        self.slope = nn.Parameter(torch.full((1,), 0.25))  # a window
+        self.slope = nn.Parameter(torch.full((1,), 0.25))  # per ``window`` events
 
     def forward(
         self, x: Tensor, packing: Packing, *, timestamps: Tensor | None = None, last_only: bool = False
@@ -50,7 +51,7 @@ class SparseKMixer(Mixer):
         return mixed[packing.last] if last_only else mixed
 
     def init_state(self, sequences: int, *, compact: bool = False) -> TensorState:
-        """Keys, values and scores of the window, the newest last, and of those kept from before it."""
+        """Keys, values and scores of the recent events, the newest last, and of those kept from before them."""
         weight = self.out.weight
         dim = weight.shape[0]
         return TensorState(
@@ -84,7 +85,7 @@ class SparseKMixer(Mixer):
     def step(self, x: Tensor, state: TensorState, *, timestamps: Tensor | None = None) -> tuple[Tensor, TensorState]:
         events = state["events"]
         q, new = fast_linear(self.qkv, x).split((x.shape[1], 2 * x.shape[1]), -1)  # type: ignore[no-untyped-call]
-        # What leaves the window takes part in the selection: the lowest of m + 1 goes.
+        # The event that is no longer recent joins the selection; of the m + 1 the one with the lowest score is dropped.
         scores = torch.cat((state["kept_scores"], state["recent_scores"][:, :1]), 1)  # (S, m + 1)
         kept = torch.cat((state["kept"], state["recent"][:, :1]), 1)
         best = scores.topk(self.kept, 1)
@@ -101,7 +102,7 @@ class SparseKMixer(Mixer):
         return fast_linear(self.out, mixed), after
 
     def _mix(self, x: Tensor, packing: Packing) -> tuple[Tensor, Tensor, Tensor]:
-        """The output (T, D), scores (T,), keys and values (T, 2D)."""
+        """The output (T, D), the scores (T,), and the keys and values (T, 2D)."""
         size, dim = self.window, x.shape[1]
         q, keys_values = fast_linear(self.qkv, x).split((dim, 2 * dim), -1)  # type: ignore[no-untyped-call]
         scores = self._scores(x, packing.positions)
@@ -115,7 +116,7 @@ class SparseKMixer(Mixer):
         )
         before = torch.cat((torch.full_like(z[:, :1], -torch.inf), z[:, :-1]), 1)  # (S, N, C), the block before
         lag = lags(size, 1, x.device)  # (C, 2C)
-        left = lag[:, :size] >= size  # (C, C), of the block before: out of the window of the event
+        left = lag[:, :size] >= size  # (C, C), events of the block before that are no longer recent
         p = self._selections(kept, before, left)  # (S, N, C, m + C)
         inside = ((lag >= 0) & (lag < size)).to(p.dtype)  # (C, 2C)
         first = torch.arange(z.shape[1], device=x.device) == 0
@@ -130,13 +131,14 @@ class SparseKMixer(Mixer):
         return fast_linear(self.out, mixed), scores, keys_values
 
     def _scores(self, x: Tensor, positions: Tensor) -> Tensor:
-        """z of events (T, D) at positions (T,), (T,)."""
+        """The scores z (T,) of events ``x`` (T, D) at ``positions`` (T,)."""
         content = at_least_float32(self.score(x)[:, 0])
         return content + self.slope * positions.to(content.dtype) / self.window
 
     @torch.no_grad()
     def _kept(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        """The m best scores before the block before each, the best first, and their places: (S, N, C) to (S, N, m)."""
+        """For each block, the m best scores of all events before the previous block, the best first, and their places:
+        (S, N, C) to (S, N, m) each."""
         sequences, blocks, size = z.shape
         scores = [z.new_full((sequences, self.kept), -torch.inf)] * 2
         places = [torch.zeros(sequences, self.kept, dtype=torch.int64, device=z.device)] * 2
@@ -148,11 +150,11 @@ class SparseKMixer(Mixer):
         return torch.stack(scores[:blocks], 1), torch.stack(places[:blocks], 1)
 
     def _selections(self, kept: Tensor, before: Tensor, left: Tensor) -> Tensor:
-        """p (S, N, C, m + C) of what is kept (S, N, m), the best first, and of the block before (S, N, C), as far as it
-        has ``left`` (C, C) the window of each event."""
+        """For every event p (S, N, C, m + C) of the ``kept`` events, whose scores (S, N, m) come best first, and of the
+        block ``before``, with scores (S, N, C). ``left`` (C, C) says which of the latter are no longer recent."""
         z = torch.cat((kept, before), -1)  # (S, N, m + C)
         with torch.no_grad():
-            # How many of those that have left are above each candidate, for every event of the block.
+            # For every event of the block: how many events of the block before that left score above each candidate.
             above = (before[..., :, None] > z[..., None, :]).to(z.dtype)  # (S, N, C, m + C)
             rank = left.to(z.dtype) @ above
             rank += (kept[..., None, :] > z[..., :, None]).sum(-1)[..., None, :]
@@ -161,12 +163,12 @@ class SparseKMixer(Mixer):
         return self._selection(z[..., None, :].expand(allowed.shape), allowed)
 
     def _selection(self, z: Tensor, allowed: Tensor) -> Tensor:
-        """p of scores (..., n), 0 where they are not ``allowed``."""
-        few = allowed.sum(-1, keepdim=True) <= self.selected  # then all of them count whole
+        """p of scores z (..., n), 0 where they are not ``allowed``."""
+        few = allowed.sum(-1, keepdim=True) <= self.selected  # then p is 1 for all of them
         lowest = z.detach().masked_fill(~allowed, torch.inf).amin(-1, keepdim=True)
         z = z.masked_fill(~allowed, -torch.inf)
         with torch.no_grad():
-            low, high = lowest - 1, z.amax(-1, keepdim=True)  # between them sum p falls from n to 0
+            low, high = lowest - 1, z.amax(-1, keepdim=True)  # for tau between these, sum p falls from n to 0
             low, high = low.masked_fill(few, 0), high.masked_fill(few, 0)
             for _ in range(HALVINGS[z.dtype]):
                 middle = (low + high) / 2
@@ -177,14 +179,14 @@ class SparseKMixer(Mixer):
             whole = (over >= 1).sum(-1, keepdim=True)
             part = (over > 0) & (over < 1)
             share = part.sum(-1, keepdim=True)
-        # The sum of those in part settles tau, which so learns with them.
+        # tau follows from the sum of the scores with 0 < p < 1, so that gradients flow through it.
         exact = (z.masked_fill(~part, 0).sum(-1, keepdim=True) - (self.selected - whole)) / share.clamp_min(1)
         tau = torch.where(share > 0, exact, tau)
         p = (z.masked_fill(~allowed, 0) - tau).clamp(0, 1) * allowed
         return torch.where(few, allowed.to(p.dtype), p)
 
     def _attend(self, q: Tensor, keys_values: Tensor, counts: Tensor) -> Tensor:
-        """Queries (..., C, D) to keys and values (..., K, 2D), each counted ``counts`` (..., C, K) times."""
+        """Attention of queries (..., C, D) to keys and values (..., K, 2D), weighted by ``counts`` (..., C, K)."""
         q, k, v = by_heads(q, keys_values, self.heads)
         counts = counts.unsqueeze(-3)
         scores = at_least_float32(q * q.shape[-1] ** -0.5 @ k.mT)  # (..., H, C, K)

@@ -1,4 +1,4 @@
-"""The routes of the service; what they need of the model and the events is the engine's."""
+"""The HTTP routes of the service. They leave the model and the events to the engine."""
 
 from __future__ import annotations
 
@@ -37,9 +37,10 @@ from hyenarec.serving.metrics import Metrics
 
 
 def make_app(engine: Engine, *, body_bytes: int, rate: float) -> FastAPI:
-    """The service over an engine, which it closes at its end.
+    """The service over an engine, which it closes when it shuts down.
 
-    What routes return is made here as their models say, which FastAPI describes: it would also check and copy it.
+    Routes return finished responses. Their response models serve only FastAPI's description: with them FastAPI would
+    also check and copy every answer.
     """
 
     @asynccontextmanager
@@ -74,7 +75,7 @@ def make_app(engine: Engine, *, body_bytes: int, rate: float) -> FastAPI:
         openapi_extra=EventIn.as_body(),
     )
     async def add(request: Request) -> Response:
-        """Add an event. It is on disk when this answers."""
+        """Add an event. It is on disk before this answers."""
         event = await EventIn.of_body(request)
         seconds = int(time.time()) if event.time is None else _seconds(engine, event.time)
         added = await asyncio.wrap_future(engine.add(Event(event.user, event.item, seconds, event.id)))
@@ -87,7 +88,7 @@ def make_app(engine: Engine, *, body_bytes: int, rate: float) -> FastAPI:
 
     @app.get("/recommend", response_model=Recommended, openapi_extra=WantedIn.as_query())
     async def recommend(request: Request) -> Response:
-        """The best next items of a user whose events are here."""
+        """The best next items for a user whose events the service has."""
         asked = WantedIn.of_query(request)
         wanted = Wanted(asked.user, asked.k, asked.exclude_seen, asked.exclude, asked.allow)
         found = await asyncio.wrap_future(engine.recommend(wanted))
@@ -95,7 +96,7 @@ def make_app(engine: Engine, *, body_bytes: int, rate: float) -> FastAPI:
 
     @app.post("/recommend", response_model=HistoriesOut, openapi_extra=HistoriesIn.as_body())
     async def recommend_histories(request: Request) -> Response:
-        """The best next items after histories, of users whom the service need not know."""
+        """The best next items after given histories. The service need not know their users."""
         asked = await HistoriesIn.of_body(request)
 
         def answers(recommender: Recommender) -> list[Answer]:

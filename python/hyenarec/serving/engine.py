@@ -1,4 +1,4 @@
-"""Two threads, one that writes events and one that owns the model; each takes whatever has come in as one batch."""
+"""Two threads: one writes events, the other owns the model. Each serves the requests that are waiting as one batch."""
 
 from __future__ import annotations
 
@@ -22,15 +22,17 @@ from hyenarec.serving.catalogue import Catalogue
 from hyenarec.serving.events import Added, Event, Events, Unavailable
 from hyenarec.serving.states import States
 
-MOST = 256  # requests in a batch
-RANKED = 64  # of them together: of 10,000 items 93 us each, one by one 232, and 113 where malloc returns the memory
+MOST = 256  # requests in a batch, at most
+# Requests of a batch that are ranked together. With 10,000 items this takes 93 us each (113 if malloc returns freed
+# memory to the system); one by one it takes 232.
+RANKED = 64
 
 Job = tuple[Any, "Future[Any]"]
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """Recommendations for a user. ``exclude`` are never among them, and where ``allow`` is given only those of it."""
+    """A request for recommendations to a user: none of ``exclude``, and only items of ``allow`` if that is given."""
 
     user: str
     k: int
@@ -40,23 +42,24 @@ class Wanted:
 
 
 @dataclass(frozen=True)
-class Found:
-    """The best items, at most as many as asked for, after ``events`` events of the user that the model knows."""
+class BestItems:
+    """The best items, at most as many as asked for. ``events`` is how many of the user's events the model knows."""
 
     recommendations: list[Recommendation]
     events: int
 
 
 @dataclass(frozen=True)
-class Model:
-    """A model to be taken over, and its items."""
+class ServedModel:
+    """A request to switch to another model; ``catalogue`` has its items."""
 
     recommender: Recommender
     catalogue: Catalogue
 
 
-class Worker:
-    """A thread. What waits while it serves a batch is its next batch: the busier, the larger."""
+class BatchWorker:
+    """A thread that serves requests in batches. Those that arrive during one batch are the next, so batches grow with
+    the load."""
 
     def __init__(self, name: str, serve: Callable[[list[Job]], None]) -> None:
         self._serve, self._queue = serve, queue.SimpleQueue[Job | None]()
@@ -66,14 +69,14 @@ class Worker:
 
     def submit(self, request: Any) -> Future[Any]:
         future: Future[Any] = Future()
-        with self._closing:  # nothing comes after the last one
+        with self._closing:  # nothing may be queued after the None that ends the thread
             if self._closed:
                 raise Unavailable("the service is stopping")
             self._queue.put((request, future))
         return future
 
     def close(self) -> None:
-        """Answers what waits, then stops."""
+        """Answers the requests that are waiting, then stops."""
         with self._closing:
             self._closed = True
             self._queue.put(None)
@@ -106,8 +109,8 @@ class Engine:
         self.catalogue = Catalogue(recommender.item_ids, names)
         self.states = States(recommender, events, most_users)
         self.observe: Callable[[str, int, float], None] = lambda work, size, seconds: None
-        self._writer = Worker("events", self._write)
-        self._reader = Worker("model", self._compute)
+        self._writer = BatchWorker("events", self._write)
+        self._reader = BatchWorker("model", self._compute)
 
     @property
     def recommender(self) -> Recommender:
@@ -116,19 +119,19 @@ class Engine:
     def add(self, event: Event) -> Future[Added]:
         return self._writer.submit(event)
 
-    def recommend(self, wanted: Wanted) -> Future[Found]:
+    def recommend(self, wanted: Wanted) -> Future[BestItems]:
         return self._reader.submit(wanted)
 
     def call(self, function: Callable[[Recommender], Any]) -> Future[Any]:
-        """Anything else that needs the model, such as recommending for whole histories."""
+        """Runs any other function that needs the model, such as recommending for whole histories."""
         return self._reader.submit(function)
 
     def use(self, recommender: Recommender, names: Mapping[Item, str] | None = None) -> Future[None]:
-        """Takes a new model for all batches from the next one on; states are made anew from the events."""
-        return self._reader.submit(Model(recommender, Catalogue(recommender.item_ids, names)))
+        """Switches to a new model, from the next batch on. Users' states are computed again from their events."""
+        return self._reader.submit(ServedModel(recommender, Catalogue(recommender.item_ids, names)))
 
     def close(self) -> None:
-        """Answers what waits, then stops."""
+        """Answers the requests that are waiting, then stops."""
         for worker in (self._writer, self._reader):
             worker.close()
         self.events.close()
@@ -142,11 +145,11 @@ class Engine:
     def _compute(self, jobs: list[Job]) -> None:
         wanted = [(request, future) for request, future in jobs if isinstance(request, Wanted)]
         for request, future in jobs:
-            if isinstance(request, Model):
+            if isinstance(request, ServedModel):
                 self._timed("takeover", [(request, future)], self._use)
         self._timed("recommend", wanted, self._recommend)
         for request, future in jobs:
-            if not isinstance(request, Wanted | Model):
+            if not isinstance(request, Wanted | ServedModel):
                 _answer([(request, future)], lambda functions: [functions[0](self.recommender)])
 
     def _timed(self, work: str, jobs: Sequence[Job], function: Callable[[list[Any]], Sequence[Any]]) -> None:
@@ -155,15 +158,15 @@ class Engine:
             _answer(jobs, function)
             self.observe(work, len(jobs), time.perf_counter() - began)
 
-    def _use(self, models: Sequence[Model]) -> list[None]:
+    def _use(self, models: Sequence[ServedModel]) -> list[None]:
         self.states, self.catalogue = States(models[0].recommender, self.events, self.most_users), models[0].catalogue
         return [None]
 
     @torch.inference_mode()
-    def _recommend(self, wanted: Sequence[Wanted]) -> list[Found | UserError]:
+    def _recommend(self, wanted: Sequence[Wanted]) -> list[BestItems | UserError]:
         names = list(dict.fromkeys(one.user for one in wanted))
         users = dict(zip(names, self.states.of(names), strict=True))
-        found: list[Found | UserError] = [Found([], 0)] * len(wanted)
+        found: list[BestItems | UserError] = [BestItems([], 0)] * len(wanted)
         alike: dict[tuple[int, bool], list[int]] = {}  # rows of wanted that are ranked together
         for row, one in enumerate(wanted):
             if users[one.user].done:
@@ -179,12 +182,12 @@ class Engine:
             answers = self.recommender.ranked(scores, histories, k, exclude_seen, allowed)
             for row, user, answer in zip(rows, theirs, answers, strict=True):
                 error = answer.error
-                found[row] = UserError(error) if error else Found(answer.recommendations, len(user.items))
+                found[row] = UserError(error) if error else BestItems(answer.recommendations, len(user.items))
         return found
 
     def _allowed(self, wanted: Sequence[Wanted]) -> Tensor:
-        """What filters leave of the catalogue, (n, V) bool; items that the model does not know filter nothing.
-        (1, 1) where nobody filters, for it is read for every score."""
+        """Which items each request's filters allow, (n, V) bool; items that the model does not know are ignored. If no
+        request has filters it is (1, 1), which is cheaper to apply to every score."""
         ids, device = self.recommender.item_ids, self.recommender.device
         filtered = [row for row, one in enumerate(wanted) if one.exclude or one.allow is not None]
         if not filtered:
@@ -200,11 +203,11 @@ class Engine:
 
 
 def _answer(jobs: Sequence[Job], function: Callable[[list[Any]], Sequence[Any]]) -> None:
-    """Results of one function for all jobs. Where it fails for all together each is tried alone, so that nobody's
-    request costs another one its answer; an exception is then the job's own."""
+    """Answers all jobs with one call of ``function``. If that fails, each job is tried alone, so that one request does
+    not cost another its answer, and gets its own exception. :class:`Unavailable` goes to all jobs at once."""
     try:
         results = function([request for request, _ in jobs])
-    except Exception as error:  # whatever it is, it is a client's answer: the thread goes on
+    except Exception as error:  # of any kind: it is the client's answer, and the thread goes on
         if len(jobs) > 1 and not isinstance(error, Unavailable):
             for job in jobs:
                 _answer([job], function)

@@ -1,4 +1,4 @@
-"""Where events are kept, by its name."""
+"""Opens a store of events by its name."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from hyenarec.serving.sqlite_events import SqliteEvents
 
 
 def open_events(where: str) -> Events:
-    """The events of an SQLite file, which is made if there is none, or of a Redis server by its URL.
+    """The events in an SQLite file, which is created if there is none, or in a Redis server, given by its URL.
 
-    Raises :class:`UserError` where they cannot be had.
+    Raises :class:`UserError` if they cannot be opened.
     """
     if where.startswith(("redis://", "rediss://", "unix://")):
         return RedisEvents(where)

@@ -17,7 +17,7 @@ class Unavailable(UserError):
 
 @dataclass(frozen=True)
 class Event:
-    """Something that a user did. ``time`` is in seconds; ``id`` is the client's name for it, or None."""
+    """Something that a user did. ``time`` is in seconds; ``id`` is the client's own id for the event, or None."""
 
     user: str
     item: Item
@@ -27,8 +27,8 @@ class Event:
 
 @dataclass(frozen=True)
 class Added:
-    """What became of an event: its ``number`` among the user's, and whether it is ``new``. ``conflict``: its id names
-    an event of another user or item, so that it was not added."""
+    """What became of an event: its ``number`` among the user's events, and whether it is ``new``. With ``conflict`` it
+    was not added, because an event of another user or item has its id."""
 
     number: int
     new: bool
@@ -36,10 +36,10 @@ class Added:
 
 
 class Events(Protocol):
-    """Where they are kept. Several processes may use the same events at once.
+    """A store of events. Several processes may use it at once.
 
-    One thread of a process calls :meth:`add` and another one :meth:`since`, at the same time. Both raise
-    :class:`Unavailable` where the store cannot be written or read.
+    Within a process one thread calls :meth:`add` and another one :meth:`since`, at the same time. Both raise
+    :class:`Unavailable` if the store cannot be written or read.
     """
 
     def add(self, events: Sequence[Event]) -> list[Added]:

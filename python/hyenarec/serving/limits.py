@@ -1,4 +1,4 @@
-"""What the service refuses before it reads a request, and what it counts of every request."""
+"""Limits that the service checks before it reads a request, and the report of every request to the metrics."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from fastapi.responses import JSONResponse
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-CLIENTS = 10_000  # whose rates are counted at a time
+CLIENTS = 10_000  # most clients whose rates are tracked at a time
 
 
 class Rates:
@@ -21,7 +21,7 @@ class Rates:
         self.rate, self._buckets = rate, OrderedDict[str, tuple[float, float]]()
 
     def wait(self, client: str) -> float:
-        """0, and a token less, or the seconds until there is one."""
+        """Takes a token of the client and returns 0, or returns the seconds until there is a token."""
         if not self.rate:
             return 0.0
         now, most = time.monotonic(), max(self.rate, 1.0)
@@ -34,9 +34,10 @@ class Rates:
 
 
 class Limits:
-    """Middleware: refuses what is too much, and reports each request's route, status and seconds to ``observe``.
+    """Middleware that refuses requests that are too large or too many, and reports each request's route, status and
+    seconds to ``observe``.
 
-    A route that is none of ``routes`` is reported as "other", so that nobody's typing makes a metric.
+    A path that is not in ``routes`` is reported as "other", so that clients cannot create metrics by asking for paths.
     """
 
     def __init__(
@@ -55,7 +56,7 @@ class Limits:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        began, status = time.perf_counter(), 500  # of an answer that never began
+        began, status = time.perf_counter(), 500  # reported if no answer begins
         route = scope["path"] if scope["path"] in self._routes else "other"
 
         async def noting_status(message: Message) -> None:

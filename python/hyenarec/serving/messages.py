@@ -1,6 +1,6 @@
-"""What clients send and get: read here, checked by pydantic, and described for the OpenAPI page.
+"""The messages that clients send and get: read here, checked by pydantic, and described for the OpenAPI page.
 
-FastAPI would read them itself, in twice the time of everything else that it does for a request.
+FastAPI could read them itself, but that would take twice the time of everything else that it does for a request.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ Filter = Annotated[list[str], Field(max_length=MOST_ITEMS)]
 
 
 class Asked(BaseModel):
-    """What a client sends. Names that it does not have are refused: they would be typing errors."""
+    """A message from a client. Unknown fields are refused, because they are likely to be typing errors."""
 
     model_config = ConfigDict(extra="forbid")
-    LISTS: ClassVar[frozenset[str]] = frozenset()  # fields that a query may have several times
+    LISTS: ClassVar[frozenset[str]] = frozenset()  # fields that a query may repeat
 
     @classmethod
     async def of_body(cls, request: Request) -> Self:
-        """Raises :class:`UserError` for a body that is not JSON, or not this."""
+        """The message in a request's body. Raises :class:`UserError` if the body is not JSON or not this message."""
         kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-        if kind != "application/json":  # any page on the web may make a browser send text
+        if kind != "application/json":  # any web page can make a browser send plain text
             raise UserError("the Content-Type of a body must be application/json")
         try:
             return cls.model_validate_json(await request.body())
@@ -42,7 +42,7 @@ class Asked(BaseModel):
 
     @classmethod
     def of_query(cls, request: Request) -> Self:
-        """Raises :class:`UserError` for a query that is not this."""
+        """The message in a request's query. Raises :class:`UserError` if the query is not this message."""
         given: dict[str, list[str]] = {}
         for name, value in request.query_params.multi_items():
             given.setdefault(name, []).append(value)
@@ -54,12 +54,12 @@ class Asked(BaseModel):
 
     @classmethod
     def as_body(cls) -> dict[str, Any]:
-        """Its description in OpenAPI."""
+        """The message's description in OpenAPI, as a body."""
         return {"requestBody": {"required": True, "content": {"application/json": {"schema": cls.model_json_schema()}}}}
 
     @classmethod
     def as_query(cls) -> dict[str, Any]:
-        """Its description in OpenAPI."""
+        """The message's description in OpenAPI, as a query."""
         schema = cls.model_json_schema()
         required = schema.get("required", ())
         return {
@@ -71,8 +71,8 @@ class Asked(BaseModel):
 
 
 def _what_is_wrong(error: ValidationError) -> str:
-    """Errors of the first wrong field in one line. It repeats no value, which may be of any size and hold what JSON
-    cannot."""
+    """The errors of the first wrong field, in one line. It does not repeat the value, which may be of any size and hold
+    what JSON cannot."""
     errors = error.errors(include_url=False, include_context=False, include_input=False)
     places = [".".join(str(part) for part in one["loc"] if part not in KINDS) for one in errors]
     reasons = "; ".join(one["msg"] for place, one in zip(places, errors, strict=True) if place == places[0])
@@ -85,7 +85,7 @@ class EventIn(Asked):
     user: Text
     item: Id
     time: Number | None = Field(None, description="In the unit of the log that the model was trained on; default: now.")
-    id: Text | None = Field(None, description="Your name for this event. Sent again, the event counts once.")
+    id: Text | None = Field(None, description="Your id for this event. Events sent again with it count once.")
 
 
 class EventOut(BaseModel):
@@ -99,8 +99,8 @@ class WantedIn(Asked):
 
     user: Annotated[str, Field(min_length=1, max_length=LONGEST_TEXT)]
     k: K = 10
-    exclude: Filter = Field([], description="Items that are not wanted; as many times as needed.")
-    allow: Filter | None = Field(None, description="The only items that are wanted; as many times as needed.")
+    exclude: Filter = Field([], description="Items to leave out; may be repeated.")
+    allow: Filter | None = Field(None, description="The only items to recommend; may be repeated.")
     exclude_seen: bool | None = Field(None, description="Whether items of the user's events are left out.")
 
 
@@ -119,7 +119,7 @@ class Recommended(BaseModel):
 
 
 class HistoriesIn(Asked):
-    """Histories of users whom the service need not know, oldest event first."""
+    """Histories, oldest event first. The service need not know their users."""
 
     histories: Annotated[list[History], Field(min_length=1, max_length=MOST_ITEMS)]
     k: K = 10

@@ -1,4 +1,4 @@
-"""What Prometheus reads of the service."""
+"""The service's metrics for Prometheus."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ class Metrics:
     def __init__(self, engine: Engine) -> None:
         self._registry = registry = CollectorRegistry()
         self._requests = Counter("hyenarec_requests", "Requests", ("route", "status"), registry=registry)
-        self._seconds = Histogram("hyenarec_seconds", "Of requests", ("route",), buckets=SECONDS, registry=registry)
+        self._seconds = Histogram("hyenarec_seconds", "Per request", ("route",), buckets=SECONDS, registry=registry)
         self._batch = Histogram(
             "hyenarec_batch", "Requests served together", ("work",), buckets=SIZES, registry=registry
         )
-        self._work = Histogram("hyenarec_batch_seconds", "Of batches", ("work",), buckets=SECONDS, registry=registry)
+        self._work = Histogram("hyenarec_batch_seconds", "Per batch", ("work",), buckets=SECONDS, registry=registry)
         self.events = Counter("hyenarec_events", "New events", registry=registry)
         users = Gauge("hyenarec_users", "Users whose states are in memory", registry=registry)
         users.set_function(lambda: len(engine.states))
         engine.observe = self._observe_batch
 
     def observe(self, route: str, status: int, seconds: float) -> None:
-        """A request that has been answered."""
+        """Records a request that has been answered."""
         self._requests.labels(route, status).inc()
         self._seconds.labels(route).observe(seconds)
 

@@ -1,4 +1,4 @@
-"""Events in Redis, for processes of several machines that serve the same users."""
+"""Events in Redis, for processes on several machines that serve the same users."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ VERSION = 1
 PATIENCE = 10  # seconds to wait for an answer
 USER, ID, THE_VERSION = "hyenarec:user:", "hyenarec:event:", "hyenarec:version"
 
-# A user's events are a list of [item, time]. Beside it each event with an id has a key of its own, whose value is the
-# event's number and [user, item]. A script runs as a whole and alone, and is logged as a whole.
+# A user's events are a list of [item, time]. In addition, each event with an id has a key of its own, whose value is
+# the event's number and [user, item]. Redis runs a script atomically and logs it as a whole.
 ADD = """
 local found = {}
 for i = 1, #KEYS / 2 do
@@ -34,8 +34,8 @@ return found
 
 
 class RedisEvents:
-    """A connection for each thread. Lost connections are made anew, but nothing is sent twice by itself: an event
-    without an id would count twice."""
+    """Uses one connection per thread. Lost connections are reopened, but no command is retried automatically, because
+    an event without an id would then count twice."""
 
     def __init__(self, url: str) -> None:
         try:
@@ -90,7 +90,8 @@ class RedisEvents:
 
 
 def _added(answer: int | str, same: str) -> Added:
-    """What the script's answer for one event says: the new number, or what is known of the id."""
+    """Decodes the script's answer for one event: its new number, or what is stored for its id, which is ``same`` if
+    that is the same event."""
     if isinstance(answer, int):
         return Added(answer, new=True)
     number, _, known = answer.partition(" ")

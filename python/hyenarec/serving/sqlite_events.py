@@ -1,4 +1,4 @@
-"""Events in an SQLite file. Processes of one machine may share it; a copy can be made while they run."""
+"""Events in an SQLite file. Processes on one machine may share it, and it can be copied while they run."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ PATIENCE = 10  # seconds to wait for another process's transaction
 
 
 class SqliteEvents:
-    """One connection writes and another one reads, so that reading never waits for the disk to have written."""
+    """Writes on one connection and reads on another, so that reading never waits for a write to reach the disk."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -33,7 +33,7 @@ class SqliteEvents:
                 sqlite3.connect(path, PATIENCE, check_same_thread=False, isolation_level=None) for _ in range(2)
             )
             self._writing.execute("PRAGMA journal_mode = WAL")
-            self._writing.execute("PRAGMA synchronous = FULL")  # a commit outlives a power cut, not only the process
+            self._writing.execute("PRAGMA synchronous = FULL")  # a commit survives a power cut, not only a crash
             self._writing.execute("BEGIN IMMEDIATE")
             (version,) = self._writing.execute("PRAGMA user_version").fetchone()
             if version == 0:
@@ -52,7 +52,7 @@ class SqliteEvents:
                 found = [self._add(event) for event in events]
                 self._writing.execute("COMMIT")
             except BaseException:
-                if self._writing.in_transaction:  # a full disk may have ended it
+                if self._writing.in_transaction:  # a full disk may have ended the transaction
                     self._writing.execute("ROLLBACK")
                 raise
         except sqlite3.Error as error:

@@ -1,4 +1,4 @@
-"""Users' states in memory, made from stored events: a cache, which may forget anybody at any time."""
+"""A cache of users' states in memory. States are computed from the stored events, so any may be dropped at any time."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from hyenarec.recommendation import Recommender
 from hyenarec.serving.events import Events, Item
 from hyenarec.session import part_kept
 
-READ_ANEW = 16  # new events beyond which a whole history is read at once: a step each would take longer
+READ_ANEW = 16  # with more new events than this, reading the whole history at once is faster than a step for each
 TOGETHER = 64  # histories in one batch
-ROOM = 256  # rows that the table of states begins with, and has beyond the users that are kept: those of a batch
+ROOM = 256  # rows that the table of states begins with, and has for a batch's users besides those that are kept
 
 
 @dataclass(eq=False)
@@ -28,10 +28,12 @@ class User:
     """What the service knows of one user.
 
     Attributes:
-        row: the user's in the tables of states and hidden states, which reflect as many events as ``done`` says.
-        read: how many stored events ``items`` and ``times`` reflect.
-        items, times: those of them whose items the model knows, by its numbers, and their seconds if it knows time.
-        counted: how many events the state has read: fewer than ``done`` where the history is longer than the model's.
+        row: the user's row in the tables of states and hidden states.
+        read: how many stored events have been read into ``items`` and ``times``.
+        items, times: of the events whose items the model knows, the model's item numbers, and the times in seconds if
+            the model uses time.
+        done: how many of ``items`` the row in the tables reflects.
+        counted: how many events the state has read; fewer than ``done`` if the history is longer than the model reads.
     """
 
     row: int
@@ -46,7 +48,8 @@ class User:
 
 
 class States:
-    """Brings users up to date with the store, in batches. All states are rows of one table, which grows by doubling."""
+    """Brings users up to date with the store, in batches, and keeps at most ``most`` of them between calls. All states
+    are rows of one table, which grows by doubling."""
 
     def __init__(self, recommender: Recommender, events: Events, most: int) -> None:
         self.recommender, self.events, self.most = recommender, events, most
@@ -60,7 +63,8 @@ class States:
 
     @torch.inference_mode()
     def of(self, names: Sequence[str]) -> list[User]:
-        """These users, each once, as of now; those without events that the model knows have ``done`` 0."""
+        """The users of ``names``, which must differ, up to date with the store. Users without events that the model
+        knows have ``done`` 0."""
         known = [self._users.get(name) for name in names]
         found = self.events.since([(name, user.read if user else 0) for name, user in zip(names, known, strict=True)])
         self._make_room(known.count(None))
@@ -77,16 +81,16 @@ class States:
             for name in names:
                 self._forget(name)
             raise
-        while len(self._users) > self.most:  # their rows stay as they are until the next call
+        while len(self._users) > self.most:  # the rows of these users stay unchanged until the next call
             self._forget(next(iter(self._users)))
         return users
 
     def hidden(self, users: Sequence[User]) -> Tensor:
-        """The hidden states of what the last call of :meth:`of` returned, (n, D)."""
+        """The hidden states (n, D) of users that the last call of :meth:`of` returned."""
         return self._hidden[self._rows(users)]
 
     def _make_room(self, new: int) -> None:
-        """At least so many free rows."""
+        """Makes sure that at least ``new`` rows are free."""
         before = len(self._hidden)
         if len(self._free) >= new:
             return
@@ -102,7 +106,7 @@ class States:
         self._free += range(before, rows)
 
     def _enter(self, name: str) -> User:
-        """The user, as the last one to be forgotten."""
+        """The user of this name, made if there is none, and now the last one to be forgotten."""
         user = self._users.pop(name, None) or User(self._free.pop())
         self._users[name] = user
         return user
@@ -111,14 +115,14 @@ class States:
         self._free.append(self._users.pop(name).row)
 
     def _reads_anew(self, user: User) -> bool:
-        """Whether its events are read from the beginning, rather than the new ones alone."""
+        """Whether to read the user's whole history again, rather than only the new events."""
         new, most = len(user.items) - user.done, self.recommender.model.most_events
         if not new or not user.done or new > READ_ANEW:
             return new > 0
         return most is not None and user.counted + new > most
 
     def _take(self, user: User, items: Sequence[Item], times: Sequence[int]) -> None:
-        """Adds what is new in the store."""
+        """Adds new events of the store to the user."""
         user.read += len(items)
         if not items:
             return
@@ -126,10 +130,11 @@ class States:
             if place >= 0:
                 user.items.append(place)
                 if self.recommender.knows_time:
-                    user.times.append(max(time, user.times[-1]) if user.times else time)  # clocks of clients differ
+                    user.times.append(max(time, user.times[-1]) if user.times else time)  # clients' clocks differ
 
     def _read(self, users: Sequence[User]) -> None:
-        """Whole histories at once, the last part of each where the model has positions and they end."""
+        """Reads whole histories at once. Longer ones are cut to their last ``max_length`` events, or, if the model has
+        that many positions and no more, to :func:`part_kept` of them."""
         model = self.recommender.model
         most = model.config.max_length
         kept = most if model.most_events is None else max(part_kept(most), 1)
@@ -143,7 +148,7 @@ class States:
             user.done, user.counted = len(user.items), len(part)
 
     def _step(self, users: Sequence[User]) -> None:
-        """One more event of each."""
+        """Reads one more event of each user."""
         device = self.recommender.device
         items = torch.tensor([user.items[user.done] for user in users], device=device)
         times = None

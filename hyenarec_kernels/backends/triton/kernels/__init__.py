@@ -1,1 +1,1 @@
-"""Kernels, and what they share; the operators beside this folder launch them."""
+"""The kernels and what they share; the modules beside this folder launch them."""

@@ -5,12 +5,13 @@
         + exp(-a i) (Q nu)_i                                  what other chunks contribute
         + the two chunks that the filter's end cuts           (EDGE_RANK > 0)
 
-The matrices ``T_m`` and ``Q`` are shared by all channels, so a tile of SLOTS chunks times CHANNELS channels is one
-operand of a matrix product; ``near_m`` scales its columns. ``a'`` is the decay an event, or `fastest` if that is less.
+All channels share the matrices ``T_m`` and ``Q``, so a tile of SLOTS chunks times CHANNELS channels is one operand of a
+matrix product; ``near_m`` scales its columns. ``a`` is the decay per event, ``a'`` the smaller of ``a`` and `fastest`.
 
 * forward: u = pre_gate x, out = post_gate y;
-* again in the backward pass: post_gate's gradient is grad y, and the sums that near, edge and own need come along;
-* transposed (REVERSE): u = post_gate grad, and x's gradient is pre_gate y, pre_gate's x y.
+* forward again in the backward pass: post_gate's gradient is grad y, and the sums for the gradients of near, edge and
+  own are computed too;
+* transposed (REVERSE): u = post_gate grad; x's gradient is pre_gate y, and pre_gate's is x y.
 """
 
 from __future__ import annotations
@@ -43,7 +44,8 @@ def weighed_product(
     matrices_ptr, scales_ptr, v, g, sums, channel, channels, RANK: tl.constexpr, STEP: tl.constexpr,
     CHUNK: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """As `shared_product`, and the scales' gradient sum_i g (matrices[m] v) added to row m of `sums` (padded, n)."""
+    """As `shared_product`; also adds the gradient of the scales, sum_i g (matrices[m] v), to row m of `sums`
+    (padded, n)."""
     at = tl.arange(0, CHUNK)[:, None] * CHUNK + tl.arange(0, CHUNK)[None, :]
     number = tl.arange(0, sums.shape[0])[:, None]
     total = tl.zeros((CHUNK, v.shape[1]), ACC)
@@ -57,7 +59,7 @@ def weighed_product(
 
 @triton.jit
 def store_sums(out_ptr, sums, channels, RANK: tl.constexpr, SLOTS: tl.constexpr, CHANNELS: tl.constexpr):
-    """This program's share, summed over its slots: sums (padded, SLOTS * CHANNELS), out (programs, RANK, D)."""
+    """Writes this program's share, summed over its slots: sums (padded, SLOTS * CHANNELS), out (programs, RANK, D)."""
     m = tl.arange(0, sums.shape[0])[:, None]
     channel = (tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS))[None, :]
     total = tl.sum(tl.reshape(sums, (sums.shape[0], SLOTS, CHANNELS)), 1)
@@ -117,11 +119,11 @@ def legendre_chunks_kernel(
     SLOTS: tl.constexpr,
     CHANNELS: tl.constexpr,
 ):
-    """With u = gate x: out = after y and other_out = other y, rows out_row apart; an absent factor is 1.
+    """With u = gate x: out = after y and other_out = other y, with rows out_row elements apart; an absent factor is 1.
 
-    near_sums, edge_sums, own_sums: shares of the gradients, for the output gradient weigh_gate weigh; (programs, rank,
-    D) each, or None for none of them. PARTED: this launch takes only the tiles out of reach of the filter's end
-    or, with an EDGE_RANK, only the others.
+    near_sums, edge_sums, own_sums: shares of the gradients of near, edge and own, (programs, rank, D) each, or all
+    None; the gradient of y is weigh_gate times weigh. PARTED: this launch takes only the tiles that the filter's end
+    does not reach or, with an EDGE_RANK, only the others.
     """
     slot, channel = tile_columns(SLOTS, CHANNELS)
     inside = channel < channels
@@ -142,7 +144,7 @@ def legendre_chunks_kernel(
     v = u
     if rate_ptr is not None:
         a = tl.load(rate_ptr + channel, mask=inside, other=0)[None, :]
-        into = i if REVERSE else CHUNK - i  # rows to the edge towards which the convolution runs
+        into = i if REVERSE else CHUNK - i  # rows to the chunk's edge, in the convolution's direction
         centred = tl.minimum(a, fastest) * (CHUNK // 2 - into)
         v = u * tl.exp(centred)
     if near_sums_ptr is None:

@@ -1,7 +1,7 @@
 """Convolution with a few explicit taps, one after the other: no chunk depends on another.
 
 A tile is SLOTS chunks of CHUNK rows times CHANNELS channels; each tap reads the rows it needs again, from cache. Taps
-are (K, D), lag 0 first; another number of them does not compile the kernels again.
+are (K, D), lag 0 first; another K does not recompile the kernels.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ def long_conv_direct_backward_kernel(
     SLOTS: tl.constexpr,
     CHANNELS: tl.constexpr,
 ):
-    """Gradients of x and the gates; the pointer to one that is not wanted is None."""
+    """Gradients of x and the gates; the pointer to an output that is not wanted is None."""
     slot, channel = tile_columns(SLOTS, CHANNELS)
     inside = channel < channels
     sequence, first, length, index = locate(
@@ -147,7 +147,7 @@ def long_conv_tap_gradient_kernel(
     SLOTS: tl.constexpr,
     CHANNELS: tl.constexpr,
 ):
-    """Gradient of one tap (axis 0), a program's share of it (axis 2): dtaps (shares, K, D)."""
+    """Gradient of one tap (axis 0), of which each program of axis 2 adds up a share: dtaps (shares, K, D)."""
     lag, share = tl.program_id(0), tl.program_id(2)
     column = tl.arange(0, SLOTS * CHANNELS)
     channel = tl.program_id(1) * CHANNELS + column % CHANNELS

@@ -1,4 +1,4 @@
-"""What kernels share: loading a tile of rows, with its gate, and storing one."""
+"""What kernels share: loading a tile of rows, multiplied by its gate, and storing one."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ import triton.language as tl
 
 @triton.jit
 def rows_of(x_ptr, x_row, row, i, channel, real, ACC: tl.constexpr):
-    """x at (row + i, channel), 0 where not `real`, whatever stands there: row and channel (1, n), i (m, 1).
+    """x at (row + i, channel), and 0 where not `real`, whatever memory holds there: row and channel (1, n), i (m, 1).
 
-    Only `row` is 64 bits wide: a tile of wide offsets would take as many registers as two tiles of values.
+    Only `row` is 64 bits wide: a tile of 64-bit offsets would take as many registers as two tiles of values.
     """
     return tl.load(x_ptr + (row * x_row + channel) + i * x_row, mask=real, other=0).to(ACC)
 
 
 @triton.jit
 def gated(x_ptr, x_row, gate_ptr, gate_row, row, i, channel, real, ACC: tl.constexpr):
-    """gate * x, as `rows_of`."""
+    """gate * x, loaded as by `rows_of`."""
     u = rows_of(x_ptr, x_row, row, i, channel, real, ACC)
     if gate_ptr is not None:
         u *= rows_of(gate_ptr, gate_row, row, i, channel, real, ACC)
@@ -26,7 +26,7 @@ def gated(x_ptr, x_row, gate_ptr, gate_row, row, i, channel, real, ACC: tl.const
 
 @triton.jit
 def store_scaled(out_ptr, y, factor_ptr, factor_row, row, i, channel, real, to, written_here, ACC: tl.constexpr):
-    """Writes factor * y, 0 in padding; nothing where `out_ptr` is None."""
+    """Writes factor * y, and 0 in padding; writes nothing if `out_ptr` is None."""
     if out_ptr is not None:
         if factor_ptr is not None:
             y *= rows_of(factor_ptr, factor_row, row, i, channel, real, ACC)

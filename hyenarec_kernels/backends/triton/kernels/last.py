@@ -1,9 +1,9 @@
-"""The last position of every sequence alone, for any number of taps, and its gradients.
+"""The output at the last position of every sequence, for any number of taps, and its gradients.
 
     o[s] = post[s] sum_lag taps[lag] u[s, last - lag],    u = pre x
 
-Taps are (K, D), lag 0 first; another number of them does not compile the kernels again. Only
-`long_conv_last_backward_kernel`, which fills gradients of the input's shape, touches more rows than the taps reach.
+Taps are (K, D), lag 0 first; another K does not recompile the kernels. Only `long_conv_last_backward_kernel`, which
+fills gradients of the input's shape, touches more rows than the taps reach.
 """
 
 from __future__ import annotations
@@ -103,7 +103,8 @@ def long_conv_last_backward_kernel(
     SLOTS: tl.constexpr,
     CHANNELS: tl.constexpr,
 ):
-    """Gradients of x and its gate, 0 where the taps do not reach; the pointer to one that is not wanted is None."""
+    """Gradients of x and its gate, 0 where the taps do not reach; the pointer to an output that is not wanted is
+    None."""
     slot, channel = tile_columns(SLOTS, CHANNELS)
     inside = channel < channels
     sequence, first, length, index = locate(
@@ -150,7 +151,7 @@ def long_conv_last_tap_gradient_kernel(
     ACC: tl.constexpr,
     CHANNELS: tl.constexpr,
 ):
-    """Gradient of CHUNK taps (axis 0), a program's share of it (axis 2): dtaps (shares, count, D)."""
+    """Gradient of CHUNK taps (axis 0), of which each program of axis 2 adds up a share: dtaps (shares, count, D)."""
     lag = (tl.program_id(0) * CHUNK + tl.arange(0, CHUNK)[:, None]).to(tl.int64)
     channel = (tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS))[None, :]
     inside = channel < channels

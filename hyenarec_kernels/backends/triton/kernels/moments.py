@@ -1,14 +1,14 @@
-"""The far part of the block low-rank convolution, on moments: small arrays (slots, rank, D) of the arithmetic type.
+"""The far part of the block low-rank convolution, on moments: small arrays (slots, rank, D) of the arithmetic dtype.
 
     mu = Q^T (alpha u)                           moments of each chunk of 32 rows; reads the input once
-    mu above = sum_j w_j S_j^T mu_j              up: a node's moments from those of its children j
-    nu = sum_k M^(k) mu[-k] + w_j S_j nu above   across: from the earlier nodes under one parent, and the parent's nu
+    mu above = sum_j w_j S_j^T mu_j              up: a chunk's moments from those of its children j
+    nu = sum_k M^(k) mu[-k] + w_j S_j nu above   across: from earlier chunks under the same parent, and the parent's nu
 
 ``alpha_j = exp(-a (C - j))`` and, where the result is used, ``beta_i = exp(-a i)``: with ``exp(-a (k-1) C)`` inside
 ``M^(k)`` they make up the window of lag ``k C + i - j``, and none is above 1. The transposed operator is the same with
-time reversed: ``alpha`` and ``beta`` change places, and across looks at later nodes and transposes ``M``.
+time reversed: ``alpha`` and ``beta`` change places, and across looks at later chunks and transposes ``M``.
 
-The levels above the lowest hold few numbers, so their kernels use no tensor cores and lose no digits to them.
+The levels above the lowest hold few numbers, so their kernels do not use tensor cores and lose no digits to them.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import triton.language as tl
 from hyenarec_kernels.backends.triton.kernels.gates import gated
 from hyenarec_kernels.backends.triton.kernels.slots import LENGTHS, WHERE, first_slot, locate, tile_columns
 
-PAIRS = ["near_pairs", "far_first", "far_pairs"]  # of chunks that meet; they differ from level to level
+PAIRS = ["near_pairs", "far_first", "far_pairs"]  # of chunks that act on each other; they differ from level to level
 
 
 @triton.jit(do_not_specialize=LENGTHS, do_not_specialize_on_alignment=WHERE)
@@ -90,7 +90,7 @@ def legendre_up_kernel(
     SLOTS: tl.constexpr,
     CHANNELS: tl.constexpr,
 ):
-    """Moments of nodes of CHUNK rows from those of their FAN children: transfer (FAN, RANK_BELOW, RANK)."""
+    """Moments of chunks of CHUNK rows from those of their FAN children: transfer (FAN, RANK_BELOW, RANK)."""
     r = tl.arange(0, PADDED)[:, None, None]
     slot = tl.program_id(0) * SLOTS + tl.arange(0, SLOTS)
     channel = (tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS))[None, None, :]
@@ -117,8 +117,8 @@ def legendre_up_kernel(
 
 @triton.jit
 def paired(later, distance, near_pairs, far_first, far_pairs, FAN: tl.constexpr):
-    """Whether a node and the one `distance` before it meet at this level: under one parent, or where the filter's end
-    keeps their parents from meeting."""
+    """Whether a chunk and the one `distance` before it act on each other at this level: if they have the same parent,
+    or if the filter's end keeps their parents from doing so."""
     place = later % FAN if FAN else later
     near = (distance <= near_pairs) & (distance <= place)
     return near | ((distance >= far_first + place) & (distance < far_first + far_pairs) & (distance <= later))
@@ -126,7 +126,7 @@ def paired(later, distance, near_pairs, far_first, far_pairs, FAN: tl.constexpr)
 
 @triton.jit
 def distance_of(number, near_pairs, far_first):
-    """The distance of a level's table: the near ones from 1 on, then the far ones."""
+    """The distance that a level's table is for: first the near ones, from 1 on, then the far ones."""
     return tl.where(number < near_pairs, number + 1, far_first + number - near_pairs)
 
 
@@ -160,7 +160,7 @@ def legendre_across_kernel(
     SLOTS: tl.constexpr,
     CHANNELS: tl.constexpr,
 ):
-    """nu of nodes from their neighbours' mu and their parent's nu: tables (distances, RANK, RANK, D)."""
+    """nu of chunks from their neighbours' mu and their parent's nu: tables (distances, RANK, RANK, D)."""
     r = tl.arange(0, PADDED)[:, None, None]
     slot = tl.program_id(0) * SLOTS + tl.arange(0, SLOTS)
     channel = (tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS))[None, None, :]
@@ -223,7 +223,8 @@ def legendre_across_gradient_kernel(
     SLOTS: tl.constexpr,
     CHANNELS: tl.constexpr,
 ):
-    """Gradient of one distance's table, sum of eta (x) mu over its pairs: a share of it for each program of axis 2.
+    """Gradient of one distance's table (axis 0): the sum of eta (x) mu over its pairs of chunks, of which each program
+    of axis 2 adds up a share.
 
     mu, eta (slots, RANK, D), eta the moments of the output's gradient; out (shares, distances, RANK, RANK, D).
     """

@@ -5,8 +5,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-# Parameters of kernels for which Triton compiles no variants: numbers that depend on the lengths of a batch, and
-# pointers to indices, whose alignment depends on them. Triton says nothing about a name that a kernel does not have.
+# Kernel parameters for which Triton must not compile variants: numbers that depend on a batch's lengths, and pointers
+# to indices, whose alignment depends on the lengths too. Triton silently ignores a name that a kernel does not have.
 LENGTHS = ["slots", "columns", "per_row"]
 ENDS = ["starts_ptr", "ends_ptr"]
 WHERE = ["sequences_ptr", *ENDS]
@@ -14,14 +14,15 @@ WHERE = ["sequences_ptr", *ENDS]
 
 @triton.jit
 def span(sequence, exists, starts_ptr, ends_ptr, columns, PACKED: tl.constexpr):
-    """The first row (int64) of sequences (n,) and their lengths; 0 and 0 of one that does not exist."""
+    """The first row (int64) and the length of each of sequences (n,); the length is 0 if the sequence does not
+    exist."""
     start = tl.zeros_like(sequence).to(tl.int64)
     if starts_ptr is not None:
         start = tl.load(starts_ptr + sequence, mask=exists, other=0).to(tl.int64)
     end = tl.zeros_like(start) + columns
     if ends_ptr is not None:
         end = tl.load(ends_ptr + sequence, mask=exists, other=0).to(tl.int64)
-    start = tl.minimum(tl.maximum(start, 0), columns)  # whoever made them, no row of another sequence is read
+    start = tl.minimum(tl.maximum(start, 0), columns)  # whatever the values, no row of another sequence is read
     end = tl.minimum(tl.maximum(end, start), columns)
     first = start if PACKED else start + sequence.to(tl.int64) * columns
     return first, tl.where(exists, end - start, 0).to(tl.int32)
@@ -41,7 +42,7 @@ def locate(
 ):
     """For slots (n,): the sequence of each, its first row (int64), its length, and the chunk's number in it.
 
-    A slot that does not exist is a chunk of a sequence of length 0.
+    A slot that does not exist counts as a chunk of a sequence of length 0.
     """
     exists = slot < slots
     sequence = tl.load(sequences_ptr + slot, mask=exists, other=0) if PACKED else slot // per_row
@@ -58,9 +59,9 @@ def tile_columns(SLOTS: tl.constexpr, CHANNELS: tl.constexpr):
 
 @triton.jit
 def written(position, sequence, first, length, slot, slots, columns, PACKED: tl.constexpr):
-    """The rows that a chunk writes, and which of them exist: its own and, of padded input, its share of the padding.
+    """The rows that a chunk writes, and which of them exist: its own and, for padded input, its share of the padding.
 
-    Positions past the end of a batch row go on at its beginning, so that the chunks of a row cover all of it.
+    Positions past the end of a batch row continue at its beginning, so that the chunks of a batch row cover all of it.
     """
     row = first + position
     if PACKED:
@@ -76,7 +77,8 @@ def larger(a, b):
 
 @triton.jit(do_not_specialize=["count", "columns"], do_not_specialize_on_alignment=["ends_ptr"])
 def borders_kernel(borders_ptr, ends_ptr, count, columns, BLOCK: tl.constexpr):
-    """One program: borders (count + 1,) int64 from 0 to `columns` that never fall; the ends, where these are right."""
+    """One program: writes borders (count + 1,) int64 from 0 to `columns` that never fall; they equal the ends where the
+    ends are valid."""
     tl.store(borders_ptr, tl.zeros((), tl.int64))
     reached = tl.zeros((), tl.int64)
     for begin in range(0, count, BLOCK):

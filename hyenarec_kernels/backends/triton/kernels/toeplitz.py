@@ -40,7 +40,8 @@ def long_conv_toeplitz_kernel(
     SLOTS: tl.constexpr,
     CHANNELS: tl.constexpr,
 ):
-    """With u = gate x: out = after y and other_out = other y; transposed if REVERSE. matrices (G, blocks, C, C)."""
+    """With u = gate x and y its convolution: out = after y and other_out = other y; the convolution is transposed if
+    REVERSE. matrices (G, blocks, C, C)."""
     slot, channel = tile_columns(SLOTS, CHANNELS)
     sequence, first, length, index = locate(
         slot, slots, sequences_ptr, starts_ptr, ends_ptr, columns, per_row, CHUNK, PACKED
@@ -99,9 +100,9 @@ def long_conv_toeplitz_gradient_kernel(
     SLOTS: tl.constexpr,
     CHANNELS: tl.constexpr,
 ):
-    """A program's share (axis 2) of one tile of channels (axis 1) in one block (axis 0): out (shares, tiles, blocks, C,
-    C). Block 0 adds up dy u for the skip, skip_out (shares, D). Products are taken in the type of what `operand_ptr`
-    points to."""
+    """Gradient of one block (axis 0) from one tile of channels (axis 1), of which each program of axis 2 adds up a
+    share: out (shares, tiles, blocks, C, C). The programs of block 0 also add up dy u for the skip, skip_out
+    (shares, D). Products are taken in the dtype of `operand_ptr`, which is not read."""
     b, share = tl.program_id(0), tl.program_id(2)
     column = tl.arange(0, SLOTS * CHANNELS)
     channel = (tl.program_id(1) * CHANNELS + column % CHANNELS)[None, :]
@@ -118,7 +119,7 @@ def long_conv_toeplitz_gradient_kernel(
         if tl.max(real.to(tl.int32)) > 0:
             row = (first + index * CHUNK)[None, :]
             dy = gated(grad_ptr, grad_row, post_ptr, post_row, row, i, channel, real, ACC)
-            # Rows past `real` ones meet gradients that are 0 there.
+            # `source` may include rows that are not `real`; the gradients that they meet are 0.
             source = (position >= b * CHUNK) & (position - b * CHUNK < length[None, :])
             u = gated(x_ptr, x_row, pre_ptr, pre_row, row - b * CHUNK, i, channel, source, ACC)
             own += tl.sum(dy * u, 0)

@@ -1,4 +1,4 @@
-"""Sums that decay with elapsed time, every channel at one rate, chunk by chunk."""
+"""Sums that decay with elapsed time, at one rate for each group of channels, computed chunk by chunk."""
 
 from __future__ import annotations
 
@@ -7,15 +7,16 @@ from torch import Tensor
 
 from hyenarec.mixers.recurrences.linear_attention import by_chunk, from_chunks
 
-CHUNK = 16  # events that are added up directly: 20 ms against 26 for 32, forward and backward, at 8,000 events, D = 64
+CHUNK = 16  # events summed directly: 16 takes 20 ms, 32 takes 26, forward and backward, for 8,000 events, D = 64
 
 
 def decaying_sums(u: Tensor, rates: Tensor, elapsed: Tensor) -> tuple[Tensor, Tensor]:
-    """``h_t = exp(rate dt_t) h_{t-1} + u_t`` for every group of channels, from ``h = 0``, and h after the last event.
+    """``h_t = exp(rate dt_t) h_{t-1} + u_t`` for every group of channels, from ``h = 0``.
 
     ``u`` (B, L, P, E), right-padded with zeros; ``rates`` (P,), below 0; ``elapsed`` dt (B, L) int64, at least 0, the
-    time since the event before, 0 in padding. Returns (B, L, P, E) and (B, P, E), float32 (float64 where ``u`` is).
-    What lies between two events is a difference of whole numbers, so it is exact however long a history lasts.
+    time since the event before, 0 in padding. Returns h at every event (B, L, P, E) and after the last one (B, P, E),
+    in float32 (float64 if ``u`` is). The time between two events is a difference of integers, so it stays exact however
+    long a history lasts.
     """
     length = u.shape[1]
     times = elapsed.cumsum(1)
@@ -33,7 +34,8 @@ def decaying_sums(u: Tensor, rates: Tensor, elapsed: Tensor) -> tuple[Tensor, Te
         out = decay @ u
         since = (rate * (times - before[..., None])[:, None].to(u.dtype)).exp()[..., None]  # (B, P, N, C, 1)
         states = [torch.zeros_like(u[:, :, 0, 0])]  # (B, P, E)
-        # unbind: the gradient of indexing a chunk would be as large as all chunks, and the whole quadratic in L.
+        # unbind, because the gradient of indexing one chunk is as large as all chunks: the backward pass would be
+        # quadratic in L.
         for fade, more in zip(since[..., -1, :].unbind(2), out[..., -1, :].unbind(2), strict=True):
             states.append(fade * states[-1] + more)
         out = torch.addcmul(out, since, torch.stack(states[:-1], 2)[..., None, :])
@@ -41,5 +43,5 @@ def decaying_sums(u: Tensor, rates: Tensor, elapsed: Tensor) -> tuple[Tensor, Te
 
 
 def decaying_sums_step(u: Tensor, rates: Tensor, elapsed: Tensor, state: Tensor) -> Tensor:
-    """One event of :func:`decaying_sums`: ``u`` (B, P, E), ``elapsed`` (B,) and h (B, P, E), to the new h."""
+    """One event of :func:`decaying_sums`: ``u`` (B, P, E), ``elapsed`` (B,) and ``state`` h (B, P, E), to the new h."""
     return (rates.to(state.dtype) * elapsed[:, None].to(state.dtype)).exp()[..., None] * state + u.to(state.dtype)

@@ -1,7 +1,7 @@
-"""The gated delta rule (Gated DeltaNet, arXiv 2412.06464, equation 10), chunk by chunk.
+"""The gated delta rule (Gated DeltaNet, arXiv 2412.06464, equation 10), computed chunk by chunk.
 
-On a GPU under autocast the kernel of fla-core serves, which knows half precision only, where that package is
-installed; this path has not been run.
+On a GPU under autocast it uses the kernel of the package fla-core if that is installed. The kernel supports half
+precision only. This path has not been run.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def gated_delta_rule(q: Tensor, k: Tensor, v: Tensor, beta: Tensor, log_decay: T
     """``S_t = a_t S_{t-1} (I - b_t k_t k_t^T) + b_t v_t k_t^T``, ``o_t = S_t q_t`` for every head and sequence.
 
     ``q``, ``k`` (T, H, K), ``v`` (T, H, V), packed; ``k`` of unit length; ``beta`` b (T, H) in [0, 1]; ``log_decay``
-    log a (T, H), at most 0. Returns (T, H, V). Linear in the length of the sequences.
+    log a (T, H), at most 0. Returns (T, H, V). The cost is linear in the length of the sequences.
     """
     if chunk_gated_delta_rule is not None and q.is_cuda and torch.is_autocast_enabled("cuda"):
         q, k, v = (x[None].to(torch.get_autocast_dtype("cuda")) for x in (q, k, v))
@@ -36,8 +36,8 @@ def gated_delta_rule(q: Tensor, k: Tensor, v: Tensor, beta: Tensor, log_decay: T
 def gated_delta_rule_step(
     q: Tensor, k: Tensor, v: Tensor, beta: Tensor, log_decay: Tensor, state: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """One event of :func:`gated_delta_rule`: (B, H, ·), (B, H) and S (B, H, V, K), to the output (B, H, V) and the new
-    S."""
+    """One event of :func:`gated_delta_rule`: ``q``, ``k``, ``v`` (B, H, ·), ``beta``, ``log_decay`` (B, H) and
+    ``state`` S (B, H, V, K), to the output (B, H, V) and the new S."""
     q, k, v, beta, log_decay = (at_least_float32(x) for x in (q, k, v, beta, log_decay))
     state = state * log_decay[..., None, None].exp()
     fresh = beta[..., None] * (v - (state * k[..., None, :]).sum(-1))  # (B, H, V)
@@ -46,8 +46,8 @@ def gated_delta_rule_step(
 
 
 def chunked_gated_delta_rule(q: Tensor, k: Tensor, v: Tensor, beta: Tensor, log_decay: Tensor) -> Tensor:
-    """:func:`gated_delta_rule` of right-padded rectangles (B, L, H, ·), (B, L, H) in plain PyTorch; in at least
-    float32."""
+    """:func:`gated_delta_rule` for right-padded rectangles, (B, L, H, ·) and (B, L, H), in plain PyTorch and in at
+    least float32."""
     return gated_delta_rule_and_state(q, k, v, beta, log_decay)[0]
 
 
@@ -56,16 +56,17 @@ def gated_delta_rule_and_state(
 ) -> tuple[Tensor, Tensor]:
     """:func:`chunked_gated_delta_rule`, and S after the last event, (B, H, V, K).
 
-    With u_t = b_t (v_t - a_t S_{t-1} k_t), what the state does not know yet, the rule is S_t = a_t S_{t-1} + u_t k_t^T.
-    Inside a chunk the u solve one unit triangular system (the paper's section 3.3), whose right-hand side is linear in
-    the state that enters: ``U = fresh - known S^T`` with both factors computed for all chunks at once.
+    With u_t = b_t (v_t - a_t S_{t-1} k_t), the part of the value that the state does not predict yet, the rule is
+    S_t = a_t S_{t-1} + u_t k_t^T. Inside a chunk the u solve a unit triangular system (section 3.3 of the paper), whose
+    right-hand side is linear in the state S at the start of the chunk. So ``U = fresh - known S^T``, and ``fresh`` and
+    ``known`` are computed for all chunks at once.
     """
     length = q.shape[1]
     with torch.autocast(q.device.type, enabled=False):
         q, k, v = (by_chunk(x) for x in (q, k, v))  # (B, H, N, C, ·)
         beta, g = (by_chunk(x[..., None]) for x in (beta, log_decay))  # (B, H, N, C, 1)
         decay = decay_between(g.squeeze(-1))  # (B, H, N, C, C)
-        since = g.cumsum(-2).exp()  # (B, H, N, C, 1), decay since before the chunk
+        since = g.cumsum(-2).exp()  # (B, H, N, C, 1), decay since the start of the chunk
         system = torch.eye(CHUNK, dtype=k.dtype, device=k.device) + (beta * (k @ k.mT) * decay).tril(-1)
         right = torch.cat((beta * v, beta * since * k), -1)
         fresh, known = torch.linalg.solve_triangular(system, right, upper=False, unitriangular=True).split(
@@ -75,7 +76,8 @@ def gated_delta_rule_and_state(
         read, write, fade = q * since, k * decay[..., -1, :, None], since[..., -1:, :]
         state = v.new_zeros(*v.shape[:2], v.shape[-1], k.shape[-1])  # (B, H, V, K)
         out = []
-        # unbind: the gradient of indexing a chunk would be as large as all chunks, and the whole quadratic in L.
+        # unbind, because the gradient of indexing one chunk is as large as all chunks: the backward pass would be
+        # quadratic in L.
         chunks = (x.unbind(2) for x in (read, scores, fresh, known, write, fade))
         for read_n, scores_n, fresh_n, known_n, write_n, fade_n in zip(*chunks, strict=True):
             u = fresh_n - known_n @ state.mT  # (B, H, C, V)

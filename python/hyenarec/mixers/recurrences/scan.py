@@ -1,7 +1,8 @@
 """Linear recurrences with constant coefficients, parallel over time.
 
-A state of K numbers a channel and a K x K matrix cover what the mixers need: K = 1 is real decay, K = 2 a complex
-eigenvalue (:func:`complex_matrix`) or an oscillator's position and speed. No complex dtype, no division, no logarithm.
+Each channel has a state of K numbers and a K x K matrix, which covers what the mixers need: K = 1 is a real decay,
+K = 2 a complex eigenvalue (:func:`complex_matrix`) or the position and speed of an oscillator. The scan uses no complex
+dtype, no division and no logarithm.
 """
 
 from __future__ import annotations
@@ -15,16 +16,16 @@ from torch.nn.functional import pad
 from hyenarec.mixers.recurrences import at_least_float32
 from hyenarec.packing import Packing
 
-CHUNK = 32  # steps that follow one another; the chunks of a packed batch take each of them at once
+CHUNK = 32  # sequential steps, each of which all chunks of a packed batch take at once
 
 
 def linear_scan(matrix: Tensor, x: Tensor, packing: Packing) -> Tensor:
     """``h_t = A h_{t-1} + x_t``, from ``h = 0`` at the start of every sequence.
 
-    ``matrix`` (K, K, D), the A of every channel; ``x`` (T, K, D), packed; returns (T, K, D), float32 (float64 where
-    ``x`` is). Linear in T: chunks advance side by side, then the scan of their last states, by the same function,
-    carries each chunk into the next. Powers of A must stay bounded. Give an oscillation that lasts thousands of events
-    in float64: what rounding turns its phase by grows with every one of them.
+    ``matrix`` (K, K, D), the A of every channel; ``x`` (T, K, D), packed; returns (T, K, D), float32 (float64 if ``x``
+    is). The cost is linear in T: all chunks advance in parallel, and then the same function scans the chunks' last
+    states, to carry the state of each chunk into the next. Powers of A must stay bounded. Use float64 for oscillations
+    that last thousands of events: the rounding error of their phase grows with every event.
     """
     x = at_least_float32(x)
     keep = (packing.positions > 0).to(x.dtype)  # 0 at the start of a sequence
@@ -33,7 +34,7 @@ def linear_scan(matrix: Tensor, x: Tensor, packing: Packing) -> Tensor:
 
 
 def complex_matrix(real: Tensor, imaginary: Tensor) -> Tensor:
-    """(2, 2, D): multiplies (Re h, Im h) as the complex numbers ``real + i imaginary``, (D,) each, multiply h."""
+    """The matrix (2, 2, D) that multiplies (Re h, Im h) as the complex ``real + i imaginary``, (D,), multiplies h."""
     return torch.stack((torch.stack((real, -imaginary)), torch.stack((imaginary, real))))
 
 
@@ -67,7 +68,8 @@ def _scan(matrix: Tensor, x: Tensor, keep: Tensor) -> Tensor:
     for t in range(1, length):
         h[:, t] += kept[:, t] * advance(step, h[:, t - 1])
     if len(h) > 1:
-        # Powers in float64: rounded at every step they cost 5 times the recurrence's own error over 5,000 events.
+        # Powers in float64: if they were rounded at every step, they would add 5 times the recurrence's own error over
+        # 5,000 events.
         powers = [matrix.double()]
         for _ in range(1, length):
             powers.append((powers[0][:, :, None] * powers[-1]).sum(1))
@@ -78,9 +80,9 @@ def _scan(matrix: Tensor, x: Tensor, keep: Tensor) -> Tensor:
 
 
 def advance(matrix: Tensor, h: Tensor) -> Tensor:
-    """A h, a step without its input: (..., K, K, D) times (..., K, D), channel by channel.
+    """A h, one step without its input: (..., K, K, D) times (..., K, D), channel by channel.
 
-    Element by element, so that autocast leaves it alone.
+    It uses elementwise operations only, which autocast does not change to half precision.
     """
     out = matrix[..., 0, :] * h[..., :1, :]
     for j in range(1, h.shape[-2]):
