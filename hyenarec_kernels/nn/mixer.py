@@ -269,7 +269,7 @@ class HyenaMixer(Projections):
 
         Raises:
             ValueError: ``x`` or ``state`` does not fit the mixer. A state of other weights of the same shape is not
-            noticed.
+                noticed.
             NotImplementedError: gradients are enabled and ``x`` requires one, or a transform of `torch.func` is active.
         """
         op = "HyenaMixer.step"
