@@ -52,7 +52,7 @@ def _for_whom(runs: Sequence[Case]) -> list[str]:
 
 def cache(result: Result) -> list[str]:
     def metrics(of: Mapping[str, float]) -> list[str]:
-        return [f"{of[name]:.4f}" for name in METRICS]
+        return [mean([of[name]]) for name in METRICS]
 
     rows = []
     for mixer, whole in result["settings"]["at once"].items():
