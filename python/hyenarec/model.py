@@ -249,7 +249,7 @@ class SequenceModel(nn.Module):
 
     def _positions(self, packing: Packing) -> Tensor | None:
         """The position of every event (T,), if the model uses it: computing it makes the host wait for a GPU."""
-        return None if self.positions is None else packing.positions
+        return None if self.positions is None else packing.embedded_positions
 
     def _embed(
         self, items: Tensor, positions: Tensor | None, masked: Tensor | None = None, table: Tensor | None = None

@@ -65,6 +65,12 @@ class Packing:
         return torch.arange(rows.shape[0], device=rows.device) - self.cu_seqlens[rows]
 
     @property
+    def embedded_positions(self) -> Tensor:
+        """The positions by which a model reads its table of positions, (T,)."""
+        positions: Tensor = self.positions
+        return positions
+
+    @property
     def last(self) -> Tensor:
         """The row of every sequence's last event, (S,)."""
         return self.cu_seqlens[1:] - 1
@@ -122,6 +128,13 @@ class Rectangle(Packing):
     @property
     def positions(self) -> Tensor:
         return self._whole(torch.arange(self.max_length, device=self.sizes.device))
+
+    @property
+    def embedded_positions(self) -> Tensor:
+        """Padding has the position of the last real event, so that a table of positions may be shorter than a row. The
+        lengths decide what is read, which compiled programs check against the table: they do not check shapes."""
+        events = torch.arange(self.max_length, device=self.sizes.device)
+        return torch.minimum(events, self.sizes[:, None] - 1).flatten()
 
     def _whole(self, values: Tensor) -> Tensor:  # (T,); without division, which ONNX lacks for symbolic sizes
         return values.expand(self.sequences, self.max_length).flatten()

@@ -40,7 +40,7 @@ def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def recommend(run: Path, out: Path, *options: object) -> Path:
-    main(["recommend", str(run), "--all-users", "--out", str(out), "--k", "4", *map(str, options)])
+    main(["recommend", str(run), "--all-users", "--out", str(out), "-k", "4", *map(str, options)])
     return out
 
 

@@ -163,6 +163,31 @@ def test_redis_that_is_not_there(tmp_path: Path) -> None:
         assert "secret" not in str(refused.value)
 
 
+def test_a_database_of_something_else_is_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "other.sqlite"
+    with sqlite3.connect(path) as other:
+        other.execute("CREATE TABLE bills (number INTEGER)")
+    with pytest.raises(UserError, match="a database of something else, not a store of events"):
+        SqliteEvents(path)
+    assert [name for (name,) in other.execute("SELECT name FROM sqlite_schema")] == ["bills"]
+
+
+@pytest.mark.parametrize("replaced", [False, True])
+def test_a_file_that_goes_takes_no_events(replaced: bool, tmp_path: Path) -> None:
+    """SQLite itself would go on to write to the removed file, which no one can open again."""
+    path = tmp_path / "events.sqlite"
+    store = SqliteEvents(path)
+    assert store.add([Event("ann", 1, 0)]) == [Added(0, new=True)]
+    path.rename(tmp_path / "moved")
+    if replaced:
+        path.write_bytes(b"")
+    with pytest.raises(Unavailable, match="events cannot be written"):
+        store.add([Event("ann", 2, 0)])
+    (tmp_path / "moved").rename(path)
+    assert store.add([Event("ann", 3, 0)]) == [Added(1, new=True)]
+    store.close()
+
+
 def test_redis_that_may_forget_is_complained_of(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     server = RedisServer(tmp_path, "--maxmemory-policy", "allkeys-lru")
     open_events(server.url).close()

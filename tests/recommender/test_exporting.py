@@ -201,6 +201,16 @@ def test_programs_name_the_library_s_operators() -> None:
         assert len(program.module()(*state)) == 2
 
 
+def test_positions_are_read_within_their_table() -> None:
+    """A row may be longer than the table as long as its history is not; compiled programs check this read alone."""
+    program = HistoryProgram(inference_copy(recommender("attention").model), 0)
+    items = torch.randint(len(ITEMS), (2, 70))
+    torch.testing.assert_close(program(items, torch.tensor([40, 7])), program(items[:, :40], torch.tensor([40, 7])))
+    for wrong in (41, 70, 0):
+        with pytest.raises(IndexError):
+            program(items, torch.tensor([7, wrong]))
+
+
 def test_eight_bits_are_nearly_the_same() -> None:
     model = inference_copy(recommender().model)
     items, lengths = torch.randint(len(ITEMS), (3, 20)), torch.tensor([20, 3, 11])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -15,10 +16,13 @@ from fastapi.testclient import TestClient
 from service_client import answer, recommender, wanted
 from test_session import ITEMS
 
+from hyenarec.data.ids import Ids
 from hyenarec.errors import UserError
 from hyenarec.model import SequenceModel
 from hyenarec.recommendation import Recommender
+from hyenarec.serving import app
 from hyenarec.serving.app import make_app
+from hyenarec.serving.catalogue import Catalogue
 from hyenarec.serving.engine import Engine, Wanted
 from hyenarec.serving.events import Event
 from hyenarec.serving.sqlite_events import SqliteEvents
@@ -94,6 +98,55 @@ def test_histories_of_strangers(serve: Callable[..., Any]) -> None:
     assert second["recommendations"] == [] and "empty" in second["error"]
     assert third["unknown"] == ["nothing"] and len(third["recommendations"]) == 4
     assert client.post("/recommend", json=asked | {"k": 100}).status_code == 422
+
+
+def test_many_histories_are_read_in_parts(serve: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Requests of others are answered between the parts; a request's answers are all of the model that it met first."""
+    monkeypatch.setattr(app, "TOGETHER", 2)
+    client, reader, sizes = serve(), recommender(), list[int]()
+    engine, call = client.engine, client.engine.call
+
+    def counted(function: Any) -> Any:
+        def answers(model: Recommender) -> Any:
+            found = function(model)
+            sizes.append(len(found))
+            return found
+
+        future = call(answers)
+        if len(sizes) == 0:
+            engine.use(recommender("gru")).result(60)
+        return future
+
+    monkeypatch.setattr(engine, "call", counted)
+    histories = [ITEMS[:3], ITEMS[:1], ITEMS[4:9], [ITEMS[7]], ITEMS[2:4]]
+    answers = client.post("/recommend", json={"histories": histories, "k": 4}).json()["answers"]
+    got = [[(one["item"], one["score"]) for one in each["recommendations"]] for each in answers]
+    assert got == [wanted(reader, history) for history in histories] and sizes == [2, 2, 1]
+
+
+def test_a_client_that_leaves_is_no_error_of_ours(serve: Callable[..., Any]) -> None:
+    client, sent = serve(), list[Any]()
+
+    async def receive() -> dict[str, str]:
+        return {"type": "http.disconnect"}
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    headers = [(b"content-type", b"application/json"), (b"content-length", b"9")]
+    scope = {"type": "http", "method": "POST", "path": "/events", "raw_path": b"/events", "query_string": b""}
+    scope |= {"headers": headers, "client": ("127.0.0.1", 1), "server": ("a", 1), "scheme": "http"}
+    asyncio.run(client.app(scope, receive, send))
+    assert sent[0]["status"] == 499
+    assert 'route="/events",status="499"} 1.0' in client.get("/metrics").text
+
+
+def test_integers_that_javascript_would_round_are_text(tmp_path: Path) -> None:
+    large = 2**53 + 1
+    shown = Catalogue(Ids.from_values([5, large]), {large: "big"})
+    assert shown.cells(5) == {"item": 5, "name": None}
+    assert shown.cells(large) == {"item": str(large), "name": "big"}
+    assert Ids.from_values([5, large]).find([str(large)]).tolist() == [1]
 
 
 def test_requests_that_wait_are_one_batch(serve: Callable[..., Any]) -> None:
@@ -227,7 +280,7 @@ def test_what_waits_when_it_closes_is_answered_and_nothing_after(serve: Callable
     ):
         assert (late.status_code, late.json()) == (503, {"detail": "the service is stopping"})
         assert late.headers["Retry-After"] == "1"
-    assert client.get("/healthz").status_code == 503
+    assert client.get("/healthz").status_code == client.head("/healthz").status_code == 503
 
 
 def test_clocks_that_go_backwards(serve: Callable[..., Any]) -> None:

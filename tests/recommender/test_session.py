@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from hyenarec.answers import Recommendation
-from hyenarec.config import ModelConfig
+from hyenarec.config import HyenaConfig, ModelConfig
 from hyenarec.data.ids import Ids
 from hyenarec.errors import UserError
 from hyenarec.model import SequenceModel
@@ -137,3 +137,12 @@ def test_what_cannot_be_read_changes_nothing(call: Any, message: str) -> None:
 def test_bidirectional_models_have_none() -> None:
     with pytest.raises(UserError, match=r"bert4rec .* has no state"):
         recommender("bert4rec").session([ITEMS[:2]])
+
+
+@pytest.mark.parametrize("filter", ["cosine", "explicit", "implicit", "logsparse"])
+def test_filters_without_a_compact_state_have_the_exact_one(filter: Any) -> None:
+    torch.manual_seed(0)
+    options = HyenaConfig(filter=filter)
+    model = SequenceModel(ModelConfig(mixer="hyena", dim=8, max_length=300, hyena=options), 40).eval()
+    exact, compact = (model.init_state(2, compact=compact).tensors() for compact in (False, True))
+    assert {name: t.shape for name, t in exact.items()} == {name: t.shape for name, t in compact.items()}

@@ -73,7 +73,7 @@ class Recommend:
     """File with one history per line, or - for standard input: item ids separated by spaces or tabs, or a JSON list."""
     data: Path | None = None
     """Log or store for --users and --all-users; default: the one that the model was trained on."""
-    k: int = 10
+    k: Annotated[int, tyro.conf.arg(aliases=("-k",))] = 10
     """Items to recommend; fewer if a history leaves fewer items of the catalogue."""
     exclude_seen: Switch = False
     """Leave out items of the history; default: as the model was trained."""

@@ -57,17 +57,21 @@ class HyenaRecMixer(Mixer):
         return mixed
 
     def init_state(self, sequences: int, *, compact: bool = False) -> State:
-        state = self.operator.init_state(sequences, state="compact" if compact else "exact")
+        state = self.operator.init_state(sequences, state=self._form(compact))
         if self.local is None:
             return state
         recent = self.local.init_state(sequences)
         return LocalState(state, TensorState(recent, events=torch.zeros_like(state.steps)))
 
+    def _form(self, compact: bool) -> Literal["compact", "exact"]:
+        """The form of a state; only filters that are polynomials of the lag have a compact one."""
+        polynomials = compact and all(filter.polynomial() is not None for filter in self.operator.filters)
+        return "compact" if polynomials else "exact"
+
     def prefill(
         self, x: Tensor, packing: Packing, *, timestamps: Tensor | None = None, compact: bool = False
     ) -> tuple[Tensor, State]:
-        form: Literal["compact", "exact"] = "compact" if compact else "exact"
-        mixed, state = self.operator.prefill(x, cu_seqlens=packing.cu_seqlens, state=form)
+        mixed, state = self.operator.prefill(x, cu_seqlens=packing.cu_seqlens, state=self._form(compact))
         if self.local is None:
             return mixed, state
         added, recent = self.local.prefill(x[:, : self.operator.dim], packing)

@@ -13,13 +13,14 @@ from typing import Any
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import HTMLResponse, JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST
+from starlette.requests import ClientDisconnect
 
 from hyenarec.answers import Answer, Recommendation
 from hyenarec.data.times import caller_seconds
 from hyenarec.errors import UserError
 from hyenarec.recommendation import Recommender
 from hyenarec.serving.engine import Engine, Wanted
-from hyenarec.serving.events import Event, Unavailable
+from hyenarec.serving.events import Event, Item, Unavailable
 from hyenarec.serving.limits import Limits
 from hyenarec.serving.messages import (
     CONFLICT,
@@ -61,6 +62,10 @@ def make_app(engine: Engine, *, body_bytes: int, rate: float) -> FastAPI:
     def scored(found: Sequence[Recommendation]) -> list[dict[str, Any]]:
         return [engine.catalogue.cells(one.item) | {"score": one.score} for one in found]
 
+    @app.exception_handler(ClientDisconnect)
+    async def gone(request: Request, error: ClientDisconnect) -> Response:
+        return Response(status_code=499)  # nobody reads it; nginx's number for a client that left
+
     @app.exception_handler(UserError)
     async def bad(request: Request, error: UserError) -> JSONResponse:
         if isinstance(error, Unavailable):
@@ -98,11 +103,15 @@ def make_app(engine: Engine, *, body_bytes: int, rate: float) -> FastAPI:
     async def recommend_histories(request: Request) -> Response:
         """The best next items after given histories. The service need not know their users."""
         asked = await HistoriesIn.of_body(request)
+        recommender = engine.recommender  # one model answers all of a request
+        found: list[Answer] = []
+        for first in range(0, len(asked.histories), TOGETHER):  # requests of others are answered in between
+            some = asked.histories[first : first + TOGETHER]
 
-        def answers(recommender: Recommender) -> list[Answer]:
-            return list(recommender.answers(asked.histories, asked.k, exclude_seen=asked.exclude_seen))
+            def answers(_: Recommender, some: list[list[Item]] = some) -> list[Answer]:
+                return list(recommender.answers(some, asked.k, exclude_seen=asked.exclude_seen))
 
-        found = await asyncio.wrap_future(engine.call(answers))
+            found += await asyncio.wrap_future(engine.call(answers))
         return JSONResponse(
             {
                 "answers": [
@@ -118,6 +127,7 @@ def make_app(engine: Engine, *, body_bytes: int, rate: float) -> FastAPI:
         asked, catalogue = SearchIn.of_query(request), engine.catalogue
         return JSONResponse({"items": [catalogue.cells(item) for item in catalogue.search(asked.search, asked.k)]})
 
+    @app.head("/healthz", include_in_schema=False)
     @app.get("/healthz")
     async def healthz() -> JSONResponse:
         """Whether the service answers."""
@@ -136,6 +146,7 @@ def make_app(engine: Engine, *, body_bytes: int, rate: float) -> FastAPI:
     return app
 
 
+TOGETHER = 64  # histories of one request that the model reads at a time
 ROUTES = frozenset({"/events", "/recommend", "/items", "/healthz", "/metrics", "/"})
 POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; connect-src 'self'"
 

@@ -10,6 +10,7 @@ from hyenarec.answers import Item, item_cells
 from hyenarec.data.ids import Ids
 
 APART = "\n"
+EXACT = 2**53 - 1  # the largest integer that every reader of JSON keeps
 
 
 class Catalogue:
@@ -26,8 +27,10 @@ class Catalogue:
         self._starts = list(accumulate((len(text) + len(APART) for text in texts), initial=0))
 
     def cells(self, item: Item) -> dict[str, Item | None]:
-        """An item with its name, as answers contain it."""
-        return item_cells(item, self._names)
+        """An item with its name, as answers contain it. Integers that JavaScript would round are text; requests may
+        give any integer id as text."""
+        cells = item_cells(item, self._names)
+        return cells | {"item": str(item)} if isinstance(item, int) and abs(item) > EXACT else cells
 
     def search(self, text: str, k: int) -> list[Item]:
         """The first ``k`` items, in the order of the ids, whose id or name contains ``text``."""

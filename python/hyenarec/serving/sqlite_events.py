@@ -37,16 +37,21 @@ class SqliteEvents:
             self._writing.execute("BEGIN IMMEDIATE")
             (version,) = self._writing.execute("PRAGMA user_version").fetchone()
             if version == 0:
+                if self._writing.execute("SELECT 1 FROM sqlite_schema LIMIT 1").fetchone():
+                    raise UserError(f"{path}: a database of something else, not a store of events")
                 self._writing.execute(SCHEMA)
                 self._writing.execute(f"PRAGMA user_version = {VERSION}")
             elif version != VERSION:
                 raise UserError(f"{path}: events of version {version}; this is version {VERSION}")
             self._writing.execute("COMMIT")
-        except sqlite3.Error as error:
+            self._file = path.stat().st_ino
+        except (sqlite3.Error, OSError) as error:
             raise UserError(f"{path}: cannot be used as a store of events: {error}") from error
 
     def add(self, events: Sequence[Event]) -> list[Added]:
         try:
+            if self.path.stat().st_ino != self._file:
+                raise FileNotFoundError("the file was removed or replaced while the service used it")
             self._writing.execute("BEGIN IMMEDIATE")
             try:
                 found = [self._add(event) for event in events]
@@ -55,7 +60,7 @@ class SqliteEvents:
                 if self._writing.in_transaction:  # a full disk may have ended the transaction
                     self._writing.execute("ROLLBACK")
                 raise
-        except sqlite3.Error as error:
+        except (sqlite3.Error, OSError) as error:
             raise Unavailable(f"{self.path}: events cannot be written: {error}") from error
         return found
 
