@@ -203,7 +203,7 @@ def _future(
     length = events.shape[1]
     # Of long histories pairs of neighbouring positions, because a leak may be within pairs of events alone.
     starts = range(1, length) if length <= CUTS else range(1, length - 1, -(-2 * length // CUTS))
-    cuts = starts if length <= CUTS else [start + next for start in starts for next in (0, 1)]
+    cuts = starts if length <= CUTS else [cut for start in starts for cut in (start, start + 1)]
     position, checked = torch.arange(length, device=events.device), False
     for cut in cuts:
         later = position >= cut
