@@ -25,7 +25,6 @@ from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 from transformers.utils.output_capturing import capture_outputs
 
 from hyenarec_kernels.nn import Filter, HyenaMixer, StreamingState, key_mask
-from hyenarec_kernels.nn.masks import require
 
 
 @strict
@@ -202,7 +201,7 @@ class HyenaModel(HyenaPreTrainedModel, LlamaModel):
             use_cache = self.config.use_cache and not self.training and not both_ways
         if use_cache and cache is None and cu_seq_lens_q is None:
             cache = DynamicCache(config=self.config)
-        mask = None if attention_mask is None else _key_mask(attention_mask, both_ways)
+        mask = None if attention_mask is None else key_mask(attention_mask, causal=not both_ways)
         if cache is not None:
             mask = _check_cache(cache, mask, x, len(self.layers))
         for layer in self.layers:
@@ -230,19 +229,6 @@ def _cu_seqlens(positions: Tensor) -> Tensor | None:
         return None
     end = torch.tensor([fresh.numel()], device=fresh.device)
     return torch.cat([fresh.flatten().nonzero()[:, 0], end])
-
-
-def _key_mask(mask: Tensor, both_ways: bool) -> Tensor:
-    """The mask (B, L) of real events, from one that :func:`hyenarec_kernels.nn.key_mask` takes. Raises ValueError if a
-    mask of queries and keys hides later events from mixers that see them, or shows them to mixers that do not."""
-    real = key_mask(mask)
-    if mask.dim() == 4 and mask.shape[2] > 1:
-        visible = mask == 0 if mask.is_floating_point() else mask != 0
-        pairs = real[:, None, :, None] & real[:, None, None, :]  # (B, 1, L, L): both are events
-        future = pairs & torch.ones_like(pairs).triu(1)
-        kind = "hides later events from bidirectional mixers" if both_ways else "shows later events to causal mixers"
-        require((visible | ~future) if both_ways else ~(visible & future), f"HyenaModel: attention_mask {kind}")
-    return real
 
 
 def _check_cache(cache: Cache, mask: Tensor | None, x: Tensor, layers: int) -> Tensor | None:

@@ -10,8 +10,16 @@ from hyenarec_kernels.segments import MASK_DTYPES
 
 NEGLIGIBLE = -1e3  # an additive mask must add this or less to the scores of padding; its exp is 0 in every dtype
 
+FORMS = {
+    None: "all real keys, or all up to itself",
+    True: "all real keys up to itself, and no later ones",
+    False: "all real keys, later ones too",
+}
 
-def key_mask(mask: Tensor | None = None, *, key_padding_mask: Tensor | None = None) -> Tensor:
+
+def key_mask(
+    mask: Tensor | None = None, *, key_padding_mask: Tensor | None = None, causal: bool | None = None
+) -> Tensor:
     """Converts a mask for attention into the mask (B, L) that :class:`HyenaMixer` takes: bool, True at real positions.
 
     Args:
@@ -22,6 +30,7 @@ def key_mask(mask: Tensor | None = None, *, key_padding_mask: Tensor | None = No
             themselves; and a query at padding may see the same, every key or none.
         key_padding_mask: a mask (B, L) as ``nn.MultiheadAttention`` takes it. Bool or integers: True, or 1, is
             *padding*. Floating point as above.
+        causal: which of the two forms a mask (B, H, L, L) must have: True for keys up to each query, False for all.
 
     Returns:
         (B, L) bool. The mixer refuses a mask with holes: the real positions of each row must be contiguous.
@@ -48,30 +57,29 @@ def key_mask(mask: Tensor | None = None, *, key_padding_mask: Tensor | None = No
     if mask.dim() == 3 and mask.shape[2] == 1:
         mask = mask[..., 0]
     elif mask.dim() == 4 and mask.shape[2] == 1:
-        heads_differ = (mask != mask[:, :1]).any()
-        require(~heads_differ, "key_mask: a mask (B, H, 1, L) must be the same for every head")
+        require((mask == mask[:, :1]).all(), "key_mask: a mask (B, H, 1, L) must be the same for every head")
         mask = mask[:, 0, 0]
     elif mask.dim() != 2 and not square:
         raise ValueError(f"key_mask: mask must be (B, L), (B, L, 1), (B, H, 1, L) or (B, H, L, L), got {shape}")
     visible = _additive("mask", mask) if mask.is_floating_point() else _binary("mask", mask)
-    return _keys(visible) if square else visible
+    return _keys(visible, causal) if square else visible
 
 
-def _keys(visible: Tensor) -> Tensor:
+def _keys(visible: Tensor, causal: bool | None) -> Tensor:
     """The real keys (B, L): those that the last query sees, if ``visible`` (B, H, L, L) is of a known form. Other
     forms, such as several sequences in one row or a sliding window, are refused: keys that the last query does not see
     would be lost."""
     real = visible[:, 0, -1]
     first = real.int().argmax(-1)  # (B,)
     seen_first = visible[torch.arange(len(real), device=real.device), 0, first]  # (B, L)
-    both_ways = (seen_first == real).all()
+    both_ways = (seen_first == real).all() if causal is None else real.new_full((), not causal)
     rule = visible.new_ones(visible.shape[-2:]).tril() | both_ways
     follows = (visible == (rule & real[:, None, None])).all(-1)  # (B, H, L)
     all_or_none = (visible == visible[..., :1]).all(-1) & ~real[:, None]
     require(
         follows | all_or_none,
-        "key_mask: a mask (B, H, L, L) must let every real query see all real keys, or all up to itself; hand over a "
-        "mask (B, L) of real positions, or cu_seqlens where a row holds several sequences",
+        f"key_mask: a mask (B, H, L, L) must let every real query see {FORMS[causal]}; hand over a mask (B, L) of real "
+        "positions, or cu_seqlens where a row holds several sequences",
     )
     return real
 

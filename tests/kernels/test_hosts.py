@@ -149,8 +149,11 @@ def test_a_mask_of_queries_by_keys(real: torch.Tensor) -> None:
     """The mask may be causal or not. Padding's queries may see every key, as where a softmax must see at least one."""
     keys = real[:, None, None].expand(3, 2, 5, 5)
     for mask in (keys, keys & CAUSAL):
-        assert key_mask(mask).equal(real)
+        causal = mask is not keys
+        assert key_mask(mask).equal(real) and key_mask(mask, causal=causal).equal(real)
         assert key_mask(mask | ~mask.any(-1, keepdim=True)).equal(real)
+        with pytest.raises(ValueError, match="see all real keys, later ones too" if causal else "and no later ones"):
+            key_mask(mask, causal=not causal)
     assert not key_mask(torch.zeros(2, 1, 5, 5, dtype=torch.bool)).any()
 
 

@@ -32,13 +32,16 @@ class SqliteEvents:
             self._writing, self._reading = (
                 sqlite3.connect(path, PATIENCE, check_same_thread=False, isolation_level=None) for _ in range(2)
             )
+            # One statement, so that it sees another process's store either empty or whole; and before any change.
+            query = "SELECT user_version, (SELECT count(*) FROM sqlite_schema) FROM pragma_user_version"
+            version, tables = self._writing.execute(query).fetchone()
+            if version == 0 and tables:
+                raise UserError(f"{path}: a database of something else, not a store of events")
             self._writing.execute("PRAGMA journal_mode = WAL")
             self._writing.execute("PRAGMA synchronous = FULL")  # a commit survives a power cut, not only a crash
             self._writing.execute("BEGIN IMMEDIATE")
             (version,) = self._writing.execute("PRAGMA user_version").fetchone()
             if version == 0:
-                if self._writing.execute("SELECT 1 FROM sqlite_schema LIMIT 1").fetchone():
-                    raise UserError(f"{path}: a database of something else, not a store of events")
                 self._writing.execute(SCHEMA)
                 self._writing.execute(f"PRAGMA user_version = {VERSION}")
             elif version != VERSION:
