@@ -24,7 +24,13 @@ C_FUNCTIONS = {
     "mixer_step": "AOTITorchError aoti_torch_cpu_mixer_step(AtenTensorHandle x, AtenTensorHandle w_in, "
     "AtenTensorHandle w_out, AtenTensorHandle projected, AtenTensorHandle short_taps, AtenTensorHandle short_bias, "
     "const AtenTensorHandle* memory, int64_t memory_count, const AtenTensorHandle* tables, int64_t tables_count, "
-    "AtenTensorHandle steps, const char* gate, AtenTensorHandle* out)"
+    "AtenTensorHandle steps, const char* gate, AtenTensorHandle* out)",
+    "block_step": "AOTITorchError aoti_torch_cpu_block_step(AtenTensorHandle x, const AtenTensorHandle* norms, "
+    "int64_t norms_count, const AtenTensorHandle* feed_forward, int64_t feed_forward_count, double eps, "
+    "AtenTensorHandle w_in, AtenTensorHandle w_out, AtenTensorHandle projected, AtenTensorHandle short_taps, "
+    "AtenTensorHandle short_bias, const AtenTensorHandle* memory, int64_t memory_count, "
+    "const AtenTensorHandle* tables, int64_t tables_count, AtenTensorHandle steps, const char* gate, "
+    "AtenTensorHandle* out)",
 }
 
 

@@ -145,6 +145,18 @@ struct MixerArgs {
   int64_t* steps;              // events before this one; the kernel increments it
 };
 
+// What surrounds a mixer in a pre-norm block: x + mixer(norm(x)), then the same with a feed-forward. As MixerArgs.
+struct BlockArgs {
+  struct Norm {
+    const void *weight, *bias;  // (dim,)
+  };
+  int64_t hidden;
+  double eps;  // of both norms
+  Norm before_mixer, before_feed_forward;
+  MixerArgs::Matrix up, down;        // (dim, hidden) and (hidden, dim), multiplied from the left
+  const void *up_bias, *down_bias;   // (hidden,) and (dim,)
+};
+
 // Dropout, with probability dropped / 256, of `count` contiguous elements or of their GELU; with `grad`, its gradient.
 struct DropoutArgs {
   int64_t count;
@@ -171,6 +183,7 @@ struct Kernels {
   void (*conv_step)(const StepArgs&, ParallelFor);
   void (*compact_step)(const CompactArgs&, ParallelFor);
   void (*mixer_step)(const MixerArgs&, ParallelFor);
+  void (*block_step)(const MixerArgs&, const BlockArgs&, ParallelFor);
   void (*short_conv)(const ShortConvArgs&, bool backward, ParallelFor);
   void (*dropout)(const DropoutArgs&, ParallelFor);
   double (*peak)(int64_t steps, ParallelFor);  // multiply-adds done by a register-only loop

@@ -1,10 +1,10 @@
 // The kernels of one instruction set. setup.py compiles this file once for each set, with the set's compiler flags and
 // with HYENAREC_ISA defined as its name.
 #include "backward.h"
+#include "block.h"
 #include "compact.h"
 #include "dropout.h"
 #include "last.h"
-#include "mixer.h"
 #include "peak.h"
 #include "short_conv.h"
 
@@ -35,12 +35,15 @@ void compact_step(const CompactArgs& args, ParallelFor parallel) {
 void mixer_step(const MixerArgs& args, ParallelFor parallel) {
   args.dtype == Dtype::f64 ? mixer<double>(args, parallel) : mixer<float>(args, parallel);
 }
+void block_step(const MixerArgs& args, const BlockArgs& around, ParallelFor parallel) {
+  args.dtype == Dtype::f64 ? block<double>(args, around, parallel) : block<float>(args, around, parallel);
+}
 
 }  // namespace
 
 const Kernels kernels = {
-    HYENAREC_NAME_OF(HYENAREC_ISA), conv_forward, conv_backward,      conv_last, conv_last_backward, conv_step,
-    compact_step,                   mixer_step,   short_conv_of_type, dropout,   peak,
+    HYENAREC_NAME_OF(HYENAREC_ISA), conv_forward, conv_backward, conv_last,          conv_last_backward, conv_step,
+    compact_step,                   mixer_step,   block_step,    short_conv_of_type, dropout,            peak,
 };
 
 }  // namespace hyenarec::HYENAREC_ISA

@@ -157,23 +157,26 @@ struct MixerCall {
   }
 };
 
+// Runs `part` of a call for all sequences, each of which takes so many multiplications.
+template <auto part, class Call>
+void each_sequence(const Call& call, int64_t multiplications, ParallelFor parallel) {
+  const int64_t count = call.args.num_sequences;
+  auto body = [](void* self, int64_t begin, int64_t end) { (static_cast<const Call*>(self)->*part)(begin, end); };
+  void* self = const_cast<Call*>(&call);
+  // Waking a second thread costs as much as 400,000 multiply-adds of a matrix product.
+  if (count * multiplications < 400000) body(self, 0, count);
+  else parallel(count, body, self);
+}
+
 template <class A>
 void mixer(const MixerArgs& args, ParallelFor parallel) {
-  MixerCall<A> call(args);
-  auto divided = [&](int64_t multiplications, Body body) {
-    // Waking a second thread costs as much as 400,000 multiply-adds of a matrix product.
-    if (args.num_sequences * multiplications < 400000) body(&call, 0, args.num_sequences);
-    else parallel(args.num_sequences, body, &call);
-  };
-  divided(args.width * call.channels, [](void* self, int64_t begin, int64_t end) {
-    static_cast<const MixerCall<A>*>(self)->read(begin, end);
-  });
+  using Call = MixerCall<A>;
+  Call call(args);
+  each_sequence<&Call::read>(call, args.width * call.channels, parallel);
   for (int64_t i = 0; i < args.filters; ++i)
     args.is_compact ? compact<A>(call.with_rows(args.compact[i], i), parallel)
                     : step<A>(call.with_rows(args.exact[i], i), parallel);
-  divided(args.dim * args.dim, [](void* self, int64_t begin, int64_t end) {
-    static_cast<const MixerCall<A>*>(self)->write(begin, end);
-  });
+  each_sequence<&Call::write>(call, args.dim * args.dim, parallel);
 }
 
 }  // namespace hyenarec::HYENAREC_ISA

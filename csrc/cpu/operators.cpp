@@ -127,6 +127,10 @@ struct Operators {
     schemas.def(
         "mixer_step(Tensor x, Tensor w_in, Tensor w_out, Tensor(a!) projected, Tensor short_taps, Tensor short_bias, "
         "Tensor(b!)[] memory, Tensor[] tables, Tensor(c!) steps, str gate) -> Tensor");
+    schemas.def(
+        "block_step(Tensor x, Tensor[] norms, Tensor[] feed_forward, float eps, Tensor w_in, Tensor w_out, "
+        "Tensor(a!) projected, Tensor short_taps, Tensor short_bias, Tensor(b!)[] memory, Tensor[] tables, "
+        "Tensor(c!) steps, str gate) -> Tensor");
     schemas.def("segments(Tensor? starts, Tensor ends, SymInt rows, bool packed, str op) -> (Tensor, Tensor)");
     schemas.def("runs(Tensor mask, str op) -> (Tensor, Tensor)");
     kernels.impl("long_conv", TORCH_BOX(&long_conv));
@@ -136,6 +140,7 @@ struct Operators {
     kernels.impl("conv_step", TORCH_BOX(&conv_step));
     kernels.impl("compact_step", TORCH_BOX(&compact_step));
     kernels.impl("mixer_step", TORCH_BOX(&mixer_step));
+    kernels.impl("block_step", TORCH_BOX(&block_step));
     kernels.impl("segments", TORCH_BOX(&segments));
     kernels.impl("runs", TORCH_BOX(&runs));
   }
@@ -160,7 +165,7 @@ void leave_operators_to_python() { operators.reset(); }
 // any kernel of the operator.
 STABLE_TORCH_LIBRARY_IMPL(hyenarec, QuantizedCPU, m) {
   for (const char* name : {"long_conv", "legendre_conv", "short_conv", "gated_short_conv", "conv_step", "compact_step",
-                           "mixer_step", "segments", "runs"})
+                           "mixer_step", "block_step", "segments", "runs"})
     m.impl(name, refuse_quantized);
 }
 

@@ -53,6 +53,14 @@ Tensor mixer_step(const Tensor& x, const Tensor& w_in, const Tensor& w_out, cons
                   const Tensor& short_taps, const Tensor& short_bias, std::vector<Tensor> memory,
                   std::vector<Tensor> tables, const Tensor& steps, std::string gate);
 
+// The streaming step of a pre-norm block, x + mixer(norm(x)) and to that the feed-forward of its norm: x (B, D) to
+// (B, D). `norms` has weight and bias (D,) of the mixer's norm, then of the feed-forward's; `feed_forward` has its
+// matrices and biases, (D, H), (H,), (H, D) and (D,). The other arguments are mixer_step's.
+Tensor block_step(const Tensor& x, std::vector<Tensor> norms, std::vector<Tensor> feed_forward, double eps,
+                  const Tensor& w_in, const Tensor& w_out, const Tensor& projected, const Tensor& short_taps,
+                  const Tensor& short_bias, std::vector<Tensor> memory, std::vector<Tensor> tables,
+                  const Tensor& steps, std::string gate);
+
 // `weight` is (width, C), lag 0 first.
 Tensor short_conv(const Tensor& x, const Tensor& weight, const MaybeTensor& bias, const MaybeTensor& starts,
                   const MaybeTensor& ends, bool silu);

@@ -92,6 +92,10 @@ STABLE_TORCH_LIBRARY(hyenarec_cpu, m) {
   m.def(
       "mixer_step(Tensor x, Tensor w_in, Tensor w_out, Tensor(a!) projected, Tensor short_taps, Tensor short_bias, "
       "Tensor(b!)[] memory, Tensor[] tables, Tensor(c!) steps, str gate) -> Tensor");
+  m.def(
+      "block_step(Tensor x, Tensor[] norms, Tensor[] feed_forward, float eps, Tensor w_in, Tensor w_out, "
+      "Tensor(a!) projected, Tensor short_taps, Tensor short_bias, Tensor(b!)[] memory, Tensor[] tables, "
+      "Tensor(c!) steps, str gate) -> Tensor");
   m.def("short_conv(Tensor x, Tensor weight, Tensor? bias, Tensor? starts, Tensor? ends, bool silu) -> Tensor");
   m.def(
       "short_conv_backward(Tensor grad, Tensor x, Tensor weight, Tensor? bias, Tensor? starts, Tensor? ends, "
@@ -118,6 +122,7 @@ STABLE_TORCH_LIBRARY_IMPL(hyenarec_cpu, CPU, m) {
   m.impl("conv_step", TORCH_BOX(&cpu::conv_step));
   m.impl("compact_step", TORCH_BOX(&cpu::compact_step));
   m.impl("mixer_step", TORCH_BOX(&cpu::mixer_step));
+  m.impl("block_step", TORCH_BOX(&cpu::block_step));
   m.impl("short_conv", TORCH_BOX(&cpu::short_conv));
   m.impl("short_conv_backward", TORCH_BOX(&cpu::short_conv_backward));
   m.impl("gated_short_conv", TORCH_BOX(&cpu::gated_short_conv));

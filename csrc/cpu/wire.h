@@ -6,7 +6,7 @@
 
 namespace hyenarec {
 
-constexpr int64_t kInterface = 8;
+constexpr int64_t kInterface = 9;
 
 // version, head_fields, level_fields: kInterface and how many fields each part has. moments, from_nodes, lags: where
 // they begin among the constants. The others are those of Plan and Level (args.h).

@@ -20,6 +20,7 @@ from hyenarec_kernels.nn.named_filters import make_filter
 from hyenarec_kernels.nn.projections import Projections
 from hyenarec_kernels.nn.states import make_state
 from hyenarec_kernels.nn.streaming import StreamingState, check_fits, check_state
+from hyenarec_kernels.ops.block_step import BlockWeights, block_step, check_block, in_block
 from hyenarec_kernels.ops.checks import DTYPES, check_tensor
 from hyenarec_kernels.ops.conv_step import conv_step, refuse_gradients
 from hyenarec_kernels.ops.mixer_step import mixer_step
@@ -259,17 +260,20 @@ class HyenaMixer(Projections):
             inputs = torch.stack(histories, 1) if histories else None
             return y, empty.filled(newest(projected, self.short_width - 1), inputs, length)
 
-    def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
+    def step(self, x: Tensor, state: State, *, block: BlockWeights | None = None) -> tuple[Tensor, State]:
         """Reads one more event of every sequence: takes ``x`` (B, D), or (B, D + gate_dim), and returns the output
         (B, D) and ``state`` itself, updated.
+
+        With ``block`` these are the input and output of a pre-norm block around the mixer
+        (:func:`hyenarec_kernels.ops.block_step.in_block`). On a CPU such a step, too, is one call.
 
         The output equals that of :meth:`forward` at that position, at K multiply-adds per channel and without a matrix
         product over the history. The state is written to, not copied: to continue one history in two ways, make two
         copies with ``state.index``. There are no gradients, not even of the weights.
 
         Raises:
-            ValueError: ``x`` or ``state`` does not fit the mixer. A state of other weights of the same shape is not
-                noticed.
+            ValueError: ``x``, ``state`` or ``block`` does not fit the mixer. A state of other weights of the same shape
+                is not noticed.
             NotImplementedError: gradients are enabled and ``x`` requires one, or a transform of `torch.func` is active.
         """
         op = "HyenaMixer.step"
@@ -281,13 +285,19 @@ class HyenaMixer(Projections):
                 f"{op}: x must be ({state.projected.shape[0]}, {self.width}) beside this state, got {tuple(x.shape)}"
             )
         check_fits(op, state, self.gate, self._state_shapes(state), self.short_weight)
+        if block is not None:
+            check_block(op, block, self.dim, x)
         with torch.no_grad():
-            return self._step(x, state)
+            return self._step(x, state, block), state
 
-    def _step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
+    def _step(self, x: Tensor, state: StreamingState, block: BlockWeights | None) -> Tensor:
         if (matrices := self._matrices_for(x)) is not None:
-            short = state.projected, state.short_taps, state.short_bias
-            return mixer_step(x, *matrices, *short, *state.memory(), state.steps, state.gate), state
+            short, (memory, tables) = (state.projected, state.short_taps, state.short_bias), state.memory()
+            if block is None:
+                return mixer_step(x, *matrices, *short, memory, tables, state.steps, state.gate)
+            return block_step(x, *block, *matrices, *short, memory, tables, state.steps, state.gate)
+        if block is not None:
+            return in_block(x, block, lambda normed: self._step(normed, state, None))
         new = self.project_in(x)  # (B, (num_gates + 1) * D)
         z = conv_step(new.to(state.short_taps.dtype), state.projected, state.short_taps, state.steps)
         *gates, v = (z + state.short_bias).to(new.dtype).chunk(self.num_gates + 1, -1)
@@ -296,7 +306,7 @@ class HyenaMixer(Projections):
         for i in range(self.order - 1):
             v = state.convolve(i, v, q[i], gate if i == self.order - 2 else None)
         state.steps.add_(1)
-        return self.project_out(v if self.filters else separate.product(gate, v)), state
+        return self.project_out(v if self.filters else separate.product(gate, v))
 
     def _matrices_for(self, x: Tensor) -> tuple[Tensor, Tensor] | None:
         """The matrices for the operator that does a whole step. None if its parts are to be called one by one: on
@@ -305,7 +315,7 @@ class HyenaMixer(Projections):
         weight = self.short_weight
         if x.device.type != "cpu" or x.dtype != wide(weight.dtype) or torch.is_autocast_enabled("cpu"):
             return None
-        if is_distributed(x) or is_distributed(weight) or backends.lacks("mixer_step"):
+        if is_distributed(x) or is_distributed(weight) or backends.lacks("mixer_step") or backends.lacks("block_step"):
             return None
         return self.matrices()
 

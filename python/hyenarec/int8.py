@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import embedding, linear
 
-from hyenarec.model import SequenceModel
+from hyenarec.model import Block, SequenceModel
 from hyenarec_kernels.nn import HyenaMixer
 
 
@@ -44,7 +44,7 @@ class RoundedLinear(Rounded):
 def round_weights(model: SequenceModel) -> SequenceModel:
     """Rounds embeddings and linear layers of ``model``, an inference copy, to 8 bits in place; returns ``model``."""
     for module in list(model.modules()):
-        if isinstance(module, HyenaMixer):
+        if isinstance(module, HyenaMixer | Block):
             module.frozen = None  # use the stored matrices again, which are what is rounded
         for name, layer in list(module.named_children()):
             if type(layer) is nn.Linear:

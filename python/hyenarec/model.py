@@ -19,9 +19,11 @@ from hyenarec.errors import UserError
 from hyenarec.featured_items import FeaturedItems
 from hyenarec.item_shards import ItemShard
 from hyenarec.mixers import MIXERS, State
+from hyenarec.mixers.hyena import HyenaRecMixer
 from hyenarec.packing import Packing
-from hyenarec_kernels.nn import fast_linear
+from hyenarec_kernels.nn import StreamingState, fast_linear
 from hyenarec_kernels.ops import dropout as kernels
+from hyenarec_kernels.ops.block_step import BlockWeights
 
 
 class Dropout(nn.Module):
@@ -62,6 +64,7 @@ class Block(nn.Module):
         self.ffn_norm = nn.LayerNorm(config.dim)
         self.ffn = self._feed_forward(config)
         self.dropout = Dropout(config.dropout)
+        self.frozen: BlockWeights | None = None  # once `freeze` has been called
 
     def _feed_forward(self, config: ModelConfig) -> nn.Sequential:
         return FeedForward(
@@ -85,8 +88,20 @@ class Block(nn.Module):
     def step(
         self, x: Tensor, state: State, timestamps: Tensor | None, small: Tensor | None = None
     ) -> tuple[Tensor, State]:
+        if self.frozen is not None:
+            operator = cast(HyenaRecMixer, self.mixer).operator
+            return operator.step(x, cast(StreamingState, state), block=self.frozen)
         mixed, state = self.mixer.step(self._read(x, small), state, timestamps=timestamps)
         return self._after(x, mixed), state
+
+    def freeze(self) -> None:
+        """Fixes the weights, for inference: where the mixer is hyena's operator alone, a step of the block is then one
+        call of it."""
+        if type(self) is Block and isinstance(self.mixer, HyenaRecMixer) and self.mixer.is_operator:
+            norms = [part.detach() for norm in (self.mixer_norm, self.ffn_norm) for part in (norm.weight, norm.bias)]
+            layers = [layer for layer in self.ffn if isinstance(layer, nn.Linear)]
+            matrices = [part.detach() for layer in layers for part in (layer.weight.t().contiguous(), layer.bias)]
+            self.frozen = BlockWeights(norms, matrices, self.ffn_norm.eps)
 
     def _read(self, x: Tensor, small: Tensor | None) -> Tensor:
         """What the mixer reads: the normed stream, concatenated with the events' second embedding if there is one."""

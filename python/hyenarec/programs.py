@@ -19,7 +19,7 @@ from torch.export import Dim, ExportedProgram
 from hyenarec.data.batches import Batch
 from hyenarec.errors import UserError
 from hyenarec.mixers import MIXERS
-from hyenarec.model import SequenceModel
+from hyenarec.model import Block, SequenceModel
 from hyenarec.packing import Rectangle
 from hyenarec_kernels.native import called_directly, use_native
 from hyenarec_kernels.nn import HyenaMixer
@@ -36,7 +36,7 @@ def inference_copy(model: SequenceModel) -> SequenceModel:
         )
     made = copy.deepcopy(model).cpu().float().eval().requires_grad_(False)
     for module in made.modules():
-        if isinstance(module, HyenaMixer):  # else every call would add the identity to the stored matrices
+        if isinstance(module, HyenaMixer | Block):  # else every call would add the identity to the stored matrices
             module.freeze()
     return made
 

@@ -195,7 +195,7 @@ def test_programs_name_the_library_s_operators() -> None:
     program = export(StepProgram(inference_copy(recommender(length=512).model), TOP, compact=True))
     called = {node.target for node in native.use_native(program).graph.nodes if node.op == "call_function"}
     names = {str(target) for target in called if "hyenarec" in str(target)}
-    assert names == {"hyenarec_native.mixer_step.default"}
+    assert names == {"hyenarec_native.block_step.default"}
     state = program.example_inputs[0]
     with torch.no_grad(), backends.use("reference"):  # the program ignores this
         assert len(program.module()(*state)) == 2
@@ -218,6 +218,10 @@ def test_eight_bits_are_nearly_the_same() -> None:
     full = sum(t.numel() * t.element_size() for t in model.state_dict().values())
     (got,) = HistoryProgram(round_weights(model), 0)(items, lengths)
     assert 1e-4 < (got - want).norm() / want.norm() < 0.1
+    step = StepProgram(model, 0, compact=False)
+    state = list(model.init_state(1).tensors().values())
+    stepped = [step(item, *state)[0] for item in items[2, :11].split(1)][-1]
+    torch.testing.assert_close(stepped[0], got[2], atol=1e-4, rtol=1e-4)
     assert sum(t.numel() * t.element_size() for t in model.state_dict().values()) < 0.7 * full
     assert all(b.values.dtype == torch.int8 for b in model.modules() if hasattr(b, "factors"))
 

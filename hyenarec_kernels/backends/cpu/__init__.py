@@ -16,11 +16,12 @@ from hyenarec_kernels.backends.cpu.short_conv import (
     short_conv,
     short_conv_backward,
 )
-from hyenarec_kernels.backends.cpu.steps import compact_step, conv_step, mixer_step
+from hyenarec_kernels.backends.cpu.steps import block_step, compact_step, conv_step, mixer_step
 
 __all__ = [
     "accepts",
     "algorithm",
+    "block_step",
     "compact_step",
     "conv_step",
     "dropout",

@@ -57,7 +57,7 @@ def accepts(call: Call) -> str | None:
     elif call.operator == "legendre_conv":
         x, coefficients, decay, *_, starts, ends, horizon, last_only = call.arguments
         taps = 1 if last_only else horizon
-    elif call.operator == "mixer_step":
+    elif call.operator in ("mixer_step", "block_step"):
         x = call.arguments[0]
         return None if x.dtype == wide(x.dtype) else "it has steps of whole mixers in float32 and float64 only"
     else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -45,4 +46,9 @@ def mixer_step(
     out: Tensor = torch.ops.hyenarec_cpu.mixer_step(
         x, w_in, w_out, projected, short_taps, short_bias, memory, tables, steps, gate
     )
+    return out
+
+
+def block_step(x: Tensor, norms: Sequence[Tensor], feed_forward: Sequence[Tensor], eps: float, *mixer: Any) -> Tensor:
+    out: Tensor = torch.ops.hyenarec_cpu.block_step(x, norms, feed_forward, eps, *mixer)
     return out

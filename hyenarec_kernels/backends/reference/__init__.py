@@ -12,11 +12,12 @@ from hyenarec_kernels.backends.reference.dropout import dropout, dropout_backwar
 from hyenarec_kernels.backends.reference.gated_short_conv import gated_short_conv, gated_short_conv_backward
 from hyenarec_kernels.backends.reference.legendre_conv import legendre_conv, legendre_conv_backward
 from hyenarec_kernels.backends.reference.long_conv import algorithm, long_conv, long_conv_backward
-from hyenarec_kernels.backends.reference.mixer_step import mixer_step
+from hyenarec_kernels.backends.reference.mixer_step import block_step, mixer_step
 from hyenarec_kernels.backends.reference.short_conv import short_conv, short_conv_backward
 
 __all__ = [
     "algorithm",
+    "block_step",
     "compact_step",
     "conv_step",
     "dropout",

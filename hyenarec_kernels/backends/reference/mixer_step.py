@@ -1,14 +1,16 @@
-"""One more event of a whole Hyena mixer."""
+"""One more event of a whole Hyena mixer, and of a block around it."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor
 
 from hyenarec_kernels.backends.reference.compact_step import compact_step
 from hyenarec_kernels.backends.reference.conv_step import conv_step
 from hyenarec_kernels.gates import GATES
+from hyenarec_kernels.ops.block_step import BlockWeights, in_block
 
 
 def mixer_step(
@@ -40,3 +42,7 @@ def mixer_step(
         v = last * v
     steps.add_(1)
     return v @ w_out
+
+
+def block_step(x: Tensor, norms: Sequence[Tensor], feed_forward: Sequence[Tensor], eps: float, *mixer: Any) -> Tensor:
+    return in_block(x, BlockWeights(norms, feed_forward, eps), lambda normed: mixer_step(normed, *mixer))

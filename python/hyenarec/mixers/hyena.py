@@ -63,6 +63,11 @@ class HyenaRecMixer(Mixer):
         recent = self.local.init_state(sequences)
         return LocalState(state, TensorState(recent, events=torch.zeros_like(state.steps)))
 
+    @property
+    def is_operator(self) -> bool:
+        """Whether the mixer is the operator and nothing else, which reads what other mixers read."""
+        return self.local is None and not self.operator.gate_dim
+
     def _form(self, compact: bool) -> Literal["compact", "exact"]:
         """The form of a state; only filters that are polynomials of the lag have a compact one."""
         polynomials = compact and all(filter.polynomial() is not None for filter in self.operator.filters)

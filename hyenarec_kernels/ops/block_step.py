@@ -1,0 +1,95 @@
+"""One step of a pre-norm block around a Hyena mixer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.functional import gelu, layer_norm
+
+from hyenarec_kernels.ops.conv_step import define_step
+
+
+class BlockWeights(NamedTuple):
+    """What a pre-norm block has around its mixer: two layer norms, and a feed-forward with GELU from D to H channels.
+
+    Attributes:
+        norms: weight and bias (D,) of the mixer's norm, then of the feed-forward's.
+        feed_forward: matrix (D, H) and bias (H,), then matrix (H, D) and bias (D,), for products ``x @ matrix``; the
+            matrices may have any strides.
+        eps: what both norms add to the variance.
+    """
+
+    norms: Sequence[Tensor]
+    feed_forward: Sequence[Tensor]
+    eps: float
+
+
+def in_block(x: Tensor, weights: BlockWeights, mix: Callable[[Tensor], Tensor]) -> Tensor:
+    """``x + mix(norm(x))``, and to that the feed-forward of its norm: ``x`` (B, D) to (B, D)."""
+    first, first_bias, second, second_bias = weights.norms
+    up, up_bias, down, down_bias = weights.feed_forward
+    x = x + mix(layer_norm(x, x.shape[1:], first, first_bias, weights.eps))
+    normed = layer_norm(x, x.shape[1:], second, second_bias, weights.eps)
+    return x + torch.addmm(down_bias, gelu(torch.addmm(up_bias, normed, up)), down)
+
+
+def check_block(op: str, weights: BlockWeights, dim: int, x: Tensor) -> None:
+    """Raises ValueError unless ``weights`` fit a mixer of ``dim`` channels and what the block reads, ``x``."""
+    if x.shape[1] != dim:
+        raise ValueError(f"{op}: block: a mixer with gate_dim reads more than a block's {dim} channels")
+    if len(weights.norms) != 4 or len(weights.feed_forward) != 4:
+        raise ValueError(f"{op}: block: norms and feed_forward must have 4 tensors each")
+    hidden = weights.feed_forward[0].shape[-1]
+    shapes = [(dim,)] * 4 + [(dim, hidden), (hidden,), (hidden, dim), (dim,)]
+    for given, shape in zip((*weights.norms, *weights.feed_forward), shapes, strict=True):
+        if given.shape != shape or given.dtype != x.dtype or given.device != x.device:
+            raise ValueError(
+                f"{op}: block: expected {shape} {x.dtype} on {x.device}, got {tuple(given.shape)} {given.dtype} on "
+                f"{given.device}"
+            )
+
+
+def block_step(
+    x: Tensor,
+    norms: Sequence[Tensor],
+    feed_forward: Sequence[Tensor],
+    eps: float,
+    w_in: Tensor,
+    w_out: Tensor,
+    projected: Tensor,
+    short_taps: Tensor,
+    short_bias: Tensor,
+    memory: Sequence[Tensor],
+    tables: Sequence[Tensor],
+    steps: Tensor,
+    gate: str,
+) -> Tensor:
+    """What :func:`in_block` computes around a mixer's step, in one call. It updates the state in place and so has no
+    gradients.
+
+    Args:
+        x: (B, D), what the block reads of each sequence's newest event.
+        norms, feed_forward, eps: as in :class:`BlockWeights`, in the dtype of ``x``.
+        w_in, w_out, projected, short_taps, short_bias, memory, tables, steps, gate: as
+            :func:`hyenarec_kernels.ops.mixer_step.mixer_step` takes them.
+
+    Returns:
+        (B, D) in the dtype of ``x``.
+
+    Raises:
+        NotImplementedError: gradients are enabled and an argument requires one, or a transform of `torch.func` is
+            active.
+    """
+    mixer = w_in, w_out, projected, short_taps, short_bias, list(memory), list(tables), steps, gate
+    out: Tensor = torch.ops.hyenarec.block_step(x, list(norms), list(feed_forward), eps, *mixer)
+    return out
+
+
+define_step(
+    "block_step",
+    "(Tensor x, Tensor[] norms, Tensor[] feed_forward, float eps, Tensor w_in, Tensor w_out, Tensor(a!) projected, "
+    "Tensor short_taps, Tensor short_bias, Tensor(b!)[] memory, Tensor[] tables, Tensor(c!) steps, str gate) -> Tensor",
+)
