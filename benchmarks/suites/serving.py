@@ -13,7 +13,7 @@ enough for one; such a state forgets whole chunks, so its check passes at histor
 With --compile every forward and step, the best 10 included, is one program without Python, made by AOTInductor in the
 same way for all models; with --alone as well, it ends before the scores.
 
-Weights are random. Contestants take turns, and what is timed is the last of a turn's calls, as in a service that has been
+Weights are random. Contestants take turns, and what is timed is the last call of a turn, as in a service that has been
 answering other users: code and weights are in the caches, the user's state is not, since every call reads another
 user's. One whose call takes longer than the limit is left out. In the same run each is checked: the forward against a
 float64 copy, the step against the forward, a program against the model. Results of several lengths join as in
