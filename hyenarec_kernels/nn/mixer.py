@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from hyenarec_kernels import backends
+from hyenarec_kernels.blocks import BlockWeights, in_block
 from hyenarec_kernels.dtypes import wide
 from hyenarec_kernels.gates import GATES
 from hyenarec_kernels.integers import integer
@@ -20,7 +21,7 @@ from hyenarec_kernels.nn.named_filters import make_filter
 from hyenarec_kernels.nn.projections import Projections
 from hyenarec_kernels.nn.states import make_state
 from hyenarec_kernels.nn.streaming import StreamingState, check_fits, check_state
-from hyenarec_kernels.ops.block_step import BlockWeights, block_step, check_block, in_block
+from hyenarec_kernels.ops.block_step import block_step, check_block
 from hyenarec_kernels.ops.checks import DTYPES, check_tensor
 from hyenarec_kernels.ops.conv_step import conv_step, refuse_gradients
 from hyenarec_kernels.ops.mixer_step import mixer_step
@@ -265,7 +266,7 @@ class HyenaMixer(Projections):
         (B, D) and ``state`` itself, updated.
 
         With ``block`` these are the input and output of a pre-norm block around the mixer
-        (:func:`hyenarec_kernels.ops.block_step.in_block`). On a CPU such a step, too, is one call.
+        (:func:`hyenarec_kernels.blocks.in_block`). On a CPU such a step, too, is one call.
 
         The output equals that of :meth:`forward` at that position, at K multiply-adds per channel and without a matrix
         product over the history. The state is written to, not copied: to continue one history in two ways, make two

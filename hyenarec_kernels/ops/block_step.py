@@ -2,38 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.nn.functional import gelu, layer_norm
 
+from hyenarec_kernels.blocks import BlockWeights
 from hyenarec_kernels.ops.conv_step import define_step
-
-
-class BlockWeights(NamedTuple):
-    """What a pre-norm block has around its mixer: two layer norms, and a feed-forward with GELU from D to H channels.
-
-    Attributes:
-        norms: weight and bias (D,) of the mixer's norm, then of the feed-forward's.
-        feed_forward: matrix (D, H) and bias (H,), then matrix (H, D) and bias (D,), for products ``x @ matrix``; the
-            matrices may have any strides.
-        eps: what both norms add to the variance.
-    """
-
-    norms: Sequence[Tensor]
-    feed_forward: Sequence[Tensor]
-    eps: float
-
-
-def in_block(x: Tensor, weights: BlockWeights, mix: Callable[[Tensor], Tensor]) -> Tensor:
-    """``x + mix(norm(x))``, and to that the feed-forward of its norm: ``x`` (B, D) to (B, D)."""
-    first, first_bias, second, second_bias = weights.norms
-    up, up_bias, down, down_bias = weights.feed_forward
-    x = x + mix(layer_norm(x, x.shape[1:], first, first_bias, weights.eps))
-    normed = layer_norm(x, x.shape[1:], second, second_bias, weights.eps)
-    return x + torch.addmm(down_bias, gelu(torch.addmm(up_bias, normed, up)), down)
 
 
 def check_block(op: str, weights: BlockWeights, dim: int, x: Tensor) -> None:
@@ -67,12 +42,13 @@ def block_step(
     steps: Tensor,
     gate: str,
 ) -> Tensor:
-    """What :func:`in_block` computes around a mixer's step, in one call. It updates the state in place and so has no
-    gradients.
+    """What :func:`hyenarec_kernels.blocks.in_block` computes around a mixer's step, in one call.
+
+    It updates the state in place and so has no gradients.
 
     Args:
         x: (B, D), what the block reads of each sequence's newest event.
-        norms, feed_forward, eps: as in :class:`BlockWeights`, in the dtype of ``x``.
+        norms, feed_forward, eps: as in :class:`hyenarec_kernels.blocks.BlockWeights`, in the dtype of ``x``.
         w_in, w_out, projected, short_taps, short_bias, memory, tables, steps, gate: as
             :func:`hyenarec_kernels.ops.mixer_step.mixer_step` takes them.
 

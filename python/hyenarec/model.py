@@ -21,9 +21,9 @@ from hyenarec.item_shards import ItemShard
 from hyenarec.mixers import MIXERS, State
 from hyenarec.mixers.hyena import HyenaRecMixer
 from hyenarec.packing import Packing
+from hyenarec_kernels.blocks import BlockWeights
 from hyenarec_kernels.nn import StreamingState, fast_linear
 from hyenarec_kernels.ops import dropout as kernels
-from hyenarec_kernels.ops.block_step import BlockWeights
 
 
 class Dropout(nn.Module):

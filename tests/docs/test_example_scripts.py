@@ -39,4 +39,4 @@ def test_replace_attention_trains_the_new_mixer(capsys: pytest.CaptureFixture[st
 def test_recommend_recommends_items_of_the_log(capsys: pytest.CaptureFixture[str]) -> None:
     lines = re.findall(r"^(.+) -> (.+)$", run("recommend", capsys), re.MULTILINE)
     assert [history for history, _ in lines] == ["jazz-001 jazz-002 jazz-003", "soul-002"]
-    assert all(len(re.findall(r"[a-z]+-\d{3} \(", answer)) == 3 for _, answer in lines)
+    assert all(len(re.findall(r"[a-z]+-(?:\d{3}|live-\d) \(", answer)) == 3 for _, answer in lines)

@@ -15,9 +15,9 @@ from torch.library import opcheck
 from torch.nn.functional import gelu, layer_norm
 
 from hyenarec_kernels import backends, native
+from hyenarec_kernels.blocks import BlockWeights
 from hyenarec_kernels.nn import HyenaMixer
 from hyenarec_kernels.ops import block_step as module
-from hyenarec_kernels.ops.block_step import BlockWeights
 
 __all__ = ["threads"]  # the fixture
 OF_BLOCKS = [options for options in OPTIONS if "gate_dim" not in options]

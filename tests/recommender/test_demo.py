@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,6 @@ from torch import Tensor
 
 from hyenarec.cli import demo, main
 from hyenarec.config import ModelConfig
-from hyenarec.data import synthetic
 from hyenarec.data.batches import Batch
 from hyenarec.model import SequenceModel
 
@@ -19,9 +17,8 @@ from hyenarec.model import SequenceModel
 def test_the_demo_shows_spread_baselines_and_pictures(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    small = partial(synthetic.write_synthetic_log, users=30, items=80, mean_history=15)
-    monkeypatch.setattr(synthetic, "write_synthetic_log", small)
-    sizes: dict[str, Any] = {"EPOCHS": 1, "TIMED_LENGTHS": (10, 40), "TIMED_EVENTS": 400}
+    log = {"users": 30, "items": 80, "mean_history": 15}
+    sizes: dict[str, Any] = {"LOG": log, "LENGTH": 64, "EPOCHS": 1, "TIMED_LENGTHS": (10, 40), "TIMED_EVENTS": 400}
     for name, value in sizes.items():
         monkeypatch.setattr(demo, name, value)
     main(["demo", "--out", str(tmp_path / "demo")])

@@ -95,7 +95,7 @@ def test_bursts_go_through_live_recordings_in_order() -> None:
     live = [place for place in range(1, 3000) if "live" in names[history[place]]]
     assert len(live) > 100
     assert all(follows[names[history[place - 1]]] == names[history[place]] for place in live)
-    assert follows["jazz-03"] == "jazz-live-1" and follows["jazz-live-1"] == "jazz-live-2"
+    assert follows["jazz-003"] == "jazz-live-1" and follows["jazz-live-1"] == "jazz-live-2"
 
 
 def test_the_same_seed_gives_the_same_histories() -> None:

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from hyenarec.data import SequenceStore, read_log
-from hyenarec.data.synthetic import BURST_SECONDS, TOPICS, write_synthetic_log
+from hyenarec.data.seasons import TOPICS
+from hyenarec.data.synthetic import BURST_SECONDS, write_synthetic_log
 
 
 @pytest.fixture(scope="module")
@@ -58,42 +59,32 @@ def test_file_is_in_order_of_time_and_readable(tmp_path: Path) -> None:
     assert lines[1].startswith("user-00")
 
 
-def test_no_item_twice_in_a_row(pairs: tuple[np.ndarray, np.ndarray, np.ndarray]) -> None:
-    first, second, _ = pairs
-    assert (first != second).all()
-
-
-def test_bursts_follow_the_topics_order(
+def test_live_recordings_follow_at_once_and_in_order(
     store: SequenceStore, topics: np.ndarray, pairs: tuple[np.ndarray, np.ndarray, np.ndarray]
 ) -> None:
     first, second, seconds = pairs
-    burst = seconds <= BURST_SECONDS[1]
-    assert 0.4 < burst.mean() < 0.7
-    assert (topics[first] == topics[second])[burst].mean() > 0.99
-    number = np.array([int(str(name).split("-")[1]) for name in store.item_ids.decode(range(store.n_items))])
-    follows = number[second] - number[first] == 1
-    assert follows[burst].mean() > 0.6
-    assert follows[~burst].mean() < 0.2
+    live = np.array(["live" in str(name) for name in store.item_ids.decode(range(store.n_items))])
+    number = np.array([int(str(name).split("-")[-1]) for name in store.item_ids.decode(range(store.n_items))])
+    burst = live[second]
+    assert 0.1 < burst.mean() < 0.25
+    assert seconds[burst].max() < BURST_SECONDS[1] < np.median(seconds[~burst])
+    assert (topics[first] == topics[second])[burst].all()
+    assert (number[second] == np.where(live[first], number[first] + 1, 1))[burst].all()
 
 
-def test_interests_last_for_weeks_and_drift_over_months(store: SequenceStore, topics: np.ndarray) -> None:
-    assert store.timestamps is not None
-    visits = np.flatnonzero(np.diff(store.timestamps, prepend=-(10**9)) > 3600)
-    users, times, topic = store.users_of(visits), store.timestamps[visits], topics[store.items[visits]]
-    agreement = {}
-    for name, low, high in (("weeks", 0, 20), ("months", 120, 200)):
-        same = []
-        for user in range(store.n_users):
-            mine = users == user
-            days = np.subtract.outer(times[mine], times[mine]) / 86_400
-            apart = (days > low) & (days < high)
-            same.append(np.equal.outer(topic[mine], topic[mine])[apart])
-        agreement[name] = np.concatenate(same).mean()
-    assert agreement["weeks"] > 1.5 * agreement["months"]
-    assert agreement["weeks"] > 4 / len(TOPICS)
+def test_a_season_s_songs_last_and_come_back(store: SequenceStore) -> None:
+    """A user's songs of thirty events are more like those of the thirty before than like those of another user."""
+    shares = {"own": [], "another's": []}
+    for user in range(1, 300):
+        own, other = store.history(user), store.history(user - 1)
+        if min(len(own), len(other)) >= 60:
+            shares["own"].append(np.isin(own[-30:], own[-60:-30]).mean())
+            shares["another's"].append(np.isin(own[-30:], other[-60:-30]).mean())
+    assert np.mean(shares["own"]) > 1.5 * np.mean(shares["another's"])
 
 
-def test_too_few_items_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="items: 79 given, 80 or more needed"):
-        write_synthetic_log(tmp_path / "log.csv", items=79)
+@pytest.mark.parametrize("items", [60, 79, 90])
+def test_items_must_suit_the_topics(tmp_path: Path, items: int) -> None:
+    with pytest.raises(ValueError, match=f"items: {items} given, a multiple of 20 from 80 on needed"):
+        write_synthetic_log(tmp_path / "log.csv", items=items)
     assert not (tmp_path / "log.csv").exists()

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from hyenarec_kernels.backends.reference.compact_step import compact_step
 from hyenarec_kernels.backends.reference.conv_step import conv_step
+from hyenarec_kernels.blocks import BlockWeights, in_block
 from hyenarec_kernels.gates import GATES
-from hyenarec_kernels.ops.block_step import BlockWeights, in_block
 
 
 def mixer_step(

@@ -9,19 +9,31 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:  # --help needs no torch
     from hyenarec.config import ModelConfig
 
+LOG = {"users": 400, "items": 300, "mean_history": 300}
+LENGTH = 512  # events of a history that the models read
 SEEDS = (0, 1)
 EPOCHS = 12
 NAMES = {"hyena": "HyenaRec", "attention": "SASRec"}
 HISTORY_SHOWN = 12
-SHOWN_LAST = (1, 2, 5, 10, 20, 50, 100, 200)  # events of a history that a model is shown, to see what more of them add
+SHOWN_LAST = (
+    1,
+    2,
+    5,
+    10,
+    20,
+    50,
+    100,
+    200,
+    500,
+)  # events of a history that a model is shown, to see what more of them add
 TIMED_LENGTHS = (50, 200, 800, 3200)  # events of a history
 TIMED_EVENTS = 12_800  # in a training step that is timed
 
 
 @dataclass(frozen=True)
 class Demo:
-    """Generate a synthetic log of slow drifts and short bursts, train HyenaRec and SASRec on it, and show how accurate
-    and how fast they are, what a longer history adds and what the filters have learned."""
+    """Generate a synthetic log of returning favourites and short bursts, train HyenaRec and SASRec on it, and show how
+    accurate and how fast they are, what a longer history adds and what the filters have learned."""
 
     out: Path = Path("demo")
     """Folder for the log, the runs and the pictures."""
@@ -45,7 +57,7 @@ class Demo:
         pictures = {name: self.out / f"{name}.png" for name in ("curve", "filters", "history", "time")}
         for picture in pictures.values():
             refuse_foreign(picture, PNG)
-        write_synthetic_log(log)
+        write_synthetic_log(log, **LOG)
         source = Source(str(log))
         store, split = load_source(source)
         console.print(
@@ -53,9 +65,9 @@ class Demo:
         )
         # People come back to the same items here, as in music or shopping, so seen items stay eligible.
         training = TrainingConfig(
-            epochs=EPOCHS, batch_size=32, schedule="cosine", learning_rate=3e-3, exclude_seen=False
+            epochs=EPOCHS, batch_size=6, schedule="cosine", learning_rate=3e-3, exclude_seen=False
         )
-        base = ModelConfig(max_length=200)
+        base = ModelConfig(max_length=LENGTH)
         results: dict[str, list[dict[str, Any]]] = {name: [] for name in NAMES.values()}
         histories = {}
         for mixer, name in NAMES.items():

@@ -22,8 +22,10 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from hyenarec.data.synthetic import TOPICS
-
+TOPICS = (
+    *("ambient", "blues", "choral", "country", "disco", "dub", "electro", "folk", "funk", "gospel"),
+    *("house", "indie", "jazz", "klezmer", "latin", "metal", "opera", "punk", "soul", "swing"),
+)
 SEASONS = 3
 PLACES = 5  # possible positions in the first season at which a history begins, evenly spaced
 
@@ -52,7 +54,7 @@ class Seasons:
     def names(self) -> list[str]:
         """The name of each item, (V,)."""
         return [
-            f"{topic}-{number:02}" if number <= self.songs else f"{topic}-live-{number - self.songs}"
+            f"{topic}-{number:03}" if number <= self.songs else f"{topic}-live-{number - self.songs}"
             for topic in TOPICS
             for number in range(1, self.songs + self.lives + 1)
         ]
