@@ -242,15 +242,16 @@ def checked_step(
     kind = "compact" if compact else "step"
     run = compiled(StepProgram(inference_copy(model), best_of, compact=compact), packages.with_suffix(f".{kind}.pt2"))
     knows_time = MIXERS[model.config.mixer].knows_time
-    given = cycle([{name: values.contiguous() for name, values in state.tensors().items()} for state in states])
-    events = before.events[users] if model.most_events is not None else None
+    given = [{name: values.contiguous() for name, values in state.tensors().items()} for state in states]
+    # A model with a position for each event can read no further, so every call starts from the same count of events.
+    counted = model.most_events is not None
+    counts = [[own[name] for name in own if counted and name.endswith("events")] for own in given]
+    pairs, events = cycle(zip(given, counts, strict=True)), before.events[users]
 
     def call() -> list[Tensor]:
-        own = next(given)
-        if events is not None:  # a model with a position for each event can read no further: it starts there again
-            for name in own:
-                if name.endswith("events"):
-                    own[name].copy_(events)
+        own, counts_of_own = next(pairs)
+        for count in counts_of_own:
+            count.copy_(events)
         return run(items, *([timestamps] if knows_time else []), *own.values())
 
     return Served(call, worse(check, best_check(model, hidden, call())), size)

@@ -84,13 +84,6 @@ struct MixerCall {
 
   Rows part(int64_t channel) const { return {z + channel, 0, channels}; }
 
-  static Vec<A> load(const A* p, int64_t valid) {
-    return valid == kWidth<A> ? load_full<A>(p) : load_some<A>(p, valid);
-  }
-  static void store(A* p, Vec<A> v, int64_t valid) {
-    valid == kWidth<A> ? store_full<A>(p, v) : store_some<A>(p, v, valid);
-  }
-
   // From the input to the gates, for sequences [begin, end).
   void read(int64_t begin, int64_t end) const {
     const A* x = static_cast<const A*>(args.x.data) + begin * args.x.row_stride;
@@ -99,18 +92,18 @@ struct MixerCall {
     times<A>(x, args.x.row_stride, end - begin, w_in, [&](int64_t row, int64_t c, int64_t valid, Vec<A> projected) {
       const int64_t sequence = begin + row;
       A* ring = static_cast<A*>(args.projected.data) + sequence * args.projected.stride + c;
-      Vec<A> y = load(bias + c, valid) + projected * load(taps + slots * channels + c, valid);
+      Vec<A> y = load_valid<A>(bias + c, valid) + projected * load_valid<A>(taps + slots * channels + c, valid);
       if (slots) {
         int64_t slot = args.steps[sequence] % slots;
         if (slot < 0) slot += slots;  // never negative, as torch's remainder
         A* oldest = ring + slot * channels;
         for (int64_t lag = slots, at = slot; lag > 0; --lag) {
-          y += load(ring + at * channels, valid) * load(taps + (slots - lag) * channels + c, valid);
+          y += load_valid<A>(ring + at * channels, valid) * load_valid<A>(taps + (slots - lag) * channels + c, valid);
           if (++at == slots) at = 0;
         }
-        store(oldest, projected, valid);
+        store_valid<A>(oldest, projected, valid);
       }
-      store(z + sequence * channels + c, y, valid);
+      store_valid<A>(z + sequence * channels + c, y, valid);
     });
     if (args.gate == Gate::sigmoid || args.gate == Gate::silu)
       for (int64_t sequence = begin; sequence < end; ++sequence) activate(z + sequence * channels + values - args.dim);
@@ -130,12 +123,12 @@ struct MixerCall {
         }
       };
       for (Vec<A>& v : in) v = Vec<A>{};
-      each([&](A* p, int64_t valid, int64_t x) { in[x] = load(p, valid); });
+      each([&](A* p, int64_t valid, int64_t x) { in[x] = load_valid<A>(p, valid); });
       sigmoid<A>(out, in);
       const bool silu = args.gate == Gate::silu;
       each([&](A* p, int64_t valid, int64_t x) {
         Vec<A> gate = in[x] == in[x] ? out[x] : in[x];  // the sigmoid of NaN is some number
-        store(p, silu ? in[x] * gate : gate, valid);
+        store_valid<A>(p, silu ? in[x] * gate : gate, valid);
       });
     }
   }
@@ -144,7 +137,9 @@ struct MixerCall {
   void write(int64_t begin, int64_t end) const {
     A* out = static_cast<A*>(args.out.data) + begin * args.out.row_stride;
     times<A>(z + begin * channels + values, channels, end - begin, w_out,
-             [&](int64_t row, int64_t c, int64_t valid, Vec<A> v) { store(out + row * args.out.row_stride + c, v, valid); });
+             [&](int64_t row, int64_t c, int64_t valid, Vec<A> v) {
+               store_valid<A>(out + row * args.out.row_stride + c, v, valid);
+             });
     for (int64_t sequence = begin; sequence < end; ++sequence) ++args.steps[sequence];
   }
 

@@ -13,6 +13,15 @@ Gate gate_of(const std::string& name) {
   return Gate::silu;
 }
 
+// These steps have no kernels for half precision.
+Dtype full_dtype(const Tensor& x) {
+  const Dtype dtype = dtype_of(x);
+  STD_TORCH_CHECK(dtype == Dtype::f32 || dtype == Dtype::f64, "x: expected float32 or float64");
+  return dtype;
+}
+
+MixerArgs::Matrix matrix(const Tensor& t) { return {t.data_ptr(), t.stride(0), t.stride(1)}; }
+
 // `around` is null for a mixer alone.
 Tensor step_of(const Tensor& x_, const BlockArgs* around, const Tensor& w_in, const Tensor& w_out,
                const Tensor& projected, const Tensor& short_taps, const Tensor& short_bias, std::vector<Tensor> memory,
@@ -20,8 +29,7 @@ Tensor step_of(const Tensor& x_, const BlockArgs* around, const Tensor& w_in, co
   STD_TORCH_CHECK(x_.dim() == 2 && w_in.dim() == 2 && w_in.size(0) == x_.size(1),
                   "x: expected (B, E) beside w_in (E, C), got ", x_.dim(), " dimensions or others");
   Tensor x = unit_stride(x_);
-  const Dtype dtype = dtype_of(x);
-  STD_TORCH_CHECK(dtype == Dtype::f32 || dtype == Dtype::f64, "x: expected float32 or float64");
+  const Dtype dtype = full_dtype(x);
   const int64_t batch = x.size(0), width = x.size(1), channels = w_in.size(1);
   STD_TORCH_CHECK(w_out.dim() == 2 && w_out.size(0) > 0 && w_out.size(0) == w_out.size(1) &&
                       channels % w_out.size(0) == 0 && channels > 0,
@@ -63,17 +71,10 @@ Tensor step_of(const Tensor& x_, const BlockArgs* around, const Tensor& w_in, co
   args.compact = compact.data(), args.exact = exact.data(), args.is_compact = !is_ring;
   Tensor out = empty(x, {batch, dim}, x.scalar_type());
   args.x = rows_of(x), args.out = rows_of(out);
-  args.w_in = {w_in.data_ptr(), w_in.stride(0), w_in.stride(1)};
-  args.w_out = {w_out.data_ptr(), w_out.stride(0), w_out.stride(1)};
+  args.w_in = matrix(w_in), args.w_out = matrix(w_out);
   around ? kernels().block_step(args, *around, parallel) : kernels().mixer_step(args, parallel);
   state.copy_back();
   return out;
-}
-
-MixerArgs::Matrix matrix(const Tensor& t, int64_t rows, int64_t columns, ScalarType type, const char* name) {
-  STD_TORCH_CHECK(has_sizes(t, {rows, columns}) && t.scalar_type() == type, name, ": expected (", rows, ", ", columns,
-                  ") in the dtype of x");
-  return {t.data_ptr(), t.stride(0), t.stride(1)};
 }
 
 }  // namespace
@@ -89,22 +90,24 @@ Tensor block_step(const Tensor& x, std::vector<Tensor> norms, std::vector<Tensor
                   const Tensor& w_in, const Tensor& w_out, const Tensor& projected, const Tensor& short_taps,
                   const Tensor& short_bias, std::vector<Tensor> memory, std::vector<Tensor> tables,
                   const Tensor& steps, std::string gate) {
-  const Dtype dtype = dtype_of(x);
-  STD_TORCH_CHECK(dtype == Dtype::f32 || dtype == Dtype::f64, "x: expected float32 or float64");
+  const Dtype dtype = full_dtype(x);
   STD_TORCH_CHECK(x.dim() == 2 && x.size(1) > 0 && has_sizes(w_out, {x.size(1), x.size(1)}),
                   "x: expected (B, D) beside w_out (D, D)");
   STD_TORCH_CHECK(norms.size() == 4, "norms: expected 4 tensors, got ", norms.size());
   STD_TORCH_CHECK(feed_forward.size() == 4 && feed_forward[0].dim() == 2 && feed_forward[0].size(1) > 0,
                   "feed_forward: expected (D, H), (H,), (H, D) and (D,), H >= 1");
   const int64_t dim = x.size(1), hidden = feed_forward[0].size(1);
-  StateTensors weights(dtype);
-  auto norm = [&](int at) {
-    return BlockArgs::Norm{weights.table(norms[at], {dim}, 0, "norms"), weights.table(norms[at + 1], {dim}, 0, "norms")};
+  auto weight = [&](int at, Sizes sizes) {
+    STD_TORCH_CHECK(has_sizes(feed_forward[at], sizes) && feed_forward[at].scalar_type() == x.scalar_type(),
+                    "feed_forward: expected (", *sizes.begin(), ", ", *(sizes.begin() + 1), ") in the dtype of x");
+    return matrix(feed_forward[at]);
   };
-  BlockArgs around{hidden, eps, norm(0), norm(2)};
-  around.up = matrix(feed_forward[0], dim, hidden, x.scalar_type(), "feed_forward");
+  StateTensors weights(dtype);
+  auto of_norms = [&](int at) { return weights.table(norms[at], {dim}, 0, "norms"); };
+  BlockArgs around{hidden, eps, {of_norms(0), of_norms(1)}, {of_norms(2), of_norms(3)}};
+  around.up = weight(0, {dim, hidden});
   around.up_bias = weights.table(feed_forward[1], {hidden}, 0, "feed_forward");
-  around.down = matrix(feed_forward[2], hidden, dim, x.scalar_type(), "feed_forward");
+  around.down = weight(2, {hidden, dim});
   around.down_bias = weights.table(feed_forward[3], {dim}, 0, "feed_forward");
   return step_of(x, &around, w_in, w_out, projected, short_taps, short_bias, std::move(memory), std::move(tables),
                  steps, gate);

@@ -229,4 +229,14 @@ HYENAREC_INLINE void store_some(T* p, Vec<A> v, int64_t valid) {
   for (int64_t c = 0; c < valid; ++c) narrow(v[c], p[c]);
 }
 
+// Those of either kind.
+template <class A>
+HYENAREC_INLINE Vec<A> load_valid(const A* p, int64_t valid) {
+  return valid == kWidth<A> ? load_full<A>(p) : load_some<A>(p, valid);
+}
+template <class A>
+HYENAREC_INLINE void store_valid(A* p, Vec<A> v, int64_t valid) {
+  valid == kWidth<A> ? store_full<A>(p, v) : store_some<A>(p, v, valid);
+}
+
 }  // namespace hyenarec::HYENAREC_ISA

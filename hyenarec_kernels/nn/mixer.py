@@ -292,7 +292,7 @@ class HyenaMixer(Projections):
             return self._step(x, state, block), state
 
     def _step(self, x: Tensor, state: StreamingState, block: BlockWeights | None) -> Tensor:
-        if (matrices := self._matrices_for(x)) is not None:
+        if (matrices := self._matrices_for(x, "mixer_step" if block is None else "block_step")) is not None:
             short, (memory, tables) = (state.projected, state.short_taps, state.short_bias), state.memory()
             if block is None:
                 return mixer_step(x, *matrices, *short, memory, tables, state.steps, state.gate)
@@ -309,14 +309,14 @@ class HyenaMixer(Projections):
         state.steps.add_(1)
         return self.project_out(v if self.filters else separate.product(gate, v))
 
-    def _matrices_for(self, x: Tensor) -> tuple[Tensor, Tensor] | None:
-        """The matrices for the operator that does a whole step. None if its parts are to be called one by one: on
+    def _matrices_for(self, x: Tensor, operator: str) -> tuple[Tensor, Tensor] | None:
+        """The matrices for the ``operator`` that does a whole step. None if its parts are to be called one by one: on
         accelerators, in half precision, for which there is no such kernel, and where a host library has replaced a
         layer or method."""
         weight = self.short_weight
         if x.device.type != "cpu" or x.dtype != wide(weight.dtype) or torch.is_autocast_enabled("cpu"):
             return None
-        if is_distributed(x) or is_distributed(weight) or backends.lacks("mixer_step") or backends.lacks("block_step"):
+        if is_distributed(x) or is_distributed(weight) or backends.lacks(operator):
             return None
         return self.matrices()
 

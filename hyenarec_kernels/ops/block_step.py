@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,21 +28,7 @@ def check_block(op: str, weights: BlockWeights, dim: int, x: Tensor) -> None:
             )
 
 
-def block_step(
-    x: Tensor,
-    norms: Sequence[Tensor],
-    feed_forward: Sequence[Tensor],
-    eps: float,
-    w_in: Tensor,
-    w_out: Tensor,
-    projected: Tensor,
-    short_taps: Tensor,
-    short_bias: Tensor,
-    memory: Sequence[Tensor],
-    tables: Sequence[Tensor],
-    steps: Tensor,
-    gate: str,
-) -> Tensor:
+def block_step(x: Tensor, norms: Sequence[Tensor], feed_forward: Sequence[Tensor], eps: float, *mixer: Any) -> Tensor:
     """What :func:`hyenarec_kernels.blocks.in_block` computes around a mixer's step, in one call.
 
     It updates the state in place and so has no gradients.
@@ -49,8 +36,7 @@ def block_step(
     Args:
         x: (B, D), what the block reads of each sequence's newest event.
         norms, feed_forward, eps: as in :class:`hyenarec_kernels.blocks.BlockWeights`, in the dtype of ``x``.
-        w_in, w_out, projected, short_taps, short_bias, memory, tables, steps, gate: as
-            :func:`hyenarec_kernels.ops.mixer_step.mixer_step` takes them.
+        mixer: the arguments of :func:`hyenarec_kernels.ops.mixer_step.mixer_step` after its first, in its order.
 
     Returns:
         (B, D) in the dtype of ``x``.
@@ -59,7 +45,6 @@ def block_step(
         NotImplementedError: gradients are enabled and an argument requires one, or a transform of `torch.func` is
             active.
     """
-    mixer = w_in, w_out, projected, short_taps, short_bias, list(memory), list(tables), steps, gate
     out: Tensor = torch.ops.hyenarec.block_step(x, list(norms), list(feed_forward), eps, *mixer)
     return out
 

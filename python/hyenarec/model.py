@@ -98,10 +98,10 @@ class Block(nn.Module):
         """Fixes the weights, for inference: where the mixer is hyena's operator alone, a step of the block is then one
         call of it."""
         if type(self) is Block and isinstance(self.mixer, HyenaRecMixer) and self.mixer.is_operator:
+            up, down = cast(nn.Linear, self.ffn[0]), cast(nn.Linear, self.ffn[2])
             norms = [part.detach() for norm in (self.mixer_norm, self.ffn_norm) for part in (norm.weight, norm.bias)]
-            layers = [layer for layer in self.ffn if isinstance(layer, nn.Linear)]
-            matrices = [part.detach() for layer in layers for part in (layer.weight.t().contiguous(), layer.bias)]
-            self.frozen = BlockWeights(norms, matrices, self.ffn_norm.eps)
+            feed_forward = [part.detach() for of in (up, down) for part in (of.weight.t().contiguous(), of.bias)]
+            self.frozen = BlockWeights(norms, feed_forward, self.ffn_norm.eps)
 
     def _read(self, x: Tensor, small: Tensor | None) -> Tensor:
         """What the mixer reads: the normed stream, concatenated with the events' second embedding if there is one."""

@@ -72,7 +72,7 @@ def test_live_recordings_follow_at_once_and_in_order(
     assert (number[second] == np.where(live[first], number[first] + 1, 1))[burst].all()
 
 
-def test_a_season_s_songs_last_and_come_back(store: SequenceStore) -> None:
+def test_a_season_s_songs_last(store: SequenceStore) -> None:
     """A user's songs of thirty events are more like those of the thirty before than like those of another user."""
     shares = {"own": [], "another's": []}
     for user in range(1, 300):

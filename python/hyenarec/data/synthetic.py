@@ -48,16 +48,13 @@ def write_synthetic_log(
     process = Seasons(SEASON_LENGTHS, CONCENTRATION, songs=size - lives, lives=lives, burst=BURST_CHANCE)
     names, is_song = process.names(), process.popularity > 0
     rng = np.random.default_rng(seed)
-    lengths = np.maximum(
-        SHORTEST_HISTORY, np.rint(mean_history * rng.lognormal(-0.125, 0.5, users))
-    )  # -s^2/2: the mean
+    drawn = mean_history * rng.lognormal(-0.125, 0.5, users)  # -s^2/2 keeps the mean
+    lengths = np.maximum(SHORTEST_HISTORY, np.rint(drawn)).astype(int)
     rows: list[tuple[int, str, str]] = []
-    for user, history in enumerate(process.draw(lengths.astype(int).tolist(), seed)):
-        burst, visit = (
-            rng.integers(*BURST_SECONDS, len(history)),
-            rng.exponential(DAYS_BETWEEN_VISITS * DAY, len(history)),
-        )
-        gaps = np.where(is_song[history], visit, burst)
+    for user, history in enumerate(process.draw(lengths.tolist(), seed)):
+        within_burst = rng.integers(*BURST_SECONDS, len(history))
+        between_visits = rng.exponential(DAYS_BETWEEN_VISITS * DAY, len(history))
+        gaps = np.where(is_song[history], between_visits, within_burst)
         times = START + rng.uniform(0, 365 * DAY) + gaps.cumsum()
         rows += [(int(time), f"user-{user:04}", names[item]) for item, time in zip(history, times, strict=True)]
     rows.sort(key=lambda row: row[0])  # stable: a user's events keep their order
