@@ -18,7 +18,7 @@ from hyenarec.data.item_features import Features
 from hyenarec.errors import UserError
 from hyenarec.featured_items import FeaturedItems
 from hyenarec.item_shards import ItemShard
-from hyenarec.mixers import MIXERS, State
+from hyenarec.mixers import MIXERS, State, grouping
 from hyenarec.mixers.hyena import HyenaRecMixer
 from hyenarec.packing import Packing
 from hyenarec_kernels.blocks import BlockWeights
@@ -74,7 +74,8 @@ class Block(nn.Module):
         )
 
     def forward(self, x: Tensor, batch: Batch, last_only: bool, small: Tensor | None = None) -> Tensor:
-        mixed = self.mixer(self._read(x, small), batch.packing, timestamps=batch.timestamps, last_only=last_only)
+        read, times = self._read(x, small), batch.timestamps
+        mixed = grouping.mix(self.mixer, read, batch.packing, timestamps=times, last_only=last_only)
         if last_only:
             x = x[batch.packing.last]  # (S, D)
         return self._after(x, mixed)

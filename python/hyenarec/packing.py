@@ -89,6 +89,23 @@ class Packing:
         """(S, max_length, ...) to (T, ...)."""
         return x.flatten(0, 1).index_select(0, self._slots)
 
+    def events_of(self, sequences: Tensor) -> Tensor:
+        """The rows of the events of some sequences, by their indices (n,), in that order."""
+        lengths = self.lengths[sequences]
+        ends = lengths.cumsum(0)
+        shifts = self.cu_seqlens[sequences] - (ends - lengths)  # from the events' rows in the group to those here
+        return torch.arange(int(ends[-1])) + shifts.repeat_interleave(lengths)
+
+    def group(self, sequences: Tensor) -> Group:
+        """The packing of :meth:`events_of` some sequences, one at least; all on the host."""
+        lengths = self.lengths[sequences]
+        return Group(torch.nn.functional.pad(lengths.cumsum(0), (1, 0)), int(lengths.max()), self)
+
+    @property
+    def batch_lengths(self) -> Tensor:
+        """The lengths of all sequences of the batch, for means over it, (S,)."""
+        return self.lengths
+
     def elapsed(self, times: Tensor) -> Tensor:
         """The time since the event before in the same sequence, 0 for the first, (T,), from ``times`` (T,)."""
         later: Tensor = self.positions > 0
@@ -96,6 +113,17 @@ class Packing:
 
     def to(self, device: torch.device) -> Packing:
         return Packing(self.cu_seqlens.to(device, non_blocking=True), self.max_length)
+
+
+@dataclass(frozen=True)
+class Group(Packing):
+    """Some sequences of a ``batch`` (:mod:`hyenarec.mixers.grouping`)."""
+
+    batch: Packing
+
+    @property
+    def batch_lengths(self) -> Tensor:
+        return self.batch.lengths
 
 
 @dataclass(frozen=True)

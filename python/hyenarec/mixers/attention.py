@@ -49,6 +49,7 @@ class AttentionMixer(Mixer):
     """
 
     needs_positions = True
+    rectangular = True
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__(config, layer)

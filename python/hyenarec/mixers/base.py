@@ -81,6 +81,8 @@ class Mixer(nn.Module):
         knows_time: the mixer uses timestamps. If a log has none, positions take their place.
         bounded: the mixer has one parameter per position or lag, ``max_length`` of them, so a state cannot count more
             events than that.
+        rectangular: the mixer pads sequences to the longest of its batch, so that it pays to call it once for each
+            group of similar lengths (:mod:`hyenarec.mixers.grouping`).
 
     ``layer`` is the 0-based index of the block that the mixer belongs to, for mixers that differ between blocks.
     """
@@ -89,6 +91,7 @@ class Mixer(nn.Module):
     causal: ClassVar[bool] = True
     knows_time: ClassVar[bool] = False
     bounded: ClassVar[bool] = False
+    rectangular: ClassVar[bool] = False
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()

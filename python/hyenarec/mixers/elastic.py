@@ -31,6 +31,7 @@ class ElasticMixer(Mixer):
     """Gather and dispatch together are linear attention whose features are the interests."""
 
     needs_positions = True
+    rectangular = True
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__(config, layer)

@@ -42,6 +42,7 @@ class FuXiLinearMixer(Mixer):
 
     knows_time = True
     bounded = True
+    rectangular = True
     periods: Tensor
 
     def __init__(self, config: ModelConfig, layer: int) -> None:

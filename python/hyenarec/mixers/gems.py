@@ -67,6 +67,7 @@ class GEMsMixer(Mixer):
     """Attends by blocks: to the recent events, and to those picked from the ``MIDDLE_BLOCKS`` blocks before them."""
 
     needs_positions = True
+    rectangular = True
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__(config, layer)
@@ -185,7 +186,7 @@ class GEMsMixer(Mixer):
 
     def _divergence(self, scores: Tensor, index: Tensor, middle: Tensor, packing: Packing) -> Tensor:
         """The divergence () of the indexer's distribution over the middle from the attention's, a mean over the events
-        that have a middle. It leaves out the entropy of the attention, which has no gradient."""
+        of the batch that have a middle. It leaves out the entropy of the attention, which has no gradient."""
         real = by_block(packing.pad(torch.ones_like(packing.positions)), self.recent) > 0  # (S, N, C)
         known = real & middle.any(-1)
         # Not -inf, which would give NaN in rows without a middle, although those rows do not count.
@@ -193,4 +194,5 @@ class GEMsMixer(Mixer):
         want = (scores + outside.unsqueeze(-3)).softmax(-1).mean(-3)  # (S, N, C, K)
         log_index = (index + outside).log_softmax(-1)
         each = -(want * log_index).sum(-1)
-        return torch.where(known, each, 0).sum() / known.sum().clamp_min(1)
+        total = (packing.batch_lengths - self.recent).clamp_min(0).sum()  # an event has one if it has a lag so long
+        return torch.where(known, each, 0).sum() / total.clamp_min(1)

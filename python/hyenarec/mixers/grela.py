@@ -31,6 +31,7 @@ ROPE_BASE = 10_000
 class GRELAMixer(Mixer):
     """Linear attention with rotary positions, a short convolution beside it and a gate after both."""
 
+    rectangular = True
     frequencies: Tensor
 
     def __init__(self, config: ModelConfig, layer: int) -> None:

@@ -12,6 +12,8 @@ from hyenarec.packing import Packing
 class GRUMixer(Mixer):
     """``nn.GRU`` over right-padded rectangles. It is causal, so the padding never affects a real row."""
 
+    rectangular = True
+
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__(config, layer)
         self.gru = nn.GRU(config.dim, config.dim, batch_first=True)

@@ -38,6 +38,7 @@ class HSTUMixer(Mixer):
     needs_positions = True
     knows_time = True
     bounded = True
+    rectangular = True
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__(config, layer)
@@ -88,10 +89,11 @@ class HSTUMixer(Mixer):
     def _mix(
         self, x: Tensor, packing: Packing, timestamps: Tensor | None, last_only: bool
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """The output (T, D) or (S, D), the values and keys (S, M, 2, H, D/H), and the times (S, M)."""
+        """The output (T, D) or (S, D), the values and keys (S, M, 2, H, D/H), and the times (1 or S, M)."""
         u, vqk = silu(fast_linear(self.uvqk, x)).split((x.shape[1], 3 * x.shape[1]), -1)  # type: ignore[no-untyped-call]
         padded = packing.pad(vqk.view(x.shape[0], 3, self.heads, -1))  # (S, M, 3, H, D/H)
-        times = packing.pad(packing.positions if timestamps is None else timestamps)  # (S, M)
+        places = torch.arange(packing.max_length, device=x.device)[None]
+        times = places if timestamps is None else packing.pad(timestamps)  # (1 or S, M)
         with torch.autocast(x.device.type, enabled=False):
             v, q, k = at_least_float32(padded).permute(2, 0, 3, 1, 4)  # (S, H, M, D/H) each
             mixed = _PointwiseAttention.apply(  # type: ignore[no-untyped-call]
@@ -144,7 +146,7 @@ class _PointwiseAttention(torch.autograd.Function):
             slope.mul_(out @ v[:, :, :last].mT)  # (S, H, R, M), gradient of the scores
             grad_q[:, :, rows] = slope @ keys
             grad_k[:, :, :last] += slope.mT @ queries
-            slope = slope.sum(1)  # (S, R, M), gradient of the biases
+            slope = slope.sum(1).sum_to_size(bucket.shape)  # (1 or S, R, M), gradient of the biases
             grad_lag.index_add_(0, lag.flatten(), slope.sum(0).flatten().to(grad_lag.dtype))
             grad_time.index_add_(0, bucket.flatten(), slope.flatten().to(grad_time.dtype))
         return grad_q, grad_k, grad_v, grad_lag, grad_time, None, None
@@ -160,10 +162,10 @@ def _scores(
     q: Tensor, k: Tensor, by_lag: Tensor, by_time: Tensor, times: Tensor, rows: slice
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """For the queries at ``rows``: scores (S, H, R, M), which keys each may see (R, M) as 0 or 1, lags (R, M) and time
-    buckets (S, R, M)."""
+    buckets (1 or S, R, M)."""
     last = k.shape[2]
     lag = torch.arange(rows.start, last, device=q.device)[:, None] - torch.arange(last, device=q.device)
     seen, lag = (lag >= 0).to(q.dtype), lag.clamp_min(0)
     bucket = _bucket(times[:, rows, None] - times[:, None, :last])
-    bias = by_lag[lag] + by_time[bucket]  # (S, R, M)
+    bias = by_lag[lag] + by_time[bucket]  # (1 or S, R, M)
     return (q @ k.mT).add_(bias[:, None]), seen, lag, bucket

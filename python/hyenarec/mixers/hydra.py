@@ -22,6 +22,7 @@ class HydraMixer(Mixer):
     """Causal Hydra attention, computed as a running sum."""
 
     needs_positions = True
+    rectangular = True
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__(config, layer)

@@ -42,6 +42,7 @@ class HyTRecMixer(Mixer):
 
     needs_positions = True  # for the attention, which cannot tell the order of events otherwise
     knows_time = True
+    rectangular = True
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__(config, layer)

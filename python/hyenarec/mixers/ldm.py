@@ -34,6 +34,8 @@ SAMPLES = 8  # per scale
 class LDMMixer(Mixer):
     """Computes moving averages as differences of running sums."""
 
+    rectangular = True
+
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__(config, layer)
         dim = config.dim

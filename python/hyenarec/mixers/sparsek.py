@@ -34,6 +34,7 @@ class SparseKMixer(Mixer):
     """Each block of events attends to itself, to the block before, and to the events selected before that."""
 
     needs_positions = True
+    rectangular = True
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__(config, layer)
