@@ -28,6 +28,7 @@ class System:
         hyena: the hyena mixer's options, where they differ from the defaults.
         block: the kind of its blocks.
         loss: the loss that is part of the system; None for the loss that the comparison uses.
+        repeats: auto for a repeat head where the log has repeats, which the published rivals have not.
     """
 
     title: str
@@ -36,17 +37,29 @@ class System:
     hyena: HyenaConfig = field(default_factory=HyenaConfig)
     block: Literal["plain", "ligr"] = "plain"
     loss: Literal["full", "sampled"] | None = None
+    repeats: Literal["auto", "off"] = "off"
 
     def model(self, length: int, dim: int = DIM, blocks: int = BLOCKS) -> ModelConfig:
         """The configuration of its model for histories of ``length`` events."""
         return ModelConfig(
-            mixer=self.mixer, dim=dim, blocks=blocks, block=self.block, max_length=length, hyena=self.hyena
+            mixer=self.mixer,
+            dim=dim,
+            blocks=blocks,
+            block=self.block,
+            repeats=self.repeats,
+            max_length=length,
+            hyena=self.hyena,
         )
 
 
 # Results name a system by its key here, under "mixer".
 SYSTEMS: dict[str, System] = {
-    "hyena": System("HyenaRec", "long convolution with Legendre filters between gates (arXiv 2603.25027)", "hyena"),
+    "hyena": System(
+        "HyenaRec",
+        "long convolution with Legendre filters between gates (arXiv 2603.25027)",
+        "hyena",
+        repeats="auto",
+    ),
     "attention": System("SASRec", "causal softmax attention (arXiv 1808.09781)", "attention"),
     "bert4rec": System(
         "BERT4Rec", "softmax attention to both sides, learned on masked items (arXiv 1904.06690)", "bert4rec"

@@ -167,7 +167,7 @@ class StreamedScores:
         for event in range(packing.max_length):
             now, state = model.step(items[:, event], state)
             hidden = torch.where((packing.lengths - 1 == event)[:, None], now, hidden)
-        return model.scores_of(hidden)
+        return model.scores_of(hidden, model.recent(batch))
 
 
 def ranks(

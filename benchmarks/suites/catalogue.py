@@ -138,6 +138,7 @@ class Drawn:
         rows = self.centres[torch.randint(GROUPS, (items,))] + 0.5 * torch.randn(items, DIM)
         self.items = torch.nn.Embedding(items, DIM, _weight=rows)
         self.bias = 0.1 * torch.randn(items)
+        self.repeats = None
 
 
 def index(items: int) -> dict[str, Any]:

@@ -132,7 +132,7 @@ def one(
     report = TargetKinds.of(log, split, split.test).report(trainer.validate(split.test))
     learned = LearnedFeatures.of(trainer.model.items, training_counts(log, split))
     trained = Trained(trainer.model.folded(), log.user_ids, kept_ids, {}, features=learned)
-    models = {"features" if table else "mean": SequenceModel(config, store.n_items).eval()}
+    models = {"features" if table else "mean": SequenceModel(trainer.model.config, store.n_items).eval()}
     features = encode(table, encodings, store.item_ids) if table else None
     for extended in models.values():
         take_over(extended, trained, store.item_ids, features)

@@ -104,7 +104,10 @@ def main() -> None:
     cases = measure("full cross entropy", TOKENS, ITEMS, rivals, losses.full_cross_entropy)
 
     log_q = torch.rand(SAMPLED_ITEMS).log()
-    sample = {"negatives": torch.randint(SAMPLED_ITEMS, (NEGATIVES,)), "log_q": log_q - log_q.logsumexp(0)}
+    sample: dict[str, Any] = {
+        "negatives": torch.randint(SAMPLED_ITEMS, (NEGATIVES,)),
+        "log_q": log_q - log_q.logsumexp(0),
+    }
     rivals = {"everything at once": partial(whole_sampled, **sample)}
     cases += measure(
         "sampled softmax", SAMPLED_TOKENS, SAMPLED_ITEMS, rivals, partial(losses.sampled_softmax, **sample)

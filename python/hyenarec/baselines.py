@@ -10,6 +10,7 @@ from hyenarec.data.batches import Batch
 from hyenarec.data.splits import Split, training_events
 from hyenarec.data.store import SequenceStore
 from hyenarec.evaluation import Scorer
+from hyenarec.repeats import EXPONENT
 
 DAY = 86_400  # seconds
 RECENT_DAYS = 7
@@ -53,6 +54,24 @@ class RepeatLast:
         latest = (batch.packing.positions + 1).to(scores.dtype)
         scores.view(-1).scatter_reduce_(0, flat, latest, "amax")
         return scores
+
+
+class RepeatOften:
+    """Recommends the items of the history by how often and how lately they came, then the rest by popularity: an event
+    counts ``lag^-EXPONENT``, which is where a repeat head begins."""
+
+    def __init__(self, popularity: Popularity) -> None:
+        counts = popularity.counts
+        self.fallback = counts / (counts.max() + 1)  # (V,), below 1
+
+    def scores(self, batch: Batch) -> Tensor:
+        packing = batch.packing
+        scores = torch.zeros(packing.sequences, len(self.fallback), device=batch.items.device)
+        lags = packing.lengths[packing.rows] - packing.positions  # (T,), 1 for the last event
+        flat = packing.rows * scores.shape[1] + batch.items
+        scores.view(-1).index_add_(0, flat, lags.to(scores.dtype) ** -EXPONENT)
+        fallback = self.fallback.to(scores.device)
+        return torch.where(scores > 0, scores, fallback - 1)  # below every item of the history
 
 
 class ItemToItem:
@@ -111,6 +130,7 @@ def baselines(store: SequenceStore, split: Split) -> dict[str, Scorer]:
     found: dict[str, Scorer] = {
         "popularity": popularity,
         "repeat-last": RepeatLast(popularity),
+        "repeat-often": RepeatOften(popularity),
         "item-to-item": ItemToItem(store, split, popularity),
     }
     if (

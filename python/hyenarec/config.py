@@ -160,6 +160,9 @@ class ModelConfig:
     """shared: one embedding of an item for everything; decoupled: a second, small one makes the queries and keys of
     attention, or the gates of hyena, so that what is looked for and what is found there do not compete for the same
     numbers (DARE)."""
+    repeats: Literal["auto", "on", "off"] = "auto"
+    """Whether the model learns by how long ago an item was read how likely it is to come again (a repeat head); auto
+    takes it for causal mixers where one training event in ten repeats an earlier one of its user."""
     max_length: int = 200
     """Events of history that the model reads; longer histories are cut to their last events."""
     dropout: float = 0.2

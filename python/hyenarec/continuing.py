@@ -60,7 +60,7 @@ def load_start(path: Path, model: ModelConfig) -> Trained:
     trained = load_trained(path)
     ours, theirs = dict(_leaves(model)), dict(_leaves(trained.model.config))
     for name, value in ours.items():
-        if name not in FREE_OPTIONS and value != theirs[name]:
+        if name not in FREE_OPTIONS and value != theirs[name] and (name, value) != ("repeats", "auto"):
             raise UserError(f"option {name}: {value}, but {path} has {theirs[name]}, and its shape stays")
     return trained
 

@@ -25,6 +25,7 @@ from hyenarec.int8 import round_weights
 from hyenarec.mixers import MIXERS
 from hyenarec.model import SequenceModel
 from hyenarec.programs import HistoryProgram, Package, StepProgram, export, inference_copy, package
+from hyenarec.repeats import Recent
 from hyenarec.standard import use_standard
 
 if TYPE_CHECKING:
@@ -182,7 +183,8 @@ def _check_history(model: SequenceModel, run: Callable[..., Sequence[Tensor]], c
     for users, events in CHECKED:
         items, lengths, *times = _histories(model, users, events)
         (hidden,) = want(items, lengths, *times)
-        worst = max(worst, _difference(model, hidden, *run(items, lengths, *times)))
+        recent = None if model.repeats is None else Recent(items, lengths)
+        worst = max(worst, _difference(model.scores_of(hidden, recent), *run(items, lengths, *times)))
     return worst
 
 
@@ -197,7 +199,7 @@ def _check_step(model: SequenceModel, run: Callable[..., Sequence[Tensor]], comp
             now = [t[:, event].contiguous() for t in times]
             hidden, state = model.step(items[:, event], state, *now)
             found = run(items[:, event].contiguous(), *now, *other.tensors().values())
-            worst = max(worst, _difference(model, hidden, *found))
+            worst = max(worst, _difference(model.scores_of(hidden, state.recent()), *found))
     return worst
 
 
@@ -212,10 +214,9 @@ def _histories(model: SequenceModel, users: int, events: int) -> tuple[Tensor, .
     return items, lengths, torch.randint(10**6, items.shape, generator=random).cumsum(1)
 
 
-def _difference(model: SequenceModel, hidden: Tensor, scores: Tensor, best: Tensor) -> float:
-    """Of the best scores from the model's own best, and from the model's scores of the same items: the larger
+def _difference(own: Tensor, scores: Tensor, best: Tensor) -> float:
+    """Of the best scores from the best of the model's ``own``, and from its scores of the same items: the larger
     difference, as a share of the largest score."""
-    own = model.scores_of(hidden)
     largest = own.abs().max().clamp(min=1e-9)
     off = (scores - own.topk(scores.shape[1]).values).abs().max(), (scores - own.gather(1, best)).abs().max()
     return float(torch.stack(off).max() / largest)

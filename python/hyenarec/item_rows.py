@@ -18,6 +18,7 @@ from hyenarec.data.batches import Batch
 from hyenarec.featured_items import FeaturedItems
 from hyenarec.item_shards import Exchange, ItemShard
 from hyenarec.losses import sampled_softmax
+from hyenarec.repeats import Repeats
 
 BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8  # the defaults of torch.optim.AdamW
 MISSED_STEPS = 1 << 14  # every row is brought up to date after so many steps, and after an epoch
@@ -250,8 +251,8 @@ class SampledStep:
             distributed.add_up(tensor.grad.div_(distributed.size()))
         return self.rows
 
-    def loss(self, hidden: Tensor, targets: Tensor) -> Tensor:
-        return sampled_softmax(hidden, self.table, self.rows.bias, targets, self.negatives, self.log_q)
+    def loss(self, hidden: Tensor, targets: Tensor, repeats: Repeats | None = None) -> Tensor:
+        return sampled_softmax(hidden, self.table, self.rows.bias, targets, self.negatives, self.log_q, repeats)
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from hyenarec.item_shards import ItemShard
 from hyenarec.mixers import MIXERS, State, grouping
 from hyenarec.mixers.hyena import HyenaRecMixer
 from hyenarec.packing import Packing
+from hyenarec.repeats import Recent, RepeatHead
 from hyenarec_kernels.blocks import BlockWeights
 from hyenarec_kernels.nn import StreamingState, fast_linear
 from hyenarec_kernels.ops import dropout as kernels
@@ -177,29 +178,39 @@ class SmallEmbedding(nn.Module):
 
 @dataclass(frozen=True)
 class ModelState:
-    """What a model remembers of ``S`` sequences: one state per block, and ``events`` (S,) int64, how many each has
-    read."""
+    """What a model remembers of ``S`` sequences: one state per block, ``events`` (S,) int64, how many each has read,
+    and for a repeat head ``history`` (S, max_length) int64, its last items, in the order of
+    :class:`hyenarec.repeats.Recent`."""
 
     blocks: tuple[State, ...]
     events: Tensor
+    history: Tensor | None = None
+
+    def recent(self, rows: Tensor | None = None) -> Recent | None:
+        """What a repeat head reads, of all sequences or of some, by their indices (n,)."""
+        if self.history is None:
+            return None
+        return Recent(self.history, self.events) if rows is None else Recent(self.history[rows], self.events[rows])
 
     def index(self, rows: Tensor) -> ModelState:
         """A copy of the state of some sequences, by their indices (n,)."""
-        return ModelState(tuple(block.index(rows) for block in self.blocks), self.events[rows])
+        history = None if self.history is None else self.history[rows]
+        return ModelState(tuple(block.index(rows) for block in self.blocks), self.events[rows], history)
 
     @staticmethod
     def cat(states: Sequence[ModelState]) -> ModelState:
         """Copies of states of one model, joined along the sequences."""
         blocks = zip(*(state.blocks for state in states), strict=True)
         joined = tuple(type(same[0]).cat(same) for same in blocks)
-        return ModelState(joined, torch.cat([state.events for state in states]))
+        read = [state.history for state in states if state.history is not None]
+        return ModelState(joined, torch.cat([state.events for state in states]), torch.cat(read) if read else None)
 
     def tensors(self) -> dict[str, Tensor]:
         """Everything that differs between sequences, by name; dimension 0 is the sequences."""
         named = {
             f"{i}.{name}": values for i, block in enumerate(self.blocks) for name, values in block.tensors().items()
         }
-        return named | {"events": self.events}
+        return named | {"events": self.events} | ({} if self.history is None else {"history": self.history})
 
     def with_tensors(self, tensors: Mapping[str, Tensor]) -> ModelState:
         """The same state with the :meth:`tensors` of other sequences."""
@@ -207,7 +218,7 @@ class ModelState:
             block.with_tensors({name: tensors[f"{i}.{name}"] for name in block.tensors()})
             for i, block in enumerate(self.blocks)
         )
-        return ModelState(blocks, tensors["events"])
+        return ModelState(blocks, tensors["events"], tensors.get("history"))
 
 
 class SequenceModel(nn.Module):
@@ -221,7 +232,8 @@ class SequenceModel(nn.Module):
     With ``shard_items`` each of the processes that train together holds a :attr:`shard` of the table. All must pass the
     same batches, and scores are those of a process's own items, (S, v).
 
-    With ``features`` of the items the table is a sum (:mod:`hyenarec.featured_items`).
+    With ``features`` of the items the table is a sum (:mod:`hyenarec.featured_items`). With ``config.repeats`` on, a
+    repeat head (:mod:`hyenarec.repeats`) adds to the scores of the history's items.
 
     A model whose mixer is causal can also read events one at a time: :meth:`prefill` and :meth:`step` give the hidden
     states that ``forward`` gives over everything that each sequence has read so far.
@@ -251,6 +263,11 @@ class SequenceModel(nn.Module):
         self.small: SmallEmbedding | None = None
         if config.small_dim:
             self.small = SmallEmbedding(config, n_items, length if mixer.needs_positions else 0)
+        self.repeats: RepeatHead | None = None
+        if config.repeats == "on":
+            if not mixer.causal:
+                raise UserError(f"option repeats: not used by {config.mixer}, which does not predict the next item")
+            self.repeats = RepeatHead(config.dim, config.max_length, n_items)
         self.dropout = Dropout(config.dropout)
         self.blocks = nn.ModuleList(BLOCK_KINDS[config.block](config, layer) for layer in range(config.blocks))
         self.norm = nn.LayerNorm(config.dim)
@@ -312,16 +329,27 @@ class SequenceModel(nn.Module):
 
     def scores(self, batch: Batch) -> Tensor:
         """Scores of every item as the next one after each sequence, (S, V) float32."""
-        return self.scores_of(self.hidden_after(batch))
+        return self.scores_of(self.hidden_after(batch), self.recent(batch))
 
     def hidden_after(self, batch: Batch) -> Tensor:
         """The hidden state that predicts the next item after each sequence, (S, D)."""
         return self(batch if self.mask is None else hide_next(batch), last_only=True)  # type: ignore[no-any-return]
 
-    def scores_of(self, hidden: Tensor) -> Tensor:
-        """Scores of every item after hidden states (S, D), (S, V) float32."""
+    def recent(self, batch: Batch) -> Recent | None:
+        """What a repeat head reads of a batch's histories, if there is one."""
+        return None if self.repeats is None else Recent.of(batch)
+
+    def scores_of(self, hidden: Tensor, recent: Recent | None = None) -> Tensor:
+        """Scores of every item after hidden states (S, D), (S, V) float32. A model with a repeat head needs what is
+        ``recent`` in the batch or the state of the same histories."""
         with torch.autocast(hidden.device.type, enabled=False):  # in half precision, scores that differ would tie
-            return torch.addmm(self.bias, hidden.to(self.bias.dtype), self.table().T)
+            hidden = hidden.to(self.bias.dtype)
+            scores = torch.addmm(self.bias, hidden, self.table().T)
+            if self.repeats is None:
+                return scores
+            if recent is None:
+                raise TypeError("scores_of: a model with a repeat head needs `recent`, of the batch or of the state")
+            return self.repeats.add_to(scores, hidden, recent, 0 if self.shard is None else self.shard.first)
 
     @property
     def most_events(self) -> int | None:
@@ -335,7 +363,7 @@ class SequenceModel(nn.Module):
         self._check_causal()
         nothing = torch.zeros(sequences, dtype=torch.int64, device=self.bias.device)
         blocks = tuple(block.mixer.init_state(sequences, compact=compact) for block in self._blocks())
-        return ModelState(blocks, nothing)
+        return ModelState(blocks, nothing, self._no_items(sequences))
 
     def prefill(self, batch: Batch, *, compact: bool = False) -> tuple[Tensor, ModelState]:
         """The hidden states (S, D) after whole histories, none of which may be empty, and the state for
@@ -347,7 +375,12 @@ class SequenceModel(nn.Module):
         for block in self._blocks():
             x, state = block.prefill(x, batch.packing, batch.timestamps, compact, small)
             states.append(state)
-        return self.norm(x[batch.packing.last]), ModelState(tuple(states), batch.packing.lengths)
+        packing, read = batch.packing, self._no_items(batch.packing.sequences)
+        if read is not None:
+            room = read.shape[1]
+            last = packing.positions >= packing.lengths[packing.rows] - room
+            read[packing.rows[last], packing.positions[last] % room] = batch.items[last]
+        return self.norm(x[packing.last]), ModelState(tuple(states), packing.lengths, read)
 
     def step(self, items: Tensor, state: ModelState, timestamps: Tensor | None = None) -> tuple[Tensor, ModelState]:
         """Read the next event of every sequence, ``items`` (S,) at ``timestamps`` (S,): the hidden states after it,
@@ -362,7 +395,16 @@ class SequenceModel(nn.Module):
         for block, before in zip(self._blocks(), state.blocks, strict=True):
             x, after = block.step(x, before, timestamps, small)
             states.append(after)
-        return self.norm(x), ModelState(tuple(states), state.events + 1)
+        read = state.history
+        if read is not None:
+            read.scatter_(1, (state.events % read.shape[1])[:, None], items[:, None])
+        return self.norm(x), ModelState(tuple(states), state.events + 1, read)
+
+    def _no_items(self, sequences: int) -> Tensor | None:
+        """The ``history`` of a state of sequences without events."""
+        if self.repeats is None:
+            return None
+        return torch.zeros(sequences, self.repeats.room, dtype=torch.int64, device=self.bias.device)
 
     def check_room(self, state: ModelState) -> None:
         """Raises :class:`UserError` where a sequence has as many events as the model has positions."""

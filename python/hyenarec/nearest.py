@@ -7,6 +7,7 @@ in the extra ``hyenarec[ann]``, and lives in memory. The items that it finds get
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from hyenarec.errors import UserError
 from hyenarec.model import SequenceModel
+from hyenarec.repeats import Recent
 
 NEIGHBOURS = 32  # links of an item in the graph
 BUILT_WITH, CANDIDATES = 80, 128  # candidates kept while an item is inserted, and while items are searched for
@@ -32,7 +34,9 @@ class NearestItems:
         except ImportError as error:
             raise UserError("an approximate index needs faiss: install hyenarec[ann]") from error
         weight, bias = model.items.weight.detach().float().cpu(), model.bias.detach().float().cpu()
-        self._weight, self._bias = weight, bias
+        self._weight, self._bias, self._repeats = weight, bias, copy.deepcopy(model.repeats)
+        if self._repeats is not None:
+            self._repeats.float().cpu()
         self._index: Any = faiss.IndexHNSWFlat(weight.shape[1] + 1, NEIGHBOURS, faiss.METRIC_INNER_PRODUCT)
         self._index.hnsw.efConstruction = BUILT_WITH
         self._index.add(torch.cat((weight, bias[:, None]), 1).numpy())
@@ -42,13 +46,17 @@ class NearestItems:
         hidden: Tensor,
         k: int,
         seen: Sequence[NDArray[np.int32]] | None = None,
+        recent: Recent | None = None,
         *,
         candidates: int = CANDIDATES,
     ) -> tuple[Tensor, Tensor]:
         """Approximately the best ``k`` items after hidden states (S, D), without those that are ``seen`` where these
         are given: their scores, descending, and places in the catalogue, both (S, k). Where fewer are found, the scores
-        end in -inf. More ``candidates`` find more of the best items and take longer."""
+        end in -inf. More ``candidates`` find more of the best items and take longer. Items that are ``recent``, for a
+        model with a repeat head, are all scored."""
         hidden = hidden.float().cpu()
+        if recent is not None:
+            return self._with_repeats(hidden, k, recent, candidates)
         most = max((len(np.unique(items)) for items in seen), default=0) if seen else 0
         wanted = min(k + most, len(self._weight))
         self._index.hnsw.efSearch = max(candidates, wanted)
@@ -60,4 +68,21 @@ class NearestItems:
         for row, items in enumerate(seen or ()):
             scores[row, torch.isin(places[row], torch.from_numpy(items.astype(np.int64)))] = float("-inf")
         best = scores.topk(min(k, wanted))
+        return best.values, places.gather(1, best.indices)
+
+    def _with_repeats(self, hidden: Tensor, k: int, recent: Recent, candidates: int) -> tuple[Tensor, Tensor]:
+        """What :meth:`search` finds, of the other items and of the ``recent`` ones."""
+        assert self._repeats is not None
+        items, events = (part.cpu() for part in recent)
+        real = torch.arange(items.shape[1]) < events[:, None]  # (S, M)
+        others = [row[there].numpy().astype(np.int32) for row, there in zip(items, real, strict=True)]
+        values, places = self.search(hidden, k, others, candidates=candidates)
+        own, where = torch.unique(items, return_inverse=True)  # (R,), (S, M)
+        scores = torch.addmm(self._bias[own], hidden, self._weight[own].T)
+        scores = self._repeats.add_to(scores, hidden, Recent(where, events))
+        theirs = torch.zeros_like(scores, dtype=torch.bool)
+        theirs[torch.nonzero(real)[:, 0], where[real]] = True
+        values = torch.cat((values, scores.masked_fill(~theirs, float("-inf"))), 1)
+        places = torch.cat((places, own.expand(len(places), -1)), 1)
+        best = values.topk(min(k, len(self._weight)))
         return best.values, places.gather(1, best.indices)

@@ -21,6 +21,7 @@ from hyenarec.errors import UserError
 from hyenarec.mixers import MIXERS
 from hyenarec.model import Block, SequenceModel
 from hyenarec.packing import Rectangle
+from hyenarec.repeats import Recent
 from hyenarec_kernels.native import called_directly, use_native
 from hyenarec_kernels.nn import HyenaMixer
 
@@ -54,7 +55,7 @@ class HistoryProgram(nn.Module):
         _same_users(items, lengths)
         packing = Rectangle.of(lengths, items.shape[1])
         batch = Batch(items.flatten(), packing, None if timestamps is None else timestamps.flatten())
-        return _best(self.model, self.model(batch, last_only=True), self.top)
+        return _best(self.model, self.model(batch, last_only=True), self.model.recent(batch), self.top)
 
 
 class StepProgram(nn.Module):
@@ -78,7 +79,7 @@ class StepProgram(nn.Module):
         for name, values in zip(self.names, given, strict=True):
             if new[name] is not values:
                 values.copy_(new[name])
-        return _best(self.model, hidden, self.top)
+        return _best(self.model, hidden, after.recent(), self.top)
 
 
 def _same_users(items: Tensor, *others: Tensor) -> None:
@@ -87,10 +88,10 @@ def _same_users(items: Tensor, *others: Tensor) -> None:
         torch._check(values.shape[0] == items.shape[0])  # type: ignore[no-untyped-call]
 
 
-def _best(model: SequenceModel, hidden: Tensor, top: int) -> tuple[Tensor, ...]:
+def _best(model: SequenceModel, hidden: Tensor, recent: Recent | None, top: int) -> tuple[Tensor, ...]:
     if not top:
         return (hidden,)
-    best = model.scores_of(hidden).topk(top)
+    best = model.scores_of(hidden, recent).topk(top)
     return best.values, best.indices
 
 

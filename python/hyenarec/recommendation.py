@@ -106,7 +106,7 @@ class Recommender:
         """Scores of every item as the next one after each packed history, (S, V), computed as in training."""
         expect(batch, Batch, "batch", "a Batch")
         if self._compiled is not None and self._compiled.takes_batch(batch):
-            return self.model.scores_of(self._compiled.hidden(batch))
+            return self.model.scores_of(self._compiled.hidden(batch), self.model.recent(batch))
         with self.autocast():
             return self.model.scores(batch)
 
@@ -349,9 +349,10 @@ class Recommender:
         self, index: NearestItems, requests: Sequence[Request], k: int, exclude_seen: bool
     ) -> list[Answer]:
         """What :meth:`ranked` returns, for the items that ``index`` finds."""
+        batch, seen = self.batch(requests), [request.items for request in requests] if exclude_seen else None
         with self.autocast():
-            hidden = self.model.hidden_after(self.batch(requests))  # (S, D)
-        values, places = index.search(hidden, k, [request.items for request in requests] if exclude_seen else None)
+            hidden = self.model.hidden_after(batch)  # (S, D)
+        values, places = index.search(hidden, k, seen, None if exclude_seen else self.model.recent(batch))
         answers = []
         for request, row, found in zip(requests, values.tolist(), places.numpy(), strict=True):
             left = sum(value > float("-inf") for value in row)

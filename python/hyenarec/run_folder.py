@@ -32,6 +32,7 @@ from hyenarec.featured_items import LearnedFeatures
 from hyenarec.files import as_path, remove_unfinished, write_text
 from hyenarec.folder_lock import lock, unlock
 from hyenarec.mixers import MIXERS
+from hyenarec.repeats import settled
 from hyenarec.source import Source
 from hyenarec.stopping import Interrupted
 from hyenarec.trained import BEST, Trained, save_trained
@@ -65,6 +66,7 @@ class Run:
         check_folder(folder)
         self.folder, self.store, self.start = folder, store, start
         config = config.for_items(store.n_items)
+        model_config = settled(model_config, store, split, None if start is None else start.trained.model.config)
         self.description: dict[str, Any] = json.loads(
             json.dumps(
                 {

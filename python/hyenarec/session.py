@@ -149,7 +149,7 @@ class Session:
                 raise UserError(f"user {user}: no events yet; at least one is needed")
         where = torch.tensor(chosen, dtype=torch.int64, device=self._hidden.device)
         with self._recommender.autocast():
-            scores = self._recommender.model.scores_of(self._hidden[where])
+            scores = self._recommender.model.scores_of(self._hidden[where], self._state.recent(where))
         histories = [np.array(self._items[user], dtype=np.int32) for user in chosen]
         return self._recommender.best(scores, histories, k, exclude_seen, [f"user {user}" for user in chosen])
 

@@ -35,6 +35,7 @@ from hyenarec.item_rows import SampledRows, SampledStep
 from hyenarec.losses import full_cross_entropy, sampled_softmax
 from hyenarec.model import SequenceModel
 from hyenarec.pace import TOLD_FROM, Pace, duration
+from hyenarec.repeats import settled
 from hyenarec.stopping import CheckStop, Interruptible, stop_requests
 from hyenarec.trained import Trained
 
@@ -97,6 +98,7 @@ class Trainer:
         expect(model_config, ModelConfig, "model_config", "a ModelConfig")
         expect(config, TrainingConfig, "config", "a TrainingConfig")
         config = config.for_items(store.n_items)
+        model_config = settled(model_config, store, split, None if start is None else start.model.config)
         self.store, self.split, self.config = store, split, config
         self.device = config.torch_device()
         check_backend(self.device)
@@ -181,10 +183,12 @@ class Trainer:
             if batch.masked is not None:
                 hidden = hidden[batch.masked]  # (P, D)
             assert batch.targets is not None
+            head = self.model.repeats
+            repeats = None if head is None else head.of_targets(hidden, batch)
             if read is not None:
-                loss = read.loss(hidden, batch.targets)
+                loss = read.loss(hidden, batch.targets, repeats)
             else:
-                loss = full_cross_entropy(hidden, table, self.model.bias, batch.targets)
+                loss = full_cross_entropy(hidden, table, self.model.bias, batch.targets, repeats)
         self.optimizer.zero_grad(set_to_none=True)
         distributed.backward(loss, share)
         return loss.detach() * share, read

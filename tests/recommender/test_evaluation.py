@@ -12,7 +12,7 @@ from torchmetrics.functional.retrieval import (
     retrieval_reciprocal_rank,
 )
 
-from hyenarec.baselines import Popularity, RepeatLast, baselines
+from hyenarec.baselines import Popularity, RepeatLast, RepeatOften, baselines
 from hyenarec.data.batches import Batch, pack_histories
 from hyenarec.data.ids import Ids
 from hyenarec.data.splits import leave_one_out
@@ -150,10 +150,24 @@ def test_repeat_last_ranks_the_history_backwards_then_by_popularity() -> None:
     assert order[1, 0] == 1
 
 
+def test_repeat_often_weighs_events_by_their_lag() -> None:
+    store = make_store()
+    popularity = Popularity(store, leave_one_out(store))
+    batch = pack_histories([np.array([3, 5, 5, 3, 3, 8, 8], np.int32), np.array([1, 2], np.int32)], 10)
+    scores = RepeatOften(popularity).scores(batch)
+    # Item 3 came 7, 4 and 3 events ago, item 8 in the last two, item 5 six and five events ago.
+    want = {3: 7**-0.9 + 4**-0.9 + 3**-0.9, 8: 1 + 2**-0.9, 5: 6**-0.9 + 5**-0.9}
+    assert scores[0, list(want)].tolist() == pytest.approx(list(want.values()), rel=1e-6)
+    rest = [i for i in torch.argsort(popularity.counts, descending=True, stable=True).tolist() if i not in want]
+    assert scores[0].argsort(descending=True, stable=True).tolist() == [8, 3, 5, *rest]
+    assert scores[1].topk(2).indices.tolist() == [2, 1]
+
+
 def test_recent_popularity_needs_timestamps() -> None:
     store = make_store()
     split = leave_one_out(store)
-    assert set(baselines(store, split)) == {"popularity", "repeat-last", "item-to-item", "popularity, 7 days"}
+    found = {"popularity", "repeat-last", "repeat-often", "item-to-item", "popularity, 7 days"}
+    assert set(baselines(store, split)) == found
 
 
 def test_what_counts_as_seen_does_not_depend_on_what_the_model_reads() -> None:

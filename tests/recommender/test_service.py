@@ -186,10 +186,10 @@ def test_what_spoils_a_batch_costs_nobody_else(serve: Callable[..., Any], monkey
         assert engine.add(Event(user, "item-1", 0)).result(60).new
     right = SequenceModel.scores_of
 
-    def wrong(model: SequenceModel, hidden: torch.Tensor) -> torch.Tensor:
-        if (hidden == engine.states.hidden([engine.states._users["eve"]])).all(1).any():
+    def wrong(model: SequenceModel, hidden: torch.Tensor, recent: Any) -> torch.Tensor:
+        if (hidden == engine.states.reached([engine.states._users["eve"]])[0]).all(1).any():
             raise RuntimeError("no")
-        return right(model, hidden)
+        return right(model, hidden, recent)
 
     add = engine.events.add
 

@@ -225,7 +225,7 @@ def test_dropout_differs_between_processes(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_gradients_of_shares_add_up_to_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     """The gradients of the shares, added up by hand in one process, are the gradient of the whole batch."""
-    model = ModelConfig(dim=8, blocks=1, max_length=8, dropout=0.0)
+    model = ModelConfig(dim=8, blocks=1, max_length=8, dropout=0.0, repeats="off")
     trainer = Trainer(STORE, leave_one_out(STORE), model, TrainingConfig(loss="full", batch_size=7, device="cpu"))
     batch = next(trainer.slices.epoch(0, 0))
 

@@ -74,7 +74,7 @@ class Demo:
             for seed in SEEDS:
                 console.rule(f"{name}, seed {seed}")
                 folder = self.out / f"{mixer}-{seed}"
-                configs = replace(base, mixer=mixer), replace(training, seed=seed)
+                configs = configuration(base, mixer), replace(training, seed=seed)
                 results[name].append(train(store, split, *configs, source, folder))
             histories[name] = read_history(self.out / f"{mixer}-{SEEDS[0]}")
         console.rule("results")
@@ -83,6 +83,7 @@ class Demo:
         seeds = ", ".join(map(str, SEEDS))
         title = f"test: the last event of each user, ranked among all items; mean ± s.d. of seeds {seeds}"
         show_table(title, ("model", *COLUMNS), rows)
+        console.print("SASRec is as published; the option --repeats gives it HyenaRec's repeat head", highlight=False)
         recommenders = {name: Recommender.load(self.out / f"{mixer}-{SEEDS[0]}") for mixer, name in NAMES.items()}
         ours = recommenders["HyenaRec"]
         history = store.item_ids.decode(store.history(0))
@@ -114,6 +115,11 @@ class Demo:
             f"per event, SASRec {seconds['SASRec'][-1]:.1f}, {ratio:.1f} times as many"
         )
         console.print(f"pictures: {', '.join(map(str, pictures.values()))}", highlight=False)
+
+
+def configuration(base: ModelConfig, mixer: str) -> ModelConfig:
+    """That of HyenaRec by its defaults, or of a published rival."""
+    return replace(base, mixer=mixer, repeats="auto" if mixer == "hyena" else "off")
 
 
 def seconds_per_event(model: ModelConfig) -> float:

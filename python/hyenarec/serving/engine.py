@@ -176,7 +176,7 @@ class Engine:
         for (k, exclude_seen), rows in parts:
             theirs = [users[wanted[row].user] for row in rows]
             with self.recommender.autocast():
-                scores = self.recommender.model.scores_of(self.states.hidden(theirs))  # (n, V)
+                scores = self.recommender.model.scores_of(*self.states.reached(theirs))  # (n, V)
             histories = [Request(user.history(), None, [], None) for user in theirs]
             allowed = self._allowed([wanted[row] for row in rows])
             answers = self.recommender.ranked(scores, histories, k, exclude_seen, allowed)

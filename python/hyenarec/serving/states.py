@@ -15,6 +15,7 @@ from torch import Tensor
 from hyenarec.data.batches import pack_histories
 from hyenarec.model import ModelState
 from hyenarec.recommendation import Recommender
+from hyenarec.repeats import Recent
 from hyenarec.serving.events import Events, Item
 from hyenarec.session import part_kept
 
@@ -85,9 +86,11 @@ class States:
             self._forget(next(iter(self._users)))
         return users
 
-    def hidden(self, users: Sequence[User]) -> Tensor:
-        """The hidden states (n, D) of users that the last call of :meth:`of` returned."""
-        return self._hidden[self._rows(users)]
+    def reached(self, users: Sequence[User]) -> tuple[Tensor, Recent | None]:
+        """The hidden states (n, D) of users that the last call of :meth:`of` returned, and their recent items if the
+        model has a repeat head."""
+        rows = self._rows(users)
+        return self._hidden[rows], self._state.recent(rows)
 
     def _make_room(self, new: int) -> None:
         """Makes sure that at least ``new`` rows are free."""
