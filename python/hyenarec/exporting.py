@@ -183,7 +183,7 @@ def _check_history(model: SequenceModel, run: Callable[..., Sequence[Tensor]], c
     for users, events in CHECKED:
         items, lengths, *times = _histories(model, users, events)
         (hidden,) = want(items, lengths, *times)
-        recent = None if model.repeats is None else Recent(items, lengths)
+        recent = None if model.repeats is None else Recent.padded(items, lengths)
         worst = max(worst, _difference(model.scores_of(hidden, recent), *run(items, lengths, *times)))
     return worst
 

@@ -180,7 +180,7 @@ class SmallEmbedding(nn.Module):
 class ModelState:
     """What a model remembers of ``S`` sequences: one state per block, ``events`` (S,) int64, how many each has read,
     and for a repeat head ``history`` (S, max_length) int64, its last items, in the order of
-    :class:`hyenarec.repeats.Recent`."""
+    :meth:`hyenarec.repeats.Recent.ring`."""
 
     blocks: tuple[State, ...]
     events: Tensor
@@ -190,7 +190,7 @@ class ModelState:
         """What a repeat head reads, of all sequences or of some, by their indices (n,)."""
         if self.history is None:
             return None
-        return Recent(self.history, self.events) if rows is None else Recent(self.history[rows], self.events[rows])
+        return Recent.ring(*((self.history, self.events) if rows is None else (self.history[rows], self.events[rows])))
 
     def index(self, rows: Tensor) -> ModelState:
         """A copy of the state of some sequences, by their indices (n,)."""

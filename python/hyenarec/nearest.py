@@ -73,13 +73,13 @@ class NearestItems:
     def _with_repeats(self, hidden: Tensor, k: int, recent: Recent, candidates: int) -> tuple[Tensor, Tensor]:
         """What :meth:`search` finds, of the other items and of the ``recent`` ones."""
         assert self._repeats is not None
-        items, events = (part.cpu() for part in recent)
-        real = torch.arange(items.shape[1]) < events[:, None]  # (S, M)
+        items, lags = (part.cpu() for part in recent)
+        real = lags >= 0  # (S, M)
         others = [row[there].numpy().astype(np.int32) for row, there in zip(items, real, strict=True)]
         values, places = self.search(hidden, k, others, candidates=candidates)
         own, where = torch.unique(items, return_inverse=True)  # (R,), (S, M)
         scores = torch.addmm(self._bias[own], hidden, self._weight[own].T)
-        scores = self._repeats.add_to(scores, hidden, Recent(where, events))
+        scores = self._repeats.add_to(scores, hidden, Recent(where, lags))
         theirs = torch.zeros_like(scores, dtype=torch.bool)
         theirs[torch.nonzero(real)[:, 0], where[real]] = True
         values = torch.cat((values, scores.masked_fill(~theirs, float("-inf"))), 1)

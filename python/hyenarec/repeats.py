@@ -38,18 +38,27 @@ COMPARED = 1 << 22  # pairs of events compared at a time
 
 
 class Recent(NamedTuple):
-    """The last events of ``S`` sequences.
-
-    ``items`` (S, M) int64: event number e, from 0, of a sequence is at e % M; the other places may hold any item.
-    ``events`` (S,) int64: how many each sequence has had.
-    """
+    """The last events of ``S`` sequences: their ``items`` (S, M) int64, and ``lags`` (S, M) int64, how many events each
+    lies before the newest; where there is no event, the lag is negative and the item any."""
 
     items: Tensor
-    events: Tensor
+    lags: Tensor
 
     @classmethod
     def of(cls, batch: Batch) -> Recent:
-        return cls(batch.packing.pad(batch.items), batch.packing.lengths)
+        return cls.padded(batch.packing.pad(batch.items), batch.packing.lengths)
+
+    @classmethod
+    def padded(cls, items: Tensor, lengths: Tensor) -> Recent:
+        """Of histories of ``lengths`` (S,) in the rows of right-padded ``items`` (S, M)."""
+        return cls(items, lengths[:, None] - 1 - torch.arange(items.shape[1], device=items.device))
+
+    @classmethod
+    def ring(cls, items: Tensor, events: Tensor) -> Recent:
+        """Of sequences of ``events`` (S,), of which number e, from 0, is at place e % M of ``items`` (S, M)."""
+        places = items.shape[1]
+        lags = (events[:, None] - 1 - torch.arange(places, device=items.device)) % places
+        return cls(items, torch.where(lags < events[:, None], lags, -1))
 
 
 class Repeats(NamedTuple):
@@ -100,11 +109,9 @@ class RepeatHead(nn.Module):
     def add_to(self, scores: Tensor, hidden: Tensor, recent: Recent, first: int = 0) -> Tensor:
         """``scores`` (S, V) of the items from number ``first`` on after hidden states (S, D), with the repeats of
         ``recent`` added."""
-        items, events = recent
-        places = items.shape[1]
-        lag = (events[:, None] - 1 - torch.arange(places, device=items.device)) % places  # (S, M), from 0
-        real = lag < events[:, None].clamp_max(self.room)
-        weights = torch.where(real, self.lags()[lag.clamp_max(self.room - 1)], 0)
+        items, lags = recent
+        real = (lags >= 0) & (lags < self.room)
+        weights = torch.where(real, self.lags()[lags.clamp(0, self.room - 1)], 0)  # (S, M)
         shares = weights / weights.sum(1, keepdim=True).clamp_min(torch.finfo(weights.dtype).tiny)
         items, shares = _within(items - first, shares, scores.shape[1])
         total = torch.zeros_like(scores).scatter_add(1, items, shares).gather(1, items)  # (S, M), of equal items

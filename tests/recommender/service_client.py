@@ -23,7 +23,8 @@ from hyenarec.serving.sqlite_events import SqliteEvents
 
 def recommender(mixer: str = "hyena", seed: int = 0, length: int = 12) -> Recommender:
     torch.manual_seed(seed)
-    model, ids = SequenceModel(ModelConfig(mixer=mixer, dim=8, max_length=length), len(ITEMS)), Ids.from_values(ITEMS)
+    config = ModelConfig(mixer=mixer, dim=8, max_length=length, repeats="on")
+    model, ids = SequenceModel(config, len(ITEMS)), Ids.from_values(ITEMS)
     return Recommender(model, ids, ids, CONFIG, torch.device("cpu"))
 
 

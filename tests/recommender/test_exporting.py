@@ -75,7 +75,10 @@ OTHERS = [
 @pytest.mark.parametrize(
     ("mixer", "options"),
     [
-        ("hyena", {"hyena": HyenaConfig(local=4), "embedding": "decoupled", "block": "ligr", "blocks": 1}),
+        (
+            "hyena",
+            {"hyena": HyenaConfig(local=4), "embedding": "decoupled", "block": "ligr", "blocks": 1, "repeats": "on"},
+        ),
         ("attention", {"attention": AttentionConfig(cache="citrus", cache_events=8)}),
         *(pytest.param(*case, marks=pytest.mark.slow) for case in OTHERS),
     ],  # 5 s each
@@ -115,7 +118,7 @@ def test_what_torch_unrolls_is_left_out(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("mixer", "options"),
     [
-        ("hyena", {"hyena": HyenaConfig(local=4), "blocks": 1}),  # 7 s each
+        ("hyena", {"hyena": HyenaConfig(local=4), "blocks": 1, "repeats": "on"}),  # 7 s each
         pytest.param("hyena", {}, marks=pytest.mark.slow),
         pytest.param("attention", {}, marks=pytest.mark.slow),
     ],

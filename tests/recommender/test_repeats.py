@@ -20,6 +20,7 @@ from hyenarec.losses import full_cross_entropy, sampled_softmax
 from hyenarec.mixers import MIXERS
 from hyenarec.model import SequenceModel
 from hyenarec.packing import Packing
+from hyenarec.recommendation import Recommender
 from hyenarec.repeats import Recent, RepeatHead, Repeats, settled, share_of_repeats
 
 DIM, ROOM, ITEMS = 8, 11, 7
@@ -195,6 +196,27 @@ def test_steps_score_like_whole_histories(mixer: str) -> None:
     assert joined.history is not None and state.history is not None
     assert torch.equal(joined.history, state.history[[2, 0, 1]])
     assert state.with_tensors(state.tensors()).history is state.history
+
+
+@torch.inference_mode()
+def test_a_session_knows_the_last_items() -> None:
+    ids = Ids.from_values([f"item-{number}" for number in range(ITEMS)])
+    config = {"training": {"bf16": False, "exclude_seen": False}, "data": {"time_unit": "s"}}
+    reader = Recommender(model_of(), ids, ids, config, torch.device("cpu"))
+    draw = np.random.default_rng(0)
+    known = [[f"item-{item}" for item in draw.integers(ITEMS, size=size)] for size in (1, 9, 30)]
+    session = reader.session(known)
+    for new in draw.integers(ITEMS, size=(ROOM + 2, 3)):
+        session.append([f"item-{item}" for item in new])
+        known = [[*history, f"item-{item}"] for history, item in zip(known, new, strict=True)]
+    answers = session.recommend(k=3)
+    want = [reader.model.recent(reader.batch(reader.requests([history], None))) for history in known]
+    for user, (answer, recent) in enumerate(zip(answers, want, strict=True)):
+        state = session.state(user)
+        found = reader.model.scores_of(session._hidden[user : user + 1], state.recent())
+        expected = reader.model.scores_of(session._hidden[user : user + 1], recent)
+        torch.testing.assert_close(found, expected)
+        assert [one.item for one in answer] == ids.decode(expected[0].topk(3).indices.numpy())
 
 
 @torch.no_grad()

@@ -11,6 +11,7 @@ from hyenarec.answers import Recommendation
 from hyenarec.config import HyenaConfig, ModelConfig
 from hyenarec.data.ids import Ids
 from hyenarec.errors import UserError
+from hyenarec.mixers import MIXERS
 from hyenarec.model import SequenceModel
 from hyenarec.recommendation import Recommender
 
@@ -21,7 +22,9 @@ CONFIG: dict[str, Any] = {"training": {"bf16": False, "exclude_seen": True}, "da
 
 def recommender(mixer: str) -> Recommender:
     torch.manual_seed(0)
-    model = SequenceModel(ModelConfig(mixer=mixer, dim=8, max_length=LONGEST), len(ITEMS))
+    model = SequenceModel(
+        ModelConfig(mixer=mixer, dim=8, max_length=LONGEST, repeats="on" if MIXERS[mixer].causal else "off"), len(ITEMS)
+    )
     ids = Ids.from_values(ITEMS)
     return Recommender(model, ids, ids, CONFIG, torch.device("cpu"))
 

@@ -22,7 +22,7 @@ BOUNDED = [name for name in CAUSAL if MIXERS[name].needs_positions or MIXERS[nam
 
 def make(name: str, blocks: int = 2) -> SequenceModel:
     torch.manual_seed(0)
-    config = ModelConfig(mixer=name, dim=8, max_length=LONGEST, blocks=blocks)
+    config = ModelConfig(mixer=name, dim=8, max_length=LONGEST, blocks=blocks, repeats="on")
     model = SequenceModel(config, ITEMS).double().eval()
     with torch.no_grad():  # away from the initial filters, which hide mistakes in gates
         for parameter in model.parameters():
