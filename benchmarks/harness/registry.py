@@ -106,6 +106,19 @@ SYSTEMS: dict[str, System] = {
         "GEMs", "recent attention, attention to picked events, long convolution, summed (arXiv 2602.13631)", "gems"
     ),
     "ldm": System("LDM", "moving averages at several periods, a predictor for each (arXiv 2412.16572)", "ldm"),
+    "attention_repeats": System(
+        "SASRec with a repeat head",
+        "SASRec, and HyenaRec's mixture with the history's own items",
+        "attention",
+        repeats="auto",
+    ),
+    "hyena_local": System(
+        "HyenaRec, local attention",
+        "softmax attention to the last 32 events beside the convolutions",
+        "hyena",
+        HyenaConfig(local=32),
+        repeats="auto",
+    ),
     "hyena_ungated": System(
         "HyenaRec, no gates", "the short and the long convolution alone", "hyena", HyenaConfig(gate="none")
     ),
