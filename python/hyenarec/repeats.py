@@ -161,9 +161,10 @@ def _equal(items: Tensor, targets: Tensor, positions: Tensor, reach: int) -> Ite
     first, have its target: (C, reach) bool."""
     before = torch.cat((items.new_full((reach - 1,), -1), items)).unfold(0, reach, 1)  # (T, reach), a view
     back = torch.arange(reach - 1, -1, -1, device=items.device)
-    for rows in torch.arange(len(items), device=items.device).split(max(1, COMPARED // reach)):  # type: ignore[no-untyped-call]
-        part = slice(int(rows[0]), int(rows[0]) + len(rows))
-        yield part, (before[part] == targets[part, None]) & (back <= positions[part, None])
+    step = max(1, COMPARED // reach)
+    for first in range(0, len(items), step):
+        rows = slice(first, first + step)
+        yield rows, (before[rows] == targets[rows, None]) & (back <= positions[rows, None])
 
 
 def settled(config: ModelConfig, store: SequenceStore, split: Split, start: ModelConfig | None = None) -> ModelConfig:
