@@ -33,6 +33,9 @@ MIXERS_WITH_HEADS = (
     *("hstu", "dman", "sparsek", "gems"),
 )
 
+# They see the whole history, and do not predict the next item.
+BIDIRECTIONAL = ("bert4rec", "hydra_bidirectional")
+
 # Lowest and highest value of every number among the options.
 HYENA_RANGES = {
     "horizon": (1, LONGEST),
@@ -161,8 +164,9 @@ class ModelConfig:
     attention, or the gates of hyena, so that what is looked for and what is found there do not compete for the same
     numbers (DARE)."""
     repeats: Literal["auto", "on", "off"] = "auto"
-    """Whether the model learns by how long ago an item was read how likely it is to come again (a repeat head); auto
-    takes it for causal mixers where one training event in ten repeats an earlier one of its user."""
+    """A repeat head learns how likely an item of the history is to come again, by how many events ago it was read. It
+    matters only where seen items may be recommended. auto: on where at least one training event in ten repeats an
+    earlier one of its user; or as in the model to go on from."""
     max_length: int = 200
     """Events of history that the model reads; longer histories are cut to their last events."""
     dropout: float = 0.2
@@ -183,6 +187,8 @@ class ModelConfig:
         heads = self.mixer in MIXERS_WITH_HEADS or (self.mixer == "hyena" and self.hyena.local is not None)
         if heads and self.dim % self.attention.heads:
             raise UserError(f"option attention.heads: {self.attention.heads} does not divide dim {self.dim}")
+        if self.repeats == "on" and self.mixer in BIDIRECTIONAL:
+            raise UserError(f"option repeats: not used by {self.mixer}, which does not predict the next item")
         if self.embedding == "decoupled":
             if self.mixer not in MIXERS_THAT_DECOUPLE:
                 raise UserError(

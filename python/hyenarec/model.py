@@ -233,7 +233,8 @@ class SequenceModel(nn.Module):
     same batches, and scores are those of a process's own items, (S, v).
 
     With ``features`` of the items the table is a sum (:mod:`hyenarec.featured_items`). With ``config.repeats`` on, a
-    repeat head (:mod:`hyenarec.repeats`) adds to the scores of the history's items.
+    repeat head (:mod:`hyenarec.repeats`) adds to the scores of the history's items; auto, which
+    :func:`hyenarec.repeats.settled` decides by a log, here means off.
 
     A model whose mixer is causal can also read events one at a time: :meth:`prefill` and :meth:`step` give the hidden
     states that ``forward`` gives over everything that each sequence has read so far.
@@ -265,8 +266,6 @@ class SequenceModel(nn.Module):
             self.small = SmallEmbedding(config, n_items, length if mixer.needs_positions else 0)
         self.repeats: RepeatHead | None = None
         if config.repeats == "on":
-            if not mixer.causal:
-                raise UserError(f"option repeats: not used by {config.mixer}, which does not predict the next item")
             self.repeats = RepeatHead(config.dim, config.max_length, n_items)
         self.dropout = Dropout(config.dropout)
         self.blocks = nn.ModuleList(BLOCK_KINDS[config.block](config, layer) for layer in range(config.blocks))

@@ -66,6 +66,7 @@ class Run:
         check_folder(folder)
         self.folder, self.store, self.start = folder, store, start
         config = config.for_items(store.n_items)
+        wanted = model_config.repeats
         model_config = settled(model_config, store, split, None if start is None else start.trained.model.config)
         self.description: dict[str, Any] = json.loads(
             json.dumps(
@@ -89,6 +90,11 @@ class Run:
         except BaseException:
             self._unlock()
             raise
+        if wanted == "auto" and model_config.repeats == "on":
+            console.print(
+                f"{model_config.mixer}: with a repeat head, as events repeat earlier ones (--repeats off: without)",
+                highlight=False,
+            )
         if MIXERS[model_config.mixer].knows_time and store.timestamps is None:
             console.print(
                 f"{model_config.mixer}: the log has no timestamps; positions take their place", highlight=False

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +82,8 @@ def _load(path: Path, shard_items: bool) -> Trained:
     if not isinstance(config, dict):
         raise UserError(f"{path}: no configuration in this checkpoint")
     options = from_json(ModelConfig, config.get("model"), f"{path}: model")
+    if options.repeats == "auto":  # of a time before there was this option
+        options = replace(options, repeats="off")
     from_json(TrainingConfig, config.get("training"), f"{path}: training")
     from_json(Source, config.get("source"), f"{path}: source")
     try:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from hyenarec.config import ModelConfig
+from hyenarec.config import BIDIRECTIONAL, ModelConfig
 from hyenarec.data.batches import Batch
 from hyenarec.data.ids import Ids
 from hyenarec.data.splits import leave_one_out
@@ -21,7 +21,7 @@ from hyenarec.mixers import MIXERS
 from hyenarec.model import SequenceModel
 from hyenarec.packing import Packing
 from hyenarec.recommendation import Recommender
-from hyenarec.repeats import Recent, RepeatHead, Repeats, settled, share_of_repeats
+from hyenarec.repeats import REACH, Recent, RepeatHead, Repeats, settled, share_of_repeats
 
 DIM, ROOM, ITEMS = 8, 11, 7
 LENGTHS = [1, 20, 5, 12]
@@ -69,7 +69,7 @@ def histories(batch: Batch, *, whole: bool) -> list[list[int]]:
 
 
 def test_the_first_weights_are_a_power_of_the_lag() -> None:
-    for room in (1, 2, 3, 50, 4096):
+    for room in (1, 2, 3, 50, REACH):
         lags = torch.arange(1, room + 1, dtype=torch.float64)
         torch.testing.assert_close(RepeatHead(DIM, room, ITEMS).lags().double(), lags**-0.9, rtol=1e-5, atol=0)
 
@@ -87,9 +87,10 @@ def test_scores_are_those_of_the_mixture() -> None:
 
 def losses_by_formula(head: RepeatHead, batch: Batch, hidden: Tensor, scores: Tensor) -> Tensor:
     assert batch.targets is not None
-    rows = zip(scores, hidden, histories(batch, whole=False), strict=True)
+    rows = zip(scores.detach(), hidden.detach(), histories(batch, whole=False), strict=True)
     mixed = torch.stack([mixed_scores(head, *row) for row in rows])  # (T, V)
-    return torch.nn.functional.cross_entropy(mixed, batch.targets)
+    loss = torch.nn.functional.cross_entropy
+    return loss(scores, batch.targets) + loss(mixed, batch.targets)
 
 
 def leaves(head: RepeatHead, count: int) -> dict[str, Tensor]:
@@ -160,7 +161,7 @@ def test_the_tolerance_tells_a_broken_head(broken: str, monkeypatch: pytest.Monk
             object.__setattr__(batch.packing, "_positions", batch.packing.positions + 1)
         repeats = head.of_targets(of["hidden"], batch)
         if broken == "gate":
-            repeats = Repeats(repeats.anything + 1, repeats.target, repeats.other)
+            repeats = Repeats(repeats.anything + 1, repeats.target)
         found = full_cross_entropy(of["hidden"], of["weight"], of["bias"], batch.targets, repeats)
     assert abs(float(found) - float(want)) > 1e-3
 
@@ -219,6 +220,28 @@ def test_a_session_knows_the_last_items() -> None:
         assert [one.item for one in answer] == ids.decode(expected[0].topk(3).indices.numpy())
 
 
+def test_the_head_reaches_back_no_further_than_it_says() -> None:
+    head = RepeatHead(DIM, 3 * REACH, 1000)
+    items = torch.arange(REACH + 5)
+    recent = Recent.of(Batch(items, Packing.from_lengths(torch.tensor([len(items)]))))
+    scores = head.add_to(torch.zeros(1, 1000), torch.zeros(1, DIM), recent)
+    assert head.room == REACH and scores[0].nonzero()[:, 0].tolist() == list(range(5, len(items)))
+
+
+def test_large_scores_overflow_nothing() -> None:
+    head = RepeatHead(DIM, 4, ITEMS)
+    with torch.no_grad():
+        head.knots += torch.linspace(-300, 300, len(head.knots))
+    batch = batch_of([4])
+    for base in (-300.0, 0.0, 300.0):
+        scores = head.add_to(torch.full((1, ITEMS), base), torch.zeros(1, DIM), Recent.of(batch))
+        assert scores.isfinite().all()
+    assert batch.targets is not None
+    repeats = head.of_targets(torch.zeros(4, DIM), batch)
+    loss = repeats.loss(torch.zeros(4), torch.zeros(4))
+    assert loss.isfinite() and all(g.isfinite().all() for g in torch.autograd.grad(loss, list(head.parameters())))
+
+
 @torch.no_grad()
 def test_scores_need_the_items() -> None:
     model = model_of()
@@ -226,10 +249,11 @@ def test_scores_need_the_items() -> None:
         model.scores_of(torch.zeros(1, DIM))
 
 
-@pytest.mark.parametrize("mixer", [name for name, mixer in MIXERS.items() if not mixer.causal])
-def test_a_mixer_that_is_not_causal_has_none(mixer: str) -> None:
-    with pytest.raises(UserError, match=f"option repeats: not used by {mixer}"):
-        SequenceModel(ModelConfig(mixer=mixer, repeats="on"), ITEMS)
+def test_a_mixer_that_is_not_causal_has_none() -> None:
+    assert {name for name, mixer in MIXERS.items() if not mixer.causal} == set(BIDIRECTIONAL)
+    for mixer in BIDIRECTIONAL:
+        with pytest.raises(UserError, match=f"option repeats: not used by {mixer}"):
+            ModelConfig(mixer=mixer, repeats="on")
 
 
 def store_of(*histories: list[int]) -> SequenceStore:
@@ -240,9 +264,10 @@ def store_of(*histories: list[int]) -> SequenceStore:
 
 def test_auto_takes_it_where_people_come_back() -> None:
     back, new = store_of([1, 2, 1, 2, 1, 3], [3, 3, 3, 3, 3]), store_of([1, 2, 3, 4, 5], [3, 1, 2, 5, 4])
+    tenth = store_of([0, 1, 2, 3, 4, 5, 4, 0, 0], [1, 2, 3, 0, 0])  # of 10 training events one is a repeat
     assert share_of_repeats(back, leave_one_out(back)) == pytest.approx(4 / 7)
     assert share_of_repeats(new, leave_one_out(new)) == 0
-    for store, want in ((back, "on"), (new, "off")):
+    for store, want in ((back, "on"), (new, "off"), (tenth, "on")):
         split = leave_one_out(store)
         assert settled(ModelConfig(), store, split).repeats == want
         assert settled(ModelConfig(repeats="on"), store, split).repeats == "on"
