@@ -44,7 +44,8 @@ from hyenarec.data.store import SequenceStore
 from hyenarec.display import show_table
 from hyenarec.evaluation import Scorer, rank_targets
 from hyenarec.experiments import train
-from hyenarec.model import ModelState, SequenceModel
+from hyenarec.model import SequenceModel
+from hyenarec.model_state import ModelState
 from hyenarec.packing import Packing
 from hyenarec.source import Source, load_source
 from hyenarec.trained import load_trained

@@ -48,7 +48,8 @@ from hyenarec.data.batches import Batch
 from hyenarec.display import show_table
 from hyenarec.errors import UserError
 from hyenarec.mixers import MIXERS
-from hyenarec.model import ModelState, SequenceModel
+from hyenarec.model import SequenceModel
+from hyenarec.model_state import ModelState
 from hyenarec.packing import Packing
 from hyenarec.programs import HistoryProgram, Package, StepProgram, export, inference_copy, package
 from hyenarec_kernels import backends

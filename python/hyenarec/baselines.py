@@ -36,6 +36,10 @@ class Popularity:
             training &= store.timestamps >= store.timestamps[training].max() - days * DAY
         self.counts = torch.from_numpy(np.bincount(store.items[training], minlength=store.n_items)).float()  # (V,)
 
+    def below_one(self) -> Tensor:
+        """The counts (V,), scaled to below 1."""
+        return self.counts / (self.counts.max() + 1)
+
     def scores(self, batch: Batch) -> Tensor:
         return self.counts.to(batch.items.device).repeat(batch.packing.sequences, 1)
 
@@ -44,8 +48,7 @@ class RepeatLast:
     """Recommends the items of the history, the latest first, then the rest by popularity."""
 
     def __init__(self, popularity: Popularity) -> None:
-        counts = popularity.counts
-        self.fallback = counts / (counts.max() + 1)  # (V,), below 1
+        self.fallback = popularity.below_one()  # (V,)
 
     def scores(self, batch: Batch) -> Tensor:
         scores = self.fallback.to(batch.items.device).repeat(batch.packing.sequences, 1)
@@ -61,8 +64,7 @@ class RepeatOften:
     counts ``lag^-EXPONENT``, which is where a repeat head begins."""
 
     def __init__(self, popularity: Popularity) -> None:
-        counts = popularity.counts
-        self.fallback = counts / (counts.max() + 1)  # (V,), below 1
+        self.fallback = popularity.below_one()  # (V,)
 
     def scores(self, batch: Batch) -> Tensor:
         packing = batch.packing
@@ -107,7 +109,7 @@ class ItemToItem:
         self.after, self.weights = torch.from_numpy(after[order]), torch.from_numpy(weights[order]).float()
         # Scaled to stay below the least score that a follower can have.
         least = float(self.weights.min()) / LAST if len(order) else 1.0
-        self.fallback = popularity.counts / (popularity.counts.max() + 1) * least  # (V,)
+        self.fallback = popularity.below_one() * least  # (V,)
 
     def scores(self, batch: Batch) -> Tensor:
         device, packing = batch.items.device, batch.packing

@@ -12,7 +12,8 @@ from torch.nn.functional import pad
 from hyenarec.data.batches import Batch
 from hyenarec.errors import UserError
 from hyenarec.mixers import MIXERS
-from hyenarec.model import ModelState, SequenceModel
+from hyenarec.model import SequenceModel
+from hyenarec.model_state import ModelState
 from hyenarec.programs import HistoryProgram, Package, StepProgram, export, inference_copy, package
 
 

@@ -25,7 +25,8 @@ from hyenarec.evaluation import scored_at_a_time
 from hyenarec.featured_items import LearnedFeatures
 from hyenarec.files import as_path
 from hyenarec.mixers import MIXERS
-from hyenarec.model import ModelState, SequenceModel
+from hyenarec.model import SequenceModel
+from hyenarec.model_state import ModelState
 from hyenarec.nearest import NearestItems
 from hyenarec.ranking import NOT_FINITE, best_items
 from hyenarec.session import Session

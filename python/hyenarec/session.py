@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from hyenarec.answers import Item, Recommendation, Request
 from hyenarec.data.batches import pack_histories
 from hyenarec.errors import UserError, expect, is_iterable, shortened
-from hyenarec.model import ModelState, SequenceModel
+from hyenarec.model import SequenceModel
+from hyenarec.model_state import ModelState
 
 
 def part_kept(most: int) -> int:

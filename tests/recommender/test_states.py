@@ -12,7 +12,8 @@ from hyenarec.config import ModelConfig
 from hyenarec.data.batches import Batch
 from hyenarec.errors import UserError
 from hyenarec.mixers import MIXERS
-from hyenarec.model import ModelState, SequenceModel
+from hyenarec.model import SequenceModel
+from hyenarec.model_state import ModelState
 from hyenarec.packing import Packing
 
 ITEMS, LONGEST = 30, 80  # longer than two chunks of any recurrence, and than HyTRec's attention window

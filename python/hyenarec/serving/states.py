@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hyenarec.data.batches import pack_histories
-from hyenarec.model import ModelState
+from hyenarec.model_state import ModelState
 from hyenarec.recommendation import Recommender
 from hyenarec.repeats import Recent
 from hyenarec.serving.events import Events, Item
